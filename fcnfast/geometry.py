@@ -1,0 +1,317 @@
+"""Where things are: exact sampling positions and the receptive-field calculus.
+
+Both are affine maps along each image axis. `SamplingGrid` says where every output pixel of an
+upsampling looks in its coarse map, as a rational number, so that nothing rounds. `ReceptiveField`
+says where every unit of a feature map sits on the image; crops and grids follow from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Literal, cast
+
+import torch
+
+Border = Literal["zero", "clamp"]
+Pair = tuple[int, int]
+
+# A scale factor such as 1.1 is meant as 11/10, not as the nearest binary fraction: denominators
+# up to this bound are tried, which also keeps `num * y` far from the limits of int64.
+MAX_SCALE_DENOMINATOR = 1 << 20
+
+
+def as_pair(value: int | Sequence[int], name: str) -> Pair:
+    """`value` as (rows, columns); one integer stands for both.
+
+    Raises TypeError when it is neither an integer nor two of them.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value, value
+    if isinstance(value, (tuple, list, torch.Size)) and len(value) == 2:
+        rows, columns = value
+        if all(isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in value):
+            return cast(Pair, (rows, columns))
+    raise TypeError(f"{name} must be an integer or a pair of integers, not {value!r}")
+
+
+def _reduced(num: int, off: int, den: int) -> tuple[int, int, int]:
+    """The same map in lowest terms (symbolic sizes are left as they are)."""
+    if not all(isinstance(v, int) for v in (num, off, den)):
+        return num, off, den
+    common = math.gcd(num, off, den)
+    return num // common, off // common, den // common
+
+
+def _bilinear_deconv_axis(stride: int, kernel: int, shift: int) -> tuple[int, int, int]:
+    """Position of output pixel y of a bilinear transposed convolution, `shift` pixels further in.
+
+    Input unit u puts the centre of its kernel at u * stride + (kernel - 1) / 2.
+    """
+    return _reduced(2, 2 * shift - (kernel - 1), 2 * stride)
+
+
+@dataclass(frozen=True)
+class SamplingGrid:
+    """Where each pixel of an H x W result samples an h x w map, bilinearly and exactly.
+
+    Along each axis, output pixel y looks at position ``(num * y + off) / den`` of the map, a
+    rational number: its floor is the cell, its fraction the weight. All fields are pairs
+    (rows, columns).
+
+    Attributes:
+        in_size: (h, w) of the coarse map; every op checks it against the map that it gets.
+        size: (H, W) of the result.
+        num: non-negative numerators; 0 for an axis that always looks at one place.
+        off: numerators of the position of pixel 0, of any sign.
+        den: positive denominators.
+        border: "zero" extends the map by zeros (transposed convolution), "clamp" repeats its edge
+            (``F.interpolate``).
+
+    A tap of weight 0 is not read, so that a NaN or an infinity there does not spread.
+
+    Raises:
+        TypeError: when a field is not a pair of integers.
+        ValueError: when a size or a denominator is not positive, a numerator is negative, or the
+            border is unknown.
+    """
+
+    in_size: Pair
+    size: Pair
+    num: Pair
+    off: Pair
+    den: Pair
+    border: Border
+
+    def __post_init__(self) -> None:
+        for name in ("in_size", "size", "num", "off", "den"):
+            object.__setattr__(self, name, as_pair(getattr(self, name), name))
+        for name, least in (("in_size", 1), ("size", 1), ("den", 1), ("num", 0)):
+            if min(getattr(self, name)) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.border not in ("zero", "clamp"):
+            raise ValueError(f"border must be 'zero' or 'clamp', not {self.border!r}")
+
+    @classmethod
+    def deconv(
+        cls,
+        in_size: int | Sequence[int],
+        stride: int,
+        kernel: int | None = None,
+        padding: int = 0,
+        crop: int | Sequence[int] = (0, 0),
+        size: int | Sequence[int] | None = None,
+    ) -> SamplingGrid:
+        """A transposed convolution with the bilinear filter, then a crop of its result.
+
+        Args:
+            in_size: (h, w) of the map.
+            stride: the factor s.
+            kernel: 2s - s mod 2 by default; 2s - 1 is the other filter that samples bilinearly.
+            padding: pixels removed from each side, as in ``conv_transpose2d``.
+            crop: first (row, column) kept after the padding is removed.
+            size: (H, W) kept; by default all that is left.
+
+        Raises:
+            ValueError: when the kernel is no bilinear filter for the stride, or the crop leaves
+                the result.
+        """
+        in_size, crop = as_pair(in_size, "in_size"), as_pair(crop, "crop")
+        if stride < 1 or padding < 0 or min(crop) < 0:
+            raise ValueError(
+                f"stride must be positive, padding and crop not negative: got stride {stride}, "
+                f"padding {padding}, crop {crop}"
+            )
+        kernel = 2 * stride - stride % 2 if kernel is None else kernel
+        if kernel not in (2 * stride - 1, 2 * stride - stride % 2):
+            raise ValueError(
+                f"kernel {kernel} at stride {stride} is not bilinear sampling; "
+                f"use {2 * stride - stride % 2} or {2 * stride - 1}"
+            )
+        full = [(n - 1) * stride + kernel - 2 * padding for n in in_size]
+        kept = [f - c for f, c in zip(full, crop, strict=True)] if size is None else size
+        wanted = as_pair(tuple(kept), "size")
+        for axis, name in enumerate(("row", "column")):
+            if wanted[axis] < 1 or crop[axis] + wanted[axis] > full[axis]:
+                raise ValueError(
+                    f"a crop of {wanted[axis]} from {name} {crop[axis]} leaves the "
+                    f"{full[axis]} {name}s of the transposed convolution"
+                )
+        axes = [_bilinear_deconv_axis(stride, kernel, padding + c) for c in crop]
+        num, off, den = zip(*axes, strict=True)
+        return cls(in_size, wanted, num, off, den, "zero")
+
+    @classmethod
+    def resize(
+        cls,
+        in_size: int | Sequence[int],
+        size: int | Sequence[int] | None = None,
+        *,
+        scale_factor: float | Sequence[float] | None = None,
+        align_corners: bool = False,
+    ) -> SamplingGrid:
+        """What ``F.interpolate(mode="bilinear")`` does with the same arguments.
+
+        A scale factor is used as it is given, not as the ratio of the sizes (torch's
+        ``recompute_scale_factor=False``), read as the nearest fraction of a small denominator.
+
+        Raises:
+            ValueError: when not exactly one of size and scale_factor is given, or a result would
+                be empty.
+        """
+        in_size = as_pair(in_size, "in_size")
+        if (size is None) == (scale_factor is None):
+            raise ValueError("give exactly one of size and scale_factor")
+        scales: list[Fraction | None] = [None, None]
+        if scale_factor is not None:
+            given = scale_factor if isinstance(scale_factor, (tuple, list)) else [scale_factor] * 2
+            if len(given) != 2 or not all(math.isfinite(f) and f > 0 for f in given):
+                raise ValueError(f"scale_factor must be positive, not {scale_factor!r}")
+            size = tuple(math.floor(n * float(f)) for n, f in zip(in_size, given, strict=True))
+            scales = [Fraction(f).limit_denominator(MAX_SCALE_DENOMINATOR) for f in given]
+            if size == in_size:  # torch copies then, whatever the factor
+                scales = [None, None]
+        wanted = as_pair(tuple(size) if isinstance(size, (tuple, list)) else size, "size")
+        axes = []
+        for n, out, scale in zip(in_size, wanted, scales, strict=True):
+            if align_corners:
+                axes.append(_reduced(n - 1, 0, out - 1) if out > 1 else (0, 0, 1))
+            elif scale is None:  # (y + 1/2) n / out - 1/2
+                axes.append(_reduced(2 * n, n - out, 2 * out))
+            else:  # (y + 1/2) / scale - 1/2
+                up, down = scale.numerator, scale.denominator
+                axes.append(_reduced(2 * down, down - up, 2 * up))
+        num, off, den = zip(*axes, strict=True)
+        return cls(in_size, wanted, num, off, den, "clamp")
+
+    @classmethod
+    def centres(
+        cls,
+        in_size: int | Sequence[int],
+        stride: int | Fraction,
+        offset: int | float | Fraction,
+        size: int | Sequence[int],
+        border: Border,
+    ) -> SamplingGrid:
+        """Unit u of the map sits at pixel ``stride * u + offset``: sample at (y - offset)/stride.
+
+        Stride and offset are those of a `ReceptiveField`; nothing is misaligned by construction.
+
+        Raises:
+            ValueError: when the stride is not positive.
+        """
+        if stride <= 0:
+            raise ValueError(f"stride must be positive, not {stride}")
+        slope = 1 / Fraction(stride)
+        start = -Fraction(offset) * slope
+        den = math.lcm(slope.denominator, start.denominator)
+        axis = (int(slope * den), int(start * den), den)
+        num, off, dens = zip(axis, axis, strict=True)
+        return cls(as_pair(in_size, "in_size"), as_pair(size, "size"), num, off, dens, border)
+
+    def rescaled(self, size: int | Sequence[int]) -> SamplingGrid:
+        """The same picture drawn at another size, in one sampling of the same map.
+
+        Pixel Y of the new size lies over pixel (Y + 1/2) H / H' - 1/2 of this grid's H x W, as in
+        a half-pixel resize; a photo shrunk for a network is so labelled at its own size.
+        """
+        wanted = as_pair(tuple(size) if isinstance(size, (tuple, list)) else size, "size")
+        if wanted == self.size:
+            return self
+        axes = []
+        for old, new, num, off, den in zip(
+            self.size, wanted, self.num, self.off, self.den, strict=True
+        ):
+            axes.append(_reduced(2 * old * num, num * (old - new) + 2 * new * off, 2 * new * den))
+        nums, offs, dens = zip(*axes, strict=True)
+        return SamplingGrid(self.in_size, wanted, nums, offs, dens, self.border)
+
+
+@dataclass(frozen=True, eq=False)
+class AxisTaps:
+    """The two taps of every output index along one axis: ``w0 * x[i0] + w1 * x[i1]``.
+
+    i0, i1: int64 indices inside the map; w0, w1: weights, 0 where the tap is not to be read.
+    """
+
+    i0: torch.Tensor
+    i1: torch.Tensor
+    w0: torch.Tensor
+    w1: torch.Tensor
+
+
+@lru_cache(maxsize=256)
+def axis_taps(grid: SamplingGrid, axis: int, dtype: torch.dtype, device: torch.device) -> AxisTaps:
+    """The taps of `grid` along axis 0 (rows) or 1 (columns), each of the axis' output size.
+
+    The cell comes from integer division; the weight is one correctly rounded division.
+    """
+    n, num, off, den = (v[axis] for v in (grid.in_size, grid.num, grid.off, grid.den))
+    position = torch.arange(grid.size[axis], dtype=torch.int64) * num + off
+    cell = torch.div(position, den, rounding_mode="floor")
+    rest = position - cell * den
+    w0, w1 = (den - rest).double() / den, rest.double() / den
+    if grid.border == "zero":
+        w0 = torch.where((cell >= 0) & (cell < n), w0, 0.0)
+        w1 = torch.where((cell >= -1) & (cell < n - 1), w1, 0.0)
+    i0, i1 = cell.clamp(0, n - 1), (cell + 1).clamp(0, n - 1)
+    return AxisTaps(i0.to(device), i1.to(device), w0.to(device, dtype), w1.to(device, dtype))
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """How the units of a feature map lie on the image (the same along both axes).
+
+    Unit u sees `size` pixels and is centred on pixel ``stride * u + offset``. Start from
+    ``ReceptiveField()``, the image itself, and apply the layers in order. Composition as in
+    section 3 of the paper; the offset is the coordinate map of the reference implementation.
+    """
+
+    size: int = 1
+    stride: Fraction = Fraction(1)
+    offset: Fraction = Fraction(0)
+
+    def conv(
+        self, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1
+    ) -> ReceptiveField:
+        """After a convolution or a pooling."""
+        reach = dilation * (kernel - 1)
+        return ReceptiveField(
+            self.size + int(self.stride * reach),
+            self.stride * stride,
+            self.offset + self.stride * (Fraction(reach, 2) - padding),
+        )
+
+    def deconv(self, kernel: int, stride: int, padding: int = 0) -> ReceptiveField:
+        """After a transposed convolution."""
+        finer = self.stride / stride
+        return ReceptiveField(
+            self.size + int(self.stride * (-(-kernel // stride) - 1)),
+            finer,
+            self.offset - finer * (Fraction(kernel - 1, 2) - padding),
+        )
+
+    def crop(self, offset: int) -> ReceptiveField:
+        """After `offset` rows and columns are removed at the top and the left."""
+        return ReceptiveField(self.size, self.stride, self.offset + self.stride * offset)
+
+    def crop_onto(self, reference: ReceptiveField) -> int:
+        """The crop offset that lays this map exactly over `reference`.
+
+        Raises:
+            ValueError: when the strides differ, or no crop by whole units does it.
+        """
+        if self.stride != reference.stride:
+            raise ValueError(
+                f"maps of stride {self.stride} and {reference.stride} cannot be laid over another"
+            )
+        shift = (reference.offset - self.offset) / self.stride
+        if shift.denominator != 1 or shift < 0:
+            raise ValueError(
+                f"no crop lays a map of offset {self.offset} over one of offset "
+                f"{reference.offset} at stride {self.stride}: it would be {shift}"
+            )
+        return int(shift)

@@ -1,0 +1,71 @@
+"""The definitions: every op in a few lines of plain torch. The oracle of the tests.
+
+Nothing here is fast or small in memory, and everything here is differentiable by torch itself.
+Use float64 inputs for the truth.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .geometry import SamplingGrid, axis_taps
+
+
+def _lerp(x: Tensor, grid: SamplingGrid, axis: int) -> Tensor:
+    """Sample `x` along its rows (axis 0) or columns (axis 1); a tap of weight 0 is not read."""
+    dim = axis - 2
+    taps = axis_taps(grid, axis, x.dtype, x.device)
+    result = torch.zeros((), dtype=x.dtype, device=x.device)
+    for index, weight in ((taps.i0, taps.w0), (taps.i1, taps.w1)):
+        weight = weight if axis == 1 else weight[:, None]
+        result = result + torch.where(weight == 0, 0.0, x.index_select(dim, index) * weight)
+    return result
+
+
+def upsample(x: Tensor, grid: SamplingGrid) -> Tensor:
+    """N x C x h x w sampled at every position of `grid`: N x C x H x W."""
+    return _lerp(_lerp(x, grid, 0), grid, 1)
+
+
+def crop_add(x: Tensor, skip: Tensor, offset: tuple[int, int]) -> Tensor:
+    """``x + skip[..., oy:oy+h, ox:ox+w]`` (the paper's skip fusion)."""
+    (oy, ox), (h, w) = offset, x.shape[-2:]
+    return x + skip[..., oy : oy + h, ox : ox + w]
+
+
+def upsample_crop_add(
+    x: Tensor, skip: Tensor, grid: SamplingGrid, offset: tuple[int, int]
+) -> Tensor:
+    """One fusion step of an FCN: upsample the coarse scores, add the cropped skip."""
+    return crop_add(upsample(x, grid), skip, offset)
+
+
+def upsample_cross_entropy(
+    scores: Tensor,
+    target: Tensor,
+    grid: SamplingGrid,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """``F.cross_entropy`` of the upsampled scores; "batch" is the sum divided by the images."""
+    loss = F.cross_entropy(
+        upsample(scores, grid),
+        target.long(),
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction="sum" if reduction == "batch" else reduction,
+        label_smoothing=label_smoothing,
+    )
+    return loss / scores.shape[0] if reduction == "batch" else loss
+
+
+def upsample_argmax(scores: Tensor, grid: SamplingGrid) -> tuple[Tensor, Tensor]:
+    """Labels of the upsampled scores (first class wins a tie, NaN wins) and their softmax."""
+    full = upsample(scores, grid)
+    label = full.argmax(1)
+    return label, full.softmax(1).gather(1, label[:, None])[:, 0]
