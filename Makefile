@@ -1,0 +1,62 @@
+# fcnfast: the first call makes .venv and installs into it, later calls are quick.
+#
+#   make demo PYTHON=python3.12              another Python (3.10 or newer)
+#   make demo PIP_ARGS="--index-url ..."     further arguments for pip, such as another index
+#   make test PYTEST_ARGS="-k upsample -x"   further arguments for pytest
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+VENV ?= .venv
+
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt $(PIP_ARGS)
+
+# Each stamp says that a step succeeded; an install is repeated when what it was made from changes.
+MADE = $(VENV)/.made
+CORE = $(VENV)/.core
+TEST = $(VENV)/.test
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: demo test lint venv clean help
+
+demo: $(CORE)  ## segment the sample scene with the bundled weights, pictures in out/demo
+	$(BIN)/fcnfast demo
+
+test: $(TEST)  ## run the test suite
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests $(PYTEST_ARGS)
+
+lint: $(TEST)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy fcnfast
+
+venv: $(TEST)  ## make .venv with fcnfast (editable) and the tools of test and lint
+
+clean:  ## remove .venv, the demo's pictures and what the tools left
+	rm -rf $(VENV) out/demo build dist fcnfast.egg-info
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find fcnfast kernels bench tests -name __pycache__ -prune -exec rm -rf {} +
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+$(MADE):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "fcnfast needs Python 3.10 or newer, and '$(PYTHON)' is none;" \
+	        "name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "'$(PYTHON)' cannot make a virtual environment: its venv module is not complete." \
+	        "On Debian and Ubuntu install it with: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(CORE): $(MADE) pyproject.toml constraints.txt
+	$(INSTALL) -e .
+	@touch $@
+
+# All that the core install gives comes with this one.
+$(TEST): $(MADE) pyproject.toml constraints.txt
+	$(INSTALL) -e '.[test,lint]'
+	@touch $(CORE) $@
