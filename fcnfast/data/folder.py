@@ -1,0 +1,156 @@
+"""A data set of pictures and label pictures in folders, paired by name."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..errors import DatasetError
+from .classes import ClassTable
+from .images import IMAGE_EXTENSIONS, PathLike, read_image, read_labels
+
+_LAYOUTS = (("{split}", "{split}annot"), ("images/{split}", "labels/{split}"))
+
+
+class Sample(NamedTuple):
+    """One picture with its labels: RGB, uint8 H×W (255 is no class), and the file's stem."""
+
+    image: Image.Image
+    labels: np.ndarray
+    name: str
+
+
+class FolderDataset:
+    """Pictures and index label pictures of one split.
+
+    The pictures lie in ``root/split`` and the labels in ``root/{split}annot`` (as CamVid has them),
+    or in ``root/images/split`` and ``root/labels/split``; a picture and its labels share the file
+    name up to the extension.
+
+    Args:
+        root: the data set's folder.
+        split: the split's name, such as "train".
+        table: the classes that the labels must fit.
+        labels: the folder with the labels, relative to `root` or absolute, when it is another one.
+        include: glob pattern(s) of the names to keep, matched against the file name and its stem.
+        exclude: glob pattern(s) of the names to leave out, such as "0016E5*" for one drive.
+        cache: keep decoded samples in memory (H·W·4 bytes each) after their first use.
+
+    Attributes:
+        samples: (image path, label path) for each item, sorted by name.
+
+    Raises:
+        DatasetError: a folder is missing or empty, files have no partner (they are named), or the
+            patterns leave nothing.
+    """
+
+    def __init__(
+        self,
+        root: PathLike,
+        split: str,
+        table: ClassTable,
+        labels: PathLike | None = None,
+        *,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+        cache: bool = False,
+    ) -> None:
+        self.table = table
+        self.cache = cache
+        image_folder, label_folder = _folders(Path(root), split, labels)
+        self.samples = _pair(image_folder, label_folder, include, exclude)
+        self._decoded: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one sample; its labels are read-only.
+
+        Raises:
+            ImageError, LabelError: a file is damaged, the sizes differ, or a value is no class.
+            IndexError: no such sample.
+        """
+        index = range(len(self.samples))[index]  # negative indices, IndexError
+        image_path, label_path = self.samples[index]
+        if index in self._decoded:
+            pixels, labels = self._decoded[index]
+            return Sample(Image.fromarray(pixels), labels, image_path.stem)
+        image = read_image(image_path)
+        labels = read_labels(label_path, self.table, size=(image.height, image.width))
+        labels.setflags(write=False)
+        if self.cache:
+            self._decoded[index] = (np.asarray(image), labels)
+        return Sample(image, labels, image_path.stem)
+
+
+def _folders(root: Path, split: str, labels: PathLike | None) -> tuple[Path, Path]:
+    """Return the folders of the pictures and of the labels."""
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such data set folder")
+    for images_at, labels_at in _LAYOUTS:
+        image_folder = root / images_at.format(split=split)
+        label_folder = root / (labels or labels_at.format(split=split))
+        if split and image_folder.is_dir() and label_folder.is_dir():
+            return image_folder, label_folder
+    expected = " or ".join(
+        f"{images_at} and {labels or labels_at}".format(split=split)
+        for images_at, labels_at in _LAYOUTS
+    )
+    raise DatasetError(f"{root}: split {split!r} needs the folders {expected}")
+
+
+def _pair(
+    image_folder: Path,
+    label_folder: Path,
+    include: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
+) -> list[tuple[Path, Path]]:
+    """Match the files of two folders by stem, after the filters."""
+    images = _by_stem(image_folder, include, exclude)
+    labels = _by_stem(label_folder, include, exclude)
+    if not images:
+        filtered = include is not None or exclude is not None
+        reason = "no pictures left by the patterns" if filtered else "no pictures in this folder"
+        raise DatasetError(f"{image_folder}: {reason}")
+    for found, others, kind, folder in (
+        (images, labels, "labels", label_folder),
+        (labels, images, "picture", image_folder),
+    ):
+        alone = [found[stem].name for stem in sorted(found.keys() - others.keys())]
+        if alone:
+            more = f" and {len(alone) - 5} more" if len(alone) > 5 else ""
+            raise DatasetError(f"{folder}: no {kind} for {', '.join(alone[:5])}{more}")
+    return [(images[stem], labels[stem]) for stem in sorted(images)]
+
+
+def _by_stem(
+    folder: Path, include: str | Sequence[str] | None, exclude: str | Sequence[str] | None
+) -> dict[str, Path]:
+    """Return the pictures of a folder that pass the filters, keyed by stem."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in IMAGE_EXTENSIONS or path.name.startswith("."):
+            continue
+        if include is not None and not _matches(path, include):
+            continue
+        if exclude is not None and _matches(path, exclude):
+            continue
+        if path.stem in found:
+            raise DatasetError(
+                f"{folder}: {found[path.stem].name} and {path.name} share one name; keep one"
+            )
+        found[path.stem] = path
+    return found
+
+
+def _matches(path: Path, patterns: str | Sequence[str]) -> bool:
+    """Tell whether the file name, or its stem, matches one of the glob patterns."""
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    return any(
+        fnmatchcase(name, pattern) for name in (path.name, path.stem) for pattern in patterns
+    )

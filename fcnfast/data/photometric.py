@@ -1,0 +1,256 @@
+"""Paired colour, light, blur and noise: the picture changes, its labels are handed through.
+
+Every transform here is a frozen dataclass called as ``transform(image, labels, rng)``. The work is
+done by lookup tables and colour matrices on 8-bit pixels, a fraction of a millisecond each.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter, ImageOps
+
+from .geometric import Pair, log_uniform
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+# RGB to luma and two chroma axes (NTSC's YIQ): hue turns the chroma plane, luma stays.
+_YIQ = np.array([_LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_YIQ_INVERSE = np.linalg.inv(_YIQ)
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Change brightness, contrast, saturation and hue, each by a random amount.
+
+    Brightness, contrast and saturation are multiplied by a factor from 1 - x to 1 + x (not below
+    0); contrast is about the picture's mean grey. Hue turns by up to `hue` of the full circle at
+    constant luma. All four are one linear map of the colours, clipped once at the end.
+    """
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.05
+    p: float = 0.8
+
+    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Return the pair with other colours."""
+        if rng.random() >= self.p:
+            return image, labels
+        brightness = _factor(rng, self.brightness)
+        contrast = _factor(rng, self.contrast)
+        saturation = _factor(rng, self.saturation)
+        angle = rng.uniform(-self.hue, self.hue) * 2 * math.pi
+        turn = np.array(
+            [
+                [1.0, 0.0, 0.0],
+                [0.0, math.cos(angle), -math.sin(angle)],
+                [0.0, math.sin(angle), math.cos(angle)],
+            ]
+        )
+        colour = saturation * np.eye(3) + (1.0 - saturation) * _LUMA  # each row: towards the luma
+        linear = brightness * contrast * (_YIQ_INVERSE @ turn @ _YIQ @ colour)
+        mean = _mean_grey(image)
+        offset = (1.0 - contrast) * brightness * mean
+        return _linear(image, linear, offset), labels
+
+
+def _factor(rng: np.random.Generator, spread: float) -> float:
+    """Draw a factor from 1 - spread to 1 + spread, not below 0."""
+    return rng.uniform(max(0.0, 1.0 - spread), 1.0 + spread)
+
+
+def _linear(image: Image.Image, matrix: np.ndarray, offset: float) -> Image.Image:
+    """Map every colour c to matrix @ c + offset, rounded and clipped."""
+    rows = (*matrix[0], offset, *matrix[1], offset, *matrix[2], offset)
+    return image.convert("RGB", tuple(float(value) for value in rows))
+
+
+@dataclass(frozen=True)
+class RandomGamma:
+    """Another exposure and tone curve: v becomes 255·(v/255)^g, g up to `gamma` or its inverse."""
+
+    gamma: float = 1.6
+    p: float = 0.5
+
+    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Return the pair with another tone curve."""
+        if rng.random() >= self.p:
+            return image, labels
+        exponent = log_uniform(rng, 1.0 / self.gamma, self.gamma)
+        return _power(image, exponent), labels
+
+
+def _power(image: Image.Image, exponent: float) -> Image.Image:
+    """Map every value v to 255·(v/255)^exponent."""
+    return _curves(image, [255.0 * (np.arange(256) / 255.0) ** exponent] * 3)
+
+
+def _mean_grey(image: Image.Image) -> float:
+    """Return the mean luma in 0..255."""
+    return float(np.asarray(image.resize((1, 1), Image.Resampling.BOX))[0, 0] @ _LUMA)
+
+
+@dataclass(frozen=True)
+class RandomExposure:
+    """Expose anew: the tone curve that brings the mean grey to a random value between `means`.
+
+    `RandomGamma` varies about the exposure that the camera chose; this one forgets it, so that a
+    data set of dark pictures also teaches bright ones. The curve's exponent stays in 1/3..3.
+    """
+
+    means: tuple[float, float] = (50.0, 160.0)
+    p: float = 0.25
+
+    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Return the pair with another exposure."""
+        if rng.random() >= self.p:
+            return image, labels
+        wanted = rng.uniform(*self.means)
+        mean = min(max(_mean_grey(image), 1.0), 250.0)
+        exponent = math.log(wanted / 255.0) / math.log(mean / 255.0)
+        return _power(image, min(max(exponent, 1.0 / 3.0), 3.0)), labels
+
+
+@dataclass(frozen=True)
+class RandomAutoContrast:
+    """Stretch the greys to the full range with probability `p`, as many cameras do.
+
+    Args:
+        cutoff: percent of the darkest and of the brightest pixels that may be clipped.
+        p: probability.
+    """
+
+    cutoff: float = 1.0
+    p: float = 0.25
+
+    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Return the pair, stretched or not."""
+        if rng.random() >= self.p:
+            return image, labels
+        return ImageOps.autocontrast(image, cutoff=self.cutoff, preserve_tone=True), labels
+
+
+@dataclass(frozen=True)
+class RandomWhiteBalance:
+    """Another colour of light: each channel is multiplied by up to `gain` or its inverse."""
+
+    gain: float = 1.2
+    p: float = 0.5
+
+    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Return the pair under another light."""
+        if rng.random() >= self.p:
+            return image, labels
+        levels = np.arange(256.0)
+        gains = [log_uniform(rng, 1.0 / self.gain, self.gain) for _ in range(3)]
+        return _curves(image, [gain * levels for gain in gains]), labels
+
+
+def _curves(image: Image.Image, curves: Sequence[np.ndarray]) -> Image.Image:
+    """Look every channel's values up in its own curve of 256 values, rounded and clipped."""
+    table = np.clip(np.rint(np.concatenate(curves)), 0, 255).astype(int)
+    return image.point(table.tolist())
+
+
+@dataclass(frozen=True)
+class RandomGrayscale:
+    """Drop all colour with probability `p`."""
+
+    p: float = 0.05
+
+    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Return the pair, grey or not."""
+        if rng.random() >= self.p:
+            return image, labels
+        return image.convert("L").convert("RGB"), labels
+
+
+@dataclass(frozen=True)
+class RandomLighting:
+    """Uneven light, as of shadows and haze of sun: two exposures mixed by a smooth random field.
+
+    The darker exposure is multiplied by `shade` to 1; the field is a coarse random grid, blown up.
+    """
+
+    shade: float = 0.4
+    p: float = 0.3
+
+    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Return the pair, unevenly lit or not."""
+        if rng.random() >= self.p:
+            return image, labels
+        darker = _curves(image, [np.arange(256.0) * rng.uniform(self.shade, 1.0)] * 3)
+        rows, columns = (int(count) for count in rng.integers(2, 6, size=2))
+        grid = Image.fromarray(rng.integers(0, 256, (rows, columns), dtype=np.uint8))
+        field = grid.resize(image.size, Image.Resampling.BICUBIC)
+        return Image.composite(image, darker, field), labels
+
+
+@dataclass(frozen=True)
+class RandomBlur:
+    """Soften or sharpen, about as often each: box-blur, or push away from the blurred picture.
+
+    Args:
+        radius: largest radius of the blur in pixels.
+        sharpen: largest weight of the difference to the blurred picture that is added.
+        p: probability.
+    """
+
+    radius: float = 1.5
+    sharpen: float = 1.0
+    p: float = 0.3
+
+    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Return the pair with another sharpness."""
+        if rng.random() >= self.p:
+            return image, labels
+        if rng.random() < 0.5:
+            radius = rng.uniform(0.0, self.radius)
+            return image.filter(ImageFilter.BoxBlur(radius)), labels
+        soft = image.filter(ImageFilter.BoxBlur(1.0))
+        return Image.blend(soft, image, 1.0 + rng.uniform(0.0, self.sharpen)), labels
+
+
+@dataclass(frozen=True)
+class RandomNoise:
+    """Sensor noise of a random strength up to a standard deviation of `sigma` (of 255)."""
+
+    sigma: float = 12.0
+    p: float = 0.3
+
+    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Return the pair, noisy or not."""
+        if rng.random() >= self.p:
+            return image, labels
+        # The difference of two uniform bytes is cheap, symmetric, and has a deviation of
+        # 256/sqrt(6); times gain/256 in int16 it cannot overflow below sigma = 50.
+        gain = round(rng.uniform(0.0, min(self.sigma, 50.0)) * math.sqrt(6.0))
+        pixels = np.asarray(image).astype(np.int16)
+        draws = rng.integers(0, 256, size=(2, *pixels.shape), dtype=np.uint8)
+        noise = np.subtract(draws[0], draws[1], dtype=np.int16)
+        noise *= np.int16(gain)
+        noise += 128  # rounds the shift to the nearest
+        noise >>= 8
+        pixels += noise
+        return Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8)), labels
+
+
+@dataclass(frozen=True)
+class RandomJPEG:
+    """Compression marks of a JPEG quality between `quality`'s two numbers, with probability `p`."""
+
+    quality: tuple[int, int] = (25, 90)
+    p: float = 0.2
+
+    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Return the pair, compressed or not."""
+        if rng.random() >= self.p:
+            return image, labels
+        buffer = io.BytesIO()
+        quality = int(rng.integers(self.quality[0], self.quality[1] + 1))
+        image.save(buffer, "JPEG", quality=quality)
+        with Image.open(buffer) as decoded:
+            return decoded.convert("RGB"), labels
