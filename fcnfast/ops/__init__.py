@@ -1,0 +1,16 @@
+"""The ops: upsampling and skip fusion, and upsampling fused with the loss and the argmax."""
+
+from ._dispatch import backend
+from .argmax import upsample_argmax
+from .crop_add import crop_add
+from .cross_entropy import upsample_cross_entropy
+from .upsample import upsample, upsample_crop_add
+
+__all__ = [
+    "backend",
+    "crop_add",
+    "upsample",
+    "upsample_argmax",
+    "upsample_crop_add",
+    "upsample_cross_entropy",
+]

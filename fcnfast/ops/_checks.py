@@ -1,0 +1,96 @@
+"""Checks of arguments shared by the ops; every message names the argument and what it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..geometry import Pair, SamplingGrid, as_pair
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+def check_map(x: Tensor, name: str) -> None:
+    """A score map: N x C x h x w, floating, neither height nor width empty."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, not {x.dtype}")
+    if x.dim() != 4:
+        raise ValueError(f"{name} must be N x C x h x w, not of shape {tuple(x.shape)}")
+
+
+def check_grid(x: Tensor, grid: SamplingGrid, name: str) -> None:
+    """`grid` was made for maps of the size of `x`."""
+    if not isinstance(grid, SamplingGrid):
+        raise TypeError(f"grid must be a SamplingGrid, not {type(grid).__name__}")
+    if tuple(x.shape[-2:]) != tuple(grid.in_size):
+        raise ValueError(
+            f"grid was made for maps of {grid.in_size}, but {name} is {tuple(x.shape[-2:])}"
+        )
+
+
+def check_skip(shape: Sequence[int], x: Tensor, skip: Tensor, offset: int | Sequence[int]) -> Pair:
+    """`skip` holds a window of `shape` (N, C, h, w) at `offset`; gives the offset as a pair."""
+    check_map(skip, "skip")
+    if skip.dtype != x.dtype:
+        raise TypeError(f"x and skip must share a dtype, not {x.dtype} and {skip.dtype}")
+    if skip.device != x.device:
+        raise ValueError(f"x is on {x.device} but skip on {skip.device}")
+    if tuple(skip.shape[:2]) != tuple(shape[:2]):
+        raise ValueError(
+            f"x and skip must share batch and channels, not {tuple(shape[:2])} and "
+            f"{tuple(skip.shape[:2])}"
+        )
+    oy, ox = as_pair(offset, "offset")
+    if oy < 0 or ox < 0:
+        raise ValueError(f"offset must not be negative: {(oy, ox)}")
+    if oy + shape[2] > skip.shape[2] or ox + shape[3] > skip.shape[3]:
+        raise ValueError(
+            f"a window of {tuple(shape[2:])} at offset {(oy, ox)} leaves the skip map of "
+            f"{tuple(skip.shape[2:])}"
+        )
+    return oy, ox
+
+
+def check_target(scores: Tensor, target: Tensor, grid: SamplingGrid) -> None:
+    """Labels N x H x W of an integer type, on the scores' device and of the grid's size."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a tensor, not {type(target).__name__}")
+    if target.dtype not in LABELS:
+        raise TypeError(f"target must be uint8, int16, int32 or int64, not {target.dtype}")
+    if target.device != scores.device:
+        raise ValueError(f"scores are on {scores.device} but target is on {target.device}")
+    wanted = (scores.shape[0], *grid.size)
+    if tuple(target.shape) != wanted:
+        raise ValueError(f"target must be N x H x W = {wanted}, not {tuple(target.shape)}")
+
+
+def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
+    """Every label that is not ignored lies in [0, classes); looks at the values."""
+    if target.numel() == 0:
+        return
+    wide = target.to(torch.int64) if target.dtype == torch.uint8 else target
+    low, high = (int(v) for v in torch.aminmax(wide))
+    if low >= 0 and high < classes:
+        return
+    bad = (wide < 0) | (wide >= classes)
+    bad &= wide != ignore_index
+    count = int(bad.sum())
+    if count:
+        value = int(wide[bad][0])
+        raise ValueError(
+            f"target holds {value} ({count} pixels out of range): a label must lie in "
+            f"[0, {classes}) or be ignore_index ({ignore_index})"
+        )
+
+
+def check_classes(classes: int, dtype: torch.dtype, name: str) -> None:
+    """There is a class, and uint8 can name them all."""
+    if classes < 1:
+        raise ValueError("scores must have at least one class")
+    if dtype == torch.uint8 and classes > 256:
+        raise ValueError(f"{name} in uint8 cannot name {classes} classes: use int16 or wider")

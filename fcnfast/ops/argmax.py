@@ -1,0 +1,177 @@
+"""Upsampling fused with the argmax: from coarse scores to a label map.
+
+Most cells (the pixels between four neighbours of the coarse map) need no interpolation: every
+pixel is a convex combination of its four corners, so a class that is largest at all four is
+largest in the whole cell, ties by first index included.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from ..geometry import SamplingGrid
+from ._checks import LABELS, check_classes, check_grid, check_map
+from ._tiles import TILE_ELEMENTS, Tiling, coarse, is_finite
+
+# Below this many pixels a cell on average, looking at corners does not pay.
+PIXELS_PER_CELL = 4
+
+
+def _tiled(x: Tensor, grid: SamplingGrid, dtype: torch.dtype, confidence: Tensor | None) -> Tensor:
+    """Labels by interpolating every class at every pixel, a tile at a time."""
+    labels = torch.empty((x.shape[0], *grid.size), dtype=dtype, device=x.device)
+    tiling = Tiling(grid, x.shape[1], x.dtype, x.device, is_finite(x))
+    for n in range(x.shape[0]):
+        for row, column, z in tiling.tiles(x[n]):
+            window = (n, slice(row.first, row.last), slice(column.first, column.last))
+            # On a CPU max is several times faster than argmax and also takes the first; on a
+            # GPU only argmax promises the first.
+            index = z.max(0)[1] if z.device.type == "cpu" else z.argmax(0)
+            labels[window] = index.to(dtype)
+            if confidence is not None:
+                best = z.gather(0, index[None])
+                confidence[window] = 1 / z.sub_(best).exp_().sum(0)
+    return labels
+
+
+class _CellAxis:
+    """Output indices along one axis, grouped by the cell of the (padded) map that they lie in.
+
+    A zero border becomes a ring of zeros around the map; positions are then clamped to it.
+    """
+
+    def __init__(self, grid: SamplingGrid, axis: int, dtype: torch.dtype) -> None:
+        n, num, off, den = (v[axis] for v in (grid.in_size, grid.num, grid.off, grid.den))
+        ring = 1 if grid.border == "zero" else 0
+        position = torch.arange(grid.size[axis], dtype=torch.int64) * num + off
+        first, last = -ring * den, (n - 1 + ring) * den
+        # Positions on or beyond the ring see nothing but zeros.
+        self.outside = ((position <= first) | (position >= last)) if ring else None
+        position = position.clamp(first, last) - first
+        cell = torch.div(position, den, rounding_mode="floor").clamp(max=max(0, n - 2 + 2 * ring))
+        self.weight = ((position - cell * den).double() / den).to(dtype)
+        self.low, self.cell_of, count = torch.unique_consecutive(
+            cell, return_inverse=True, return_counts=True
+        )
+        self.high = (self.low + 1).clamp(max=n - 1 + 2 * ring)
+        self.start, self.count = count.cumsum(0) - count, count
+        self.most = int(count.max())
+
+    def indices(self, cells: Tensor) -> Tensor:
+        """cells x most output indices; short cells repeat their last one."""
+        step = torch.minimum(torch.arange(self.most), self.count[cells][:, None] - 1)
+        return self.start[cells][:, None] + step
+
+
+def _mixed(flat: Tensor, first: list[Tensor], rows: Tensor, columns: Tensor) -> Tensor:
+    """Labels of cells x R x S pixels from the corners of their cells.
+
+    flat: C x map. first: the four corners' indices. rows, columns: cells x R and x S weights.
+    """
+    corners = torch.stack([flat[:, i] for i in first], 0)  # 4 x C x cells
+    down = torch.stack([1 - rows, rows], 1)  # cells x 2 x R
+    across = torch.stack([1 - columns, columns], 1)  # cells x 2 x S
+    taps = (down[:, :, None, :, None] * across[:, None, :, None, :]).flatten(3).flatten(1, 2)
+    return torch.bmm(corners.permute(2, 1, 0), taps).max(1)[1]
+
+
+def _by_corners(x: Tensor, grid: SamplingGrid, dtype: torch.dtype) -> Tensor:
+    rows, columns = _CellAxis(grid, 0, x.dtype), _CellAxis(grid, 1, x.dtype)
+    labels = torch.empty((x.shape[0], *grid.size), dtype=dtype)
+    ring = 1 if grid.border == "zero" else 0
+    for n in range(x.shape[0]):
+        winner = x[n].max(0)[1].to(dtype)
+        padded = x[n]
+        if ring:  # a corner of zeros agrees with any class
+            winner = _replicate(winner)
+            padded = torch.nn.functional.pad(padded, (1, 1, 1, 1))
+        top, bottom = winner[rows.low], winner[rows.high]
+        a, b = top[:, columns.low], top[:, columns.high]
+        c, d = bottom[:, columns.low], bottom[:, columns.high]
+        labels[n] = a[rows.cell_of][:, columns.cell_of]
+        mixed = (~((a == b) & (a == c) & (a == d))).nonzero()
+        _settle(labels[n], padded, mixed, rows, columns)
+        if ring:
+            labels[n, rows.outside] = 0
+            labels[n, :, columns.outside] = 0
+    return labels
+
+
+def _replicate(winner: Tensor) -> Tensor:
+    rows = torch.arange(-1, winner.shape[0] + 1).clamp(0, winner.shape[0] - 1)
+    columns = torch.arange(-1, winner.shape[1] + 1).clamp(0, winner.shape[1] - 1)
+    return winner[rows][:, columns]
+
+
+def _settle(
+    labels: Tensor, padded: Tensor, mixed: Tensor, rows: _CellAxis, columns: _CellAxis
+) -> None:
+    """Interpolate the pixels of the mixed cells (pairs of cell indices) and write them."""
+    classes, _, width = padded.shape
+    flat = padded.reshape(classes, -1)
+    chunk = max(1, TILE_ELEMENTS // (classes * rows.most * columns.most))
+    for cells in mixed.split(chunk):
+        i, j = cells[:, 0], cells[:, 1]
+        y, x = rows.indices(i), columns.indices(j)
+        top, bottom = rows.low[i] * width, rows.high[i] * width
+        left, right = columns.low[j], columns.high[j]
+        first = [top + left, top + right, bottom + left, bottom + right]
+        found = _mixed(flat, first, rows.weight[y], columns.weight[x])
+        found = found.view(-1, rows.most, columns.most).to(labels.dtype)
+        labels[y[:, :, None], x[:, None, :]] = found
+
+
+@overload
+def upsample_argmax(
+    scores: Tensor,
+    grid: SamplingGrid,
+    *,
+    dtype: torch.dtype = ...,
+    confidence: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def upsample_argmax(
+    scores: Tensor, grid: SamplingGrid, *, dtype: torch.dtype = ..., confidence: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
+@torch.no_grad()
+def upsample_argmax(
+    scores: Tensor,
+    grid: SamplingGrid,
+    *,
+    dtype: torch.dtype = torch.uint8,
+    confidence: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The label map of upsampled scores, without the upsampled scores.
+
+    Args:
+        scores: N x C x h x w, float32, bfloat16, float16 or float64.
+        grid: from h x w to H x W.
+        dtype: of the labels: uint8, int16, int32 or int64.
+        confidence: also return the winner's softmax.
+
+    Returns:
+        N x H x W labels: the first class wins a tie, a NaN wins over every number. With
+        `confidence` also N x H x W probabilities, float32 (float64 for float64 scores).
+
+    Raises:
+        TypeError: on other dtypes or types.
+        ValueError: on another rank, a grid made for another map, or more than 256 classes in
+            uint8.
+    """
+    check_map(scores, "scores")
+    check_grid(scores, grid, "scores")
+    if dtype not in LABELS:
+        raise TypeError(f"dtype must be uint8, int16, int32 or int64, not {dtype}")
+    check_classes(scores.shape[1], dtype, "labels")
+    with torch.autocast(scores.device.type, enabled=False):
+        x = coarse(scores)
+        if confidence:
+            probability = x.new_empty((x.shape[0], *grid.size))
+            return _tiled(x, grid, dtype, probability), probability
+        dense = grid.size[0] * grid.size[1] < PIXELS_PER_CELL * x.shape[2] * x.shape[3]
+        if dense or not is_finite(x):
+            return _tiled(x, grid, dtype, None)
+        return _by_corners(x, grid, dtype)
