@@ -1,0 +1,230 @@
+"""The package imports the same way from a wheel, an editable install and a bare checkout."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from packaging.requirements import Requirement
+
+# The wheel is built once for each worker: keep what needs it on one.
+pytestmark = pytest.mark.xdist_group("packaging")
+
+NOT_SOURCE = shutil.ignore_patterns(
+    ".*", "__pycache__", "*.egg-info", "build", "dist", "out", "results"
+)
+WHERE = "import fcnfast, fcnfast.kernels; print(fcnfast.__file__); print(*fcnfast.kernels.__path__)"
+
+
+class Built(NamedTuple):
+    sdist: Path
+    wheel: Path
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run a command without the variables that would show it the checkout; its output."""
+    hidden = ("PYTHON", "PYTEST_")
+    env = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
+    env["PYTHONDONTWRITEBYTECODE"] = "1"
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{command} failed:\n{done.stdout}"
+    return done.stdout
+
+
+def clean_environment(folder: Path, with_pip: bool) -> Path:
+    """Make an environment that has the running one's dependencies but not its fcnfast; its Python.
+
+    A .pth file names the running environment's site-packages, so that torch is there without being
+    installed again. The .pth files inside that folder are not followed, and those are what an
+    editable install consists of: the checkout stays out of sight. A fcnfast installed there as
+    a wheel is behind the new environment's own folder on the path.
+    """
+    venv.create(folder, with_pip=with_pip, symlinks=True)
+    python = folder / "bin" / "python"
+    if with_pip:  # before Python 3.12 an old setuptools comes with it and would go before ours
+        run(python, "-m", "pip", "uninstall", "--yes", "setuptools", cwd=folder)
+    own = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder)
+    shared = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    Path(own.strip(), "shared.pth").write_text("\n".join(shared), encoding="utf-8")
+    return python
+
+
+@pytest.fixture(scope="module")
+def source(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources: a build writes into the tree that it builds."""
+    copy = tmp_path_factory.mktemp("source") / "checkout"
+    shutil.copytree(root, copy, ignore=NOT_SOURCE)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def built(source: Path) -> Built:
+    """The source archive, and the wheel built from that archive."""
+    run(sys.executable, "-m", "build", "--no-isolation", ".", cwd=source)
+    (sdist,), (wheel,) = source.glob("dist/*.tar.gz"), source.glob("dist/*.whl")
+    return Built(sdist, wheel)
+
+
+@pytest.fixture(scope="module")
+def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An environment into which the wheel was installed: its Python, and what pip said.
+
+    Dependencies are wanted, but there is no index to get them from: pip has to accept the ones
+    that are there, torch before all.
+    """
+    python = clean_environment(tmp_path_factory.mktemp("wheel") / "venv", with_pip=True)
+    said = run(python, "-m", "pip", "install", "--no-index", built.wheel, cwd=built.wheel.parent)
+    return python, said
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with the dependencies alone."""
+    return clean_environment(tmp_path_factory.mktemp("bare") / "venv", with_pip=False)
+
+
+def test_every_folder_with_code_is_a_listed_package(root: Path, pyproject: dict[str, Any]) -> None:
+    folders = {path.parent.relative_to(root) for path in root.glob("fcnfast/**/*.py")}
+    folders |= {"fcnfast" / path.parent.relative_to(root) for path in root.glob("kernels/**/*.py")}
+    listed = pyproject["tool"]["setuptools"]["packages"]
+    assert sorted(".".join(folder.parts) for folder in folders) == sorted(listed)
+
+
+def test_kernels_is_no_package_of_its_own(root: Path) -> None:
+    assert not (root / "kernels" / "__init__.py").exists()
+
+
+def test_torch_and_triton_have_no_upper_bound(pyproject: dict[str, Any]) -> None:
+    needed = {need.name: need for need in map(Requirement, pyproject["project"]["dependencies"])}
+    for name in ("torch", "triton"):
+        assert {bound.operator for bound in needed[name].specifier} == {">="}
+
+
+def test_constraints_pin_torch_and_triton_only(root: Path, pyproject: dict[str, Any]) -> None:
+    lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    needed = {need.name: need for need in map(Requirement, pyproject["project"]["dependencies"])}
+    assert sorted(pin.name for pin in pins) == ["torch", "triton"]
+    for pin in pins:
+        (exact,) = pin.specifier
+        assert exact.operator == "=="
+        assert needed[pin.name].specifier.contains(exact.version)
+
+
+def test_wheel_holds_the_package_and_nothing_else(built: Built, root: Path) -> None:
+    with zipfile.ZipFile(built.wheel) as wheel:
+        names = set(wheel.namelist())
+    metadata = {name for name in names if re.match(r"fcnfast-[^/]+\.dist-info/", name)}
+    assert any(name.endswith("/licenses/LICENSE") for name in metadata)
+
+    wanted = {path.relative_to(root) for path in root.glob("fcnfast/**/*.py")}
+    wanted |= {"fcnfast" / path.relative_to(root) for path in root.glob("kernels/**/*.py")}
+    wanted |= {path.relative_to(root) for path in root.glob("fcnfast/weights/bundled/*")}
+    wanted.add(Path("fcnfast/py.typed"))
+    assert names - metadata == {path.as_posix() for path in wanted}
+
+
+def test_source_archive_can_be_tested(built: Built, root: Path) -> None:
+    with tarfile.open(built.sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {path.relative_to(root).as_posix() for path in root.glob("tests/**/*.py")}
+    wanted |= {path.relative_to(root).as_posix() for path in root.glob("bench/*.py")}
+    assert wanted | {"Makefile", "constraints.txt", "LICENSE", "README.md"} <= names
+
+
+def test_installing_touches_no_dependency(installed: tuple[Path, str]) -> None:
+    (line,) = re.findall(r"^Successfully installed (.*)$", installed[1], re.MULTILINE)
+    assert re.fullmatch(r"fcnfast-\S+", line)
+
+
+def test_installed_wheel_imports_from_another_folder(
+    installed: tuple[Path, str], tmp_path: Path
+) -> None:
+    python, _ = installed
+    package, kernels = run(python, "-c", WHERE, cwd=tmp_path).splitlines()
+    assert python.parents[1] in Path(package).parents
+    assert Path(kernels) == Path(package).parent / "kernels"
+
+
+def test_every_installed_module_imports(
+    installed: tuple[Path, str], root: Path, tmp_path: Path
+) -> None:
+    paths = [path.relative_to(root) for path in root.glob("fcnfast/**/*.py")]
+    if sys.platform == "linux":  # elsewhere there is no Triton
+        paths += ["fcnfast" / path.relative_to(root) for path in root.glob("kernels/**/*.py")]
+    names = [".".join(path.with_suffix("").parts) for path in paths]
+    code = f"import importlib; list(map(importlib.import_module, {names!r}))"
+    run(installed[0], "-c", code, cwd=tmp_path)
+
+
+def test_installed_commands_run(installed: tuple[Path, str], tmp_path: Path) -> None:
+    python, _ = installed
+    assert "predict" in run(python.with_name("fcnfast"), "--help", cwd=tmp_path)
+    assert "predict" in run(python, "-m", "fcnfast", "--help", cwd=tmp_path)
+
+
+def test_editable_install_finds_the_kernels(source: Path, tmp_path: Path) -> None:
+    python = clean_environment(tmp_path / "venv", with_pip=True)
+    options = ("--no-index", "--no-build-isolation", "--no-deps")
+    run(python, "-m", "pip", "install", *options, "--editable", source, cwd=tmp_path)
+    package, kernels = run(python, "-c", WHERE, cwd=tmp_path).splitlines()
+    assert Path(package) == source / "fcnfast" / "__init__.py"
+    assert Path(kernels) == source / "kernels"
+    # A `kernels` that another project installed is found as before; ours is not in its way.
+    find = "from importlib.util import find_spec; print(getattr(find_spec('kernels'), 'origin', 0))"
+    assert str(source) not in run(python, "-c", find, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("how", [("-m", "pytest"), ("-I", "-m", "pytest")])
+def test_checkout_under_pytest(
+    how: tuple[str, ...], bare: Path, root: Path, tmp_path: Path
+) -> None:
+    """`python -m pytest` puts the root on the path by itself; `pytest`, like -I, does not."""
+    probe = tmp_path / "test_probe.py"
+    probe.write_text(
+        "import fcnfast, fcnfast.kernels\n"
+        f"def test_paths():\n"
+        f"    assert fcnfast.__file__ == {str(root / 'fcnfast' / '__init__.py')!r}\n"
+        f"    assert list(fcnfast.kernels.__path__) == [{str(root / 'kernels')!r}]\n",
+        encoding="utf-8",
+    )
+    options = ("-p", "no:cacheprovider", "-c", root / "pyproject.toml", "--rootdir", root)
+    assert "1 passed" in run(bare, *how, *options, probe, cwd=root)
+
+
+def test_checkout_under_python(bare: Path, root: Path) -> None:
+    package, kernels = run(bare, "-c", WHERE, cwd=root).splitlines()
+    assert Path(package) == root / "fcnfast" / "__init__.py"
+    assert Path(kernels) == root / "kernels"
+    assert "predict" in run(bare, "-m", "fcnfast", "--help", cwd=root)
+
+
+def test_benchmark_runs_from_a_checkout(bare: Path, root: Path, tmp_path: Path) -> None:
+    for folder in (root, tmp_path):
+        assert "usage:" in run(bare, root / "bench" / "run.py", "--help", cwd=folder)
+
+
+def test_make_says_what_an_incomplete_python_lacks(root: Path, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\n', encoding="utf-8")
+    python.chmod(0o755)
+    command = ["make", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}", "venv"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "apt install python3-venv" in done.stderr
+    assert not (tmp_path / "venv").exists()
