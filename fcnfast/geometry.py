@@ -250,11 +250,25 @@ def axis_taps(grid: SamplingGrid, axis: int, dtype: torch.dtype, device: torch.d
     The cell comes from integer division; the weight is one correctly rounded division.
     """
     n, num, off, den = (v[axis] for v in (grid.in_size, grid.num, grid.off, grid.den))
-    position = torch.arange(grid.size[axis], dtype=torch.int64) * num + off
+    with torch.inference_mode(False):  # kept for calls of every mode
+        return _taps(grid.size[axis], n, num, off, den, grid.border, dtype, device)
+
+
+def _taps(
+    size: int,
+    n: int,
+    num: int,
+    off: int,
+    den: int,
+    border: Border,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> AxisTaps:
+    position = torch.arange(size, dtype=torch.int64) * num + off
     cell = torch.div(position, den, rounding_mode="floor")
     rest = position - cell * den
     w0, w1 = (den - rest).double() / den, rest.double() / den
-    if grid.border == "zero":
+    if border == "zero":
         w0 = torch.where((cell >= 0) & (cell < n), w0, 0.0)
         w1 = torch.where((cell >= -1) & (cell < n - 1), w1, 0.0)
     i0, i1 = cell.clamp(0, n - 1), (cell + 1).clamp(0, n - 1)

@@ -46,6 +46,13 @@ def strips(
     grid: SamplingGrid, axis: int, length: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Strip, ...]:
     """The axis cut into strips of `length` outputs."""
+    with torch.inference_mode(False):  # kept for calls of every mode
+        return _cut(grid, axis, length, dtype, device)
+
+
+def _cut(
+    grid: SamplingGrid, axis: int, length: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Strip, ...]:
     taps = axis_taps(grid, axis, dtype, device)
     index = torch.stack([taps.i0, taps.i1]).cpu()
     used = torch.stack([taps.w0, taps.w1]).cpu() != 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,42 +11,60 @@ from torch import Tensor
 from ..geometry import Pair, SamplingGrid
 from ._checks import check_grid, check_map, check_skip
 from ._dispatch import use_triton
-from ._tiles import Tiling, coarse, is_finite
+from ._tiles import TILE_COLUMNS, TILE_ELEMENTS, Tiling, coarse, is_finite
 from .crop_add import place
 
-PLANES = 16  # channels taken together by the plain-torch path
+# A plain-torch tile takes this many rows at most; the planes of a batch share a tile.
+TILE_ROWS = 32
+
+
+def _planes(x: Tensor) -> Iterator[Tensor]:
+    """`x` as stacks of planes, K x H x W views: one for the batch if strides allow, else one each."""
+    if x.is_contiguous():
+        yield x.flatten(0, 1)
+    else:
+        yield from x
+
+
+def _planes_a_tile(grid: SamplingGrid) -> int:
+    area = min(TILE_ROWS, grid.size[0]) * min(TILE_COLUMNS, grid.size[1])
+    return max(1, TILE_ELEMENTS // area)
 
 
 def _add_upsampled(out: Tensor, x: Tensor, grid: SamplingGrid, accumulate: bool) -> Tensor:
-    """Write the upsampled `x` to `out` (or add it), tile by tile."""
+    """Write the upsampled `x` to the contiguous `out` (or add it), tile by tile."""
     with torch.autocast(x.device.type, enabled=False):
-        x = coarse(x)
-        tiling = Tiling(grid, PLANES, x.dtype, x.device, is_finite(x))
-        for image in range(x.shape[0]):
-            for c in range(0, x.shape[1], PLANES):
-                for row, column, tile in tiling.tiles(x[image, c : c + PLANES]):
-                    rows, columns = slice(row.first, row.last), slice(column.first, column.last)
-                    part = out[image, c : c + PLANES, rows, columns]
-                    part.copy_(part + tile if accumulate else tile)
+        x = coarse(x).flatten(0, 1)
+        planes = _planes_a_tile(grid)
+        tiling = Tiling(grid, planes, x.dtype, x.device, is_finite(x))
+        for part, source in zip(out.flatten(0, 1).split(planes), x.split(planes), strict=True):
+            for row, column, tile in tiling.tiles(source):
+                window = part[:, row.first : row.last, column.first : column.last]
+                window.copy_(window + tile if accumulate else tile)
     return out
 
 
 def _adjoint(grad: Tensor, grid: SamplingGrid) -> Tensor:
     with torch.autocast(grad.device.type, enabled=False):
-        n, channels = grad.shape[:2]
         wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
-        result = grad.new_zeros((n, channels, *grid.in_size), dtype=wide)
-        tiling = Tiling(grid, PLANES, wide, grad.device, is_finite(grad))
-        for image in range(n):
-            for c in range(0, channels, PLANES):
-                g, out = grad[image, c : c + PLANES], result[image, c : c + PLANES]
-                for row in tiling.rows:
-                    low = out.new_zeros((*g.shape[:1], row.last - row.first, grid.in_size[1]))
-                    for column in tiling.columns:
-                        tile = g[:, row.first : row.last, column.first : column.last]
-                        tiling.add_narrowed(low, tile.to(wide), column)
-                    tiling.add_raised(out, low, row)
+        result = grad.new_zeros((*grad.shape[:2], *grid.in_size), dtype=wide)
+        planes = _planes_a_tile(grid)
+        tiling = Tiling(grid, planes, wide, grad.device, is_finite(grad))
+        stacks = [result.flatten(0, 1)] if grad.is_contiguous() else result
+        for stack, target in zip(_planes(grad), stacks, strict=True):
+            for g, out in zip(stack.split(planes), target.split(planes), strict=True):
+                _add_adjoint(out, g, tiling)
     return result.to(grad.dtype)
+
+
+def _add_adjoint(out: Tensor, grad: Tensor, tiling: Tiling) -> None:
+    """Add the adjoint of the planes `grad` (K x H x W) to `out` (K x h x w)."""
+    for row in tiling.rows:
+        low = out.new_zeros((out.shape[0], row.last - row.first, out.shape[2]))
+        for column in tiling.columns:
+            tile = grad[:, row.first : row.last, column.first : column.last]
+            tiling.add_narrowed(low, tile.to(out.dtype), column)
+        tiling.add_raised(out, low, row)
 
 
 class _Upsample(torch.autograd.Function):

@@ -1,0 +1,164 @@
+"""What every network of fcnfast is: coarse score maps, and the fused ops on top of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..data.classes import IGNORE_INDEX, ClassTable
+from ..geometry import SamplingGrid
+from ..ops import upsample, upsample_argmax, upsample_cross_entropy
+
+# The share of each head in the loss; heads that are not named count fully.
+HEAD_WEIGHTS = {"aux": 0.5}
+
+
+class ScoreMap(NamedTuple):
+    """Coarse class scores, N x C x h x w, and where each pixel of the image samples them."""
+
+    scores: Tensor
+    grid: SamplingGrid
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a family of weights expects: ``(channels * scale - mean) / std``.
+
+    order: "rgb" or "bgr"; scale: 1/255 for inputs in 0..1, 1 for inputs in 0..255; mean and std
+    in the order of the channels.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    order: str = "rgb"
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.order not in ("rgb", "bgr"):
+            raise ValueError(f"order must be 'rgb' or 'bgr', not {self.order!r}")
+        for name in ("mean", "std"):
+            values = tuple(float(v) for v in getattr(self, name))
+            if len(values) != 3:
+                raise ValueError(f"{name} must hold 3 values, not {values}")
+            object.__setattr__(self, name, values)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON values; ``Preprocessing(**settings)`` reads them back."""
+        return asdict(self)
+
+
+# The ILSVRC mean that the Caffe networks subtract, and torchvision's normalisation.
+CAFFE = Preprocessing(mean=(104.00699, 116.66877, 122.67892), order="bgr")
+IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=1 / 255)
+
+
+class FCN(nn.Module):
+    """A fully convolutional network: `score_maps` is all that a network defines.
+
+    Attributes:
+        num_classes: channels of the main head.
+        table: the classes' names and colours, when they are known.
+        name, options: the arguments of `create_model` that made the network.
+        preprocessing: what `preprocess` does; it travels with the weights.
+    """
+
+    def __init__(self, num_classes: int, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be positive, not {num_classes}")
+        self.num_classes = num_classes
+        self.table: ClassTable | None = None
+        self.name = ""
+        self.options: dict[str, Any] = {}
+        self.set_preprocessing(preprocessing)
+
+    def set_preprocessing(self, preprocessing: Preprocessing) -> None:
+        """Make `preprocess` do this from now on (weights of another family were loaded)."""
+        self.preprocessing = preprocessing
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        for name in ("mean", "std"):
+            value = torch.tensor(getattr(preprocessing, name), device=device).view(3, 1, 1)
+            self.register_buffer(f"_{name}", value, persistent=False)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """uint8 RGB, N x 3 x H x W, to the network's own input of the same shape, float32.
+
+        Raises:
+            TypeError: when the images are not uint8.
+            ValueError: on another shape.
+        """
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8, not {images.dtype}")
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be N x 3 x H x W, not {tuple(images.shape)}")
+        settings = self.preprocessing
+        if settings.order == "bgr":
+            images = images.flip(1)
+        return (images * settings.scale - self._mean) / self._std
+
+    def score_maps(self, images: Tensor) -> dict[str, ScoreMap]:
+        """The coarse scores of every head, "out" first, for the network's own input."""
+        raise NotImplementedError(f"{type(self).__name__} defines no score_maps")
+
+    def forward(
+        self,
+        images: Tensor,
+        targets: Tensor | Mapping[str, Tensor] | None = None,
+        *,
+        weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+    ) -> dict[str, Tensor]:
+        """Full-resolution scores, or with `targets` the loss, without full-resolution scores.
+
+        Args:
+            images: the network's own input, N x 3 x H x W (see `preprocess`).
+            targets: labels N x H x W, 255 ignored, or one such tensor for each head by name; a
+                head without one takes that of "out".
+            weight, label_smoothing, reduction: as in `fcnfast.ops.upsample_cross_entropy`.
+
+        Returns:
+            ``{"out": N x C x H x W, ...}``, or ``{"loss": ..., "out": ..., ...}``: the sum and each
+            head's weighted part of it.
+
+        Raises:
+            ValueError, TypeError: as `upsample_cross_entropy`.
+        """
+        maps = self.score_maps(images)
+        if targets is None:
+            return {head: upsample(m.scores, m.grid) for head, m in maps.items()}
+        losses = {}
+        for head, m in maps.items():
+            target = targets if isinstance(targets, Tensor) else targets.get(head, targets["out"])
+            loss = upsample_cross_entropy(
+                m.scores,
+                target,
+                m.grid,
+                weight=weight,
+                ignore_index=IGNORE_INDEX,
+                reduction=reduction,
+                label_smoothing=label_smoothing,
+            )
+            losses[head] = loss * HEAD_WEIGHTS.get(head, 1.0)
+        return {"loss": torch.stack(list(losses.values())).sum(0), **losses}
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Labels of the main head, without full-resolution scores.
+
+        Args:
+            images: the network's own input, N x 3 x H x W.
+            size: (H', W') of the label map: the size of a photo that was shrunk for the network,
+                say. By default H x W.
+
+        Returns:
+            N x H' x W' labels, uint8 (int16 with more than 256 classes).
+        """
+        scores, grid = self.score_maps(images)["out"]
+        grid = grid if size is None else grid.rescaled(size)
+        dtype = torch.uint8 if self.num_classes <= 256 else torch.int16
+        return upsample_argmax(scores, grid, dtype=dtype)

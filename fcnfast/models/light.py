@@ -1,0 +1,98 @@
+"""A light FCN for CPUs: residual trunk, skips at strides 4, 8 and 16 (the bundled network's)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import FCN, IMAGENET, ScoreMap
+from .decoder import IMAGE, Located, after, fuse_aligned, image_grid_aligned
+
+
+def _conv_bn(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(width))
+
+
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut; the map keeps its size, its place and its width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = _conv_bn(width, width, 3)
+        self.second = _conv_bn(width, width, 3)
+        nn.init.zeros_(self.second[1].weight)  # each block starts as the identity
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x h x w to the same."""
+        return F.relu(x + self.second(F.relu(self.first(x), inplace=True)), inplace=True)
+
+
+class FCNLight(FCN):
+    """A small FCN whose skips are summed in feature space, by the paper's fused steps.
+
+    Every convolution pads its own border, so that unit u of a map of stride S is centred on pixel
+    S * u: no large padding, no crop, and any image from 1 x 1 up has scores at stride 4.
+
+    Args:
+        num_classes: C.
+        widths: channels at strides 2, 4, 8, 16 and 32.
+        depths: residual blocks at strides 4, 8, 16 and 32.
+        decoder: channels in which the skips are summed.
+        dropout: before the classifier, elementwise.
+
+    Raises:
+        ValueError: when widths and depths are not five and four positive numbers.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 11,
+        *,
+        widths: tuple[int, ...] = (32, 48, 96, 160, 224),
+        depths: tuple[int, ...] = (1, 2, 2, 2),
+        decoder: int = 64,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(num_classes, IMAGENET)
+        if len(widths) != 5 or len(depths) != 4 or min(*widths, *depths) < 1:
+            raise ValueError(
+                f"widths and depths must be 5 and 4 positive numbers, not {widths} and {depths}"
+            )
+        self.stem = nn.Sequential(_conv_bn(3, widths[0], 3, 2), nn.ReLU(inplace=True))
+        self.stages = nn.ModuleList()
+        for before, width, depth in zip(widths[:-1], widths[1:], depths, strict=True):
+            down = nn.Sequential(_conv_bn(before, width, 3, 2), nn.ReLU(inplace=True))
+            self.stages.append(nn.Sequential(down, *(Residual(width) for _ in range(depth))))
+        self.lateral = nn.ModuleList(_conv_bn(width, decoder, 1) for width in widths[1:])
+        self.smooth = nn.Sequential(_conv_bn(decoder, decoder, 3), nn.ReLU(inplace=True))
+        self.drop = nn.Dropout(dropout)
+        self.score = nn.Conv2d(decoder, num_classes, 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
+
+    def features(self, images: Tensor) -> list[Located]:
+        """The maps of strides 4, 8, 16 and 32."""
+        x, field = self.stem(images), after(IMAGE, self.stem)
+        found = []
+        for stage in self.stages:
+            # Residual blocks keep the place of every unit: only the first layer moves it.
+            x, field = stage(x), after(field, stage[0])
+            found.append(Located(x, field))
+        return found
+
+    def score_maps(self, images: Tensor) -> dict[str, ScoreMap]:
+        """Scores at stride 4."""
+        maps = [
+            Located(lateral(x), field)
+            for lateral, (x, field) in zip(self.lateral, self.features(images), strict=True)
+        ]
+        here = maps.pop()
+        while maps:
+            here = fuse_aligned(here, maps.pop())
+        x = self.score(self.drop(self.smooth(F.relu(here.x, inplace=True))))
+        grid = image_grid_aligned(Located(x, here.field), tuple(images.shape[-2:]))
+        return {"out": ScoreMap(x, grid)}
