@@ -1,21 +1,19 @@
 """Pictures and label maps on disk: read anything a person may have, write nothing half-done."""
 
+import contextlib
 import glob
 import io
 import itertools
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..errors import ImageError, InputError, LabelError
+from ..errors import ImageError, LabelError
 from .classes import IGNORE_INDEX, ClassTable
-
-MAX_PIXELS = 178_956_970
-"""Pictures of more pixels are refused: there PIL speaks of a bomb (0.7 GB decoded)."""
+from .decode import MAX_PIXELS, PathLike, Picture, open_picture, to_rgb, upright
 
 IMAGE_EXTENSIONS = frozenset(
     (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg")
@@ -23,24 +21,7 @@ IMAGE_EXTENSIONS = frozenset(
 )
 """The extensions (in lower case) by which `image_paths` knows a picture."""
 
-# Only these decoders are tried, whatever the file is called: PIL knows formats that start other
-# programs (EPS runs Ghostscript), and a photo never needs them.
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-
-_ORIENTATION_TAG = 0x0112
-_ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 _temporary_number = itertools.count()
-
-PathLike = str | os.PathLike[str]
 
 
 def read_image(path: PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -63,13 +44,13 @@ def read_image(path: PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         ImageError: missing, a folder, empty, cut, no picture, or too large; it names the file.
     """
-    image = _open(path, ImageError, max_pixels)
-    orientation = _orientation(image)
+    image, _, orientation = open_picture(path, ImageError, max_pixels)
     try:
-        rgb = _to_rgb(image)
-        return rgb.transpose(_ORIENTATIONS[orientation]) if orientation in _ORIENTATIONS else rgb
-    except (ValueError, OSError) as error:
+        rgb = upright(to_rgb(image), orientation)
+    except (ValueError, OSError, MemoryError) as error:
         raise ImageError(f"{path}: cannot convert mode {image.mode} to RGB: {error}") from error
+    rgb.info = {}  # the orientation is used up; writing the picture must not repeat it
+    return rgb
 
 
 def read_labels(
@@ -89,23 +70,24 @@ def read_labels(
         LabelError: no readable index picture, another size, or values that are no class; the
             message names the file, the value and how many pixels have it.
     """
-    image = _open(path, LabelError, MAX_PIXELS)
+    picture = open_picture(path, LabelError, MAX_PIXELS)
+    image = picture.image
     if size is not None and (image.height, image.width) != tuple(size):
         raise LabelError(
             f"{path}: the labels are {image.width}x{image.height} pixels, "
             f"their image is {size[1]}x{size[0]}"
         )
-    values = _label_values(path, image)
+    values = _label_values(path, picture)
+    present, counts = _value_counts(values)
+    voids = {*table.void_values, IGNORE_INDEX}
+    for value, count in zip(present, counts, strict=True):
+        if value >= len(table) and value not in voids or value < 0:
+            raise LabelError(
+                f"{path}: value {value} (pixels: {count}) is no class of {table.name!r}: "
+                f"0 to {len(table) - 1}, or {', '.join(map(str, sorted(voids)))} for none"
+            )
     lookup = np.full(256, IGNORE_INDEX, dtype=np.uint8)
     lookup[: len(table)] = np.arange(len(table))
-    legal = {*range(len(table)), *table.void_values, IGNORE_INDEX}
-    found, counts = _value_counts(values)
-    for value, count in zip(found, counts, strict=True):
-        if value not in legal:
-            raise LabelError(
-                f"{path}: value {value} in {count} pixels is no class of {table.name!r} "
-                f"(0 to {len(table) - 1}, void {', '.join(map(str, sorted(_voids(table))))})"
-            )
     return lookup[values]
 
 
@@ -173,9 +155,10 @@ def write_bytes(path: PathLike, content: bytes | memoryview) -> None:
             file.write(content)
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            # PIL and the system name the temporary file; the user knows only the real one.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None:
+            # The system names the temporary file; the user knows only the real one.
             raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
 
@@ -196,135 +179,54 @@ def image_paths(specs: PathLike | Iterable[PathLike]) -> list[Path]:
     """
     if isinstance(specs, (str, os.PathLike)):
         specs = [specs]
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     missing: list[str] = []
     for spec in specs:
-        paths = _expand(Path(spec))
+        paths = _expand(os.fspath(spec))
         if not paths:
-            path, reason = Path(spec), "no such file or folder"
-            if path.is_dir():
-                reason = "no pictures in this folder"
-            elif glob.has_magic(str(spec)):
-                reason = "no picture matches this pattern"
-            missing.append(f"{spec}: {reason}")
+            missing.append(f"{spec}: {_why_nothing(os.fspath(spec))}")
         for path in paths or [Path(spec)]:
-            found.setdefault(Path(os.path.realpath(path)), path)
-    if not found:
-        raise ImageError("no picture was given")
-    if len(missing) == len(found) or all(not path.is_file() for path in found.values()):
-        raise ImageError("; ".join(missing))
+            found.setdefault(os.path.realpath(path), path)
+    if not any(os.path.isfile(path) for path in found):
+        raise ImageError("; ".join(missing) or "no picture was given")
     return list(found.values())
 
 
-def _expand(path: Path) -> list[Path]:
+def _expand(spec: str) -> list[Path]:
     """Return the pictures that one file, folder or pattern stands for, sorted; maybe none."""
-    if path.is_dir():
-        candidates: Iterable[Path] = path.iterdir()
-    elif path.is_file():
-        return [path]
-    else:
-        candidates = map(Path, glob.glob(str(path), recursive=True))
+    if os.path.isfile(spec):
+        return [Path(spec)]
+    candidates = Path(spec).iterdir() if os.path.isdir(spec) else _glob(spec)
     return sorted(
-        candidate
-        for candidate in candidates
-        if candidate.suffix.lower() in IMAGE_EXTENSIONS
-        and not candidate.name.startswith(".")
-        and candidate.is_file()
+        path
+        for path in candidates
+        if path.suffix.lower() in IMAGE_EXTENSIONS
+        and not path.name.startswith(".")
+        and os.path.isfile(path)
     )
 
 
-def _open(path: PathLike, failure: type[InputError], max_pixels: int) -> Image.Image:
-    """Open and decode a picture in its own mode; raise `failure` with the file's name."""
-    if not Image.registered_extensions():  # registers every decoder on first use
-        raise failure(f"{path}: PIL has no decoders")
-    formats = [name for name in _FORMATS if name in Image.OPEN]
-    try:
-        if os.path.isdir(path):
-            raise failure(f"{path}: is a folder, not a picture")
-        if os.path.getsize(path) == 0:
-            raise failure(f"{path}: the file is empty (0 bytes)")
-        with warnings.catch_warnings():
-            # Between half its limit and its limit PIL only warns; the limit below decides.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=formats)
-        with image:
-            if image.width * image.height > max_pixels:
-                raise failure(
-                    f"{path}: {image.width}x{image.height} pixels are more than the {max_pixels} "
-                    "that are read"
-                )
-            image.load()
-    except failure:
-        raise
-    except Exception as error:  # decoders raise anything at all on a damaged file
-        raise failure(f"{path}: {_reason(error)}") from error
-    return image
+def _glob(pattern: str) -> Iterable[Path]:
+    """Return the files that a pattern matches."""
+    return map(Path, glob.glob(pattern, recursive=True))
 
 
-def _reason(error: Exception) -> str:
-    """Say in plain words why a picture could not be read."""
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not a picture, or of a kind that is not read"
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"too many pixels: {error}"
-    if isinstance(error, MemoryError):
-        return "too large for the memory"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return f"damaged picture: {error}"
+def _why_nothing(spec: str) -> str:
+    """Say why a spec stands for no picture."""
+    if os.path.isdir(spec):
+        return "no pictures in this folder"
+    return "no picture matches" if glob.has_magic(spec) else "no such file or folder"
 
 
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (upright) when there is none or it cannot be read."""
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # damaged EXIF data says nothing about the pixels
-        return 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB as `read_image` says."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I;16"):
-        return _grey(np.asarray(image).astype(np.float32) / 257.0)
-    if image.mode in ("I", "F"):
-        # Releases of PIL before 11 open 16-bit grey PNGs, and all of them PGMs, as mode I.
-        sixteen_bits = image.mode == "I" and image.format in ("PNG", "PPM")
-        values = np.asarray(image).astype(np.float64)
-        return _grey(values / 257.0 if sixteen_bits else _stretch(values, image.mode == "F"))
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        if image.mode in ("La", "RGBa"):  # premultiplied
-            image = image.convert("LA" if image.mode == "La" else "RGBA")
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
-
-
-def _stretch(values: np.ndarray, floating: bool) -> np.ndarray:
-    """Map values (float64) to 0..255 by their own range; what is not finite becomes the lowest."""
-    finite = np.isfinite(values)
-    if not finite.any():
-        return np.zeros_like(values)
-    low, high = float(values[finite].min()), float(values[finite].max())
-    if floating and low >= 0.0 and high <= 1.0:
-        low, high = 0.0, 1.0
-    scale = 255.0 / (high - low) if high > low else 0.0
-    return (np.where(finite, values, low) - low) * scale
-
-
-def _grey(values: np.ndarray) -> Image.Image:
-    """Make an RGB picture with equal channels from values in 0..255."""
-    return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
-
-
-def _label_values(path: PathLike, image: Image.Image) -> np.ndarray:
+def _label_values(path: PathLike, picture: Picture) -> np.ndarray:
     """Return the stored integers of an index or grey picture, H×W."""
-    if image.mode in ("P", "L"):
+    image = picture.image
+    if image.mode == "P":
         return np.asarray(image)
+    if image.mode == "L":
+        # PIL stretches grey values of 2 and 4 bits to 0..255; labels are the values themselves.
+        stretched = {"L;2": 85, "L;4": 17}.get(picture.raw_mode, 1)
+        return np.asarray(image) // np.uint8(stretched)
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8)
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -335,15 +237,10 @@ def _label_values(path: PathLike, image: Image.Image) -> np.ndarray:
 
 
 def _value_counts(values: np.ndarray) -> tuple[list[int], list[int]]:
-    """Return the values that occur and their numbers of pixels."""
-    if values.dtype == np.uint8:
+    """Return the values that occur, in order, and how many pixels have each."""
+    if values.dtype == np.uint8:  # no sorting of a picture's pixels
         histogram = np.bincount(values.ravel(), minlength=256)
         present = np.flatnonzero(histogram)
         return present.tolist(), histogram[present].tolist()
     present, counts = np.unique(values, return_counts=True)
     return present.tolist(), counts.tolist()
-
-
-def _voids(table: ClassTable) -> set[int]:
-    """Return the values that mean "no class"."""
-    return {*table.void_values, IGNORE_INDEX}

@@ -1,0 +1,192 @@
+"""The four metrics of the FCN paper, from one confusion matrix over a whole data set.
+
+With n_ij the pixels of true class i labelled j, t_i = Σ_j n_ij, and C classes:
+
+    pixel accuracy           Σ_i n_ii / Σ_i t_i
+    mean accuracy            1/C Σ_i n_ii / t_i
+    mean IU                  1/C Σ_i n_ii / (t_i + Σ_j n_ji - n_ii)
+    frequency-weighted IU    Σ_i t_i n_ii / (t_i + Σ_j n_ji - n_ii) / Σ_k t_k
+
+(Long, Shelhamer, Darrell, "Fully Convolutional Networks for Semantic Segmentation", section 5).
+The formulas do not say what a class without pixels counts; `ConfusionMatrix.scores` asks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+_IGNORE_INDEX = 255
+
+Absent = Literal["union", "truth", "zero"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores as fractions of 1; NaN where nothing was there to be scored.
+
+    Attributes:
+        pixel_accuracy: correct pixels among all.
+        mean_accuracy: mean of `accuracy` over the classes that count.
+        mean_iu: mean of `iu` over the classes that count.
+        fw_iu: mean of `iu` weighted by the pixels of the truth.
+        iu: intersection over union of each class, float64 C; NaN for one that does not count.
+        accuracy: correct pixels among each class's own, float64 C; likewise.
+    """
+
+    pixel_accuracy: float
+    mean_accuracy: float
+    mean_iu: float
+    fw_iu: float
+    iu: np.ndarray
+    accuracy: np.ndarray
+
+
+class ConfusionMatrix:
+    """Counts of (true class, predicted class) over any number of label maps.
+
+    Args:
+        num_classes: C, 1 to 255.
+
+    Attributes:
+        matrix: int64 C×C, rows truth, columns prediction.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        if not 1 <= num_classes <= _IGNORE_INDEX:
+            raise ValueError(f"num_classes must be 1 to 255, not {num_classes}")
+        self.num_classes = num_classes
+        self.matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
+
+    def update(
+        self, target: np.ndarray | torch.Tensor, prediction: np.ndarray | torch.Tensor
+    ) -> None:
+        """Add the pixels of one or more label maps.
+
+        Args:
+            target: true labels of any integer dtype and shape; pixels of value 255 are left out.
+            prediction: predicted labels of the same shape.
+
+        Raises:
+            TypeError: labels that are no integers.
+            ValueError: unequal shapes; a true label that is no class and not 255; a predicted
+                label that is no class where the truth has one. Nothing is added then.
+        """
+        truth, guess = _labels(target, "target"), _labels(prediction, "prediction")
+        if truth.shape != guess.shape:
+            raise ValueError(f"target has shape {truth.shape} but the prediction has {guess.shape}")
+        # All 256×256 pairs are counted in one pass without a mask; the bad ones are seen there.
+        pairs = truth.astype(np.uint16) << 8 | guess
+        joint = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
+        self._refuse(joint[:_IGNORE_INDEX].sum(axis=1), "target")
+        self._refuse(joint[: self.num_classes].sum(axis=0), "prediction")
+        self.matrix += joint[: self.num_classes, : self.num_classes]
+
+    def _refuse(self, counts: np.ndarray, what: str) -> None:
+        """Raise for the first value at or above C that has a count."""
+        bad = np.flatnonzero(counts[self.num_classes :])
+        if bad.size:
+            value = self.num_classes + int(bad[0])
+            extra = ", or 255 to ignore" if what == "target" else ""
+            raise ValueError(
+                f"{what}: value {value} (pixels: {counts[value]}) is no class "
+                f"(0 to {self.num_classes - 1}{extra})"
+            )
+
+    def scores(self, absent: Absent = "union") -> Scores:
+        """Return the metrics of the pixels seen so far.
+
+        Args:
+            absent: which classes the two means are over.
+                "union": mean IU over the classes in the truth or in the prediction, so that a
+                class predicted but never true counts as 0; mean accuracy over those in the truth
+                (what the paper's own code does);
+                "truth": both over the classes in the truth (what the paper says for SIFT Flow);
+                "zero": both over all classes, an absent one counting as 0.
+
+        Raises:
+            ValueError: another value of `absent`.
+        """
+        if absent not in ("union", "truth", "zero"):
+            raise ValueError(f'absent must be "union", "truth" or "zero", not {absent!r}')
+        counts = self.matrix.astype(np.float64)
+        correct, truth = np.diag(counts), counts.sum(axis=1)
+        union = truth + counts.sum(axis=0) - correct
+        # Fill values: 0 keeps an absent class in a mean, NaN leaves it out.
+        fill = 0.0 if absent == "zero" else np.nan
+        accuracy = _ratio(correct, truth, truth > 0, fill)
+        iu = _ratio(correct, union, truth > 0 if absent == "truth" else union > 0, fill)
+        total = truth.sum()
+        weighted = truth * _ratio(correct, union, union > 0, 0.0)
+        return Scores(
+            pixel_accuracy=float(correct.sum() / total) if total else float("nan"),
+            mean_accuracy=_mean(accuracy),
+            mean_iu=_mean(iu),
+            fw_iu=float(weighted.sum() / total) if total else float("nan"),
+            iu=iu,
+            accuracy=accuracy,
+        )
+
+
+def _labels(labels: np.ndarray | torch.Tensor, what: str) -> np.ndarray:
+    """Return labels as uint8, refusing what does not fit instead of wrapping it round."""
+    values = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else labels
+    values = np.asarray(values)
+    if not np.issubdtype(values.dtype, np.integer):
+        raise TypeError(f"{what} must hold integers, not {values.dtype}")
+    if values.dtype == np.uint8:
+        return values
+    outside = (values < 0) | (values > 255)
+    if outside.any():
+        value = int(values[outside].flat[0])
+        count = int((values == value).sum())
+        raise ValueError(f"{what}: value {value} (pixels: {count}) is no label")
+    return values.astype(np.uint8)
+
+
+def _ratio(
+    numerator: np.ndarray, denominator: np.ndarray, where: np.ndarray, fill: float
+) -> np.ndarray:
+    """Divide where told, `fill` elsewhere."""
+    result = np.full(numerator.shape, fill)
+    return np.divide(numerator, denominator, out=result, where=where)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Return the mean of what is not NaN; NaN when nothing is left."""
+    kept = values[~np.isnan(values)]
+    return float(kept.mean()) if kept.size else float("nan")
+
+
+def format_scores(scores: Scores, names: Sequence[str]) -> str:
+    """Lay scores out as a table in percent with one decimal; a class that does not count has "-".
+
+    Args:
+        scores: from `ConfusionMatrix.scores`.
+        names: one name for each class.
+
+    Returns:
+        Lines without a final newline: one for each class, then the four metrics.
+    """
+    if len(names) != len(scores.iu):
+        raise ValueError(f"{len(names)} names for {len(scores.iu)} classes")
+    totals = (
+        ("pixel accuracy", scores.pixel_accuracy),
+        ("mean accuracy", scores.mean_accuracy),
+        ("mean IU", scores.mean_iu),
+        ("frequency-weighted IU", scores.fw_iu),
+    )
+    width = max(len(text) for text in (*names, *(label for label, _ in totals)))
+    lines = [f"{'class':<{width}}  {'IU':>6}  {'accuracy':>8}"]
+    for name, iu, accuracy in zip(names, scores.iu, scores.accuracy, strict=True):
+        lines.append(f"{name:<{width}}  {_percent(iu):>6}  {_percent(accuracy):>8}")
+    lines.append("")
+    lines.extend(f"{label:<{width}}  {_percent(value):>6}" for label, value in totals)
+    return "\n".join(lines)
+
+
+def _percent(value: float) -> str:
+    """Write a fraction as percent with one decimal, NaN as a dash."""
+    return "-" if np.isnan(value) else f"{100.0 * value:.1f}"
