@@ -1,0 +1,118 @@
+"""Label maps drawn for people: the classes' colours over the photo, and a legend beside them."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .classes import ClassTable
+
+PAPER = (255, 255, 255)
+INK = (32, 32, 32)
+# Names longer than this are cut in the legend.
+_LONGEST_NAME = 28
+
+
+def blend(image: Image.Image, labels: np.ndarray, table: ClassTable, opacity: float) -> Image.Image:
+    """Lay the classes' colours over a picture; pixels of no class keep the picture's.
+
+    Args:
+        image: RGB.
+        labels: uint8 H×W of the picture's size.
+        table: the classes.
+        opacity: 0 (the picture alone) to 1 (the colours alone).
+
+    Returns:
+        An RGB picture of the same size.
+
+    Raises:
+        ValueError: `opacity` outside 0..1, or labels of another size.
+    """
+    check_opacity(opacity)
+    if labels.shape != (image.height, image.width):
+        raise ValueError(f"labels {labels.shape} for a picture {image.height}×{image.width}")
+    indices = Image.fromarray(np.ascontiguousarray(labels))
+    colours = [channel for colour in table.palette for channel in colour]
+    indices.putpalette(colours + [0] * (768 - len(colours)))
+    mixed = Image.blend(image, indices.convert("RGB"), opacity)
+    void = labels >= len(table)
+    return Image.composite(image, mixed, Image.fromarray(void)) if void.any() else mixed
+
+
+def check_opacity(opacity: float) -> None:
+    """Raise ValueError unless `opacity` is a number in 0..1."""
+    if isinstance(opacity, bool) or not isinstance(opacity, (int, float)) or not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must be a number from 0 to 1, not {opacity!r}")
+
+
+def add_legend(image: Image.Image, table: ClassTable, shares: Mapping[str, float]) -> Image.Image:
+    """Put a picture on a sheet with the classes' colours, names and shares.
+
+    The legend stands below a landscape picture and to the right of a portrait one, never over it.
+    Its letters grow with the picture and do not shrink below what can be read; a small picture
+    gets a larger sheet.
+
+    Args:
+        image: RGB.
+        table: the classes.
+        shares: share of the picture by class name; the legend keeps the order and leaves out what
+            is 0.
+
+    Returns:
+        An RGB picture; the given one is its upper left corner.
+    """
+    rows = [(name, share) for name, share in shares.items() if share > 0]
+    if not rows:
+        return image.copy()
+    legend = _draw_legend(image.size, table, rows)
+    below = image.width >= image.height
+    width = max(image.width, legend.width) if below else image.width + legend.width
+    height = image.height + legend.height if below else max(image.height, legend.height)
+    sheet = Image.new("RGB", (width, height), PAPER)
+    sheet.paste(image, (0, 0))
+    sheet.paste(legend, (0, image.height) if below else (image.width, 0))
+    return sheet
+
+
+def percent(share: float) -> str:
+    """Write a share for people: one decimal, and no "0.0" for what is there."""
+    return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def _draw_legend(
+    size: tuple[int, int], table: ClassTable, rows: list[tuple[str, float]]
+) -> Image.Image:
+    """Draw the entries in columns that fit a picture of `size` (width, height)."""
+    width, height = size
+    em = max(13, round(math.sqrt(width * height) / 40))
+    font = ImageFont.load_default(em)
+    line, gap = round(1.6 * em), em // 2
+    names = [_shorten(name) for name, _ in rows]
+    name_width = math.ceil(max(font.getlength(name) for name in names))
+    share_width = math.ceil(max(font.getlength(percent(share)) for _, share in rows))
+    cell = em + gap + name_width + em + share_width + 2 * em
+    if width >= height:  # below: as many columns as the picture is wide
+        columns = min(len(rows), max(1, (width + em) // cell))
+        lines = math.ceil(len(rows) / columns)
+    else:  # beside: columns as long as the picture, and not too short where it is small
+        lines = min(len(rows), max(12, (height - em) // line))
+    columns = math.ceil(len(rows) / lines)
+    sheet = Image.new("RGB", (columns * cell + em, lines * line + em), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, (name, share) in enumerate(rows):
+        column, row = divmod(index, lines)
+        x, y = em + column * cell, (em + line) // 2 + row * line  # y: the middle of the line
+        box = (x, y - em // 2, x + em, y - em // 2 + em)
+        colour = table.palette[table.names.index(name)]
+        draw.rectangle(box, fill=colour, outline=INK, width=max(1, em // 16))
+        draw.text((x + em + gap, y), names[index], INK, font, anchor="lm")
+        right = x + em + gap + name_width + em + share_width
+        draw.text((right, y), percent(share), INK, font, anchor="rm")
+    return sheet
+
+
+def _shorten(name: str) -> str:
+    """Return a class name as one line of bounded length."""
+    name = " ".join(name.split())
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."

@@ -1,0 +1,154 @@
+"""Score a network, or a folder of label pictures, against the truth: one matrix for a data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .data.classes import IGNORE_INDEX
+from .data.folder import FolderDataset, Sample
+from .data.images import PathLike, read_labels
+from .data.inputs import photo_tensor, shrink
+from .errors import DatasetError, LabelError
+from .metrics import ConfusionMatrix
+from .models import FCN
+
+
+class Dataset(Protocol):
+    """Samples by number, such as `FolderDataset` and `SyntheticScenes`."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """Return one sample; its labels are of the picture's size, 255 where there is none."""
+
+
+def evaluate_model(
+    model: FCN,
+    dataset: Dataset,
+    *,
+    batch_size: int = 1,
+    max_size: int | None = None,
+    progress: bool = False,
+) -> ConfusionMatrix:
+    """Label every picture of a data set at a single scale and count all its pixels.
+
+    Args:
+        model: a network, on any device; it is in evaluation mode while this runs, and afterwards
+            as it was.
+        dataset: the pictures and their true labels.
+        batch_size: up to so many neighbouring pictures of one size go through together. Nothing
+            is padded, so that the labels do not depend on it.
+        max_size: longest side that the network sees; labels are made, and counted, at the
+            pictures' own size.
+        progress: show a bar on stderr.
+
+    Raises:
+        DatasetError: a data set without samples, or with another number of classes.
+        ValueError: `batch_size` or `max_size` below 1.
+        ImageError, LabelError: a damaged file.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    _check_classes(model, dataset)
+    device = next(model.parameters()).device
+    matrix = ConfusionMatrix(model.num_classes)
+    was_training = model.training
+    model.eval()
+    try:
+        # no_grad, not inference_mode: training goes on with the same network afterwards.
+        with torch.no_grad(), tqdm(total=len(dataset), unit="image", disable=not progress) as bar:
+            for group in _groups(_samples(dataset), batch_size):
+                images = [photo_tensor(shrink(sample.image, max_size)) for sample in group]
+                pixels = model.preprocess(torch.cat(images).to(device))
+                predicted = model.predict(pixels, size=_size(group[0]))
+                matrix.update(np.stack([sample.labels for sample in group]), predicted)
+                bar.update(len(group))
+    finally:
+        model.train(was_training)
+    return matrix
+
+
+def evaluate_folder(
+    predictions: PathLike, dataset: FolderDataset, *, progress: bool = False
+) -> ConfusionMatrix:
+    """Count the pixels of label pictures that were written before, by whatever program.
+
+    Args:
+        predictions: a folder with ``NAME.png`` for every picture of the data set: indices or grey
+            values, of the picture's size. Other files in it are not looked at.
+        dataset: the true labels.
+        progress: show a bar on stderr.
+
+    Raises:
+        DatasetError: no such folder, or predictions are missing; they are named.
+        LabelError: a damaged prediction, one of another size, with values that are no class, or
+            without a class where the truth has one.
+    """
+    paths = _prediction_paths(Path(predictions), dataset.samples)
+    matrix = ConfusionMatrix(len(dataset.table))
+    for path, (_, truth_path) in zip(
+        tqdm(paths, unit="image", disable=not progress), dataset.samples, strict=True
+    ):
+        truth = read_labels(truth_path, dataset.table)
+        guess = read_labels(path, dataset.table, size=(truth.shape[0], truth.shape[1]))
+        nothing = int(((guess == IGNORE_INDEX) & (truth != IGNORE_INDEX)).sum())
+        if nothing:
+            raise LabelError(f"{path}: no class in {nothing} pixels where the truth has one")
+        matrix.update(truth, guess)
+    return matrix
+
+
+def _check_classes(model: FCN, dataset: Dataset) -> None:
+    """Refuse a data set that is empty or whose classes cannot be the network's."""
+    if len(dataset) == 0:
+        raise DatasetError("the data set has no pictures")
+    table = getattr(dataset, "table", None)
+    if table is not None and len(table) != model.num_classes:
+        raise DatasetError(
+            f"the network has {model.num_classes} classes, the data set's table "
+            f"{table.name!r} has {len(table)}"
+        )
+
+
+def _samples(dataset: Dataset) -> Iterator[Sample]:
+    """Yield all samples in order."""
+    for index in range(len(dataset)):
+        yield dataset[index]
+
+
+def _size(sample: Sample) -> tuple[int, int]:
+    """Return (height, width)."""
+    return sample.image.height, sample.image.width
+
+
+def _groups(samples: Iterable[Sample], most: int) -> Iterator[list[Sample]]:
+    """Yield neighbouring samples of one size together, at most so many."""
+    group: list[Sample] = []
+    for sample in samples:
+        if group and (len(group) == most or _size(sample) != _size(group[0])):
+            yield group
+            group = []
+        group.append(sample)
+    if group:
+        yield group
+
+
+def _prediction_paths(folder: Path, samples: Sequence[tuple[Path, Path]]) -> list[Path]:
+    """Return the label picture for every sample, or name what is missing."""
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder with predictions")
+    found = set(os.listdir(folder))
+    names = [f"{image.stem}.png" for image, _ in samples]
+    missing = [name for name in names if name not in found]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise DatasetError(f"{folder}: no prediction {', '.join(missing[:3])}{more}")
+    return [folder / name for name in names]
