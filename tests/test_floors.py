@@ -1,6 +1,7 @@
 """Who may import whom: a file only from floors below its own, nothing in a circle, no strangers.
 
-The sources are read, not run: imports inside functions count too.
+The sources are read, not run: imports inside functions count too. Under TYPE_CHECKING a file may
+name types of its own floor as well, since no import is carried out.
 """
 
 import ast
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 
@@ -43,6 +44,9 @@ IMPORTED_AS = {"pillow": "PIL", "protobuf": "google"}
 TENSORBOARD = "torch.utils.tensorboard"
 
 
+When = Literal["import", "call", "never"]
+
+
 class Module(NamedTuple):
     """A file's text, and the package that its relative imports start from."""
 
@@ -51,11 +55,11 @@ class Module(NamedTuple):
 
 
 class Import(NamedTuple):
-    """One imported name; `deferred` where importing the file does not carry it out."""
+    """One imported name, and when it is carried out: as the file is imported, in a call, never."""
 
     target: str
     line: int
-    deferred: bool
+    when: When
     relative: bool
 
 
@@ -82,16 +86,19 @@ def read_project(root: Path) -> Project:
     return project
 
 
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-
-
-def statements(node: ast.AST, deferred: bool = False) -> Iterator[tuple[ast.AST, bool]]:
-    """Every node below `node`, with whether it runs later than the file's import, or never."""
+def statements(node: ast.AST, when: When = "import") -> Iterator[tuple[ast.AST, When]]:
+    """Every node below `node`, with when it runs."""
+    unseen: list[ast.stmt] = []
+    if isinstance(node, ast.If) and re.fullmatch(
+        r"(typing\.)?TYPE_CHECKING", ast.unparse(node.test)
+    ):
+        unseen = node.body
+    elif when == "import" and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        when = "call"
     for child in ast.iter_child_nodes(node):
-        yield child, deferred
-        later = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-        yield from statements(child, deferred or later or is_type_checking(child))
+        inner = "never" if child in unseen else when
+        yield child, inner
+        yield from statements(child, inner)
 
 
 def find_imports(module: Module, known: Project) -> list[Import]:
@@ -107,16 +114,16 @@ def find_imports(module: Module, known: Project) -> list[Import]:
         return ".".join([*parts[: len(parts) - level + 1], name]).rstrip(".") if level else name
 
     found = []
-    for node, deferred in statements(ast.parse(module.text)):
+    for node, when in statements(ast.parse(module.text)):
         if isinstance(node, ast.Import):
-            found += [Import(alias.name, node.lineno, deferred, False) for alias in node.names]
+            found += [Import(alias.name, node.lineno, when, False) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = absolute(node.module or "", node.level)
             for alias in node.names:
                 inner = f"{base}.{alias.name}"
                 # kernels/ is a package without a file of its own
                 target = inner if inner in known or inner in (KERNELS, TENSORBOARD) else base
-                found.append(Import(target, node.lineno, deferred, node.level > 0))
+                found.append(Import(target, node.lineno, when, node.level > 0))
         elif isinstance(node, ast.Call) and re.search(
             r"\b(import_module|__import__)$", ast.unparse(node.func)
         ):
@@ -124,7 +131,7 @@ def find_imports(module: Module, known: Project) -> list[Import]:
             if isinstance(given, ast.Constant) and isinstance(given.value, str):
                 level = len(given.value) - len(given.value.lstrip("."))
                 target = absolute(given.value.lstrip("."), level)
-                found.append(Import(target, node.lineno, deferred, level > 0))
+                found.append(Import(target, node.lineno, when, level > 0))
     return found
 
 
@@ -151,7 +158,8 @@ def floor_faults(project: Project) -> list[str]:
             if not is_ours(found.target):
                 continue
             other = room_of(found.target)
-            if other is None or (other != room and FLOORS[other] >= FLOORS[room]):
+            top = FLOORS[room] - (found.when != "never")
+            if other is None or (other != room and FLOORS[other] > top):
                 faults.append(f"{name}:{found.line} imports {found.target}")
     return faults
 
@@ -186,13 +194,14 @@ def stranger_faults(project: Project, allowed: Allowed) -> list[str]:
             if kernel:
                 sibling = found.relative and found.target.startswith(KERNELS)
                 fine = sibling or top in ("torch", "triton")
+                fine |= is_ours(found.target) and found.when == "never"
             elif is_ours(found.target):
-                fine = found.deferred or room_of(found.target) != KERNELS
+                fine = found.when != "import" or room_of(found.target) != KERNELS
             elif found.target.startswith(TENSORBOARD):
-                fine = found.deferred
+                fine = found.when != "import"
             else:
                 fine = top in allowed.core - {"triton"}
-                fine |= found.deferred and top in allowed.core | allowed.extras
+                fine |= found.when != "import" and top in allowed.core | allowed.extras
             if not fine:
                 faults.append(f"{name}:{found.line} imports {found.target}")
     return faults
@@ -243,7 +252,9 @@ EXAMPLES = {
     "def f():\n    import scipy.io": [],
     "def f():\n    from torch.utils.tensorboard import SummaryWriter": [],
     "from torch.utils import tensorboard": ["stranger"],
-    "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import h5py": [],
+    "if TYPE_CHECKING:\n    import h5py\nelse:\n    import scipy": ["stranger"],
+    "if TYPE_CHECKING:\n    from .geometry import SamplingGrid": [],
+    "if TYPE_CHECKING:\n    from .ops import upsample": ["floor"],
     "def f():\n    import pandas": ["stranger"],
     "import kernels": ["stranger"],
 }
@@ -266,6 +277,7 @@ def test_faults_are_found(text: str, allowed: Allowed) -> None:
         ("from fcnfast.kernels import upsample", 1),
         ("from ..geometry import SamplingGrid", 1),
         ("def f():\n    import numpy", 1),
+        ("if TYPE_CHECKING:\n    from ..geometry import SamplingGrid", 0),
     ],
 )
 def test_kernels_import_torch_and_each_other(text: str, faults: int, allowed: Allowed) -> None:
