@@ -40,11 +40,12 @@ FLOORS = {
 }
 # What a distribution is imported as, where that is not its own name.
 IMPORTED_AS = {"pillow": "PIL", "protobuf": "google"}
-# Comes with the `log` extra, though it is found inside torch.
-TENSORBOARD = "torch.utils.tensorboard"
+TENSORBOARD = "torch.utils.tensorboard"  # needs the `log` extra
 
 
 When = Literal["import", "call", "never"]
+TYPES_ONLY = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
 class Module(NamedTuple):
@@ -89,11 +90,9 @@ def read_project(root: Path) -> Project:
 def statements(node: ast.AST, when: When = "import") -> Iterator[tuple[ast.AST, When]]:
     """Every node below `node`, with when it runs."""
     unseen: list[ast.stmt] = []
-    if isinstance(node, ast.If) and re.fullmatch(
-        r"(typing\.)?TYPE_CHECKING", ast.unparse(node.test)
-    ):
+    if isinstance(node, ast.If) and ast.unparse(node.test) in TYPES_ONLY:
         unseen = node.body
-    elif when == "import" and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+    elif when == "import" and isinstance(node, FUNCTIONS):
         when = "call"
     for child in ast.iter_child_nodes(node):
         inner = "never" if child in unseen else when
