@@ -36,12 +36,22 @@ class RandomScaleCrop:
     Args:
         size: (height, width) of the result.
         scale: smallest and largest s.
-        aspect: largest a; the smallest is its inverse.
+        aspect: largest a, at least 1; the smallest is its inverse.
+
+    Raises:
+        ValueError: a size below 1, a scale not above 0 or with its ends swapped, an aspect below 1.
     """
 
     size: tuple[int, int]
     scale: tuple[float, float] = (0.5, 2.0)
     aspect: float = 1.25
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        if not 0.0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale must be (smallest, largest) above 0, not {self.scale}")
+        if not self.aspect >= 1.0:
+            raise ValueError(f"aspect must be at least 1, not {self.aspect}")
 
     def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
         """Return the window."""
@@ -55,6 +65,12 @@ class RandomScaleCrop:
         if (rows, columns) == (height, width):
             return part, part_labels
         return _on_canvas(part, part_labels, (height, width), (top, left))
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    """Refuse a result without pixels."""
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size must be (height, width) of at least 1, not {size}")
 
 
 def _window(
@@ -146,6 +162,9 @@ class Resize:
 
     size: tuple[int, int]
 
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+
     def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
         """Return the resized pair; nothing is drawn from `rng`."""
         height, width = self.size
@@ -159,6 +178,9 @@ class Pad:
     """Extend a pair at the bottom and the right to at least `size` (height, width)."""
 
     size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
 
     def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
         """Return the padded pair; nothing is drawn from `rng`."""

@@ -1,0 +1,396 @@
+"""Paired transforms keep pictures and labels aligned and take all chance from their generator."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import event, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fcnfast.data.classes import VOC
+from fcnfast.data.transforms import (
+    MEAN_COLOUR,
+    ColorJitter,
+    Compose,
+    Pad,
+    RandomAutoContrast,
+    RandomBlur,
+    RandomExposure,
+    RandomGamma,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomJPEG,
+    RandomLighting,
+    RandomNoise,
+    RandomRotate,
+    RandomScaleCrop,
+    RandomWhiteBalance,
+    Resize,
+    collate,
+    eval_transform,
+    train_transform,
+)
+
+PHOTOMETRIC = [
+    ColorJitter(p=1.0),
+    RandomGamma(p=1.0),
+    RandomExposure(p=1.0),
+    RandomAutoContrast(p=1.0),
+    RandomWhiteBalance(p=1.0),
+    RandomGrayscale(p=1.0),
+    RandomLighting(p=1.0),
+    RandomBlur(p=1.0),
+    RandomNoise(p=1.0),
+    RandomJPEG(p=1.0),
+]
+
+
+def _scene(
+    height: int, width: int, seed: int, cell: int = 12, classes: int = 6
+) -> tuple[Image.Image, np.ndarray]:
+    """Return blocks of labels and a picture in which each label has its colour."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, classes, (math.ceil(height / cell), math.ceil(width / cell)))
+    labels = blocks.repeat(cell, 0).repeat(cell, 1)[:height, :width].astype(np.uint8)
+    palette = np.array(VOC.palette, np.uint8)
+    return Image.fromarray(palette[labels]), labels
+
+
+def _photo(height: int = 60, width: int = 80) -> Image.Image:
+    """Return a picture of smooth colours and some texture."""
+    y, x = np.mgrid[0:height, 0:width]
+    texture = np.random.default_rng(3).integers(0, 40, (height, width))
+    channels = (60 + 2 * x + texture, 40 + 2 * y + texture, 180 - x + texture)
+    return Image.fromarray(np.stack(channels, axis=-1).clip(0, 255).astype(np.uint8))
+
+
+def _misplaced(image: Image.Image, labels: np.ndarray, radius: int = 2) -> tuple[int, int]:
+    """Return how many pixels well inside their label lack its colour, and how many are inside.
+
+    Inside means that all labels up to `radius` pixels away are known and equal, so that no blend
+    of two colours can be there.
+    """
+    palette = np.array((*VOC.palette[:6], *[(0, 0, 0)] * 249, MEAN_COLOUR), int)
+    off = np.abs(np.asarray(image).astype(int) - palette[labels]).max(axis=-1) > 3
+    around = np.lib.stride_tricks.sliding_window_view(labels, (2 * radius + 1,) * 2)
+    inside = around.min(axis=(2, 3)) == around.max(axis=(2, 3))
+    off = off[radius:-radius, radius:-radius]
+    return int((off & inside).sum()), int(inside.sum())
+
+
+sizes = st.tuples(st.integers(1, 90), st.integers(1, 90))
+
+
+@given(
+    source=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    size=sizes,
+    low=st.floats(0.3, 2.5),
+    spread=st.floats(1.0, 3.0),
+    aspect=st.floats(1.0, 1.6),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_scale_crop_keeps_every_pixel_aligned(
+    source: tuple[int, int],
+    size: tuple[int, int],
+    low: float,
+    spread: float,
+    aspect: float,
+    seed: int,
+) -> None:
+    """A picture that spells its own coordinates tells where each result pixel was taken from."""
+    height, width = source
+    y, x = np.mgrid[0:height, 0:width]
+    image = Image.fromarray(np.stack((y, x, 0 * y), axis=-1).astype(np.uint8))
+    labels = (y + x).astype(np.uint8) // 2
+    transform = RandomScaleCrop(size, (low, low * spread), aspect)
+    result, cropped = transform(image, labels, np.random.default_rng(seed))
+    assert result.size == size[::-1] and cropped.shape == size and cropped.dtype == np.uint8
+    pixels, inside = np.asarray(result).astype(float), cropped != 255
+    event(f"padded: {not inside.all()}")
+    event(f"shrunk: {low * spread < 1}")
+    assert inside.any()
+    np.testing.assert_array_equal(
+        pixels[~inside], np.broadcast_to(MEAN_COLOUR, pixels[~inside].shape)
+    )
+    # The rows and columns inside make one rectangle.
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    assert inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+    assert inside.sum() == (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
+    # Interpolated coordinates and the nearest pixel's differ by half a pixel, the rounding to
+    # 8 bits, and, where the window shrinks and is cut by the border, by the filter's lopsidedness.
+    step = max(1.0, math.sqrt(aspect) / low)
+    expected = (pixels[..., 0] + pixels[..., 1]) / 2
+    error = np.abs(expected - cropped)[inside]
+    assert error.max() <= 1.6 + step
+
+
+@given(
+    transforms=st.sampled_from(
+        [
+            (RandomScaleCrop((50, 70), (0.6, 2.0), aspect=1.3),),
+            (RandomScaleCrop((200, 90), (0.6, 1.5), aspect=1.3),),
+            (RandomHorizontalFlip(),),
+            (RandomRotate(20.0, p=1.0),),
+            (Pad((170, 40)),),
+            (Resize((90, 210)),),
+            (RandomScaleCrop((80, 60), (1.0, 2.0)), RandomHorizontalFlip(), RandomRotate()),
+        ]
+    ),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_geometry_keeps_colours_on_their_labels(transforms: tuple, seed: int) -> None:
+    """Labels drawn as colours still lie under their colours."""
+    image, labels = _scene(140, 160, seed, cell=20)
+    rng = np.random.default_rng(seed)
+    for transform in transforms:
+        image, labels = transform(image, labels, rng)
+    misplaced, inside = _misplaced(image, labels, radius=2 * len(transforms))
+    event(f"padded: {(labels == 255).any()}")
+    assert inside > labels.size // 20
+    assert misplaced == 0
+
+
+def test_misplaced_labels_are_noticed() -> None:
+    """What the test above counts is not zero once the labels are shifted."""
+    image, labels = _scene(140, 160, seed=0, cell=20)
+    assert _misplaced(image, labels)[0] == 0
+    assert _misplaced(image, np.roll(labels, 4, axis=1))[0] > 100
+
+
+def test_scale_crop_reaches_its_range() -> None:
+    """Scales and aspect ratios fill what was asked for and nothing beyond, in the logarithm."""
+    height = width = 200
+    y, x = np.mgrid[0:height, 0:width]
+    image = Image.fromarray(np.stack((y, x, x), axis=-1).astype(np.uint8))
+    rng = np.random.default_rng(0)
+    transform = RandomScaleCrop((60, 60), (0.5, 2.0), aspect=1.5)
+    scales, aspects = [], []
+    for _ in range(300):
+        pixels = np.asarray(transform(image, x.astype(np.uint8), rng)[0]).astype(float)
+        down = 40 / (pixels[50, 30, 0] - pixels[10, 30, 0])
+        across = 40 / (pixels[30, 50, 1] - pixels[30, 10, 1])
+        scales.append(math.sqrt(down * across))
+        aspects.append(across / down)
+    assert 0.48 < min(scales) < 0.56 and 1.8 < max(scales) < 2.15
+    assert 0.62 < min(aspects) < 0.74 and 1.35 < max(aspects) < 1.62
+    assert abs(np.log(scales).mean()) < 0.1 and abs(np.log(aspects).mean()) < 0.1
+
+
+def test_scale_one_is_an_exact_window() -> None:
+    """A picture of the result's size at scale 1 comes back bit for bit."""
+    image, labels = _scene(70, 90, seed=1)
+    result = RandomScaleCrop((70, 90), (1.0, 1.0), aspect=1.0)(
+        image, labels, np.random.default_rng(0)
+    )
+    np.testing.assert_array_equal(np.asarray(result[0]), np.asarray(image))
+    np.testing.assert_array_equal(result[1], labels)
+
+
+@pytest.mark.parametrize("scale", [0.43, 0.8, 1.37, 2.9])
+def test_no_drift_between_picture_and_labels(scale: float) -> None:
+    """On a ramp the labels' values follow the picture's without an offset."""
+    ramp = np.mgrid[0:200, 0:220][1].astype(np.uint8)
+    image = Image.fromarray(np.stack([ramp] * 3, axis=-1))
+    transform = RandomScaleCrop((64, 64), (scale, scale), aspect=1.0)
+    offsets = []
+    for seed in range(20):
+        result, labels = transform(image, ramp, np.random.default_rng(seed))
+        difference = np.asarray(result)[8:-8, 8:-8, 0].astype(float) - labels[8:-8, 8:-8]
+        assert np.abs(difference).max() <= 1.0
+        offsets.append(difference.mean())
+    assert abs(np.mean(offsets)) < 0.1
+
+
+def test_resize_takes_the_nearest_pixel_centre() -> None:
+    """Labels doubled repeat each pixel; labels thirded take the middle one."""
+    labels = np.arange(54, dtype=np.uint8).reshape(6, 9)
+    image = Image.fromarray(np.stack([labels] * 3, axis=-1))
+    rng = np.random.default_rng(0)
+    np.testing.assert_array_equal(
+        Resize((12, 18))(image, labels, rng)[1], labels.repeat(2, 0).repeat(2, 1)
+    )
+    np.testing.assert_array_equal(Resize((2, 3))(image, labels, rng)[1], labels[1::3, 1::3])
+
+
+@given(source=sizes, seed=st.integers(0, 99))
+def test_flip_is_exact(source: tuple[int, int], seed: int) -> None:
+    """A mirror is its own inverse, and p is kept."""
+    image, labels = _scene(*source, seed=seed, cell=3)
+    rng = np.random.default_rng(seed)
+    mirrored, mirrored_labels = RandomHorizontalFlip(p=1.0)(image, labels, rng)
+    np.testing.assert_array_equal(np.asarray(mirrored), np.asarray(image)[:, ::-1])
+    np.testing.assert_array_equal(mirrored_labels, labels[:, ::-1])
+    same, same_labels = RandomHorizontalFlip(p=0.0)(image, labels, rng)
+    assert same is image and same_labels is labels
+
+
+def test_pad() -> None:
+    """The pair stays at the top left; a larger one is not cut."""
+    image, labels = _scene(5, 7, seed=0, cell=2)
+    padded, padded_labels = Pad((8, 4))(image, labels, np.random.default_rng(0))
+    assert padded.size == (7, 8)
+    np.testing.assert_array_equal(np.asarray(padded)[:5], np.asarray(image))
+    assert (np.asarray(padded)[5:] == MEAN_COLOUR).all()
+    np.testing.assert_array_equal(padded_labels[:5], labels)
+    assert (padded_labels[5:] == 255).all()
+
+
+@pytest.mark.parametrize("transform", PHOTOMETRIC, ids=lambda t: type(t).__name__)
+def test_photometric(transform) -> None:
+    """The picture changes, by chance and only by it; labels and arguments do not."""
+    image, labels = _photo(), np.zeros((60, 80), np.uint8)
+    before = np.array(image)
+    results = [
+        np.asarray(transform(image, labels, np.random.default_rng(seed))[0])
+        for seed in (1, 1, 2, 3)
+    ]
+    np.testing.assert_array_equal(np.asarray(image), before)
+    np.testing.assert_array_equal(results[0], results[1])
+    assert all(result.shape == before.shape for result in results)
+    assert any((result != before).any() for result in results)
+    fixed = (RandomGrayscale, RandomAutoContrast)  # their only chance is whether
+    assert isinstance(transform, fixed) or (results[2] != results[3]).any()
+    assert transform(image, labels, np.random.default_rng(0))[1] is labels
+    if not isinstance(transform, type(PHOTOMETRIC[0])):
+        never = type(transform)(p=0.0)
+        assert never(image, labels, np.random.default_rng(0))[0] is image
+
+
+def test_color_jitter_parts() -> None:
+    """Each of the four alone does what its name says."""
+    image, labels = _photo(), np.zeros((60, 80), np.uint8)
+    before = np.asarray(image).astype(float)
+    luma = np.array([0.299, 0.587, 0.114])
+
+    def jitter(seed: int, **amounts: float) -> np.ndarray:
+        settings = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0} | amounts
+        result = ColorJitter(**settings, p=1.0)(image, labels, np.random.default_rng(seed))
+        return np.asarray(result[0]).astype(float)
+
+    for seed in range(8):
+        np.testing.assert_allclose(jitter(seed), before, atol=1)
+        bright = jitter(seed, brightness=0.2)
+        ratio = np.median(bright / before)
+        np.testing.assert_allclose(bright, (before * ratio).clip(0, 255), atol=2.5)
+        assert 0.79 < ratio < 1.21
+        contrast = jitter(seed, contrast=0.3)
+        assert abs((contrast @ luma).mean() - (before @ luma).mean()) < 2.5
+        assert 0.69 < (contrast @ luma).std() / (before @ luma).std() < 1.31
+        for colour in (jitter(seed, saturation=0.3), jitter(seed, hue=0.03)):
+            unclipped = ((colour > 0) & (colour < 255)).all(axis=-1)
+            np.testing.assert_allclose(
+                (colour @ luma)[unclipped], (before @ luma)[unclipped], atol=2
+            )
+    grey = ColorJitter(0.0, 0.0, 0.0, 0.5, p=1.0)
+    flat = Image.new("RGB", (4, 4), (90, 90, 90))
+    turned = np.asarray(grey(flat, labels[:4, :4], np.random.default_rng(0))[0])
+    assert np.abs(turned.astype(int) - 90).max() <= 1  # grey has no hue
+
+
+def test_exposure_forgets_the_camera() -> None:
+    """A dark and a bright picture come out equally bright with equal generators."""
+    labels = np.zeros((60, 80), np.uint8)
+    for seed in range(5):
+        means = []
+        for factor in (0.4, 1.0):
+            image = _photo().point(lambda value, factor=factor: value * factor)
+            result, _ = RandomExposure(p=1.0)(image, labels, np.random.default_rng(seed))
+            means.append(np.asarray(result.convert("L")).mean())
+        assert abs(means[0] - means[1]) < 25
+        assert 30 < means[1] < 180
+
+
+def test_noise_is_as_strong_as_asked() -> None:
+    """The deviation stays below sigma, reaches near it, and does not shift the mean."""
+    image = Image.new("RGB", (120, 100), (128, 128, 128))
+    labels = np.zeros((100, 120), np.uint8)
+    deviations = []
+    for seed in range(40):
+        result, _ = RandomNoise(sigma=20.0, p=1.0)(image, labels, np.random.default_rng(seed))
+        pixels = np.asarray(result).astype(float)
+        assert abs(pixels.mean() - 128) < 1
+        deviations.append(pixels.std())
+    assert 17 < max(deviations) < 21
+    assert min(deviations) < 3
+
+
+@given(seed=st.integers(0, 2**32 - 1), strength=st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+def test_train_transform(seed: int, strength: float) -> None:
+    """Tensors of the asked size, equal for equal generators, the arguments untouched."""
+    image, labels = _scene(50, 70, seed=seed % 7)
+    labels.setflags(write=False)
+    before = np.array(image)
+    transform = train_transform((33, 47), scale=(0.5, 1.5), strength=strength)
+    pixels, targets = transform(image, labels, np.random.default_rng(seed))
+    again = transform(image, labels, np.random.default_rng(seed))
+    assert pixels.shape == (3, 33, 47) and targets.shape == (33, 47)
+    assert pixels.dtype == targets.dtype == torch.uint8
+    assert pixels.is_contiguous() and targets.is_contiguous()
+    assert torch.equal(pixels, again[0]) and torch.equal(targets, again[1])
+    assert set(targets.unique().tolist()) <= {*range(6), 255}
+    np.testing.assert_array_equal(np.asarray(image), before)
+
+
+def test_train_transform_settings() -> None:
+    """Strength 0 leaves colours alone; a negative one, like a bad size, is refused."""
+    image, labels = _photo(), np.zeros((60, 80), np.uint8)
+    plain = train_transform((60, 80), scale=(1.0, 1.0), strength=0.0)
+    pixels, _ = plain(image, labels, np.random.default_rng(0))
+    original = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    assert torch.equal(pixels, original) or torch.equal(pixels, original.flip(2))
+    assert train_transform(20)(image, labels, np.random.default_rng(0))[0].shape == (3, 20, 20)
+    for settings in (
+        {"crop_size": 20, "strength": -1.0},
+        {"crop_size": 0},
+        {"crop_size": (20, -3)},
+        {"crop_size": 20, "scale": (0.0, 1.0)},
+        {"crop_size": 20, "scale": (2.0, 1.0)},
+    ):
+        with pytest.raises(ValueError):
+            train_transform(**settings)
+
+
+def test_eval_transform_is_the_identity() -> None:
+    """Evaluation only converts, into memory of its own."""
+    image, labels = _scene(20, 30, seed=0)
+    pixels, targets = eval_transform()(image, labels, np.random.default_rng(0))
+    np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(image))
+    np.testing.assert_array_equal(targets.numpy(), labels)
+    targets.fill_(9)
+    assert labels.max() < 9
+
+
+def test_a_pair_that_does_not_fit() -> None:
+    """Another mode, dtype or size is refused before anything is done."""
+    image, rng = _photo(4, 5), np.random.default_rng(0)
+    with pytest.raises(ValueError, match="not L"):
+        Compose()(image.convert("L"), np.zeros((4, 5), np.uint8), rng)
+    with pytest.raises(TypeError, match="int64"):
+        Compose()(image, np.zeros((4, 5), np.int64), rng)
+    with pytest.raises(ValueError, match=r"\(5, 4\)"):
+        Compose()(image, np.zeros((5, 4), np.uint8), rng)
+
+
+def test_collate() -> None:
+    """Unequal pairs are padded at the bottom and the right; equal ones are stacked."""
+    shapes = [(4, 9), (6, 5)]
+    samples = [
+        (torch.full((3, *shape), index, dtype=torch.uint8), torch.full(shape, index).byte())
+        for index, shape in enumerate(shapes)
+    ]
+    images, targets = collate(samples)
+    assert images.shape == (2, 3, 6, 9) and targets.shape == (2, 6, 9)
+    for index, (height, width) in enumerate(shapes):
+        assert (images[index, :, :height, :width] == index).all()
+        assert (targets[index, :height, :width] == index).all()
+        outside = torch.ones(6, 9, dtype=torch.bool)
+        outside[:height, :width] = False
+        assert (targets[index][outside] == 255).all()
+        colours = images[index].permute(1, 2, 0)[outside]
+        assert (colours == torch.tensor(MEAN_COLOUR, dtype=torch.uint8)).all()
+    same = collate([samples[0], samples[0]])
+    assert torch.equal(same[0], torch.zeros(2, 3, 4, 9, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="no samples"):
+        collate([])
