@@ -85,8 +85,9 @@ class Compose:
 
 def to_tensor(image: Image.Image, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (uint8 tensor 3×H×W in RGB order, uint8 tensor H×W), both contiguous copies."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-    return pixels, torch.from_numpy(np.array(labels))
+    # numpy copies in this thread; torch would wake all of its threads, which a training step needs.
+    pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return torch.from_numpy(pixels), torch.from_numpy(np.array(labels, order="C"))
 
 
 def _check(image: Image.Image, labels: np.ndarray) -> None:
@@ -168,10 +169,10 @@ def collate(
         raise ValueError("cannot make a batch of no samples")
     height = max(labels.shape[0] for _, labels in samples)
     width = max(labels.shape[1] for _, labels in samples)
-    mean = torch.tensor(MEAN_COLOUR, dtype=torch.uint8).view(1, 3, 1, 1)
-    images = mean.repeat(len(samples), 1, height, width)
-    targets = torch.full((len(samples), height, width), IGNORE_INDEX, dtype=torch.uint8)
+    images = np.empty((len(samples), 3, height, width), dtype=np.uint8)
+    images[:] = np.array(MEAN_COLOUR, dtype=np.uint8)[:, None, None]
+    targets = np.full((len(samples), height, width), IGNORE_INDEX, dtype=np.uint8)
     for index, (image, labels) in enumerate(samples):
-        images[index, :, : image.shape[1], : image.shape[2]] = image
-        targets[index, : labels.shape[0], : labels.shape[1]] = labels
-    return images, targets
+        images[index, :, : image.shape[1], : image.shape[2]] = image.numpy()
+        targets[index, : labels.shape[0], : labels.shape[1]] = labels.numpy()
+    return torch.from_numpy(images), torch.from_numpy(targets)
