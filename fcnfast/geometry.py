@@ -24,7 +24,7 @@ Pair = tuple[int, int]
 MAX_SCALE_DENOMINATOR = 1 << 20
 
 
-def as_pair(value: int | Sequence[int], name: str) -> Pair:
+def as_pair(value: int | Sequence[int] | None, name: str) -> Pair:
     """`value` as (rows, columns); one integer stands for both.
 
     Raises TypeError when it is neither an integer nor two of them.
@@ -133,7 +133,7 @@ class SamplingGrid:
             )
         full = [(n - 1) * stride + kernel - 2 * padding for n in in_size]
         kept = [f - c for f, c in zip(full, crop, strict=True)] if size is None else size
-        wanted = as_pair(tuple(kept), "size")
+        wanted = as_pair(kept, "size")
         for axis, name in enumerate(("row", "column")):
             if wanted[axis] < 1 or crop[axis] + wanted[axis] > full[axis]:
                 raise ValueError(
@@ -167,14 +167,18 @@ class SamplingGrid:
             raise ValueError("give exactly one of size and scale_factor")
         scales: list[Fraction | None] = [None, None]
         if scale_factor is not None:
-            given = scale_factor if isinstance(scale_factor, (tuple, list)) else [scale_factor] * 2
+            given = (
+                [scale_factor] * 2 if isinstance(scale_factor, (int, float)) else list(scale_factor)
+            )
             if len(given) != 2 or not all(math.isfinite(f) and f > 0 for f in given):
                 raise ValueError(f"scale_factor must be positive, not {scale_factor!r}")
             size = tuple(math.floor(n * float(f)) for n, f in zip(in_size, given, strict=True))
-            scales = [Fraction(f).limit_denominator(MAX_SCALE_DENOMINATOR) for f in given]
-            if size == in_size:  # torch copies then, whatever the factor
-                scales = [None, None]
-        wanted = as_pair(tuple(size) if isinstance(size, (tuple, list)) else size, "size")
+            scales = [
+                # torch copies an axis that keeps its size, whatever the factor
+                None if out == n else Fraction(f).limit_denominator(MAX_SCALE_DENOMINATOR)
+                for n, out, f in zip(in_size, size, given, strict=True)
+            ]
+        wanted = as_pair(size, "size")
         axes = []
         for n, out, scale in zip(in_size, wanted, scales, strict=True):
             if align_corners:
@@ -218,7 +222,7 @@ class SamplingGrid:
         Pixel Y of the new size lies over pixel (Y + 1/2) H / H' - 1/2 of this grid's H x W, as in
         a half-pixel resize; a photo shrunk for a network is so labelled at its own size.
         """
-        wanted = as_pair(tuple(size) if isinstance(size, (tuple, list)) else size, "size")
+        wanted = as_pair(size, "size")
         if wanted == self.size:
             return self
         axes = []

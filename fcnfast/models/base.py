@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data.classes import IGNORE_INDEX, ClassTable
 from ..geometry import SamplingGrid
-from ..ops import upsample, upsample_argmax, upsample_cross_entropy
+from ..ops import Reduction, upsample, upsample_argmax, upsample_cross_entropy
 
 # The share of each head in the loss; heads that are not named count fully.
 HEAD_WEIGHTS = {"aux": 0.5}
@@ -66,6 +66,9 @@ class FCN(nn.Module):
         preprocessing: what `preprocess` does; it travels with the weights.
     """
 
+    _mean: Tensor
+    _std: Tensor
+
     def __init__(self, num_classes: int, preprocessing: Preprocessing) -> None:
         super().__init__()
         if num_classes < 1:
@@ -111,7 +114,7 @@ class FCN(nn.Module):
         *,
         weight: Tensor | None = None,
         label_smoothing: float = 0.0,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
     ) -> dict[str, Tensor]:
         """Full-resolution scores, or with `targets` the loss, without full-resolution scores.
 

@@ -5,6 +5,7 @@ Crops and grids follow from the receptive-field calculus; no offset is written d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -22,7 +23,9 @@ class Located(NamedTuple):
     field: ReceptiveField
 
 
-def _one(value: int | tuple[int, ...], what: str) -> int:
+def _one(value: int | str | tuple[int, ...], what: str) -> int:
+    if isinstance(value, str):
+        raise ValueError(f"{what} must be given in pixels, not as {value!r}")
     values = {value} if isinstance(value, int) else set(value)
     if len(values) != 1:
         raise ValueError(f"{what} must be the same along both axes, not {value}")
@@ -39,15 +42,12 @@ def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
         for inner in layer:
             field = after(field, inner)
     elif isinstance(layer, nn.ConvTranspose2d):
-        padding = layer.padding
         field = field.deconv(
             _one(layer.kernel_size, "kernel_size"),
             _one(layer.stride, "stride"),
-            _one(padding, "padding"),
+            _one(layer.padding, "padding"),
         )
     elif isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
-        if isinstance(layer.padding, str):
-            raise ValueError(f"padding must be given in pixels, not as {layer.padding!r}")
         field = field.conv(
             _one(layer.kernel_size, "kernel_size"),
             _one(layer.stride, "stride"),
@@ -88,7 +88,7 @@ def fuse_aligned(coarse: Located, skip: Located) -> Located:
     return Located(upsample_crop_add(coarse.x, skip.x, grid, (0, 0)), skip.field)
 
 
-def image_grid(scores: Located, size: tuple[int, int]) -> SamplingGrid:
+def image_grid(scores: Located, size: Sequence[int]) -> SamplingGrid:
     """The last transposed convolution and its crop to an image of `size` (H, W).
 
     Raises:
@@ -104,7 +104,7 @@ def image_grid(scores: Located, size: tuple[int, int]) -> SamplingGrid:
     return SamplingGrid.deconv(in_size, stride, kernel, crop=(offset, offset), size=size)
 
 
-def image_grid_aligned(scores: Located, size: tuple[int, int]) -> SamplingGrid:
+def image_grid_aligned(scores: Located, size: Sequence[int]) -> SamplingGrid:
     """Each pixel of an image of `size` (H, W) samples the scores where it lies among them."""
     field = scores.field
     in_size = tuple(scores.x.shape[-2:])

@@ -11,21 +11,23 @@ from .decoder import IMAGE, Located, after, fuse_aligned, image_grid_aligned
 
 def _conv_bn(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(width))
 
 
-class Residual(nn.Module):
+class Residual(nn.Sequential):
     """Two 3 x 3 convolutions and a shortcut; the map keeps its size, its place and its width."""
 
     def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = _conv_bn(width, width, 3)
-        self.second = _conv_bn(width, width, 3)
-        nn.init.zeros_(self.second[1].weight)  # each block starts as the identity
+        first, second = _conv_bn(width, width, 3), _conv_bn(width, width, 3)
+        super().__init__(first, nn.ReLU(inplace=True), second)
+        for norm in second.children():
+            if isinstance(norm, nn.BatchNorm2d):
+                nn.init.zeros_(norm.weight)  # each block starts as the identity
 
     def forward(self, x: Tensor) -> Tensor:
         """N x C x h x w to the same."""
-        return F.relu(x + self.second(F.relu(self.first(x), inplace=True)), inplace=True)
+        return F.relu(x + super().forward(x), inplace=True)
 
 
 class FCNLight(FCN):
@@ -68,19 +70,15 @@ class FCNLight(FCN):
         self.smooth = nn.Sequential(_conv_bn(decoder, decoder, 3), nn.ReLU(inplace=True))
         self.drop = nn.Dropout(dropout)
         self.score = nn.Conv2d(decoder, num_classes, 1)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.score.weight)
-        nn.init.zeros_(self.score.bias)
+        for parameter in self.score.parameters():
+            nn.init.zeros_(parameter)
 
     def features(self, images: Tensor) -> list[Located]:
         """The maps of strides 4, 8, 16 and 32."""
         x, field = self.stem(images), after(IMAGE, self.stem)
         found = []
         for stage in self.stages:
-            # Residual blocks keep the place of every unit: only the first layer moves it.
-            x, field = stage(x), after(field, stage[0])
+            x, field = stage(x), after(field, stage)
             found.append(Located(x, field))
         return found
 
@@ -94,5 +92,5 @@ class FCNLight(FCN):
         while maps:
             here = fuse_aligned(here, maps.pop())
         x = self.score(self.drop(self.smooth(F.relu(here.x, inplace=True))))
-        grid = image_grid_aligned(Located(x, here.field), tuple(images.shape[-2:]))
+        grid = image_grid_aligned(Located(x, here.field), images.shape[-2:])
         return {"out": ScoreMap(x, grid)}

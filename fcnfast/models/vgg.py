@@ -47,7 +47,7 @@ class FCNVGG16(FCN):
             raise ValueError(f"stride must be 32, 16 or 8, not {stride}")
         if at_once and stride != 8:
             raise ValueError(f"at_once needs stride 8, not {stride}")
-        self.stride, self.at_once = stride, at_once
+        self.stride, self.at_once, self.padding = stride, at_once, padding
         self.trunk: list[str] = []
         channels = 3
         for stage, widths in enumerate(STAGES, 1):
@@ -79,7 +79,8 @@ class FCNVGG16(FCN):
                     nn.init.zeros_(layer.weight)
                 else:
                     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def _check_padding(self, padding: int) -> None:
         """The score map's last crop must not be negative."""
@@ -102,7 +103,7 @@ class FCNVGG16(FCN):
             if name == "fc6" and min(here.x.shape[-2:]) < layer.kernel_size[0]:
                 raise ValueError(
                     f"an image of {tuple(images.shape[-2:])} is too small for a padding of "
-                    f"{self.conv1_1.padding[0]}: pool5 is {tuple(here.x.shape[-2:])}, fc6 needs 7"
+                    f"{self.padding}: pool5 is {tuple(here.x.shape[-2:])}, fc6 needs 7 x 7"
                 )
             x = layer(here.x)
             if isinstance(layer, nn.Conv2d):
@@ -128,4 +129,4 @@ class FCNVGG16(FCN):
             scores = fuse(scores, self._score(self.score_pool4, features, "pool4"))
         if self.stride == 8:
             scores = fuse(scores, self._score(self.score_pool3, features, "pool3"))
-        return {"out": ScoreMap(scores.x, image_grid(scores, tuple(images.shape[-2:])))}
+        return {"out": ScoreMap(scores.x, image_grid(scores, images.shape[-2:]))}

@@ -3,10 +3,11 @@
 from ._dispatch import backend
 from .argmax import upsample_argmax
 from .crop_add import crop_add
-from .cross_entropy import upsample_cross_entropy
+from .cross_entropy import Reduction, upsample_cross_entropy
 from .upsample import upsample, upsample_crop_add
 
 __all__ = [
+    "Reduction",
     "backend",
     "crop_add",
     "upsample",

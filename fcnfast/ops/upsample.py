@@ -19,7 +19,7 @@ TILE_ROWS = 32
 
 
 def _planes(x: Tensor) -> Iterator[Tensor]:
-    """`x` as stacks of planes, K x H x W views: one for the batch if strides allow, else one each."""
+    """`x` as stacks of planes, K x H x W views: one for the batch if strides allow, else N."""
     if x.is_contiguous():
         yield x.flatten(0, 1)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,10 +15,22 @@ from ..data import Sample, collate
 from ..data.transforms import Compose
 
 
+class Samples(Protocol):
+    """A data set: samples by index."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one sample."""
+        ...
+
+
 class Cached:
     """A data set with its decoded samples kept in memory, read once."""
 
-    def __init__(self, dataset: Sequence[Sample]) -> None:
+    def __init__(self, dataset: Samples) -> None:
         self._samples = [
             (np.asarray(image), labels, name)
             for image, labels, name in map(dataset.__getitem__, range(len(dataset)))
@@ -36,7 +49,7 @@ class Cached:
 class Crops(Dataset[tuple[Tensor, Tensor]]):
     """Random crops of several data sets in a row; item (epoch, index) has chance of its own."""
 
-    def __init__(self, parts: Sequence[Sequence[Sample]], transform: Compose, seed: int) -> None:
+    def __init__(self, parts: Sequence[Samples], transform: Compose, seed: int) -> None:
         self.parts, self.transform, self.seed = parts, transform, seed
 
     def __len__(self) -> int:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ..data import ClassTable, FolderDataset, Sample, class_table, train_transform
+from ..data import ClassTable, FolderDataset, class_table, train_transform
 from ..data.synthetic import SyntheticScenes
 from ..errors import InputError
-from ..evaluate import evaluate_model
 from ..models import FCN, create_model, save_model
 from . import checkpoint
-from .batches import Cached, Crops, batches
+from .batches import Cached, Crops, Samples, batches
 from .log import Log
 from .settings import TrainSettings, resumed
 
@@ -32,7 +31,9 @@ CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
 
 
-def _folder(settings: TrainSettings, table: ClassTable, split: str, include: str, exclude: str):  # type: ignore[no-untyped-def]
+def _folder(
+    settings: TrainSettings, table: ClassTable, split: str, include: str, exclude: str
+) -> FolderDataset:
     return FolderDataset(
         settings.data_path, split, table, include=include or None, exclude=exclude or None
     )
@@ -80,7 +81,7 @@ class Run:
 
     def _crops(self) -> Crops:
         s = self.settings
-        parts: list[Sequence[Sample]] = [Cached(self.pictures) if s.cache else self.pictures]
+        parts: list[Samples] = [Cached(self.pictures) if s.cache else self.pictures]
         if s.synthetic:
             parts.append(Cached(SyntheticScenes(s.synthetic, seed=s.seed)))
         transform = train_transform(
@@ -117,7 +118,7 @@ class Run:
     @property
     def averaged(self) -> FCN:
         """The network that is validated and kept: the average, if there is one."""
-        return self.model if self.average is None else self.average.module
+        return self.model if self.average is None else cast(FCN, self.average.module)
 
     def state(self) -> dict[str, Any]:
         """Everything that is needed to go on."""
@@ -215,6 +216,8 @@ class Run:
     def finish(self, log: Log, row: dict[str, Any]) -> None:
         """Validate, and write the weights as they are now."""
         if self.val is not None:
+            from ..evaluate import evaluate_model
+
             scores = evaluate_model(self.averaged.eval(), self.val).scores()
             log.write(
                 val_mean_iu=f"{scores.mean_iu:.4f}",
