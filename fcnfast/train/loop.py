@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..data import ClassTable, FolderDataset, class_table, train_transform
 from ..data.synthetic import SyntheticScenes
 from ..errors import InputError
+from ..metrics import ConfusionMatrix
 from ..models import FCN, create_model, save_model
 from . import checkpoint
 from .batches import Cached, Crops, Samples, batches
@@ -29,6 +30,9 @@ from .settings import TrainSettings, resumed
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
+
+# Scores a network on a data set: `fcnfast.evaluate.evaluate_model`, handed in from above.
+Validate = Callable[[FCN, FolderDataset], ConfusionMatrix]
 
 
 def _folder(
@@ -42,11 +46,12 @@ def _folder(
 class Run:
     """One training run: everything that changes while it goes on, and the loop."""
 
-    def __init__(self, settings: TrainSettings) -> None:
+    def __init__(self, settings: TrainSettings, validate: Validate) -> None:
         for name in ("data_path", "output_dir"):
             if not getattr(settings, name):
                 raise InputError(f"--{name.replace('_', '-')} is needed")
         self.settings = s = settings
+        self.validate = validate
         self.out = Path(s.output_dir)
         self.device = torch.device(s.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.table = class_table(s.classes)
@@ -113,6 +118,7 @@ class Run:
         weights = np.divide(
             np.median(present), frequency, out=np.ones(classes), where=frequency > 0
         )
+        weights = weights**self.settings.class_weight_power
         return torch.tensor(weights, dtype=torch.float32, device=self.device)
 
     @property
@@ -216,9 +222,7 @@ class Run:
     def finish(self, log: Log, row: dict[str, Any]) -> None:
         """Validate, and write the weights as they are now."""
         if self.val is not None:
-            from ..evaluate import evaluate_model
-
-            scores = evaluate_model(self.averaged.eval(), self.val).scores()
+            scores = self.validate(self.averaged.eval(), self.val).scores()
             log.write(
                 val_mean_iu=f"{scores.mean_iu:.4f}",
                 val_pixel_accuracy=f"{scores.pixel_accuracy:.4f}",
@@ -240,7 +244,7 @@ def _optimizer(model: FCN, s: TrainSettings) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=s.lr, momentum=s.momentum)
 
 
-def start(settings: TrainSettings) -> Run:
+def start(settings: TrainSettings, validate: Validate) -> Run:
     """A new run; its folder gets the settings, the list of files, and a first checkpoint.
 
     Raises:
@@ -249,7 +253,7 @@ def start(settings: TrainSettings) -> Run:
     out = Path(settings.output_dir)
     if settings.output_dir and (out / CHECKPOINT).exists():
         raise InputError(f"{out} already holds a run: go on with --resume {out / CHECKPOINT}")
-    run = Run(settings)
+    run = Run(settings, validate)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint.clear_unfinished(out, CHECKPOINT)
     root = Path(settings.data_path)
@@ -265,7 +269,7 @@ def start(settings: TrainSettings) -> Run:
     return run
 
 
-def resume(path: str, changes: dict[str, Any]) -> Run:
+def resume(path: str, changes: dict[str, Any], validate: Validate) -> Run:
     """The run of a checkpoint; `changes` may say where and how it runs.
 
     Raises:
@@ -274,7 +278,7 @@ def resume(path: str, changes: dict[str, Any]) -> Run:
     """
     state = checkpoint.load(Path(path))
     settings = resumed(TrainSettings(**state["settings"]), changes)
-    run = Run(settings)
+    run = Run(settings, validate)
     run.restore(state)
     checkpoint.clear_unfinished(run.out, CHECKPOINT)
     return run

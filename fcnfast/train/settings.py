@@ -50,6 +50,7 @@ class TrainSettings:
     warmup: int = _flag(200, "iterations over which the learning rate rises")
     power: float = _flag(0.9, "power of the poly schedule: lr * (1 - i/n)**power")
     class_weights: str = _flag("none", "weights in the loss", choices=("none", "median-frequency"))
+    class_weight_power: float = _flag(1.0, "power that softens the class weights, 0 to 1")
     label_smoothing: float = _flag(0.0, "label smoothing, 0 to 1")
     clip_grad_norm: float = _flag(0.0, "largest norm of the gradient; 0 for no limit")
     ema_decay: float = _flag(0.999, "decay of the averaged weights; 0 for no average")
@@ -77,7 +78,7 @@ class TrainSettings:
                 f"--scale-min and --scale-max must be positive and in order: {self.scale_min}, "
                 f"{self.scale_max}"
             )
-        for name in ("label_smoothing", "ema_decay"):
+        for name in ("class_weight_power", "label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{_name(name)} must lie in 0..1: {getattr(self, name)}")
         if self.synthetic and self.classes != "camvid":
