@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from .data.classes import IGNORE_INDEX
+from .data.classes import CAMVID, IGNORE_INDEX, ClassTable, class_table
 from .data.folder import FolderDataset, Sample
 from .data.images import PathLike, read_labels
 from .data.inputs import photo_tensor, shrink
-from .errors import DatasetError, LabelError
+from .data.synthetic import SyntheticScenes
+from .errors import DatasetError, InputError, LabelError
 from .metrics import ConfusionMatrix
 from .models import FCN
+
+_FOLDER_OPTIONS = ("data_path", "split", "labels_dir", "include", "exclude", "classes")
 
 
 class Dataset(Protocol):
@@ -28,6 +32,34 @@ class Dataset(Protocol):
 
     def __getitem__(self, index: int, /) -> Sample:
         """Return one sample; its labels are of the picture's size, 255 where there is none."""
+
+
+def open_dataset(kind: str, **options: Any) -> tuple[FolderDataset | SyntheticScenes, ClassTable]:
+    """Open a data set as the options of ``fcnfast evaluate`` name it.
+
+    Args:
+        kind: "folder" or "synthetic".
+        options: for a folder `data_path`, `split` ("val"), `labels_dir`, `include`, `exclude` and
+            `classes` ("camvid"), as in `FolderDataset`; for drawn scenes `count` (50) and `seed`
+            (10000, the first scene's).
+
+    Returns:
+        The data set and its classes.
+
+    Raises:
+        InputError: an option that is missing or has no meaning for this kind.
+    """
+    own = {"folder": _FOLDER_OPTIONS, "synthetic": ("count", "seed")}[kind]
+    strange = sorted(set(options) - set(own))
+    if strange:
+        raise InputError(f"--{strange[0].replace('_', '-')} has no meaning with --dataset {kind}")
+    if kind == "synthetic":
+        return SyntheticScenes(**{"count": 50, "seed": 10000, **options}), CAMVID
+    if "data_path" not in options:
+        raise InputError("--dataset folder needs --data-path")
+    table = class_table(options.pop("classes", "camvid"))
+    root, split = options.pop("data_path"), options.pop("split", "val")
+    return FolderDataset(root, split, table, options.pop("labels_dir", None), **options), table
 
 
 def evaluate_model(
@@ -104,6 +136,29 @@ def evaluate_folder(
             raise LabelError(f"{path}: no class in {nothing} pixels where the truth has one")
         matrix.update(truth, guess)
     return matrix
+
+
+def scores_as_json(matrix: ConfusionMatrix, names: Sequence[str]) -> dict[str, Any]:
+    """Return the scores as fractions, and the matrix they come from, as JSON values.
+
+    None stands where there is nothing to score: a class without pixels, say.
+    """
+    scores = matrix.scores()
+
+    def number(value: float) -> float | None:
+        return None if math.isnan(value) else float(value)
+
+    return {
+        "pixel_accuracy": number(scores.pixel_accuracy),
+        "mean_accuracy": number(scores.mean_accuracy),
+        "mean_iu": number(scores.mean_iu),
+        "fw_iu": number(scores.fw_iu),
+        "classes": {
+            name: {"iu": number(iu), "accuracy": number(accuracy)}
+            for name, iu, accuracy in zip(names, scores.iu, scores.accuracy, strict=True)
+        },
+        "confusion": matrix.matrix.tolist(),
+    }
 
 
 def _check_classes(model: FCN, dataset: Dataset) -> None:

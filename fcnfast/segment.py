@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from .data.classes import ClassTable, voc_palette
 from .data.images import IMAGE_EXTENSIONS, PathLike, write_image, write_labels
 from .data.inputs import Photo, as_photo, photo_tensor, shrink
+from .data.outputs import output_folders, output_names, write_json
 from .data.render import add_legend, blend
 from .errors import ImageError, InputError, WeightsError
 from .models import load_model
 
-# PNG's stronger compression makes a photo a few percent smaller in twice the time.
-_PNG_LEVEL = 3
+# zlib's default level makes an overlay 8 % smaller in three times the time.
+_PNG_LEVEL = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +94,9 @@ class Segmentation:
         write_labels(paths[0], self.labels, self.table.palette)
         try:
             write_image(paths[1], overlay, compress_level=_PNG_LEVEL)
-        except OSError:
-            paths[0].unlink(missing_ok=True)
+        except BaseException:  # Ctrl-C too: a picture is done or it is not
+            with contextlib.suppress(OSError):
+                paths[0].unlink()
             raise
         return paths
 
@@ -152,6 +158,109 @@ class Segmenter:
             ) from error
         stem = Path(image).stem if isinstance(image, (str, os.PathLike)) else "image"
         return Segmentation(photo, labels[0].cpu().numpy(), self.table, stem)
+
+
+@dataclass
+class Report:
+    """What `segment_files` did.
+
+    Attributes:
+        done: for each segmented picture what ``predictions.json`` says of it: "input", "labels"
+            and "overlay" (relative to the folder), "width", "height", "shares".
+        failed: for each other picture its "input" and the "error".
+    """
+
+    done: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
+
+
+def segment_files(
+    segmenter: Segmenter,
+    paths: Sequence[PathLike],
+    folder: PathLike,
+    *,
+    max_size: int | None = None,
+    opacity: float = 0.5,
+    progress: bool = False,
+) -> Report:
+    """Segment picture files one by one into a folder.
+
+    Writes ``labels/NAME.png`` (index PNG), ``overlays/NAME.png`` and, at the end, also when it was
+    interrupted, ``predictions.json``. NAME is the stem of the picture's file; where several
+    pictures have one stem, all but the first get ``-2``, ``-3``, ... in the order given.
+
+    Args:
+        segmenter: the network.
+        paths: the pictures.
+        folder: made when it is missing; existing files of the same names are replaced.
+        max_size: longest side that the network sees.
+        opacity: of the overlays.
+        progress: show a bar on stderr.
+
+    Returns:
+        What was done, and which pictures failed: a bad one does not stop the others.
+
+    Raises:
+        InputError: an output would replace one of the pictures; nothing was done.
+        OSError: something cannot be written. No file is left half-written.
+    """
+    folder = Path(folder)
+    names = output_names(paths)
+    outputs = {
+        os.path.realpath(folder / kind / f"{name}.png")
+        for name in names
+        for kind in ("labels", "overlays")
+    }
+    for path in paths:
+        if os.path.realpath(path) in outputs:
+            raise InputError(f"{path}: would be replaced by an output; choose another folder")
+    report = Report()
+    with output_folders(folder / "labels", folder / "overlays"):
+        try:
+            for path, name in zip(
+                tqdm(paths, unit="image", disable=not progress), names, strict=True
+            ):
+                try:
+                    result = segmenter(path, max_size=max_size)
+                except ImageError as error:
+                    report.failed.append({"input": str(path), "error": str(error)})
+                    continue
+                files = result.save(folder, name, opacity=opacity)
+                report.done.append(_entry(path, result, files, folder))
+        finally:
+            if report.done:
+                _write_report(folder / "predictions.json", segmenter, report)
+    return report
+
+
+def _entry(
+    path: PathLike, result: Segmentation, files: tuple[Path, Path], folder: Path
+) -> dict[str, Any]:
+    """Describe one picture for the report."""
+    labels, overlay = (file.relative_to(folder).as_posix() for file in files)
+    return {
+        "input": str(path),
+        "labels": labels,
+        "overlay": overlay,
+        "width": result.image.width,
+        "height": result.image.height,
+        "shares": {name: round(share, 6) for name, share in result.shares.items()},
+    }
+
+
+def _write_report(path: Path, segmenter: Segmenter, report: Report) -> None:
+    """Write predictions.json."""
+    table = segmenter.table
+    content = {
+        "model": segmenter.model.name,
+        "classes": [
+            {"name": name, "color": "#" + bytes(colour).hex()}
+            for name, colour in zip(table.names, table.palette, strict=True)
+        ],
+        "pictures": report.done,
+        "failed": report.failed,
+    }
+    write_json(path, content)
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
