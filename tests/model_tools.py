@@ -1,0 +1,47 @@
+"""What the tests of pictures and networks share: small weights, pictures, damaged files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fcnfast.data.classes import CAMVID, ClassTable
+from fcnfast.models import create_model, save_model
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_small_weights(
+    path: Path, table: ClassTable | None = CAMVID, num_classes: int = 11
+) -> Path:
+    """Write a tiny network with random weights that sees several classes in any picture."""
+    torch.manual_seed(5)
+    model = create_model(
+        "fcn4s_light", num_classes=num_classes, widths=(8,) * 5, depths=(1,) * 4, decoder=8
+    )
+    torch.nn.init.normal_(model.score.weight)
+    model.table = table
+    save_model(model, path)
+    return path
+
+
+def make_photo(height: int = 36, width: int = 48, seed: int = 0) -> Image.Image:
+    """Make an RGB picture of coarse random patches."""
+    rng = np.random.default_rng(seed)
+    patches = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    return patches.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def run_command(
+    *arguments: str | Path, cwd: Path, **options: object
+) -> subprocess.CompletedProcess:
+    """Run `fcnfast` in a process of its own."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "fcnfast", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120, **options
+    )
