@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..geometry import SamplingGrid
 from ._checks import check_classes, check_grid, check_labels, check_map, check_target
@@ -142,7 +141,7 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
             x = coarse(scores)
             result, total, gradient = _forward(x, target, loss, with_gradient)
             if loss.reduction == "none":
-                ctx.save_for_backward(x, target)
+                ctx.save_for_backward(scores, x, target)
                 return result
             scale = result.new_ones(())
             if loss.reduction == "mean":
@@ -153,20 +152,38 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
                 scale = scale / max(1, x.shape[0])
                 result = result / x.shape[0]
             if gradient is not None:
-                ctx.save_for_backward(gradient, scale.to(x.dtype))
+                ctx.save_for_backward(scores, gradient, scale.to(x.dtype))
             return result.to(x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _OnlyOnce.apply(ctx.saved_tensors[0], grad, ctx), None, None, None
+
+    @staticmethod
+    def gradient(ctx: Any, grad: Tensor) -> Tensor:
+        """The gradient with respect to the scores."""
         with torch.autocast(grad.device.type, enabled=False):
             if ctx.loss.reduction == "none":
-                x, target = ctx.saved_tensors
+                _, x, target = ctx.saved_tensors
                 gradient = _backward_per_pixel(x, target, ctx.loss, grad)
             else:
-                unscaled, scale = ctx.saved_tensors
+                _, unscaled, scale = ctx.saved_tensors
                 gradient = unscaled * (grad * scale)
-        return gradient.to(ctx.dtype), None, None, None
+        return gradient.to(ctx.dtype)
+
+
+class _OnlyOnce(torch.autograd.Function):
+    """The gradient, tied to the scores so that a second derivative is refused, not missed."""
+
+    @staticmethod
+    def forward(_: Any, scores: Tensor, grad: Tensor, ctx: Any) -> Tensor:
+        return _UpsampleCrossEntropy.gradient(ctx, grad)
+
+    @staticmethod
+    def backward(_: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        raise RuntimeError(
+            "upsample_cross_entropy is differentiable once: it has no second derivative"
+        )
 
 
 def _checks_labels(target: Tensor) -> bool:

@@ -1,0 +1,92 @@
+"""What the tests of the ops share: grids, maps and labels from hypothesis, and the error rule."""
+
+import torch
+from hypothesis import event
+from hypothesis import strategies as st
+
+from fcnfast.geometry import SamplingGrid
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+_sizes = st.tuples(st.integers(1, 7), st.integers(1, 7))
+
+
+@st.composite
+def grids(draw, most: int = 24) -> SamplingGrid:
+    """A grid of any builder: both borders, any stride, crops down to one pixel, down-sampling."""
+    in_size = draw(_sizes)
+    kind = draw(st.sampled_from(("deconv", "resize", "align", "factor", "centres")))
+    size = draw(st.tuples(st.integers(1, most), st.integers(1, most)))
+    if kind == "deconv":
+        stride = draw(st.sampled_from((1, 2, 3, 4, 5, 8, 16, 32)))
+        kernel = draw(st.sampled_from((2 * stride - stride % 2, 2 * stride - 1)))
+        full = [(n - 1) * stride + kernel for n in in_size]
+        crop = tuple(draw(st.integers(0, f - 1)) for f in full)
+        left = tuple(min(most, f - c) for f, c in zip(full, crop, strict=True))
+        kept = tuple(draw(st.integers(1, n)) for n in left)
+        grid = SamplingGrid.deconv(in_size, stride, kernel, crop=crop, size=kept)
+    elif kind == "factor":
+        factor = draw(st.sampled_from((0.5, 1.0, 1.1, 1.5, 2.0, 2.7, 4.0)))
+        if any(int(n * factor) < 1 for n in in_size):
+            factor = 2.0
+        grid = SamplingGrid.resize(in_size, scale_factor=factor)
+    elif kind == "centres":
+        stride = draw(st.sampled_from((1, 2, 4, 8)))
+        offset = draw(st.integers(-20, 20)) / 2
+        border = draw(st.sampled_from(("zero", "clamp")))
+        grid = SamplingGrid.centres(in_size, stride, offset, size, border)
+    else:
+        grid = SamplingGrid.resize(in_size, size, align_corners=kind == "align")
+    event(f"grid: {kind}")
+    event(f"one-pixel map: {1 in in_size}")
+    event(f"one-pixel result: {grid.size == (1, 1)}")
+    event(f"down-sampling: {min(g - n for g, n in zip(grid.size, in_size, strict=True)) < 0}")
+    return grid
+
+
+@st.composite
+def maps(draw, in_size, dtype, batch=None, channels=None) -> torch.Tensor:
+    """A score map N x C x h x w in any memory format, of small or large range, ties included."""
+    batch = draw(st.integers(1, 2)) if batch is None else batch
+    channels = draw(st.integers(1, 5)) if channels is None else channels
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    scale = draw(st.sampled_from((1.0, 1.0, 10.0, 1e4)))
+    x = torch.randn(batch, channels, *in_size, generator=generator) * scale
+    if draw(st.booleans()):
+        x = x.round()  # ties
+    x = x.to(dtype)
+    layout = draw(st.sampled_from(("nchw", "channels_last", "sliced", "transposed")))
+    event(f"layout: {layout}")
+    event(f"one class: {channels == 1}")
+    if layout == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":
+        wide = torch.full((batch, channels + 2, in_size[0] + 3, in_size[1] + 1), 7.0, dtype=dtype)
+        wide[:, 1:-1, 2:-1, 1:] = x
+        return wide[:, 1:-1, 2:-1, 1:]
+    if layout == "transposed":
+        return x.transpose(2, 3).contiguous().transpose(2, 3)
+    return x
+
+
+def worst(result: torch.Tensor, truth: torch.Tensor) -> float:
+    """The largest error against a float64 truth; equal infinities and NaNs count as none."""
+    assert result.shape == truth.shape
+    a, b = result.detach().double(), truth.detach().double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    return torch.where(same, 0.0, (a - b).abs()).amax().item() if a.numel() else 0.0
+
+
+def assert_as_good_as_torch(result, torchs, truth, terms) -> None:
+    """The error is at most 1.25 times plain torch's in that dtype, plus one ulp.
+
+    The ulp is that of the largest sum of magnitudes in `terms`: the size of what is added up,
+    which says how well a sum can be known when its terms cancel.
+    """
+    assert result.dtype == torchs.dtype
+    finite = terms[terms.isfinite()]
+    largest = finite.abs().amax().item() if finite.numel() else 0.0
+    ulp = torch.finfo(result.dtype).eps * max(largest, torch.finfo(result.dtype).tiny)
+    ulp += 4 * torch.finfo(torch.float64).eps * largest  # the truth is rounded too
+    error, allowed = worst(result, truth), 1.25 * worst(torchs, truth) + ulp
+    assert error <= allowed, f"error {error:.3g} exceeds {allowed:.3g}"

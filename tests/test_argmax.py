@@ -1,0 +1,115 @@
+"""upsample_argmax against the argmax of the upsampled scores."""
+
+import pytest
+import torch
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from fcnfast import ops, reference
+from fcnfast.geometry import SamplingGrid
+from tests.op_tools import FLOATS, LABELS, grids, maps
+
+
+def assert_is_argmax(labels, scores, grid, exact=False):
+    """Each label's score is the largest, up to the rounding of the interpolation."""
+    full = reference.upsample(scores.double(), grid)
+    best = full.amax(1)
+    own = full.gather(1, labels.long()[:, None])[:, 0]
+    # Scores that lie closer than the arithmetic's rounding may come out in either order.
+    eps = torch.finfo(torch.float64 if scores.dtype == torch.float64 else torch.float32).eps
+    assert ((best - own) <= 4 * eps * full.abs().amax(1)).all()
+    if exact:
+        assert torch.equal(labels.long(), full.argmax(1))
+
+
+@given(st.data(), grids(), st.sampled_from(FLOATS), st.sampled_from(LABELS))
+def test_is_the_argmax_of_the_upsampled_scores(data, grid, dtype, label_dtype):
+    x = data.draw(maps(grid.in_size, dtype))
+    labels = ops.upsample_argmax(x, grid, dtype=label_dtype)
+    assert labels.dtype == label_dtype
+    assert labels.shape == (x.shape[0], *grid.size)
+    assert_is_argmax(labels, x, grid)
+
+
+@given(st.data(), grids(most=40))
+def test_smooth_maps_are_settled_at_the_corners(data, grid):
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    classes = data.draw(st.integers(2, 5))
+    ramp = torch.linspace(-1, 1, grid.in_size[0], dtype=torch.float64)[:, None]
+    ramp = ramp + torch.linspace(-1, 1, grid.in_size[1], dtype=torch.float64)
+    x = torch.randn(1, classes, 1, 1, generator=generator, dtype=torch.float64) * ramp
+    labels = ops.upsample_argmax(x, grid)
+    event(f"several classes seen: {labels.unique().numel() > 1}")
+    assert_is_argmax(labels, x, grid)
+
+
+@given(grids(), st.integers(1, 4))
+def test_the_first_class_wins_a_tie(grid, classes):
+    x = torch.ones(1, classes, *grid.in_size)
+    assert not ops.upsample_argmax(x, grid).any()
+    if classes > 1:
+        x[:, 0] = -1
+        full = reference.upsample(x.double(), grid)
+        assert torch.equal(ops.upsample_argmax(x, grid).long(), full.argmax(1))
+
+
+def test_pixels_that_see_only_zeros_are_of_the_first_class():
+    grid = SamplingGrid.centres((2, 2), 8, 20, (40, 44), "zero")
+    x = torch.zeros(1, 3, 2, 2)
+    x[:, 2] = 1
+    assert_is_argmax(ops.upsample_argmax(x, grid), x, grid, exact=True)
+    x = -x
+    assert_is_argmax(ops.upsample_argmax(x, grid), x, grid, exact=True)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("border", ["zero", "clamp"])
+def test_values_that_are_not_finite(bad, border):
+    grid = SamplingGrid.centres((5, 5), 4, 2, (20, 20), border)
+    x = torch.randn(1, 4, 5, 5)
+    x[0, 2, 1, 3] = bad
+    labels = ops.upsample_argmax(x, grid)
+    expected = reference.upsample_argmax(x.double(), grid)[0]
+    assert torch.equal(labels.long(), expected)
+    assert bool((labels == 2).any())
+
+
+@given(st.data(), grids(most=16), st.sampled_from((torch.float32, torch.float64)))
+def test_confidence_is_the_winners_softmax(data, grid, dtype):
+    x = data.draw(maps(grid.in_size, dtype))
+    labels, confidence = ops.upsample_argmax(x, grid, confidence=True)
+    assert confidence.dtype == dtype
+    assert_is_argmax(labels, x, grid)
+    softmax = reference.upsample(x.double(), grid).softmax(1).amax(1)
+    scale = x.double().abs().amax().item() + 1
+    assert (confidence - softmax).abs().max() <= 4 * torch.finfo(dtype).eps * scale
+
+
+def test_many_classes_and_large_tiles():
+    grid = SamplingGrid.resize((33, 45), (200, 700))
+    x = torch.nn.functional.interpolate(torch.randn(1, 300, 6, 6), (33, 45), mode="bicubic")
+    labels = ops.upsample_argmax(x, grid, dtype=torch.int16)
+    assert_is_argmax(labels, x, grid)
+    assert torch.equal(labels, ops.upsample_argmax(x, grid, dtype=torch.int64).to(torch.int16))
+
+
+def test_no_gradient_and_an_empty_batch():
+    grid = SamplingGrid.resize((3, 3), (9, 9))
+    x = torch.randn(2, 3, 3, 3, requires_grad=True)
+    assert not ops.upsample_argmax(x, grid).requires_grad
+    assert ops.upsample_argmax(x[:0], grid).shape == (0, 9, 9)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x, g: ops.upsample_argmax(x, g, dtype=torch.float32), TypeError, "uint8"),
+        (lambda x, g: ops.upsample_argmax(x.repeat(1, 100, 1, 1), g), ValueError, "300 classes"),
+        (lambda x, g: ops.upsample_argmax(x[0], g), ValueError, "N x C"),
+        (lambda x, g: ops.upsample_argmax(x[..., :2], g), ValueError, "grid was made"),
+        (lambda x, g: ops.upsample_argmax(x.int(), g), TypeError, "float32"),
+    ],
+)
+def test_bad_arguments_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call(torch.zeros(1, 3, 3, 3), SamplingGrid.resize((3, 3), (9, 9)))

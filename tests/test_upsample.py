@@ -1,0 +1,163 @@
+"""upsample, crop_add and upsample_crop_add against their definitions, in every dtype."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcnfast import ops, reference
+from fcnfast.geometry import SamplingGrid
+from tests.op_tools import FLOATS, assert_as_good_as_torch, grids, maps, worst
+
+
+def with_gradient(function, inputs, seed=0):
+    """The result of a function of tensors and the gradients of a fixed random functional of it."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    result = function(*leaves)
+    generator = torch.Generator().manual_seed(seed)
+    cotangent = torch.randn(result.shape, generator=generator).to(result.dtype)
+    return result, *torch.autograd.grad(result, leaves, cotangent)
+
+
+def check(op, definition, inputs):
+    """Results and gradients: the op, the definition in the same dtype, and the truth."""
+    ours = with_gradient(op, inputs)
+    # Plain torch rounds its arguments once and computes as it likes: in the ops' own precision.
+    wide = torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
+    plain = with_gradient(definition, [x.to(wide) for x in inputs])
+    generator = torch.Generator().manual_seed(0)
+    cotangent = torch.randn(ours[0].shape, generator=generator).to(ours[0].dtype).double()
+
+    def in_double(transform):
+        leaves = [transform(x.detach().double()).requires_grad_() for x in inputs]
+        result = definition(*leaves)
+        return result, *torch.autograd.grad(result, leaves, transform(cotangent))
+
+    truth = in_double(lambda x: x)
+    terms = in_double(torch.abs)  # no weight is negative: the sums of the terms' magnitudes
+    for mine, theirs, true, size in zip(ours, plain, truth, terms, strict=True):
+        assert_as_good_as_torch(mine, theirs.to(mine.dtype), true, size)
+
+
+@given(st.data(), grids(), st.sampled_from(FLOATS))
+def test_upsample(data, grid, dtype):
+    x = data.draw(maps(grid.in_size, dtype))
+    check(lambda x: ops.upsample(x, grid), lambda x: reference.upsample(x, grid), [x])
+
+
+@given(st.data(), st.sampled_from(FLOATS))
+def test_crop_add(data, dtype):
+    h, w = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))
+    offset = data.draw(st.integers(0, 4)), data.draw(st.integers(0, 4))
+    size = tuple(n + o + data.draw(st.integers(0, 3)) for n, o in zip((h, w), offset, strict=True))
+    x = data.draw(maps((h, w), dtype))
+    skip = data.draw(maps(size, dtype, *x.shape[:2]))
+    check(
+        lambda x, skip: ops.crop_add(x, skip, offset),
+        lambda x, skip: reference.crop_add(x, skip, offset),
+        [x, skip],
+    )
+
+
+@given(st.data(), grids(), st.sampled_from(FLOATS))
+def test_upsample_crop_add(data, grid, dtype):
+    offset = data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))
+    size = tuple(
+        n + o + data.draw(st.integers(0, 2)) for n, o in zip(grid.size, offset, strict=True)
+    )
+    x = data.draw(maps(grid.in_size, dtype))
+    skip = data.draw(maps(size, dtype, *x.shape[:2]))
+    check(
+        lambda x, skip: ops.upsample_crop_add(x, skip, grid, offset),
+        lambda x, skip: reference.upsample_crop_add(x, skip, grid, offset),
+        [x, skip],
+    )
+
+
+@given(st.data(), grids(most=6))
+def test_linear_ops_are_differentiable_twice(data, grid):
+    x = data.draw(maps(grid.in_size, torch.float64, 1, 1)).contiguous().clamp(-9, 9)
+    skip = torch.randn(1, 1, grid.size[0] + 1, grid.size[1] + 2, dtype=torch.float64)
+
+    def op(x, skip):
+        return ops.upsample_crop_add(x, skip, grid, (1, 1)) + ops.crop_add(
+            ops.upsample(x, grid), skip, (0, 2)
+        )
+
+    inputs = x.requires_grad_(), skip.requires_grad_()
+    assert torch.autograd.gradcheck(op, inputs)
+    assert torch.autograd.gradgradcheck(op, inputs)
+
+
+@given(st.data(), grids())
+def test_a_tap_of_weight_zero_is_not_read(data, grid):
+    x = data.draw(maps(grid.in_size, torch.float32)).clone()
+    bad = data.draw(st.sampled_from((float("nan"), float("inf"), float("-inf"))))
+    x[..., data.draw(st.integers(0, grid.in_size[0] - 1)), :] = bad
+    assert worst(ops.upsample(x, grid), reference.upsample(x.double(), grid)) <= 1e-6 * (
+        x[x.isfinite()].abs().sum().item() + 1
+    )
+
+
+def test_the_larger_tiles_and_many_planes():
+    grid = SamplingGrid.resize((37, 71), (150, 700))
+    x = torch.randn(3, 40, 37, 71, dtype=torch.float64)
+    check(lambda x: ops.upsample(x, grid), lambda x: reference.upsample(x, grid), [x])
+
+
+def test_channels_last_gradients_and_empty_batches():
+    grid = SamplingGrid.resize((4, 5), (8, 10))
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    g = torch.randn(2, 3, 8, 10, dtype=torch.float64)
+    (planes,) = torch.autograd.grad(ops.upsample(x, grid), x, g)
+    last = g.contiguous(memory_format=torch.channels_last)
+    (mixed,) = torch.autograd.grad(ops.upsample(x, grid), x, last)
+    assert worst(mixed, planes) < 1e-14
+    assert ops.upsample(x[:0], grid).shape == (0, 3, 8, 10)
+
+
+def test_the_same_bits_every_time_and_no_autocast_inside():
+    grid = SamplingGrid.resize((9, 9), (70, 70))
+    x = torch.randn(2, 5, 9, 9, requires_grad=True)
+    first = with_gradient(lambda x: ops.upsample(x, grid), [x])
+    with torch.autocast("cpu", torch.bfloat16):
+        second = with_gradient(lambda x: ops.upsample(x, grid), [x])
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+GRID = SamplingGrid.resize((4, 5), (8, 10))
+X = torch.zeros(2, 3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ops.upsample(X[0], GRID), ValueError, "N x C x h x w"),
+        (lambda: ops.upsample(X.long(), GRID), TypeError, "float32"),
+        (lambda: ops.upsample([1.0], GRID), TypeError, "tensor"),
+        (lambda: ops.upsample(X[..., :4], GRID), ValueError, r"\(4, 5\).*\(4, 4\)"),
+        (lambda: ops.upsample(X, (8, 10)), TypeError, "SamplingGrid"),
+        (lambda: ops.crop_add(X, X[..., :4], 0), ValueError, "leaves the skip"),
+        (lambda: ops.crop_add(X, X, -1), ValueError, "negative"),
+        (lambda: ops.crop_add(X, X, 1), ValueError, "leaves the skip"),
+        (lambda: ops.crop_add(X, X, (0, 0, 0)), TypeError, "offset"),
+        (lambda: ops.crop_add(X, X.double(), 0), TypeError, "share a dtype"),
+        (lambda: ops.crop_add(X, X[:1], 0), ValueError, "batch and channels"),
+        (lambda: ops.crop_add(X, X[:, :1], 0), ValueError, "batch and channels"),
+        (lambda: ops.crop_add(X, X.to("meta"), 0), ValueError, "meta"),
+        (lambda: ops.upsample_crop_add(X, X, GRID, 0), ValueError, "leaves the skip"),
+    ],
+)
+def test_bad_arguments_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_the_backend_can_be_forced_and_a_wrong_name_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="backend"), ops.backend("cuda"):
+        pass
+    with ops.backend("torch"):
+        assert ops.upsample(X, GRID).shape == (2, 3, 8, 10)
+    monkeypatch.setenv("FCNFAST_BACKEND", "numpy")
+    with pytest.raises(ValueError, match="FCNFAST_BACKEND"):
+        ops.upsample(X, GRID)
