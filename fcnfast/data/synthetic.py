@@ -1,19 +1,27 @@
 """Street scenes drawn by code, with exact labels in the eleven CamVid classes.
 
-A scene is a plan of a street (``_plan.py``) painted from back to front through a pinhole camera
-on a picture and a label map at once, then photographed: blur, glare, exposure, vignetting, noise.
+A scene is a plan of a street painted from back to front through a pinhole camera, on a picture
+and a label map at once, and then photographed: exposure, glare, vignetting, noise. The parts are
+in the ``_scene_*`` files: what is planned in ``plan``, ``plots`` and ``life``, how it is painted in
+the others.
 """
 
 from __future__ import annotations
+
+import random
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ._canvas import Canvas, Noise
-from ._ground import Ground, cast_shadows, compose, paint_sky
-from ._photo import photograph
-from ._plan import plan_scene
+from ._scene_canvas import Canvas
+from ._scene_ground import Ground, backdrop, cast_shadows, paint_sky
+from ._scene_life import add_people, fill_road, furnish
+from ._scene_photo import photograph
+from ._scene_plan import Scene, empty_street
+from ._scene_plants import draw_skyline
+from ._scene_plots import build_side
+from ._scene_stage import Noise, Stage
 from .folder import Sample
 
 __all__ = ["SyntheticScenes", "draw_scene"]
@@ -40,20 +48,35 @@ def draw_scene(seed: int, size: tuple[int, int] = (360, 480)) -> tuple[Image.Ima
     if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise TypeError(f"size must be (height, width), not {size!r}")
     height, width = (_integer("size", side, 1) for side in size)
-    noise = Noise(seed)
     scene = plan_scene(seed, height, width)
     camera, light = scene.camera, scene.light
-    soft = 0.004 * width
-    ground = Ground(camera, scene.street, noise, seed % 499)
-    shadow = cast_shadows(camera, scene.shadows, soft * 0.6) * scene.shadow_depth
-    contact = cast_shadows(camera, scene.contacts, soft)
-    sky = paint_sky(camera, noise, scene.sky, light.haze, seed % 487)
-    canvas = Canvas(height, width)
-    canvas.background(*compose(sky, ground, *ground.paint(light, shadow), contact))
-    for item in scene.items(noise):
-        item(canvas)
+    noise = Noise(seed)
+    ground = Ground(camera, scene.street, noise)
+    shadow = cast_shadows(camera, scene.shadows, 0.002 * width)
+    contact = cast_shadows(camera, scene.contacts, 0.006 * width)
+    sky = paint_sky(camera, ground.top, noise, scene.sky, light.haze)
+    canvas = Canvas(*backdrop(camera, sky, *ground.paint(light, shadow), contact))
+    stage = Stage(canvas, camera, light, noise)
+    for brush, lit in scene.in_order(shadow):
+        brush(stage, lit)
     picture, labels = canvas.result()
     return photograph(picture, scene.film, seed), labels
+
+
+def plan_scene(seed: int, height: int, width: int) -> Scene:
+    """Plan scene number ``seed``: the street, what stands along it and who is on it."""
+    rng = random.Random(seed)
+    scene = empty_street(rng, height, width)
+    skyline = rng.randrange(2**31)
+    scene.add(1e6, lambda stage, lit: draw_skyline(stage, skyline, lit))
+    mood = rng.choice(["town", "town", "town", "suburb", "suburb", "park"])
+    for side in scene.street.sides:
+        build_side(scene, side, mood, random.Random(rng.randrange(2**31)))
+    for side in scene.street.sides:
+        furnish(scene, side, random.Random(rng.randrange(2**31)))
+    fill_road(scene, random.Random(rng.randrange(2**31)))
+    add_people(scene, random.Random(rng.randrange(2**31)))
+    return scene
 
 
 def _integer(name: str, value: object, least: int) -> int:
