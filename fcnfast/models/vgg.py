@@ -10,6 +10,8 @@ from .decoder import IMAGE, Located, after, fuse, image_grid
 
 # Output channels of the convolutions between two poolings.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+# Output channels of the fully connected layers, made convolutions.
+FULLY_CONNECTED = 4096
 # The at-once net scales its skips, so that all streams learn at similar rates.
 AT_ONCE_SCALES = {"pool4": 0.01, "pool3": 0.0001}
 
@@ -57,14 +59,14 @@ class FCNVGG16(FCN):
                 self._add(f"conv{stage}_{number}", conv)
                 channels = width
             self._add(f"pool{stage}", nn.MaxPool2d(2, ceil_mode=True))
-        self._add("fc6", nn.Conv2d(channels, 4096, 7))
-        self._add("fc7", nn.Conv2d(4096, 4096, 1))
+        self._add("fc6", nn.Conv2d(channels, FULLY_CONNECTED, 7))
+        self._add("fc7", nn.Conv2d(FULLY_CONNECTED, FULLY_CONNECTED, 1))
         self.drop = nn.Dropout(dropout)
-        self.score_fr = nn.Conv2d(4096, num_classes, 1)
+        self.score_fr = nn.Conv2d(FULLY_CONNECTED, num_classes, 1)
         if stride <= 16:
-            self.score_pool4 = nn.Conv2d(512, num_classes, 1)
+            self.score_pool4 = nn.Conv2d(STAGES[3][-1], num_classes, 1)
         if stride == 8:
-            self.score_pool3 = nn.Conv2d(256, num_classes, 1)
+            self.score_pool3 = nn.Conv2d(STAGES[2][-1], num_classes, 1)
         self._initialise()
         self._check_padding(padding)
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from ..data import ClassTable, FolderDataset, class_table, train_transform
@@ -73,8 +73,9 @@ class Run:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.average = None
         if s.ema_decay:
-            average = get_ema_multi_avg_fn(s.ema_decay)
-            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+            self.average = AveragedModel(
+                self.model, multi_avg_fn=_moving_average(s.ema_decay), use_buffers=True
+            )
         self.weight = self._class_weights()
         self.iteration = 0
 
@@ -231,6 +232,21 @@ class Run:
             tqdm.write(f"epoch {row['epoch']:g}: mean IU {100 * scores.mean_iu:.1f}")
         self.averaged.table = self.table
         save_model(self.averaged, self.out / WEIGHTS)
+
+
+def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """An exponential average that forgets its first, untrained values sooner than its decay."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], currents: list[Tensor], count: Tensor | int) -> None:
+        step = int(count)
+        share = 1 - min(decay, (1 + step) / (10 + step))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, currents, share)
+        else:  # counters
+            torch._foreach_copy_(averages, currents)
+
+    return update
 
 
 def _optimizer(model: FCN, s: TrainSettings) -> torch.optim.Optimizer:
