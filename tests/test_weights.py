@@ -143,6 +143,13 @@ def test_a_device_is_not_replaced_by_a_file(tmp_path):
         read_weights(tmp_path / "pipe")
 
 
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert read_weights(tmp_path / "real")[1] == META
+
+
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(WeightsError, match="nothing.safetensors: no such"):
         read_weights(tmp_path / "nothing.safetensors")

@@ -57,7 +57,9 @@ def output_folders(*folders: Path) -> Iterator[None]:
 
 
 def write_json(path: PathLike, content: object) -> None:
-    """Write a JSON file whole or not at all; a device, such as /dev/stdout, is written to.
+    """Write a JSON file whole or not at all.
+
+    Links stay and are followed: a pipe or a terminal, such as /dev/stdout may be, is written to.
 
     Raises:
         OSError: it cannot be written.
@@ -66,4 +68,4 @@ def write_json(path: PathLike, content: object) -> None:
     if os.path.exists(path) and not os.path.isfile(path):
         Path(path).write_text(text, encoding="utf-8")
     else:
-        write_bytes(path, text.encode())
+        write_bytes(os.path.realpath(path), text.encode())

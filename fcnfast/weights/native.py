@@ -150,16 +150,17 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside the file and take its name when everything is on the disk."""
-    temporary = path.parent / f".fcnfast-{os.getpid()}-{next(_temporary_number)}.tmp"
+    """Write beside the file, follow links, take its name when everything is on the disk."""
+    target = Path(os.path.realpath(path))
+    temporary = target.parent / f".fcnfast-{os.getpid()}-{next(_temporary_number)}.tmp"
     try:
-        if path.exists() and not path.is_file():  # renaming would replace a device by a file
+        if target.exists() and not target.is_file():  # renaming would replace a device by a file
             raise OSError(errno.EINVAL, "not a regular file")
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):  # name the file that the user knows
