@@ -30,6 +30,8 @@ from .settings import TrainSettings, resumed
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
+# Drawn scenes are learned from seeds of their own; the ones below are for demos and tests.
+FIRST_SCENE = 1_000_000
 
 # Scores a network on a data set: `fcnfast.evaluate.evaluate_model`, handed in from above.
 Validate = Callable[[FCN, FolderDataset], ConfusionMatrix]
@@ -89,7 +91,7 @@ class Run:
         s = self.settings
         parts: list[Samples] = [Cached(self.pictures) if s.cache else self.pictures]
         if s.synthetic:
-            parts.append(Cached(SyntheticScenes(s.synthetic, seed=s.seed)))
+            parts.append(Cached(SyntheticScenes(s.synthetic, seed=FIRST_SCENE + s.seed)))
         transform = train_transform(
             s.crop_size, scale=(s.scale_min, s.scale_max), strength=s.augment
         )
