@@ -23,7 +23,8 @@ from .errors import InputError
 FAILED, UNUSABLE, INTERRUPTED, CLOSED = 1, 2, 130, 141
 """Exit codes: some pictures failed; nothing could be done; Ctrl-C; the reader of stdout left."""
 
-DEMO_SEED = 1
+# A scene with all classes in it. Training draws other seeds (from a million up).
+DEMO_SEED = 20012
 # Options of `evaluate` that belong to one kind of data set.
 _FOLDER_OPTIONS = {
     "data_path": "folder: where the data set is",
@@ -226,10 +227,8 @@ def _predict(args: argparse.Namespace) -> int:
             shares = report.done[0]["shares"].items()
             seen = [f"{name} {percent(share)}" for name, share in shares if share > 0]
             print(f"{paths[0]}: {', '.join(seen)}")
-        print(
-            f"Segmented {_count(len(report.done), 'picture')} in {seconds:.1f} s on "
-            f"{segmenter.device}:"
-        )
+        done = _count(len(report.done), "picture")
+        print(f"Segmented {done} in {seconds:.1f} s on {segmenter.device}:")
         print(f"  labels    {folder / 'labels'}")
         print(f"  overlays  {folder / 'overlays'}")
         print(f"  shares    {folder / 'predictions.json'}")
@@ -262,8 +261,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise InputError("--predictions needs --dataset folder")
     if args.json and Path(args.json).is_dir():
         raise InputError(f"{args.json}: is a folder, --json needs a file")
-    options = {**_FOLDER_OPTIONS, **_SYNTHETIC_OPTIONS}.keys() & vars(args).keys()
-    given = {name: getattr(args, name) for name in sorted(options)}
+    own = _FOLDER_OPTIONS.keys() | _SYNTHETIC_OPTIONS.keys()
+    given = {name: value for name, value in vars(args).items() if name in own}
     dataset, table = open_dataset(args.dataset, **given)
     progress = sys.stderr.isatty()
     with output_folders(Path(args.json).parent) if args.json else contextlib.nullcontext():
@@ -275,8 +274,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             model = Segmenter(args.weights, args.device).model
             matrix = evaluate_model(model, dataset, max_size=args.max_size, progress=progress)
         if args.json:
-            content = {"pictures": len(dataset), **scores_as_json(matrix, table.names)}
-            write_json(args.json, content)
+            write_json(args.json, {"pictures": len(dataset), **scores_as_json(matrix, table.names)})
     print(format_scores(matrix.scores(), table.names))
     return 0
 

@@ -273,6 +273,9 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device {device!r} is not known; try cpu, cuda or cuda:1") from error
+    try:
         if chosen.type == "meta":
             raise RuntimeError("it computes nothing")
         torch.empty(1, device=chosen)
