@@ -1,8 +1,8 @@
-"""The exceptions that name a user's mistake; the command line turns each into one line and exit code 2."""
+"""The exceptions that name a mistake of the user's; the command line makes one line of each."""
 
 
 class InputError(ValueError):
-    """Something given from outside (a file, a folder, an option) cannot be used; the message names it."""
+    """Something given from outside (a file, a folder, an option) cannot be used."""
 
 
 class ImageError(InputError):
@@ -15,6 +15,10 @@ class LabelError(InputError):
 
 class DatasetError(InputError):
     """A data set folder is missing, empty, or not laid out as expected."""
+
+
+class DivergenceError(InputError):
+    """A training's loss is no number any more; its settings do not work."""
 
 
 class WeightsError(InputError):

@@ -19,6 +19,7 @@ from .data.images import IMAGE_EXTENSIONS, PathLike, write_image, write_labels
 from .data.inputs import Photo, as_photo, photo_tensor, shrink
 from .data.outputs import output_folders, output_names, write_json
 from .data.render import add_legend, blend
+from .device import choose_device
 from .errors import ImageError, InputError, WeightsError
 from .models import load_model
 
@@ -261,28 +262,6 @@ def _write_report(path: Path, segmenter: Segmenter, report: Report) -> None:
         "failed": report.failed,
     }
     write_json(path, content)
-
-
-def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """Return the device that is meant: a CUDA GPU where there is one, else the CPU, by default.
-
-    Raises:
-        InputError: a name that torch does not know, or a device that this machine does not have.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"device {device!r} is not known; try cpu, cuda or cuda:1") from error
-    try:
-        if chosen.type == "meta":
-            raise RuntimeError("it computes nothing")
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {str(device)!r} cannot be used: {reason}") from error
-    return chosen
 
 
 def _numbered_table(num_classes: int) -> ClassTable:

@@ -35,6 +35,7 @@ FLOORS = {
     "fcnfast.weights": 1,
     "fcnfast.data": 1,
     "fcnfast.metrics": 1,
+    "fcnfast.device": 1,
     "fcnfast.errors": 0,
     "fcnfast._version": 0,
 }

@@ -16,8 +16,9 @@ from fcnfast.data.classes import CAMVID, ClassTable, voc_palette
 from fcnfast.data.inputs import as_photo, shrink
 from fcnfast.data.outputs import output_folders, output_names
 from fcnfast.data.render import add_legend, blend, percent
+from fcnfast.device import choose_device
 from fcnfast.errors import ImageError, InputError, WeightsError
-from fcnfast.segment import Segmentation, Segmenter, choose_device, segment_files
+from fcnfast.segment import Segmentation, Segmenter, segment_files
 from tests.model_tools import make_photo, write_small_weights
 
 

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from ..data import ClassTable, FolderDataset, class_table, train_transform
 from ..data.synthetic import SyntheticScenes
-from ..errors import InputError
+from ..device import choose_device
+from ..errors import DivergenceError, InputError
 from ..metrics import ConfusionMatrix
 from ..models import FCN, create_model, save_model
 from . import checkpoint
@@ -55,7 +56,7 @@ class Run:
         self.settings = s = settings
         self.validate = validate
         self.out = Path(s.output_dir)
-        self.device = torch.device(s.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = choose_device(s.device or None)
         self.table = class_table(s.classes)
         self.val = None
         if s.val_split:
@@ -178,7 +179,7 @@ class Run:
         """Run to the last iteration, with the log, the checkpoints and the validations.
 
         Raises:
-            FloatingPointError: when the loss is no number; the last checkpoint stays.
+            DivergenceError: when the loss is no number; the last checkpoint stays.
         """
         s = self.settings
         log = Log(self.out / "log.csv", self.iteration)
@@ -195,7 +196,10 @@ class Run:
             if self.iteration % s.print_freq == 0 or done:
                 loss, losses = float(torch.stack(losses).mean()), []
                 if not np.isfinite(loss):
-                    raise FloatingPointError(f"the loss is {loss} at iteration {self.iteration}")
+                    raise DivergenceError(
+                        f"the loss is {loss} at iteration {self.iteration}: try a lower --lr or "
+                        f"--clip-grad-norm; {self.out / CHECKPOINT} is as it was"
+                    )
                 log.write(lr=f"{self.schedule.get_last_lr()[0]:.4g}", loss=f"{loss:.5f}", **row)
             if self.iteration % (s.val_freq * self.per_epoch) == 0 or done:
                 self.finish(log, row)

@@ -1,0 +1,352 @@
+"""Training: it learns, it is reproducible, it survives being killed, and it names what is wrong."""
+
+import argparse
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fcnfast.data import CAMVID, write_labels
+from fcnfast.data.synthetic import draw_scene
+from fcnfast.errors import DivergenceError, InputError, WeightsError
+from fcnfast.evaluate import evaluate_model
+from fcnfast.models import load_model
+from fcnfast.train import TrainSettings, add_arguments, checkpoint, given, resume, start
+from fcnfast.train.batches import Crops, batches
+from fcnfast.train.log import Log
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """A data set of a few small drawn scenes: train and val."""
+    root = tmp_path_factory.mktemp("scenes")
+    for split, seeds in (("train", range(6)), ("val", range(6, 8))):
+        (root / split).mkdir()
+        (root / f"{split}annot").mkdir()
+        for seed in seeds:
+            image, labels = draw_scene(seed, (48, 64))
+            image.save(root / split / f"drive{seed % 2}_{seed}.png")
+            write_labels(
+                root / f"{split}annot" / f"drive{seed % 2}_{seed}.png", labels, CAMVID.palette
+            )
+    return root
+
+
+def small(scenes: Path, out: Path, **changes) -> TrainSettings:
+    """The settings of a run of seconds."""
+    settings = {
+        "data_path": str(scenes),
+        "output_dir": str(out),
+        "crop_size": 32,
+        "batch_size": 2,
+        "epochs": 4,
+        "warmup": 2,
+        "print_freq": 2,
+        "checkpoint_freq": 2,
+        "workers": 0,
+        "val_freq": 2,
+        "cache": True,
+        "device": "cpu",
+    }
+    return TrainSettings(**{**settings, **changes})
+
+
+def final_state(out: Path) -> dict:
+    return checkpoint.load(out / "checkpoint.pt")
+
+
+def same(a, b) -> bool:
+    """Bit for bit the same nested values."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b) and a.dtype == b.dtype
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def rows(out: Path) -> list[dict]:
+    with (out / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_learns_and_keeps_what_describes_it(scenes, tmp_path):
+    settings = small(scenes, tmp_path / "run", epochs=30, augment=0.0, lr=3e-3, val_freq=15)
+    start(settings, evaluate_model).train(progress=False)
+    losses = [float(row["loss"]) for row in rows(tmp_path / "run") if row["loss"]]
+    assert losses[-1] < 0.6 * losses[0]
+    files = (tmp_path / "run" / "files.txt").read_text().splitlines()
+    assert files[:2] == ["train/drive0_0.png", "trainannot/drive0_0.png"] and len(files) == 12
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["lr"] == 3e-3
+    scored = [row for row in rows(tmp_path / "run") if row["val_mean_iu"]]
+    assert [row["iteration"] for row in scored] == ["45", "90"]
+    model = load_model(tmp_path / "run" / "model.safetensors")
+    scores = evaluate_model(
+        model, resume(str(tmp_path / "run" / "checkpoint.pt"), {}, evaluate_model).val
+    ).scores()
+    assert f"{scores.mean_iu:.4f}" == scored[-1]["val_mean_iu"]
+    assert model.table.names == CAMVID.names
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"amp": True, "workers": 1}, {"optimizer": "sgd", "ema_decay": 0.0, "synthetic": 2}],
+)
+def test_a_resumed_run_ends_with_the_same_bits(scenes, tmp_path, changes):
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    start(small(scenes, whole, **changes), evaluate_model).train(progress=False)
+    settings = small(scenes, parted, **changes)
+    run = start(settings, evaluate_model)
+    run.iterations = 4  # stop early, as a kill behind the checkpoint would
+    run.schedule.lr_lambdas = [lambda i: start_factor(settings, run, i)] * len(
+        run.schedule.lr_lambdas
+    )
+    run.train(progress=False)
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+    resume(str(parted / "checkpoint.pt"), {}, evaluate_model).train(progress=False)
+    a, b = final_state(whole), final_state(parted)
+    for key in ("iteration", "model", "optimizer", "average", "random"):
+        assert same(a[key], b[key]), key
+    logs = [
+        [{k: v for k, v in r.items() if k != "seconds"} for r in rows(o)] for o in (whole, parted)
+    ]
+    # The early stop validated once more.
+    assert [r for r in logs[1] if r in logs[0]] == logs[0]
+
+
+def start_factor(settings, run, iteration):
+    """The learning rate's factor of the whole run, for one that stops early."""
+    whole = settings.epochs * run.per_epoch
+    rise = min(1.0, (iteration + 1) / (settings.warmup + 1))
+    return rise * (1 - iteration / whole) ** settings.power
+
+
+def test_killed_twenty_times_it_ends_with_the_same_bits(scenes, tmp_path, root):
+    settings = small(scenes, tmp_path / "killed", epochs=10, val_split="", checkpoint_freq=3)
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(settings.to_json()))
+    command = [sys.executable, str(root / "tests" / "kill_tools.py"), str(path), "20", "3", "7"]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+    assert result.returncode == 0, result.stderr
+    seen = json.loads(result.stdout)
+    assert seen["last"] == "done"
+    assert seen["write"] == 3
+    assert seen["anywhere"] >= 1
+    whole = small(scenes, tmp_path / "whole", epochs=10, val_split="", checkpoint_freq=3)
+    path.write_text(json.dumps(whole.to_json()))
+    command[-3:] = ["0", "0", "0"]
+    subprocess.run(command, check=True, env=environment, timeout=300, capture_output=True)
+    a, b = final_state(tmp_path / "whole"), final_state(tmp_path / "killed")
+    for key in ("iteration", "model", "optimizer", "average", "random"):
+        assert same(a[key], b[key]), key
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert weights[0] == weights[1]
+    assert not list((tmp_path / "killed").glob("*.tmp"))
+
+
+def test_batches_depend_on_the_iteration_alone(scenes, tmp_path):
+    run = start(small(scenes, tmp_path / "run"), evaluate_model)
+    whole = list(batches(run.crops, 2, 5, 0, 7, 0, False))
+    rest = list(batches(run.crops, 2, 5, 4, 7, 1, False))
+    assert same([list(b) for b in whole[4:]], [list(b) for b in rest])
+    order = [
+        item
+        for batch in batches(_Named(run.crops), 2, 5, 0, 3, 0, False).batch_sampler
+        for item in batch
+    ]
+    assert sorted(index for _, index in order) == list(range(6))  # every picture once an epoch
+
+
+class _Named(Crops):
+    def __init__(self, crops):
+        super().__init__(crops.parts, crops.transform, crops.seed)
+
+
+def test_class_weights_are_median_over_frequency(scenes, tmp_path):
+    run = start(small(scenes, tmp_path / "run", class_weights="median-frequency"), evaluate_model)
+    count = np.zeros((6, 11))
+    for i in range(6):
+        count[i] = np.bincount(run.pictures[i].labels.ravel(), minlength=11)[:11]
+    frequency = np.array([c.sum() / count[c > 0].sum() if c.any() else np.nan for c in count.T])
+    expected = np.where(np.isnan(frequency), 1.0, np.nanmedian(frequency) / frequency)
+    assert torch.allclose(run.weight, torch.tensor(expected, dtype=torch.float32))
+    soft = start(
+        small(scenes, tmp_path / "b", class_weights="median-frequency", class_weight_power=0.5),
+        evaluate_model,
+    )
+    assert torch.allclose(soft.weight, run.weight.sqrt())
+
+
+def test_weight_decay_spares_biases_and_norms(scenes, tmp_path):
+    run = start(small(scenes, tmp_path / "run", weight_decay=0.3), evaluate_model)
+    decayed, spared = run.optimizer.param_groups
+    assert decayed["weight_decay"] == 0.3 and spared["weight_decay"] == 0.0
+    assert {p.dim() for p in decayed["params"]} == {4}
+    assert {p.dim() for p in spared["params"]} == {1}
+
+
+def test_the_schedule_rises_then_falls_as_a_power(scenes, tmp_path):
+    run = start(small(scenes, tmp_path / "run", epochs=20, warmup=9, power=2.0), evaluate_model)
+    factors = [run._lr_factor(i) for i in range(run.iterations + 1)]
+    assert factors[0] == pytest.approx(0.1) and factors[-1] == 0
+    assert factors[30] == pytest.approx((1 - 30 / 60) ** 2)
+
+
+def test_the_average_follows_its_formula(scenes, tmp_path):
+    run = start(small(scenes, tmp_path / "run", ema_decay=0.9), evaluate_model)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    target = torch.randint(0, 11, (2, 32, 32), dtype=torch.uint8)
+    expected = None
+    for step in range(5):
+        run.step(images, target)
+        now = run.model.stem[0][0].weight.detach()
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = now.clone() if step == 0 else decay * expected + (1 - decay) * now
+    assert torch.allclose(run.averaged.stem[0][0].weight, expected, rtol=1e-5, atol=1e-7)
+    assert int(run.averaged.stem[0][1].num_batches_tracked) == 5
+
+
+def test_a_loss_that_is_no_number_stops_the_run(scenes, tmp_path):
+    run = start(small(scenes, tmp_path / "run"), evaluate_model)
+    torch.nn.init.constant_(run.model.score.bias, float("nan"))
+    with pytest.raises(DivergenceError, match="iteration 2"):
+        run.train(progress=False)
+    assert final_state(tmp_path / "run")["iteration"] == 0
+
+
+def test_leaving_pictures_out(scenes, tmp_path):
+    run = start(
+        small(
+            scenes, tmp_path / "run", exclude="drive0*", val_split="train", val_include="drive0*"
+        ),
+        evaluate_model,
+    )
+    assert {p.stem[:6] for p, _ in run.pictures.samples} == {"drive1"}
+    assert {p.stem[:6] for p, _ in run.val.samples} == {"drive0"}
+
+
+def test_flags_are_the_settings(scenes):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    text = "--data-path D --output-dir O -b 3 --lr 0.5 --amp --no-cache --optimizer sgd -j 0"
+    flags = given(parser.parse_args(text.split()))
+    assert flags == {
+        "data_path": "D",
+        "output_dir": "O",
+        "batch_size": 3,
+        "lr": 0.5,
+        "amp": True,
+        "cache": False,
+        "optimizer": "sgd",
+        "workers": 0,
+    }
+    assert given(parser.parse_args(["--resume", "x"])) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "--batch-size must be at least 1"),
+        ({"lr": 0.0}, "--lr"),
+        ({"lr": float("nan")}, "--lr"),
+        ({"scale_min": 3.0}, "--scale-min"),
+        ({"label_smoothing": 2.0}, "--label-smoothing"),
+        ({"synthetic": 3, "classes": "voc"}, "--synthetic"),
+        ({"power": -1.0}, "--power"),
+        ({"batch_size": 7}, "--batch-size 7 is more than the 6 pictures"),
+        ({"data_path": ""}, "--data-path is needed"),
+        ({"output_dir": ""}, "--output-dir is needed"),
+        ({"data_path": "nowhere"}, "nowhere"),
+        ({"split": "test"}, "test"),
+        ({"exclude": "*"}, "no pictures"),
+        ({"model": "fcn9"}, "fcn9"),
+        ({"classes": "camvit"}, "camvit"),
+        ({"device": "gpu7"}, "gpu7"),
+    ],
+)
+def test_bad_settings_are_named(scenes, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        start(small(scenes, tmp_path / "run", **changes), evaluate_model)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_overwritten_and_settings_are_kept(scenes, tmp_path):
+    start(small(scenes, tmp_path / "run"), evaluate_model)
+    with pytest.raises(InputError, match="already holds a run"):
+        start(small(scenes, tmp_path / "run"), evaluate_model)
+    path = str(tmp_path / "run" / "checkpoint.pt")
+    with pytest.raises(InputError, match="--lr 0.5 differs"):
+        resume(path, {"lr": 0.5}, evaluate_model)
+    assert resume(path, {"workers": 1}, evaluate_model).settings.workers == 1
+
+
+def test_checkpoints_that_cannot_be_used(scenes, tmp_path):
+    start(small(scenes, tmp_path / "run"), evaluate_model)
+    path = tmp_path / "run" / "checkpoint.pt"
+    content = path.read_bytes()
+    with pytest.raises(WeightsError, match="no such checkpoint"):
+        checkpoint.load(tmp_path / "none.pt")
+    for cut in (b"", content[:100], content[: len(content) // 2], content[:-5], b"hello\n" * 50):
+        path.write_bytes(cut)
+        with pytest.raises(WeightsError, match="checkpoint.pt"):
+            checkpoint.load(path)
+    torch.save({"format": "other"}, path)
+    with pytest.raises(WeightsError, match="not a checkpoint of fcnfast"):
+        checkpoint.load(path)
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.mkdir, (str(Path.cwd() / "ran"),)
+
+
+def test_code_in_a_checkpoint_is_never_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": checkpoint.FORMAT, "x": _Evil()}, "evil.pt")
+    with pytest.raises(WeightsError, match="evil.pt"):
+        checkpoint.load(Path("evil.pt"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"iteration": 1})
+
+    def full(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(path, {"iteration": 2})
+    assert checkpoint.load(path)["iteration"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_the_log_goes_on_without_rows_behind_the_checkpoint(tmp_path):
+    path = tmp_path / "log.csv"
+    log = Log(path, 0)
+    for iteration in (10, 20, 30):
+        log.write(iteration=iteration, epoch=1, lr=0.1, loss=2.0, seconds=iteration / 10)
+    log.close()
+    path.write_text(path.read_text() + "40,1,0.")  # a killed run's last row
+    log = Log(path, 20)
+    assert log.seconds == 2.0
+    log.write(iteration=30, epoch=2, lr=0.1, loss=1.0, seconds=3.5)
+    log.close()
+    assert [(r["iteration"], r["loss"]) for r in rows(tmp_path)] == [
+        ("10", "2.0"),
+        ("20", "2.0"),
+        ("30", "1.0"),
+    ]
