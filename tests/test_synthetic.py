@@ -209,7 +209,7 @@ def test_scene_is_painted_from_back_to_front():
 @settings(max_examples=30, deadline=None)
 def test_ground_labels_follow_the_plan(z, s, pavement):
     sides = (Side(-1, pavement, verge=1.0), Side(1, pavement, grass=True))
-    ground = Ground(CAMERA, Street(3.0, sides, None, 1.0, 0.5), Noise(2))
+    ground = Ground(CAMERA, Street(3.0, sides, None, False, 1.0, 0.5), Noise(2))
     _, labels = ground.paint(LIGHT, np.zeros((180, 240), np.float32))
     x, y = CAMERA.at(s, 0.0, z)
     row, column = int(y), int(x)

@@ -43,6 +43,7 @@ class Street:
     half: float
     sides: tuple[Side, Side]
     dashes: tuple[float, float] | None  # length of dash and of gap
+    edging: bool  # a broken white line along each kerb
     tone: float  # brightness of the asphalt
     age: float  # 0 new, 1 patched and stained
     crossings: list[tuple[float, float]] = field(default_factory=list)
@@ -166,7 +167,7 @@ class Ground:
         """Brightness of asphalt, its repairs, covers and white paint."""
         street, age = self.street, self.street.age
         tracks = np.cos(self.s * (4 * np.pi / max(street.half, 1.0)))
-        tone = 92 * street.tone * (1 + 0.03 * tracks + 0.06 * (0.4 + age) * stains + 0.09 * grain)
+        tone = 92 * street.tone * (1 + 0.03 * tracks + 0.05 * (0.4 + age) * stains + 0.065 * grain)
         tone *= 1 + 0.14 * np.clip(self.z / 40, 0, 1)[:, None]  # grazing light
         for s0, s1, z0, z1, change in street.repairs:
             inside = self.between(self.s, s0, s1) * self.along(z0, z1)
@@ -193,7 +194,13 @@ class Ground:
                 share = np.maximum(share, self.along(start, start + dash))
                 start += dash + gap
             paint = self.between(self.s, -0.06, 0.06) * share
+            if street.edging:
+                shoulder = self.between(np.abs(self.s), street.half - 0.62, street.half - 0.52)
+                paint = np.maximum(paint, 0.8 * shoulder * share)
         for near, far in street.crossings:
+            for line in (near - 1.6, far + 1.4):  # where traffic waits
+                stop = self.along(line, line + 0.2) * (np.abs(self.s) < street.half - 0.3)
+                paint = np.maximum(paint, stop * ((self.s < 0) == (line < near)))
             bars = self.between((self.s + 600.0) % 1.2, 0.0, 0.6)
             inside = np.abs(self.s) < street.half - 0.3
             paint = np.maximum(paint, bars * self.along(near, far) * inside)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 
 from ._scene_bodies import Vehicle, random_vehicle
 from ._scene_fences import draw_boundary
 from ._scene_ground import Side
+from ._scene_markings import WORDS, draw_arrow, draw_word
 from ._scene_people import Person, draw_cyclist, draw_pedestrian
 from ._scene_plan import Scene
 from ._scene_plots import plant
@@ -72,7 +74,7 @@ def fill_road(scene: Scene, rng: random.Random) -> None:
     cars: list[Vehicle] = []
     for side in scene.street.sides:
         if half > 3.4 and rng.random() < 0.8 and side.lines < 2:
-            z = rng.uniform(4.5, 20)
+            z = rng.uniform(6.5, 20)
             stop = z + rng.uniform(8, 60)
             while z < stop:
                 turn = 0.0 if side.sign < 0 or rng.random() < 0.3 else math.pi
@@ -103,6 +105,22 @@ def _park(scene: Scene, car: Vehicle) -> None:
               (car.s + reach, car.z))  # fmt: skip
 
 
+def paint_road(scene: Scene, rng: random.Random) -> None:
+    """Words and arrows on the lanes, behind everything that stands on the road."""
+    half = scene.street.half
+
+    def lay(draw: Callable[[Stage, float], None], s: float, z: float) -> None:
+        scene.add(1e5 + z, draw, (s, z))
+
+    for way, lane in ((1, -0.5 * half), (-1, 0.5 * half)):
+        if rng.random() < 0.25:
+            at, text = rng.uniform(4.5, 16), rng.choice(WORDS)
+            lay(partial(draw_word, s=lane, z=at, text=text, way=way), lane, at)
+        elif rng.random() < 0.2:
+            at = rng.uniform(6, 20)
+            lay(partial(draw_arrow, s=lane, z=at, way=way), lane, at)
+
+
 def add_people(scene: Scene, rng: random.Random) -> None:
     """People on the pavements and crossings, and cyclists near the kerbs."""
     street = scene.street
@@ -120,7 +138,7 @@ def add_people(scene: Scene, rng: random.Random) -> None:
     for _ in range(rng.choice([0, 1, 1, 2, 3])):
         side = rng.choice(street.sides)
         s = side.sign * (street.half - rng.uniform(0.6, 1.2))
-        _someone(scene, s, rng.uniform(6, 35), True, rng)
+        _someone(scene, s, rng.uniform(6, 30), True, rng)
 
 
 def _someone(scene: Scene, s: float, z: float, ride: bool, rng: random.Random) -> None:
@@ -128,6 +146,8 @@ def _someone(scene: Scene, s: float, z: float, ride: bool, rng: random.Random) -
         view = "side" if rng.random() < 0.25 else "back" if s < 0 else "front"
     else:
         view = rng.choice(["front", "back", "side"])
+    if view == "side" and ride and z < 9:  # nobody rides across right before the bonnet
+        view = "back"
     facing = rng.choice([-1, 1])
     who = Person(s, z, 0.0, rng.uniform(1.55, 1.9), view, facing, rng.randrange(2**31))
     draw = draw_cyclist if ride else draw_pedestrian

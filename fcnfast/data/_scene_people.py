@@ -58,102 +58,144 @@ class _Figure:
         return self.x + u * self.flip * self.k, self.y - v * self.k
 
     def shape(self, points: list[Point], colour: Colour, share: float = 1.0) -> None:
-        self.canvas.fill([self.at(*p) for p in points], self.tone(colour, share), self.label)
+        """Fill a polygon with rounded corners."""
+        path = [self.at(*p) for p in points]
+        if self.k > 20:
+            path = _rounded(path)
+        self.canvas.fill(path, self.tone(colour, share), self.label)
 
     def limb(self, points: list[Point], width: float, colour: Colour, share: float = 1.0) -> None:
+        """Draw a bent limb of even width."""
         path = [self.at(*p) for p in points]
         self.canvas.stroke(path, width * self.k, self.tone(colour, share), self.label)
 
     def oval(
         self, u: float, v: float, ru: float, rv: float, colour: Colour, share: float = 1.0
     ) -> None:
-        self.canvas.ellipse(
-            self.at(u, v), ru * self.k, rv * self.k, self.tone(colour, share), self.label
-        )
+        """Fill an upright ellipse."""
+        centre = self.at(u, v)
+        tone = self.tone(colour, share)
+        self.canvas.ellipse(centre, ru * self.k, rv * self.k, tone, self.label)
 
-    def head(self, u: float, v: float, view: str, skin: Colour, hair: Colour) -> None:
-        self.limb([(u, v - 0.2), (u, v)], 0.11, skin, 0.8)
-        self.oval(u, v, 0.095, 0.125, skin if view != "back" else hair)
+    def head(self, u: float, v: float, view: str, skin: Colour, hair: Colour, long: bool) -> None:
+        """Neck, hair and face around the middle of the head."""
+        if long:
+            low = [(u - 0.11, v + 0.03), (u + 0.07, v + 0.05), (u + 0.06, v - 0.2),
+                   (u - 0.13, v - 0.2)] if view == "side" else [
+                   (u - 0.1, v + 0.05), (u + 0.1, v + 0.05), (u + 0.11, v - 0.22),
+                   (u - 0.11, v - 0.22)]  # fmt: skip
+            self.shape(low, hair, 0.9)
+        if view != "back" or not long:
+            self.limb([(u - 0.01, v - 0.2), (u, v)], 0.1, skin, 0.75)
+        self.oval(u - (0.02 if view == "side" else 0.0), v + 0.02, 0.1, 0.125, hair)
         if view == "side":
-            self.oval(u - 0.03, v + 0.02, 0.09, 0.115, hair)
-            self.oval(u + 0.045, v - 0.02, 0.05, 0.09, skin)
-        self.oval(u - (0.02 if view == "side" else 0), v + 0.07, 0.098, 0.07, hair)
+            self.oval(u + 0.035, v - 0.02, 0.062, 0.098, skin)
+            self.oval(u - 0.02, v + 0.055, 0.085, 0.075, hair)
+        elif view == "front":
+            self.oval(u, v - 0.015, 0.08, 0.105, skin)
+            self.oval(u, v + 0.09, 0.085, 0.045, hair)
+        else:
+            self.oval(u, v - 0.07, 0.07, 0.06, skin if not long else hair, 0.8)
+            self.oval(u, v + 0.025, 0.095, 0.11, hair, 1.05)
+
+
+def _rounded(path: list[Point]) -> list[Point]:
+    """A closed polygon with its corners cut twice (Chaikin)."""
+    for _ in range(2):
+        cut = []
+        for i, (x, y) in enumerate(path):
+            px, py = path[i - 1]
+            cut += [(0.75 * px + 0.25 * x, 0.75 * py + 0.25 * y),
+                    (0.25 * px + 0.75 * x, 0.25 * py + 0.75 * y)]  # fmt: skip
+        path = cut
+    return path
 
 
 def draw_pedestrian(stage: Stage, who: Person, lit: float) -> None:
     """Paint a walker: legs in mid-stride, coat, arms, head, sometimes a bag."""
     rng = random.Random(who.seed)
     pen = _Figure(stage, who, PEDESTRIAN, lit)
-    coat, legs = rng.choice(COATS), rng.choice(TROUSERS)
-    skin, hair = rng.choice(SKINS), rng.choice(HAIR)
-    h = who.height / 1.75
-    side = who.view == "side"
-    stride = rng.uniform(0.12, 0.32) if side else rng.uniform(0.05, 0.12)
-    hem = rng.choice([0.82, 0.82, 0.6]) * h
-    for sign, share in ((-1, 0.75), (1, 1.0)):
-        foot = sign * stride
-        knee = foot * 0.5 + (0.05 if side else 0.0)
-        lift = 0.06 if side and sign < 0 else 0.0
-        pen.limb(
-            [(sign * 0.05, 0.88 * h), (knee, 0.48 * h), (foot, (0.06 + lift) * h)],
-            0.145 * h,
-            legs,
-            share,
-        )
-        pen.oval(
-            foot + (0.05 if side else 0),
-            0.045 * h + lift,
-            0.11 if side else 0.065,
-            0.045,
-            (24, 22, 22),
-        )
-    half, waist = (0.15, 0.14) if side else (0.225, 0.18)
-    swing = stride * 0.8
-    for sign, share in ((-1, 0.7), (1, 0.95)):
-        if side and sign > 0:
-            continue
-        hand = (sign * swing, 0.84 * h) if side else (sign * 0.29, 0.82 * h)
-        pen.limb(
-            [(sign * (half - 0.05), 1.4 * h), ((sign * (half + 0.05)), 1.12 * h), hand],
-            0.1 * h,
-            coat,
-            share,
-        )
-        pen.oval(*hand, 0.045, 0.05, skin)
-    torso = [
-        (-half * 0.75, 1.5 * h),
-        (half * 0.75, 1.5 * h),
-        (half, 1.4 * h),
-        (waist, 1.08 * h),
-        (half * 1.02, hem),
-        (-half * 1.02, hem),
-        (-waist, 1.08 * h),
-        (-half, 1.4 * h),
-    ]
-    pen.shape(torso, coat)
-    pen.shape(
-        [
-            (half * 0.2, 1.48 * h),
-            (half, 1.4 * h),
-            (waist, 1.08 * h),
-            (half, hem),
-            (half * 0.3, hem),
-        ],
-        coat,
-        0.8,
-    )
-    if side:
-        pen.limb([(0, 1.4 * h), (0.06, 1.12 * h), (swing, 0.86 * h)], 0.1 * h, coat, 1.1)
-        pen.oval(swing, 0.84 * h, 0.045, 0.05, skin)
-    if rng.random() < 0.4:
-        bag = rng.choice(COATS)
-        if who.view == "back":
-            pen.shape(
-                [(-0.14, 1.42 * h), (0.14, 1.42 * h), (0.15, 1.02 * h), (-0.15, 1.02 * h)], bag
-            )
-        else:
-            pen.shape([(0.2, 0.9 * h), (0.4, 0.9 * h), (0.42, 0.55 * h), (0.18, 0.55 * h)], bag)
-    pen.head(0.03 if side else 0.0, 1.62 * h, who.view, skin, hair)
+    look = _Look(
+        rng.choice(COATS), rng.choice(TROUSERS), rng.choice(SKINS), rng.choice(HAIR),
+        hem=rng.choice([0.9, 0.86, 0.72, 0.55]), long_hair=rng.random() < 0.4,
+        bag=rng.choice(COATS) if rng.random() < 0.45 else None,
+        scarf=rng.choice(COATS) if rng.random() < 0.3 else None,
+    )  # fmt: skip
+    pen.k *= who.height / 1.75
+    if who.view == "side":
+        _walk_across(pen, look, rng.uniform(0.14, 0.34))
+    else:
+        _walk_along(pen, look, rng.uniform(-0.07, 0.07), who.view)
+
+
+@dataclass
+class _Look:
+    coat: Colour
+    trousers: Colour
+    skin: Colour
+    hair: Colour
+    hem: float
+    long_hair: bool
+    bag: Colour | None
+    scarf: Colour | None
+
+
+def _walk_along(pen: _Figure, look: _Look, lift: float, view: str) -> None:
+    """Someone seen from the front or from behind."""
+    for sign, share in ((-1, 0.8), (1, 1.0)):
+        up = max(0.0, sign * lift)
+        hip, foot = sign * 0.085, sign * 0.1
+        pen.shape([(hip - 0.09, 0.95), (hip + 0.09, 0.95), (foot + 0.065, 0.5 + up),
+                   (foot + 0.055, 0.07 + up), (foot - 0.055, 0.07 + up),
+                   (foot - 0.065, 0.5 + up)], look.trousers, share)  # fmt: skip
+        pen.oval(foot + sign * 0.015, 0.045 + up, 0.06, 0.05, (26, 24, 24))
+        swing = 0.5 * up
+        arm = [(sign * 0.18, 1.4), (sign * 0.235, 1.14 + swing), (sign * 0.225, 0.9 + swing)]
+        pen.limb(arm, 0.09, look.coat, 0.72 if sign > 0 else 0.9)
+        pen.oval(arm[2][0], arm[2][1] - 0.04, 0.04, 0.055, look.skin, 0.9)
+    hem = look.hem
+    pen.shape([(-0.07, 1.53), (0.07, 1.53), (0.2, 1.46), (0.215, 1.32), (0.165, 1.1), (0.19, hem),
+               (-0.19, hem), (-0.165, 1.1), (-0.215, 1.32), (-0.2, 1.46)], look.coat)  # fmt: skip
+    pen.shape([(0.06, 1.5), (0.19, 1.44), (0.2, 1.3), (0.15, 1.1), (0.17, hem), (0.07, hem)],
+              look.coat, 0.78)  # fmt: skip
+    if view == "front":
+        pen.shape([(-0.05, 1.53), (0.05, 1.53), (0.0, 1.3)], look.scarf or (190, 186, 178), 0.9)
+        pen.limb([(0.0, 1.32), (0.0, hem)], 0.012, look.coat, 0.55)
+    elif look.bag is not None:
+        pen.shape([(-0.15, 1.44), (0.15, 1.44), (0.16, 1.02), (-0.16, 1.02)], look.bag)
+        pen.shape([(-0.11, 1.22), (0.11, 1.22), (0.12, 1.05), (-0.12, 1.05)], look.bag, 0.8)
+    if look.scarf is not None:
+        pen.oval(0, 1.51, 0.085, 0.04, look.scarf)
+    pen.head(0, 1.63, view, look.skin, look.hair, look.long_hair)
+    if look.bag is not None and view == "front":
+        pen.shape([(0.18, 0.86), (0.36, 0.86), (0.38, 0.54), (0.17, 0.54)], look.bag)
+
+
+def _walk_across(pen: _Figure, look: _Look, stride: float) -> None:
+    """Someone seen from the side, walking towards +u."""
+    far_arm = [(0.0, 1.4), (-0.1, 1.15), (-0.75 * stride, 0.92)]
+    pen.limb(far_arm, 0.085, look.coat, 0.6)
+    for sign, share in ((-1, 0.72), (1, 1.0)):
+        foot, lift = sign * stride, 0.07 if sign < 0 else 0.0
+        knee = 0.5 * foot + 0.06
+        pen.shape([(-0.1, 0.96), (0.09, 0.96), (knee + 0.075, 0.52), (foot + 0.05, 0.08 + lift),
+                   (foot - 0.06, 0.09 + lift), (knee - 0.07, 0.5)],
+                  look.trousers, share)  # fmt: skip
+        pen.shape([(foot - 0.07, 0.1 + lift), (foot + 0.04, 0.1 + lift), (foot + 0.18, 0.03 + lift),
+                   (foot + 0.16, lift), (foot - 0.08, lift)], (26, 24, 24))  # fmt: skip
+    hem, flare = look.hem, 0.06 if look.hem < 0.8 else 0.0
+    pen.shape([(-0.05, 1.52), (0.07, 1.5), (0.14, 1.36), (0.12, 1.1), (0.13 + flare, hem),
+               (-0.14 - flare, hem), (-0.13, 1.1), (-0.15, 1.38)], look.coat)  # fmt: skip
+    pen.shape([(-0.06, 1.46), (0.0, 1.4), (-0.03, 1.1), (-0.02, hem), (-0.13 - flare, hem),
+               (-0.12, 1.1), (-0.14, 1.38)], look.coat, 0.8)  # fmt: skip
+    if look.bag is not None:
+        pen.shape([(-0.28, 1.42), (-0.12, 1.44), (-0.12, 1.04), (-0.27, 1.06)], look.bag)
+    hand = (0.8 * stride, 0.94)
+    pen.limb([(-0.02, 1.4), (0.02, 1.15), hand], 0.095, look.coat, 1.12)
+    pen.oval(hand[0] + 0.02, hand[1] - 0.03, 0.045, 0.05, look.skin)
+    if look.scarf is not None:
+        pen.oval(0.02, 1.5, 0.08, 0.045, look.scarf)
+    pen.head(0.03, 1.63, "side", look.skin, look.hair, look.long_hair)
 
 
 def draw_cyclist(stage: Stage, who: Person, lit: float) -> None:
@@ -191,6 +233,8 @@ def _side_rider(pen: _Figure, rng: random.Random, clothes: Clothes, frame: Colou
         (crank[0] + 0.17 * math.cos(angle + k), crank[1] + 0.17 * math.sin(angle + k))
         for k in (math.pi, 0.0)
     ]
+    far = feet[0]
+    pen.oval(far[0] + 0.05, far[1], 0.11, 0.05, (24, 22, 22))
     for foot, share in zip(feet[:1], (0.7,), strict=True):
         pen.limb(
             [(-0.2, 0.98), (foot[0] + 0.22, (foot[1] + 0.98) / 2 + 0.08), foot], 0.13, legs, share
@@ -256,7 +300,7 @@ def _end_rider(
 def _helmet(
     pen: _Figure, rng: random.Random, u: float, v: float, view: str, skin: Colour, hair: Colour
 ) -> None:
-    pen.head(u, v, view, skin, hair)
+    pen.head(u, v, view, skin, hair, rng.random() < 0.3)
     if rng.random() < 0.5:
         pen.oval(
             u - 0.01,

@@ -15,6 +15,7 @@ class Film:
     exposure: float  # 1 leaves brightness as drawn
     contrast: float
     warmth: float  # red against blue
+    colour: float  # 0 is grey, 1 leaves colours as drawn
     glare: float  # share of bright areas' light that spreads
     noise: float  # standard deviation in 8-bit steps
     sharpen: float  # 0 is soft, 1 leaves bright rims at edges
@@ -40,6 +41,9 @@ def photograph(pixels: np.ndarray, film: Film, seed: int) -> Image.Image:
     light -= 0.4
     light *= film.contrast
     light += 0.4
+    grey = light @ np.array([0.3, 0.59, 0.11], np.float32)
+    light *= film.colour
+    light += (1 - film.colour) * grey[..., None]
     return _develop(light, film.noise, seed)
 
 

@@ -70,6 +70,7 @@ def empty_street(rng: random.Random, height: int, width: int) -> Scene:
         exposure=rng.uniform(1.05, 1.75),
         contrast=rng.uniform(1.15, 1.42),
         warmth=rng.uniform(0.95, 1.04),
+        colour=rng.uniform(0.65, 1.0),
         glare=rng.uniform(0.02, 0.07),
         noise=rng.uniform(1.5, 4.0),
         sharpen=rng.uniform(0.4, 0.8),
@@ -115,8 +116,8 @@ def _street(rng: random.Random) -> Street:
         sides.append(side)
     dashes = rng.choice([(2.0, 4.0), (4.0, 2.0), (1.0, 5.0), None])
     half = rng.uniform(3.0, 5.5)
-    tone, age = rng.uniform(0.75, 1.1), rng.random()
-    street = Street(half, (sides[0], sides[1]), dashes, tone, age)
+    tone, age = rng.uniform(0.9, 1.3), rng.random()
+    street = Street(half, (sides[0], sides[1]), dashes, rng.random() < 0.25, tone, age)
     if rng.random() < 0.3:
         near = rng.uniform(7, 35)
         street.crossings.append((near, near + 3.0))

@@ -120,7 +120,7 @@ def _bare(stage: Stage, tree: Tree, lit: float) -> None:
     size = (max(4, int(width * fit)), max(4, int(tall * fit)))
     wood = Image.new("L", size)
     unit = tall * fit / 1.08  # texture pixels of the tree's height
-    depth = 7 if tall > 150 else 6 if tall > 60 else 5
+    depth = 7 if tall > 220 else 6 if tall > 90 else 5 if tall > 35 else 4
     rng = np.random.default_rng([tree.seed, 2])
     _branches(ImageDraw.Draw(wood), size, unit, depth, rng)
     coarse = wood.resize((size[0] // 2 + 1, size[1] // 2 + 1), Image.Resampling.BOX)

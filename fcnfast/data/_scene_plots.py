@@ -25,7 +25,7 @@ def build_side(scene: Scene, side: Side, mood: str, rng: random.Random) -> None:
     line = scene.street.half + side.front
     setback = {"town": 0.0, "suburb": rng.uniform(2.5, 6.0), "park": 0.0}[mood]
     green = {"town": 0.08, "suburb": 0.22, "park": 0.75}[mood]
-    wall, neighbour = rng.choice([*MATERIALS, "yellow brick"]), 0.0
+    wall, neighbour = rng.choice([*MATERIALS, "yellow brick", "plaster"]), 0.0
     while z < END:
         mouth = next((m for m in side.mouths if m[0] - 2 <= z < m[1] + 2), None)
         if mouth is not None:
@@ -40,7 +40,7 @@ def build_side(scene: Scene, side: Side, mood: str, rng: random.Random) -> None:
             neighbour = 0.0
         else:
             if rng.random() < 0.4:
-                wall = rng.choice(MATERIALS)
+                wall = rng.choice([*MATERIALS, "plaster"])
             house = _house(scene, side, mood, line + setback, (z, end), wall, rng)
             house.hidden = neighbour
             neighbour = house.height if mood != "suburb" else 0.0

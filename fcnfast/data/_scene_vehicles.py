@@ -76,12 +76,20 @@ def draw_vehicle(stage: Stage, car: Vehicle, lit: float) -> None:
     sight = math.atan2(car.s + stage.camera.shift(car.z), car.z)
     away = math.cos(car.turn - sight) > 0
     strips = range(len(car.body) - 1)
+    before = [hand for hand in (-1, 1) if pen.close and away and not _faces(pen, hand)]
+    for hand in before:
+        _mirror(pen, hand)
     for i in strips if away else reversed(strips):
         _strip(pen, i)
     for hand in (-1, 1):
-        _flank(pen, hand)
-    if pen.close:
-        for hand in (-1, 1):
+        if _faces(pen, hand):
+            _flank(pen, hand)
+    for hand in (-1, 1):
+        if (
+            pen.close
+            and hand not in before
+            and (away or _faces(pen, hand) or not _faces(pen, -hand))
+        ):
             _mirror(pen, hand)
 
 
@@ -95,8 +103,11 @@ def _underside(pen: _Painter) -> None:
         for hand in (-1, 1):
             a = hand * (body[2][2] - 0.03)
             q = [(a, 0.4), (a - hand * 0.2, 0.4), (a - hand * 0.2, 0.0), (a, 0.0)]
-            for along in (end - 0.3, end + 0.3):
+            for along in (end - 0.27, end + 0.27):
                 pen.solid([car.place(along, b, y) for b, y in q], dark)
+            side = [(-0.3, 0.34), (0.3, 0.34), (0.27, 0.1), (0.14, 0.0), (-0.14, 0.0), (-0.27, 0.1)]
+            for inner in (a - hand * 0.2, a):
+                pen.solid([car.place(end + b, inner, y) for b, y in side], dark)
 
 
 def _strip(pen: _Painter, i: int) -> None:
@@ -143,8 +154,8 @@ def _glass(pen: _Painter, q: list[Point3], front: bool) -> None:
         return
     pen.patch(q, [(0.06, 0.42), (0.94, 0.42), (0.95, 0.92), (0.05, 0.92)], scale(glass, 0.78))
     for u in (0.16, 0.58):
-        seat = [(u, 0.92), (u + 0.03, 0.5), (u + 0.09, 0.38), (u + 0.17, 0.38), (u + 0.23, 0.5),
-                (u + 0.26, 0.92)]  # fmt: skip
+        seat = [(u, 0.92), (u + 0.04, 0.72), (u + 0.08, 0.66), (u + 0.08, 0.5), (u + 0.18, 0.5),
+                (u + 0.18, 0.66), (u + 0.22, 0.72), (u + 0.26, 0.92)]  # fmt: skip
         pen.patch(q, seat, scale(glass, 0.5))
     sheen = mix(glass, pen.sky, 0.3)
     pen.patch(q, [(0.62, 0.08), (0.74, 0.08), (0.56, 0.9), (0.42, 0.9)], mix(glass, sheen, 0.35))
@@ -186,16 +197,22 @@ def _lamps(pen: _Painter, q: list[Point3], plate: bool) -> None:
             pen.detail(q, (u, low, u + 0.022, 0.56), pen.tone((44, 40, 30)))
 
 
+def _wall(car: Vehicle, hand: int) -> list[Point3]:
+    """A square on one side of the body, listed clockwise as seen from that side."""
+    w = hand * car.body[2][2]
+    ends = (-1, 1) if hand > 0 else (1, -1)
+    return [car.place(a, w, y) for a, y in zip((*ends, *reversed(ends)), (1, 1, 0, 0), strict=True)]
+
+
+def _faces(pen: _Painter, hand: int) -> bool:
+    """Whether this side of the body looks at the camera."""
+    return turning(pen.camera.project(_wall(pen.car, hand))) > 0
+
+
 def _flank(pen: _Painter, hand: int) -> None:
-    """The side towards the camera, if this is it: body, windows, doors, wheels."""
+    """The side that looks at the camera: body, windows, doors, wheels."""
     car, body = pen.car, pen.car.body
-    w = body[2][2]
-    wall = [car.place(a, hand * w, y) for a, y in ((1, 1), (-1, 1), (-1, 0), (1, 0))]
-    if hand > 0:
-        wall = [wall[1], wall[0], wall[3], wall[2]]
-    if turning(pen.camera.project(wall)) <= 0:
-        return
-    colour = pen.shade(wall)
+    w, colour = body[2][2], pen.shade(_wall(car, hand))
     lower = [car.place(a, hand * x, y) for a, y, x in [*body[: COWL + 1], *body[TAIL:]]]
     cabin = [car.place(a, hand * x, y) for a, y, x in body[COWL : TAIL + 1]]
     pen.solid(lower, colour)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from ._scene_canvas import Canvas
 from ._scene_ground import Ground, backdrop, cast_shadows, paint_sky
-from ._scene_life import add_people, fill_road, furnish
+from ._scene_life import add_people, fill_road, furnish, paint_road
 from ._scene_photo import photograph
 from ._scene_plan import Scene, empty_street
 from ._scene_plants import draw_skyline
@@ -74,6 +74,7 @@ def plan_scene(seed: int, height: int, width: int) -> Scene:
         build_side(scene, side, mood, random.Random(rng.randrange(2**31)))
     for side in scene.street.sides:
         furnish(scene, side, random.Random(rng.randrange(2**31)))
+    paint_road(scene, random.Random(rng.randrange(2**31)))
     fill_road(scene, random.Random(rng.randrange(2**31)))
     add_people(scene, random.Random(rng.randrange(2**31)))
     return scene
