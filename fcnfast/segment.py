@@ -17,10 +17,10 @@ from tqdm import tqdm
 from .data.classes import ClassTable, voc_palette
 from .data.images import IMAGE_EXTENSIONS, PathLike, write_image, write_labels
 from .data.inputs import Photo, as_photo, photo_tensor, shrink
-from .data.outputs import output_folders, output_names, write_json
+from .data.outputs import output_folders, output_names, refuse_replacing, write_json
 from .data.render import add_legend, blend
 from .device import choose_device
-from .errors import ImageError, InputError, WeightsError
+from .errors import ImageError, WeightsError
 from .models import load_model
 
 # zlib's default level makes an overlay 8 % smaller in three times the time.
@@ -207,27 +207,23 @@ def segment_files(
     """
     folder = Path(folder)
     names = output_names(paths)
-    outputs = {
-        os.path.realpath(folder / kind / f"{name}.png")
-        for name in names
-        for kind in ("labels", "overlays")
-    }
-    for path in paths:
-        if os.path.realpath(path) in outputs:
-            raise InputError(f"{path}: would be replaced by an output; choose another folder")
+    folders = folder / "labels", folder / "overlays"
+    refuse_replacing(paths, [place / f"{name}.png" for place in folders for name in names])
     report = Report()
-    with output_folders(folder / "labels", folder / "overlays"):
+    bar = tqdm(zip(paths, names, strict=True), total=len(names), unit="image", disable=not progress)
+    with output_folders(*folders), bar:
         try:
-            for path, name in zip(
-                tqdm(paths, unit="image", disable=not progress), names, strict=True
-            ):
+            for path, name in bar:
                 try:
                     result = segmenter(path, max_size=max_size)
+                    files = result.save(folder, name, opacity=opacity)
                 except ImageError as error:
                     report.failed.append({"input": str(path), "error": str(error)})
-                    continue
-                files = result.save(folder, name, opacity=opacity)
-                report.done.append(_entry(path, result, files, folder))
+                except MemoryError:  # the drawing takes more than the labels
+                    message = f"{path}: too large for the memory"
+                    report.failed.append({"input": str(path), "error": message})
+                else:
+                    report.done.append(_entry(path, result, files, folder))
         finally:
             if report.done:
                 _write_report(folder / "predictions.json", segmenter, report)

@@ -383,6 +383,22 @@ class TestFiles:
         assert [entry["error"] for entry in report.failed] == [f"{tmp_path}/none.png: no such file"]
         assert list(tmp_path.iterdir()) == []
 
+    def test_a_picture_too_large_to_be_drawn_is_one_of_the_failures(
+        self, segmenter, tmp_path, monkeypatch
+    ):
+        def draw(image: Image.Image, *others: object) -> Image.Image:
+            if image.width > 40:
+                raise MemoryError
+            return blend(image, *others)
+
+        monkeypatch.setattr(fcnfast.segment, "blend", draw)
+        large = save(make_photo(20, 60), tmp_path / "large.png")
+        small = save(make_photo(20, 30), tmp_path / "small.png")
+        report = segment_files(segmenter, [large, small], tmp_path / "out")
+        assert [entry["error"] for entry in report.failed] == [f"{large}: too large for the memory"]
+        assert [entry["input"] for entry in report.done] == [str(small)]
+        assert not (tmp_path / "out" / "labels" / "large.png").exists()
+
     def test_when_interrupted_the_report_is_of_what_was_done(self, segmenter, tmp_path):
         path = save(make_photo(), tmp_path / "x.png")
 

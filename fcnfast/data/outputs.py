@@ -31,6 +31,14 @@ def output_names(paths: Sequence[PathLike]) -> list[str]:
     return names
 
 
+def refuse_replacing(inputs: Sequence[PathLike], outputs: Sequence[PathLike]) -> None:
+    """Raise InputError when one of the inputs would be replaced by an output."""
+    taken = {os.path.realpath(path) for path in outputs}
+    for path in inputs:
+        if os.path.realpath(path) in taken:
+            raise InputError(f"{path}: would be replaced by an output; choose another folder")
+
+
 @contextlib.contextmanager
 def output_folders(*folders: Path) -> Iterator[None]:
     """Make folders that can be written; of those that were made, the empty ones go at the end.
