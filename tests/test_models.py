@@ -175,7 +175,7 @@ def test_units_of_the_light_net_see_what_the_calculus_says():
     (seen,) = torch.autograd.grad(located.x[0, :, 18, 18].sum(), x)
     touched = seen.abs().sum((0, 1, 3)).nonzero().flatten()
     centre = int(located.field.stride) * 18 + int(located.field.offset)
-    # Blocks start as the identity: what is seen is at most the field, around the same centre.
+    # What is seen is at most the field, around the same centre.
     assert touched.min() + touched.max() == 2 * centre
     assert touched.max() - touched.min() + 1 <= located.field.size
 

@@ -19,11 +19,8 @@ class Residual(nn.Sequential):
     """Two 3 x 3 convolutions and a shortcut; the map keeps its size, its place and its width."""
 
     def __init__(self, width: int) -> None:
-        first, second = _conv_bn(width, width, 3), _conv_bn(width, width, 3)
-        super().__init__(first, nn.ReLU(inplace=True), second)
-        for norm in second.children():
-            if isinstance(norm, nn.BatchNorm2d):
-                nn.init.zeros_(norm.weight)  # each block starts as the identity
+        relu = nn.ReLU(inplace=True)
+        super().__init__(_conv_bn(width, width, 3), relu, _conv_bn(width, width, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         """N x C x h x w to the same."""
