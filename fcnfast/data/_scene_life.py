@@ -51,7 +51,7 @@ def furnish(scene: Scene, side: Side, rng: random.Random) -> None:
         kind = rng.choice(["leafy", "bare", "bare"])
         while z < 90:
             if not side.open_at(z, 4):
-                plant(scene, side.sign * (kerb + 0.5), z, rng.uniform(5, 9), kind, rng)
+                plant(scene, side.sign * (kerb + 0.5), z, rng.uniform(6, 11), kind, rng)
             z += gap
     if rng.random() < 0.3:
         _guard_rail(scene, side, kerb, rng)

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from ._scene_canvas import BUILDING, TREE, Colour
 from ._scene_stage import Stage, scale
@@ -70,7 +70,7 @@ def _lumps(
     v = ((np.arange(small[0], dtype=np.float32) + 0.5) / small[0])[:, None]
     u = ((np.arange(small[1], dtype=np.float32) + 0.5) / small[1])[None, :] - 0.5
     if tree.kind == "conifer":
-        field = (0.06 + 0.38 * v - np.abs(u)) * 5
+        field = (np.minimum(0.06 + 0.38 * v, 3.2 * (1.03 - v)) - np.abs(u)) * 5
         shape = np.broadcast_to(u * sun * 1.2, small).astype(np.float32)
     else:
         field, shape = np.full(small, -9.0, np.float32), np.zeros(small, np.float32)
@@ -100,7 +100,7 @@ def _foliage(
     lobes = shape + 0.16 * rough
     sun = 0.8 * light.strength * lit * (0.2 + 0.8 * np.clip(0.35 + lobes, 0, 1))
     level = light.ambient * np.clip(0.5 + 0.5 * lobes, 0.12, 1) + sun
-    level = level * np.clip(1 + 0.34 * fine, 0.25, 1.8)
+    level = level * np.clip(1 + 0.42 * fine, 0.2, 2.0)
     leaf = np.array(rng.choice(LEAVES), np.float32) * rng.uniform(0.75, 1.1)
     veil = light.veil(tree.z)
     pixels = np.empty((*size, 3), np.uint8)
@@ -118,46 +118,49 @@ def _bare(stage: Stage, tree: Tree, lit: float) -> None:
     fit = 2.0 if tall < 120 else 1.5
     fit *= min(1.0, 1.1 * stage.camera.height / tall)
     size = (max(4, int(width * fit)), max(4, int(tall * fit)))
-    wood = Image.new("L", size)
     unit = tall * fit / 1.08  # texture pixels of the tree's height
-    depth = 7 if tall > 220 else 6 if tall > 90 else 5 if tall > 35 else 4
+    depth = 7 if tall > 200 else 6 if tall > 100 else 5 if tall > 45 else 4
     rng = np.random.default_rng([tree.seed, 2])
-    _branches(ImageDraw.Draw(wood), size, unit, depth, rng)
-    coarse = wood.resize((size[0] // 2 + 1, size[1] // 2 + 1), Image.Resampling.BOX)
-    web = coarse.filter(ImageFilter.BoxBlur(max(1.0, 0.014 * unit)))
-    web = web.resize(size, Image.Resampling.BILINEAR)
-    alpha = np.maximum(np.asarray(wood), np.asarray(web.point([min(90, v) for v in range(256)])))
-    dense = np.asarray(web.point([0] * 22 + [255] * 234))
+    limbs, twigs = Image.new("L", size), Image.new("L", size)
+    _branches((ImageDraw.Draw(limbs), ImageDraw.Draw(twigs)), size, unit, depth, rng)
+    web = twigs.filter(ImageFilter.BoxBlur(max(1.0, 0.016 * unit)))
+    # Twigs too fine to draw are a veil over what is behind.
+    veil = web.point([min(110, v) for v in range(256)])
+    alpha = np.asarray(ImageChops.lighter(ImageChops.lighter(limbs, twigs), veil))
+    dense = np.asarray(ImageChops.lighter(limbs, web.point([0] * 20 + [255] * 236)))
     bark = stage.light.shade((92, 84, 76), (0.0, 0.2, -1.0), tree.z, lit)
     x, y = stage.camera.at(tree.s, 0.0, tree.z)
-    dense = np.maximum(dense, np.where(alpha > 200, 255, 0).astype(np.uint8))
     stage.canvas.patch(bark, alpha, (x - width / 2, y - tall), (width, tall), TREE, dense)
 
 
 def _branches(
-    draw: ImageDraw.ImageDraw,
+    pens: tuple[ImageDraw.ImageDraw, ImageDraw.ImageDraw],
     size: tuple[int, int],
     unit: float,
     depth: int,
     rng: np.random.Generator,
 ) -> None:
-    """Draw a tree that is ``unit`` pixels tall, forking ``depth`` times."""
-    ends = np.array([[size[0] / 2, size[1], 0.0, 0.29 * unit, 0.03 * unit]])
+    """Draw a tree ``unit`` pixels tall that forks ``depth`` times: limbs and twigs apart."""
+    trunk = 0.27 if depth > 5 else 0.32
+    ends = np.array([[size[0] / 2, size[1], 0.0, trunk * unit, 0.026 * unit]])
     for level in range(depth):
         x0, y0, t, length, thick = ends.T
         x1, y1 = x0 + np.sin(t) * length, y0 - np.cos(t) * length
-        shade = (255, 255, 250, 235, 205, 165, 120)[level]
+        shade = (255, 255, 250, 240, 215, 180, 140)[level]
         lines = np.stack([x0, y0, x1, y1], 1).tolist()
         widths = np.maximum(1, thick.round()).astype(int).tolist()
+        pen = pens[0 if level < 3 else 1]
         for line, wide in zip(lines, widths, strict=True):
-            draw.line(line, fill=shade, width=wide)
-        fork = 3 if level in (0, 2, 4) else 2
+            pen.line(line, fill=shade, width=wide)
+        fork = 3 if level != 1 else 2
         n = len(t) * fork
-        bend = np.tile(np.linspace(-1, 1, fork), len(t)) * rng.uniform(0.2, 0.6, n)
-        turn = np.repeat(t, fork) * 0.88 + bend + rng.normal(0, 0.1, n)
-        grow = np.repeat(length, fork) * rng.uniform(0.6, 0.86, n) * (0.8 if level == 0 else 1)
-        ends = np.stack([np.repeat(x1, fork), np.repeat(y1, fork), turn, grow,
-                         np.repeat(thick, fork) * 0.6], 1)  # fmt: skip
+        bend = np.tile(np.linspace(-1, 1, fork), len(t)) * rng.uniform(0.2, 0.55, n)
+        turn = np.repeat(t, fork) * 0.9 + bend + rng.normal(0, 0.12, n)
+        grow = np.repeat(length, fork) * rng.uniform(0.55, 0.92, n)
+        along = rng.uniform(0.55, 1.0, n) if level > 1 else 1.0  # twigs leave a bough anywhere
+        x = np.repeat(x0, fork) + np.repeat(x1 - x0, fork) * along
+        y = np.repeat(y0, fork) + np.repeat(y1 - y0, fork) * along
+        ends = np.stack([x, y, turn, grow, np.repeat(thick, fork) * 0.58], 1)
 
 
 def draw_skyline(stage: Stage, seed: int, lit: float) -> None:

@@ -91,8 +91,8 @@ def _garden(
     scene: Scene, side: Side, line: float, near: float, end: float, rng: random.Random
 ) -> None:
     for _ in range(max(1, int((end - near) / 4))):
-        tall = rng.uniform(4, 13)
-        kind = rng.choice(["leafy", "leafy", "bare", "bare", "conifer", "bush"])
+        tall = rng.uniform(5, 15)
+        kind = rng.choice(["leafy", "bare", "bare", "bare", "conifer", "bush"])
         if kind == "bush":
             tall = rng.uniform(1.5, 3)
         s = side.sign * (line + rng.uniform(2.5, 9))
@@ -126,7 +126,9 @@ def plant(scene: Scene, s: float, z: float, height: float, kind: str, rng: rando
             tip = (s + ds + lean * height, 0.0, z + dz)
             scene.shadows.append([(s - 0.1, 0.0, z), (s + 0.1, 0.0, z), tip])
         return
-    turns = [k * math.pi / 6 for k in range(12)]
     s, z = s + 0.65 * ds, z + 0.65 * dz
-    ring = [(s + crown * math.cos(t), 0.0, z + 1.2 * crown * math.sin(t)) for t in turns]
+    ring = []
+    for k in range(24):  # a ragged round
+        t, reach = k * math.pi / 12, crown * rng.uniform(0.7, 1.2)
+        ring.append((s + reach * math.cos(t), 0.0, z + 1.2 * reach * math.sin(t)))
     scene.shadows.append(ring)

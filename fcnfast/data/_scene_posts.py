@@ -105,7 +105,7 @@ def draw_signal(stage: Stage, s: float, z: float, seed: int, lit: float) -> None
     if rng.random() < 0.5:
         post.box(0, 2.12, 3.28, 0.56, (200, 202, 200))
     post.box(0, 2.2, 3.2, 0.4, (22, 24, 26))
-    state = rng.choice(["red", "green"])
+    state = "red" if int(z) % 2 else "green"  # alike on both sides of a crossing
     for v, name, on, off in (
         (3.0, "red", (255, 60, 44), (70, 26, 24)),
         (2.7, "amber", (255, 180, 40), (72, 52, 24)),
