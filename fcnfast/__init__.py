@@ -1,8 +1,22 @@
 """Semantic segmentation with fully convolutional networks, without full-resolution logits."""
 
+from __future__ import annotations
+
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
+
+if TYPE_CHECKING:
+    from . import data, ops, reference
+    from .data import CAMVID, ClassTable, FolderDataset
+    from .errors import InputError
+    from .evaluate import evaluate_folder, evaluate_model
+    from .geometry import ReceptiveField, SamplingGrid
+    from .metrics import ConfusionMatrix
+    from .models import create_model, list_models, load_model, save_model
+    from .segment import Segmentation, Segmenter
 
 # An installed fcnfast holds its kernels as a folder of its own. In a checkout they stand beside the
 # package, as kernels/: the root joins the search path, and `fcnfast.kernels` is found there.
@@ -10,4 +24,59 @@ _package = Path(__file__).resolve().parent
 if not (_package / "kernels").is_dir():
     __path__.append(str(_package.parent))
 
-__all__ = ["__version__"]
+# Names are looked up when they are first used: the command line answers --help without torch.
+_HOMES = {
+    "CAMVID": "data",
+    "ClassTable": "data",
+    "ConfusionMatrix": "metrics",
+    "FolderDataset": "data",
+    "InputError": "errors",
+    "ReceptiveField": "geometry",
+    "SamplingGrid": "geometry",
+    "Segmentation": "segment",
+    "Segmenter": "segment",
+    "create_model": "models",
+    "evaluate_folder": "evaluate",
+    "evaluate_model": "evaluate",
+    "list_models": "models",
+    "load_model": "models",
+    "save_model": "models",
+}
+_ROOMS = ("data", "ops", "reference")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
+    if name in _HOMES:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_ROOMS})
+
+
+__all__ = [
+    "CAMVID",
+    "ClassTable",
+    "ConfusionMatrix",
+    "FolderDataset",
+    "InputError",
+    "ReceptiveField",
+    "SamplingGrid",
+    "Segmentation",
+    "Segmenter",
+    "__version__",
+    "create_model",
+    "data",
+    "evaluate_folder",
+    "evaluate_model",
+    "list_models",
+    "load_model",
+    "ops",
+    "reference",
+    "save_model",
+]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..data.classes import ClassTable
-from ..errors import WeightsError
+from ..errors import InputError, WeightsError
 from ..weights import WeightsMeta, bundled_path, read_weights
 from ..weights import write_weights as _write
 from .base import CAFFE, FCN, IMAGENET, Preprocessing, ScoreMap
@@ -53,14 +53,15 @@ def create_model(
         The network in training mode.
 
     Raises:
-        ValueError: for an unknown name (the nearest are offered) or options it refuses.
+        InputError: for an unknown name; the nearest are offered.
+        ValueError: for options that it refuses.
         TypeError: for an option that the network does not have.
         WeightsError: when the file cannot be used for this network.
     """
     if name not in _MODELS:
         near = difflib.get_close_matches(name, _MODELS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(_MODELS)}"
-        raise ValueError(f"there is no network {name!r}; {hint}")
+        raise InputError(f"there is no network {name!r}; {hint}")
     state = meta = None
     if weights is not None:
         state, meta = read_weights(weights)

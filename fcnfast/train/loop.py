@@ -240,11 +240,14 @@ class Run:
         save_model(self.averaged, self.out / WEIGHTS)
 
 
-def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
+
+def _moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """An exponential average that forgets its first, untrained values sooner than its decay."""
 
     @torch.no_grad()
-    def update(averages: list[Tensor], currents: list[Tensor], count: Tensor | int) -> None:
+    def update(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:
         step = int(count)
         share = 1 - min(decay, (1 + step) / (10 + step))
         if averages[0].is_floating_point():
