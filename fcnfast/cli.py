@@ -139,7 +139,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--max-size",
         type=_at_least(1),
         metavar="PIXELS",
-        help="longest side that the network sees; labels come at the picture's own size",
+        help="longest side that the network sees (predict: by default the size up to which it "
+        "learned); labels come at the picture's own size",
     )
 
 

@@ -135,7 +135,8 @@ class Segmenter:
         Args:
             image: a path; a PIL image; or a uint8 array, H×W×3 in RGB order or H×W grey.
             max_size: longest side, in pixels, that the network sees. A larger picture is shrunk
-                for it; the labels still come at the picture's own size. None: no limit.
+                for it; the labels still come at the picture's own size. By default the size
+                up to which the network learned, if its weights say so.
 
         Returns:
             Labels, shares and drawings, at the picture's own size.
@@ -145,7 +146,7 @@ class Segmenter:
             TypeError, ValueError: no picture, or no positive integer as `max_size`.
         """
         photo = as_photo(image)
-        seen = shrink(photo, max_size)
+        seen = shrink(photo, max_size or self.model.preprocessing.max_size)
         try:
             pixels = self.model.preprocess(photo_tensor(seen).to(self.device))
             labels = self.model.predict(pixels, size=(photo.height, photo.width))
@@ -194,7 +195,7 @@ def segment_files(
         segmenter: the network.
         paths: the pictures.
         folder: made when it is missing; existing files of the same names are replaced.
-        max_size: longest side that the network sees.
+        max_size: longest side that the network sees, by default as in a call of `segmenter`.
         opacity: of the overlays.
         progress: show a bar on stderr.
 

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -434,3 +435,14 @@ class TestFiles:
         with pytest.raises(PermissionError, match="labels"), output_folders(tmp_path / "labels"):
             pytest.fail("the work began")
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_photos_are_shrunk_to_the_size_that_the_weights_recommend(tmp_path: Path) -> None:
+    path = write_small_weights(tmp_path / "net.safetensors")
+    plain = Segmenter(path, "cpu")
+    bounded = Segmenter(path, "cpu")
+    settings = replace(bounded.model.preprocessing, max_size=24)
+    bounded.model.set_preprocessing(settings)
+    photo = make_photo()
+    assert np.array_equal(bounded(photo).labels, plain(photo, max_size=24).labels)
+    assert np.array_equal(bounded(photo, max_size=999).labels, plain(photo).labels)

@@ -350,3 +350,8 @@ def test_the_log_goes_on_without_rows_behind_the_checkpoint(tmp_path):
         ("20", "2.0"),
         ("30", "1.0"),
     ]
+
+
+def test_the_weights_say_up_to_which_size_the_network_learned(scenes, tmp_path):
+    run = start(small(scenes, tmp_path / "run", scale_max=1.5), evaluate_model)
+    assert run.model.preprocessing.max_size == 96  # 64 pixels wide, at 1.5

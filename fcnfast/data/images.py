@@ -53,6 +53,19 @@ def read_image(path: PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return rgb
 
 
+def picture_size(path: PathLike) -> tuple[int, int]:
+    """The width and height of a picture as they stand in the head of its file, undecoded.
+
+    Raises:
+        ImageError: not the head of a picture; the message names the file.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: cannot be read as a picture") from error
+
+
 def read_labels(
     path: PathLike, table: ClassTable, size: tuple[int, int] | None = None
 ) -> np.ndarray:

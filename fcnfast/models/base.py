@@ -29,13 +29,15 @@ class Preprocessing:
     """What a family of weights expects: ``(channels * scale - mean) / std``.
 
     order: "rgb" or "bgr"; scale: 1/255 for inputs in 0..1, 1 for inputs in 0..255; mean and std
-    in the order of the channels.
+    in the order of the channels. max_size: longest side of the pictures that the network learned
+    from, at their largest scale; larger photos are better shrunk to it. None: not known.
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     order: str = "rgb"
     scale: float = 1.0
+    max_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.order not in ("rgb", "bgr"):
@@ -45,6 +47,8 @@ class Preprocessing:
             if len(values) != 3:
                 raise ValueError(f"{name} must hold 3 values, not {values}")
             object.__setattr__(self, name, values)
+        if self.max_size is not None and self.max_size < 1:
+            raise ValueError(f"max_size must be positive, not {self.max_size}")
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON values; ``Preprocessing(**settings)`` reads them back."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from ..data import ClassTable, FolderDataset, class_table, train_transform
+from ..data.images import picture_size
 from ..data.synthetic import SyntheticScenes
 from ..device import choose_device
 from ..errors import DivergenceError, InputError
@@ -86,6 +88,8 @@ class Run:
         s = self.settings
         model = create_model(s.model, num_classes=len(self.table), weights=s.weights or None)
         model.table = self.table
+        longest = max(max(picture_size(image)) for image, _ in self.pictures.samples)
+        model.set_preprocessing(replace(model.preprocessing, max_size=int(longest * s.scale_max)))
         return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _crops(self) -> Crops:
