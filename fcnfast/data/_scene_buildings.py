@@ -6,11 +6,11 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ._scene_canvas import BUILDING, Colour
 from ._scene_facades import Facade, fit_out
-from ._scene_stage import Point3, Stage, rgb, scale, turning
+from ._scene_stage import Point3, Stage, scale, turning
 
 WALLS: dict[str, list[Colour]] = {
     "yellow brick": [(176, 158, 124), (152, 138, 112), (188, 172, 138)],
@@ -117,26 +117,43 @@ def _end_wall(stage: Stage, house: House, colour: Colour) -> None:
     shade = scale(colour, level)
     if stage.camera.misses((a + b) / 2, z, house.depth / 2):
         return
+    ridge = [(left, h, z), ((left + right) / 2, h + house.ridge, z), (right, h, z)]
+    edge = stage.camera.project(ridge)
     if house.hidden < h:
-        up = min(1.3 * stage.camera.focal / z, 600 / h)
-        tint = (float(shade[0]), float(shade[1]), float(shade[2]))
-        face = Facade(0, house.depth, h, up, up, tint, stage.noise, house.seed + 3,
-                      ROUGH[house.wall])  # fmt: skip
-        if house.seed % 3:
-            for storey in range(int((h - 0.8) / 2.9)):
-                for u in (0.3, 0.68)[: 1 + house.seed % 2]:
-                    at, v = house.depth * u, 1.0 + 2.9 * storey
-                    face.rect(at - 0.08, v - 0.1, at + 1.08, v, scale((190, 184, 170), level))
-                    face.rect(at, v, at + 1.0, v + 1.4, scale((226, 222, 214), level))
-                    face.rect(at + 0.06, v + 0.06, at + 0.94, v + 1.34, rgb(44, 48, 54))
-                    face.rect(at + 0.06, v + 0.66, at + 0.94, v + 0.72, scale((226, 222, 214),
-                                                                              level))  # fmt: skip
-        face.rect(0.1, 0, 0.22, h, scale((52, 50, 48), level))
-        corners = [(left, h, z), (right, h, z), (right, 0.0, z), (left, 0.0, z)]
-        stage.canvas.quad(stage.camera.project(corners), stage.hazed(face.image, z), BUILDING)
-    if house.ridge:
-        gable = [(left, h, z), ((left + right) / 2, h + house.ridge, z), (right, h, z)]
-        stage.canvas.fill(stage.camera.project(gable), stage.light.air(shade, z), BUILDING)
+        face = _end_face(stage, house, shade, level)
+        top = h + house.ridge
+        corners = [(left, top, z), (right, top, z), (right, 0.0, z), (left, 0.0, z)]
+        stage.canvas.quad(stage.camera.project(corners), face, BUILDING, whole=False)
+    elif house.ridge:
+        stage.canvas.fill(edge, stage.light.air(shade, z), BUILDING)
+    if house.ridge:  # the boards along the edge of the roof
+        wide = max(0.16 * stage.camera.focal / z, 0.8)
+        board = stage.light.air(scale((96, 90, 84), level), z)
+        stage.canvas.stroke(edge, wide, board, BUILDING)
+
+
+def _end_face(stage: Stage, house: House, shade: Colour, level: float) -> Image.Image:
+    """The end wall with its gable and a few windows, see-through above the gable."""
+    top = house.height + house.ridge
+    up = min(1.3 * stage.camera.focal / house.near, 600 / top)
+    tint = (float(shade[0]), float(shade[1]), float(shade[2]))
+    rough = ROUGH[house.wall]
+    face = Facade(0, house.depth, top, up, up, tint, stage.noise, house.seed + 3, rough)
+    white, stone = scale((226, 222, 214), level), scale((190, 184, 170), level)
+    storeys = int((house.height - 0.8) / 2.9) if house.seed % 3 else 0
+    for v in (1.0 + 2.9 * k for k in range(storeys)):
+        for u in (0.3 * house.depth, 0.68 * house.depth)[: 1 + house.seed % 2]:
+            face.rect(u - 0.08, v - 0.1, u + 1.08, v, stone)
+            face.rect(u, v, u + 1.0, v + 1.4, white)
+            face.rect(u + 0.06, v + 0.06, u + 0.94, v + 1.34, (44, 48, 54))
+            face.rect(u + 0.06, v + 0.66, u + 0.94, v + 0.72, white)
+    face.rect(0.1, 0, 0.22, house.height, scale((52, 50, 48), level))
+    image = stage.hazed(face.image, house.near)
+    alpha = Image.new("L", image.size)
+    (w, h), eaves = image.size, house.ridge * up
+    ImageDraw.Draw(alpha).polygon([(0, h), (0, eaves), (w / 2, 0), (w, eaves), (w, h)], fill=255)
+    image.putalpha(alpha)
+    return image
 
 
 def _front(stage: Stage, house: House, colour: Colour, rng: random.Random) -> None:

@@ -13,7 +13,7 @@ class Film:
     """Settings of one exposure."""
 
     exposure: float  # 1 leaves brightness as drawn
-    contrast: float
+    contrast: float  # slope of the bright part, below 2
     warmth: float  # red against blue
     colour: float  # 0 is grey, 1 leaves colours as drawn
     glare: float  # share of bright areas' light that spreads
@@ -38,9 +38,10 @@ def photograph(pixels: np.ndarray, film: Film, seed: int) -> Image.Image:
     fall = film.exposure * (1 - film.vignette / 2 * (x * x + y * y))
     light *= fall * np.array([film.warmth, 1.0, 2 - film.warmth], np.float32)
     np.sqrt(light, out=light)
-    light -= 0.4
+    dark = np.minimum(light, 0.4)  # below this, contrast bends towards black
+    light -= dark
     light *= film.contrast
-    light += 0.4
+    light += dark * ((2 - film.contrast) + (film.contrast - 1) / 0.4 * dark)
     grey = light @ np.array([0.3, 0.59, 0.11], np.float32)
     light *= film.colour
     light += (1 - film.colour) * grey[..., None]

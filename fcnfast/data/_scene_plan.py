@@ -67,8 +67,8 @@ def empty_street(rng: random.Random, height: int, width: int) -> Scene:
     sky = rng.choices(["white", "blue", "broken", "grey", "dusk"], [44, 22, 12, 13, 9])[0]
     light = _light(rng, sky)
     film = Film(
-        exposure=rng.uniform(1.05, 1.75),
-        contrast=rng.uniform(1.15, 1.42),
+        exposure=rng.uniform(0.9, 1.65),
+        contrast=rng.uniform(1.25, 1.6),
         warmth=rng.uniform(0.95, 1.04),
         colour=rng.uniform(0.65, 1.0),
         glare=rng.uniform(0.02, 0.07),

@@ -130,7 +130,11 @@ def _bare(stage: Stage, tree: Tree, lit: float) -> None:
     dense = np.asarray(ImageChops.lighter(limbs, web.point([0] * 20 + [255] * 236)))
     bark = stage.light.shade((92, 84, 76), (0.0, 0.2, -1.0), tree.z, lit)
     x, y = stage.camera.at(tree.s, 0.0, tree.z)
-    stage.canvas.patch(bark, alpha, (x - width / 2, y - tall), (width, tall), TREE, dense)
+    pixels: Colour | np.ndarray = bark
+    if tall > 150:  # near enough to see that the bark is rough
+        rough = 1 + 0.16 * stage.noise.crop(alpha.shape, tree.seed % 871, "speckle")
+        pixels = np.clip(rough[..., None] * np.array(bark, np.float32), 0, 255).astype(np.uint8)
+    stage.canvas.patch(pixels, alpha, (x - width / 2, y - tall), (width, tall), TREE, dense)
 
 
 def _branches(
