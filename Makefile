@@ -9,6 +9,9 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 VENV = .venv
 
+# The same examples on every run and machine; HYPOTHESIS_PROFILE=dev looks for new ones.
+export HYPOTHESIS_PROFILE ?= ci
+
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt $(PIP_ARGS)
 
