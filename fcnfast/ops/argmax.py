@@ -16,6 +16,10 @@ from ..geometry import SamplingGrid
 from ._checks import LABELS, check_classes, check_grid, check_map
 from ._tiles import TILE_ELEMENTS, Tiling, coarse, is_finite
 
+# Up to this many kinds of cells share their weights; beyond, each cell has its own.
+MOST_PATTERNS = 16
+# Above this share of cells that need interpolation, all are interpolated, row by row.
+MOST_MIXED = 0.5
 # Below this many pixels a cell on average, looking at corners does not pay.
 PIXELS_PER_CELL = 4
 
@@ -60,22 +64,19 @@ class _CellAxis:
         self.start, self.count = count.cumsum(0) - count, count
         self.most = int(count.max())
 
-    def indices(self, cells: Tensor) -> Tensor:
-        """cells x most output indices; short cells repeat their last one."""
-        step = torch.minimum(torch.arange(self.most), self.count[cells][:, None] - 1)
-        return self.start[cells][:, None] + step
+        # Cells whose pixels lie alike share a pattern of weights.
+        step = torch.minimum(torch.arange(int(count.max())), count[:, None] - 1)
+        self.pixels = self.start[:, None] + step  # cells x most; short cells repeat their last
+        alike = torch.cat([count[:, None].to(dtype), self.weight[self.pixels]], 1)
+        _, self.pattern_of = torch.unique(alike, dim=0, return_inverse=True)
+        self.patterns = int(self.pattern_of.max()) + 1
 
-
-def _mixed(flat: Tensor, first: list[Tensor], rows: Tensor, columns: Tensor) -> Tensor:
-    """Labels of cells x R x S pixels from the corners of their cells.
-
-    flat: C x map. first: the four corners' indices. rows, columns: cells x R and x S weights.
-    """
-    corners = torch.stack([flat[:, i] for i in first], 0)  # 4 x C x cells
-    down = torch.stack([1 - rows, rows], 1)  # cells x 2 x R
-    across = torch.stack([1 - columns, columns], 1)  # cells x 2 x S
-    taps = (down[:, :, None, :, None] * across[:, None, :, None, :]).flatten(3).flatten(1, 2)
-    return torch.bmm(corners.permute(2, 1, 0), taps).max(1)[1]
+    def pattern(self, number: int) -> tuple[Tensor, Tensor]:
+        """The cells of a pattern (as a mask) and the 2 x R weights of their pixels."""
+        cells = self.pattern_of == number
+        one = int(cells.nonzero()[0, 0])
+        weight = self.weight[self.start[one] : self.start[one] + self.count[one]]
+        return cells, torch.stack([1 - weight, weight])
 
 
 def _by_corners(x: Tensor, grid: SamplingGrid, dtype: torch.dtype) -> Tensor:
@@ -93,6 +94,9 @@ def _by_corners(x: Tensor, grid: SamplingGrid, dtype: torch.dtype) -> Tensor:
         c, d = bottom[:, columns.low], bottom[:, columns.high]
         labels[n] = a[rows.cell_of][:, columns.cell_of]
         mixed = (~((a == b) & (a == c) & (a == d))).nonzero()
+        if len(mixed) > MOST_MIXED * a.numel():
+            labels[n] = _tiled(x[n : n + 1], grid, dtype, None)[0]
+            continue
         _settle(labels[n], padded, mixed, rows, columns)
         if ring:
             labels[n, rows.outside] = 0
@@ -110,18 +114,50 @@ def _settle(
     labels: Tensor, padded: Tensor, mixed: Tensor, rows: _CellAxis, columns: _CellAxis
 ) -> None:
     """Interpolate the pixels of the mixed cells (pairs of cell indices) and write them."""
+    if rows.patterns * columns.patterns > MOST_PATTERNS:
+        down, across = (
+            torch.stack([1 - axis.weight[axis.pixels], axis.weight[axis.pixels]], 1)
+            for axis in (rows, columns)
+        )
+        _settle_alike(labels, padded, mixed, rows, columns, down, across)
+        return
+    for p in range(rows.patterns):
+        in_row, down = rows.pattern(p)
+        for q in range(columns.patterns):
+            in_column, across = columns.pattern(q)
+            chosen = mixed[in_row[mixed[:, 0]] & in_column[mixed[:, 1]]]
+            _settle_alike(labels, padded, chosen, rows, columns, down, across)
+
+
+def _settle_alike(
+    labels: Tensor,
+    padded: Tensor,
+    mixed: Tensor,
+    rows: _CellAxis,
+    columns: _CellAxis,
+    down: Tensor,
+    across: Tensor,
+) -> None:
+    """Settle cells with the weights 2 x R and 2 x S, or with each cell's own, cells x 2 x R."""
     classes, _, width = padded.shape
     flat = padded.reshape(classes, -1)
-    chunk = max(1, TILE_ELEMENTS // (classes * rows.most * columns.most))
+    high, wide = down.shape[-1], across.shape[-1]
+    chunk = max(1, TILE_ELEMENTS // (classes * high * wide))
     for cells in mixed.split(chunk):
         i, j = cells[:, 0], cells[:, 1]
-        y, x = rows.indices(i), columns.indices(j)
         top, bottom = rows.low[i] * width, rows.high[i] * width
         left, right = columns.low[j], columns.high[j]
-        first = [top + left, top + right, bottom + left, bottom + right]
-        found = _mixed(flat, first, rows.weight[y], columns.weight[x])
-        found = found.view(-1, rows.most, columns.most).to(labels.dtype)
-        labels[y[:, :, None], x[:, None, :]] = found
+        first = torch.stack([top + left, top + right, bottom + left, bottom + right], 1)
+        corners = flat[:, first]  # C x cells x 4
+        if down.dim() == 2:
+            taps = (down[:, None, :, None] * across[None, :, None, :]).reshape(4, -1)
+            found = (corners @ taps).max(0)[1]
+        else:
+            taps = down[i][:, :, None, :, None] * across[j][:, None, :, None, :]
+            taps = taps.reshape(len(cells), 4, -1)
+            found = torch.bmm(corners.transpose(0, 1), taps).max(1)[1]
+        y, x = rows.pixels[i, :high], columns.pixels[j, :wide]
+        labels[y[:, :, None], x[:, None, :]] = found.view(-1, high, wide).to(labels.dtype)
 
 
 @overload
