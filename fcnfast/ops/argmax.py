@@ -143,7 +143,7 @@ def _settle_alike(
     flat = padded.reshape(classes, -1)
     high, wide = down.shape[-1], across.shape[-1]
     chunk = max(1, TILE_ELEMENTS // (classes * high * wide))
-    for cells in mixed.split(chunk):
+    for cells in mixed.split(chunk) if len(mixed) else ():
         i, j = cells[:, 0], cells[:, 1]
         top, bottom = rows.low[i] * width, rows.high[i] * width
         left, right = columns.low[j], columns.high[j]
@@ -154,7 +154,7 @@ def _settle_alike(
             found = (corners @ taps).max(0)[1]
         else:
             taps = down[i][:, :, None, :, None] * across[j][:, None, :, None, :]
-            taps = taps.reshape(len(cells), 4, -1)
+            taps = taps.reshape(len(cells), 4, high * wide)
             found = torch.bmm(corners.transpose(0, 1), taps).max(1)[1]
         y, x = rows.pixels[i, :high], columns.pixels[j, :wide]
         labels[y[:, :, None], x[:, None, :]] = found.view(-1, high, wide).to(labels.dtype)
