@@ -120,6 +120,7 @@ def test_odd_sizes(size):
     for seed in range(1 if size[0] > 400 else 4):
         image, labels = draw_scene(seed, size)
         assert image.size == (size[1], size[0]) and labels.shape == size
+        assert labels.flags.writeable and labels.flags.c_contiguous
         assert labels.max() < len(CAMVID)
 
 

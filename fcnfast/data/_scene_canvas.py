@@ -146,7 +146,7 @@ class Canvas:
         """The picture (H x W x 3 uint8) and the labels (H x W uint8) at their own size."""
         middle = SUPERSAMPLE // 2
         labels = np.asarray(self.labels)[middle::SUPERSAMPLE, middle::SUPERSAMPLE]
-        return np.asarray(self.image.reduce(SUPERSAMPLE)), np.ascontiguousarray(labels)
+        return np.asarray(self.image.reduce(SUPERSAMPLE)), labels.copy()
 
 
 def _homography(source: Sequence[Point], target: Sequence[Point]) -> tuple[float, ...] | None:

@@ -10,19 +10,9 @@ from ._scene_canvas import BICYCLIST, PEDESTRIAN, Colour, Point
 from ._scene_stage import Stage, mix, scale
 
 COATS: list[Colour] = [
-    (38, 40, 46),
-    (30, 30, 32),
-    (44, 50, 70),
-    (70, 62, 54),
-    (110, 34, 34),
-    (60, 66, 54),
-    (140, 150, 160),
-    (54, 42, 60),
-    (150, 120, 84),
-    (36, 58, 92),
-    (178, 60, 44),
-    (90, 94, 98),
-]
+    (38, 40, 46), (30, 30, 32), (44, 50, 70), (70, 62, 54), (110, 34, 34), (60, 66, 54),
+    (140, 150, 160), (54, 42, 60), (150, 120, 84), (36, 58, 92), (178, 60, 44), (90, 94, 98),
+]  # fmt: skip
 TROUSERS: list[Colour] = [(34, 38, 52), (26, 26, 28), (52, 56, 72), (64, 58, 50), (44, 44, 46)]
 SKINS: list[Colour] = [(196, 150, 126), (168, 120, 96), (120, 82, 62), (206, 164, 142)]
 HAIR: list[Colour] = [(34, 26, 22), (60, 44, 32), (96, 74, 48), (120, 116, 112), (22, 20, 20)]
@@ -52,9 +42,11 @@ class _Figure:
         self.flip = who.facing
 
     def tone(self, colour: Colour, share: float = 1.0) -> Colour:
+        """A colour in this light and at this distance."""
         return self.light.air(scale(colour, self.level * share), self.z)
 
     def at(self, u: float, v: float) -> Point:
+        """The picture point u metres ahead of the foot and v above it."""
         return self.x + u * self.flip * self.k, self.y - v * self.k
 
     def shape(self, points: list[Point], colour: Colour, share: float = 1.0) -> None:
@@ -233,12 +225,9 @@ def _side_rider(pen: _Figure, rng: random.Random, clothes: Clothes, frame: Colou
         (crank[0] + 0.17 * math.cos(angle + k), crank[1] + 0.17 * math.sin(angle + k))
         for k in (math.pi, 0.0)
     ]
-    far = feet[0]
-    pen.oval(far[0] + 0.05, far[1], 0.11, 0.05, (24, 22, 22))
-    for foot, share in zip(feet[:1], (0.7,), strict=True):
-        pen.limb(
-            [(-0.2, 0.98), (foot[0] + 0.22, (foot[1] + 0.98) / 2 + 0.08), foot], 0.13, legs, share
-        )
+    u, v = feet[0]
+    pen.oval(u + 0.05, v, 0.11, 0.05, (24, 22, 22))
+    pen.limb([(-0.2, 0.98), (u + 0.22, (v + 0.98) / 2 + 0.08), (u, v)], 0.13, legs, 0.7)
     for u in (-0.52, 0.55):
         _wheel(pen, u)
     for path in (

@@ -20,6 +20,7 @@ class _Post:
         self.level = stage.light.ambient * 0.75 + 0.5 * stage.light.strength * lit
 
     def tone(self, colour: Colour, share: float = 1.0) -> Colour:
+        """A colour in this light and at this distance."""
         return self.light.air(scale(colour, self.level * share), self.z)
 
     def bar(
@@ -70,6 +71,7 @@ class _Post:
         label: int | None = SIGN,
         share: float = 1.0,
     ) -> None:
+        """A round plate."""
         centre = self.camera.at(self.s + u, v, self.z)
         r = radius * self.k
         self.canvas.ellipse(centre, r, r, self.tone(colour, share), label)
@@ -133,46 +135,47 @@ def draw_sign(stage: Stage, s: float, z: float, seed: int, lit: float) -> None:
     high = rng.uniform(2.4, 2.9)
     post.bar(0, 0, high, 0.08, (110, 114, 114))
     if kind == "disc":
-        blue = rng.random() < 0.4
-        post.disc(0, high - 0.1, 0.34, (30, 70, 160) if blue else (190, 30, 34), share=1.15)
-        post.disc(
-            0,
-            high - 0.1,
-            0.29 if blue else 0.25,
-            (36, 84, 180) if blue else (236, 236, 232),
-            None,
-            1.15,
-        )
-        post.box(
-            0,
-            high - 0.18,
-            high - 0.02,
-            0.3 if blue else 0.26,
-            (232, 232, 232) if blue else (40, 40, 42),
-            None,
-        )
+        _disc(post, high - 0.1, rng.random() < 0.4)
     elif kind == "triangle":
-        for size, colour, label in ((0.42, (190, 30, 34), SIGN), (0.29, (238, 238, 232), None)):
-            tri = [
-                (0.0, high - 0.1 + size),
-                (size * 0.95, high - 0.1 - size * 0.62),
-                (-size * 0.95, high - 0.1 - size * 0.62),
-            ]
-            stage.canvas.fill(
-                [stage.camera.at(s + u, v, z) for u, v in tri], post.tone(colour, 1.1), label
-            )
-        post.box(0, high - 0.2, high + 0.08, 0.07, (30, 30, 32), None)
+        _triangle(post, high - 0.1)
     else:
-        colour = rng.choice([(24, 92, 60), (30, 66, 150), (236, 236, 232), (212, 176, 40)])
-        wide, tall = rng.uniform(0.5, 1.2), rng.uniform(0.4, 0.9)
-        ink = (236, 236, 232) if sum(colour) < 400 else (30, 30, 32)
-        post.box(0, high - tall, high, wide, ink, share=1.1)
-        post.box(0, high - tall + 0.03, high - 0.03, wide - 0.06, colour, None, 1.1)
-        for row in range(max(1, int(tall / 0.22))):
-            v = high - 0.16 - row * 0.2
-            post.box(
-                rng.uniform(-0.05, 0.05), v, v + 0.09, wide * rng.uniform(0.4, 0.75), ink, None
-            )
+        _plate(post, high, rng)
+
+
+def _disc(post: _Post, v: float, blue: bool) -> None:
+    """A round sign: an order (white on blue) or a ban (black on white, ringed red)."""
+    rim, field, ink = (190, 30, 34), (236, 236, 232), (40, 40, 42)
+    if blue:
+        rim, field, ink = (30, 70, 160), (36, 84, 180), (232, 232, 232)
+    post.disc(0, v, 0.34, rim, share=1.15)
+    post.disc(0, v, 0.29 if blue else 0.25, field, None, 1.15)
+    post.box(0, v - 0.08, v + 0.08, 0.3 if blue else 0.26, ink, None)
+
+
+def _triangle(post: _Post, v: float) -> None:
+    """A warning."""
+    parts: list[tuple[float, Colour, int | None]] = [
+        (0.42, (190, 30, 34), SIGN),
+        (0.29, (238, 238, 232), None),
+    ]
+    for size, colour, label in parts:
+        half, low = size * 0.95, v - size * 0.62
+        corners = [(0.0, v + size), (half, low), (-half, low)]
+        points = [post.camera.at(post.s + a, b, post.z) for a, b in corners]
+        post.canvas.fill(points, post.tone(colour, 1.1), label)
+    post.box(0, v - 0.1, v + 0.18, 0.07, (30, 30, 32), None)
+
+
+def _plate(post: _Post, high: float, rng: random.Random) -> None:
+    """A direction sign with lines of text."""
+    colour = rng.choice([(24, 92, 60), (30, 66, 150), (236, 236, 232), (212, 176, 40)])
+    wide, tall = rng.uniform(0.5, 1.2), rng.uniform(0.4, 0.9)
+    ink = (236, 236, 232) if sum(colour) < 400 else (30, 30, 32)
+    post.box(0, high - tall, high, wide, ink, share=1.1)
+    post.box(0, high - tall + 0.03, high - 0.03, wide - 0.06, colour, None, 1.1)
+    for row in range(max(1, int(tall / 0.22))):
+        v, u = high - 0.16 - row * 0.2, rng.uniform(-0.05, 0.05)
+        post.box(u, v, v + 0.09, wide * rng.uniform(0.4, 0.75), ink, None)
 
 
 def _panel(post: _Post, rng: random.Random) -> None:

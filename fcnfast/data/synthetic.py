@@ -31,7 +31,8 @@ def draw_scene(seed: int, size: tuple[int, int] = (360, 480)) -> tuple[Image.Ima
     """Draw the street scene number ``seed``.
 
     Args:
-        seed: any integer from 0 up; the same seed and size give the same bytes.
+        seed: any integer from 0 up; the same seed and size give the same bytes, as long as Pillow
+            and NumPy stay the same (another Pillow may round an outline differently).
         size: (height, width) in pixels, each at least 1. The same seed shows the same street at
             another size, in as much of it as the shape of the picture takes in.
 
