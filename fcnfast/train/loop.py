@@ -7,6 +7,7 @@ fcnfast train --resume run/checkpoint.pt                     # go on after a sto
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -66,6 +67,7 @@ class Run:
         self.pictures = _folder(s, self.table, s.split, s.include, s.exclude)
         torch.manual_seed(s.seed)
         np.random.seed(s.seed % 2**32)
+        random.seed(s.seed)
         self.model = self._make_model()
         self.optimizer = _optimizer(self.model, s)
         self.crops = self._crops()
