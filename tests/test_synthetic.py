@@ -14,9 +14,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from fcnfast.data import CAMVID
-from fcnfast.data._scene_bodies import Vehicle
-from fcnfast.data._scene_buildings import House, draw_house
-from fcnfast.data._scene_canvas import (
+from fcnfast.data.scenery.bodies import Vehicle
+from fcnfast.data.scenery.buildings import House, draw_house
+from fcnfast.data.scenery.canvas import (
     BICYCLIST,
     BUILDING,
     CAR,
@@ -30,14 +30,14 @@ from fcnfast.data._scene_canvas import (
     TREE,
     Canvas,
 )
-from fcnfast.data._scene_fences import draw_boundary
-from fcnfast.data._scene_ground import Ground, Side, Street
-from fcnfast.data._scene_people import Person, draw_cyclist, draw_pedestrian
-from fcnfast.data._scene_plan import empty_street
-from fcnfast.data._scene_plants import Tree, draw_tree
-from fcnfast.data._scene_posts import draw_lamp, draw_signal
-from fcnfast.data._scene_stage import Camera, Light, Noise, Stage
-from fcnfast.data._scene_vehicles import draw_vehicle
+from fcnfast.data.scenery.fences import draw_boundary
+from fcnfast.data.scenery.ground import Ground, Side, Street
+from fcnfast.data.scenery.people import Person, draw_cyclist, draw_pedestrian
+from fcnfast.data.scenery.plan import empty_street
+from fcnfast.data.scenery.plants import Tree, draw_tree
+from fcnfast.data.scenery.posts import draw_lamp, draw_signal
+from fcnfast.data.scenery.stage import Camera, Light, Noise, Stage
+from fcnfast.data.scenery.vehicles import draw_vehicle
 from fcnfast.data.synthetic import SyntheticScenes, draw_scene
 
 CAMERA = Camera(240, 180, 230.0, 120.0, 90.0, 1.4, 0.0, 0.0, 0.0)

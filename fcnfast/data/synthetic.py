@@ -2,7 +2,7 @@
 
 A scene is a plan of a street painted from back to front through a pinhole camera, on a picture
 and a label map at once, and then photographed: exposure, glare, vignetting, noise. The parts are
-in the ``_scene_*`` files: what is planned in ``plan``, ``plots`` and ``life``, how it is painted in
+in `scenery`: what is planned in ``plan``, ``plots`` and ``life``, how it is painted in
 the others.
 """
 
@@ -14,15 +14,15 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ._scene_canvas import Canvas
-from ._scene_ground import Ground, backdrop, cast_shadows, paint_sky
-from ._scene_life import add_people, fill_road, furnish, paint_road
-from ._scene_photo import photograph
-from ._scene_plan import Scene, empty_street
-from ._scene_plants import draw_skyline
-from ._scene_plots import build_side
-from ._scene_stage import Noise, Stage
 from .folder import Sample
+from .scenery.canvas import Canvas
+from .scenery.ground import Ground, backdrop, cast_shadows, paint_sky
+from .scenery.life import add_people, fill_road, furnish, paint_road
+from .scenery.photo import photograph
+from .scenery.plan import Scene, empty_street
+from .scenery.plants import draw_skyline
+from .scenery.plots import build_side
+from .scenery.stage import Noise, Stage
 
 __all__ = ["SyntheticScenes", "draw_scene"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ._scene_canvas import BUILDING, Colour
-from ._scene_facades import Facade, fit_out
-from ._scene_stage import Point3, Stage, scale, turning
+from .canvas import BUILDING, Colour
+from .facades import Facade, fit_out
+from .stage import Point3, Stage, scale, turning
 
 WALLS: dict[str, list[Colour]] = {
     "yellow brick": [(176, 158, 124), (152, 138, 112), (188, 172, 138)],

@@ -7,8 +7,8 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ._scene_canvas import Colour
-from ._scene_stage import Noise, mix, rgb, scale
+from .canvas import Colour
+from .stage import Noise, mix, rgb, scale
 
 TRADE: list[Colour] = [
     (150, 28, 30), (28, 48, 118), (22, 74, 52), (30, 30, 34), (186, 142, 44), (110, 34, 80),

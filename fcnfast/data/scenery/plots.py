@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import random
 
-from ._scene_buildings import House, draw_house
-from ._scene_fences import draw_boundary
-from ._scene_ground import Side
-from ._scene_plan import Scene
-from ._scene_plants import Tree, draw_tree
-from ._scene_posts import draw_hanging_sign
+from .buildings import House, draw_house
+from .fences import draw_boundary
+from .ground import Side
+from .plan import Scene
+from .plants import Tree, draw_tree
+from .posts import draw_hanging_sign
 
 END = 120.0  # metres: beyond it there is only the skyline
 MATERIALS = ["yellow brick", "red brick", "plaster", "stone", "modern"]

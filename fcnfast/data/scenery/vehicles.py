@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import random
 
-from ._scene_bodies import BACK, COWL, ROOF, TAIL, Vehicle
-from ._scene_canvas import CAR, Colour, Point
-from ._scene_stage import Point3, Stage, mix, scale, turning
+from .bodies import BACK, COWL, ROOF, TAIL, Vehicle
+from .canvas import CAR, Colour, Point
+from .stage import Point3, Stage, mix, scale, turning
 
 Box = tuple[float, float, float, float]
 BLACK: Colour = (20, 20, 22)

@@ -6,8 +6,8 @@ import math
 import random
 from dataclasses import dataclass
 
-from ._scene_canvas import BICYCLIST, PEDESTRIAN, Colour, Point
-from ._scene_stage import Stage, mix, scale
+from .canvas import BICYCLIST, PEDESTRIAN, Colour, Point
+from .stage import Stage, mix, scale
 
 COATS: list[Colour] = [
     (38, 40, 46), (30, 30, 32), (44, 50, 70), (70, 62, 54), (110, 34, 34), (60, 66, 54),

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ._scene_ground import Side, Street
-from ._scene_photo import Film
-from ._scene_stage import Camera, Light, Point3, Stage
+from .ground import Side, Street
+from .photo import Film
+from .stage import Camera, Light, Point3, Stage
 
 Brush = Callable[[Stage, float], None]  # the number is how much sunlight reaches the thing
 

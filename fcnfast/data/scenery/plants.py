@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from ._scene_canvas import BUILDING, TREE, Colour
-from ._scene_stage import Stage, scale
+from .canvas import BUILDING, TREE, Colour
+from .stage import Stage, scale
 
 LEAVES: list[Colour] = [
     (72, 92, 46), (60, 80, 42), (88, 100, 54), (54, 68, 46), (98, 98, 58), (66, 84, 52),

@@ -7,16 +7,16 @@ import random
 from collections.abc import Callable
 from functools import partial
 
-from ._scene_bodies import Vehicle, random_vehicle
-from ._scene_fences import draw_boundary
-from ._scene_ground import Side
-from ._scene_markings import WORDS, draw_arrow, draw_word
-from ._scene_people import Person, draw_cyclist, draw_pedestrian
-from ._scene_plan import Scene
-from ._scene_plots import plant
-from ._scene_posts import draw_bollard, draw_lamp, draw_sign, draw_signal
-from ._scene_stage import Stage
-from ._scene_vehicles import draw_vehicle
+from .bodies import Vehicle, random_vehicle
+from .fences import draw_boundary
+from .ground import Side
+from .markings import WORDS, draw_arrow, draw_word
+from .people import Person, draw_cyclist, draw_pedestrian
+from .plan import Scene
+from .plots import plant
+from .posts import draw_bollard, draw_lamp, draw_sign, draw_signal
+from .stage import Stage
+from .vehicles import draw_vehicle
 
 PostBrush = Callable[[Stage, float, float, int, float], None]
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from ._scene_canvas import Canvas, Colour, Point
+from .canvas import Canvas, Colour, Point
 
 NEAR = 0.4  # metres; nothing closer to the camera is drawn
 

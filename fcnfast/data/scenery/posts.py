@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from ._scene_canvas import POLE, SIGN, Colour
-from ._scene_stage import Stage, mix, scale
+from .canvas import POLE, SIGN, Colour
+from .stage import Stage, mix, scale
 
 METAL: list[Colour] = [(120, 124, 124), (70, 74, 74), (40, 48, 44), (150, 154, 154), (34, 34, 36)]
 

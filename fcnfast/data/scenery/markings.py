@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ._scene_canvas import Colour
-from ._scene_stage import Point3, Stage, mix, scale
+from .canvas import Colour
+from .stage import Point3, Stage, mix, scale
 
 # Letters as strokes on a grid of three columns from the left by five rows from the foot; a point
 # is its column and its row.

@@ -6,8 +6,8 @@ import math
 import random
 from dataclasses import dataclass
 
-from ._scene_canvas import Colour
-from ._scene_stage import Point3
+from .canvas import Colour
+from .stage import Point3
 
 PAINTS: list[Colour] = [
     (172, 176, 180), (196, 198, 200), (60, 64, 70), (28, 30, 34), (36, 52, 96), (70, 92, 132),

@@ -7,9 +7,9 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ._scene_canvas import BUILDING, FENCE, TREE, Colour
-from ._scene_plants import LEAVES
-from ._scene_stage import Point3, Stage, scale
+from .canvas import BUILDING, FENCE, TREE, Colour
+from .plants import LEAVES
+from .stage import Point3, Stage, scale
 
 HEIGHTS = {"railings": 1.15, "boards": 1.75, "wall": 1.1, "hedge": 1.5}
 IRON: list[Colour] = [(40, 42, 44), (30, 32, 34), (96, 100, 100), (34, 46, 40)]

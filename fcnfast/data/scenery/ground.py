@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from ._scene_canvas import PAVEMENT, ROAD, SKY, TREE
-from ._scene_stage import TILE, Camera, Light, Noise, Point3
+from .canvas import PAVEMENT, ROAD, SKY, TREE
+from .stage import TILE, Camera, Light, Noise, Point3
 
 KERB = 0.16  # metres of kerb stone between road and pavement
 CORNER = 3.5  # metres of rounding where a side street opens
