@@ -15,11 +15,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..geometry import SamplingGrid, axis_taps
+from ..geometry import Pair, SamplingGrid, axis_taps
 
 # Floats in one tile: with its copies it stays in a core's second-level cache.
 TILE_ELEMENTS = 1 << 18
 TILE_COLUMNS = 256
+# A GPU wants few, large steps: as many floats as this, but at most an eighth of the logits.
+GPU_TILE_ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +90,15 @@ def _scatter(g: Tensor, strip: Strip, dim: int) -> Tensor:
     return result.index_add_(dim, strip.i1, torch.where(w1 == 0, 0.0, g * w1))
 
 
+def _tile_size(size: Pair, channels: int, device: torch.device) -> Pair:
+    """The rows and columns of a tile of `channels` planes."""
+    if device.type == "cpu":
+        columns = min(TILE_COLUMNS, size[1])
+        return max(4, min(64, TILE_ELEMENTS // (channels * columns))), columns
+    elements = min(GPU_TILE_ELEMENTS, channels * size[0] * size[1] // 8)
+    return max(1, elements // (channels * size[1])), size[1]
+
+
 class Tiling:
     """The tiles of a grid for maps of `channels` planes.
 
@@ -102,8 +113,7 @@ class Tiling:
         device: torch.device,
         finite: bool,
     ) -> None:
-        columns = min(TILE_COLUMNS, grid.size[1])
-        rows = max(4, min(64, TILE_ELEMENTS // max(1, channels * columns)))
+        rows, columns = _tile_size(grid.size, max(1, channels), device)
         self.grid, self.finite = grid, finite
         # On a GPU a sum in index_add_ has no fixed order: the product has.
         self.scatters = not finite and device.type == "cpu"
