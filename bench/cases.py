@@ -1,0 +1,145 @@
+"""What is measured: score maps of the usual data sets, and what stands in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+VOID = 255
+
+
+@dataclass(frozen=True)
+class Case:
+    """Coarse scores, images x classes x h x w, and the factor to the full resolution."""
+
+    data_set: str
+    images: int
+    classes: int
+    in_size: tuple[int, int]
+    stride: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the full resolution."""
+        return self.in_size[0] * self.stride, self.in_size[1] * self.stride
+
+    @property
+    def logits(self) -> int:
+        """How many logits full resolution has."""
+        return self.images * self.classes * self.size[0] * self.size[1]
+
+    def __str__(self) -> str:
+        coarse = " x ".join(map(str, (self.images, self.classes, *self.in_size)))
+        full = " x ".join(map(str, self.size))
+        return f"{self.data_set}: {coarse} -> {full} (stride {self.stride})"
+
+
+# As trained on a GPU; `fitted` makes them smaller where they do not fit.
+SUITES = {
+    "tiny": (Case("tiny", 2, 5, (6, 8), 4),),
+    "quick": (
+        Case("VOC", 16, 21, (64, 64), 8),
+        Case("ADE20K crop", 16, 150, (64, 64), 4),
+    ),
+    "voc": (
+        Case("VOC", 16, 21, (64, 64), 8),
+        Case("VOC", 16, 21, (16, 16), 32),
+        Case("VOC", 1, 21, (64, 64), 8),
+    ),
+    "cityscapes": (
+        Case("Cityscapes", 8, 19, (256, 512), 4),
+        Case("Cityscapes", 8, 19, (128, 256), 8),
+        Case("Cityscapes", 1, 19, (256, 512), 4),
+    ),
+    "ade20k": (
+        Case("ADE20K", 16, 150, (128, 128), 4),
+        Case("ADE20K", 1, 150, (128, 128), 4),
+    ),
+    "coco": (
+        Case("COCO-Stuff", 16, 171, (128, 128), 4),
+        Case("COCO-Stuff", 16, 171, (64, 64), 8),
+        Case("COCO-Stuff", 1, 171, (128, 128), 4),
+    ),
+}
+
+
+def fitted(cases: Iterable[Case], device: torch.device) -> tuple[list[Case], list[str]]:
+    """The cases as `device` can run them, without repetitions, and what had to be said about it.
+
+    A CPU takes one image (a tiny case stays as it is). A GPU takes as many as leave room for eight
+    float32 copies of the full-resolution logits: eager's loss alone holds four.
+    """
+    fitting: dict[Case, None] = {}
+    notes: dict[str, None] = {}
+    for case in cases:
+        images = case.images
+        if device.type == "cpu":
+            images = images if case.logits < 1 << 16 else 1
+        else:
+            free = torch.cuda.mem_get_info(device)[0]
+            while images > 1 and 8 * 4 * case.logits * images // case.images > free:
+                images //= 2
+        if images < case.images:
+            where = "on a CPU" if device.type == "cpu" else "to fit the GPU's free memory"
+            size = f"{images} image{'s' * (images > 1)} instead of {case.images}"
+            notes[f"sized down {where}: {case.data_set}, stride {case.stride}: {size}"] = None
+        fitting[replace(case, images=images)] = None
+    return list(fitting), list(notes)
+
+
+class Content(NamedTuple):
+    """Scores N x C x h x w and int64 labels N x H x W with some void."""
+
+    scores: Tensor
+    labels: Tensor
+
+
+def _random(shape: Sequence[int], seed: int, device: torch.device) -> Tensor:
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(tuple(shape), generator=generator, device=device)
+
+
+def _blobs(field: Tensor, stride: int) -> Tensor:
+    """The winners of a score field, each unit a square of pixels, void where they meet."""
+    labels = field.argmax(1).repeat_interleave(stride, 1).repeat_interleave(stride, 2)
+    plane = labels[:, None].float()
+    width = 5  # pixels, as in VOC
+    low, high = (F.max_pool2d(sign * plane, width, 1, width // 2) for sign in (-1, 1))
+    return torch.where((high + low)[:, 0] > 0, VOID, labels)
+
+
+def smooth(case: Case, dtype: torch.dtype, device: torch.device) -> Content:
+    """Regions, as a network draws them: slow fields, some classes stronger than others."""
+    shape = (case.images, case.classes)
+    knots = [max(2, n // 16) for n in case.in_size]
+    field = 4 * F.interpolate(_random((*shape, *knots), 0, device), case.in_size, mode="bicubic")
+    field += 4 * _random((*shape, 1, 1), 1, device)
+    scores = field + 0.2 * _random(field.shape, 2, device)
+    return Content(scores.to(dtype), _blobs(field, case.stride))
+
+
+def noisy(case: Case, dtype: torch.dtype, device: torch.device) -> Content:
+    """The worst case: nothing about a pixel says anything about the next."""
+    scores = 4 * _random((case.images, case.classes, *case.in_size), 3, device)
+    generator = torch.Generator(device).manual_seed(4)
+    shape = (case.images, *case.size)
+    labels = torch.randint(case.classes, shape, generator=generator, device=device)
+    labels[torch.rand(shape, generator=generator, device=device) < 0.05] = VOID
+    return Content(scores.to(dtype), labels)
+
+
+CONTENTS = {"smooth": smooth, "noisy": noisy}
+
+
+def undecided(scores: Tensor) -> float:
+    """The share of cells (between four neighbours of the map) whose corners' winners differ."""
+    winner = scores.argmax(1)
+    corner = winner[:, :-1, :-1]
+    others = (winner[:, 1:, :-1], winner[:, :-1, 1:], winner[:, 1:, 1:])
+    same = torch.stack([corner == other for other in others]).all(0)
+    return 1 - same.double().mean().item()

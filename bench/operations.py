@@ -1,0 +1,166 @@
+"""The table of the ops: what each gets at a case, who competes, and what is true."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bench import floor, peers
+from bench.cases import VOID, Case, Content, undecided
+from bench.peers import Contestant, Problem
+from fcnfast import ops, reference
+from fcnfast.geometry import SamplingGrid
+
+# The window of the finest skip of FCN-8s begins here.
+SKIP_OFFSET = 9
+
+
+def _resized(case: Case, content: Content) -> Problem:
+    grid = SamplingGrid.resize(case.in_size, case.size)
+    return Problem((content.scores,), grid, case.stride)
+
+
+def _deconvolved(case: Case, content: Content, stride: int | None = None) -> Problem:
+    stride = stride or case.stride
+    in_size = content.scores.shape[-2:]
+    grid = SamplingGrid.deconv(in_size, stride, padding=stride // 2)
+    return Problem((content.scores,), grid, stride)
+
+
+def _skip_for(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """A finer map of noise with a margin around a window of `size`."""
+    generator = torch.Generator(x.device).manual_seed(5)
+    shape = (*x.shape[:2], *(n + 2 * SKIP_OFFSET for n in size))
+    return torch.randn(shape, generator=generator, device=x.device).to(x.dtype)
+
+
+def _added(case: Case, content: Content) -> Problem:
+    """Two score maps of the case's resolution."""
+    skip = _skip_for(content.scores, case.in_size)
+    grid = SamplingGrid.resize(case.in_size, case.in_size)
+    return Problem((content.scores, skip), grid, 1, (SKIP_OFFSET, SKIP_OFFSET))
+
+
+def _fused(case: Case, content: Content) -> Problem:
+    """The step before the case's: from twice its stride to its resolution."""
+    coarse = content.scores[..., ::2, ::2].contiguous()
+    problem = _deconvolved(case, Content(coarse, content.labels), 2)
+    skip = _skip_for(coarse, problem.grid.size)
+    return replace(problem, maps=(coarse, skip), offset=(SKIP_OFFSET, SKIP_OFFSET))
+
+
+def _labelled(case: Case, content: Content) -> Problem:
+    return replace(_resized(case, content), target=content.labels)
+
+
+def _decided(case: Case, content: Content) -> Problem:
+    return replace(_resized(case, content), undecided=undecided(content.scores))
+
+
+def _rows(grid: SamplingGrid, first: int, last: int) -> SamplingGrid:
+    """The rows [first, last) of a grid's result."""
+    off = (grid.off[0] + grid.num[0] * first, grid.off[1])
+    return replace(grid, size=(last - first, grid.size[1]), off=off)
+
+
+def _true_sum(maps: tuple[Tensor, ...], p: Problem, n: int, first: int, last: int) -> Tensor:
+    x, skip = maps
+    oy, ox = p.offset
+    return reference.crop_add(x[..., first:last, :], skip, (oy + first, ox))
+
+
+def _true_map(maps: tuple[Tensor, ...], p: Problem, n: int, first: int, last: int) -> Tensor:
+    return reference.upsample(maps[0], _rows(p.grid, first, last))
+
+
+def _true_fusion(maps: tuple[Tensor, ...], p: Problem, n: int, first: int, last: int) -> Tensor:
+    oy, ox = p.offset
+    rows = _rows(p.grid, first, last)
+    return reference.upsample_crop_add(*maps, rows, (oy + first, ox))
+
+
+def _true_loss(maps: tuple[Tensor, ...], p: Problem, n: int, first: int, last: int) -> Tensor:
+    target = p.target[n : n + 1, first:last]
+    rows = _rows(p.grid, first, last)
+    loss = reference.upsample_cross_entropy(*maps, target, rows, reduction="sum")
+    return loss / (p.target != VOID).sum()
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One op of fcnfast.ops and all that the benchmark has to know about it.
+
+    name: in fcnfast.ops. variant: which of several rows of that op this is.
+    problem: its arguments at a case with a content. ours, peers: the contestants; torch.compile
+        gets the peer "eager".
+    truth: from one image's maps in float64 the rows [first, last) of that image's result, their
+        part of the loss, or the logits that labels are judged by.
+    least: the bytes and instructions that no implementation can avoid.
+    result: what comes out. contents: which contents make a difference.
+    """
+
+    name: str
+    variant: str
+    problem: Callable[[Case, Content], Problem]
+    ours: Contestant
+    peers: dict[str, Contestant]
+    truth: Callable[[tuple[Tensor, ...], Problem, int, int, int], Tensor]
+    least: Callable[[Problem, bool], floor.Work]
+    result: Literal["map", "loss", "labels"] = "map"
+    contents: tuple[str, ...] = ("smooth",)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether there is a gradient to be had."""
+        return self.result != "labels"
+
+
+_DECONVS = {
+    "eager": peers.interpolate_padded,
+    "dense": peers.dense_deconv,
+    "grouped": peers.grouped_deconv,
+}
+
+# The ops are looked up when they are called: what is measured is what fcnfast.ops holds then.
+OPERATIONS = (
+    Operation(
+        "crop_add", "", _added,
+        lambda p: ops.crop_add(*p.maps, p.offset),
+        {"eager": peers.slice_add},
+        _true_sum, floor.crop_add,
+    ),
+    Operation(
+        "upsample", "resize", _resized,
+        lambda p: ops.upsample(*p.maps, p.grid),
+        {"eager": peers.interpolate},
+        _true_map, floor.upsample,
+    ),
+    Operation(
+        "upsample", "deconv", _deconvolved,
+        lambda p: ops.upsample(*p.maps, p.grid),
+        _DECONVS,
+        _true_map, floor.upsample,
+    ),
+    Operation(
+        "upsample_crop_add", "deconv x 2", _fused,
+        lambda p: ops.upsample_crop_add(*p.maps, p.grid, p.offset),
+        {name: peers.then_add(peer) for name, peer in _DECONVS.items()},
+        _true_fusion, floor.upsample_crop_add,
+    ),
+    Operation(
+        "upsample_cross_entropy", "", _labelled,
+        lambda p: ops.upsample_cross_entropy(*p.maps, p.target, p.grid, ignore_index=VOID),
+        {"eager": peers.cross_entropy},
+        _true_loss, floor.upsample_cross_entropy, "loss", ("smooth", "noisy"),
+    ),
+    Operation(
+        "upsample_argmax", "", _decided,
+        lambda p: ops.upsample_argmax(*p.maps, p.grid),
+        {"eager": peers.argmax, "max": peers.max_indices},
+        _true_map, floor.upsample_argmax, "labels", ("smooth", "noisy"),
+    ),
+)  # fmt: skip
