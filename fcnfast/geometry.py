@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from numbers import Real
 from typing import Literal, cast
 
 import torch
@@ -20,8 +21,11 @@ Border = Literal["zero", "clamp"]
 Pair = tuple[int, int]
 
 # A scale factor such as 1.1 is meant as 11/10, not as the nearest binary fraction: denominators
-# up to this bound are tried, which also keeps `num * y` far from the limits of int64.
-MAX_SCALE_DENOMINATOR = 1 << 20
+# up to this bound are tried.
+MAX_DENOMINATOR = 1 << 20
+MAX_FACTOR = 1 << 31
+# Positions are computed in int64; sums of two of them must fit.
+MAX_POSITION = 1 << 62
 
 
 def as_pair(value: int | Sequence[int] | None, name: str) -> Pair:
@@ -36,6 +40,24 @@ def as_pair(value: int | Sequence[int] | None, name: str) -> Pair:
         if all(isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in value):
             return cast(Pair, (rows, columns))
     raise TypeError(f"{name} must be an integer or a pair of integers, not {value!r}")
+
+
+def _fraction(value: int | float | Fraction, name: str) -> Fraction:
+    """`value` exactly, but a float as the fraction of a small denominator that it stands for.
+
+    Raises ValueError when it is not finite.
+    """
+    if not isinstance(value, float):
+        return Fraction(value)
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, not {value}")
+    return Fraction(value).limit_denominator(MAX_DENOMINATOR)
+
+
+def _check_integers(**values: int) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+            raise TypeError(f"{name} must be an integer, not {value!r}")
 
 
 def _reduced(num: int, off: int, den: int) -> tuple[int, int, int]:
@@ -75,8 +97,8 @@ class SamplingGrid:
 
     Raises:
         TypeError: when a field is not a pair of integers.
-        ValueError: when a size or a denominator is not positive, a numerator is negative, or the
-            border is unknown.
+        ValueError: when a size or a denominator is not positive, a numerator is negative, the
+            border is unknown, or positions do not fit in int64.
     """
 
     in_size: Pair
@@ -94,6 +116,12 @@ class SamplingGrid:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.border not in ("zero", "clamp"):
             raise ValueError(f"border must be 'zero' or 'clamp', not {self.border!r}")
+        axes = zip(self.in_size, self.size, self.num, self.off, self.den, strict=True)
+        if any(num * n + abs(off) + (m + 2) * den >= MAX_POSITION for m, n, num, off, den in axes):
+            raise ValueError(
+                f"positions (num * y + off) / den leave int64: num {self.num}, off {self.off}, "
+                f"den {self.den}; use simpler fractions"
+            )
 
     @classmethod
     def deconv(
@@ -116,16 +144,18 @@ class SamplingGrid:
             size: (H, W) kept; by default all that is left.
 
         Raises:
+            TypeError: when an argument is not of integers.
             ValueError: when the kernel is no bilinear filter for the stride, or the crop leaves
                 the result.
         """
         in_size, crop = as_pair(in_size, "in_size"), as_pair(crop, "crop")
+        _check_integers(stride=stride, padding=padding)
+        kernel = 2 * stride - stride % 2 if kernel is None else kernel
         if stride < 1 or padding < 0 or min(crop) < 0:
             raise ValueError(
                 f"stride must be positive, padding and crop not negative: got stride {stride}, "
                 f"padding {padding}, crop {crop}"
             )
-        kernel = 2 * stride - stride % 2 if kernel is None else kernel
         if kernel not in (2 * stride - 1, 2 * stride - stride % 2):
             raise ValueError(
                 f"kernel {kernel} at stride {stride} is not bilinear sampling; "
@@ -159,6 +189,7 @@ class SamplingGrid:
         ``recompute_scale_factor=False``), read as the nearest fraction of a small denominator.
 
         Raises:
+            TypeError: when a size is not of integers, or a factor not a number or two.
             ValueError: when not exactly one of size and scale_factor is given, or a result would
                 be empty.
         """
@@ -167,15 +198,17 @@ class SamplingGrid:
             raise ValueError("give exactly one of size and scale_factor")
         scales: list[Fraction | None] = [None, None]
         if scale_factor is not None:
-            given = (
-                [scale_factor] * 2 if isinstance(scale_factor, (int, float)) else list(scale_factor)
-            )
-            if len(given) != 2 or not all(math.isfinite(f) and f > 0 for f in given):
+            pair = isinstance(scale_factor, (tuple, list))
+            factors = cast(Sequence[float], scale_factor if pair else [scale_factor] * 2)
+            if not all(isinstance(f, Real) for f in factors):
+                raise TypeError(f"scale_factor must be a number or two, not {scale_factor!r}")
+            given = [float(f) for f in factors]
+            if len(given) != 2 or not all(0 < f < MAX_FACTOR for f in given):
                 raise ValueError(f"scale_factor must be positive, not {scale_factor!r}")
-            size = tuple(math.floor(n * float(f)) for n, f in zip(in_size, given, strict=True))
+            size = tuple(math.floor(n * f) for n, f in zip(in_size, given, strict=True))
             scales = [
                 # torch copies an axis that keeps its size, whatever the factor
-                None if out == n else Fraction(f).limit_denominator(MAX_SCALE_DENOMINATOR)
+                None if out == n else _fraction(f, "scale_factor")
                 for n, out, f in zip(in_size, size, given, strict=True)
             ]
         wanted = as_pair(size, "size")
@@ -195,7 +228,7 @@ class SamplingGrid:
     def centres(
         cls,
         in_size: int | Sequence[int],
-        stride: int | Fraction,
+        stride: int | float | Fraction,
         offset: int | float | Fraction,
         size: int | Sequence[int],
         border: Border,
@@ -203,14 +236,16 @@ class SamplingGrid:
         """Unit u of the map sits at pixel ``stride * u + offset``: sample at (y - offset)/stride.
 
         Stride and offset are those of a `ReceptiveField`; nothing is misaligned by construction.
+        A float such as 0.1 stands for the fraction 1/10.
 
         Raises:
-            ValueError: when the stride is not positive.
+            ValueError: when the stride is not positive, or either is not finite.
         """
-        if stride <= 0:
+        slope = _fraction(stride, "stride")
+        if slope <= 0:
             raise ValueError(f"stride must be positive, not {stride}")
-        slope = 1 / Fraction(stride)
-        start = -Fraction(offset) * slope
+        slope = 1 / slope
+        start = -_fraction(offset, "offset") * slope
         den = math.lcm(slope.denominator, start.denominator)
         axis = (int(slope * den), int(start * den), den)
         num, off, dens = zip(axis, axis, strict=True)
@@ -268,7 +303,7 @@ def _taps(
     dtype: torch.dtype,
     device: torch.device,
 ) -> AxisTaps:
-    position = torch.arange(size, dtype=torch.int64) * num + off
+    position = torch.arange(size, dtype=torch.int64, device="cpu") * num + off
     cell = torch.div(position, den, rounding_mode="floor")
     rest = position - cell * den
     w0, w1 = (den - rest).double() / den, rest.double() / den

@@ -142,9 +142,23 @@ def test_calculus_refuses_what_no_crop_aligns():
         ReceptiveField(offset=Fraction(3)).crop_onto(ReceptiveField())
 
 
+@given(st.integers(1, 400), st.integers(-4000, 4000), st.integers(1, 2000))
+def test_floats_of_centres_stand_for_the_fractions_they_print_as(tenths, thousandths, size):
+    grid = SamplingGrid.centres((4, 4), tenths / 10, thousandths / 1000, size, "zero")
+    exact = SamplingGrid.centres(
+        (4, 4), Fraction(tenths, 10), Fraction(thousandths, 1000), size, "zero"
+    )
+    assert grid == exact
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: SamplingGrid.resize((4, 4), scale_factor=1e300), "scale_factor"),
+        (lambda: SamplingGrid.centres((4, 4), 4, float("inf"), 8, "zero"), "offset.*inf"),
+        (lambda: SamplingGrid.centres((4, 4), float("nan"), 0, 8, "zero"), "stride.*nan"),
+        (lambda: SamplingGrid.centres(4, Fraction(0.1), 0, 300, "zero"), "int64"),
+        (lambda: SamplingGrid(4, 8, 1 << 60, 0, 1, "clamp"), "int64"),
         (lambda: SamplingGrid.deconv((4, 4), 8, 15 + 2), "kernel 17"),
         (lambda: SamplingGrid.deconv((4, 4), 8, crop=(-1, 0)), "crop"),
         (lambda: SamplingGrid.deconv((4, 4), 8, crop=40), "leaves"),
@@ -173,3 +187,10 @@ def test_sizes_must_be_integers():
         SamplingGrid.resize((4.0, 4), (8, 8))
     with pytest.raises(TypeError, match="size"):
         SamplingGrid.resize((4, 4), "88")
+    for wrong in (2.0, (2, 2), True, None):
+        with pytest.raises(TypeError, match="stride"):
+            SamplingGrid.deconv((4, 4), wrong)
+    with pytest.raises(TypeError, match="padding"):
+        SamplingGrid.deconv((4, 4), 2, padding=0.5)
+    with pytest.raises(TypeError, match="scale_factor"):
+        SamplingGrid.resize((4, 4), scale_factor="22")
