@@ -1,10 +1,13 @@
 """upsample_cross_entropy against F.cross_entropy of the upsampled scores."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import event, given
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
 from fcnfast import ops, reference
 from fcnfast.geometry import SamplingGrid
@@ -158,6 +161,41 @@ def test_the_gradient_scales_survives_and_is_taken_once():
         torch.autograd.grad(graph.sum(), x)
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_within_an_activation_checkpoint(reduction):
+    grid = SamplingGrid.resize((3, 3), (9, 9))
+    x = torch.randn(2, 3, 3, 3, requires_grad=True)
+    target = torch.randint(0, 3, (2, 9, 9))
+
+    def loss(x):
+        return ops.upsample_cross_entropy(x, target, grid, reduction=reduction).sum()
+
+    kept = checkpoint(loss, x, use_reentrant=False)
+    assert torch.equal(*(torch.autograd.grad(value, x)[0] for value in (loss(x), kept)))
+
+
+def test_pixels_of_classes_without_weight_have_no_gradient():
+    grid = SamplingGrid.resize((3, 3), (9, 9))
+    x = torch.randn(1, 3, 3, 3, requires_grad=True)
+    target, weight = torch.zeros(1, 9, 9, dtype=torch.long), torch.tensor([0.0, 1.0, 1.0])
+    loss = ops.upsample_cross_entropy(x, target, grid, weight=weight)
+    assert loss.isnan() and not torch.autograd.grad(loss, x)[0].any()
+
+
+def test_labels_are_checked_at_the_limits_of_their_type():
+    grid = SamplingGrid.resize((1, 1), (2, 2))
+    for classes, dtype in ((256, torch.uint8), (32768, torch.int16)):
+        x = torch.zeros(1, classes, 1, 1)
+        target = torch.tensor([[[0, classes - 1], [1, 2]]]).to(dtype)
+        loss = ops.upsample_cross_entropy(x, target, grid, ignore_index=-100)
+        assert loss.item() == pytest.approx(math.log(classes), rel=1e-6)
+    target[0, 0, 0] = -1
+    with pytest.raises(ValueError, match=r"holds -1 \(1 pixels"):
+        ops.upsample_cross_entropy(x, target, grid, ignore_index=-100)
+    with pytest.raises(ValueError, match="int16 cannot name 32769 classes"):
+        ops.upsample_cross_entropy(torch.zeros(1, 32769, 1, 1), target, grid)
+
+
 def test_the_same_bits_every_time_also_under_autocast():
     grid = SamplingGrid.resize((16, 16), (128, 128))
     x = torch.randn(2, 9, 16, 16, requires_grad=True)
@@ -190,6 +228,10 @@ X, T = torch.zeros(2, 3, 4, 5), torch.zeros(2, 8, 10, dtype=torch.uint8)
         (lambda f: f(X, T, GRID, reduction="avg"), ValueError, "avg"),
         (lambda f: f(X, T, GRID, label_smoothing=1.5), ValueError, "1.5"),
         (lambda f: f(X, T + 3, GRID), ValueError, r"holds 3 \(160 pixels"),
+        (lambda f: f(X, T.short() - 200, GRID, ignore_index=56), ValueError, "holds -200"),
+        (lambda f: f(X, T, GRID, ignore_index=None), TypeError, "ignore_index"),
+        (lambda f: f(X, T, GRID, ignore_index=254.5), TypeError, "254.5"),
+        (lambda f: f(X, T, GRID, ignore_index=1 << 63), ValueError, "int64"),
         (lambda f: f(X, T.int() - 1, GRID), ValueError, "holds -1"),
         (lambda f: f(torch.zeros(1, 300, 4, 5), T[:1], GRID), ValueError, "300 classes"),
         (lambda f: f(X[:, :0], T, GRID), ValueError, "at least one class"),

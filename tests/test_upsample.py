@@ -4,9 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
 from fcnfast import ops, reference
 from fcnfast.geometry import SamplingGrid
+from fcnfast.ops._tiles import TILE_COLUMNS, TILE_ELEMENTS
+from fcnfast.ops.upsample import TILE_ROWS
 from tests.op_tools import FLOATS, assert_as_good_as_torch, grids, maps, worst
 
 
@@ -74,7 +77,7 @@ def test_upsample_crop_add(data, grid, dtype):
     )
 
 
-@given(st.data(), grids(most=6))
+@given(st.data(), grids(most=4))
 def test_linear_ops_are_differentiable_twice(data, grid):
     x = data.draw(maps(grid.in_size, torch.float64, 1, 1)).contiguous().clamp(-9, 9)
     skip = torch.randn(1, 1, grid.size[0] + 1, grid.size[1] + 2, dtype=torch.float64)
@@ -100,8 +103,10 @@ def test_a_tap_of_weight_zero_is_not_read(data, grid):
 
 
 def test_the_larger_tiles_and_many_planes():
-    grid = SamplingGrid.resize((37, 71), (150, 700))
-    x = torch.randn(3, 40, 37, 71, dtype=torch.float64)
+    grid = SamplingGrid.resize((19, 51), (70, 520))
+    x = torch.randn(3, 12, 19, 51, dtype=torch.float64)
+    assert TILE_ELEMENTS // (TILE_ROWS * TILE_COLUMNS) < 3 * 12  # more than one tile every way
+    assert grid.size[0] > TILE_ROWS and grid.size[1] > TILE_COLUMNS
     check(lambda x: ops.upsample(x, grid), lambda x: reference.upsample(x, grid), [x])
 
 
@@ -123,6 +128,29 @@ def test_the_same_bits_every_time_and_no_autocast_inside():
     with torch.autocast("cpu", torch.bfloat16):
         second = with_gradient(lambda x: ops.upsample(x, grid), [x])
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_gradients_run_where_the_op_ran(monkeypatch):
+    """Also in a backward pass outside the choice, and in autograd's own threads."""
+    x = torch.randn(1, 2, 4, 5, requires_grad=True)
+    skip = torch.randn(1, 2, 9, 11, requires_grad=True)
+    with ops.backend("torch"):
+        fused = ops.upsample_crop_add(x, skip, GRID, 1)
+        result = ops.crop_add(ops.upsample(x, GRID), skip, 1) + fused
+    monkeypatch.setenv("FCNFAST_BACKEND", "triton")  # would be refused on a CPU
+    first = torch.autograd.grad(result.square().sum(), (x, skip), create_graph=True)
+    assert all(g.any() for g in torch.autograd.grad(sum(g.sum() for g in first), (x, skip)))
+
+
+def test_another_default_device_and_an_activation_checkpoint():
+    x = torch.randn(1, 2, 4, 5, requires_grad=True)
+    grid = SamplingGrid.resize((4, 5), (11, 13))  # not in any cache yet
+    with torch.device("meta"):
+        result = ops.upsample(x, grid)
+    assert worst(result, reference.upsample(x.double(), grid)) < 1e-5
+    again = checkpoint(lambda x: ops.upsample(x, grid), x, use_reentrant=False)
+    grads = [torch.autograd.grad(r.square().sum(), x)[0] for r in (result, again)]
+    assert torch.equal(*grads)
 
 
 GRID = SamplingGrid.resize((4, 5), (8, 10))
@@ -158,6 +186,9 @@ def test_the_backend_can_be_forced_and_a_wrong_name_is_refused(monkeypatch):
         pass
     with ops.backend("torch"):
         assert ops.upsample(X, GRID).shape == (2, 3, 8, 10)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with ops.backend("triton"), pytest.raises(ValueError, match="TRITON_INTERPRET"):
+        ops.upsample(X, GRID)
     monkeypatch.setenv("FCNFAST_BACKEND", "numpy")
     with pytest.raises(ValueError, match="FCNFAST_BACKEND"):
         ops.upsample(X, GRID)

@@ -14,7 +14,7 @@ LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def check_map(x: Tensor, name: str) -> None:
-    """A score map: N x C x h x w, floating, neither height nor width empty."""
+    """A score map: N x C x h x w, floating."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
     if x.dtype not in FLOATS:
@@ -69,28 +69,41 @@ def check_target(scores: Tensor, target: Tensor, grid: SamplingGrid) -> None:
         raise ValueError(f"target must be N x H x W = {wanted}, not {tuple(target.shape)}")
 
 
+def check_ignore_index(ignore_index: int) -> None:
+    """An integer that int64 holds."""
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index must be an integer, not {ignore_index!r}")
+    if not -(1 << 63) <= ignore_index < 1 << 63:
+        raise ValueError(f"ignore_index must fit int64, not {ignore_index}")
+
+
+def _out_of_range(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
+    bad = (labels < 0) | (labels > classes - 1)
+    limits = torch.iinfo(labels.dtype)
+    if limits.min <= ignore_index <= limits.max:  # torch would compare -100 as a uint8 156
+        bad &= labels != ignore_index
+    return bad
+
+
 def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
     """Every label that is not ignored lies in [0, classes); looks at the values."""
-    if target.numel() == 0:
-        return
-    wide = target.to(torch.int64) if target.dtype == torch.uint8 else target
-    low, high = (int(v) for v in torch.aminmax(wide))
-    if low >= 0 and high < classes:
-        return
-    bad = (wide < 0) | (wide >= classes)
-    bad &= wide != ignore_index
-    count = int(bad.sum())
-    if count:
-        value = int(wide[bad][0])
-        raise ValueError(
-            f"target holds {value} ({count} pixels out of range): a label must lie in "
-            f"[0, {classes}) or be ignore_index ({ignore_index})"
-        )
+    for labels in target if target.numel() else ():  # by image: the masks stay small
+        low, high = (int(v) for v in torch.aminmax(labels))
+        if low >= 0 and high < classes:
+            continue
+        bad = _out_of_range(labels, classes, ignore_index)
+        if bad.any():
+            count = sum(int(_out_of_range(t, classes, ignore_index).sum()) for t in target)
+            raise ValueError(
+                f"target holds {int(labels[bad][0])} ({count} pixels out of range): a label must "
+                f"lie in [0, {classes}) or be ignore_index ({ignore_index})"
+            )
 
 
 def check_classes(classes: int, dtype: torch.dtype, name: str) -> None:
-    """There is a class, and uint8 can name them all."""
+    """There is a class, and integers of `dtype` can name them all."""
     if classes < 1:
         raise ValueError("scores must have at least one class")
-    if dtype == torch.uint8 and classes > 256:
-        raise ValueError(f"{name} in uint8 cannot name {classes} classes: use int16 or wider")
+    if classes - 1 > torch.iinfo(dtype).max:
+        short = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{name} in {short} cannot name {classes} classes: use a wider type")

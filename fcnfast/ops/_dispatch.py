@@ -16,7 +16,10 @@ _NAMES = ("torch", "triton")
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Force "torch" or "triton" for the ops within, over the variable FCNFAST_BACKEND.
+    """Force "torch" or "triton" for the ops called within, over the variable FCNFAST_BACKEND.
+
+    An op's gradients run where the op ran, also when they are taken later. `upsample_argmax` and
+    `upsample_cross_entropy` have no Triton kernels: they always run in plain torch.
 
     Raises:
         ValueError: when the name is neither.
@@ -44,10 +47,18 @@ def _has_triton() -> bool:
 
 
 def use_triton(x: Tensor) -> bool:
-    """Whether the Triton kernels take `x`."""
+    """Whether the Triton kernels take `x`.
+
+    Raises:
+        ValueError: when FCNFAST_BACKEND is no name of a backend, or Triton is forced on a CPU
+            tensor outside its interpreter.
+    """
     forced = _forced.get()
     if forced is None and (variable := os.environ.get("FCNFAST_BACKEND")):
         forced = _checked(variable, "FCNFAST_BACKEND")
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+    if forced == "triton" and x.device.type == "cpu" and not interpreted:
+        raise ValueError("Triton kernels need tensors on a GPU, or TRITON_INTERPRET=1")
     if forced is not None:
         return forced == "triton"
     return x.device.type == "cuda" and _has_triton()

@@ -8,6 +8,7 @@ maps that are not finite, and devices where looking would mean a synchronisation
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -160,4 +161,7 @@ def coarse(x: Tensor) -> Tensor:
 
 def is_finite(x: Tensor) -> bool:
     """Whether products may be used; never a synchronisation: other devices always gather."""
-    return x.device.type == "cpu" and bool(torch.isfinite(x).all())
+    if x.device.type != "cpu" or x.numel() == 0:
+        return x.device.type == "cpu"
+    low, high = torch.aminmax(x)  # a NaN is both; several times faster than isfinite
+    return -math.inf < low.item() and high.item() < math.inf

@@ -13,9 +13,9 @@ from ._checks import check_map, check_skip
 from ._dispatch import use_triton
 
 
-def place(grad: Tensor, size: Pair, offset: Pair) -> Tensor:
+def place(grad: Tensor, size: Pair, offset: Pair, triton: bool) -> Tensor:
     """The adjoint of a crop: `grad` at `offset` in zeros of `size` (differentiable)."""
-    return _Place.apply(grad, size, offset)
+    return _Place.apply(grad, size, offset, triton)
 
 
 def _window(x: Tensor, size: Sequence[int], offset: Pair) -> Tensor:
@@ -24,9 +24,9 @@ def _window(x: Tensor, size: Sequence[int], offset: Pair) -> Tensor:
 
 class _Place(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, size: Pair, offset: Pair) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, size: Pair, offset: Pair, triton: bool) -> Tensor:
         ctx.window, ctx.offset = grad.shape[-2:], offset
-        if use_triton(grad):
+        if triton:
             from ..kernels import crop_add as kernel
 
             return kernel.backward_skip(grad, (*grad.shape[:2], *size), offset)
@@ -35,15 +35,15 @@ class _Place(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _window(grad, ctx.window, ctx.offset), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _window(grad, ctx.window, ctx.offset), None, None, None
 
 
 class _CropAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, skip: Tensor, offset: Pair) -> Tensor:
-        ctx.size, ctx.offset = tuple(skip.shape[-2:]), offset
-        if use_triton(x):
+        ctx.size, ctx.offset, ctx.triton = tuple(skip.shape[-2:]), offset, use_triton(x)
+        if ctx.triton:
             from ..kernels import crop_add as kernel
 
             return kernel.forward(x, skip, offset)
@@ -51,7 +51,8 @@ class _CropAdd(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        skip = place(grad, ctx.size, ctx.offset) if ctx.needs_input_grad[1] else None
+        wanted = ctx.needs_input_grad[1]
+        skip = place(grad, ctx.size, ctx.offset, ctx.triton) if wanted else None
         return grad if ctx.needs_input_grad[0] else None, skip, None
 
 

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from ..geometry import SamplingGrid
-from ._checks import check_classes, check_grid, check_labels, check_map, check_target
+from ._checks import (
+    check_classes,
+    check_grid,
+    check_ignore_index,
+    check_labels,
+    check_map,
+    check_target,
+)
 from ._tiles import Strip, Tiling, coarse, is_finite
 
 Reduction = Literal["mean", "sum", "none", "batch"]
@@ -88,13 +95,16 @@ def _tiling(x: Tensor, grid: SamplingGrid) -> Tiling:
 def _forward(
     x: Tensor, target: Tensor, loss: _Loss, with_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Loss (per pixel for "none", else summed), summed pixel weight, unscaled gradient."""
+    """Loss (per pixel for "none", else summed), summed pixel weight, unscaled gradient.
+
+    Each pixel of "none" receives a gradient of its own: there is none before the backward pass.
+    """
     per_pixel = loss.reduction == "none"
     # Sums over millions of pixels are kept in float64 where the device has it.
     exact = torch.float32 if x.device.type == "mps" else torch.float64
     result = x.new_empty(target.shape) if per_pixel else x.new_zeros((), dtype=exact)
     total = x.new_zeros((), dtype=exact)
-    gradient = torch.zeros_like(x) if with_gradient and not per_pixel else None
+    gradient = torch.zeros_like(x) if with_gradient else None
     tiling = _tiling(x, loss.grid)
     for n in range(x.shape[0]):
         for row in tiling.rows:
@@ -136,12 +146,13 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, scores: Tensor, target: Tensor, loss: _Loss, with_gradient: bool
     ) -> Tensor:
-        ctx.loss, ctx.dtype = loss, scores.dtype
+        ctx.loss = loss
         with torch.autocast(scores.device.type, enabled=False):
             x = coarse(scores)
+            with_gradient = with_gradient and loss.reduction != "none"
             result, total, gradient = _forward(x, target, loss, with_gradient)
             if loss.reduction == "none":
-                ctx.save_for_backward(scores, x, target)
+                ctx.save_for_backward(scores, target)
                 return result
             scale = result.new_ones(())
             if loss.reduction == "mean":
@@ -157,30 +168,25 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _OnlyOnce.apply(ctx.saved_tensors[0], grad, ctx), None, None, None
-
-    @staticmethod
-    def gradient(ctx: Any, grad: Tensor) -> Tensor:
-        """The gradient with respect to the scores."""
-        with torch.autocast(grad.device.type, enabled=False):
-            if ctx.loss.reduction == "none":
-                _, x, target = ctx.saved_tensors
-                gradient = _backward_per_pixel(x, target, ctx.loss, grad)
-            else:
-                _, unscaled, scale = ctx.saved_tensors
-                gradient = unscaled * (grad * scale)
-        return gradient.to(ctx.dtype)
+        # What was saved may be unpacked once only: activation checkpointing insists.
+        return _Gradient.apply(grad, ctx.loss, *ctx.saved_tensors), None, None, None
 
 
-class _OnlyOnce(torch.autograd.Function):
+class _Gradient(torch.autograd.Function):
     """The gradient, tied to the scores so that a second derivative is refused, not missed."""
 
     @staticmethod
-    def forward(_: Any, scores: Tensor, grad: Tensor, ctx: Any) -> Tensor:
-        return _UpsampleCrossEntropy.gradient(ctx, grad)
+    def forward(_: Any, grad: Tensor, loss: _Loss, scores: Tensor, *saved: Tensor) -> Tensor:
+        with torch.autocast(grad.device.type, enabled=False):
+            if loss.reduction == "none":
+                gradient = _backward_per_pixel(coarse(scores), saved[0], loss, grad)
+            else:
+                unscaled, scale = saved
+                gradient = unscaled * (grad * scale)
+        return gradient.to(scores.dtype)
 
     @staticmethod
-    def backward(_: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(_: Any, *grads: Tensor) -> None:
         raise RuntimeError(
             "upsample_cross_entropy is differentiable once: it has no second derivative"
         )
@@ -219,11 +225,12 @@ def upsample_cross_entropy(
 
     Returns:
         float32, or float64 for float64 scores. The gradient with respect to the scores is made in
-        the forward pass and can be taken once. When every pixel is ignored the mean is NaN, as
-        torch's, and the gradient exactly zero.
+        the forward pass ("none": in the backward pass) and has no gradient itself. When nothing
+        counts (every pixel is ignored, or its class has weight 0) the mean is NaN, as torch's, and
+        the gradient exactly zero.
 
     Raises:
-        TypeError: on other dtypes or types.
+        TypeError: on other dtypes or types, or an ignore_index that is no integer.
         ValueError: on other shapes or devices, or a label out of range that is not ignored. On a
             GPU such a label makes the loss and the gradient NaN, unless FCNFAST_CHECK=1 is set.
     """
@@ -232,6 +239,7 @@ def upsample_cross_entropy(
     check_target(scores, target, grid)
     classes = scores.shape[1]
     check_classes(classes, target.dtype, "target")
+    check_ignore_index(ignore_index)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, not {reduction!r}")
     if not 0.0 <= label_smoothing <= 1.0:

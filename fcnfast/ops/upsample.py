@@ -69,9 +69,9 @@ def _add_adjoint(out: Tensor, grad: Tensor, tiling: Tiling) -> None:
 
 class _Upsample(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grid: SamplingGrid) -> Tensor:
-        ctx.grid = grid
-        if use_triton(x):
+    def forward(ctx: Any, x: Tensor, grid: SamplingGrid, triton: bool) -> Tensor:
+        ctx.grid, ctx.triton = grid, triton
+        if triton:
             from ..kernels import upsample as kernel
 
             return kernel.forward(x, grid)
@@ -79,30 +79,31 @@ class _Upsample(torch.autograd.Function):
         return _add_upsampled(out, x, grid, accumulate=False)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _UpsampleAdjoint.apply(grad, ctx.grid), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _UpsampleAdjoint.apply(grad, ctx.grid, ctx.triton), None, None
 
 
 class _UpsampleAdjoint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, grid: SamplingGrid) -> Tensor:
-        ctx.grid = grid
-        if use_triton(grad):
+    def forward(ctx: Any, grad: Tensor, grid: SamplingGrid, triton: bool) -> Tensor:
+        ctx.grid, ctx.triton = grid, triton
+        if triton:
             from ..kernels import upsample as kernel
 
             return kernel.adjoint(grad, grid)
         return _adjoint(grad, grid)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Upsample.apply(grad, ctx.grid), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Upsample.apply(grad, ctx.grid, ctx.triton), None, None
 
 
 class _UpsampleCropAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, skip: Tensor, grid: SamplingGrid, offset: Pair) -> Tensor:
         ctx.grid, ctx.size, ctx.offset = grid, tuple(skip.shape[-2:]), offset
-        if use_triton(x):
+        ctx.triton = use_triton(x)
+        if ctx.triton:
             from ..kernels import crop_add, upsample
 
             return crop_add.forward(upsample.forward(x, grid), skip, offset)
@@ -112,8 +113,11 @@ class _UpsampleCropAdd(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x = _UpsampleAdjoint.apply(grad, ctx.grid) if ctx.needs_input_grad[0] else None
-        skip = place(grad, ctx.size, ctx.offset) if ctx.needs_input_grad[1] else None
+        x = skip = None
+        if ctx.needs_input_grad[0]:
+            x = _UpsampleAdjoint.apply(grad, ctx.grid, ctx.triton)
+        if ctx.needs_input_grad[1]:
+            skip = place(grad, ctx.size, ctx.offset, ctx.triton)
         return x, skip, None, None
 
 
@@ -137,7 +141,7 @@ def upsample(x: Tensor, grid: SamplingGrid) -> Tensor:
     """
     check_map(x, "x")
     check_grid(x, grid, "x")
-    return _Upsample.apply(x, grid)
+    return _Upsample.apply(x, grid, use_triton(x))
 
 
 def upsample_crop_add(
