@@ -18,8 +18,10 @@ from ._tiles import TILE_ELEMENTS, Tiling, coarse, is_finite
 
 # Up to this many kinds of cells share their weights; beyond, each cell has its own.
 MOST_PATTERNS = 16
-# Above this share of cells that need interpolation, all are interpolated, row by row.
+# Above this share of pixels that need interpolation, all are interpolated, row by row.
 MOST_MIXED = 0.5
+# Floats that a cell may take when it is interpolated as a whole: more are cut into tiles.
+MOST_IN_A_CELL = 4 * TILE_ELEMENTS
 # Below this many pixels a cell on average, looking at corners does not pay.
 PIXELS_PER_CELL = 4
 
@@ -50,7 +52,7 @@ class _CellAxis:
     def __init__(self, grid: SamplingGrid, axis: int, dtype: torch.dtype) -> None:
         n, num, off, den = (v[axis] for v in (grid.in_size, grid.num, grid.off, grid.den))
         ring = 1 if grid.border == "zero" else 0
-        position = torch.arange(grid.size[axis], dtype=torch.int64) * num + off
+        position = torch.arange(grid.size[axis], dtype=torch.int64, device="cpu") * num + off
         first, last = -ring * den, (n - 1 + ring) * den
         # Positions on or beyond the ring see nothing but zeros.
         self.outside = ((position <= first) | (position >= last)) if ring else None
@@ -65,7 +67,7 @@ class _CellAxis:
         self.most = int(count.max())
 
         # Cells whose pixels lie alike share a pattern of weights.
-        step = torch.minimum(torch.arange(int(count.max())), count[:, None] - 1)
+        step = torch.minimum(torch.arange(self.most, device="cpu"), count[:, None] - 1)
         self.pixels = self.start[:, None] + step  # cells x most; short cells repeat their last
         alike = torch.cat([count[:, None].to(dtype), self.weight[self.pixels]], 1)
         _, self.pattern_of = torch.unique(alike, dim=0, return_inverse=True)
@@ -79,9 +81,19 @@ class _CellAxis:
         return cells, torch.stack([1 - weight, weight])
 
 
+def _is_costly(mixed: int, rows: _CellAxis, columns: _CellAxis) -> bool:
+    """Whether interpolating every pixel is cheaper than so many mixed cells."""
+    if rows.patterns * columns.patterns <= MOST_PATTERNS:
+        return mixed > MOST_MIXED * len(rows.low) * len(columns.low)
+    # Cells with weights of their own are all padded to the largest.
+    return mixed * rows.most * columns.most > MOST_MIXED * len(rows.cell_of) * len(columns.cell_of)
+
+
 def _by_corners(x: Tensor, grid: SamplingGrid, dtype: torch.dtype) -> Tensor:
     rows, columns = _CellAxis(grid, 0, x.dtype), _CellAxis(grid, 1, x.dtype)
-    labels = torch.empty((x.shape[0], *grid.size), dtype=dtype)
+    if x.shape[1] * rows.most * columns.most > MOST_IN_A_CELL:
+        return _tiled(x, grid, dtype, None)
+    labels = torch.empty((x.shape[0], *grid.size), dtype=dtype, device=x.device)
     ring = 1 if grid.border == "zero" else 0
     for n in range(x.shape[0]):
         winner = x[n].max(0)[1].to(dtype)
@@ -94,7 +106,7 @@ def _by_corners(x: Tensor, grid: SamplingGrid, dtype: torch.dtype) -> Tensor:
         c, d = bottom[:, columns.low], bottom[:, columns.high]
         labels[n] = a[rows.cell_of][:, columns.cell_of]
         mixed = (~((a == b) & (a == c) & (a == d))).nonzero()
-        if len(mixed) > MOST_MIXED * a.numel():
+        if _is_costly(len(mixed), rows, columns):
             labels[n] = _tiled(x[n : n + 1], grid, dtype, None)[0]
             continue
         _settle(labels[n], padded, mixed, rows, columns)
@@ -105,8 +117,8 @@ def _by_corners(x: Tensor, grid: SamplingGrid, dtype: torch.dtype) -> Tensor:
 
 
 def _replicate(winner: Tensor) -> Tensor:
-    rows = torch.arange(-1, winner.shape[0] + 1).clamp(0, winner.shape[0] - 1)
-    columns = torch.arange(-1, winner.shape[1] + 1).clamp(0, winner.shape[1] - 1)
+    """A frame of one more element around H x W labels, equal to their edge."""
+    rows, columns = (torch.arange(-1, n + 1, device="cpu").clamp(0, n - 1) for n in winner.shape)
     return winner[rows][:, columns]
 
 
@@ -194,8 +206,8 @@ def upsample_argmax(
 
     Raises:
         TypeError: on other dtypes or types.
-        ValueError: on another rank, a grid made for another map, or more than 256 classes in
-            uint8.
+        ValueError: on another rank, a grid made for another map, or more classes than `dtype` can
+            name (256 in uint8).
     """
     check_map(scores, "scores")
     check_grid(scores, grid, "scores")
