@@ -94,6 +94,40 @@ def test_many_classes_and_large_tiles():
     assert torch.equal(labels, ops.upsample_argmax(x, grid, dtype=torch.int64).to(torch.int16))
 
 
+@pytest.mark.parametrize(
+    "grid",
+    [
+        SamplingGrid.resize((1, 3), (300, 500)),  # a cell of half the picture
+        SamplingGrid.resize((4, 4), (400, 500)),
+        SamplingGrid.centres((20, 20), 4.1, 0, (300, 330), "clamp"),  # the last cells are wide
+        SamplingGrid.centres((20, 20), 4.1, 0, (300, 330), "zero"),
+    ],
+)
+def test_large_and_unequal_cells_take_little_memory_and_work(grid):
+    x = torch.zeros(1, 30, *grid.in_size)
+    x[:, 3] = 1
+    x[:, 4, ::3, ::3] = 2
+    expected = reference.upsample_argmax(x.double(), grid)[0]
+    labels = ops.upsample_argmax(x, grid)
+    assert (labels != expected).float().mean() < 1e-3  # ties to the rounding
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        ops.upsample_argmax(x, grid)
+    events = profiler.profiler.kineto_results.events()
+    sizes = [event.nbytes() for event in events if event.name() == "[memory]"]
+    logits = 4 * 30 * grid.size[0] * grid.size[1]
+    assert max(sizes) < logits / 4
+    assert sum(size for size in sizes if size > 0) < 8 * logits
+
+
+def test_another_default_device():
+    grid = SamplingGrid.centres((6, 6), 4, 2, (24, 24), "zero")
+    x = torch.nn.functional.interpolate(torch.randn(1, 3, 2, 2), (6, 6), mode="bilinear")
+    with torch.device("meta"):
+        labels = ops.upsample_argmax(x, grid)
+    assert_is_argmax(labels, x, grid)
+
+
 def test_no_gradient_and_an_empty_batch():
     grid = SamplingGrid.resize((3, 3), (9, 9))
     x = torch.randn(2, 3, 3, 3, requires_grad=True)
