@@ -1,5 +1,7 @@
 """The networks: alignment, sizes, the contract of forward, predict and preprocess, and memory."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -221,6 +223,23 @@ def test_forward_with_targets_is_the_cross_entropy_of_forward():
         assert losses["out"].item() == pytest.approx(expected.item(), rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"targets": {"aux": None}}, ValueError, "'aux', but the heads are out"),
+        ({"targets": {}}, ValueError, "none for 'out'"),
+        ({"targets": [0]}, TypeError, "list"),
+        ({"weight": torch.ones(4)}, ValueError, "need targets"),
+        ({"label_smoothing": 0.1}, ValueError, "need targets"),
+        ({"reduction": "sum"}, ValueError, "need targets"),
+    ],
+)
+def test_arguments_of_forward_that_would_be_ignored_are_refused(arguments, error, message):
+    model = create_model("fcn4s_light", num_classes=4).eval()
+    with pytest.raises(error, match=message):
+        model(torch.zeros(1, 3, 8, 8), **arguments)
+
+
 def test_preprocess_is_what_the_weights_expect():
     pixels = torch.randint(0, 256, (1, 3, 4, 5), dtype=torch.uint8)
     light = create_model("fcn4s_light")
@@ -232,6 +251,13 @@ def test_preprocess_is_what_the_weights_expect():
         light.preprocess(pixels.float())
     with pytest.raises(ValueError, match="N x 3"):
         light.preprocess(pixels[0])
+    with pytest.raises(TypeError, match="ndarray"):
+        light.preprocess(pixels.numpy())
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        x = light.to(dtype).preprocess(pixels)
+        assert x.dtype == dtype
+        assert torch.allclose(x.double(), ((pixels / 255 - mean) / std).double(), atol=2e-2)
+        assert light.eval().predict(x).shape == (1, 4, 5)
 
 
 def test_vgg_preprocess_is_caffes(narrow):
@@ -300,8 +326,9 @@ def test_bad_names_and_options_are_named():
         create_model("fcn8s_vgg16", stride=16)
     with pytest.raises(TypeError, match="colour"):
         create_model("fcn4s_light", colour=True)
-    with pytest.raises(ValueError, match="num_classes"):
-        create_model("fcn4s_light", num_classes=0)
+    for wrong in (0, 2.0, True):
+        with pytest.raises(ValueError, match="num_classes"):
+            create_model("fcn4s_light", num_classes=wrong)
     with pytest.raises(ValueError, match="widths and depths"):
         create_model("fcn4s_light", widths=(1, 2))
 
@@ -337,6 +364,10 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     write_weights(path, missing, meta)
     with pytest.raises(WeightsError, match="has no 'score.bias'"):
         load_model(path)
+    for options in ({"decoder": -1}, {"decoder": 1.5}, {"widths": 3}, {"colour": 1}):
+        write_weights(path, state, replace(meta, options=options))
+        with pytest.raises(WeightsError, match="net.safetensors"):
+            load_model(path)
     write_weights(path, {**state, "extra": torch.zeros(1)}, meta)
     with pytest.raises(WeightsError, match="holds 'extra'"):
         load_model(path)

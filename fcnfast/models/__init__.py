@@ -58,15 +58,26 @@ def create_model(
         TypeError: for an option that the network does not have.
         WeightsError: when the file cannot be used for this network.
     """
+    stored = None if weights is None else read_weights(weights)
+    return _create(name, num_classes, options, stored, weights)
+
+
+def _create(
+    name: str,
+    num_classes: int | None,
+    options: dict[str, Any],
+    stored: tuple[dict[str, torch.Tensor], WeightsMeta] | None,
+    path: str | os.PathLike[str] | None,
+) -> FCN:
+    """`create_model` with the content of its weights file."""
     if name not in _MODELS:
         near = difflib.get_close_matches(name, _MODELS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(_MODELS)}"
         raise InputError(f"there is no network {name!r}; {hint}")
-    state = meta = None
-    if weights is not None:
-        state, meta = read_weights(weights)
+    if stored is not None:
+        meta = stored[1]
         if meta.model != name:
-            raise WeightsError(f"{weights}: holds weights of {meta.model}, not of {name}")
+            raise WeightsError(f"{path}: holds weights of {meta.model}, not of {name}")
         num_classes = meta.num_classes if num_classes is None else num_classes
         options = {**meta.options, **options}
     factory, row = _MODELS[name]
@@ -76,8 +87,8 @@ def create_model(
     counted = {} if num_classes is None else {"num_classes": num_classes}
     model = factory(**counted, **row, **options)
     model.name, model.options = name, options
-    if state is not None and meta is not None:
-        _load(model, state, meta, weights)
+    if stored is not None:
+        _load(model, *stored, path)
     return model
 
 
@@ -119,12 +130,12 @@ def load_model(
         WeightsError: when the file cannot be used, or is of a network that is not known.
     """
     path = bundled_path() if path is None else path
-    meta = read_weights(path)[1]
+    stored = read_weights(path)
     try:
-        model = create_model(meta.model, weights=path)
+        model = _create(stored[1].model, None, {}, stored, path)
     except WeightsError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # options that no network can have
         raise WeightsError(f"{path}: {error}") from None
     return model.to(device).eval()
 

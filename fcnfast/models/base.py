@@ -75,8 +75,8 @@ class FCN(nn.Module):
 
     def __init__(self, num_classes: int, preprocessing: Preprocessing) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be positive, not {num_classes}")
+        if type(num_classes) is not int or num_classes < 1:
+            raise ValueError(f"num_classes must be a positive integer, not {num_classes!r}")
         self.num_classes = num_classes
         self.table: ClassTable | None = None
         self.name = ""
@@ -92,20 +92,22 @@ class FCN(nn.Module):
             self.register_buffer(f"_{name}", value, persistent=False)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """uint8 RGB, N x 3 x H x W, to the network's own input of the same shape, float32.
+        """uint8 RGB, N x 3 x H x W, to the network's own input: same shape, the network's dtype.
 
         Raises:
-            TypeError: when the images are not uint8.
+            TypeError: when the images are no tensor, or not uint8.
             ValueError: on another shape.
         """
-        if images.dtype != torch.uint8:
-            raise TypeError(f"images must be uint8, not {images.dtype}")
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise TypeError(f"images must be a uint8 tensor, not {kind}")
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be N x 3 x H x W, not {tuple(images.shape)}")
         settings = self.preprocessing
         if settings.order == "bgr":
             images = images.flip(1)
-        return (images * settings.scale - self._mean) / self._std
+        # float32 at least, then the dtype of a network after half() or double().
+        return ((images * settings.scale - self._mean) / self._std).to(self._mean.dtype)
 
     def score_maps(self, images: Tensor) -> dict[str, ScoreMap]:
         """The coarse scores of every head, "out" first, for the network's own input."""
@@ -126,24 +128,27 @@ class FCN(nn.Module):
             images: the network's own input, N x 3 x H x W (see `preprocess`).
             targets: labels N x H x W, 255 ignored, or one such tensor for each head by name; a
                 head without one takes that of "out".
-            weight, label_smoothing, reduction: as in `fcnfast.ops.upsample_cross_entropy`.
+            weight, label_smoothing, reduction: with targets only, as in
+                `fcnfast.ops.upsample_cross_entropy`.
 
         Returns:
             ``{"out": N x C x H x W, ...}``, or ``{"loss": ..., "out": ..., ...}``: the sum and each
             head's weighted part of it.
 
         Raises:
-            ValueError, TypeError: as `upsample_cross_entropy`.
+            ValueError, TypeError: as `upsample_cross_entropy`, for targets that name other heads,
+                and for settings of the loss without targets.
         """
         maps = self.score_maps(images)
         if targets is None:
+            if weight is not None or label_smoothing or reduction != "mean":
+                raise ValueError("weight, label_smoothing and reduction need targets")
             return {head: upsample(m.scores, m.grid) for head, m in maps.items()}
-        losses = {}
+        by_head, losses = _by_head(targets, list(maps)), {}
         for head, m in maps.items():
-            target = targets if isinstance(targets, Tensor) else targets.get(head, targets["out"])
             loss = upsample_cross_entropy(
                 m.scores,
-                target,
+                by_head[head],
                 m.grid,
                 weight=weight,
                 ignore_index=IGNORE_INDEX,
@@ -157,6 +162,9 @@ class FCN(nn.Module):
     def predict(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Labels of the main head, without full-resolution scores.
 
+        The network should be in evaluation mode; in training mode batch norm and dropout act, and
+        batch norm learns, as they do in `forward`.
+
         Args:
             images: the network's own input, N x 3 x H x W.
             size: (H', W') of the label map: the size of a photo that was shrunk for the network,
@@ -169,3 +177,17 @@ class FCN(nn.Module):
         grid = grid if size is None else grid.rescaled(size)
         dtype = torch.uint8 if self.num_classes <= 256 else torch.int16
         return upsample_argmax(scores, grid, dtype=dtype)
+
+
+def _by_head(targets: Tensor | Mapping[str, Tensor], heads: list[str]) -> dict[str, Tensor]:
+    """The target of every head."""
+    if isinstance(targets, Tensor):
+        return dict.fromkeys(heads, targets)
+    if not isinstance(targets, Mapping):
+        raise TypeError(f"targets must be a tensor or a dict, not {type(targets).__name__}")
+    unknown = sorted(set(targets) - set(heads))
+    if unknown:
+        raise ValueError(f"targets for {unknown[0]!r}, but the heads are {', '.join(heads)}")
+    if "out" not in targets and set(heads) - set(targets):
+        raise ValueError("targets hold none for 'out'")
+    return {head: targets[head if head in targets else "out"] for head in heads}
