@@ -1,0 +1,79 @@
+"""Makes docs/overview.png, the README's picture, from the demo scene and a benchmark's figures.
+
+    python bench/run.py --json bench/results/cpu.json
+    python docs/overview.py bench/results/cpu.json
+
+Needs the `plots` extra.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from fcnfast import CAMVID, Segmenter
+from fcnfast.cli import DEMO_SEED
+from fcnfast.data.synthetic import draw_scene
+
+OURS, EAGER = "#1f6feb", "#9aa4af"
+SHOWN = {
+    "upsample_cross_entropy": "loss and gradient",
+    "upsample_argmax": "label map",
+}
+
+
+def bars(axes, rows, measure, title):
+    """Pairs of bars, fcnfast's and eager torch's, one pair a row; eager's length is 1."""
+    for place, (name, ours, eager) in enumerate((n, measure(o), measure(e)) for n, o, e in rows):
+        axes.barh(place - 0.18, eager / eager, 0.34, color=EAGER)
+        axes.barh(place + 0.18, ours / eager, 0.34, color=OURS)
+        axes.text(ours / eager + 0.02, place + 0.18, f"1/{eager / ours:.1f}", va="center")
+        axes.text(-0.02, place, name, va="center", ha="right")
+    axes.set(xlim=(0, 1.15), yticks=[], xticks=[0, 1], title=title)
+    axes.set_xticklabels(["0", "eager torch"])
+    axes.invert_yaxis()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def figures(path):
+    """(what, fcnfast's entry, eager's entry) of the rows that the picture shows."""
+    rows = []
+    for row in json.loads(path.read_text())["rows"]:
+        trained = row["pass"] == "forward+backward" or row["op"] == "upsample_argmax"
+        if row["op"] in SHOWN and trained and row["content"].startswith("smooth"):
+            case = row["case"]
+            name = f"{SHOWN[row['op']]}\n{case['data_set']}, {case['classes']} classes"
+            rows.append((name, row["entries"]["fcnfast"], row["entries"]["eager"]))
+    return rows
+
+
+def main(path):
+    """Draw and write the picture."""
+    scene, truth = draw_scene(DEMO_SEED)
+    result = Segmenter(device="cpu")(scene)
+    colours = np.array(CAMVID.palette, dtype=np.uint8)
+    figure, axes = plt.subplot_mosaic(
+        [["photo", "truth", "seen"], ["memory", "memory", "time"]],
+        figsize=(13, 6.6),
+        height_ratios=(1.25, 1),
+        layout="constrained",
+    )
+    pictures = {
+        "photo": ("a drawn street scene", scene),
+        "truth": ("its labels", colours[truth]),
+        "seen": ("what the bundled network sees", colours[result.labels]),
+    }
+    for name, (title, picture) in pictures.items():
+        axes[name].imshow(picture)
+        axes[name].set_title(title)
+        axes[name].axis("off")
+    rows = figures(path)
+    bars(axes["memory"], rows, lambda e: e["peak_bytes"], "peak memory, fcnfast against eager")
+    bars(axes["time"], rows, lambda e: e["time_ms"]["median"], "time on a CPU")
+    figure.savefig(Path(__file__).with_name("overview.png"), dpi=80)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
