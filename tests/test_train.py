@@ -1,10 +1,12 @@
 """Training: it learns, it is reproducible, it survives being killed, and it names what is wrong."""
 
 import argparse
+import contextlib
 import csv
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,7 @@ from fcnfast.data import CAMVID, write_labels
 from fcnfast.data.synthetic import draw_scene
 from fcnfast.errors import DivergenceError, InputError, WeightsError
 from fcnfast.evaluate import evaluate_model
-from fcnfast.models import load_model
+from fcnfast.models import create_model, load_model, save_model
 from fcnfast.train import TrainSettings, add_arguments, checkpoint, given, resume, start
 from fcnfast.train.batches import Crops, batches
 from fcnfast.train.log import Log
@@ -225,6 +227,109 @@ def test_a_loss_that_is_no_number_stops_the_run(scenes, tmp_path):
     assert final_state(tmp_path / "run")["iteration"] == 0
 
 
+def test_no_weight_that_is_no_number_is_ever_written(scenes, tmp_path):
+    """Neither when rows of the log are far apart, nor when the loss was still a number."""
+    out = tmp_path / "run"
+    run = start(small(scenes, out, print_freq=100, checkpoint_freq=1, val_freq=1), evaluate_model)
+    whole = run.step
+
+    def step(*batch):
+        whole(*batch)
+        if run.iteration == 3:
+            run.model.stem[0][0].weight.data[0, 0] = float("inf")
+
+    run.step = step
+    with pytest.raises(DivergenceError, match="a weight is no number at iteration 3"):
+        run.train(progress=False)
+    state = final_state(out)
+    assert state["iteration"] == 2
+    assert all(v.isfinite().all() for v in state["model"].values())
+    assert not (out / "model.safetensors").exists()  # due after iteration 3
+
+
+def test_pictures_without_a_label_do_not_stop_a_run(scenes, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(scenes, root)
+    for path in sorted((root / "trainannot").iterdir())[:3]:
+        write_labels(path, np.full((48, 64), 255, np.uint8), CAMVID.palette)
+    settings = small(root, tmp_path / "run", batch_size=1, print_freq=1, crop_size=64, val_split="")
+    start(settings, evaluate_model).train(progress=False)
+    losses = [row["loss"] for row in rows(tmp_path / "run")]
+    assert len(losses) == 24 and losses.count("") == 12
+    assert all(float(loss) > 0 for loss in losses if loss)
+    with pytest.raises(InputError, match="no labelled pixel"):
+        start(
+            small(root, tmp_path / "b", include="drive0_[02]*", class_weights="median-frequency"),
+            evaluate_model,
+        )
+
+
+def stopped_after(scenes, out: Path, iteration: int, **changes) -> None:
+    """A run that is killed when a checkpoint of `iteration` is there and more has been done."""
+    run = start(small(scenes, out, **changes), evaluate_model)
+    whole = run.step
+
+    def step(*batch):
+        if run.iteration > iteration:
+            raise KeyboardInterrupt
+        return whole(*batch)
+
+    run.step = step
+    with pytest.raises(KeyboardInterrupt):
+        run.train(progress=False)
+
+
+def test_a_resumed_log_is_that_of_a_run_in_one_go(scenes, tmp_path):
+    changes = {"print_freq": 5, "checkpoint_freq": 2, "val_split": ""}
+    start(small(scenes, tmp_path / "whole", **changes), evaluate_model).train(progress=False)
+    stopped_after(scenes, tmp_path / "parted", 8, **changes)
+    resume(str(tmp_path / "parted" / "checkpoint.pt"), {}, evaluate_model).train(progress=False)
+    logs = [[{**row, "seconds": 0} for row in rows(tmp_path / n)] for n in ("whole", "parted")]
+    assert logs[0] == logs[1] and len(logs[0]) == 3
+
+
+def test_a_run_goes_on_where_its_checkpoint_lies(scenes, tmp_path):
+    stopped_after(scenes, tmp_path / "run", 4)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    (tmp_path / "copy" / ".fcnfast-1-0.tmp").write_bytes(b"a write that was killed")
+    (tmp_path / "copy" / "checkpoint.pt-1.tmp").write_bytes(b"another")
+    path = str(tmp_path / "copy" / "checkpoint.pt")
+    with pytest.raises(InputError, match="--output-dir elsewhere"):
+        resume(path, {"output_dir": "elsewhere"}, evaluate_model)
+    resume(path, {"output_dir": str(tmp_path / "copy")}, evaluate_model).train(progress=False)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    names = {p.name for p in (tmp_path / "copy").iterdir()}
+    assert names == {"checkpoint.pt", "files.txt", "log.csv", "model.safetensors", "settings.json"}
+    assert final_state(tmp_path / "copy")["iteration"] == 12
+
+
+def test_a_moved_data_set_is_found_and_another_one_refused(scenes, tmp_path):
+    stopped_after(scenes, tmp_path / "run", 2)
+    path = str(tmp_path / "run" / "checkpoint.pt")
+    shutil.copytree(scenes, tmp_path / "moved")
+    changes = {"data_path": str(tmp_path / "moved")}
+    assert resume(path, changes, evaluate_model).settings.data_path == changes["data_path"]
+    for folder in ("train", "trainannot"):
+        (tmp_path / "moved" / folder / "drive0_0.png").unlink()
+    with pytest.raises(InputError, match="other pictures.*6 then, 5 now"):
+        resume(path, changes, evaluate_model)
+
+
+def test_a_run_goes_on_without_the_weights_it_began_with(scenes, tmp_path):
+    first = create_model(
+        "fcn4s_light", num_classes=11, widths=(4,) * 5, depths=(1,) * 4, decoder=4, dropout=0.5
+    )
+    save_model(first, tmp_path / "first.safetensors")
+    weights = str(tmp_path / "first.safetensors")
+    start(small(scenes, tmp_path / "whole", weights=weights), evaluate_model).train(progress=False)
+    stopped_after(scenes, tmp_path / "parted", 4, weights=weights)
+    (tmp_path / "first.safetensors").unlink()
+    resume(str(tmp_path / "parted" / "checkpoint.pt"), {}, evaluate_model).train(progress=False)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parted")]
+    assert files[0] == files[1]
+
+
 def test_leaving_pictures_out(scenes, tmp_path):
     run = start(
         small(
@@ -273,6 +378,15 @@ def test_flags_are_the_settings(scenes):
         ({"model": "fcn9"}, "fcn9"),
         ({"classes": "camvit"}, "camvit"),
         ({"device": "gpu7"}, "gpu7"),
+        ({"optimizer": "Adam"}, "--optimizer must be adamw or sgd, not 'Adam'"),
+        ({"class_weights": "median"}, "--class-weights"),
+        ({"dataset": "voc"}, "--dataset"),
+        ({"epochs": 2.5}, "--epochs must be of type int, not 2.5"),
+        ({"epochs": "3"}, "--epochs"),
+        ({"amp": 1}, "--amp"),
+        ({"lr": float("inf")}, "--lr must be a finite number"),
+        ({"lr": "0.1"}, "--lr"),
+        ({"seed": 1 << 63}, "--seed"),
     ],
 )
 def test_bad_settings_are_named(scenes, tmp_path, changes, message):
@@ -301,9 +415,39 @@ def test_checkpoints_that_cannot_be_used(scenes, tmp_path):
         path.write_bytes(cut)
         with pytest.raises(WeightsError, match="checkpoint.pt"):
             checkpoint.load(path)
+    chance = random.Random(0)
+    for _ in range(200):  # bytes that are wrong anywhere may be seen or not, but as nothing else
+        wrong = bytearray(content[:20_000] + content[-20_000:])
+        for _ in range(chance.choice((1, 30))):
+            wrong[chance.randrange(len(wrong))] = chance.randrange(256)
+        path.write_bytes(wrong)
+        with contextlib.suppress(WeightsError):
+            checkpoint.load(path)
     torch.save({"format": "other"}, path)
     with pytest.raises(WeightsError, match="not a checkpoint of fcnfast"):
         checkpoint.load(path)
+    path.write_bytes(content)
+    state = checkpoint.load(path)
+    for key, value in {
+        "settings": {**state["settings"], "of_a_later_release": 1},
+        "model": {},
+        "optimizer": {"state": {}},
+        "random": {},
+        "network": {"options": {"decoder": -4}, "preprocessing": {}},
+    }.items():
+        torch.save({**state, key: value}, path)
+        with pytest.raises(WeightsError, match="checkpoint.pt: "):
+            resume(str(path), {}, evaluate_model)
+        torch.save({k: v for k, v in state.items() if k != key}, path)
+        if key != "network":  # older checkpoints have none
+            with pytest.raises(WeightsError, match="checkpoint.pt: "):
+                resume(str(path), {}, evaluate_model)
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 class _Evil:
@@ -314,8 +458,9 @@ class _Evil:
 def test_code_in_a_checkpoint_is_never_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"format": checkpoint.FORMAT, "x": _Evil()}, "evil.pt")
-    with pytest.raises(WeightsError, match="evil.pt"):
+    with pytest.raises(WeightsError, match="evil.pt.*nothing in it was run") as caught:
         checkpoint.load(Path("evil.pt"))
+    assert "weights_only" not in str(caught.value)  # torch's advice to run it
     assert not (tmp_path / "ran").exists()
 
 
@@ -327,10 +472,18 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
-        checkpoint.save(path, {"iteration": 2})
+    def full_within_torch(content, file):
+        try:
+            full(content, file)
+        except OSError:
+            raise RuntimeError("unexpected pos 768 vs 662") from None
+
+    for save in (full, full_within_torch):
+        monkeypatch.setattr(checkpoint.torch, "save", save)
+        with pytest.raises(OSError, match="No space"):
+            checkpoint.save(path, {"iteration": 2})
     assert checkpoint.load(path)["iteration"] == 1
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 

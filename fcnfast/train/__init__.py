@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from .loop import Run, Validate, resume, start
+from .begin import resume, start
+from .loop import Run, Validate
 from .settings import TrainSettings, add_arguments, given
 
 __all__ = ["Run", "TrainSettings", "Validate", "add_arguments", "resume", "run", "start"]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
 import random
-import tempfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +26,7 @@ def random_states() -> dict[str, Any]:
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
         "python": [version, list(internal), gauss_next],
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # a run on a CPU leaves GPUs alone
         states["cuda"] = torch.cuda.get_rng_state_all()
     return states
 
@@ -41,7 +39,8 @@ def set_random_states(states: dict[str, Any]) -> None:
     version, internal, gauss_next = states["python"]
     random.setstate((version, tuple(internal), gauss_next))
     if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        for index, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, index)
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -52,17 +51,18 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: when it cannot be written; the old checkpoint stays.
     """
-    descriptor, name = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
+    name = path.with_name(f"{path.name}-{os.getpid()}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with name.open("wb") as file:
             torch.save({"format": FORMAT, **content}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(error, RuntimeError):  # torch's zip writer reports a full disk so
-            raise OSError(f"{path}: the checkpoint cannot be written: {error}") from error
+        name.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):  # torch's zip writer hides a full disk behind its own
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise OSError(f"{path}: the checkpoint cannot be written: {cause}") from error
         raise
 
 
@@ -71,20 +71,24 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         WeightsError: when the file is missing, damaged or no checkpoint of fcnfast.
+        OSError: when it may not be read.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: damaged or not a checkpoint of fcnfast: {first}") from None
+    with path.open("rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # of any kind: the bytes may be anything
+            raise WeightsError(
+                f"{path}: cut, damaged, or not a checkpoint of fcnfast; nothing in it was run"
+            ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise WeightsError(f"{path}: not a checkpoint of fcnfast")
     return content
 
 
 def clear_unfinished(folder: Path, name: str) -> None:
-    """Remove what a write that was killed left behind."""
-    for leftover in folder.glob(f"{name}*.tmp"):
-        leftover.unlink(missing_ok=True)
+    """Remove what writes of checkpoints and weights that were killed left behind."""
+    for pattern in (f"{name}-*.tmp", ".fcnfast-*.tmp"):
+        for leftover in folder.glob(pattern):
+            leftover.unlink(missing_ok=True)

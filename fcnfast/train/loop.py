@@ -6,10 +6,10 @@ fcnfast train --resume run/checkpoint.pt                     # go on after a sto
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,17 +20,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from ..data import ClassTable, FolderDataset, class_table, train_transform
+from ..data import IGNORE_INDEX, ClassTable, FolderDataset, class_table, train_transform
 from ..data.images import picture_size
 from ..data.synthetic import SyntheticScenes
 from ..device import choose_device
 from ..errors import DivergenceError, InputError
 from ..metrics import ConfusionMatrix
-from ..models import FCN, create_model, save_model
+from ..models import FCN, Preprocessing, create_model, save_model
 from . import checkpoint
 from .batches import Cached, Crops, Samples, batches
 from .log import Log
-from .settings import TrainSettings, resumed
+from .recipe import make_optimizer, median_frequency, moving_average
+from .settings import TrainSettings
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
@@ -50,9 +51,18 @@ def _folder(
 
 
 class Run:
-    """One training run: everything that changes while it goes on, and the loop."""
+    """One training run: everything that changes while it goes on, and the loop.
 
-    def __init__(self, settings: TrainSettings, validate: Validate) -> None:
+    network: options and preprocessing of a run that goes on, which may not have its `weights` file
+    any more.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        validate: Validate,
+        network: dict[str, Any] | None = None,
+    ) -> None:
         for name in ("data_path", "output_dir"):
             if not getattr(settings, name):
                 raise InputError(f"--{name.replace('_', '-')} is needed")
@@ -68,8 +78,8 @@ class Run:
         torch.manual_seed(s.seed)
         np.random.seed(s.seed % 2**32)
         random.seed(s.seed)
-        self.model = self._make_model()
-        self.optimizer = _optimizer(self.model, s)
+        self.model = self._make_model(network)
+        self.optimizer = make_optimizer(self.model, s)
         self.crops = self._crops()
         if len(self.crops) < s.batch_size:
             raise InputError(
@@ -81,17 +91,23 @@ class Run:
         self.average = None
         if s.ema_decay:
             self.average = AveragedModel(
-                self.model, multi_avg_fn=_moving_average(s.ema_decay), use_buffers=True
+                self.model, multi_avg_fn=moving_average(s.ema_decay), use_buffers=True
             )
         self.weight = self._class_weights()
         self.iteration = 0
+        self.losses: list[Tensor] = []  # since the last row of the log
 
-    def _make_model(self) -> FCN:
+    def _make_model(self, network: dict[str, Any] | None) -> FCN:
         s = self.settings
-        model = create_model(s.model, num_classes=len(self.table), weights=s.weights or None)
+        if network is None:
+            model = create_model(s.model, num_classes=len(self.table), weights=s.weights or None)
+            longest = max(max(picture_size(image)) for image, _ in self.pictures.samples)
+            size = int(longest * s.scale_max)
+            model.set_preprocessing(replace(model.preprocessing, max_size=size))
+        else:
+            model = create_model(s.model, num_classes=len(self.table), **network["options"])
+            model.set_preprocessing(Preprocessing(**network["preprocessing"]))
         model.table = self.table
-        longest = max(max(picture_size(image)) for image, _ in self.pictures.samples)
-        model.set_preprocessing(replace(model.preprocessing, max_size=int(longest * s.scale_max)))
         return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _crops(self) -> Crops:
@@ -111,25 +127,12 @@ class Run:
         return rise * (1 - min(iteration, self.iterations) / self.iterations) ** s.power
 
     def _class_weights(self) -> Tensor | None:
-        """Median frequency balancing: the median class frequency over the class' own.
-
-        A class' frequency is its pixels over the pixels of the pictures that hold it.
-        """
-        if self.settings.class_weights == "none":
+        s = self.settings
+        if s.class_weights == "none":
             return None
-        classes = len(self.table)
-        pixels, room = np.zeros(classes), np.zeros(classes)
-        for index in range(len(self.pictures)):
-            count = np.bincount(self.pictures[index].labels.ravel(), minlength=256)[:classes]
-            pixels += count
-            room += np.where(count > 0, count.sum(), 0)
-        frequency = np.divide(pixels, room, out=np.zeros(classes), where=room > 0)
-        present = frequency[frequency > 0]
-        weights = np.divide(
-            np.median(present), frequency, out=np.ones(classes), where=frequency > 0
-        )
-        weights = weights**self.settings.class_weight_power
-        return torch.tensor(weights, dtype=torch.float32, device=self.device)
+        labels = (self.pictures[index].labels for index in range(len(self.pictures)))
+        weights = median_frequency(labels, len(self.table), s.class_weight_power)
+        return weights.to(self.device)
 
     @property
     def averaged(self) -> FCN:
@@ -140,7 +143,13 @@ class Run:
         """Everything that is needed to go on."""
         return {
             "settings": self.settings.to_json(),
+            "pictures": [image.name for image, _ in self.pictures.samples],
+            "network": {
+                "options": self.model.options,
+                "preprocessing": self.model.preprocessing.to_json(),
+            },
             "iteration": self.iteration,
+            "losses": [loss.item() for loss in self.losses],
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -149,18 +158,30 @@ class Run:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from `state`.
+
+        Raises:
+            InputError: when the pictures are not those of the run.
+        """
+        names = [image.name for image, _ in self.pictures.samples]
+        if state.get("pictures", names) != names:
+            raise InputError(
+                f"{self.settings.data_path}: holds other pictures than the run began with "
+                f"({len(state['pictures'])} then, {len(names)} now)"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.iteration = state["iteration"]
+        self.losses = [torch.tensor(loss, device=self.device) for loss in state.get("losses", ())]
         checkpoint.set_random_states(state["random"])
 
     def step(self, images: Tensor, targets: Tensor) -> Tensor:
         """One batch of uint8 images and labels: forward, backward, update. Gives the loss."""
         s = self.settings
+        labelled = bool((targets != IGNORE_INDEX).any())
         images = self.model.preprocess(images.to(self.device, non_blocking=True))
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=s.amp):
@@ -179,39 +200,60 @@ class Run:
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.iteration += 1
+        if labelled:  # the mean over no pixel is NaN, and its gradient zero
+            self.losses.append(loss.detach())
         return loss.detach()
 
     def train(self, progress: bool = True) -> None:
         """Run to the last iteration, with the log, the checkpoints and the validations.
 
         Raises:
-            DivergenceError: when the loss is no number; the last checkpoint stays.
+            DivergenceError: when the loss or a weight is no number; nothing of it is written.
         """
+        with closing(Log(self.out / "log.csv", self.iteration)) as log:
+            started = time.perf_counter() - log.seconds
+            for images, targets in self._progress(progress):
+                self.model.train()
+                self.step(images, targets)
+                self._keep(log, round(time.perf_counter() - started, 1))
+
+    def _keep(self, log: Log, seconds: float) -> None:
+        """Write what is due after an iteration: a row of the log, the weights, a checkpoint."""
         s = self.settings
-        log = Log(self.out / "log.csv", self.iteration)
-        started, losses = time.perf_counter() - log.seconds, []
-        for images, targets in self._progress(progress):
-            self.model.train()
-            losses.append(self.step(images, targets))
-            done = self.iteration == self.iterations
-            row = {
-                "iteration": self.iteration,
-                "epoch": round(self.iteration / self.per_epoch, 3),
-                "seconds": round(time.perf_counter() - started, 1),
-            }
-            if self.iteration % s.print_freq == 0 or done:
-                loss, losses = float(torch.stack(losses).mean()), []
-                if not np.isfinite(loss):
-                    raise DivergenceError(
-                        f"the loss is {loss} at iteration {self.iteration}: try a lower --lr or "
-                        f"--clip-grad-norm; {self.out / CHECKPOINT} is as it was"
-                    )
-                log.write(lr=f"{self.schedule.get_last_lr()[0]:.4g}", loss=f"{loss:.5f}", **row)
-            if self.iteration % (s.val_freq * self.per_epoch) == 0 or done:
-                self.finish(log, row)
-            if self.iteration % s.checkpoint_freq == 0 or done:
-                checkpoint.save(self.out / CHECKPOINT, self.state())
-        log.close()
+        done = self.iteration == self.iterations
+        log_due = done or self.iteration % s.print_freq == 0
+        weights_due = done or self.iteration % (s.val_freq * self.per_epoch) == 0
+        checkpoint_due = done or self.iteration % s.checkpoint_freq == 0
+        if not (log_due or weights_due or checkpoint_due):
+            return
+        loss = float(torch.stack(self.losses).mean()) if self.losses else None
+        self._check_numbers(loss)
+        row = {
+            "iteration": self.iteration,
+            "epoch": round(self.iteration / self.per_epoch, 3),
+            "seconds": seconds,
+        }
+        if log_due:
+            shown = "" if loss is None else f"{loss:.5f}"
+            log.write(lr=f"{self.schedule.get_last_lr()[0]:.4g}", loss=shown, **row)
+            self.losses = []
+        if weights_due:
+            self.finish(log, row)
+        if checkpoint_due:
+            checkpoint.save(self.out / CHECKPOINT, self.state())
+
+    def _check_numbers(self, loss: float | None) -> None:
+        state = self.model.state_dict().values()
+        if loss is not None and not np.isfinite(loss):
+            what = f"the loss is {loss}"
+        elif not all(bool(torch.isfinite(v).all()) for v in state if v.is_floating_point()):
+            what = "a weight is no number"
+        else:
+            return
+        raise DivergenceError(
+            f"{what} at iteration {self.iteration}: try a lower --lr or --clip-grad-norm; "
+            f"{self.out / CHECKPOINT} is as it was"
+        )
 
     def _progress(self, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
         s = self.settings
@@ -242,74 +284,4 @@ class Run:
                 **row,
             )
             tqdm.write(f"epoch {row['epoch']:g}: mean IU {100 * scores.mean_iu:.1f}")
-        self.averaged.table = self.table
         save_model(self.averaged, self.out / WEIGHTS)
-
-
-Tensors = list[Tensor] | tuple[Tensor, ...]
-
-
-def _moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """An exponential average that forgets its first, untrained values sooner than its decay."""
-
-    @torch.no_grad()
-    def update(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:
-        step = int(count)
-        share = 1 - min(decay, (1 + step) / (10 + step))
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, currents, share)
-        else:  # counters
-            torch._foreach_copy_(averages, currents)
-
-    return update
-
-
-def _optimizer(model: FCN, s: TrainSettings) -> torch.optim.Optimizer:
-    """Weight decay holds for the weights of convolutions, not for biases and norms."""
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": s.weight_decay}]
-    groups += [{"params": others, "weight_decay": 0.0}] if others else []
-    if s.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=s.lr)
-    return torch.optim.SGD(groups, lr=s.lr, momentum=s.momentum)
-
-
-def start(settings: TrainSettings, validate: Validate) -> Run:
-    """A new run; its folder gets the settings, the list of files, and a first checkpoint.
-
-    Raises:
-        InputError: when the folder already holds a run, or a setting cannot be used.
-    """
-    out = Path(settings.output_dir)
-    if settings.output_dir and (out / CHECKPOINT).exists():
-        raise InputError(f"{out} already holds a run: go on with --resume {out / CHECKPOINT}")
-    run = Run(settings, validate)
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint.clear_unfinished(out, CHECKPOINT)
-    root = Path(settings.data_path)
-    names = [
-        p.relative_to(root) if p.is_relative_to(root) else p
-        for s in run.pictures.samples
-        for p in s
-    ]
-    (out / "files.txt").write_text("".join(f"{name.as_posix()}\n" for name in names))
-    (out / "settings.json").write_text(json.dumps(settings.to_json(), indent=1) + "\n")
-    (out / "log.csv").unlink(missing_ok=True)
-    checkpoint.save(out / CHECKPOINT, run.state())
-    return run
-
-
-def resume(path: str, changes: dict[str, Any], validate: Validate) -> Run:
-    """The run of a checkpoint; `changes` may say where and how it runs.
-
-    Raises:
-        WeightsError: when the checkpoint cannot be read.
-        InputError: when a change is not allowed.
-    """
-    state = checkpoint.load(Path(path))
-    settings = resumed(TrainSettings(**state["settings"]), changes)
-    run = Run(settings, validate)
-    run.restore(state)
-    checkpoint.clear_unfinished(run.out, CHECKPOINT)
-    return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ class TrainSettings:
     """
 
     # what is learned from
-    data_path: str = _flag("", "the data set's folder")
+    data_path: str = _flag("", "the data set's folder", free=True)
     dataset: str = _flag("folder", "its layout", choices=("folder",))
     classes: str = _flag("camvid", "class table: a name or a JSON file")
     split: str = _flag("train", "the split to learn from")
@@ -65,6 +66,7 @@ class TrainSettings:
     checkpoint_freq: int = _flag(200, "iterations between checkpoints", free=True)
 
     def __post_init__(self) -> None:
+        self._check_types()
         least = {"epochs": 1, "batch_size": 1, "crop_size": 1, "print_freq": 1, "val_freq": 1}
         least |= {"checkpoint_freq": 1, "workers": 0, "synthetic": 0, "warmup": 0, "augment": 0}
         least |= {"momentum": 0, "weight_decay": 0, "power": 0, "clip_grad_norm": 0, "seed": 0}
@@ -84,6 +86,21 @@ class TrainSettings:
         if self.synthetic and self.classes != "camvid":
             raise InputError("--synthetic scenes have the classes of camvid: use --classes camvid")
 
+    def _check_types(self) -> None:
+        for f in fields(self):
+            value, kind = getattr(self, f.name), type(f.default)
+            fits = type(value) is kind
+            if kind is float:
+                fits = isinstance(value, (int, float)) and math.isfinite(value)
+            if not fits:
+                wanted = "a finite number" if kind is float else f"of type {kind.__name__}"
+                raise InputError(f"{_name(f.name)} must be {wanted}, not {value!r}")
+            choices = f.metadata.get("choices", (value,))
+            if value not in choices:
+                raise InputError(f"{_name(f.name)} must be {' or '.join(choices)}, not {value!r}")
+        if not self.seed < 1 << 63:
+            raise InputError(f"--seed must be less than 2**63, not {self.seed}")
+
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON values."""
         return asdict(self)
@@ -98,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         metavar="CHECKPOINT",
-        help="go on from this checkpoint with the settings kept in it",
+        help="go on from this checkpoint, in its folder, with the settings kept in it",
     )
     for f in fields(TrainSettings):
         if f.default is MISSING:
