@@ -44,7 +44,7 @@ def weight(part, den, ACC: tl.constexpr, WIDE: tl.constexpr):
     Integers that are not WIDE fit the 24 bits of a float32. The others fit a float64, whose
     division is slow: there the reciprocal is taken once for all.
     """
-    if tl.float64 == ACC:
+    if ACC == tl.float64:  # noqa: SIM300 - in this order for Triton 3.3
         return part.to(tl.float64) / den.to(tl.float64)
     elif WIDE:
         return (part.to(tl.float64) * (1.0 / den.to(tl.float64))).to(tl.float32)
