@@ -23,7 +23,8 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         if chosen.type == "meta":
             raise RuntimeError("it computes nothing")
         torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+    # torch asserts that it was built with CUDA, and imports what some devices need
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {str(device)!r} cannot be used: {reason}") from error
     return chosen

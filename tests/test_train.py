@@ -378,6 +378,8 @@ def test_flags_are_the_settings(scenes):
         ({"model": "fcn9"}, "fcn9"),
         ({"classes": "camvit"}, "camvit"),
         ({"device": "gpu7"}, "gpu7"),
+        ({"device": "meta"}, "meta"),
+        ({"device": "hpu"}, "hpu"),
         ({"optimizer": "Adam"}, "--optimizer must be adamw or sgd, not 'Adam'"),
         ({"class_weights": "median"}, "--class-weights"),
         ({"dataset": "voc"}, "--dataset"),
