@@ -21,8 +21,8 @@ Border = Literal["zero", "clamp"]
 Pair = tuple[int, int]
 
 # A scale factor such as 1.1 is meant as 11/10, not as the nearest binary fraction: denominators
-# up to this bound are tried.
-MAX_DENOMINATOR = 1 << 20
+# up to this bound are tried. It is large enough that any float64 is met to its own precision.
+MAX_DENOMINATOR = 1 << 30
 MAX_FACTOR = 1 << 31
 # Positions are computed in int64; sums of two of them must fit.
 MAX_POSITION = 1 << 62

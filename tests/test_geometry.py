@@ -58,9 +58,11 @@ def test_resize_is_interpolate_to_a_size(in_size, size, align_corners):
     assert (reference.upsample(x, grid) - expected).abs().max() < 1e-12
 
 
-@given(sizes, st.tuples(st.integers(1, 300), st.integers(1, 300)), st.booleans())
-def test_resize_is_interpolate_by_a_factor(in_size, hundredths, align_corners):
-    factors = tuple(f / 50 for f in hundredths)
+factor = st.integers(1, 300).map(lambda f: f / 50) | st.floats(0.1, 6.0) | st.just(2.9999999)
+
+
+@given(sizes, st.tuples(factor, factor), st.booleans())
+def test_resize_is_interpolate_by_a_factor(in_size, factors, align_corners):
     assume(all(int(n * f) >= 1 for n, f in zip(in_size, factors, strict=True)))
     event(f"down-sampling: {min(factors) < 1}")
     x = torch.randn(1, 2, *in_size, dtype=DOUBLE)
