@@ -389,6 +389,9 @@ def test_flags_are_the_settings(scenes):
         ({"lr": float("inf")}, "--lr must be a finite number"),
         ({"lr": "0.1"}, "--lr"),
         ({"seed": 1 << 63}, "--seed"),
+        ({"momentum": 0.5}, "--momentum has no meaning without --optimizer sgd"),
+        ({"class_weight_power": 0.5}, "--class-weight-power has no meaning"),
+        ({"val_split": "", "val_include": "drive0*"}, "--val-include has no meaning"),
     ],
 )
 def test_bad_settings_are_named(scenes, tmp_path, changes, message):

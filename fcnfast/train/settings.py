@@ -83,6 +83,14 @@ class TrainSettings:
         for name in ("class_weight_power", "label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{_name(name)} must lie in 0..1: {getattr(self, name)}")
+        idle = {
+            "momentum": (self.optimizer != "sgd", "--optimizer sgd"),
+            "class_weight_power": (self.class_weights == "none", "--class-weights"),
+            "val_include": (not self.val_split, "--val-split"),
+        }
+        for name, (unused, needed) in idle.items():
+            if unused and getattr(self, name) != getattr(TrainSettings, name):
+                raise InputError(f"{_name(name)} has no meaning without {needed}")
         if self.synthetic and self.classes != "camvid":
             raise InputError("--synthetic scenes have the classes of camvid: use --classes camvid")
 
