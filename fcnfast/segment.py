@@ -146,7 +146,9 @@ class Segmenter:
             TypeError, ValueError: no picture, or no positive integer as `max_size`.
         """
         photo = as_photo(image)
-        seen = shrink(photo, max_size or self.model.preprocessing.max_size)
+        if max_size is None:
+            max_size = self.model.preprocessing.max_size
+        seen = shrink(photo, max_size)
         try:
             pixels = self.model.preprocess(photo_tensor(seen).to(self.device))
             labels = self.model.predict(pixels, size=(photo.height, photo.width))
