@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,7 +76,8 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such checkpoint")
-    with path.open("rb") as file:
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of pickles that it then refuses
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # of any kind: the bytes may be anything
