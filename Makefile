@@ -27,8 +27,9 @@ TEST = $(VENV)/.test
 demo: $(CORE)  ## segment the sample scene with the bundled weights, pictures in out/demo
 	$(BIN)/fcnfast demo
 
+# loadfile: what a file's tests share, such as a built wheel, is made once and not by each worker.
 test: $(TEST)  ## run the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests $(PYTEST_ARGS)
 
 lint: $(TEST)  ## check style and types
 	$(BIN)/ruff check .

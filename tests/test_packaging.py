@@ -14,9 +14,6 @@ from typing import Any, NamedTuple
 import pytest
 from packaging.requirements import Requirement
 
-# The wheel is built once for each worker: keep what needs it on one.
-pytestmark = pytest.mark.xdist_group("packaging")
-
 NOT_SOURCE = shutil.ignore_patterns(
     ".*", "__pycache__", "*.egg-info", "build", "dist", "out", "results"
 )
