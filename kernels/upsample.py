@@ -190,9 +190,9 @@ def adjoint_kernel(
 def is_wide(grid: SamplingGrid) -> bool:
     """Whether positions need int64, or their remainders more than float32's 24 bits."""
     axes = zip(grid.in_size, grid.size, grid.num, grid.off, grid.den, strict=True)
-    # The last block of an axis may reach TILE beyond its end.
+    # A block may reach TILE beyond the end of an axis, a window as far as it is long, too.
     return any(
-        den > 2**24 or num * (size + TILE) + abs(off) + (n + TILE) * den >= 2**31
+        den > 2**24 or num * (2 * size + TILE) + abs(off) + (n + TILE) * den >= 2**31
         for n, size, num, off, den in axes
     )
 
