@@ -162,7 +162,6 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[
     return json.loads(run.stdout)
 
 
-@pytest.mark.xdist_group("kernels_compile")
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: name_of(*case))
 def test_fits_in_registers(table, case, target):
@@ -172,7 +171,6 @@ def test_fits_in_registers(table, case, target):
         assert row["spills"] == 0
 
 
-@pytest.mark.xdist_group("kernels_compile")
 @pytest.mark.parametrize("target", [target for target in TARGETS if target.startswith("sm_")])
 @pytest.mark.parametrize("case", ALIGNED, ids=lambda case: name_of(*case))
 def test_stores_sixteen_bytes(table, case, target):
