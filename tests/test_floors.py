@@ -31,6 +31,7 @@ FLOORS = {
     "fcnfast.reference": 2,
     "fcnfast.theory": 2,
     KERNELS: 1,
+    "fcnfast.tiled": 1.5,
     "fcnfast.geometry": 1,
     "fcnfast.weights": 1,
     "fcnfast.data": 1,

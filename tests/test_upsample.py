@@ -8,8 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fcnfast import ops, reference
 from fcnfast.geometry import SamplingGrid
-from fcnfast.ops._tiles import TILE_COLUMNS, TILE_ELEMENTS
-from fcnfast.ops.upsample import TILE_ROWS
+from fcnfast.tiled._tiles import TILE_COLUMNS, TILE_ELEMENTS
+from fcnfast.tiled.upsample import TILE_ROWS
 from tests.op_tools import FLOATS, assert_as_good_as_torch, grids, maps, worst
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from importlib import import_module
+from types import ModuleType
 
 from torch import Tensor
 
@@ -62,3 +64,8 @@ def use_triton(x: Tensor) -> bool:
     if forced is not None:
         return forced == "triton"
     return x.device.type == "cuda" and _has_triton()
+
+
+def implementation(op: str, triton: bool) -> ModuleType:
+    """The functions of an op: the launchers of its kernels, or the same in plain torch."""
+    return import_module(f"..{'kernels' if triton else 'tiled'}.{op}", __package__)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..geometry import Pair
+from ..tiled.crop_add import window
 from ._checks import check_map, check_skip
-from ._dispatch import use_triton
+from ._dispatch import implementation, use_triton
 
 
 def place(grad: Tensor, size: Pair, offset: Pair, triton: bool) -> Tensor:
@@ -18,36 +19,23 @@ def place(grad: Tensor, size: Pair, offset: Pair, triton: bool) -> Tensor:
     return _Place.apply(grad, size, offset, triton)
 
 
-def _window(x: Tensor, size: Sequence[int], offset: Pair) -> Tensor:
-    return x[..., offset[0] : offset[0] + size[0], offset[1] : offset[1] + size[1]]
-
-
 class _Place(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, grad: Tensor, size: Pair, offset: Pair, triton: bool) -> Tensor:
         ctx.window, ctx.offset = grad.shape[-2:], offset
-        if triton:
-            from ..kernels import crop_add as kernel
-
-            return kernel.backward_skip(grad, (*grad.shape[:2], *size), offset)
-        result = grad.new_zeros((*grad.shape[:2], *size))
-        _window(result, ctx.window, offset).copy_(grad)
-        return result
+        shape = (*grad.shape[:2], *size)
+        return implementation("crop_add", triton).backward_skip(grad, shape, offset)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _window(grad, ctx.window, ctx.offset), None, None, None
+        return window(grad, ctx.window, ctx.offset), None, None, None
 
 
 class _CropAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, skip: Tensor, offset: Pair) -> Tensor:
         ctx.size, ctx.offset, ctx.triton = tuple(skip.shape[-2:]), offset, use_triton(x)
-        if ctx.triton:
-            from ..kernels import crop_add as kernel
-
-            return kernel.forward(x, skip, offset)
-        return x + _window(skip, x.shape[-2:], offset)
+        return implementation("crop_add", ctx.triton).forward(x, skip, offset)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:

@@ -1,4 +1,4 @@
-"""Plain-torch upsampling in tiles that stay in cache: the engine of the CPU paths.
+"""Plain-torch upsampling in tiles that stay in cache: the engine of the other files.
 
 A tile is some output rows times some output columns. Within it, bilinear sampling is a product
 with two small banded matrices, one for the rows and one for the columns, so that the only piece
