@@ -31,7 +31,7 @@ FLOORS = {
     "fcnfast.reference": 2,
     "fcnfast.theory": 2,
     KERNELS: 1,
-    "fcnfast.tiled": 1.5,
+    "fcnfast.tiled": 1.5,  # between the geometry and the ops
     "fcnfast.geometry": 1,
     "fcnfast.weights": 1,
     "fcnfast.data": 1,
@@ -159,8 +159,10 @@ def floor_faults(project: Project) -> list[str]:
             if not is_ours(found.target):
                 continue
             other = room_of(found.target)
-            top = FLOORS[room] - (found.when != "never")
-            if other is None or (other != room and FLOORS[other] > top):
+            if other == room:
+                continue
+            level = other is not None and FLOORS[other] == FLOORS[room]
+            if other is None or FLOORS[other] > FLOORS[room] or (level and found.when != "never"):
                 faults.append(f"{name}:{found.line} imports {found.target}")
     return faults
 
