@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -83,8 +83,14 @@ class FCN(nn.Module):
         self.options: dict[str, Any] = {}
         self.set_preprocessing(preprocessing)
 
-    def set_preprocessing(self, preprocessing: Preprocessing) -> None:
-        """Make `preprocess` do this from now on (weights of another family were loaded)."""
+    def set_preprocessing(self, preprocessing: Preprocessing | Mapping[str, Any]) -> None:
+        """Make `preprocess` do this from now on (weights of another family were loaded).
+
+        Raises:
+            TypeError, ValueError: for a mapping that is no `Preprocessing`.
+        """
+        if not isinstance(preprocessing, Preprocessing):
+            preprocessing = Preprocessing(**preprocessing)
         self.preprocessing = preprocessing
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         for name in ("mean", "std"):
@@ -109,8 +115,45 @@ class FCN(nn.Module):
         # float32 at least, then the dtype of a network after half() or double().
         return ((images * settings.scale - self._mean) / self._std).to(self._mean.dtype)
 
-    def score_maps(self, images: Tensor) -> dict[str, ScoreMap]:
-        """The coarse scores of every head, "out" first, for the network's own input."""
+    def initialise(self, name: str, layer: nn.Module) -> None:
+        """Give one layer its starting values: scores are zero, other convolutions never.
+
+        `name` is the layer's in `named_modules`. A network whose layers start otherwise overrides
+        this; it is also what fills the layers that a weights file does not have.
+        """
+        if isinstance(layer, nn.Conv2d):
+            if name.rpartition(".")[2].startswith("score"):
+                nn.init.zeros_(layer.weight)
+            else:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()  # type: ignore[operator]
+
+    def materialise(self, device: str | torch.device = "cpu") -> None:
+        """Give starting values to all that is still on the meta device."""
+        for name, layer in self.named_modules():
+            tensors = [
+                (owner, key, tensor)
+                for owner in (layer._parameters, layer._buffers)
+                for key, tensor in owner.items()
+                if tensor is not None
+            ]
+            if any(tensor.is_meta for _, _, tensor in tensors):
+                layer.to_empty(device=device, recurse=False)
+                self.initialise(name, layer)
+                for owner, key, tensor in tensors:
+                    if not tensor.is_meta:
+                        owner[key] = tensor
+
+    def score_maps(
+        self, images: Tensor, heads: Collection[str] | None = None
+    ) -> dict[str, ScoreMap]:
+        """The coarse scores of every head, "out" first, for the network's own input.
+
+        `heads` names those that are wanted, so that a network may leave out the others.
+        """
         raise NotImplementedError(f"{type(self).__name__} defines no score_maps")
 
     def forward(
@@ -173,7 +216,7 @@ class FCN(nn.Module):
         Returns:
             N x H' x W' labels, uint8 (int16 with more than 256 classes).
         """
-        scores, grid = self.score_maps(images)["out"]
+        scores, grid = self.score_maps(images, ("out",))["out"]
         grid = grid if size is None else grid.rescaled(size)
         dtype = torch.uint8 if self.num_classes <= 256 else torch.int16
         return upsample_argmax(scores, grid, dtype=dtype)

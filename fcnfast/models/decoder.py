@@ -1,19 +1,27 @@
 """The FCN decoder: maps that know where they lie, skip fusion, and the last upsampling.
 
-Crops and grids follow from the receptive-field calculus; no offset is written down.
+Crops and grids follow from the receptive-field calculus; no offset is written down. A map may be
+continued in two ways beyond its edge: by zeros, as transposed convolutions do it (the paper's nets,
+whose padded canvas is larger than the image), or by its edge (nets without such a padding).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from fractions import Fraction
+from typing import Literal, NamedTuple, Protocol, cast
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..geometry import ReceptiveField, SamplingGrid
-from ..ops import upsample_crop_add
+from ..geometry import Border, ReceptiveField, SamplingGrid
+from ..ops import crop_add, upsample_crop_add
+from .base import ScoreMap
 
 IMAGE = ReceptiveField()
+Upsampling = Literal["fixed", "depthwise", "dense"]
+UPSAMPLINGS = ("fixed", "depthwise", "dense")
 
 
 class Located(NamedTuple):
@@ -32,12 +40,60 @@ def _one(value: int | str | tuple[int, ...], what: str) -> int:
     return values.pop()
 
 
-def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
-    """The field behind one layer: convolutions and poolings move it, pointwise layers do not.
+class Branched(Protocol):
+    """A layer of several branches, which says itself where its units lie."""
+
+    def field_after(self, field: ReceptiveField) -> ReceptiveField:
+        """The field behind it."""
+
+
+class Window(NamedTuple):
+    """What a convolution or a pooling reads, along each axis; `ceil`: its size rounds up."""
+
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+    ceil: bool
+
+    def out_size(self, size: int) -> int:
+        """How many outputs `size` inputs give; below 1 when they are too few."""
+        reach = size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1
+        if not self.ceil:
+            return reach // self.stride + 1
+        count = -(-reach // self.stride) + 1
+        # Caffe and torch drop a last window that would begin in the padding behind the map.
+        begins = (count - 1) * self.stride
+        return count - 1 if self.padding and begins >= size + self.padding else count
+
+
+def window_of(layer: nn.Module) -> Window | None:
+    """The window of a convolution or a pooling; None for layers of other kinds.
 
     Raises:
         ValueError: for settings that differ between the axes.
     """
+    if not isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
+        return None
+    return Window(
+        _one(layer.kernel_size, "kernel_size"),
+        _one(layer.stride, "stride"),
+        _one(layer.padding, "padding"),
+        _one(getattr(layer, "dilation", 1), "dilation"),
+        bool(getattr(layer, "ceil_mode", False)),
+    )
+
+
+def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
+    """The field behind one layer: convolutions and poolings move it, pointwise layers do not.
+
+    A layer of several branches says it itself, in a method `field_after`.
+
+    Raises:
+        ValueError: for settings that differ between the axes.
+    """
+    if hasattr(layer, "field_after"):
+        return cast(Branched, layer).field_after(field)
     if isinstance(layer, (nn.Sequential, nn.ModuleList)):
         for inner in layer:
             field = after(field, inner)
@@ -47,45 +103,162 @@ def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
             _one(layer.stride, "stride"),
             _one(layer.padding, "padding"),
         )
-    elif isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
-        field = field.conv(
-            _one(layer.kernel_size, "kernel_size"),
-            _one(layer.stride, "stride"),
-            _one(layer.padding, "padding"),
-            _one(getattr(layer, "dilation", 1), "dilation"),
-        )
+    else:
+        window = window_of(layer)
+        if window is not None:
+            field = field.conv(window.kernel, window.stride, window.padding, window.dilation)
     return field
 
 
-def bilinear_kernels(stride: int) -> tuple[int, int]:
-    """The two kernel sizes whose transposed convolution is bilinear sampling: default first."""
-    return 2 * stride - stride % 2, 2 * stride - 1
-
-
-def fuse(coarse: Located, skip: Located) -> Located:
-    """Section 4.2 of the paper: transposed convolution, then the sum with the cropped skip.
+def joined(*fields: ReceptiveField) -> ReceptiveField:
+    """The field of branches that are summed or concatenated: the widest of them.
 
     Raises:
-        ValueError: when no crop lays the skip over the upsampled map, or the skip is too small.
+        ValueError: when their units do not lie at the same places.
     """
-    stride = int(coarse.field.stride / skip.field.stride)
-    kernel = bilinear_kernels(stride)[0]
-    field = coarse.field.deconv(kernel, stride)
-    offset = skip.field.crop_onto(field)
-    grid = SamplingGrid.deconv(tuple(coarse.x.shape[-2:]), stride, kernel)
-    return Located(upsample_crop_add(coarse.x, skip.x, grid, offset), field)
+    places = {(field.stride, field.offset) for field in fields}
+    if len(places) != 1:
+        raise ValueError(f"branches of strides and offsets {sorted(places)} cannot be joined")
+    return max(fields, key=lambda field: field.size)
 
 
-def fuse_aligned(coarse: Located, skip: Located) -> Located:
-    """The sum of a skip and the coarse map sampled where the skip's units lie; nothing is cropped.
+class Step(NamedTuple):
+    """One upsampling: unit 0 of the coarse map sits at `origin` on the finer one, `stride` apart.
 
-    For trunks whose own padding keeps the maps in place: no large padding is needed.
+    kernel: of the transposed convolution that is bilinear sampling and starts at a whole unit.
     """
-    stride = coarse.field.stride / skip.field.stride
-    offset = (coarse.field.offset - skip.field.offset) / skip.field.stride
-    size = tuple(skip.x.shape[-2:])
-    grid = SamplingGrid.centres(tuple(coarse.x.shape[-2:]), stride, offset, size, "clamp")
-    return Located(upsample_crop_add(coarse.x, skip.x, grid, (0, 0)), skip.field)
+
+    stride: int
+    origin: Fraction
+    kernel: int
+
+    @property
+    def start(self) -> int:
+        """Where the transposed convolution's result begins on the finer map; may be negative."""
+        return int(self.origin - Fraction(self.kernel - 1, 2))
+
+    def length(self, size: int) -> int:
+        """How long the transposed convolution of `size` units is."""
+        return (size - 1) * self.stride + self.kernel
+
+
+def step_between(coarse: ReceptiveField, fine: ReceptiveField) -> Step:
+    """The upsampling from one field to a finer one.
+
+    Raises:
+        ValueError: when the strides are no multiples, or no bilinear transposed convolution lays
+            the units over those of the finer map.
+    """
+    ratio = coarse.stride / fine.stride
+    origin = (coarse.offset - fine.offset) / fine.stride
+    if ratio.denominator != 1:
+        raise ValueError(f"a stride of {coarse.stride} is no multiple of {fine.stride}")
+    stride = int(ratio)
+    for kernel in (2 * stride - stride % 2, 2 * stride - 1):
+        if (origin - Fraction(kernel - 1, 2)).denominator == 1:
+            return Step(stride, origin, kernel)
+    raise ValueError(f"no crop lays units {stride} apart from {origin} on over whole units")
+
+
+class Upscore(nn.ConvTranspose2d):
+    """A learned upsampling: a transposed convolution without bias that starts as the bilinear one.
+
+    Args:
+        channels: C.
+        step: stride and kernel.
+        dense: C x C filters, of which only the diagonal is not zero at the start, as in the
+            reference implementation; otherwise a filter each channel (C x 1 x k x k).
+    """
+
+    def __init__(self, channels: int, step: Step, dense: bool) -> None:
+        groups = 1 if dense else channels
+        super().__init__(channels, channels, step.kernel, step.stride, groups=groups, bias=False)
+        self.dense = dense
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Bilinear interpolation of every channel by itself."""
+        if self.weight.is_meta:
+            return
+        kernel = bilinear_filter(_one(self.kernel_size, "kernel_size")).to(self.weight)
+        with torch.no_grad():
+            self.weight.zero_()
+            channel = torch.arange(self.weight.shape[0])
+            self.weight[channel, channel if self.dense else 0] = kernel
+
+    def sample(self, x: Tensor, step: Step, size: Sequence[int], border: Border) -> Tensor:
+        """`size` pixels of the finer map, from its origin on: N x C x H x W.
+
+        The map is continued first by as many units as the pixels at its edges look beyond it.
+        """
+        pads, crops = [], []
+        for have, want in zip(x.shape[-2:], size, strict=True):
+            before = max(0, -(-step.start // step.stride))
+            behind = max(0, -((step.start + step.length(have) - want) // step.stride))
+            pads.append((before, behind))
+            crops.append(before * step.stride - step.start)
+        (top, bottom), (left, right) = pads
+        if border == "clamp":
+            # A unit further in on each side: what is cut off there never reaches the picture.
+            x = F.pad(x, (left + 1, right + 1, top + 1, bottom + 1), mode="replicate")
+            crops = [crop + step.stride for crop in crops]
+        elif max(top, bottom, left, right):
+            x = F.pad(x, (left, right, top, bottom))
+        y = self(x)
+        return y[..., crops[0] : crops[0] + size[0], crops[1] : crops[1] + size[1]]
+
+
+def bilinear_filter(kernel: int) -> Tensor:
+    """The k x k filter of a bilinear transposed convolution, float32: a tent in both directions."""
+    half = (kernel + 1) // 2
+    centre = half - 1 if kernel % 2 else half - 0.5
+    tent = 1 - (torch.arange(kernel, device="cpu", dtype=torch.float64) - centre).abs() / half
+    return torch.outer(tent, tent).float()
+
+
+def fuse(
+    coarse: Located, skip: Located, border: Border = "zero", up: Upscore | None = None
+) -> Located:
+    """Section 4.2 of the paper: upsample the coarse scores and add the finer ones.
+
+    With the zero border the result is where both maps are: the skip is cropped, as in the paper.
+    With the clamped one it is all of the skip. `up` is a learned upsampling.
+
+    Raises:
+        ValueError: when no upsampling lays one map over the other, or they do not overlap.
+    """
+    step = step_between(coarse.field, skip.field)
+    sizes = tuple(coarse.x.shape[-2:])
+    offset, size = 0, tuple(skip.x.shape[-2:])
+    if border == "zero":
+        offset = max(0, step.start)
+        ends = [step.start + step.length(n) for n in sizes]
+        size = tuple(min(m, end) - offset for m, end in zip(size, ends, strict=True))
+        if min(size) < 1:
+            raise ValueError(f"a skip of {tuple(skip.x.shape[-2:])} does not reach the scores")
+    field = skip.field.crop(offset)
+    moved = step._replace(origin=step.origin - offset)
+    if up is None:
+        grid = SamplingGrid.centres(sizes, step.stride, moved.origin, size, border)
+        return Located(upsample_crop_add(coarse.x, skip.x, grid, (offset, offset)), field)
+    x = up.sample(coarse.x, moved, size, border)
+    return Located(crop_add(x, skip.x, (offset, offset)), field)
+
+
+def on_image(
+    scores: Located, size: Sequence[int], border: Border = "zero", up: Upscore | None = None
+) -> ScoreMap:
+    """The last upsampling, to an image of `size` (H, W); a learned one is carried out.
+
+    Raises:
+        ValueError: with the zero border, when the upsampled map does not cover the image (too
+            little padding).
+    """
+    grid = (image_grid if border == "zero" else image_grid_aligned)(scores, size)
+    if up is None:
+        return ScoreMap(scores.x, grid)
+    full = up.sample(scores.x, step_between(scores.field, IMAGE), grid.size, border)
+    return ScoreMap(full, SamplingGrid.resize(grid.size, grid.size))
 
 
 def image_grid(scores: Located, size: Sequence[int]) -> SamplingGrid:
@@ -95,13 +268,10 @@ def image_grid(scores: Located, size: Sequence[int]) -> SamplingGrid:
         ValueError: when the crop would be negative or no whole number, or the upsampled map does
             not cover the image (too little padding).
     """
-    stride = int(scores.field.stride)
+    step = step_between(scores.field, IMAGE)
+    offset = scores.field.deconv(step.kernel, step.stride).crop_onto(IMAGE)
     in_size = tuple(scores.x.shape[-2:])
-    kernel, other = bilinear_kernels(stride)
-    if scores.field.deconv(kernel, stride).offset.denominator != 1:
-        kernel = other  # units centred on whole pixels, as in AlexNet: an odd kernel
-    offset = scores.field.deconv(kernel, stride).crop_onto(IMAGE)
-    return SamplingGrid.deconv(in_size, stride, kernel, crop=(offset, offset), size=size)
+    return SamplingGrid.deconv(in_size, step.stride, step.kernel, crop=(offset, offset), size=size)
 
 
 def image_grid_aligned(scores: Located, size: Sequence[int]) -> SamplingGrid:

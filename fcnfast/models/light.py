@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import FCN, IMAGENET, ScoreMap
-from .decoder import IMAGE, Located, after, fuse_aligned, image_grid_aligned
+from .decoder import IMAGE, Located, after, fuse, on_image
+
+
+def _start(conv: nn.Conv2d) -> None:
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _conv_bn(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    _start(conv)
     return nn.Sequential(conv, nn.BatchNorm2d(width))
 
 
@@ -79,7 +85,15 @@ class FCNLight(FCN):
             found.append(Located(x, field))
         return found
 
-    def score_maps(self, images: Tensor) -> dict[str, ScoreMap]:
+    def initialise(self, name: str, layer: nn.Module) -> None:
+        """As `FCN.initialise`, with the variance of what goes backwards kept."""
+        super().initialise(name, layer)
+        if isinstance(layer, nn.Conv2d) and name != "score":
+            _start(layer)
+
+    def score_maps(
+        self, images: Tensor, heads: Collection[str] | None = None
+    ) -> dict[str, ScoreMap]:
         """Scores at stride 4."""
         maps = [
             Located(lateral(x), field)
@@ -87,7 +101,6 @@ class FCNLight(FCN):
         ]
         here = maps.pop()
         while maps:
-            here = fuse_aligned(here, maps.pop())
+            here = fuse(here, maps.pop(), "clamp")
         x = self.score(self.drop(self.smooth(F.relu(here.x, inplace=True))))
-        grid = image_grid_aligned(Located(x, here.field), images.shape[-2:])
-        return {"out": ScoreMap(x, grid)}
+        return {"out": on_image(Located(x, here.field), images.shape[-2:], "clamp")}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from .base import CAFFE, FCN, ScoreMap
-from .decoder import IMAGE, Located, after, fuse, image_grid
+from .base import CAFFE
+from .decoder import Upsampling
+from .skipnet import SkipNet
 
 # Output channels of the convolutions between two poolings.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -16,20 +16,72 @@ FULLY_CONNECTED = 4096
 AT_ONCE_SCALES = {"pool4": 0.01, "pool3": 0.0001}
 
 
-class FCNVGG16(FCN):
+def fully_connected(
+    channels: int, kernel: int, width: int, dropout: float, padding: int
+) -> dict[str, nn.Module]:
+    """The classifier of AlexNet and VGG as convolutions: fc6 and fc7, each with ReLU and dropout.
+
+    Raises:
+        ValueError: for a padding that is not within fc6's kernel.
+    """
+    if type(padding) is not int or not 0 <= padding <= kernel // 2:
+        raise ValueError(f"fc6_padding must be 0 to {kernel // 2}, not {padding!r}")
+    return {
+        "fc6": nn.Conv2d(channels, width, kernel, padding=padding),
+        "relu6": nn.ReLU(inplace=True),
+        "drop6": nn.Dropout(dropout),
+        "fc7": nn.Conv2d(width, width, 1),
+        "relu7": nn.ReLU(inplace=True),
+        "drop7": nn.Dropout(dropout),
+    }
+
+
+def vgg16(
+    padding: int | None, fc6_padding: int, dropout: float, *, channels: int = 3, first: str = ""
+) -> dict[str, nn.Module]:
+    """The layers of VGG-16 up to fc7; `first` is the name of the first convolution if it differs.
+
+    Raises:
+        ValueError: for a padding of fc6 beside one of the whole canvas, or beyond its kernel.
+    """
+    if padding is not None and fc6_padding:
+        raise ValueError("fc6_padding needs padding=None: with a padded canvas fc6 has none")
+    layers: dict[str, nn.Module] = {}
+    for stage, widths in enumerate(STAGES, 1):
+        for number, width in enumerate(widths, 1):
+            name, pad = f"{stage}_{number}", 1
+            if name == "1_1" and padding is not None:
+                pad = padding
+            conv = nn.Conv2d(channels, width, 3, padding=pad)
+            layers[first if name == "1_1" and first else f"conv{name}"] = conv
+            layers[f"relu{name}"] = nn.ReLU(inplace=True)
+            channels = width
+        layers[f"pool{stage}"] = nn.MaxPool2d(2, ceil_mode=True)
+    return layers | fully_connected(channels, 7, FULLY_CONNECTED, dropout, fc6_padding)
+
+
+class FCNVGG16(SkipNet):
     """VGG-16 made fully convolutional, with skips from pool4 and pool3 (section 4 of the paper).
 
     Layers carry the names of the reference implementation. Poolings round up; the first
     convolution is padded by 100 pixels so that images of any size from 1 x 1 have a score map.
-    Score layers start at zero, upsampling is bilinear and fixed; the trunk starts at random (He)
-    and is meant to be replaced by a classifier's weights.
+    Score layers start at zero, upsampling is bilinear; the trunk starts at random (He) and is
+    meant to be replaced by a classifier's weights.
 
     Args:
         num_classes: C.
         stride: 32, 16 or 8: the stride of the finest scores.
         at_once: scale the skips, for training all streams from the start (stride 8).
-        padding: of the first convolution, at least 81, 73 or 69 for strides 32, 16 and 8.
+        geo_classes: classes of a second head, "geo" (SIFT Flow); the layers of the two are
+            named _sem and _geo.
+        padding: of the first convolution, at least 81, 73 or 69 for strides 32, 16 and 8. Weights
+            belong to one padding: the released ones to 100. None: no padded canvas; every 3 x 3
+            convolution pads its own border and maps are sampled where they lie. That halves the
+            work, for networks trained so; images are then at least 193 x 193.
+        fc6_padding: with padding=None, cells that fc6 pads: 3 for images of any size and scores
+            whose windows reach over the image's border, 0 for half the work of fc6.
         dropout: behind fc6 and fc7, elementwise.
+        upsampling, final_upsampling: see `set_upsampling`.
 
     Raises:
         ValueError: on another stride, on at_once without stride 8, on a padding that no crop fits.
@@ -41,94 +93,25 @@ class FCNVGG16(FCN):
         *,
         stride: int = 8,
         at_once: bool = False,
-        padding: int = 100,
+        geo_classes: int | None = None,
+        padding: int | None = 100,
+        fc6_padding: int = 0,
         dropout: float = 0.5,
+        upsampling: Upsampling = "fixed",
+        final_upsampling: Upsampling | None = None,
     ) -> None:
-        super().__init__(num_classes, CAFFE)
+        super().__init__(num_classes, CAFFE, padding)
         if stride not in (32, 16, 8):
             raise ValueError(f"stride must be 32, 16 or 8, not {stride}")
         if at_once and stride != 8:
             raise ValueError(f"at_once needs stride 8, not {stride}")
-        self.stride, self.at_once, self.padding = stride, at_once, padding
-        self.trunk: list[str] = []
-        channels = 3
-        for stage, widths in enumerate(STAGES, 1):
-            for number, width in enumerate(widths, 1):
-                first = stage == number == 1
-                conv = nn.Conv2d(channels, width, 3, padding=padding if first else 1)
-                self._add(f"conv{stage}_{number}", conv)
-                channels = width
-            self._add(f"pool{stage}", nn.MaxPool2d(2, ceil_mode=True))
-        self._add("fc6", nn.Conv2d(channels, FULLY_CONNECTED, 7))
-        self._add("fc7", nn.Conv2d(FULLY_CONNECTED, FULLY_CONNECTED, 1))
-        self.drop = nn.Dropout(dropout)
-        self.score_fr = nn.Conv2d(FULLY_CONNECTED, num_classes, 1)
-        if stride <= 16:
-            self.score_pool4 = nn.Conv2d(STAGES[3][-1], num_classes, 1)
-        if stride == 8:
-            self.score_pool3 = nn.Conv2d(STAGES[2][-1], num_classes, 1)
-        self._initialise()
-        self._check_padding(padding)
-
-    def _add(self, name: str, layer: nn.Module) -> None:
-        self.add_module(name, layer)
-        self.trunk.append(name)
-
-    def _initialise(self) -> None:
-        for name, layer in self.named_children():
-            if isinstance(layer, nn.Conv2d):
-                if name.startswith("score"):
-                    nn.init.zeros_(layer.weight)
-                else:
-                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-
-    def _check_padding(self, padding: int) -> None:
-        """The score map's last crop must not be negative."""
-        field = IMAGE
-        for name in self.trunk:
-            field = after(field, getattr(self, name))
-        step = self.stride
-        while field.stride > step:
-            field = field.deconv(4, 2)
-        try:
-            field.deconv(2 * step, step).crop_onto(IMAGE)
-        except ValueError as error:
-            raise ValueError(f"padding {padding} is too small for stride {step}: {error}") from None
-
-    def features(self, images: Tensor) -> dict[str, Located]:
-        """The maps that scores are read from: pool3, pool4 and fc7."""
-        found, here = {}, Located(images, IMAGE)
-        for name in self.trunk:
-            layer = getattr(self, name)
-            if name == "fc6" and min(here.x.shape[-2:]) < layer.kernel_size[0]:
-                raise ValueError(
-                    f"an image of {tuple(images.shape[-2:])} is too small for a padding of "
-                    f"{self.padding}: pool5 is {tuple(here.x.shape[-2:])}, fc6 needs 7 x 7"
-                )
-            x = layer(here.x)
-            if isinstance(layer, nn.Conv2d):
-                x = F.relu(x, inplace=True)
-            if name in ("fc6", "fc7"):
-                x = self.drop(x)
-            here = Located(x, after(here.field, layer))
-            if name in ("pool3", "pool4", "fc7"):
-                found[name] = here
-        return found
-
-    def _score(self, layer: nn.Conv2d, features: dict[str, Located], name: str) -> Located:
-        x, field = features[name]
-        if self.at_once and name in AT_ONCE_SCALES:
-            x = x * AT_ONCE_SCALES[name]
-        return Located(layer(x), field)
-
-    def score_maps(self, images: Tensor) -> dict[str, ScoreMap]:
-        """Scores at the network's stride."""
-        features = self.features(images)
-        scores = self._score(self.score_fr, features, "fc7")
-        if self.stride <= 16:
-            scores = fuse(scores, self._score(self.score_pool4, features, "pool4"))
-        if self.stride == 8:
-            scores = fuse(scores, self._score(self.score_pool3, features, "pool3"))
-        return {"out": ScoreMap(scores.x, image_grid(scores, images.shape[-2:]))}
+        self.stride, self.at_once = stride, at_once
+        self._add_trunk(vgg16(padding, fc6_padding, dropout))
+        taps = {"fc7": FULLY_CONNECTED, "pool4": STAGES[3][-1], "pool3": STAGES[2][-1]}
+        count = {32: 1, 16: 2, 8: 3}[stride]
+        heads = {"out": ("", num_classes)}
+        if geo_classes is not None:
+            heads = {"out": ("_sem", num_classes), "geo": ("_geo", geo_classes)}
+        self._add_heads(dict(list(taps.items())[:count]), heads)
+        self.scales = AT_ONCE_SCALES if at_once else {}
+        self._start(upsampling, final_upsampling)

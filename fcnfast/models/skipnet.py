@@ -1,0 +1,220 @@
+"""What the FCNs of the paper share: a trunk, scores read from its maps, fused coarse to fine."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from ..geometry import Border, ReceptiveField
+from .base import FCN, Preprocessing, ScoreMap
+from .decoder import (
+    IMAGE,
+    UPSAMPLINGS,
+    Located,
+    Step,
+    Upsampling,
+    Upscore,
+    after,
+    fuse,
+    on_image,
+    step_between,
+    window_of,
+)
+
+# Layers that only change values: their map keeps the name of the layer before, as in Caffe.
+POINTWISE = (nn.ReLU, nn.Dropout)
+
+
+class SkipNet(FCN):
+    """A network whose layers are its direct children, named as in the reference implementation.
+
+    A subclass lists its trunk with `_add_trunk`, says with `_add_heads` which maps it reads scores
+    from, and calls `_start`. Crops, grids and learned upsamplings follow from the calculus.
+
+    Attributes:
+        trunk: names of the trunk's layers, in order.
+        taps: names of the maps that scores are read from, coarsest first; scales: factors of some.
+        heads: for every output the suffix of its layers' names.
+        padding: of the first convolution, with which all maps are padded and cropped as in the
+            paper; None: every layer pads its own border, and maps are sampled where they lie.
+        upsampling, final_upsampling: "fixed" (bilinear), "depthwise" or "dense" (learned).
+    """
+
+    def __init__(
+        self, num_classes: int, preprocessing: Preprocessing, padding: int | None = None
+    ) -> None:
+        super().__init__(num_classes, preprocessing)
+        if padding is not None and (type(padding) is not int or padding < 0):
+            raise ValueError(f"padding must be None or a number of pixels, not {padding!r}")
+        self.padding = padding
+        self.border: Border = "clamp" if padding is None else "zero"
+        self.trunk: list[str] = []
+        self.taps: tuple[str, ...] = ()
+        self.scales: dict[str, float] = {}
+        self.heads: dict[str, str] = {}
+        self.upsampling: Upsampling = "fixed"
+        self.final_upsampling: Upsampling = "fixed"
+
+    def _add_trunk(self, layers: Mapping[str, nn.Module]) -> None:
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+            self.trunk.append(name)
+
+    def _add_heads(
+        self, taps: Mapping[str, int], heads: Mapping[str, tuple[str, int]] | None = None
+    ) -> None:
+        """Score layers on the maps `taps` (name: channels), for `heads` (name: suffix, classes)."""
+        heads = {"out": ("", self.num_classes)} if heads is None else heads
+        self.taps = tuple(taps)
+        self.heads = {head: suffix for head, (suffix, _) in heads.items()}
+        for suffix, classes in heads.values():
+            for tap, channels in taps.items():
+                self.add_module(self._score_name(tap, suffix), nn.Conv2d(channels, classes, 1))
+
+    def _start(self, upsampling: Upsampling, final_upsampling: Upsampling | None) -> None:
+        """Starting values, upsampling, and the check of the padding; called last."""
+        last = self._steps()[-1]
+        if self.border == "zero" and last.start > 0:
+            raise ValueError(
+                f"padding {self.padding} is too small for stride {last.stride}: the scores would "
+                f"begin {last.start} pixels inside the image"
+            )
+        for name, layer in self.named_modules():
+            self.initialise(name, layer)
+        self.set_upsampling(upsampling, final_upsampling)
+
+    def _score_name(self, tap: str, suffix: str) -> str:
+        return f"score_{'fr' if tap == self.taps[0] else tap}{suffix}"
+
+    def _upscore_names(self, suffix: str) -> list[str]:
+        """Names of the upsamplings, in the order of the taps; the last is the image's."""
+        names = [f"upscore_{tap}" for tap in self.taps[:-1]]
+        names[:1] = ["upscore2"][: len(names)]
+        stride = self._steps()[-1].stride
+        names.append(f"upscore{stride}" if names else "upscore")
+        return [name + suffix for name in names]
+
+    @property
+    def upscores(self) -> list[str]:
+        """Names that learned upsamplings have, head by head; each head's last is the image's."""
+        return [name for suffix in self.heads.values() for name in self._upscore_names(suffix)]
+
+    @property
+    def final_upscores(self) -> list[str]:
+        """Of `upscores`, those of the last step to the image."""
+        return [self._upscore_names(suffix)[-1] for suffix in self.heads.values()]
+
+    def set_upsampling(self, kind: Upsampling, final: Upsampling | None = None) -> None:
+        """Make the upsampling fixed or learned from now on.
+
+        Args:
+            kind: "fixed": bilinear, without parameters; "depthwise": a learned filter for every
+                class; "dense": learned filters between all classes, as some early weights have
+                them. New ones start as the bilinear ones; those that are kept keep their values.
+            final: of the last step to the image; by default `kind`. The paper learned all but it.
+
+        Raises:
+            ValueError: for another kind.
+        """
+        final = kind if final is None else final
+        for name, value in (("upsampling", kind), ("final_upsampling", final)):
+            if value not in UPSAMPLINGS:
+                raise ValueError(f"{name} must be one of {', '.join(UPSAMPLINGS)}, not {value!r}")
+        steps = self._steps()
+        for suffix in self.heads.values():
+            score = cast(nn.Conv2d, self.get_submodule(self._score_name(self.taps[0], suffix)))
+            names = self._upscore_names(suffix)
+            for name, step in zip(names, steps, strict=True):
+                wanted = final if name == names[-1] else kind
+                if wanted == "fixed":
+                    self._modules.pop(name, None)
+                elif (up := self._up(name)) is None or up.dense != (wanted == "dense"):
+                    new = Upscore(score.out_channels, step, wanted == "dense")
+                    self.add_module(name, new.to(score.weight))
+        self.upsampling, self.final_upsampling = kind, final
+        settings = {"upsampling": kind, "final_upsampling": final}
+        default = {"upsampling": "fixed", "final_upsampling": kind}
+        kept = {key: value for key, value in self.options.items() if key not in settings}
+        self.options = kept | {k: v for k, v in settings.items() if v != default[k]}
+
+    def _up(self, name: str) -> Upscore | None:
+        """The learned upsampling of that name, if it is one."""
+        return cast("Upscore | None", self._modules.get(name))
+
+    def fields(self) -> dict[str, ReceptiveField]:
+        """Where the units of the trunk's maps lie, by the name of the map."""
+        found, here, blob = {}, IMAGE, "image"
+        for name in self.trunk:
+            layer = self.get_submodule(name)
+            here = after(here, layer)
+            blob = blob if isinstance(layer, POINTWISE) else name
+            found[blob] = here
+        return found
+
+    def _steps(self) -> list[Step]:
+        """The upsamplings, from one tap to the next finer one and from the last to the image."""
+        fields = self.fields()
+        here, steps = fields[self.taps[0]], []
+        for tap in self.taps[1:]:
+            steps.append(step_between(here, fields[tap]))
+            here = fields[tap]
+            if self.border == "zero":  # the result begins where both maps do
+                here = here.crop(max(0, steps[-1].start))
+        return [*steps, step_between(here, IMAGE)]
+
+    def features(self, images: Tensor) -> dict[str, Located]:
+        """The maps that scores are read from.
+
+        Raises:
+            ValueError: when an image is too small for the network.
+        """
+        return self._walk(self.trunk, images, self.taps)
+
+    def _walk(
+        self, trunk: Iterable[str], images: Tensor, wanted: Collection[str]
+    ) -> dict[str, Located]:
+        """Those maps of a trunk that are wanted."""
+        found, here, blob = {}, Located(images, IMAGE), "the image"
+        for name in trunk:
+            layer = self.get_submodule(name)
+            self._check_size(here.x.shape[-2:], blob, name, layer, images.shape[-2:])
+            here = Located(layer(here.x), after(here.field, layer))
+            blob = blob if isinstance(layer, POINTWISE) else name
+            if blob in wanted:
+                found[blob] = here
+        return found
+
+    def _check_size(
+        self, size: Sequence[int], blob: str, name: str, layer: nn.Module, image: Sequence[int]
+    ) -> None:
+        """Refuse a map that a layer's window does not fit into, before torch does."""
+        window = window_of(layer)
+        if window is not None and min(window.out_size(n) for n in size) < 1:
+            why = "" if self.padding is None else f" for a padding of {self.padding}"
+            raise ValueError(
+                f"an image of {tuple(image)} is too small{why}: {blob} is {tuple(size)}, "
+                f"{name} needs {window.kernel} x {window.kernel}"
+            )
+
+    def _score(self, features: Mapping[str, Located], tap: str, suffix: str) -> Located:
+        """The scores that one head reads from one map."""
+        x, field = features[tap]
+        if tap in self.scales:
+            x = x * self.scales[tap]
+        return Located(self.get_submodule(self._score_name(tap, suffix))(x), field)
+
+    def score_maps(
+        self, images: Tensor, heads: Collection[str] | None = None
+    ) -> dict[str, ScoreMap]:
+        """Scores at the stride of the finest tap; at full size when the last upsampling learns."""
+        features, found = self.features(images), {}
+        for head, suffix in self.heads.items():
+            if heads is None or head in heads:
+                ups = [self._up(name) for name in self._upscore_names(suffix)]
+                here = self._score(features, self.taps[0], suffix)
+                for tap, up in zip(self.taps[1:], ups, strict=False):
+                    here = fuse(here, self._score(features, tap, suffix), self.border, up)
+                found[head] = on_image(here, images.shape[-2:], self.border, ups[-1])
+        return found
