@@ -22,7 +22,7 @@ TEST = $(VENV)/.test
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: demo test lint venv clean help
+.PHONY: demo test lint static venv clean help
 
 demo: $(CORE)  ## segment the sample scene with the bundled weights, pictures in out/demo
 	$(BIN)/fcnfast demo
@@ -35,6 +35,9 @@ lint: $(TEST)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy fcnfast
+
+static: $(CORE)  ## compile the kernels for every GPU they are meant for, and judge the code
+	$(BIN)/python bench/run.py --static
 
 venv: $(TEST)  ## make .venv with fcnfast (editable) and the tools of test and lint
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     calls = "timed calls of each (default: as many as fit in about a second)"
     option("--repeats", type=_positive, metavar="N", help=calls)
     option("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    gate = "instead: what the kernels compile to (no GPU needed); see --static --help"
+    option("--static", action="store_true", help=gate)
     return parser
 
 
@@ -114,6 +117,9 @@ def run(cases: list[Case], operations: list[Operation], settings: Settings) -> l
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--static" in arguments:
+        return _static([a for a in arguments if a != "--static"])
     options = _parser().parse_args(arguments)
     try:
         device = _device(options.device)
@@ -138,6 +144,13 @@ def main(arguments: list[str] | None = None) -> int:
         except OSError as error:
             return _refuse(error)
     return 1 if wrong else 0
+
+
+def _static(arguments: list[str]) -> int:
+    """The static gate, in a process whose Triton compiles; the exit code."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = (sys.executable, str(Path(__file__).with_name("static.py")), *arguments)
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 def _refuse(error: Exception) -> int:

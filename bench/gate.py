@@ -1,0 +1,102 @@
+"""The judgement of the static table: limits in absolute numbers, and nothing worse than before."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from bench.static_cases import Case
+
+Row = Mapping[str, Any]
+
+# Of processor time, so that other work on the machine does not count; the least of three tries.
+# A quarter more is allowed, because one processor is slower than another.
+COMPILE_SECONDS, SLOWER = 4.0, 1.25
+# A compiler moves registers and instructions about: less than this is no change for the worse.
+MORE_REGISTERS, MORE = 8, 0.03
+# The target whose figures for a unit of work are limited.
+JUDGED = "sm_90"
+
+
+class Fault(NamedTuple):
+    """A row or a case, and what is wrong with it."""
+
+    name: str
+    what: str
+
+
+def row_name(case: str, kernel: str, target: str) -> str:
+    """How a row is called in the table."""
+    return f"{case} / {kernel} / {target}"
+
+
+def family_of(name: str) -> str:
+    """The family of kernels that a row is of."""
+    return name.partition(".")[0]
+
+
+def _row_faults(row: Row, case: Case, wide: bool) -> Iterator[str]:
+    if row["spills"] and not case.spills:
+        yield f"spills ({row['spills']})"
+    if wide and row["wide_stores"] < row["stores"]:
+        yield f"only {row['wide_stores']} of {row['stores']} stores are 16 bytes wide"
+    if row["seconds"] > COMPILE_SECONDS * SLOWER:
+        yield f"takes {row['seconds']:.1f} s to compile, more than {COMPILE_SECONDS:.0f}"
+
+
+def over_limits(rows: Mapping[str, Row], cases: Mapping[str, Case]) -> list[Fault]:
+    """What exceeds an absolute limit."""
+    faults = []
+    sums: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for name, row in rows.items():
+        case, kernel, target = name.split(" / ")
+        wide = kernel.split()[0] in cases[case].wide and target.startswith("sm_")
+        faults += [Fault(name, what) for what in _row_faults(row, cases[case], wide)]
+        if target == JUDGED:
+            for figure, value in row.get("per_unit", {}).items():
+                sums[case][figure] += value
+    for name, case in cases.items():
+        for figure, most in case.limits.items():
+            if figure not in sums[name]:
+                faults.append(Fault(name, f"no {figure} a unit were found on {JUDGED}"))
+            elif sums[name][figure] > most:
+                what = f"{sums[name][figure]:.3g} {figure} a unit on {JUDGED}, more than {most:g}"
+                faults.append(Fault(name, what))
+    return faults
+
+
+def _more(new: float, old: float) -> bool:
+    return new > old * (1 + MORE) + 1e-3
+
+
+def changes_for_the_worse(new: Row, old: Row) -> list[str]:
+    """What a row has more of than before, beyond what a compiler moves about."""
+    found = []
+    if new["registers"] > old["registers"] + MORE_REGISTERS:
+        found.append(f"registers {old['registers']} -> {new['registers']}")
+    if new["spills"] > old["spills"]:
+        found.append(f"spills {old['spills']} -> {new['spills']}")
+    if new["wide_stores"] * old["stores"] < old["wide_stores"] * new["stores"]:
+        pair = [f"{row['wide_stores']} of {row['stores']}" for row in (old, new)]
+        found.append(f"16-byte stores {pair[0]} -> {pair[1]}")
+    if "per_unit" in new and "per_unit" in old:
+        before, after, of = old["per_unit"], new["per_unit"], f" for each {new['unit']}"
+    else:
+        names = ("loads", "ex2")
+        before, after, of = *({name: row[name] for name in names} for row in (old, new)), ""
+    for name, value in after.items():
+        if _more(value, before[name]):
+            found.append(f"{name} {before[name]:.4g} -> {value:.4g}{of}")
+    return found
+
+
+def worse(rows: Mapping[str, Row], kept: Mapping[str, Row]) -> list[Fault]:
+    """The rows that changed for the worse against another table."""
+    return [
+        Fault(name, what)
+        for name, row in rows.items()
+        if name in kept
+        for what in changes_for_the_worse(row, kept[name])
+    ]
