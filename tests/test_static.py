@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("TRITON_INTERPRET", "1")  # as the kernels' own tests need it, before Triton
+
 pytest.importorskip("triton", reason="no Triton for this platform")
 
 from bench import gate, sass
