@@ -1,19 +1,15 @@
 """fcnfast's own weights files: safetensors with a description of the network in the metadata.
 
 A file says which network it belongs to, how that network was built, what its classes are called and
-which preprocessing it expects, so that loading it needs nothing else. Reading never runs code: a
-pickle is recognised and refused.
+which preprocessing it expects, so that loading it needs nothing else.
 """
 
 from __future__ import annotations
 
 import errno
-import io
 import itertools
 import json
 import os
-import pickletools
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,20 +17,14 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import WeightsError
-
-PathLike = str | os.PathLike[str]
+from .safe import is_safetensors, read_safetensors
+from .source import PathLike, Source
 
 METADATA_KEY = "fcnfast"
 FORMAT_VERSION = 1
-
-# What the safetensors library accepts as the length of a header.
-_MAX_HEADER_BYTES = 100_000_000
-# A pickle shows what it is in its first opcodes; a weights file may be gigabytes long.
-_SNIFFED_BYTES = 1 << 20
 
 _temporary_number = itertools.count()
 
@@ -122,19 +112,24 @@ def read_weights(path: PathLike) -> tuple[dict[str, Tensor], WeightsMeta]:
 
     Returns:
         The tensors, on the CPU and in the type they are stored in (``load_state_dict`` converts
-        them to the network's), and the description.
+        them to the network's), and the description. The tensors are views of the file: a page of
+        it is read when it is used, and copied when it is written to.
 
     Raises:
-        WeightsError: missing, cut, damaged, a pickle (which is not run), no safetensors file, or
-            one without a description of ours; the message names the file.
+        WeightsError: missing, cut, damaged, no safetensors file, or one without a description of
+            ours; the message names the file.
     """
-    path = Path(path)
-    content = _read_file(path)
-    meta = _parse_meta(path, _parse_header(path, content))
-    try:
-        return safetensors.torch.load(content), meta
-    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise WeightsError(f"{path}: damaged weights file: {error}") from error
+    with Source(path) as source:
+        if not is_safetensors(source.bytes_at(0, 9)):
+            raise WeightsError(f"{path}: not a safetensors weights file of fcnfast")
+        stored, metadata = read_safetensors(source)
+        meta = parse_meta(source.path, metadata)
+        if meta is None:
+            raise WeightsError(
+                f"{path}: a safetensors file, but not of fcnfast: it does not say which network "
+                "it belongs to"
+            )
+        return {name: tensor.read() for name, tensor in stored.items()}, meta
 
 
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -168,61 +163,14 @@ def _write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def _read_file(path: Path) -> bytes:
-    """Return the bytes of a regular file; WeightsError says why there are none."""
-    if path.is_dir():
-        raise WeightsError(f"{path}: is a folder, not a weights file")
-    if not path.exists():
-        raise WeightsError(f"{path}: no such weights file")
-    if not path.is_file():  # a pipe would block, a device might never end
-        raise WeightsError(f"{path}: not a regular file")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
-    if not content:
-        raise WeightsError(f"{path}: the file is empty (0 bytes)")
-    return content
+def parse_meta(path: Path, metadata: Mapping[str, Any]) -> WeightsMeta | None:
+    """Return our description from the metadata of a safetensors file, None where it has none.
 
-
-def _parse_header(path: Path, content: bytes) -> dict[str, Any]:
-    """Return the JSON header: 8 bytes of length, little-endian, then the text, then the tensors.
-
-    Parsed here as well as by the library, so that a cut file is called that.
+    Raises:
+        WeightsError: damaged, or of another release.
     """
-    length = int.from_bytes(content[:8], "little")
-    # The brace is looked at before pickles are: the two bytes that start a pickle may also start
-    # the length of a header.
-    if length > _MAX_HEADER_BYTES or content[8:9] != b"{":
-        if _is_pickle(content):
-            raise WeightsError(
-                f"{path}: is a Python pickle and is not run; weights are read from safetensors"
-            )
-        raise WeightsError(f"{path}: not a safetensors weights file")
-    if len(content) < 8 + length:
-        raise WeightsError(
-            f"{path}: the file is cut: {8 + length - len(content)} bytes or more of "
-            "its header are missing"
-        )
-    try:
-        header = json.loads(content[8 : 8 + length])
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"]
-        missing = 8 + length + max(ends, default=0) - len(content)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{path}: damaged weights file: unreadable header") from error
-    if missing > 0:
-        raise WeightsError(f"{path}: the file is cut: {missing} of its bytes are missing")
-    return header
-
-
-def _parse_meta(path: Path, header: dict[str, Any]) -> WeightsMeta:
-    """Return our description from a safetensors header."""
-    metadata = header.get("__metadata__")
-    if not isinstance(metadata, dict) or METADATA_KEY not in metadata:
-        raise WeightsError(
-            f"{path}: a safetensors file, but not of fcnfast: it does not say which "
-            "network it belongs to"
-        )
+    if METADATA_KEY not in metadata:
+        return None
     try:
         entries = json.loads(metadata[METADATA_KEY])
         version = entries.pop("format")
@@ -241,21 +189,3 @@ def _parse_meta(path: Path, header: dict[str, Any]) -> WeightsMeta:
         raise WeightsError(
             f"{path}: its description of the network is damaged: {detail}"
         ) from error
-
-
-def _is_pickle(content: bytes) -> bool:
-    """Tell whether the bytes are a pickle or an archive of ``torch.save``; nothing is run."""
-    if content[:4] == b"PK\x03\x04":
-        try:
-            names = zipfile.ZipFile(io.BytesIO(content)).namelist()
-        except zipfile.BadZipFile:  # cut: the list of names is at the end
-            return b"data.pkl" in content[:_SNIFFED_BYTES]
-        return any(name.endswith(".pkl") for name in names)
-    if content[:1] == b"\x80" and 1 < content[1] <= 5:
-        return True
-    try:  # the older text protocols have no mark; genops only reads opcodes
-        return any(
-            code.name == "STOP" for code, _, _ in pickletools.genops(content[:_SNIFFED_BYTES])
-        )
-    except Exception:
-        return False

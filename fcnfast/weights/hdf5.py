@@ -1,0 +1,116 @@
+"""Caffe's HDF5 models (``.caffemodel.h5``): a group ``data``, in it one group for each layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import WeightsError
+from .source import Source, Stored
+
+HDF5_MARK = b"\x89HDF\r\n\x1a\n"
+
+# Names of layers may hold slashes, which HDF5 makes groups in groups of.
+_MAX_DEPTH = 8
+
+
+def is_hdf5(source: Source) -> bool:
+    """Tell whether the mark stands where it may: at 0, 512, 1024, ..."""
+    offset = 0
+    while offset < source.size:
+        if source.bytes_at(offset, len(HDF5_MARK)) == HDF5_MARK:
+            return True
+        offset = max(512, 2 * offset)
+    return False
+
+
+def open_hdf5(source: Source) -> Any:
+    """Open the file with h5py, which is closed by the caller.
+
+    Raises:
+        WeightsError: cut or damaged, or h5py is not installed; the message names the extra.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise WeightsError(
+            f"{source.path}: an HDF5 file, which takes h5py: pip install 'fcnfast[caffe]'"
+        ) from error
+    try:
+        return h5py.File(source.path, "r")
+    except OSError as error:
+        raise WeightsError(f"{source.path}: a cut or damaged HDF5 file: {error}") from error
+
+
+def read_hdf5(source: Source, file: Any) -> dict[str, Stored]:
+    """Find the blobs of all layers in what `open_hdf5` gave, while it is open.
+
+    Returns:
+        ``LAYER.weight``, ``LAYER.bias``, ``LAYER.2``, ... as `fcnfast.weights.caffe.read_caffe`.
+
+    Raises:
+        WeightsError: damaged, or an HDF5 file of something else.
+    """
+    tensors: dict[str, Stored] = {}
+    try:
+        data = _child(file, "data")
+        if data is not None and not hasattr(data, "dtype"):
+            _visit(source, data, "", 0, tensors)
+    except WeightsError:
+        raise
+    except Exception as error:  # h5py raises whatever a damaged file leads it to
+        raise WeightsError(f"{source.path}: damaged HDF5 file: {error}") from error
+    if not tensors:
+        raise WeightsError(
+            f"{source.path}: an HDF5 file, but no Caffe model: there are no layers in its "
+            "group 'data'"
+        )
+    return tensors
+
+
+def _child(group: Any, name: str) -> Any:
+    """Return a member that is stored in this file itself; links elsewhere are not followed."""
+    import h5py
+
+    link = group.get(name, getlink=True)
+    return group[name] if isinstance(link, h5py.HardLink) else None
+
+
+def _visit(source: Source, group: Any, name: str, depth: int, tensors: dict[str, Stored]) -> None:
+    """Collect the datasets 0, 1, ... of a layer, and the layers in it."""
+    for key in group:
+        member = _child(group, key)
+        if member is None or depth > _MAX_DEPTH:
+            continue
+        if not hasattr(member, "dtype"):
+            _visit(source, member, f"{name}/{key}" if name else key, depth + 1, tensors)
+        elif name and key.isdecimal():
+            blob = {"0": "weight", "1": "bias"}.get(key, key)
+            tensors[f"{name}.{blob}"] = _stored(source, f"{name}.{blob}", member)
+
+
+def _stored(source: Source, key: str, dataset: Any) -> Stored:
+    """Make a dataset a tensor that is read when it is wanted."""
+    if dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (2, 4, 8):
+        raise WeightsError(f"{source.path}: {key!r} holds {dataset.dtype}, no weights")
+    if dataset.is_virtual or dataset.external:
+        raise WeightsError(f"{source.path}: {key!r} lies in another file, which is not read")
+    dtype = {2: torch.float16, 4: torch.float32, 8: torch.float64}[dataset.dtype.itemsize]
+    shape = tuple(int(n) for n in dataset.shape)
+
+    def read() -> Tensor:
+        if dataset.size and not dataset.id.get_storage_size():  # h5py would give zeros
+            raise WeightsError(
+                f"{source.path}: {key!r} of shape {shape} has no numbers in the file"
+            )
+        tensor = torch.empty(shape, dtype=dtype)
+        try:
+            if dataset.size:
+                dataset.read_direct(tensor.numpy())
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            raise WeightsError(f"{source.path}: {key!r} cannot be read: {error}") from error
+        return tensor
+
+    return Stored(shape, dtype, read)

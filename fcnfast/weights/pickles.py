@@ -1,0 +1,295 @@
+"""Files of ``torch.save``, zip archives and the older kind, read without running anything.
+
+A pickle is a small program that may call whatever it names. Here the only names it can reach are
+those that put tensors together; objects of other classes (settings, loggers, arrays) become inert
+placeholders, and a pickle that asks for a function of Python's own library is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from ..errors import WeightsError
+from .source import Source, Stored
+
+ZIP_MARK = b"PK\x03\x04"
+# What the older files start with: the pickle of a magic number, in protocol 2.
+LEGACY_MARK = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+_STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "UntypedStorage": torch.uint8,
+}
+# Names of Python's own library that checkpoints hold, and that only describe data.
+_HARMLESS = {
+    "builtins": "set frozenset list tuple int float complex bool str bytes bytearray slice range "
+    "object getattr",
+    "copyreg": "_reconstructor",
+    "_codecs": "encode",
+    "collections": "defaultdict deque Counter",
+    "datetime": "datetime date time timedelta timezone",
+    "pathlib": "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath",
+    "pathlib._local": "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath",
+    "argparse": "Namespace",
+    "types": "SimpleNamespace",
+}
+_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """A run of numbers in the file, of which tensors are parts; `start` counts its elements."""
+
+    key: str
+    dtype: torch.dtype
+    numel: int
+    start: int = 0
+
+
+class _Dict(dict):
+    """Stands for an ordered dict; attributes that a pickle wants to set on it are let go."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _Inert:
+    """Stands for every object whose class is not loaded: takes everything, does nothing."""
+
+    __slots__ = ()
+
+    def __new__(cls, *args: object, **kwargs: object) -> _Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def _take(self, *args: object) -> None:
+        pass
+
+    __setstate__ = __setitem__ = append = extend = add = _take
+
+
+class _Call:
+    """Lets a pickle call one function of ours, and do nothing else with it."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self._function = function
+
+    def __call__(self, *args: object) -> object:
+        return self._function(*args)
+
+    def __setstate__(self, state: object) -> NoReturn:
+        raise pickle.UnpicklingError("a function has no state")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds dicts, lists, numbers, strings and `Stored` tensors.
+
+    `read` takes a storage, an element's number in it, and a count; it is called when a tensor is
+    wanted.
+    """
+
+    def __init__(
+        self, file: Any, name: object, read: Callable[[_Storage, int, int], Tensor]
+    ) -> None:
+        super().__init__(file, encoding="latin1")  # any string of Python 2 is read
+        self._name, self._read = name, read
+        self.storages: dict[str, torch.dtype] = {}
+        data, tensor = _Call(lambda data, *_: data), _Call(self._tensor)
+        self._known: dict[tuple[str, str], Any] = {
+            ("collections", "OrderedDict"): _Dict,
+            ("builtins", "dict"): _Dict,
+            ("torch", "Size"): _Call(tuple),
+            ("torch._utils", "_rebuild_parameter"): data,
+            ("torch._utils", "_rebuild_parameter_with_state"): data,
+            ("torch._utils", "_rebuild_tensor"): tensor,
+            ("torch._utils", "_rebuild_tensor_v2"): tensor,
+            ("torch._tensor", "_rebuild_from_type_v2"): _Call(
+                lambda function, kind, args, state: function(*args)
+            ),
+        }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Resolve a name of the pickle; nothing is imported."""
+        module = _PYTHON_2.get(module, module)
+        if (module, name) in self._known:
+            return self._known[module, name]
+        if module in ("torch", "torch.storage", "torch.cuda") and name in _STORAGES:
+            return _STORAGES[name]
+        library = module.partition(".")[0] in sys.stdlib_module_names
+        if library and name not in _HARMLESS.get(module, "").split():
+            raise WeightsError(
+                f"{self._name}: its pickle asks for {module}.{name}, which weights do not need; "
+                "nothing of it was run"
+            )
+        return _Inert
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Resolve what a pickle points to: a storage, or the object of a module."""
+        kind, *fields = pid
+        if kind == "module":  # (object, name of its source, source)
+            return fields[0]
+        dtype, key, _, numel = fields[:4]
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not _counts(numel):
+            raise pickle.UnpicklingError(f"points to {kind!r}, which is no storage")
+        self.storages[str(key)] = dtype
+        if len(fields) > 4 and fields[4] is not None:  # a part of another storage
+            _, start, count = fields[4]
+            if not _counts(start, count) or start + count > numel:
+                raise pickle.UnpicklingError("a storage reaches beyond the one it is part of")
+            return _Storage(str(key), dtype, count, start)
+        return _Storage(str(key), dtype, numel)
+
+    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Stored:
+        size, stride = tuple(size), tuple(stride)
+        if not isinstance(storage, _Storage) or not _counts(offset, *size, *stride):
+            raise pickle.UnpicklingError("a tensor without a place in the file")
+        if len(size) != len(stride):
+            raise pickle.UnpicklingError(f"a tensor of size {size} and strides {stride}")
+        last = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        extent = 0 if 0 in size else last + 1
+        if offset + extent > storage.numel:
+            raise pickle.UnpicklingError(f"a tensor of size {size} reaches beyond its storage")
+
+        def read() -> Tensor:
+            flat = self._read(storage, storage.start + offset, extent)
+            # What is not contiguous is copied; so are elements that share one place.
+            return flat.as_strided(size, stride, 0).contiguous()
+
+        return Stored(size, storage.dtype, read)
+
+
+def _counts(*values: object) -> bool:
+    """Tell whether all are integers from 0."""
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+def _load(source: Source, unpickler: _Unpickler) -> Any:
+    """Read one pickle; whatever is wrong with it is a WeightsError."""
+    try:
+        return unpickler.load()
+    except WeightsError:
+        raise
+    except EOFError as error:
+        raise WeightsError(f"{source.path}: the file is cut before its first tensor") from error
+    except Exception as error:  # of any kind: the bytes may be anything
+        raise WeightsError(f"{source.path}: damaged PyTorch file: {error}") from error
+
+
+def read_zip(source: Source) -> Any:
+    """What ``torch.save`` wrote into a zip archive; its tensors are views of the file.
+
+    Raises:
+        WeightsError: cut, damaged, no archive of ``torch.save``, or one with code in it.
+    """
+    try:
+        with zipfile.ZipFile(source.file) as archive:
+            records = {info.filename: info for info in archive.infolist()}
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+        raise WeightsError(
+            f"{source.path}: a zip archive (PyTorch's files are such) that is cut or damaged"
+        ) from error
+    names = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(names) != 1:
+        raise WeightsError(f"{source.path}: a zip archive, but none of torch.save")
+    prefix = names[0].removesuffix("data.pkl")
+    if any(name.startswith(f"{prefix}code/") for name in records):
+        raise WeightsError(f"{source.path}: holds a TorchScript program, not only weights")
+    order = records.get(f"{prefix}byteorder")
+    if order is not None and source.bytes_at(*_span(source, order)) != b"little":
+        raise WeightsError(f"{source.path}: its numbers are not in little-endian order")
+
+    def read(storage: _Storage, start: int, count: int) -> Tensor:
+        record = records.get(f"{prefix}data/{storage.key}")
+        if record is None:
+            raise WeightsError(f"{source.path}: damaged: storage {storage.key!r} is missing")
+        offset, length = _span(source, record)
+        if storage.numel * storage.dtype.itemsize > length:
+            raise WeightsError(
+                f"{source.path}: damaged: storage {storage.key!r} holds {length} bytes, "
+                f"{storage.numel} numbers of {storage.dtype} were expected"
+            )
+        return source.view(offset + start * storage.dtype.itemsize, storage.dtype, (count,))
+
+    program = io.BytesIO(source.bytes_at(*_span(source, records[names[0]])))
+    return _load(source, _Unpickler(program, source.path, read))
+
+
+def _span(source: Source, record: zipfile.ZipInfo) -> tuple[int, int]:
+    """Return where a record's bytes begin and how many they are."""
+    header = source.bytes_at(record.header_offset, 30)
+    if len(header) < 30 or header[:4] != ZIP_MARK:
+        raise WeightsError(f"{source.path}: damaged: record {record.filename!r} is not there")
+    if record.compress_type != zipfile.ZIP_STORED:
+        raise WeightsError(
+            f"{source.path}: record {record.filename!r} is compressed, which torch.save does not do"
+        )
+    name, extra = struct.unpack("<HH", header[26:30])
+    start = record.header_offset + 30 + name + extra
+    if start + record.file_size > source.size:
+        raise WeightsError(f"{source.path}: the file is cut inside {record.filename!r}")
+    return start, record.file_size
+
+
+def read_legacy(source: Source) -> Any:
+    """What ``torch.save`` wrote before it wrote zip archives: pickles, then the storages.
+
+    Raises:
+        WeightsError: cut, damaged, or with code in it.
+    """
+    places: dict[str, tuple[int, int]] = {}
+
+    def read(storage: _Storage, start: int, count: int) -> Tensor:
+        offset, numel = places.get(storage.key, (0, -1))
+        if storage.start + storage.numel > numel:
+            raise WeightsError(
+                f"{source.path}: damaged: storage {storage.key!r} holds {max(numel, 0)} numbers, "
+                f"{storage.start + storage.numel} were expected"
+            )
+        # Not aligned in the file, so read rather than mapped.
+        return source.copy(offset + start * storage.dtype.itemsize, storage.dtype, (count,))
+
+    source.file.seek(len(LEGACY_MARK))
+    unpicklers = [_Unpickler(source.file, source.path, read) for _ in range(4)]
+    _, system, tree, keys = (_load(source, unpickler) for unpickler in unpicklers)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise WeightsError(f"{source.path}: its numbers are not in little-endian order")
+    if not isinstance(keys, list):
+        raise WeightsError(f"{source.path}: damaged PyTorch file: no list of its storages")
+    offset = source.file.tell()
+    for key in map(str, keys):
+        numel = int.from_bytes(source.bytes_at(offset, 8), "little", signed=True)
+        dtype = unpicklers[2].storages.get(key, torch.uint8)
+        end = offset + 8 + numel * dtype.itemsize
+        if numel < 0 or end > source.size:
+            raise WeightsError(
+                f"{source.path}: the file is cut or damaged: {end - source.size} bytes of its "
+                f"storage {key!r} are missing"
+            )
+        places[key] = (offset + 8, numel)
+        offset = end
+    return tree
