@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from numbers import Real
@@ -60,9 +60,18 @@ def _check_integers(**values: int) -> None:
             raise TypeError(f"{name} must be an integer, not {value!r}")
 
 
+def _is_symbolic(*values: int) -> bool:
+    """Whether code is being traced, so that a size may stand for all sizes.
+
+    What a tracer cannot follow, or would take for a condition on the sizes, waits until an op
+    runs with the sizes at hand.
+    """
+    return torch.compiler.is_compiling() or not all(isinstance(v, int) for v in values)
+
+
 def _reduced(num: int, off: int, den: int) -> tuple[int, int, int]:
-    """The same map in lowest terms (symbolic sizes are left as they are)."""
-    if not all(isinstance(v, int) for v in (num, off, den)):
+    """The same map in lowest terms; symbolic sizes are left as they are."""
+    if _is_symbolic(num, off, den):
         return num, off, den
     common = math.gcd(num, off, den)
     return num // common, off // common, den // common
@@ -112,10 +121,12 @@ class SamplingGrid:
         for name in ("in_size", "size", "num", "off", "den"):
             object.__setattr__(self, name, as_pair(getattr(self, name), name))
         for name, least in (("in_size", 1), ("size", 1), ("den", 1), ("num", 0)):
-            if min(getattr(self, name)) < least:
+            if any(value < least for value in getattr(self, name)):
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.border not in ("zero", "clamp"):
             raise ValueError(f"border must be 'zero' or 'clamp', not {self.border!r}")
+        if _is_symbolic(*self.in_size, *self.size, *self.num, *self.off, *self.den):
+            return
         axes = zip(self.in_size, self.size, self.num, self.off, self.den, strict=True)
         if any(num * n + abs(off) + (m + 2) * den >= MAX_POSITION for m, n, num, off, den in axes):
             raise ValueError(
@@ -151,7 +162,7 @@ class SamplingGrid:
         in_size, crop = as_pair(in_size, "in_size"), as_pair(crop, "crop")
         _check_integers(stride=stride, padding=padding)
         kernel = 2 * stride - stride % 2 if kernel is None else kernel
-        if stride < 1 or padding < 0 or min(crop) < 0:
+        if stride < 1 or padding < 0 or any(c < 0 for c in crop):
             raise ValueError(
                 f"stride must be positive, padding and crop not negative: got stride {stride}, "
                 f"padding {padding}, crop {crop}"
@@ -208,7 +219,7 @@ class SamplingGrid:
             size = tuple(math.floor(n * f) for n, f in zip(in_size, given, strict=True))
             scales = [
                 # torch copies an axis that keeps its size, whatever the factor
-                None if out == n else _fraction(f, "scale_factor")
+                None if 0.5 < f < 2 and out == n else _fraction(f, "scale_factor")
                 for n, out, f in zip(in_size, size, given, strict=True)
             ]
         wanted = as_pair(size, "size")
@@ -241,15 +252,14 @@ class SamplingGrid:
         Raises:
             ValueError: when the stride is not positive, or either is not finite.
         """
-        slope = _fraction(stride, "stride")
-        if slope <= 0:
+        step, start = _fraction(stride, "stride"), _fraction(offset, "offset")
+        if step <= 0:
             raise ValueError(f"stride must be positive, not {stride}")
-        slope = 1 / slope
-        start = -_fraction(offset, "offset") * slope
-        den = math.lcm(slope.denominator, start.denominator)
-        axis = (int(slope * den), int(start * den), den)
-        num, off, dens = zip(axis, axis, strict=True)
-        return cls(as_pair(in_size, "in_size"), as_pair(size, "size"), num, off, dens, border)
+        num = step.denominator * start.denominator
+        off = -start.numerator * step.denominator
+        axis = _reduced(num, off, step.numerator * start.denominator)
+        nums, offs, dens = zip(axis, axis, strict=True)
+        return cls(as_pair(in_size, "in_size"), as_pair(size, "size"), nums, offs, dens, border)
 
     def rescaled(self, size: int | Sequence[int]) -> SamplingGrid:
         """The same picture drawn at another size, in one sampling of the same map.
@@ -258,8 +268,6 @@ class SamplingGrid:
         a half-pixel resize; a photo shrunk for a network is so labelled at its own size.
         """
         wanted = as_pair(size, "size")
-        if wanted == self.size:
-            return self
         axes = []
         for old, new, num, off, den in zip(
             self.size, wanted, self.num, self.off, self.den, strict=True
@@ -282,36 +290,28 @@ class AxisTaps:
     w1: torch.Tensor
 
 
-@lru_cache(maxsize=256)
-def axis_taps(grid: SamplingGrid, axis: int, dtype: torch.dtype, device: torch.device) -> AxisTaps:
+def taps(grid: SamplingGrid, axis: int, dtype: torch.dtype, device: torch.device) -> AxisTaps:
     """The taps of `grid` along axis 0 (rows) or 1 (columns), each of the axis' output size.
 
     The cell comes from integer division; the weight is one correctly rounded division.
     """
     n, num, off, den = (v[axis] for v in (grid.in_size, grid.num, grid.off, grid.den))
-    with torch.inference_mode(False):  # kept for calls of every mode
-        return _taps(grid.size[axis], n, num, off, den, grid.border, dtype, device)
-
-
-def _taps(
-    size: int,
-    n: int,
-    num: int,
-    off: int,
-    den: int,
-    border: Border,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> AxisTaps:
-    position = torch.arange(size, dtype=torch.int64, device="cpu") * num + off
+    position = torch.arange(grid.size[axis], dtype=torch.int64, device="cpu") * num + off
     cell = torch.div(position, den, rounding_mode="floor")
     rest = position - cell * den
     w0, w1 = (den - rest).double() / den, rest.double() / den
-    if border == "zero":
+    if grid.border == "zero":
         w0 = torch.where((cell >= 0) & (cell < n), w0, 0.0)
         w1 = torch.where((cell >= -1) & (cell < n - 1), w1, 0.0)
     i0, i1 = cell.clamp(0, n - 1), (cell + 1).clamp(0, n - 1)
     return AxisTaps(i0.to(device), i1.to(device), w0.to(device, dtype), w1.to(device, dtype))
+
+
+@lru_cache(maxsize=256)
+def axis_taps(grid: SamplingGrid, axis: int, dtype: torch.dtype, device: torch.device) -> AxisTaps:
+    """`taps`, kept for the next call: for code that never runs on fake or traced tensors."""
+    with torch.inference_mode(False):  # kept for calls of every mode
+        return taps(grid, axis, dtype, device)
 
 
 @dataclass(frozen=True)
@@ -324,8 +324,9 @@ class ReceptiveField:
     """
 
     size: int = 1
-    stride: Fraction = Fraction(1)
-    offset: Fraction = Fraction(0)
+    # Made anew: a tracer cannot follow a default value of a foreign class.
+    stride: Fraction = field(default_factory=lambda: Fraction(1))
+    offset: Fraction = field(default_factory=lambda: Fraction(0))
 
     def conv(
         self, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1
@@ -333,7 +334,7 @@ class ReceptiveField:
         """After a convolution or a pooling."""
         reach = dilation * (kernel - 1)
         return ReceptiveField(
-            self.size + int(self.stride * reach),
+            self.size + reach * self.stride.numerator // self.stride.denominator,
             self.stride * stride,
             self.offset + self.stride * (Fraction(reach, 2) - padding),
         )
@@ -341,8 +342,9 @@ class ReceptiveField:
     def deconv(self, kernel: int, stride: int, padding: int = 0) -> ReceptiveField:
         """After a transposed convolution."""
         finer = self.stride / stride
+        reach = (kernel - 1) // stride
         return ReceptiveField(
-            self.size + int(self.stride * (-(-kernel // stride) - 1)),
+            self.size + reach * self.stride.numerator // self.stride.denominator,
             finer,
             self.offset - finer * (Fraction(kernel - 1, 2) - padding),
         )
