@@ -68,7 +68,11 @@ class FCN(nn.Module):
         table: the classes' names and colours, when they are known.
         name, options: the arguments of `create_model` that made the network.
         preprocessing: what `preprocess` does; it travels with the weights.
+        default_preprocessing: what the network's own released weights expect.
+        channels: of the network's input.
     """
+
+    channels = 3
 
     _mean: Tensor
     _std: Tensor
@@ -81,6 +85,7 @@ class FCN(nn.Module):
         self.table: ClassTable | None = None
         self.name = ""
         self.options: dict[str, Any] = {}
+        self.default_preprocessing = preprocessing
         self.set_preprocessing(preprocessing)
 
     def set_preprocessing(self, preprocessing: Preprocessing | Mapping[str, Any]) -> None:

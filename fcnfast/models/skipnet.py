@@ -24,11 +24,11 @@ from .decoder import (
 )
 
 # Layers that only change values: their map keeps the name of the layer before, as in Caffe.
-POINTWISE = (nn.ReLU, nn.Dropout)
+POINTWISE = (nn.ReLU, nn.Dropout, nn.BatchNorm2d)
 
 
 class SkipNet(FCN):
-    """A network whose layers are its direct children, named as in the reference implementation.
+    """A network whose layers are its direct children, named as where their weights come from.
 
     A subclass lists its trunk with `_add_trunk`, says with `_add_heads` which maps it reads scores
     from, and calls `_start`. Crops, grids and learned upsamplings follow from the calculus.
@@ -124,7 +124,7 @@ class SkipNet(FCN):
                 raise ValueError(f"{name} must be one of {', '.join(UPSAMPLINGS)}, not {value!r}")
         steps = self._steps()
         for suffix in self.heads.values():
-            score = cast(nn.Conv2d, self.get_submodule(self._score_name(self.taps[0], suffix)))
+            score = cast(nn.Conv2d, getattr(self, self._score_name(self.taps[0], suffix)))
             names = self._upscore_names(suffix)
             for name, step in zip(names, steps, strict=True):
                 wanted = final if name == names[-1] else kind
@@ -147,7 +147,7 @@ class SkipNet(FCN):
         """Where the units of the trunk's maps lie, by the name of the map."""
         found, here, blob = {}, IMAGE, "image"
         for name in self.trunk:
-            layer = self.get_submodule(name)
+            layer = getattr(self, name)
             here = after(here, layer)
             blob = blob if isinstance(layer, POINTWISE) else name
             found[blob] = here
@@ -178,7 +178,7 @@ class SkipNet(FCN):
         """Those maps of a trunk that are wanted."""
         found, here, blob = {}, Located(images, IMAGE), "the image"
         for name in trunk:
-            layer = self.get_submodule(name)
+            layer = getattr(self, name)
             self._check_size(here.x.shape[-2:], blob, name, layer, images.shape[-2:])
             here = Located(layer(here.x), after(here.field, layer))
             blob = blob if isinstance(layer, POINTWISE) else name
@@ -203,7 +203,7 @@ class SkipNet(FCN):
         x, field = features[tap]
         if tap in self.scales:
             x = x * self.scales[tap]
-        return Located(self.get_submodule(self._score_name(tap, suffix))(x), field)
+        return Located(getattr(self, self._score_name(tap, suffix))(x), field)
 
     def score_maps(
         self, images: Tensor, heads: Collection[str] | None = None

@@ -17,7 +17,13 @@ AT_ONCE_SCALES = {"pool4": 0.01, "pool3": 0.0001}
 
 
 def fully_connected(
-    channels: int, kernel: int, width: int, dropout: float, padding: int
+    channels: int,
+    kernel: int,
+    width: int,
+    dropout: float,
+    padding: int,
+    *,
+    dropout_first: bool = False,
 ) -> dict[str, nn.Module]:
     """The classifier of AlexNet and VGG as convolutions: fc6 and fc7, each with ReLU and dropout.
 
@@ -26,14 +32,13 @@ def fully_connected(
     """
     if type(padding) is not int or not 0 <= padding <= kernel // 2:
         raise ValueError(f"fc6_padding must be 0 to {kernel // 2}, not {padding!r}")
-    return {
-        "fc6": nn.Conv2d(channels, width, kernel, padding=padding),
-        "relu6": nn.ReLU(inplace=True),
-        "drop6": nn.Dropout(dropout),
-        "fc7": nn.Conv2d(width, width, 1),
-        "relu7": nn.ReLU(inplace=True),
-        "drop7": nn.Dropout(dropout),
-    }
+    fc6 = nn.Conv2d(channels, width, kernel, padding=padding)
+    layers: dict[str, nn.Module] = {}
+    for number, conv in ((6, fc6), (7, nn.Conv2d(width, width, 1))):
+        drop: dict[str, nn.Module] = {f"drop{number}": nn.Dropout(dropout)}
+        unit = {f"fc{number}": conv, f"relu{number}": nn.ReLU(inplace=True)}
+        layers |= drop | unit if dropout_first else unit | drop
+    return layers
 
 
 def vgg16(

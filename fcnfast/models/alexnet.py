@@ -1,0 +1,100 @@
+"""FCN-AlexNet of the paper, over CaffeNet or over torchvision's variant."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from .base import CAFFE, IMAGENET
+from .decoder import Upsampling
+from .skipnet import SkipNet
+from .vgg import fully_connected
+
+Family = Literal["caffe", "torchvision"]
+FAMILIES = ("caffe", "torchvision")
+# Output channels of the five convolutions.
+WIDTHS = {"caffe": (96, 256, 384, 384, 256), "torchvision": (64, 192, 384, 256, 256)}
+FULLY_CONNECTED = 4096
+
+
+def check_family(family: str) -> None:
+    """Refuse a family that is none.
+
+    Raises:
+        ValueError: with the names of those that are.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")
+
+
+def alexnet(
+    family: Family, padding: int | None, fc6_padding: int, dropout: float
+) -> dict[str, nn.Module]:
+    """The layers up to fc7. CaffeNet pools before it normalises, and groups three convolutions."""
+    caffe = family == "caffe"
+    w1, w2, w3, w4, w5 = WIDTHS[family]
+    groups = 2 if caffe else 1
+    layers: dict[str, nn.Module] = {}
+
+    def conv(number: int, layer: nn.Conv2d) -> None:
+        layers[f"conv{number}"] = layer
+        layers[f"relu{number}"] = nn.ReLU(inplace=True)
+
+    def pool(number: int) -> None:
+        layers[f"pool{number}"] = nn.MaxPool2d(3, 2, ceil_mode=True)
+        if caffe and number < 5:
+            layers[f"norm{number}"] = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+
+    conv(1, nn.Conv2d(3, w1, 11, 4, padding=5 if padding is None else padding))
+    pool(1)
+    conv(2, nn.Conv2d(w1, w2, 5, padding=2, groups=groups))
+    pool(2)
+    conv(3, nn.Conv2d(w2, w3, 3, padding=1))
+    conv(4, nn.Conv2d(w3, w4, 3, padding=1, groups=groups))
+    conv(5, nn.Conv2d(w4, w5, 3, padding=1, groups=groups))
+    pool(5)
+    return layers | fully_connected(
+        w5, 6, FULLY_CONNECTED, dropout, fc6_padding, dropout_first=not caffe
+    )
+
+
+class FCNAlexNet(SkipNet):
+    """FCN-32s over CaffeNet: units lie on whole pixels, so that the last kernel is 63, not 64.
+
+    Score layers start at zero, upsampling is bilinear; the trunk starts at random (He).
+
+    Args:
+        num_classes: C.
+        family: "caffe" for CaffeNet (what the paper used: groups, local response normalisation),
+            "torchvision" for the layers of torchvision's AlexNet (other widths, no groups, no
+            normalisation, dropout before fc6 and fc7; poolings round up here, so that crops fit).
+        padding: of the first convolution, at least 82; weights belong to one padding. None: no
+            padded canvas, images of at least 189 x 189.
+        fc6_padding: with padding=None, cells that fc6 pads, 0 to 3.
+        dropout: elementwise.
+        upsampling, final_upsampling: see `set_upsampling`; this net's only one is the final one.
+
+    Raises:
+        ValueError: on an unknown family, on a padding that no crop fits.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 21,
+        *,
+        family: Family = "caffe",
+        padding: int | None = 100,
+        fc6_padding: int = 0,
+        dropout: float = 0.5,
+        upsampling: Upsampling = "fixed",
+        final_upsampling: Upsampling | None = None,
+    ) -> None:
+        check_family(family)
+        super().__init__(num_classes, CAFFE if family == "caffe" else IMAGENET, padding)
+        if padding is not None and fc6_padding:
+            raise ValueError("fc6_padding needs padding=None: with a padded canvas fc6 has none")
+        self.family = family
+        self._add_trunk(alexnet(family, padding, fc6_padding, dropout))
+        self._add_heads({"fc7": FULLY_CONNECTED})
+        self._start(upsampling, final_upsampling)

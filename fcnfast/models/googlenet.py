@@ -1,0 +1,202 @@
+"""FCNs over GoogLeNet: FCN-32s as in the paper, and with skips; BVLC's layers or torchvision's."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..geometry import ReceptiveField
+from .alexnet import Family, check_family
+from .base import CAFFE, Preprocessing
+from .decoder import Upsampling, after, joined
+from .skipnet import SkipNet
+
+
+class Widths(NamedTuple):
+    """Output channels of an inception block's convolutions, named as in BVLC's definition."""
+
+    one: int
+    reduce3: int
+    three: int
+    reduce5: int
+    five: int
+    pooled: int
+
+    @property
+    def total(self) -> int:
+        """Channels of the concatenated branches."""
+        return self.one + self.three + self.five + self.pooled
+
+
+STEM = (64, 64, 192)
+BLOCKS = {
+    "3a": Widths(64, 96, 128, 16, 32, 32),
+    "3b": Widths(128, 128, 192, 32, 96, 64),
+    "4a": Widths(192, 96, 208, 16, 48, 64),
+    "4b": Widths(160, 112, 224, 24, 64, 64),
+    "4c": Widths(128, 128, 256, 24, 64, 64),
+    "4d": Widths(112, 144, 288, 32, 64, 64),
+    "4e": Widths(256, 160, 320, 32, 128, 128),
+    "5a": Widths(256, 160, 320, 32, 128, 128),
+    "5b": Widths(384, 192, 384, 48, 128, 128),
+}
+# torchvision's GoogLeNet takes RGB in -1..1 (its transform_input does this to its usual input).
+TORCHVISION = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3, scale=1 / 255)
+
+
+def _unit(
+    family: Family,
+    before: int,
+    width: int,
+    kernel: int,
+    stride: int = 1,
+    padding: int | None = None,
+) -> nn.Module:
+    """A convolution; torchvision's is followed by batch norm, and has no bias."""
+    plain = family == "caffe"
+    padding = kernel // 2 if padding is None else padding
+    conv = nn.Conv2d(before, width, kernel, stride, padding, bias=plain)
+    if plain:
+        return conv
+    named = nn.Sequential()
+    named.add_module("conv", conv)
+    named.add_module("bn", nn.BatchNorm2d(width, eps=1e-3))
+    return named
+
+
+class Inception(nn.Module):
+    """Four branches side by side, each with ReLU behind every convolution.
+
+    torchvision's 5 x 5 branch is 3 x 3 by a slip of its first release; its weights need that.
+    """
+
+    def __init__(self, channels: int, widths: Widths, family: Family) -> None:
+        super().__init__()
+        five = 5 if family == "caffe" else 3
+        for name, before, width, kernel in (
+            ("1x1", channels, widths.one, 1),
+            ("3x3_reduce", channels, widths.reduce3, 1),
+            ("3x3", widths.reduce3, widths.three, 3),
+            ("5x5_reduce", channels, widths.reduce5, 1),
+            ("5x5", widths.reduce5, widths.five, five),
+            ("pool_proj", channels, widths.pooled, 1),
+        ):
+            self.add_module(name, _unit(family, before, width, kernel))
+        self.pool = nn.MaxPool2d(3, 1, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def branches(self) -> list[list[nn.Module]]:
+        """The layers of every branch, in the order in which they are concatenated."""
+        relu = self.relu
+        names = (("1x1",), ("3x3_reduce", "3x3"), ("5x5_reduce", "5x5"), ("pool_proj",))
+        found = [[layer for name in row for layer in (getattr(self, name), relu)] for row in names]
+        found[-1].insert(0, self.pool)
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x h x w to the same size."""
+        results = []
+        for layers in self.branches():
+            y = x
+            for layer in layers:
+                y = layer(y)
+            results.append(y)
+        return torch.cat(results, 1)
+
+    def field_after(self, field: ReceptiveField) -> ReceptiveField:
+        """The field of the widest branch."""
+        ends = []
+        for layers in self.branches():
+            end = field
+            for layer in layers:
+                end = after(end, layer)
+            ends.append(end)
+        return joined(*ends)
+
+
+def _stage(**units: nn.Module) -> nn.Sequential:
+    """Convolutions with ReLU behind each, under their names."""
+    stage = nn.Sequential()
+    for name, unit in units.items():
+        stage.add_module(name, unit)
+        stage.add_module(f"relu_{name}", nn.ReLU(inplace=True))
+    return stage
+
+
+def googlenet(family: Family, padding: int | None, dropout: float) -> dict[str, nn.Module]:
+    """The layers up to inception_5b; the average pooling behind it is left out, as in the paper."""
+    caffe = family == "caffe"
+    w1, w2, w3 = STEM
+    layers: dict[str, nn.Module] = {}
+
+    def pool(number: int, kernel: int = 3) -> None:
+        layers[f"pool{number}"] = nn.MaxPool2d(kernel, 2, ceil_mode=True)
+
+    def norm(number: int) -> None:
+        if caffe:
+            layers[f"norm{number}"] = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+
+    layers["conv1"] = _stage(**{"7x7_s2": _unit(family, 3, w1, 7, 2, padding)})
+    pool(1)
+    norm(1)
+    reduce, three = _unit(family, w1, w2, 1), _unit(family, w2, w3, 3)
+    layers["conv2"] = _stage(**{"3x3_reduce": reduce, "3x3": three})
+    norm(2)
+    pool(2)
+    channels = w3
+    for name, widths in BLOCKS.items():
+        if name == "4a":
+            pool(3)
+        if name == "5a":
+            pool(4, 3 if caffe else 2)
+        layers[f"inception_{name}"] = Inception(channels, widths, family)
+        channels = widths.total
+    layers["drop"] = nn.Dropout(dropout)
+    return layers
+
+
+class FCNGoogLeNet(SkipNet):
+    """FCN-32s over GoogLeNet, as section 4.1 describes it; 16s and 8s carry its idea of skips on.
+
+    The paper reports the 32s net only, released neither code nor weights, and does not say how it
+    padded: here every layer pads its own border, so that no large padding is needed. Skips are
+    read from the last blocks of strides 16 and 8, inception_4e and inception_3b. Images of at
+    least 31 x 31. Score layers start at zero, upsampling is bilinear, the trunk at random (He).
+
+    Args:
+        num_classes: C.
+        stride: 32, 16 or 8: the stride of the finest scores.
+        family: "caffe" for BVLC's layers, "torchvision" for those of torchvision's weights (batch
+            norm instead of local response normalisation, a 3 x 3 kernel in the 5 x 5 branches, a
+            2 x 2 fourth pooling).
+        padding: of the first convolution; 3 is the trunk's own. None: as 3, but beyond their edges
+            maps go on with their edge instead of zeros.
+        dropout: before the score layer, elementwise; the share is the classifier's.
+        upsampling, final_upsampling: see `set_upsampling`.
+
+    Raises:
+        ValueError: on another stride or family, on a padding that no crop fits.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 21,
+        *,
+        stride: int = 32,
+        family: Family = "caffe",
+        padding: int | None = 3,
+        dropout: float = 0.4,
+        upsampling: Upsampling = "fixed",
+        final_upsampling: Upsampling | None = None,
+    ) -> None:
+        check_family(family)
+        super().__init__(num_classes, CAFFE if family == "caffe" else TORCHVISION, padding)
+        if stride not in (32, 16, 8):
+            raise ValueError(f"stride must be 32, 16 or 8, not {stride}")
+        self.stride, self.family = stride, family
+        self._add_trunk(googlenet(family, padding, dropout))
+        blocks = ("5b", "4e", "3b")[: {32: 1, 16: 2, 8: 3}[stride]]
+        self._add_heads({f"inception_{name}": BLOCKS[name].total for name in blocks})
+        self._start(upsampling, final_upsampling)

@@ -1,0 +1,151 @@
+"""FCN-32s from colour and depth (NYUDv2): early fusion of channels, late fusion of two nets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .base import Preprocessing
+from .decoder import Located, Upsampling
+from .skipnet import SkipNet
+from .vgg import FULLY_CONNECTED, vgg16
+
+# Channel means of the data set: BGR, and HHA in the order in which its pictures store it.
+NYUD_COLOR = Preprocessing(mean=(116.190, 97.203, 92.318), order="bgr")
+NYUD_HHA = Preprocessing(mean=(132.431, 94.076, 118.477), order="rgb")
+# Mean of the logarithm of the depth in millimetres.
+NYUD_LOG_DEPTH = 7.844
+
+
+class FCNColorDepth(SkipNet):
+    """FCN-32s over VGG-16 whose first layer takes four channels: BGR and the depth's logarithm.
+
+    The network's own input is N x 4 x H x W, what `preprocess` makes of a photo and its depth.
+
+    Args:
+        num_classes: C.
+        padding, fc6_padding, dropout, upsampling, final_upsampling: as of `FCNVGG16`.
+        depth_mean: what is subtracted from the logarithm.
+    """
+
+    channels = 4
+
+    def __init__(
+        self,
+        num_classes: int = 40,
+        *,
+        padding: int | None = 100,
+        fc6_padding: int = 0,
+        dropout: float = 0.5,
+        upsampling: Upsampling = "fixed",
+        final_upsampling: Upsampling | None = None,
+        depth_mean: float = NYUD_LOG_DEPTH,
+    ) -> None:
+        super().__init__(num_classes, NYUD_COLOR, padding)
+        self.depth_mean = float(depth_mean)
+        layers = vgg16(padding, fc6_padding, dropout, channels=4, first="conv1_1_bgrd")
+        self._add_trunk(layers)
+        self._add_heads({"fc7": FULLY_CONNECTED})
+        self._start(upsampling, final_upsampling)
+
+    def preprocess(self, images: Tensor, depth: Tensor | None = None) -> Tensor:
+        """Photos and their depth to the network's own input, N x 4 x H x W.
+
+        Args:
+            images: uint8 RGB, N x 3 x H x W.
+            depth: N x 1 x H x W in millimetres, of a floating type or int32; pixels without a
+                depth (0, or not finite) get the mean, as one that says nothing.
+
+        Raises:
+            TypeError, ValueError: as `FCN.preprocess`; without a depth, for one of another shape
+                or type.
+        """
+        colour = super().preprocess(images)
+        wanted = (images.shape[0], 1, *images.shape[2:])
+        if not isinstance(depth, Tensor):
+            raise TypeError(f"{self.name or 'the network'} needs the depth too, not {depth!r}")
+        if depth.shape != wanted:
+            raise ValueError(f"depth must be {wanted}, not {tuple(depth.shape)}")
+        if not depth.is_floating_point() and depth.dtype != torch.int32:
+            raise TypeError(f"depth must be of a floating type or int32, not {depth.dtype}")
+        depth = depth.to(torch.promote_types(depth.dtype, torch.float32))
+        known = (depth > 0) & depth.isfinite()
+        logs = torch.where(known, depth, 1.0).log() - self.depth_mean
+        logs = torch.where(known, logs, 0.0)
+        return torch.cat((colour, logs.to(colour)), 1)
+
+
+class FCNColorHHA(SkipNet):
+    """Two FCN-32s over VGG-16, for colour and for HHA, whose coarse scores are averaged.
+
+    HHA is depth as three channels: disparity, height, angle. Layers carry the names of the
+    reference implementation: those of one net with "color" or "hha" behind them. The network's own
+    input is N x 6 x H x W, colour first, what `preprocess` makes of a photo and its HHA picture.
+
+    Args:
+        num_classes: C.
+        padding, fc6_padding, dropout, upsampling, final_upsampling: as of `FCNVGG16`.
+        hha_mean: what is subtracted from the HHA channels.
+    """
+
+    channels = 6
+    streams = ("color", "hha")
+
+    def __init__(
+        self,
+        num_classes: int = 40,
+        *,
+        padding: int | None = 100,
+        fc6_padding: int = 0,
+        dropout: float = 0.5,
+        upsampling: Upsampling = "fixed",
+        final_upsampling: Upsampling | None = None,
+        hha_mean: tuple[float, float, float] = NYUD_HHA.mean,
+    ) -> None:
+        super().__init__(num_classes, NYUD_COLOR, padding)
+        self.hha = Preprocessing(mean=hha_mean, order="rgb")
+        self.trunks: dict[str, list[str]] = {}
+        for stream in self.streams:
+            layers = vgg16(padding, fc6_padding, dropout)
+            self._add_trunk({name + stream: layer for name, layer in layers.items()})
+            self.trunks[stream], self.trunk = self.trunk, []
+            self.add_module(f"score_fr{stream}", nn.Conv2d(FULLY_CONNECTED, num_classes, 1))
+        self.trunk = self.trunks["color"]  # where the units lie: both streams are alike
+        self.taps, self.heads = ("fc7color",), {"out": ""}
+        self._start(upsampling, final_upsampling)
+
+    def _score_name(self, tap: str, suffix: str) -> str:
+        return "score_frcolor"
+
+    def preprocess(self, images: Tensor, hha: Tensor | None = None) -> Tensor:
+        """Photos and their HHA pictures to the network's own input, N x 6 x H x W.
+
+        Args:
+            images: uint8 RGB, N x 3 x H x W.
+            hha: uint8 of the same shape, channels in the order in which the picture stores them.
+
+        Raises:
+            TypeError, ValueError: as `FCN.preprocess`, for both.
+        """
+        colour = super().preprocess(images)
+        if not isinstance(hha, Tensor) or hha.dtype != torch.uint8:
+            kind = hha.dtype if isinstance(hha, Tensor) else type(hha).__name__
+            raise TypeError(f"{self.name or 'the network'} needs hha, a uint8 tensor, not {kind}")
+        if hha.shape != images.shape:
+            raise ValueError(f"hha must be {tuple(images.shape)}, not {tuple(hha.shape)}")
+        mean = torch.tensor(self.hha.mean, device=hha.device).view(3, 1, 1)
+        return torch.cat((colour, (hha - mean).to(colour)), 1)
+
+    def features(self, images: Tensor) -> dict[str, Located]:
+        """The maps of fc7 of both streams."""
+        found: dict[str, Located] = {}
+        for stream, part in zip(self.streams, images.split(3, 1), strict=True):
+            found |= self._walk(self.trunks[stream], part, (f"fc7{stream}",))
+        return found
+
+    def _score(self, features: Mapping[str, Located], tap: str, suffix: str) -> Located:
+        """The mean of the two streams' scores."""
+        scores = [getattr(self, f"score_fr{s}")(features[f"fc7{s}"].x) for s in self.streams]
+        return Located(0.5 * scores[0] + 0.5 * scores[1], features[tap].field)

@@ -1,0 +1,234 @@
+"""ResNets: torchvision's fcn_resnet50 and fcn_resnet101, and FCN-8s over any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor, nn
+
+from ..geometry import ReceptiveField, SamplingGrid
+from .base import FCN, IMAGENET, ScoreMap
+from .decoder import IMAGE, Located, Upsampling, after, image_grid_aligned, joined
+from .skipnet import SkipNet
+
+# Blocks of the four layers, and whether they are bottlenecks.
+DEPTHS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+}
+# Width of the stem and of the first layer; every layer doubles it.
+WIDTH = 64
+# A bottleneck's result is so many times wider than its middle.
+EXPANSION = 4
+LAYERS = ("layer1", "layer2", "layer3", "layer4")
+
+
+class Residual(nn.Module):
+    """A residual block of torchvision's ResNets, with its names; strides stand at the 3 x 3.
+
+    Args:
+        channels: of the input; width: of the middle; bottleneck: 1 x 1, 3 x 3, 1 x 1 instead of
+            two 3 x 3; stride, dilation: of the first 3 x 3; `project` the shortcut by 1 x 1.
+    """
+
+    def __init__(
+        self, channels: int, width: int, bottleneck: bool, stride: int, dilation: int, project: bool
+    ) -> None:
+        super().__init__()
+        out = width * EXPANSION if bottleneck else width
+
+        def three(before: int, stride: int) -> nn.Conv2d:
+            return nn.Conv2d(before, width, 3, stride, dilation, dilation, bias=False)
+
+        if bottleneck:
+            convs = [
+                nn.Conv2d(channels, width, 1, bias=False),
+                three(width, stride),
+                nn.Conv2d(width, out, 1, bias=False),
+            ]
+        else:
+            convs = [three(channels, stride), three(width, 1)]
+        self.count = len(convs)
+        for number, conv in enumerate(convs, 1):
+            self.add_module(f"conv{number}", conv)
+            self.add_module(f"bn{number}", nn.BatchNorm2d(conv.out_channels))
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if project:
+            shortcut = nn.Conv2d(channels, out, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x h x w to N x C' x h' x w', h' = h / stride rounded up."""
+        y = x
+        for number in range(1, self.count + 1):
+            y = getattr(self, f"bn{number}")(getattr(self, f"conv{number}")(y))
+            if number < self.count:
+                y = self.relu(y)
+        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+    def field_after(self, field: ReceptiveField) -> ReceptiveField:
+        """The field of the convolutions; the shortcut's units lie at the same places."""
+        shortcut = field if self.downsample is None else after(field, self.downsample)
+        for number in range(1, self.count + 1):
+            field = after(field, getattr(self, f"conv{number}"))
+        return joined(field, shortcut)
+
+
+def resnet(depth: int, dilate: bool) -> tuple[dict[str, nn.Module], dict[str, int]]:
+    """The layers of a ResNet and the channels of its four maps.
+
+    Every convolution pads its own border, so that unit u of a map of stride S lies on pixel S * u.
+    With `dilate` the last two layers keep the stride of 8, and dilate instead.
+    """
+    counts, bottleneck = DEPTHS[depth]
+    layers: dict[str, nn.Module] = {
+        "conv1": nn.Conv2d(3, WIDTH, 7, 2, padding=3, bias=False),
+        "bn1": nn.BatchNorm2d(WIDTH),
+        "relu": nn.ReLU(inplace=True),
+        "maxpool": nn.MaxPool2d(3, 2, padding=1),
+    }
+    channels, widths, dilation = WIDTH, {}, 1
+    for number, (name, count) in enumerate(zip(LAYERS, counts, strict=True)):
+        width = WIDTH * 2**number
+        out = width * EXPANSION if bottleneck else width
+        stride = 1 if number == 0 else 2
+        before = dilation  # the first block of a layer still dilates as the layer before
+        if dilate and number >= 2:
+            stride, dilation = 1, 2 * dilation
+        blocks = nn.Sequential()
+        for index in range(count):
+            first = index == 0
+            project = first and (channels != out or number > 0)
+            block = Residual(
+                channels,
+                width,
+                bottleneck,
+                stride if first else 1,
+                before if first else dilation,
+                project,
+            )
+            blocks.append(block)
+            channels = out
+        layers[name], widths[name] = blocks, out
+    return layers, widths
+
+
+class FCNHead(nn.Sequential):
+    """torchvision's head: 3 x 3 convolution to a quarter of the channels, dropout, scores."""
+
+    def __init__(self, channels: int, classes: int, dropout: float) -> None:
+        width = channels // 4
+        super().__init__(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Conv2d(width, classes, 1),
+        )
+
+
+class FCNResNet(FCN):
+    """torchvision's FCN: a dilated ResNet of stride 8, a head on layer4, an auxiliary on layer3.
+
+    Keys, inputs and outputs are torchvision's, its resize included: unit u of the scores lies on
+    pixel 8u, but is drawn at 8u + 3.5, since a resize looks at sizes only. `aligned` draws it
+    where it lies, for new training. Unlike the paper's, its scores start at random.
+
+    Args:
+        num_classes: C.
+        depth: 50 or 101.
+        aux_loss: have the auxiliary head, output "aux"; it counts half in the loss.
+        aligned: sample the scores where their units lie.
+        dropout: before the scores, elementwise.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 21,
+        *,
+        depth: int = 50,
+        aux_loss: bool = True,
+        aligned: bool = False,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(num_classes, IMAGENET)
+        layers, widths = resnet(depth, dilate=True)
+        self.backbone = nn.ModuleDict(layers)
+        self.aligned = aligned
+        self.classifier = FCNHead(widths["layer4"], num_classes, dropout)
+        self.aux_classifier = FCNHead(widths["layer3"], num_classes, dropout) if aux_loss else None
+        for name, layer in self.named_modules():
+            self.initialise(name, layer)
+
+    def initialise(self, name: str, layer: nn.Module) -> None:
+        """As torchvision: He for the backbone, torch's own start for the heads."""
+        if isinstance(layer, nn.Conv2d) and name.startswith("backbone."):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)):
+            layer.reset_parameters()
+
+    def features(self, images: Tensor) -> dict[str, Located]:
+        """The maps of layer3 and layer4, both of stride 8."""
+        found, here = {}, Located(images, IMAGE)
+        for name, layer in self.backbone.items():
+            here = found[name] = Located(layer(here.x), after(here.field, layer))
+        return {name: found[name] for name in LAYERS[2:]}
+
+    def score_maps(
+        self, images: Tensor, heads: Collection[str] | None = None
+    ) -> dict[str, ScoreMap]:
+        """Scores at stride 8: "out", and "aux" where there is that head."""
+        features, found = self.features(images), {}
+        for head, name, layer in (
+            ("out", "layer4", self.classifier),
+            ("aux", "layer3", self.aux_classifier),
+        ):
+            if layer is not None and (heads is None or head in heads):
+                x, field = features[name]
+                scores = Located(layer(x), field)
+                found[head] = ScoreMap(scores.x, self._grid(scores, images))
+        return found
+
+    def _grid(self, scores: Located, images: Tensor) -> SamplingGrid:
+        size = tuple(images.shape[-2:])
+        if self.aligned:
+            return image_grid_aligned(scores, size)
+        return SamplingGrid.resize(tuple(scores.x.shape[-2:]), size)
+
+
+class FCN8sResNet(SkipNet):
+    """FCN-8s over a ResNet of stride 32: scores of layer4, layer3 and layer2, fused as over VGG.
+
+    Every convolution pads its own border: no large padding, images of any size from 1 x 1. Score
+    layers start at zero, upsampling is bilinear, the trunk starts at random (He).
+
+    Args:
+        num_classes: C.
+        depth: 18, 34, 50 or 101.
+        dropout: of layer4's map before its scores, elementwise.
+        upsampling, final_upsampling: see `set_upsampling`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 21,
+        *,
+        depth: int = 50,
+        dropout: float = 0.0,
+        upsampling: Upsampling = "fixed",
+        final_upsampling: Upsampling | None = None,
+    ) -> None:
+        super().__init__(num_classes, IMAGENET)
+        layers, widths = resnet(depth, dilate=False)
+        self._add_trunk({**layers, "drop": nn.Dropout(dropout)})
+        self._add_heads({name: widths[name] for name in LAYERS[:0:-1]})
+        self._start(upsampling, final_upsampling)
+
+    def initialise(self, name: str, layer: nn.Module) -> None:
+        """As `FCN.initialise`, with the variance of what goes backwards kept, as torchvision."""
+        super().initialise(name, layer)
+        if isinstance(layer, nn.Conv2d) and not name.startswith("score"):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

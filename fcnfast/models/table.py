@@ -1,0 +1,116 @@
+"""The networks by name: one row each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import InputError
+from .alexnet import FCNAlexNet
+from .base import CAFFE, FCN, Preprocessing
+from .googlenet import FCNGoogLeNet
+from .light import FCNLight
+from .nyud import NYUD_COLOR, NYUD_HHA, FCNColorDepth, FCNColorHHA
+from .resnet import FCN8sResNet, FCNResNet
+from .vgg import FCNVGG16
+
+# Mean BGR pixels of the data sets whose networks subtract their own.
+SIFT_FLOW = Preprocessing(mean=(114.578, 115.294, 108.353), order="bgr")
+PASCAL_CONTEXT = Preprocessing(mean=(104.007, 116.669, 122.679), order="bgr")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network.
+
+    Attributes:
+        make: its class, called with num_classes and options.
+        about: what it is, in one line.
+        fixed: the options that the name stands for.
+        classes: how many it has unless another number is asked for.
+        preprocessing: of its released weights, where it is not the class's own.
+    """
+
+    make: Callable[..., FCN]
+    about: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    classes: int = 21
+    preprocessing: Preprocessing | None = None
+
+
+def _vgg(
+    stride: int, about: str, classes: int = 21, preprocessing: Preprocessing = CAFFE, **fixed: Any
+) -> Row:
+    return Row(FCNVGG16, about, {"stride": stride, **fixed}, classes, preprocessing)
+
+
+MODELS: dict[str, Row] = {
+    "fcn32s_vgg16": _vgg(32, "FCN-32s over VGG-16, PASCAL VOC"),
+    "fcn16s_vgg16": _vgg(16, "FCN-16s over VGG-16, PASCAL VOC"),
+    "fcn8s_vgg16": _vgg(8, "FCN-8s over VGG-16, trained in stages, PASCAL VOC"),
+    "fcn8s_atonce_vgg16": _vgg(8, "FCN-8s over VGG-16, trained at once", at_once=True),
+    "fcn32s_alexnet": Row(FCNAlexNet, "FCN-32s over CaffeNet, PASCAL VOC"),
+    "fcn32s_googlenet": Row(FCNGoogLeNet, "FCN-32s over GoogLeNet", {"stride": 32}),
+    "fcn16s_googlenet": Row(
+        FCNGoogLeNet, "FCN-16s over GoogLeNet (not the paper's)", {"stride": 16}
+    ),
+    "fcn8s_googlenet": Row(FCNGoogLeNet, "FCN-8s over GoogLeNet (not the paper's)", {"stride": 8}),
+    "nyud_fcn32s_vgg16_color": _vgg(32, "NYUDv2 from colour", 40, NYUD_COLOR),
+    "nyud_fcn32s_vgg16_hha": _vgg(32, "NYUDv2 from HHA pictures of the depth", 40, NYUD_HHA),
+    "nyud_fcn32s_vgg16_color_d": Row(FCNColorDepth, "NYUDv2, colour and depth, early", classes=40),
+    "nyud_fcn32s_vgg16_color_hha": Row(FCNColorHHA, "NYUDv2, colour and HHA, late", classes=40),
+    "siftflow_fcn32s_vgg16": _vgg(32, "SIFT Flow, two heads", 33, SIFT_FLOW, geo_classes=3),
+    "siftflow_fcn16s_vgg16": _vgg(16, "SIFT Flow, two heads", 33, SIFT_FLOW, geo_classes=3),
+    "siftflow_fcn8s_vgg16": _vgg(8, "SIFT Flow, two heads", 33, SIFT_FLOW, geo_classes=3),
+    "pascalcontext_fcn32s_vgg16": _vgg(32, "PASCAL-Context", 60, PASCAL_CONTEXT),
+    "pascalcontext_fcn16s_vgg16": _vgg(16, "PASCAL-Context", 60, PASCAL_CONTEXT),
+    "pascalcontext_fcn8s_vgg16": _vgg(8, "PASCAL-Context", 60, PASCAL_CONTEXT),
+    "fcn_resnet50": Row(FCNResNet, "torchvision's FCN over ResNet-50", {"depth": 50}),
+    "fcn_resnet101": Row(FCNResNet, "torchvision's FCN over ResNet-101", {"depth": 101}),
+    "fcn8s_resnet18": Row(FCN8sResNet, "FCN-8s over ResNet-18", {"depth": 18}),
+    "fcn8s_resnet34": Row(FCN8sResNet, "FCN-8s over ResNet-34", {"depth": 34}),
+    "fcn8s_resnet50": Row(FCN8sResNet, "FCN-8s over ResNet-50", {"depth": 50}),
+    "fcn8s_resnet101": Row(FCN8sResNet, "FCN-8s over ResNet-101", {"depth": 101}),
+    "fcn4s_light": Row(FCNLight, "the bundled network: small, for CPUs, CamVid", classes=11),
+}
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` knows."""
+    return sorted(MODELS)
+
+
+def find(name: str) -> Row:
+    """The row of a name.
+
+    Raises:
+        InputError: for an unknown name; the nearest are offered.
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(MODELS)}"
+        raise InputError(f"there is no network {name!r}; {hint}")
+    return MODELS[name]
+
+
+def build(name: str, num_classes: int | None, options: Mapping[str, Any]) -> FCN:
+    """A new network of a name, with starting values (none on the meta device).
+
+    Raises:
+        InputError: for an unknown name; the nearest are offered.
+        TypeError: for an option that the network does not have, or that its name fixes.
+        ValueError: for options that it refuses.
+    """
+    row = find(name)
+    clash = sorted(set(row.fixed) & set(options))
+    if clash:
+        raise TypeError(f"{name} fixes {', '.join(clash)}: choose another network instead")
+    classes = row.classes if num_classes is None else num_classes
+    model = row.make(classes, **row.fixed, **options)
+    if row.preprocessing is not None:
+        model.default_preprocessing = row.preprocessing
+        model.set_preprocessing(row.preprocessing)
+    model.name, model.options = name, dict(options)
+    return model
