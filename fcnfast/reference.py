@@ -35,6 +35,20 @@ def crop_add(x: Tensor, skip: Tensor, offset: tuple[int, int]) -> Tensor:
     return x + skip[..., oy : oy + h, ox : ox + w]
 
 
+def deconv(
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: int = 0,
+    crop: tuple[int, int] = (0, 0),
+    size: tuple[int, int] | None = None,
+) -> Tensor:
+    """A depthwise transposed convolution with `weight`, C x 1 x k x k, and a crop of its result."""
+    full = F.conv_transpose2d(x, weight, stride=stride, padding=padding, groups=x.shape[1])
+    rows, columns = (slice(c, None if size is None else c + size[i]) for i, c in enumerate(crop))
+    return full[..., rows, columns]
+
+
 def upsample_crop_add(
     x: Tensor, skip: Tensor, grid: SamplingGrid, offset: tuple[int, int]
 ) -> Tensor:
