@@ -97,10 +97,11 @@ class FCN(nn.Module):
         if not isinstance(preprocessing, Preprocessing):
             preprocessing = Preprocessing(**preprocessing)
         self.preprocessing = preprocessing
-        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+        device = torch.device("cpu") if like.is_meta else like.device
         for name in ("mean", "std"):
-            value = torch.tensor(getattr(preprocessing, name), device=device).view(3, 1, 1)
-            self.register_buffer(f"_{name}", value, persistent=False)
+            value = torch.tensor(getattr(preprocessing, name), dtype=like.dtype, device=device)
+            self.register_buffer(f"_{name}", value.view(3, 1, 1), persistent=False)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """uint8 RGB, N x 3 x H x W, to the network's own input: same shape, the network's dtype.
@@ -184,9 +185,10 @@ class FCN(nn.Module):
             head's weighted part of it.
 
         Raises:
-            ValueError, TypeError: as `upsample_cross_entropy`, for targets that name other heads,
-                and for settings of the loss without targets.
+            ValueError, TypeError: as `upsample_cross_entropy`, for images of another shape, for
+                targets that name other heads, and for settings of the loss without targets.
         """
+        self._check_input(images)
         maps = self.score_maps(images)
         if targets is None:
             if weight is not None or label_smoothing or reduction != "mean":
@@ -206,6 +208,16 @@ class FCN(nn.Module):
             losses[head] = loss * HEAD_WEIGHTS.get(head, 1.0)
         return {"loss": torch.stack(list(losses.values())).sum(0), **losses}
 
+    def _check_input(self, images: Tensor) -> None:
+        """Refuse what is no batch of the network's own input."""
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise TypeError(f"images must be the network's own input, not {kind}: see preprocess")
+        if images.dim() != 4 or images.shape[1] != self.channels or 0 in images.shape[2:]:
+            raise ValueError(
+                f"images must be N x {self.channels} x H x W, not {tuple(images.shape)}"
+            )
+
     @torch.no_grad()
     def predict(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Labels of the main head, without full-resolution scores.
@@ -221,6 +233,7 @@ class FCN(nn.Module):
         Returns:
             N x H' x W' labels, uint8 (int16 with more than 256 classes).
         """
+        self._check_input(images)
         scores, grid = self.score_maps(images, ("out",))["out"]
         grid = grid if size is None else grid.rescaled(size)
         dtype = torch.uint8 if self.num_classes <= 256 else torch.int16

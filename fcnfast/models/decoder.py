@@ -174,7 +174,6 @@ class Upscore(nn.ConvTranspose2d):
         groups = 1 if dense else channels
         super().__init__(channels, channels, step.kernel, step.stride, groups=groups, bias=False)
         self.dense = dense
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Bilinear interpolation of every channel by itself."""
@@ -184,7 +183,7 @@ class Upscore(nn.ConvTranspose2d):
         with torch.no_grad():
             self.weight.zero_()
             channel = torch.arange(self.weight.shape[0])
-            self.weight[channel, channel if self.dense else 0] = kernel
+            self.weight[channel, channel if self.groups == 1 else 0] = kernel
 
     def sample(self, x: Tensor, step: Step, size: Sequence[int], border: Border) -> Tensor:
         """`size` pixels of the finer map, from its origin on: N x C x H x W.

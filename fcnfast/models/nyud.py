@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from . import vgg
 from .base import Preprocessing
 from .decoder import Located, Upsampling
 from .skipnet import SkipNet
-from .vgg import FULLY_CONNECTED, vgg16
 
 # Channel means of the data set: BGR, and HHA in the order in which its pictures store it.
 NYUD_COLOR = Preprocessing(mean=(116.190, 97.203, 92.318), order="bgr")
@@ -45,9 +45,9 @@ class FCNColorDepth(SkipNet):
     ) -> None:
         super().__init__(num_classes, NYUD_COLOR, padding)
         self.depth_mean = float(depth_mean)
-        layers = vgg16(padding, fc6_padding, dropout, channels=4, first="conv1_1_bgrd")
+        layers = vgg.vgg16(padding, fc6_padding, dropout, channels=4, first="conv1_1_bgrd")
         self._add_trunk(layers)
-        self._add_heads({"fc7": FULLY_CONNECTED})
+        self._add_heads({"fc7": vgg.FULLY_CONNECTED})
         self._start(upsampling, final_upsampling)
 
     def preprocess(self, images: Tensor, depth: Tensor | None = None) -> Tensor:
@@ -108,10 +108,10 @@ class FCNColorHHA(SkipNet):
         self.hha = Preprocessing(mean=hha_mean, order="rgb")
         self.trunks: dict[str, list[str]] = {}
         for stream in self.streams:
-            layers = vgg16(padding, fc6_padding, dropout)
+            layers = vgg.vgg16(padding, fc6_padding, dropout)
             self._add_trunk({name + stream: layer for name, layer in layers.items()})
             self.trunks[stream], self.trunk = self.trunk, []
-            self.add_module(f"score_fr{stream}", nn.Conv2d(FULLY_CONNECTED, num_classes, 1))
+            self.add_module(f"score_fr{stream}", nn.Conv2d(vgg.FULLY_CONNECTED, num_classes, 1))
         self.trunk = self.trunks["color"]  # where the units lie: both streams are alike
         self.taps, self.heads = ("fc7color",), {"out": ""}
         self._start(upsampling, final_upsampling)

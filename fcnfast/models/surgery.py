@@ -1,0 +1,195 @@
+"""Net surgery (section 4.1 of the paper): weights from net to net, stage to stage, classes to more.
+
+The functions check everything before they change anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .base import FCN
+from .table import MODELS, build
+
+# The stages of section 4.2, each trained from the one before.
+STAGES = ("fcn32s", "fcn16s", "fcn8s")
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Transplant:
+    """What a transplantation did, by the keys of the state dicts.
+
+    Attributes:
+        copied: tensors of the target that got values.
+        reshaped: those of them that the source has in another shape: (from, to).
+        dropped: tensors of the source that the target does not have.
+        untouched: tensors of the target that the source does not have.
+    """
+
+    copied: tuple[str, ...]
+    reshaped: Mapping[str, tuple[Shape, Shape]]
+    dropped: tuple[str, ...]
+    untouched: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.copied)} tensors copied, {len(self.reshaped)} of them reshaped"]
+        lines += [f"  reshaped {key}: {a} to {b}" for key, (a, b) in self.reshaped.items()]
+        lines += [f"  dropped {key}" for key in self.dropped]
+        lines += [f"  untouched {key}" for key in self.untouched]
+        return "\n".join(lines)
+
+
+def transplant(
+    source: nn.Module | Mapping[str, Tensor],
+    target: nn.Module,
+    *,
+    suffix: str = "",
+    names: Mapping[str, str] | None = None,
+    skip: Collection[str] = (),
+) -> Transplant:
+    """Copy every layer of one net into the layer of the same name in another.
+
+    A tensor of another shape but as many elements is reshaped: so does a fully connected layer
+    (O x C*k*k) become a convolution (O x C x k x k).
+
+    Args:
+        source: a net, or its state dict.
+        target: the net that is changed.
+        suffix: put behind the names of the source's layers (behind their first part), as for the
+            streams of a late fusion.
+        names: other names that layers of the source have in the target, such as
+            ``{"classifier.0": "fc6"}``.
+        skip: layers of the target that keep what they have.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: when element counts differ, when nothing has the same name, or when `names` or
+            `skip` hold a layer that is not there. Nothing was copied then.
+    """
+    given = source.state_dict() if isinstance(source, nn.Module) else dict(source)
+    own = target.state_dict(keep_vars=True)
+    names = names or {}
+    _check_layers("names", names, given)
+    _check_layers("skip", skip, own)
+    pairs, dropped = {}, []
+    for key, tensor in given.items():
+        layer, _, kind = key.rpartition(".")
+        head, dot, rest = names.get(layer, layer).partition(".")
+        goal = f"{head}{suffix}{dot}{rest}.{kind}" if layer else key
+        if goal in own and goal.rpartition(".")[0] not in skip:
+            pairs[goal] = tensor
+        else:
+            dropped.append(key)
+    if not pairs:
+        raise ValueError("no layer of the source has the name of one of the target")
+    for key, tensor in pairs.items():
+        if tensor.numel() != own[key].numel():
+            raise ValueError(
+                f"{key} is {tuple(tensor.shape)} in the source and {tuple(own[key].shape)} in the "
+                f"target: {tensor.numel()} elements cannot become {own[key].numel()}"
+            )
+    _copy(own, pairs)
+    reshaped = {
+        key: (tuple(tensor.shape), tuple(own[key].shape))
+        for key, tensor in pairs.items()
+        if tensor.shape != own[key].shape
+    }
+    untouched = tuple(key for key in own if key not in pairs)
+    return Transplant(tuple(pairs), reshaped, tuple(dropped), untouched)
+
+
+def _check_layers(what: str, layers: Collection[str], state: Mapping[str, Tensor]) -> None:
+    known = {key.rpartition(".")[0] for key in state}
+    for layer in layers:
+        if layer not in known:
+            raise ValueError(f"{what}: there is no layer {layer!r}")
+
+
+@torch.no_grad()
+def _copy(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for key, tensor in values.items():
+        own[key].copy_(tensor.reshape(own[key].shape))
+
+
+def _like(model: FCN, new: FCN) -> FCN:
+    """Give a new net what belongs to `model` beside its weights: mode, device, dtype, input."""
+    parameter = next(model.parameters())
+    new.set_preprocessing(model.preprocessing)
+    return new.to(parameter.device, parameter.dtype).train(model.training)
+
+
+def refine(model: FCN) -> FCN:
+    """The next stage of a net: FCN-16s from FCN-32s, FCN-8s from FCN-16s (section 4.2).
+
+    All layers of the same names are copied. The new skip's scores start at zero, so that it is
+    silent at first, and the upsamplings that the coarser net does not have are bilinear. Two
+    bilinear upsamplings are smoother than a single one, so the first predictions are nearly, not
+    exactly, the coarser net's. Learning goes on at a hundredth of the rate.
+
+    Returns:
+        A new net; `model` is not changed.
+
+    Raises:
+        ValueError: for a net without a next stage.
+    """
+    for coarse, fine in zip(STAGES[:-1], STAGES[1:], strict=True):
+        name = model.name.replace(coarse, fine)
+        if coarse in model.name and name in MODELS:
+            new = _like(model, build(name, model.num_classes, model.options))
+            transplant(model, new)
+            new.table = model.table
+            return new
+    raise ValueError(f"{model.name or 'this network'} has no next stage")
+
+
+def expand_score(model: FCN, num_classes: int) -> FCN:
+    """The same net with more classes: the scores of those it has stay as they are.
+
+    New classes start as in a new net: with zero scores, and with bilinear upsampling where it is
+    learned.
+
+    Returns:
+        A new net without a class table; `model` is not changed.
+
+    Raises:
+        ValueError: when there would be fewer classes, or the net was not made by name.
+    """
+    if num_classes < model.num_classes:
+        raise ValueError(f"num_classes must be at least {model.num_classes}, not {num_classes}")
+    if model.name not in MODELS:
+        raise ValueError("only nets that create_model made can be made again with more classes")
+    new = _like(model, build(model.name, num_classes, model.options))
+    own = new.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for key, tensor in model.state_dict().items():
+            corner = tuple(slice(0, n) for n in tensor.shape)  # the old classes come first
+            own[key][corner].copy_(tensor)
+    return new
+
+
+def expand_input(source: nn.Conv2d, target: nn.Conv2d) -> None:
+    """Fill a first layer that takes more channels than the one it is made from.
+
+    The channels of the source are copied; each further one starts as their mean, as for the
+    fourth channel of the depth on NYUDv2. The bias is copied.
+
+    Raises:
+        ValueError: when anything but the number of input channels differs, or it is not larger.
+    """
+    wide, narrow = tuple(target.weight.shape), tuple(source.weight.shape)
+    if wide[0] != narrow[0] or wide[2:] != narrow[2:] or wide[1] <= narrow[1]:
+        raise ValueError(f"a layer of {narrow} cannot start one of {wide}: more input channels?")
+    if (source.bias is None) != (target.bias is None):
+        raise ValueError("one of the two layers has a bias, the other has none")
+    with torch.no_grad():
+        target.weight[:, : narrow[1]] = source.weight
+        target.weight[:, narrow[1] :] = source.weight.mean(1, keepdim=True)
+        if source.bias is not None and target.bias is not None:
+            target.bias.copy_(source.bias)
