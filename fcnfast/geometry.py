@@ -71,9 +71,12 @@ def _is_symbolic(*values: int) -> bool:
 
 def _reduced(num: int, off: int, den: int) -> tuple[int, int, int]:
     """The same map in lowest terms; symbolic sizes are left as they are."""
-    if _is_symbolic(num, off, den):
-        return num, off, den
-    common = math.gcd(num, off, den)
+    return (num, off, den) if _is_symbolic(num, off, den) else lowest_terms(num, off, den)
+
+
+def lowest_terms(num: int, off: int, den: int) -> tuple[int, int, int]:
+    """The same positions ``(num * y + off) / den`` in the smallest integers."""
+    common = math.gcd(num, off, den) or 1
     return num // common, off // common, den // common
 
 

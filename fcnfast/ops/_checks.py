@@ -1,13 +1,19 @@
-"""Checks of arguments shared by the ops; every message names the argument and what it may be."""
+"""Checks of arguments shared by the ops; every message names the argument and what it may be.
+
+The public functions check what is known while code is traced: types, ranks, dtypes and devices.
+Sizes and values are checked where a raw op runs, so that graphs for any size are safe, too, and
+need no conditions on the sizes.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..geometry import Pair, SamplingGrid, as_pair
+from ..geometry import SamplingGrid
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -23,47 +29,66 @@ def check_map(x: Tensor, name: str) -> None:
         raise ValueError(f"{name} must be N x C x h x w, not of shape {tuple(x.shape)}")
 
 
-def check_grid(x: Tensor, grid: SamplingGrid, name: str) -> None:
-    """`grid` was made for maps of the size of `x`."""
+def check_grid(grid: SamplingGrid) -> None:
+    """A `SamplingGrid`."""
     if not isinstance(grid, SamplingGrid):
         raise TypeError(f"grid must be a SamplingGrid, not {type(grid).__name__}")
-    if tuple(x.shape[-2:]) != tuple(grid.in_size):
+
+
+def check_on_grid(x: Tensor, grid: SamplingGrid, name: str) -> None:
+    """`grid` was made for maps of the size of `x`."""
+    if tuple(x.shape[-2:]) != grid.in_size:
         raise ValueError(
             f"grid was made for maps of {grid.in_size}, but {name} is {tuple(x.shape[-2:])}"
         )
 
 
-def check_skip(shape: Sequence[int], x: Tensor, skip: Tensor, offset: int | Sequence[int]) -> Pair:
-    """`skip` holds a window of `shape` (N, C, h, w) at `offset`; gives the offset as a pair."""
+def check_result(grad: Tensor, grid: SamplingGrid) -> None:
+    """`grad` has the size of the grid's result."""
+    if tuple(grad.shape[-2:]) != grid.size:
+        raise ValueError(f"grad must be of the grid's {grid.size}, not {tuple(grad.shape[-2:])}")
+
+
+def check_skip(x: Tensor, skip: Tensor) -> None:
+    """`skip` is a score map of the dtype and on the device of `x`."""
     check_map(skip, "skip")
     if skip.dtype != x.dtype:
         raise TypeError(f"x and skip must share a dtype, not {x.dtype} and {skip.dtype}")
     if skip.device != x.device:
         raise ValueError(f"x is on {x.device} but skip on {skip.device}")
-    if tuple(skip.shape[:2]) != tuple(shape[:2]):
+
+
+def check_window(skip: Sequence[int], shape: Sequence[int], offset: Sequence[int]) -> None:
+    """A map of the shape `skip` (N, C, h', w') holds a window of `shape` (N, C, h, w)."""
+    if tuple(skip[:2]) != tuple(shape[:2]):
         raise ValueError(
             f"x and skip must share batch and channels, not {tuple(shape[:2])} and "
-            f"{tuple(skip.shape[:2])}"
+            f"{tuple(skip[:2])}"
         )
-    oy, ox = as_pair(offset, "offset")
+    oy, ox = offset
     if oy < 0 or ox < 0:
         raise ValueError(f"offset must not be negative: {(oy, ox)}")
-    if oy + shape[2] > skip.shape[2] or ox + shape[3] > skip.shape[3]:
+    if oy + shape[2] > skip[2] or ox + shape[3] > skip[3]:
         raise ValueError(
             f"a window of {tuple(shape[2:])} at offset {(oy, ox)} leaves the skip map of "
-            f"{tuple(skip.shape[2:])}"
+            f"{tuple(skip[2:])}"
         )
-    return oy, ox
 
 
-def check_target(scores: Tensor, target: Tensor, grid: SamplingGrid) -> None:
-    """Labels N x H x W of an integer type, on the scores' device and of the grid's size."""
+def check_target(scores: Tensor, target: Tensor) -> None:
+    """Labels of an integer type on the scores' device, N x H x W."""
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor, not {type(target).__name__}")
     if target.dtype not in LABELS:
         raise TypeError(f"target must be uint8, int16, int32 or int64, not {target.dtype}")
     if target.device != scores.device:
         raise ValueError(f"scores are on {scores.device} but target is on {target.device}")
+    if target.dim() != 3:
+        raise ValueError(f"target must be N x H x W, not of shape {tuple(target.shape)}")
+
+
+def check_target_on_grid(scores: Tensor, target: Tensor, grid: SamplingGrid) -> None:
+    """The labels are of the grid's size, one map for each image."""
     wanted = (scores.shape[0], *grid.size)
     if tuple(target.shape) != wanted:
         raise ValueError(f"target must be N x H x W = {wanted}, not {tuple(target.shape)}")
@@ -83,6 +108,18 @@ def _out_of_range(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
     if limits.min <= ignore_index <= limits.max:  # torch would compare -100 as a uint8 156
         bad &= labels != ignore_index
     return bad
+
+
+def looks_at_labels(target: Tensor) -> bool:
+    """Whether labels are checked. A GPU's only on request, for that waits for it: FCNFAST_CHECK=1.
+
+    Never while a graph is captured.
+    """
+    if target.device.type == "cpu":
+        return True
+    if os.environ.get("FCNFAST_CHECK") != "1":
+        return False
+    return not (target.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
 def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:

@@ -2,14 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from collections.abc import Sequence
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from ..geometry import SamplingGrid
-from ._checks import LABELS, check_classes, check_grid, check_map
-from ._dispatch import implementation
+from ._checks import LABELS, check_classes, check_grid, check_map, check_on_grid
+from ._dispatch import forced, launcher
+from ._library import BACKEND, GRID, define, packed, unpacked
+from ._vmap import into_images
+
+
+def _forward(
+    scores: Tensor,
+    grid: Sequence[int],
+    clamp: bool,
+    dtype: torch.dtype,
+    confidence: bool,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    sampled = unpacked(grid, clamp)
+    check_on_grid(scores, sampled, "scores")
+    check_classes(scores.shape[1], dtype, "labels")
+    run = launcher("argmax", "forward", backend, scores)
+    labels, probability = run(scores, sampled, dtype, confidence)
+    return labels, scores.new_empty(0) if probability is None else probability
+
+
+def _forward_fake(
+    scores: Tensor,
+    grid: Sequence[int],
+    clamp: bool,
+    dtype: torch.dtype,
+    confidence: bool,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    shape = (scores.shape[0], grid[2], grid[3])
+    labels = scores.new_empty(shape, dtype=dtype)
+    if not confidence:
+        return labels, scores.new_empty(0)
+    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    return labels, scores.new_empty(shape, dtype=wide)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(*output)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, *_: None) -> tuple[None, ...]:
+    return (None,) * 6
+
+
+_argmax = define(
+    f"upsample_argmax(Tensor scores, {GRID}, ScalarType dtype, bool confidence, {BACKEND}) "
+    "-> (Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+    setup=_setup,
+    backward=_backward,
+    vmap=into_images,
+)
 
 
 @overload
@@ -24,7 +79,6 @@ def upsample_argmax(
 def upsample_argmax(
     scores: Tensor, grid: SamplingGrid, *, dtype: torch.dtype = ..., confidence: Literal[True]
 ) -> tuple[Tensor, Tensor]: ...
-@torch.no_grad()
 def upsample_argmax(
     scores: Tensor,
     grid: SamplingGrid,
@@ -42,7 +96,8 @@ def upsample_argmax(
 
     Returns:
         N x H x W labels: the first class wins a tie, a NaN wins over every number. With
-        `confidence` also N x H x W probabilities, float32 (float64 for float64 scores).
+        `confidence` also N x H x W probabilities, float32 (float64 for float64 scores). Neither
+        has a gradient.
 
     Raises:
         TypeError: on other dtypes or types.
@@ -50,10 +105,8 @@ def upsample_argmax(
             name (256 in uint8).
     """
     check_map(scores, "scores")
-    check_grid(scores, grid, "scores")
+    check_grid(grid)
     if dtype not in LABELS:
         raise TypeError(f"dtype must be uint8, int16, int32 or int64, not {dtype}")
-    check_classes(scores.shape[1], dtype, "labels")
-    run = implementation("argmax", False).forward
-    labels, probability = run(scores, grid, dtype, confidence)
+    labels, probability = _argmax(scores, *packed(grid), dtype, bool(confidence), forced())
     return (labels, probability) if confidence else labels

@@ -5,43 +5,79 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..geometry import Pair
+from ..geometry import as_pair
+from ..tiled._formats import empty_like
 from ..tiled.crop_add import window
-from ._checks import check_map, check_skip
-from ._dispatch import implementation, use_triton
+from ._checks import check_map, check_skip, check_window
+from ._dispatch import forced, launcher
+from ._library import BACKEND, define
+from ._vmap import into_images
 
 
-def place(grad: Tensor, size: Pair, offset: Pair, triton: bool) -> Tensor:
-    """The adjoint of a crop: `grad` at `offset` in zeros of `size` (differentiable)."""
-    return _Place.apply(grad, size, offset, triton)
+def _forward(x: Tensor, skip: Tensor, offset: Sequence[int], backend: str | None = None) -> Tensor:
+    check_window(skip.shape, x.shape, offset)
+    return launcher("crop_add", "forward", backend, x)(x, skip, offset)
 
 
-class _Place(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, size: Pair, offset: Pair, triton: bool) -> Tensor:
-        ctx.window, ctx.offset = grad.shape[-2:], offset
-        shape = (*grad.shape[:2], *size)
-        return implementation("crop_add", triton).backward_skip(grad, shape, offset)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return window(grad, ctx.window, ctx.offset), None, None, None
+def _forward_fake(
+    x: Tensor, skip: Tensor, offset: Sequence[int], backend: str | None = None
+) -> Tensor:
+    return empty_like(x, x.shape)
 
 
-class _CropAdd(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, skip: Tensor, offset: Pair) -> Tensor:
-        ctx.size, ctx.offset, ctx.triton = tuple(skip.shape[-2:]), offset, use_triton(x)
-        return implementation("crop_add", ctx.triton).forward(x, skip, offset)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, skip, ctx.offset, ctx.backend = inputs
+    ctx.size = skip.shape[-2:]
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        wanted = ctx.needs_input_grad[1]
-        skip = place(grad, ctx.size, ctx.offset, ctx.triton) if wanted else None
-        return grad if ctx.needs_input_grad[0] else None, skip, None
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, skip = ctx.needs_input_grad[:2]
+    placed = place(grad, ctx.size, ctx.offset, ctx.backend) if skip else None
+    return grad if x else None, placed, None, None
+
+
+def _place(
+    grad: Tensor, size: Sequence[int], offset: Sequence[int], backend: str | None = None
+) -> Tensor:
+    shape = (*grad.shape[:2], *size)
+    check_window(shape, grad.shape, offset)
+    return launcher("crop_add", "backward_skip", backend, grad)(grad, shape, offset)
+
+
+def _place_fake(
+    grad: Tensor, size: Sequence[int], offset: Sequence[int], backend: str | None = None
+) -> Tensor:
+    return empty_like(grad, (*grad.shape[:2], *size))
+
+
+def _place_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, _, ctx.offset, _ = inputs
+    ctx.window = grad.shape[-2:]
+
+
+def _place_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return window(grad, ctx.window, ctx.offset), None, None, None
+
+
+_crop_add = define(
+    f"crop_add(Tensor x, Tensor skip, SymInt[] offset, {BACKEND}) -> Tensor",
+    _forward,
+    _forward_fake,
+    setup=_setup,
+    backward=_backward,
+    vmap=into_images,
+)
+# The adjoint of a crop: `grad` at `offset` in zeros of `size`.
+place = define(
+    f"crop_add_adjoint(Tensor grad, SymInt[] size, SymInt[] offset, {BACKEND}) -> Tensor",
+    _place,
+    _place_fake,
+    setup=_place_setup,
+    backward=_place_backward,
+    vmap=into_images,
+)
 
 
 def crop_add(x: Tensor, skip: Tensor, offset: int | Sequence[int]) -> Tensor:
@@ -60,4 +96,5 @@ def crop_add(x: Tensor, skip: Tensor, offset: int | Sequence[int]) -> Tensor:
         ValueError: on other shapes or devices, a negative offset, or a window that leaves `skip`.
     """
     check_map(x, "x")
-    return _CropAdd.apply(x, skip, check_skip(x.shape, x, skip, offset))
+    check_skip(x, skip)
+    return _crop_add(x, skip, as_pair(offset, "offset"), forced())

@@ -2,94 +2,206 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..geometry import SamplingGrid
+from ..tiled._formats import empty_like, memory_format
 from ._checks import (
     check_classes,
     check_grid,
     check_ignore_index,
     check_labels,
     check_map,
+    check_on_grid,
     check_target,
+    check_target_on_grid,
+    looks_at_labels,
 )
-from ._dispatch import implementation
+from ._dispatch import forced, launcher, uses_triton
+from ._library import BACKEND, GRID, define, packed, unpacked
+from ._vmap import one_by_one
 
 Reduction = Literal["mean", "sum", "none", "batch"]
 REDUCTIONS = ("mean", "sum", "none", "batch")
 
 
-@dataclass(frozen=True)
-class _Loss:
-    """One call's settings."""
-
-    grid: SamplingGrid
-    weight: Tensor | None
-    ignore_index: int
-    reduction: str
-    label_smoothing: float
-    triton: bool
+def _wide(scores: Tensor) -> torch.dtype:
+    """The type of the loss, and of the arithmetic."""
+    return torch.float64 if scores.dtype == torch.float64 else torch.float32
 
 
-class _UpsampleCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, scores: Tensor, target: Tensor, loss: _Loss, with_gradient: bool
-    ) -> Tensor:
-        ctx.loss = loss
-        result, kept, gradient = implementation("cross_entropy", loss.triton).forward(
-            scores,
-            target,
-            loss.weight,
-            loss.grid,
-            loss.ignore_index,
-            loss.reduction,
-            loss.label_smoothing,
-            with_gradient,
+def _forward(
+    scores: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    grid: Sequence[int],
+    clamp: bool,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    with_gradient: bool,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, what its gradient needs, too, and the gradient but for a factor."""
+    sampled, classes = unpacked(grid, clamp), scores.shape[1]
+    check_on_grid(scores, sampled, "scores")
+    check_target_on_grid(scores, target, sampled)
+    check_classes(classes, target.dtype, "target")
+    if weight is not None and tuple(weight.shape) != (classes,):
+        raise ValueError(
+            f"weight must hold {classes} class weights, not shape {tuple(weight.shape)}"
         )
-        if loss.reduction == "none":
-            ctx.save_for_backward(scores, target, kept)
-        else:
-            ctx.save_for_backward(scores, gradient, kept)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        # What was saved may be unpacked once only: activation checkpointing insists.
-        return _Gradient.apply(grad, ctx.loss, *ctx.saved_tensors), None, None, None
+    if looks_at_labels(target):
+        check_labels(target, classes, ignore_index)
+    run = launcher("cross_entropy", "forward", backend, scores)
+    settings = (sampled, ignore_index, reduction, label_smoothing, with_gradient)
+    loss, kept, gradient = run(scores, target, weight, *settings)
+    if gradient.numel() == 0:  # what is not made may be one tensor, but an op's results are not
+        return loss, kept, torch.empty_like(gradient)
+    return loss, kept, gradient.contiguous(memory_format=memory_format(scores))
 
 
-class _Gradient(torch.autograd.Function):
-    """The gradient, tied to the scores so that a second derivative is refused, not missed."""
+def _forward_fake(
+    scores: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    grid: Sequence[int],
+    clamp: bool,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    with_gradient: bool,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = _wide(scores)
+    nothing = scores.new_empty(0, dtype=wide)
+    if reduction == "none":
+        loss = scores.new_empty(target.shape, dtype=wide)
+        # Triton keeps the logarithm of each pixel's sum, plain torch makes it again.
+        keeps = uses_triton("cross_entropy", "forward", backend, scores.device)
+        return loss, torch.empty_like(loss) if keeps else nothing, torch.empty_like(nothing)
+    loss, kept = (scores.new_empty((), dtype=wide) for _ in range(2))
+    return loss, kept, empty_like(scores, scores.shape, wide) if with_gradient else nothing
 
-    @staticmethod
-    def forward(_: Any, grad: Tensor, loss: _Loss, scores: Tensor, *saved: Tensor) -> Tensor:
-        run = implementation("cross_entropy", loss.triton)
-        if loss.reduction != "none":
-            return run.scaled(*saved, grad, scores.dtype)
-        settings = (loss.weight, loss.grid, loss.ignore_index, loss.label_smoothing)
-        target, kept = saved
-        return run.per_pixel_gradient(scores, target, *settings, kept, grad)
 
-    @staticmethod
-    def backward(_: Any, *grads: Tensor) -> None:
-        raise RuntimeError(
-            "upsample_cross_entropy is differentiable once: it has no second derivative"
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    scores, target, weight, *ctx.settings, reduction, smoothing, _, ctx.backend = inputs
+    ctx.settings.append(smoothing)
+    _, kept, gradient = output
+    ctx.mark_non_differentiable(kept, gradient)
+    ctx.set_materialize_grads(False)
+    ctx.by_pixel = reduction == "none"
+    if ctx.by_pixel:
+        ctx.save_for_backward(scores, target, weight, kept)
+    else:
+        ctx.save_for_backward(scores, gradient, kept)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    others = (None,) * 9
+    if grad is None:
+        return None, *others
+    # What was saved may be unpacked once only: activation checkpointing insists.
+    saved = ctx.saved_tensors
+    if ctx.by_pixel:
+        return _by_pixel(grad, *saved, *ctx.settings, ctx.backend), *others
+    return _scaled(grad, *saved, ctx.backend), *others
+
+
+def _scale(
+    grad: Tensor, scores: Tensor, gradient: Tensor, factor: Tensor, backend: str | None = None
+) -> Tensor:
+    if gradient.shape != scores.shape:
+        raise ValueError(
+            "upsample_cross_entropy was called with with_gradient=False, but its gradient is wanted"
         )
+    gradient = gradient.contiguous(memory_format=memory_format(scores))
+    return launcher("cross_entropy", "scaled", backend, grad)(gradient, factor, grad, scores.dtype)
 
 
-def _checks_labels(target: Tensor) -> bool:
-    """Looking at a GPU's labels waits for it: only on request, and never in a graph capture."""
-    if target.device.type == "cpu":
-        return True
-    if os.environ.get("FCNFAST_CHECK") != "1":
-        return False
-    return not (target.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+def _scale_fake(
+    grad: Tensor, scores: Tensor, gradient: Tensor, factor: Tensor, backend: str | None = None
+) -> Tensor:
+    return empty_like(scores, scores.shape)
+
+
+def _gradient(
+    grad: Tensor,
+    scores: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    kept: Tensor,
+    grid: Sequence[int],
+    clamp: bool,
+    ignore_index: int,
+    label_smoothing: float,
+    backend: str | None = None,
+) -> Tensor:
+    sampled = unpacked(grid, clamp)
+    check_on_grid(scores, sampled, "scores")
+    check_target_on_grid(scores, target, sampled)
+    check_target_on_grid(scores, grad, sampled)
+    run = launcher("cross_entropy", "per_pixel_gradient", backend, scores)
+    result = run(scores, target, weight, sampled, ignore_index, label_smoothing, kept, grad)
+    return result.contiguous(memory_format=memory_format(scores))
+
+
+def _gradient_fake(
+    grad: Tensor,
+    scores: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    kept: Tensor,
+    grid: Sequence[int],
+    clamp: bool,
+    ignore_index: int,
+    label_smoothing: float,
+    backend: str | None = None,
+) -> Tensor:
+    return empty_like(scores, scores.shape)
+
+
+def _once(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Nothing to keep: there is no second derivative."""
+
+
+def _refuse(*_: Any) -> None:
+    raise RuntimeError("upsample_cross_entropy is differentiable once: it has no second derivative")
+
+
+_cross_entropy = define(
+    "upsample_cross_entropy(Tensor scores, Tensor target, Tensor? weight, "
+    f"{GRID}, int ignore_index, str reduction, float label_smoothing, bool with_gradient, "
+    f"{BACKEND}) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+    setup=_setup,
+    backward=_backward,
+    vmap=one_by_one,
+)
+# The gradients take the scores, so that a second derivative is refused, not missed.
+_scaled = define(
+    "upsample_cross_entropy_scaled(Tensor grad, Tensor scores, Tensor gradient, Tensor factor, "
+    f"{BACKEND}) -> Tensor",
+    _scale,
+    _scale_fake,
+    setup=_once,
+    backward=_refuse,
+    vmap=one_by_one,
+)
+_by_pixel = define(
+    "upsample_cross_entropy_by_pixel(Tensor grad, Tensor scores, Tensor target, Tensor? weight, "
+    f"Tensor kept, {GRID}, int ignore_index, float label_smoothing, {BACKEND}) -> Tensor",
+    _gradient,
+    _gradient_fake,
+    setup=_once,
+    backward=_refuse,
+    vmap=one_by_one,
+)
 
 
 def upsample_cross_entropy(
@@ -126,10 +238,8 @@ def upsample_cross_entropy(
             GPU such a label makes the loss and the gradient NaN, unless FCNFAST_CHECK=1 is set.
     """
     check_map(scores, "scores")
-    check_grid(scores, grid, "scores")
-    check_target(scores, target, grid)
-    classes = scores.shape[1]
-    check_classes(classes, target.dtype, "target")
+    check_grid(grid)
+    check_target(scores, target)
     check_ignore_index(ignore_index)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, not {reduction!r}")
@@ -137,22 +247,18 @@ def upsample_cross_entropy(
         raise ValueError(f"label_smoothing must lie in [0, 1], not {label_smoothing}")
     if weight is not None:
         weight = _checked_weight(weight, scores)
-    if _checks_labels(target):
-        check_labels(target, classes, ignore_index)
-    loss = _Loss(grid, weight, ignore_index, reduction, float(label_smoothing), False)
+    settings = (ignore_index, reduction, float(label_smoothing))
     with_gradient = scores.requires_grad and torch.is_grad_enabled()
-    return _UpsampleCrossEntropy.apply(scores, target, loss, with_gradient)
+    return _cross_entropy(
+        scores, target, weight, *packed(grid), *settings, with_gradient, forced()
+    )[0]
 
 
 def _checked_weight(weight: Tensor, scores: Tensor) -> Tensor:
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         raise TypeError("weight must be a floating tensor of one weight a class")
-    if tuple(weight.shape) != (scores.shape[1],):
-        raise ValueError(
-            f"weight must hold {scores.shape[1]} class weights, not shape {tuple(weight.shape)}"
-        )
     if weight.device != scores.device:
         raise ValueError(f"scores are on {scores.device} but weight is on {weight.device}")
     if weight.requires_grad:
         raise ValueError("weight must not require a gradient: the loss has none for it")
-    return weight.to(torch.float64 if scores.dtype == torch.float64 else torch.float32)
+    return weight.to(_wide(scores))

@@ -5,52 +5,114 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..geometry import Pair, SamplingGrid
-from ._checks import check_grid, check_map, check_skip
-from ._dispatch import implementation, use_triton
+from ..geometry import SamplingGrid, as_pair
+from ..tiled._formats import empty_like
+from ._checks import check_grid, check_map, check_on_grid, check_result, check_skip, check_window
+from ._dispatch import forced, launcher
+from ._library import BACKEND, GRID, define, packed, unpacked
+from ._vmap import into_images
 from .crop_add import place
 
-
-class _Upsample(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, grid: SamplingGrid, triton: bool) -> Tensor:
-        ctx.grid, ctx.triton = grid, triton
-        return implementation("upsample", triton).forward(x, grid)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _UpsampleAdjoint.apply(grad, ctx.grid, ctx.triton), None, None
+Integers = Sequence[int]
 
 
-class _UpsampleAdjoint(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, grid: SamplingGrid, triton: bool) -> Tensor:
-        ctx.grid, ctx.triton = grid, triton
-        return implementation("upsample", triton).adjoint(grad, grid)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _Upsample.apply(grad, ctx.grid, ctx.triton), None, None
+def _forward(x: Tensor, grid: Integers, clamp: bool, backend: str | None = None) -> Tensor:
+    sampled = unpacked(grid, clamp)
+    check_on_grid(x, sampled, "x")
+    return launcher("upsample", "forward", backend, x)(x, sampled)
 
 
-class _UpsampleCropAdd(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, skip: Tensor, grid: SamplingGrid, offset: Pair) -> Tensor:
-        ctx.grid, ctx.size, ctx.offset = grid, tuple(skip.shape[-2:]), offset
-        ctx.triton = use_triton(x)
-        return implementation("upsample", ctx.triton).forward_add(x, skip, grid, offset)
+def _forward_fake(x: Tensor, grid: Integers, clamp: bool, backend: str | None = None) -> Tensor:
+    return empty_like(x, (*x.shape[:2], grid[2], grid[3]))
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x = skip = None
-        if ctx.needs_input_grad[0]:
-            x = _UpsampleAdjoint.apply(grad, ctx.grid, ctx.triton)
-        if ctx.needs_input_grad[1]:
-            skip = place(grad, ctx.size, ctx.offset, ctx.triton)
-        return x, skip, None, None
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, ctx.grid, ctx.clamp, ctx.backend = inputs
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _adjoint(grad, ctx.grid, ctx.clamp, ctx.backend), None, None, None
+
+
+def _gather(grad: Tensor, grid: Integers, clamp: bool, backend: str | None = None) -> Tensor:
+    sampled = unpacked(grid, clamp)
+    check_result(grad, sampled)
+    return launcher("upsample", "adjoint", backend, grad)(grad, sampled)
+
+
+def _gather_fake(grad: Tensor, grid: Integers, clamp: bool, backend: str | None = None) -> Tensor:
+    return empty_like(grad, (*grad.shape[:2], grid[0], grid[1]))
+
+
+def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _upsample(grad, ctx.grid, ctx.clamp, ctx.backend), None, None, None
+
+
+def _fuse(
+    x: Tensor,
+    skip: Tensor,
+    grid: Integers,
+    clamp: bool,
+    offset: Integers,
+    backend: str | None = None,
+) -> Tensor:
+    sampled = unpacked(grid, clamp)
+    check_on_grid(x, sampled, "x")
+    check_window(skip.shape, (*x.shape[:2], *sampled.size), offset)
+    return launcher("upsample", "forward_add", backend, x)(x, skip, sampled, offset)
+
+
+def _fuse_fake(
+    x: Tensor,
+    skip: Tensor,
+    grid: Integers,
+    clamp: bool,
+    offset: Integers,
+    backend: str | None = None,
+) -> Tensor:
+    return empty_like(x, (*x.shape[:2], grid[2], grid[3]))
+
+
+def _fuse_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, skip, ctx.grid, ctx.clamp, ctx.offset, ctx.backend = inputs
+    ctx.size = skip.shape[-2:]
+
+
+def _fuse_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x = skip = None
+    if ctx.needs_input_grad[0]:
+        x = _adjoint(grad, ctx.grid, ctx.clamp, ctx.backend)
+    if ctx.needs_input_grad[1]:
+        skip = place(grad, ctx.size, ctx.offset, ctx.backend)
+    return x, skip, None, None, None, None
+
+
+_upsample = define(
+    f"upsample(Tensor x, {GRID}, {BACKEND}) -> Tensor",
+    _forward,
+    _forward_fake,
+    setup=_setup,
+    backward=_backward,
+    vmap=into_images,
+)
+_adjoint = define(
+    f"upsample_adjoint(Tensor grad, {GRID}, {BACKEND}) -> Tensor",
+    _gather,
+    _gather_fake,
+    setup=_setup,
+    backward=_gather_backward,
+    vmap=into_images,
+)
+_upsample_crop_add = define(
+    f"upsample_crop_add(Tensor x, Tensor skip, {GRID}, SymInt[] offset, {BACKEND}) -> Tensor",
+    _fuse,
+    _fuse_fake,
+    setup=_fuse_setup,
+    backward=_fuse_backward,
+    vmap=into_images,
+)
 
 
 def upsample(x: Tensor, grid: SamplingGrid) -> Tensor:
@@ -72,8 +134,8 @@ def upsample(x: Tensor, grid: SamplingGrid) -> Tensor:
         ValueError: on another rank, or a grid made for maps of another size.
     """
     check_map(x, "x")
-    check_grid(x, grid, "x")
-    return _Upsample.apply(x, grid, use_triton(x))
+    check_grid(grid)
+    return _upsample(x, *packed(grid), forced())
 
 
 def upsample_crop_add(
@@ -95,6 +157,6 @@ def upsample_crop_add(
         ValueError: as `upsample` and `crop_add`.
     """
     check_map(x, "x")
-    check_grid(x, grid, "x")
-    offset = check_skip((*x.shape[:2], *grid.size), x, skip, offset)
-    return _UpsampleCropAdd.apply(x, skip, grid, offset)
+    check_grid(grid)
+    check_skip(x, skip)
+    return _upsample_crop_add(x, skip, *packed(grid), as_pair(offset, "offset"), forced())

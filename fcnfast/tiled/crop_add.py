@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+
+from ._formats import empty_like
 
 
 def window(x: Tensor, size: Sequence[int], offset: Sequence[int]) -> Tensor:
@@ -14,11 +17,11 @@ def window(x: Tensor, size: Sequence[int], offset: Sequence[int]) -> Tensor:
 
 def forward(x: Tensor, skip: Tensor, offset: Sequence[int]) -> Tensor:
     """``x + skip[..., oy:oy+h, ox:ox+w]``."""
-    return x + window(skip, x.shape[-2:], offset)
+    return torch.add(x, window(skip, x.shape[-2:], offset), out=empty_like(x, x.shape))
 
 
 def backward_skip(grad: Tensor, skip_shape: Sequence[int], offset: Sequence[int]) -> Tensor:
     """The gradient of `skip`: `grad` at the window, zeros around it."""
-    result = grad.new_zeros(tuple(skip_shape))
+    result = empty_like(grad, skip_shape).zero_()
     window(result, grad.shape[-2:], offset).copy_(grad)
     return result

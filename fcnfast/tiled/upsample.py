@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import SamplingGrid
+from ._formats import empty_like, memory_format
 from ._tiles import TILE_COLUMNS, TILE_ELEMENTS, Tiling, coarse, is_finite
 from .crop_add import window
 
@@ -29,27 +30,29 @@ def _planes_a_tile(grid: SamplingGrid) -> int:
 
 
 def _add_upsampled(out: Tensor, x: Tensor, grid: SamplingGrid, accumulate: bool) -> Tensor:
-    """Write the upsampled `x` to the contiguous `out` (or add it), tile by tile."""
+    """Write the upsampled `x` to `out` (or add it), tile by tile."""
     with torch.autocast(x.device.type, enabled=False):
-        x = coarse(x).flatten(0, 1)
+        x = coarse(x)
         planes = _planes_a_tile(grid)
         tiling = Tiling(grid, planes, x.dtype, x.device, is_finite(x))
-        for part, source in zip(out.flatten(0, 1).split(planes), x.split(planes), strict=True):
-            for row, column, tile in tiling.tiles(source):
-                piece = part[:, row.first : row.last, column.first : column.last]
-                piece.copy_(piece + tile if accumulate else tile)
+        sources = [x.flatten(0, 1)] if out.is_contiguous() else x
+        for target, stack in zip(_planes(out), sources, strict=True):
+            for part, source in zip(target.split(planes), stack.split(planes), strict=True):
+                for row, column, tile in tiling.tiles(source):
+                    piece = part[:, row.first : row.last, column.first : column.last]
+                    piece.copy_(piece + tile if accumulate else tile)
     return out
 
 
 def forward(x: Tensor, grid: SamplingGrid) -> Tensor:
     """`x` (N x C x h x w) sampled at every position of `grid`: N x C x H x W."""
-    out = x.new_empty((*x.shape[:2], *grid.size))
+    out = empty_like(x, (*x.shape[:2], *grid.size))
     return _add_upsampled(out, x, grid, accumulate=False)
 
 
 def forward_add(x: Tensor, skip: Tensor, grid: SamplingGrid, offset: Sequence[int]) -> Tensor:
     """The upsampled `x` plus the window of `skip` at `offset`."""
-    out = window(skip, grid.size, offset).clone(memory_format=torch.contiguous_format)
+    out = empty_like(x, (*x.shape[:2], *grid.size)).copy_(window(skip, grid.size, offset))
     return _add_upsampled(out, x, grid, accumulate=True)
 
 
@@ -64,7 +67,7 @@ def adjoint(grad: Tensor, grid: SamplingGrid) -> Tensor:
         for stack, target in zip(_planes(grad), stacks, strict=True):
             for g, out in zip(stack.split(planes), target.split(planes), strict=True):
                 _add_adjoint(out, g, tiling)
-    return result.to(grad.dtype)
+    return result.to(grad.dtype).contiguous(memory_format=memory_format(grad))
 
 
 def _add_adjoint(out: Tensor, grad: Tensor, tiling: Tiling) -> None:
