@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .evaluate import evaluate_folder, evaluate_model
     from .geometry import ReceptiveField, SamplingGrid
     from .metrics import ConfusionMatrix
-    from .models import create_model, list_models, load_model, save_model
+    from .models import create_model, list_models, load_model, load_weights, save_model
     from .segment import Segmentation, Segmenter
 
 # An installed fcnfast holds its kernels as a folder of its own. In a checkout they stand beside the
@@ -40,6 +40,7 @@ _HOMES = {
     "evaluate_model": "evaluate",
     "list_models": "models",
     "load_model": "models",
+    "load_weights": "models",
     "save_model": "models",
 }
 _ROOMS = ("data", "ops", "reference")
@@ -76,6 +77,7 @@ __all__ = [
     "evaluate_model",
     "list_models",
     "load_model",
+    "load_weights",
     "ops",
     "reference",
     "save_model",

@@ -11,6 +11,8 @@ from functools import partial
 from .base import CAFFE, FCN, IMAGENET, Preprocessing, ScoreMap
 from .files import create_model, load_model, save_model
 from .light import FCNLight
+from .loading import load_weights
+from .report import LoadReport
 from .table import MODELS, list_models
 from .vgg import FCNVGG16
 
@@ -34,10 +36,12 @@ __all__ = [
     "FCNLight",
     "FCNVGG16",
     "IMAGENET",
+    "LoadReport",
     "Preprocessing",
     "ScoreMap",
     "create_model",
     "list_models",
     "load_model",
+    "load_weights",
     "save_model",
 ]

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from ..data.classes import ClassTable
 from ..errors import WeightsError
-from ..weights import WeightsMeta, bundled_path, read_weights
+from ..weights import (
+    Family,
+    PathLike,
+    WeightsFile,
+    WeightsMeta,
+    bundled_path,
+    open_weights,
+    recognise,
+)
 from ..weights import write_weights as _write
-from .base import FCN, Preprocessing
+from .base import FCN
+from .identify import identify
+from .loading import classes_in, load_file
+from .report import LoadReport
 from .table import build, find
 
 
@@ -20,16 +31,17 @@ def create_model(
     name: str,
     *,
     num_classes: int | None = None,
-    weights: str | os.PathLike[str] | None = None,
+    weights: PathLike | None = None,
     **options: Any,
 ) -> FCN:
     """Make a network by name.
 
     Args:
         name: one of `list_models`.
-        num_classes: channels of the score map; by default the network's own (21 for PASCAL VOC),
-            or those of the weights file.
-        weights: a file of fcnfast's own format to load; it must be of this network.
+        num_classes: channels of the score map; by default those of the weights file, or the
+            network's own (21 for PASCAL VOC).
+        weights: a file as `load_weights` takes it. Options that its layers need, such as
+            ``family="torchvision"``, need not be given.
         options: arguments of the network's class, such as ``padding`` or ``dropout``.
 
     Returns:
@@ -41,76 +53,72 @@ def create_model(
         TypeError: for an option that the network does not have.
         WeightsError: when the file cannot be used for this network.
     """
-    find(name)
-    stored = None if weights is None else read_weights(weights)
-    return _create(name, num_classes, options, stored, weights)
+    if weights is None:
+        return build(name, num_classes, options)
+    return load_as(name, weights, num_classes, options)[0]
 
 
-def _create(
-    name: str,
-    num_classes: int | None,
-    options: dict[str, Any],
-    stored: tuple[dict[str, torch.Tensor], WeightsMeta] | None,
-    path: str | os.PathLike[str] | None,
+def load_as(
+    name: str | None,
+    path: PathLike,
+    num_classes: int | None = None,
+    options: dict[str, Any] | None = None,
+) -> tuple[FCN, LoadReport]:
+    """Make a network around a weights file: its tensors become the network's, without a copy.
+
+    Args:
+        name: one of `list_models`; None: the network that the file belongs to.
+        path, num_classes, options: as of `create_model`.
+
+    Returns:
+        The network in training mode, and what it took of the file.
+
+    Raises:
+        InputError, ValueError, TypeError, WeightsError: as `create_model`; WeightsError, too, when
+            `name` is None and the file does not tell.
+    """
+    if name is not None:
+        find(name)
+    with open_weights(path) as file:
+        family = recognise(file)
+        if name is not None:
+            model = _build(name, num_classes, options or {}, file, family)
+        else:
+            name, told = identify(file, family)
+            try:
+                model = _build(name, num_classes, told | (options or {}), file, family)
+            except WeightsError:
+                raise
+            except (TypeError, ValueError, RuntimeError) as error:  # what no network can have
+                raise WeightsError(f"{path}: {error}") from None
+        return model, load_file(model, file, family)
+
+
+def _build(
+    name: str, num_classes: int | None, options: dict[str, Any], file: WeightsFile, family: Family
 ) -> FCN:
-    """`create_model` with the content of its weights file."""
-    if stored is not None:
-        meta = stored[1]
-        if meta.model != name:
-            raise WeightsError(f"{path}: holds weights of {meta.model}, not of {name}")
-        num_classes = meta.num_classes if num_classes is None else num_classes
-        options = {**meta.options, **options}
-    model = build(name, num_classes, options)
-    if stored is not None:
-        _load(model, *stored, path)
-    return model
+    """The network with the options and the number of classes of the file, without values yet."""
+    if family.network in ("", name):
+        row = find(name)
+        accepted = inspect.signature(row.make).parameters.keys() - row.fixed.keys()
+        strict = bool(family.network)  # then an option that it does not have is an error
+        told = {key: v for key, v in family.options.items() if strict or key in accepted}
+        options = told | options
+    with torch.device("meta"):
+        model = build(name, num_classes, options)
+        found = classes_in(model, file, family) if num_classes is None else model.num_classes
+        return model if found == model.num_classes else build(name, found, options)
 
 
-def _load(
-    model: FCN,
-    state: dict[str, torch.Tensor],
-    meta: WeightsMeta,
-    path: str | os.PathLike[str] | None,
-) -> None:
-    """Put a file's tensors into the network made for them; all of them or none."""
-    own = model.state_dict()
-    for key, tensor in own.items():
-        if key not in state:
-            raise WeightsError(f"{path}: has no {key!r}, which {model.name} needs")
-        if state[key].shape != tensor.shape:
-            raise WeightsError(
-                f"{path}: {key!r} is {tuple(state[key].shape)}, but {model.name} with "
-                f"{model.num_classes} classes needs {tuple(tensor.shape)}"
-            )
-    extra = sorted(set(state) - set(own))
-    if extra:
-        raise WeightsError(f"{path}: holds {extra[0]!r}, which {model.name} does not have")
-    model.load_state_dict(state)
-    if meta.preprocess:
-        try:
-            model.set_preprocessing(Preprocessing(**meta.preprocess))
-        except (TypeError, ValueError) as error:
-            raise WeightsError(f"{path}: its preprocessing cannot be used: {error}") from None
-    if meta.classes and meta.palette:
-        model.table = ClassTable(meta.model, meta.classes, meta.palette)
-
-
-def load_model(
-    path: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu"
-) -> FCN:
+def load_model(path: PathLike | None = None, device: str | torch.device = "cpu") -> FCN:
     """The network of a weights file (by default the bundled one), in evaluation mode.
+
+    Files of fcnfast say which network they are of; so do the layers of most others.
 
     Raises:
         WeightsError: when the file cannot be used, or is of a network that is not known.
     """
-    path = bundled_path() if path is None else path
-    stored = read_weights(path)
-    try:
-        model = _create(stored[1].model, None, {}, stored, path)
-    except WeightsError:
-        raise
-    except (TypeError, ValueError, RuntimeError) as error:  # options that no network can have
-        raise WeightsError(f"{path}: {error}") from None
+    model, _ = load_as(None, bundled_path() if path is None else path)
     return model.to(device).eval()
 
 

@@ -12,6 +12,7 @@ from .alexnet import FCNAlexNet
 from .base import CAFFE, FCN, Preprocessing
 from .googlenet import FCNGoogLeNet
 from .light import FCNLight
+from .mmseg import FCNMMSeg
 from .nyud import NYUD_COLOR, NYUD_HHA, FCNColorDepth, FCNColorHHA
 from .resnet import FCN8sResNet, FCNResNet
 from .vgg import FCNVGG16
@@ -69,6 +70,10 @@ MODELS: dict[str, Row] = {
     "pascalcontext_fcn8s_vgg16": _vgg(8, "PASCAL-Context", 60, PASCAL_CONTEXT),
     "fcn_resnet50": Row(FCNResNet, "torchvision's FCN over ResNet-50", {"depth": 50}),
     "fcn_resnet101": Row(FCNResNet, "torchvision's FCN over ResNet-101", {"depth": 101}),
+    "fcn_resnet50_mmseg": Row(FCNMMSeg, "mmsegmentation's FCN over ResNet-50", {"depth": 50}, 19),
+    "fcn_resnet101_mmseg": Row(
+        FCNMMSeg, "mmsegmentation's FCN over ResNet-101", {"depth": 101}, 19
+    ),
     "fcn8s_resnet18": Row(FCN8sResNet, "FCN-8s over ResNet-18", {"depth": 18}),
     "fcn8s_resnet34": Row(FCN8sResNet, "FCN-8s over ResNet-34", {"depth": 34}),
     "fcn8s_resnet50": Row(FCN8sResNet, "FCN-8s over ResNet-50", {"depth": 50}),

@@ -1,5 +1,19 @@
-"""Weights on disk: fcnfast's own files, and the one that comes with the package."""
+"""Weights on disk: files of every kind, whose they are, and the one that comes with the package."""
 
+from .families import Family, recognise
+from .files import WeightsFile, open_weights
 from .native import WeightsMeta, bundled_path, read_weights, write_weights
+from .source import PathLike, Stored
 
-__all__ = ["WeightsMeta", "bundled_path", "read_weights", "write_weights"]
+__all__ = [
+    "Family",
+    "PathLike",
+    "Stored",
+    "WeightsFile",
+    "WeightsMeta",
+    "bundled_path",
+    "open_weights",
+    "read_weights",
+    "recognise",
+    "write_weights",
+]

@@ -80,12 +80,13 @@ class NotCaffeError(Exception):
     """The file holds no network of Caffe; the argument tells if it is a protobuf message at all."""
 
 
-def read_caffe(source: Source) -> dict[str, Stored]:
+def read_caffe(source: Source) -> tuple[dict[str, Stored], list[str]]:
     """Find the blobs of all layers.
 
     Returns:
         ``LAYER.weight`` and ``LAYER.bias`` for a layer's first and second blob, ``LAYER.2`` and so
         on for what follows, with the shapes that the file says: a vector may be (1, 1, 1, N).
+        And the names of all layers, in their order.
 
     Raises:
         NotCaffeError: it is something else, as far as one can see.
@@ -104,6 +105,7 @@ def read_caffe(source: Source) -> dict[str, Stored]:
         )
     layers = [field for field in fields if field.number in (_V1_LAYERS, _V2_LAYER)]
     tensors: dict[str, Stored] = {}
+    names: list[str] = []
     for field in layers:
         try:
             name, blobs = _layer(data, field)
@@ -113,6 +115,7 @@ def read_caffe(source: Source) -> dict[str, Stored]:
             raise WeightsError(
                 f"{source.path}: damaged Caffe model: no layer can be read at byte {error}"
             ) from None
+        names.append(name)
         if blobs and f"{name}.weight" in tensors:
             raise WeightsError(f"{source.path}: two of its layers are called {name!r}")
         for index, blob in enumerate(blobs):
@@ -122,7 +125,7 @@ def read_caffe(source: Source) -> dict[str, Stored]:
         raise NotCaffeError(True)
     if len({field.number for field in layers}) > 1:
         raise WeightsError(f"{source.path}: damaged Caffe model: it has 'layer' beside 'layers'")
-    return tensors
+    return tensors, names
 
 
 def _top(data: mmap, size: int) -> tuple[list[_Field], int | None]:

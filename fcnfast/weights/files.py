@@ -34,7 +34,7 @@ class WeightsFile:
         format: "safetensors", "PyTorch", "Caffe" or "HDF5".
         tensors: by the names that the file has, without wrappers' prefixes.
         meta: our description of the network, in files of fcnfast.
-        notes: what else a checkpoint says: entries beside its state dict.
+        notes: what else a checkpoint holds beside its state dict; of a Caffe model, all "layers".
     """
 
     path: Path
@@ -78,10 +78,11 @@ def open_weights(path: PathLike) -> Iterator[WeightsFile]:
                 f"{path}: a Python pickle that torch.save did not write; it is not run"
             )
         else:
-            yield WeightsFile(source.path, "Caffe", _caffe(source))
+            tensors, layers = _caffe(source)
+            yield WeightsFile(source.path, "Caffe", tensors, None, {"layers": layers})
 
 
-def _caffe(source: Source) -> dict[str, Stored]:
+def _caffe(source: Source) -> tuple[dict[str, Stored], list[str]]:
     """Read what has no mark of its own: a Caffe model, or no weights at all."""
     try:
         return read_caffe(source)

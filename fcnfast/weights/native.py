@@ -10,17 +10,16 @@ import errno
 import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ..errors import WeightsError
-from .safe import is_safetensors, read_safetensors
+from .safe import Buffer, is_safetensors, read_safetensors, safetensors_parts
 from .source import PathLike, Source
 
 METADATA_KEY = "fcnfast"
@@ -104,7 +103,8 @@ def write_weights(
         raise TypeError(f"weights are stored in a floating-point type, not {dtype}")
     tensors = {name: _stored(name, tensor, dtype) for name, tensor in state_dict.items()}
     described = json.dumps({"format": FORMAT_VERSION, **asdict(meta)}, allow_nan=False)
-    _write_whole(Path(path), safetensors.torch.save(tensors, {METADATA_KEY: described}))
+    parts = safetensors_parts(tensors, {METADATA_KEY: described})
+    _write_whole(Path(path), parts)
 
 
 def read_weights(path: PathLike) -> tuple[dict[str, Tensor], WeightsMeta]:
@@ -133,18 +133,17 @@ def read_weights(path: PathLike) -> tuple[dict[str, Tensor], WeightsMeta]:
 
 
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Return a contiguous copy of `tensor` on the CPU, in the type that the file gets."""
+    """Return `tensor` contiguous on the CPU, in the type that the file gets."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name!r} is no tensor but {type(tensor).__name__}")
     tensor = tensor.detach().cpu()
     stored = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
     if stored.dtype != tensor.dtype and bool((stored.isinf() & tensor.isfinite()).any()):
         raise ValueError(f"{name!r} holds values that are too large for {dtype}")
-    # A copy, since safetensors refuses tensors that share memory, as tied weights do.
-    return stored.clone(memory_format=torch.contiguous_format)
+    return stored.contiguous()
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def _write_whole(path: Path, parts: Iterable[Buffer]) -> None:
     """Write beside the file, follow links, take its name when everything is on the disk."""
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".fcnfast-{os.getpid()}-{next(_temporary_number)}.tmp"
@@ -152,7 +151,8 @@ def _write_whole(path: Path, content: bytes) -> None:
         if target.exists() and not target.is_file():  # renaming would replace a device by a file
             raise OSError(errno.EINVAL, "not a regular file")
         with open(temporary, "xb") as file:
-            file.write(content)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)

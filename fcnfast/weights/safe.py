@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import struct
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import WeightsError
-from .source import Source, Stored
+from .source import ALIGNMENT, Source, Stored
+
+Buffer = bytes | memoryview
 
 # What the safetensors library accepts as the length of a header.
 _MAX_HEADER_BYTES = 100_000_000
@@ -61,6 +65,41 @@ def read_safetensors(source: Source) -> tuple[dict[str, Stored], dict[str, Any]]
             what = "damaged weights file: {} bytes belong to no tensor"
         raise WeightsError(f"{source.path}: {what.format(abs(end - source.size))}")
     return tensors, metadata if isinstance(metadata, dict) else {}
+
+
+def safetensors_parts(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> Iterator[Buffer]:
+    """The content of a safetensors file, part by part: nothing is copied.
+
+    The tensors, contiguous and on the CPU, begin at multiples of 64 bytes as far as their sizes
+    allow without gaps, which the format does not have: those of odd sizes come last.
+
+    Raises:
+        TypeError: a type that the format does not have.
+    """
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    order = sorted(tensors, key=lambda name: (tensors[name].nbytes % ALIGNMENT > 0, name))
+    place = 0
+    for name in order:
+        tensor = tensors[name]
+        if tensor.dtype not in names:
+            raise TypeError(f"{name!r} is {tensor.dtype}, which safetensors files do not hold")
+        end = place + tensor.nbytes
+        offsets, shape = [place, end], list(tensor.shape)
+        header[name] = {"dtype": names[tensor.dtype], "shape": shape, "data_offsets": offsets}
+        place = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return _parts(text, [tensors[name] for name in order])
+
+
+def _parts(header: bytes, tensors: list[Tensor]) -> Iterator[Buffer]:
+    yield struct.pack("<Q", len(header))
+    yield header
+    for tensor in tensors:
+        yield tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _stored(

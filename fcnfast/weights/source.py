@@ -22,6 +22,8 @@ from torch import Tensor
 from ..errors import WeightsError
 
 PathLike = str | os.PathLike[str]
+# Where torch's own tensors begin in memory.
+ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,11 @@ class Source:
         """A tensor over the file's own pages, copied only when it is written to.
 
         The pages are read when they are first used and shared with the system's file cache.
-        Replacing the file is safe, cutting it short while the tensor lives is not.
+        Replacing the file is safe, cutting it short while the tensor lives is not. Where it does
+        not begin as torch's own tensors begin in memory, it is read instead: sums would round
+        differently, and slower.
         """
-        if math.prod(shape) == 0 or offset % dtype.itemsize:
+        if math.prod(shape) == 0 or offset % ALIGNMENT:
             return self.copy(offset, dtype, shape)
         self._check(offset, dtype, shape)
         flat = torch.frombuffer(self.mapped(), dtype=dtype, count=math.prod(shape), offset=offset)

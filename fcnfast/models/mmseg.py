@@ -1,0 +1,134 @@
+"""mmsegmentation's FCN: a dilated ResNet, with a deep stem, and its heads under their names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from ..geometry import SamplingGrid
+from .base import FCN, Preprocessing, ScoreMap
+from .decoder import IMAGE, Located, after
+from .resnet import LAYERS, WIDTH, resnet
+
+# RGB in 0..255.
+MMSEG = Preprocessing(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+
+
+class ConvBN(nn.Module):
+    """A 3 x 3 convolution, batch norm and ReLU, with mmsegmentation's names."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x h x w to N x C' x h x w."""
+        return self.relu(self.bn(self.conv(x)))
+
+
+class Head(nn.Module):
+    """Convolutions, with `concat` one more over their input and result together, then scores."""
+
+    def __init__(
+        self, channels: int, width: int, convs: int, concat: bool, classes: int, dropout: float
+    ) -> None:
+        super().__init__()
+        widths = [channels, *[width] * convs]
+        self.convs = nn.Sequential(*map(ConvBN, widths[:-1], widths[1:]))
+        self.conv_cat = ConvBN(channels + width, width) if concat else None
+        self.dropout = nn.Dropout(dropout)
+        self.conv_seg = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x h x w to scores of the same size."""
+        y = self.convs(x)
+        if self.conv_cat is not None:
+            y = self.conv_cat(torch.cat((x, y), 1))
+        return self.conv_seg(self.dropout(y))
+
+
+def _deep_stem(width: int) -> nn.Sequential:
+    """Three 3 x 3 convolutions of stride 2 together, instead of one 7 x 7."""
+    stem = nn.Sequential()
+    widths = (3, width // 2, width // 2, width)
+    for number, (before, width) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        stride = 2 if number == 0 else 1
+        stem.append(nn.Conv2d(before, width, 3, stride, padding=1, bias=False))
+        stem.append(nn.BatchNorm2d(width))
+        stem.append(nn.ReLU(inplace=True))
+    return stem
+
+
+class FCNMMSeg(FCN):
+    """mmsegmentation's FCN: a dilated ResNet of stride 8, a head on layer4, another on layer3.
+
+    Keys, inputs and outputs are those of its ``fcn_r50-d8`` and ``fcn_r101-d8``, whose scores are
+    resized without regard to where their units lie, as torchvision's are.
+
+    Args:
+        num_classes: C.
+        depth: 50 or 101.
+        deep_stem: three convolutions before the first pooling, as its own ResNets have them; with
+            False one, as torchvision's.
+        aux_loss: have the auxiliary head, output "aux"; it counts half in the loss.
+        dropout: before the scores, elementwise.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 19,
+        *,
+        depth: int = 50,
+        deep_stem: bool = True,
+        aux_loss: bool = True,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(num_classes, MMSEG)
+        self.deep_stem = deep_stem
+        layers, widths = resnet(depth, dilate=True)
+        if deep_stem:
+            for name in ("conv1", "bn1", "relu"):
+                del layers[name]
+            layers = {"stem": _deep_stem(WIDTH), **layers}
+        self.backbone = nn.ModuleDict(layers)
+        wide = widths["layer4"]
+        self.decode_head = Head(wide, wide // 4, 2, True, num_classes, dropout)
+        wide = widths["layer3"]
+        auxiliary = Head(wide, wide // 4, 1, False, num_classes, dropout) if aux_loss else None
+        self.auxiliary_head = auxiliary
+        for name, layer in self.named_modules():
+            self.initialise(name, layer)
+
+    def initialise(self, name: str, layer: nn.Module) -> None:
+        """He for all but the scores, which start at random and small."""
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+        else:
+            super().initialise(name, layer)
+
+    def features(self, images: Tensor) -> dict[str, Located]:
+        """The maps of layer3 and layer4, both of stride 8."""
+        found, here = {}, Located(images, IMAGE)
+        for name, layer in self.backbone.items():
+            here = found[name] = Located(layer(here.x), after(here.field, layer))
+        return {name: found[name] for name in LAYERS[2:]}
+
+    def score_maps(
+        self, images: Tensor, heads: Collection[str] | None = None
+    ) -> dict[str, ScoreMap]:
+        """Scores at stride 8: "out", and "aux" where there is that head."""
+        features, found, size = self.features(images), {}, tuple(images.shape[-2:])
+        for head, name, layer in (
+            ("out", LAYERS[3], self.decode_head),
+            ("aux", LAYERS[2], self.auxiliary_head),
+        ):
+            if layer is not None and (heads is None or head in heads):
+                scores = layer(features[name].x)
+                grid = SamplingGrid.resize(tuple(scores.shape[-2:]), size)
+                found[head] = ScoreMap(scores, grid)
+        return found

@@ -1,0 +1,268 @@
+"""Whose weights a file holds, told by the names in it, and what they are called in fcnfast.
+
+fcnfast's networks name their layers as the reference implementation (Caffe) and torchvision's
+segmentation networks do, so most names stay; the tables below are for the others. Each family
+brings its own preprocessing, since a network computes nonsense on another one's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..errors import WeightsError
+from .files import WeightsFile
+from .source import Stored
+
+# Preprocessing settings, as fields of `fcnfast.models.Preprocessing`.
+Settings = Mapping[str, Any]
+IMAGENET: Settings = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "scale": 1 / 255}
+# torchvision's GoogLeNet normalises its (already normalised) input again: RGB in -1..1.
+INCEPTION: Settings = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "scale": 1 / 255}
+# The weights that torchvision names IMAGENET1K_FEATURES, from the SSD implementation.
+FEATURES: Settings = {"mean": (0.48235, 0.45882, 0.40784), "std": (1 / 255,) * 3, "scale": 1 / 255}
+# The VGG authors' mean, and the ILSVRC mean that Caffe's networks subtract.
+VGG_BGR: Settings = {"mean": (103.939, 116.779, 123.68), "order": "bgr"}
+CAFFE_BGR: Settings = {"mean": (104.00699, 116.66877, 122.67892), "order": "bgr"}
+MMSEG: Settings = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+
+# pytorch-fcn's VGG-16: Caffe's values under torchvision's names, told by the file's MD5 alone.
+_VGG16_FROM_CAFFE = "aa75b158f4181e7f6230029eb96c1b13"
+
+_VGG16 = {
+    0: "conv1_1",
+    2: "conv1_2",
+    5: "conv2_1",
+    7: "conv2_2",
+    10: "conv3_1",
+    12: "conv3_2",
+    14: "conv3_3",
+    17: "conv4_1",
+    19: "conv4_2",
+    21: "conv4_3",
+    24: "conv5_1",
+    26: "conv5_2",
+    28: "conv5_3",
+}
+_ALEXNET = {0: "conv1", 3: "conv2", 6: "conv3", 8: "conv4", 10: "conv5"}
+_GOOGLENET = {"conv1": "conv1.7x7_s2", "conv2": "conv2.3x3_reduce", "conv3": "conv2.3x3"}
+_PARTS = ("conv", "bn")
+_BRANCHES = {
+    "branch1": "1x1",
+    "branch2.0": "3x3_reduce",
+    "branch2.1": "3x3",
+    "branch3.0": "5x5_reduce",
+    "branch3.1": "5x5",
+    "branch4.1": "pool_proj",
+}
+# Weights beyond this are no weights: an unused classifier was saved as it lay in the memory.
+_MOST = 1e4
+
+_CLASSIFIER = "the classifier's own scores"
+_AUXILIARY = "an auxiliary classifier"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a file's tensors are called in fcnfast.
+
+    Attributes:
+        title: whose weights they are, for messages.
+        names: by the file's names, those of fcnfast's networks; networks may have only some.
+        dropped: by the file's names, why a tensor is never used.
+        preprocess: fields of a `Preprocessing`; None: what the network itself is made for.
+        options: options of `create_model` that a network needs for these layers.
+        network: the name of the network that they are of, where the file says it itself.
+        classes, palette: the classes' names and colours, where the file tells them.
+        partial: the trunk's last layers may be missing, or unusable and dropped.
+    """
+
+    title: str
+    names: dict[str, str]
+    dropped: dict[str, str] = field(default_factory=dict)
+    preprocess: Settings | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    network: str = ""
+    classes: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+    partial: tuple[str, ...] = ()
+
+
+def recognise(file: WeightsFile) -> Family:
+    """Tell whose weights an open file holds: it says so itself, or its tensors' names do.
+
+    Raises:
+        WeightsError: of a network whose layers no network of fcnfast has.
+    """
+    names = file.tensors.keys()
+    same = {name: name for name in names}
+    if file.meta is not None:
+        meta = file.meta
+        return Family(
+            meta.model,
+            same,
+            preprocess=meta.preprocess or None,
+            options=meta.options,
+            network=meta.model,
+            classes=meta.classes,
+            palette=meta.palette,
+        )
+    training = _training(file)
+    if training is not None:
+        name, options, preprocess = training
+        return Family(name, same, preprocess=preprocess, options=options, network=name)
+    if "features.0.weight" in names:
+        return _sequential(file)
+    if "inception3a.branch1.conv.weight" in names:
+        return _googlenet(file)
+    if "decode_head.conv_seg.weight" in names:
+        options = {"deep_stem": "backbone.stem.0.weight" in names}
+        classes, palette = _mmseg_classes(file)
+        return Family(
+            "mmsegmentation's FCN", same, {}, MMSEG, options, classes=classes, palette=palette
+        )
+    if {"backbone.conv1.weight", "classifier.0.weight"} <= names:
+        return Family("torchvision's segmentation network", same, {}, IMAGENET)
+    if {"conv1.weight", "bn1.weight", "layer1.0.conv1.weight"} <= names:
+        dropped = {key: _CLASSIFIER for key in names if key.startswith("fc.")}
+        kept = {key: key for key in names if key not in dropped}
+        return Family("torchvision's ResNet", kept, dropped, IMAGENET)
+    return _caffe(file)
+
+
+def _training(file: WeightsFile) -> tuple[str, dict[str, Any], dict[str, Any]] | None:
+    """The network, its options and its preprocessing in a checkpoint of ``fcnfast train``."""
+    settings, network = file.notes.get("settings"), file.notes.get("network")
+    if not isinstance(settings, dict) or not isinstance(network, dict):
+        return None
+    name, options, preprocess = (
+        settings.get("model"),
+        network.get("options"),
+        network.get("preprocessing"),
+    )
+    if isinstance(name, str) and isinstance(options, dict) and isinstance(preprocess, dict):
+        return name, options, preprocess
+    return None
+
+
+def _mmseg_classes(
+    file: WeightsFile,
+) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """The classes in a checkpoint's meta data, under the names of either release; or none."""
+    meta = file.notes.get("meta")
+    inner = meta.get("dataset_meta") if isinstance(meta, dict) else None
+    for place, names, colours in ((inner, "classes", "palette"), (meta, "CLASSES", "PALETTE")):
+        if isinstance(place, dict):
+            try:
+                classes = tuple(place[names])
+                palette = tuple((int(r), int(g), int(b)) for r, g, b in place[colours])
+            except (KeyError, TypeError, ValueError):
+                continue
+            if all(isinstance(name, str) for name in classes):
+                return classes, palette
+    return (), ()
+
+
+def _caffe(file: WeightsFile) -> Family:
+    """Caffe's names, which are those of pytorch-fcn and of fcnfast, too."""
+    names, dropped = {}, {}
+    for key in file.tensors:
+        if key.startswith(("fc8", "loss3/")):
+            dropped[key] = _CLASSIFIER
+        elif key.startswith(("loss1/", "loss2/")):
+            dropped[key] = _AUXILIARY
+        else:
+            names[key] = key.replace("/", ".")
+    order = file.notes.get("layers", ())
+    if "norm1" in order and "pool1" in order and order.index("norm1") < order.index("pool1"):
+        raise WeightsError(
+            f"{file.path}: of BVLC's AlexNet, which normalises before it pools; fcnfast's network, "
+            "as the paper's, is CaffeNet, which pools first"
+        )
+    title = "Caffe's network" if file.format in ("Caffe", "HDF5") else "a network of Caffe's names"
+    return Family(title, names, dropped)
+
+
+def _sequential(file: WeightsFile) -> Family:
+    """torchvision's VGG-16 and AlexNet, whose layers have numbers."""
+    numbers = {
+        int(key.split(".")[1])
+        for key in file.tensors
+        if re.fullmatch(r"features\.\d+\.weight", key)
+    }
+    if numbers == set(_VGG16):
+        return _vgg16(file)
+    if numbers != set(_ALEXNET):
+        raise WeightsError(
+            f"{file.path}: convolutions features.{{{','.join(map(str, sorted(numbers)))}}} are "
+            "neither VGG-16's nor AlexNet's"
+        )
+    numbered = {f"features.{number}": name for number, name in _ALEXNET.items()}
+    numbered |= {"classifier.1": "fc6", "classifier.4": "fc7"}
+    dropped = {key: _CLASSIFIER for key in file.tensors if key.startswith("classifier.6.")}
+    names = _renamed((key for key in file.tensors if key not in dropped), numbered)
+    title = "torchvision's AlexNet"
+    return Family(title, names, dropped, IMAGENET, {"family": "torchvision"})
+
+
+def _vgg16(file: WeightsFile) -> Family:
+    """VGG-16 in torchvision's layout: its own weights, Caffe's values, and features alone."""
+    title, preprocess = "torchvision's VGG-16", IMAGENET
+    fully_connected = {"classifier.0": "fc6", "classifier.3": "fc7"}
+    if "classifier.1.weight" in file.tensors:  # dropout came first in an early conversion
+        title, preprocess = "Caffe's VGG-16 in an early layout of torchvision's", VGG_BGR
+        fully_connected = {"classifier.1": "fc6", "classifier.4": "fc7"}
+    elif _md5(file) == _VGG16_FROM_CAFFE:
+        title, preprocess = "Caffe's VGG-16 in torchvision's layout", CAFFE_BGR
+    numbered = {f"features.{number}": name for number, name in _VGG16.items()} | fully_connected
+    dropped = {key: _CLASSIFIER for key in file.tensors if key.startswith("classifier.6.")}
+    names = _renamed((key for key in file.tensors if key not in dropped), numbered)
+    unusable = [key for key in names if names[key][:3] == "fc6" and not usable(file.tensors[key])]
+    if unusable:
+        title, preprocess = "torchvision's VGG-16 without a classifier", FEATURES
+        gone = {key for key, name in names.items() if name.startswith("fc")}
+        dropped |= dict.fromkeys(gone, "no weights: these have features only")
+        names = {key: name for key, name in names.items() if key not in gone}
+    return Family(title, names, dropped, preprocess, partial=("fc6", "fc7"))
+
+
+def _googlenet(file: WeightsFile) -> Family:
+    """torchvision's GoogLeNet."""
+    units = dict(_GOOGLENET)
+    for block in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"):
+        units |= {f"inception{block}.{a}": f"inception_{block}.{b}" for a, b in _BRANCHES.items()}
+    dropped = {key: _CLASSIFIER for key in file.tensors if key.startswith("fc.")}
+    dropped |= {key: _AUXILIARY for key in file.tensors if key.startswith(("aux1.", "aux2."))}
+    units = {f"{unit}.{kind}": f"{name}.{kind}" for unit, name in units.items() for kind in _PARTS}
+    renamed = _renamed((key for key in file.tensors if key not in dropped), units)
+    title = "torchvision's GoogLeNet"
+    return Family(title, renamed, dropped, INCEPTION, {"family": "torchvision"})
+
+
+def _renamed(keys: Iterable[str], layers: Mapping[str, str]) -> dict[str, str]:
+    """Rename the layers of ``LAYER.weight`` and ``LAYER.bias``; other names stay."""
+    found = {}
+    for key in keys:
+        layer, _, what = key.rpartition(".")
+        found[key] = f"{layers[layer]}.{what}" if layer in layers else key
+    return found
+
+
+def usable(stored: Stored) -> bool:
+    """Tell whether a layer's numbers can be weights: finite, not huge, not all the same."""
+    low, high = torch.aminmax(stored.read())  # both NaN when anything is
+    return bool(-_MOST < low < high < _MOST)
+
+
+def _md5(file: WeightsFile) -> str:
+    """The file's MD5 sum, read once without keeping it."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(file.path, "rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
