@@ -71,8 +71,9 @@ SUITES = {
 def fitted(cases: Iterable[Case], device: torch.device) -> tuple[list[Case], list[str]]:
     """The cases as `device` can run them, without repetitions, and what had to be said about it.
 
-    A CPU takes one image (a tiny case stays as it is). A GPU takes as many as leave room for eight
-    float32 copies of the full-resolution logits: eager's loss alone holds four.
+    A CPU takes one image (a tiny case stays as it is). A GPU takes as many as leave room for
+    sixteen float32 copies of the full-resolution logits: eager's loss alone holds four, and the
+    CUDA graph of every contestant keeps what it needs.
     """
     fitting: dict[Case, None] = {}
     notes: dict[str, None] = {}
@@ -82,7 +83,7 @@ def fitted(cases: Iterable[Case], device: torch.device) -> tuple[list[Case], lis
             images = images if case.logits < 1 << 16 else 1
         else:
             free = torch.cuda.mem_get_info(device)[0]
-            while images > 1 and 8 * 4 * case.logits * images // case.images > free:
+            while images > 1 and 16 * 4 * case.logits * images // case.images > free:
                 images //= 2
         if images < case.images:
             where = "on a CPU" if device.type == "cpu" else "to fit the GPU's free memory"
@@ -104,36 +105,56 @@ def _random(shape: Sequence[int], seed: int, device: torch.device) -> Tensor:
     return torch.randn(tuple(shape), generator=generator, device=device)
 
 
-def _blobs(field: Tensor, stride: int) -> Tensor:
-    """The winners of a score field, each unit a square of pixels, void where they meet."""
-    labels = field.argmax(1).repeat_interleave(stride, 1).repeat_interleave(stride, 2)
+def _field(case: Case, device: torch.device) -> Tensor:
+    """Regions, as a network draws them: slow fields, some classes stronger than others."""
+    shape = (case.images, case.classes)
+    knots = [max(2, n // 16) for n in case.in_size]
+    field = 4 * F.interpolate(_random((*shape, *knots), 0, device), case.in_size, mode="bicubic")
+    return field + 4 * _random((*shape, 1, 1), 1, device)
+
+
+def _smooth(case: Case, device: torch.device) -> Tensor:
+    """Regions with a little noise."""
+    field = _field(case, device)
+    return field + 0.2 * _random(field.shape, 2, device)
+
+
+def _noisy(case: Case, device: torch.device) -> Tensor:
+    """The worst case: nothing about a pixel says anything about the next."""
+    return 4 * _random((case.images, case.classes, *case.in_size), 3, device)
+
+
+def _blobs(case: Case, device: torch.device) -> Tensor:
+    """The winners of the regions, each unit a square of pixels, void where they meet."""
+    stride = case.stride
+    labels = _field(case, device).argmax(1)
+    labels = labels.repeat_interleave(stride, 1).repeat_interleave(stride, 2)
     plane = labels[:, None].float()
     width = 5  # pixels, as in VOC
     low, high = (F.max_pool2d(sign * plane, width, 1, width // 2) for sign in (-1, 1))
     return torch.where((high + low)[:, 0] > 0, VOID, labels)
 
 
-def smooth(case: Case, dtype: torch.dtype, device: torch.device) -> Content:
-    """Regions, as a network draws them: slow fields, some classes stronger than others."""
-    shape = (case.images, case.classes)
-    knots = [max(2, n // 16) for n in case.in_size]
-    field = 4 * F.interpolate(_random((*shape, *knots), 0, device), case.in_size, mode="bicubic")
-    field += 4 * _random((*shape, 1, 1), 1, device)
-    scores = field + 0.2 * _random(field.shape, 2, device)
-    return Content(scores.to(dtype), _blobs(field, case.stride))
-
-
-def noisy(case: Case, dtype: torch.dtype, device: torch.device) -> Content:
-    """The worst case: nothing about a pixel says anything about the next."""
-    scores = 4 * _random((case.images, case.classes, *case.in_size), 3, device)
+def _scattered(case: Case, device: torch.device) -> Tensor:
+    """Any class at any pixel, one in twenty void."""
     generator = torch.Generator(device).manual_seed(4)
     shape = (case.images, *case.size)
     labels = torch.randint(case.classes, shape, generator=generator, device=device)
     labels[torch.rand(shape, generator=generator, device=device) < 0.05] = VOID
-    return Content(scores.to(dtype), labels)
+    return labels
 
 
-CONTENTS = {"smooth": smooth, "noisy": noisy}
+SCORES = {"smooth": _smooth, "noisy": _noisy}
+LABELS = {"blobs": _blobs, "random": _scattered}
+# What may stand in a case: scores and labels. The first is what a network in training sees.
+CONTENTS = tuple(f"{scores}, {labels}" for scores in SCORES for labels in LABELS)
+USUAL, WORST = CONTENTS[0], CONTENTS[-1]
+
+
+def content(name: str, case: Case, dtype: torch.dtype, device: torch.device) -> Content:
+    """One of CONTENTS, the same on every call."""
+    scores, labels = name.split(", ")
+    return Content(SCORES[scores](case, device).to(dtype), LABELS[labels](case, device))
 
 
 def undecided(scores: Tensor) -> float:

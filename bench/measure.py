@@ -1,7 +1,8 @@
-"""One row of the benchmark: an op at a case, in one direction or both, against its peers."""
+"""One row of the benchmark: an op at a case, one pass or both, against its peers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import torch
 
 from bench.cases import Case
-from bench.check import call, errors, tolerance
-from bench.floor import Machine
+from bench.check import backward_call, call, errors, tolerance
+from bench.floor import Machine, Pass, Work, logits
 from bench.operations import Operation
 from bench.peers import Contestant, Problem
-from bench.timing import Time, interleaved, peak_bytes
+from bench.timing import Call, Times, interleaved, peak_bytes
 
 OURS = "fcnfast"
+WAITS = "it waits for the GPU"
 
 
 @dataclass
@@ -28,18 +30,30 @@ class Entry:
     error: float | None = None
     fault: str | None = None
     reason: str | None = None
-    time: Time | None = None
+    times: Times | None = None
     peak_bytes: int | None = None
+
+    @property
+    def median(self) -> float | None:
+        """Milliseconds: on a GPU its own time, on a CPU the call's."""
+        return self.times.own.median if self.times else None
 
 
 @dataclass
 class Row:
-    """What was measured. The last three are of our op, and None without a GPU."""
+    """What was measured. The last three are of our op, and None without a GPU.
+
+    coarse_bytes: of the coarse scores as float32, which the peak memory is to be compared with.
+    outputs: pixels times classes. least: the work that no implementation can avoid.
+    """
 
     case: Case
     operation: Operation
     content: str
-    backward: bool
+    which: Pass
+    coarse_bytes: int = 0
+    outputs: int = 0
+    least: Work | None = None
     entries: dict[str, Entry] = field(default_factory=dict)
     gb_s: float | None = None
     floor_ms: float | None = None
@@ -57,8 +71,8 @@ class Row:
 
     def ratio(self, peer: str) -> float | None:
         """How many times as long as ours a peer took."""
-        ours, theirs = self.ours.time, self.entries[peer].time
-        return theirs.median / ours.median if ours and theirs else None
+        ours, theirs = self.ours.median, self.entries[peer].median
+        return theirs / ours if ours and theirs else None
 
 
 @dataclass(frozen=True)
@@ -72,40 +86,53 @@ class Settings:
     machine: Machine | None
 
 
-def _contestants(operation: Operation, settings: Settings) -> dict[str, Contestant]:
-    contestants = {OURS: operation.ours, **operation.peers}
+def contestants(operation: Operation, settings: Settings) -> dict[str, Contestant]:
+    """Ours and the peers; torch.compile's starts with nothing compiled."""
+    found = {OURS: operation.ours, **operation.peers}
     if settings.compile:
         torch._dynamo.reset()  # or the variants of one function count as too many recompilations
-        contestants["compile"] = torch.compile(operation.peers["eager"], dynamic=False)
-    return contestants
+        found["compile"] = torch.compile(operation.peers["eager"], dynamic=False)
+    return found
 
 
 def with_gradients(operation: Operation, problem: Problem, seed: int = 6) -> Problem:
-    """The problem with maps that require a gradient, and one that comes down to the result."""
+    """The problem with leaves that require a gradient, and one that comes down to the result."""
     x = problem.maps[0]
-    maps = tuple(m.detach().requires_grad_() for m in problem.maps)
+    maps, shared = (
+        tuple(leaf.detach().requires_grad_() for leaf in leaves)
+        for leaves in (problem.maps, problem.shared)
+    )
+    problem = replace(problem, maps=maps, shared=shared)
     if operation.result == "loss":
-        return replace(problem, maps=maps)
+        return problem
     generator = torch.Generator(x.device).manual_seed(seed)
     shape = (*x.shape[:2], *problem.grid.size)
     cotangent = torch.randn(shape, generator=generator, device=x.device).to(x.dtype)
-    return replace(problem, maps=maps, cotangent=cotangent)
+    return replace(problem, cotangent=cotangent)
+
+
+def _attempt(entry: Entry, make: Callable[[], Any]) -> Any:
+    """What `make` gives, or None with the fault entered."""
+    try:
+        return make()
+    except torch.OutOfMemoryError as error:
+        entry.fault, entry.reason = "no memory", str(error)
+    except Exception as error:  # a compiler that is missing, a type that a peer cannot do
+        entry.fault, entry.reason = "failed", f"{type(error).__name__}: {error}"
+    return None
 
 
 def _checked(
-    row: Row, calls: dict[str, Any], problem: Problem, settings: Settings
-) -> dict[str, Any]:
+    row: Row, calls: dict[str, Call], problem: Problem, settings: Settings
+) -> dict[str, Call]:
     """The calls whose results are right; the others' faults are entered in the row."""
     outcomes = {}
     for name, run in calls.items():
         entry = row.entries[name] = Entry()
-        try:
-            # On the host, so that results that wait for their check take nothing from the next.
-            outcomes[name] = tuple(part.detach().cpu() for part in run())
-        except torch.OutOfMemoryError as error:
-            entry.fault, entry.reason = "no memory", str(error)
-        except Exception as error:  # a compiler that is missing, a type that a peer cannot do
-            entry.fault, entry.reason = "failed", f"{type(error).__name__}: {error}"
+        # On the host, so that results that wait for their check take nothing from the next.
+        parts = _attempt(entry, lambda run=run: tuple(part.detach().cpu() for part in run()))
+        if parts is not None:
+            outcomes[name] = parts
     for name, found in errors(row.operation, problem, outcomes).items():
         row.entries[name].error = found
         if not found <= tolerance(settings.dtype, name == OURS):  # NaN is wrong too
@@ -113,20 +140,46 @@ def _checked(
     return {name: run for name, run in calls.items() if row.entries[name].fault is None}
 
 
-def measure(row: Row, problem: Problem, settings: Settings) -> Row:
-    """Check every contestant, then take the memory and the time of those that are right."""
-    calls = {
-        name: partial(call, contestant, problem, row.backward)
-        for name, contestant in _contestants(row.operation, settings).items()
-    }
-    right = _checked(row, calls, problem, settings)
-    for name, run in right.items():
+def _timed(row: Row, calls: dict[str, Call], problem: Problem, settings: Settings) -> Row:
+    """Take the memory and the time of the calls, and set them against the floor."""
+    row.coarse_bytes, row.outputs = 4 * problem.maps[0].numel(), logits(problem)
+    row.least = row.operation.least(problem, row.which)
+    for name, run in calls.items():
         row.entries[name].peak_bytes = peak_bytes(run, settings.device)
-    for name, took in interleaved(right, settings.repeats, settings.device).items():
-        row.entries[name].time = took
-    if settings.machine and row.ours.time:
-        least = row.operation.least(problem, row.backward)
-        row.gb_s = least.bytes / row.ours.time.median * 1e-6
-        row.floor_ms = settings.machine.milliseconds(least)
-        row.of_floor = row.floor_ms / row.ours.time.median
+    syncs = dict.fromkeys(row.operation.syncs, WAITS)
+    for name, took in interleaved(calls, settings.repeats, settings.device, syncs).items():
+        row.entries[name].times = took
+    if settings.machine and row.ours.median:
+        row.gb_s = row.least.bytes / row.ours.median * 1e-6
+        row.floor_ms = settings.machine.milliseconds(row.least)
+        row.of_floor = row.floor_ms / row.ours.median
     return row
+
+
+def _backward(both: Row, right: dict[str, Contestant], problem: Problem, settings: Settings) -> Row:
+    """The backward pass alone, of contestants whose results are known to be right."""
+    row = replace(both, which="backward", entries={})
+    calls = {}
+    for name, entry in both.entries.items():
+        mine = row.entries[name] = Entry(entry.error, entry.fault, entry.reason)
+        if name in right:
+            gradients = _attempt(mine, partial(backward_call, right[name], problem))
+            if gradients is not None and _attempt(mine, gradients) is not None:
+                calls[name] = gradients
+    return _timed(row, calls, problem, settings)
+
+
+def measured(
+    row: Row, rivals: dict[str, Contestant], problem: Problem, settings: Settings
+) -> Iterator[Row]:
+    """The rows of an op at a case with a content: every pass that it has, each checked first."""
+    calls = {name: partial(call, rival, problem, False) for name, rival in rivals.items()}
+    yield _timed(row, _checked(row, calls, problem, settings), problem, settings)
+    if not row.operation.trainable:
+        return
+    problem = with_gradients(row.operation, problem)
+    both = Row(row.case, row.operation, row.content, "forward+backward")
+    calls = {name: partial(call, rival, problem, True) for name, rival in rivals.items()}
+    right = _checked(both, calls, problem, settings)
+    yield _backward(both, {name: rivals[name] for name in right}, problem, settings)
+    yield _timed(both, right, problem, settings)

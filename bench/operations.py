@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bench import floor, peers
-from bench.cases import VOID, Case, Content, undecided
-from bench.peers import Contestant, Problem
+from bench.cases import CONTENTS, USUAL, VOID, WORST, Case, Content, undecided
+from bench.peers import Contestant, Problem, bilinear_filter
 from fcnfast import ops, reference
 from fcnfast.geometry import SamplingGrid
 
@@ -42,7 +42,7 @@ def _added(case: Case, content: Content) -> Problem:
     """Two score maps of the case's resolution."""
     skip = _skip_for(content.scores, case.in_size)
     grid = SamplingGrid.resize(case.in_size, case.in_size)
-    return Problem((content.scores, skip), grid, 1, (SKIP_OFFSET, SKIP_OFFSET))
+    return Problem((content.scores, skip), grid, 1, offset=(SKIP_OFFSET, SKIP_OFFSET))
 
 
 def _fused(case: Case, content: Content) -> Problem:
@@ -58,7 +58,18 @@ def _labelled(case: Case, content: Content) -> Problem:
 
 
 def _decided(case: Case, content: Content) -> Problem:
-    return replace(_resized(case, content), undecided=undecided(content.scores))
+    return replace(_labelled(case, content), undecided=undecided(content.scores))
+
+
+def _learned(case: Case, content: Content) -> Problem:
+    """A deconvolution by the bilinear filter as training has changed it."""
+    problem = _deconvolved(case, content)
+    x, stride = problem.maps[0], case.stride
+    generator = torch.Generator(x.device).manual_seed(7)
+    shape = (x.shape[1], 1, 2 * stride, 2 * stride)
+    noise = 0.1 * torch.randn(shape, generator=generator, device=x.device)
+    weight = bilinear_filter(x.shape[1], stride, False, torch.float32, x.device) + noise
+    return replace(problem, shared=(weight.to(x.dtype),))
 
 
 def _rows(grid: SamplingGrid, first: int, last: int) -> SamplingGrid:
@@ -83,6 +94,11 @@ def _true_fusion(maps: tuple[Tensor, ...], p: Problem, n: int, first: int, last:
     return reference.upsample_crop_add(*maps, rows, (oy + first, ox))
 
 
+def _true_deconv(maps: tuple[Tensor, ...], p: Problem, n: int, first: int, last: int) -> Tensor:
+    size = (last - first, p.grid.size[1])
+    return reference.deconv(*maps, p.stride, p.stride // 2, (first, 0), size)
+
+
 def _true_loss(maps: tuple[Tensor, ...], p: Problem, n: int, first: int, last: int) -> Tensor:
     target = p.target[n : n + 1, first:last]
     rows = _rows(p.grid, first, last)
@@ -97,10 +113,11 @@ class Operation:
     name: in fcnfast.ops. variant: which of several rows of that op this is.
     problem: its arguments at a case with a content. ours, peers: the contestants; torch.compile
         gets the peer "eager".
-    truth: from one image's maps in float64 the rows [first, last) of that image's result, their
-        part of the loss, or the logits that labels are judged by.
-    least: the bytes and instructions that no implementation can avoid.
+    truth: from one image's maps (and what images share) in float64 the rows [first, last) of that
+        image's result, their part of the loss, or the logits that labels are judged by.
+    least: the work of a pass that no implementation can avoid.
     result: what comes out. contents: which contents make a difference.
+    syncs: the peers that wait for the GPU, which no CUDA graph can hold.
     """
 
     name: str
@@ -109,14 +126,15 @@ class Operation:
     ours: Contestant
     peers: dict[str, Contestant]
     truth: Callable[[tuple[Tensor, ...], Problem, int, int, int], Tensor]
-    least: Callable[[Problem, bool], floor.Work]
-    result: Literal["map", "loss", "labels"] = "map"
-    contents: tuple[str, ...] = ("smooth",)
+    least: Callable[[Problem, floor.Pass], floor.Work]
+    result: Literal["map", "loss", "labels", "counts"] = "map"
+    contents: tuple[str, ...] = (USUAL,)
+    syncs: tuple[str, ...] = ()
 
     @property
     def trainable(self) -> bool:
         """Whether there is a gradient to be had."""
-        return self.result != "labels"
+        return self.result in ("map", "loss")
 
 
 _DECONVS = {
@@ -128,10 +146,16 @@ _DECONVS = {
 # The ops are looked up when they are called: what is measured is what fcnfast.ops holds then.
 OPERATIONS = (
     Operation(
-        "crop_add", "", _added,
-        lambda p: ops.crop_add(*p.maps, p.offset),
-        {"eager": peers.slice_add},
-        _true_sum, floor.crop_add,
+        "upsample_cross_entropy", "", _labelled,
+        lambda p: ops.upsample_cross_entropy(*p.maps, p.target, p.grid, ignore_index=VOID),
+        {"eager": peers.cross_entropy},
+        _true_loss, floor.upsample_cross_entropy, "loss", CONTENTS,
+    ),
+    Operation(
+        "upsample_argmax", "", _decided,
+        lambda p: ops.upsample_argmax(*p.maps, p.grid),
+        {"eager": peers.argmax, "max": peers.max_indices},
+        _true_map, floor.upsample_argmax, "labels", (USUAL, WORST),
     ),
     Operation(
         "upsample", "resize", _resized,
@@ -152,15 +176,9 @@ OPERATIONS = (
         _true_fusion, floor.upsample_crop_add,
     ),
     Operation(
-        "upsample_cross_entropy", "", _labelled,
-        lambda p: ops.upsample_cross_entropy(*p.maps, p.target, p.grid, ignore_index=VOID),
-        {"eager": peers.cross_entropy},
-        _true_loss, floor.upsample_cross_entropy, "loss", ("smooth", "noisy"),
-    ),
-    Operation(
-        "upsample_argmax", "", _decided,
-        lambda p: ops.upsample_argmax(*p.maps, p.grid),
-        {"eager": peers.argmax, "max": peers.max_indices},
-        _true_map, floor.upsample_argmax, "labels", ("smooth", "noisy"),
+        "crop_add", "", _added,
+        lambda p: ops.crop_add(*p.maps, p.offset),
+        {"eager": peers.slice_add},
+        _true_sum, floor.crop_add,
     ),
 )  # fmt: skip

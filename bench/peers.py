@@ -18,7 +18,8 @@ from fcnfast.geometry import SamplingGrid
 class Problem:
     """The arguments of one op.
 
-    maps: the scores, or x and skip; gradients are taken with respect to all of them.
+    maps: the scores, or x and skip. shared: the filter of a learned deconvolution, which all images
+        share. Gradients are taken with respect to all of these.
     grid: from the first map to the full resolution, `stride` times as fine.
     offset: the first row and column of the window of skip.
     target: labels N x H x W.
@@ -29,10 +30,16 @@ class Problem:
     maps: tuple[Tensor, ...]
     grid: SamplingGrid
     stride: int
+    shared: tuple[Tensor, ...] = ()
     offset: tuple[int, int] = (0, 0)
     target: Tensor | None = None
     cotangent: Tensor | None = None
     undecided: float = 1.0
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """What gradients are taken with respect to."""
+        return self.maps + self.shared
 
 
 Contestant = Callable[[Problem], Tensor]
@@ -58,7 +65,7 @@ def interpolate_padded(p: Problem) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _bilinear_filter(
+def bilinear_filter(
     classes: int, stride: int, dense: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """The filter of ``conv_transpose2d``: classes x 1 x k x k, or with zeros between classes."""
@@ -73,7 +80,7 @@ def _bilinear_filter(
 
 def _deconv(p: Problem, dense: bool) -> Tensor:
     x, s = p.maps[0], p.stride
-    weight = _bilinear_filter(x.shape[1], s, dense, x.dtype, x.device)
+    weight = bilinear_filter(x.shape[1], s, dense, x.dtype, x.device)
     groups = 1 if dense else x.shape[1]
     return F.conv_transpose2d(x, weight, stride=s, padding=s // 2, groups=groups)
 
@@ -86,6 +93,18 @@ def dense_deconv(p: Problem) -> Tensor:
 def grouped_deconv(p: Problem) -> Tensor:
     """A transposed convolution of every class by itself."""
     return _deconv(p, dense=False)
+
+
+def learned_grouped(p: Problem) -> Tensor:
+    """A transposed convolution of every class by a filter of its own."""
+    x, weight = p.maps[0], p.shared[0]
+    return F.conv_transpose2d(x, weight, stride=p.stride, padding=p.stride // 2, groups=x.shape[1])
+
+
+def learned_dense(p: Problem) -> Tensor:
+    """The same filters in a transposed convolution from all classes to all."""
+    weight = torch.diag_embed(p.shared[0][:, 0].permute(1, 2, 0)).permute(2, 3, 0, 1)
+    return F.conv_transpose2d(p.maps[0], weight, stride=p.stride, padding=p.stride // 2)
 
 
 def then_add(upsample: Contestant) -> Contestant:
@@ -116,3 +135,11 @@ def argmax(p: Problem) -> Tensor:
 def max_indices(p: Problem) -> Tensor:
     """The argmax spelt ``max(1).indices``, which is several times faster on a CPU."""
     return interpolate(p).max(1).indices
+
+
+def confusion(p: Problem) -> Tensor:
+    """A resize, the argmax of its logits, and a count of the pairs of labels."""
+    classes = p.maps[0].shape[1]
+    pairs = torch.where(p.target == VOID, classes**2, classes * p.target + argmax(p))
+    counts = torch.bincount(pairs.flatten(), minlength=classes**2 + 1)
+    return counts[: classes**2].view(classes, classes)

@@ -1,19 +1,23 @@
 """Measure the ops of fcnfast against plain torch, after checking that each result is right.
 
-    python bench/run.py                                     # about a minute on two CPU cores
-    python bench/run.py --suite voc cityscapes --compile    # whole batches on a GPU
-    python bench/run.py --op upsample_argmax --dtype bfloat16 --json argmax.json
+    python bench/run.py                                     # a few minutes on two CPU cores
+    python bench/run.py --suite voc cityscapes              # whole batches on a GPU
+    python bench/run.py --op upsample_argmax --dtype bfloat16 --json argmax.json --plot pictures
+    python bench/run.py --against bench/results/cpu.json    # did fcnfast lose against a peer?
+    python bench/run.py --static                            # what the kernels compile to
 
-Exits with 1 when a result is wrong, with 2 when an option is.
+Exits with 1 when a result is wrong or fcnfast lost against a peer, with 2 when an option is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +27,14 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read by the profiler, which gr
 
 import torch
 
-from bench import report
-from bench.cases import CONTENTS, SUITES, Case, fitted, undecided
+from bench import compare, plots, report
+from bench.cases import CONTENTS, SUITES, Case, content, fitted, undecided
+from bench.conditions import busy, conditions, summary
 from bench.floor import Machine, issue_rate
-from bench.measure import Row, Settings, measure, with_gradients
+from bench.measure import Row, Settings, contestants, measured
 from bench.operations import OPERATIONS, Operation
 from bench.timing import copy_bandwidth
+from fcnfast.data import outputs
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
@@ -60,10 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     option("--suite", choices=list(SUITES), default=["quick"], help=suites, **several)
     option("--device", default=None, help="cpu, cuda or cuda:1 (default: a GPU where there is one)")
     option("--dtype", choices=list(DTYPES), default="float32", help="of the maps")
-    option("--compile", action="store_true", help="torch.compile as a further peer")
+    compiled = "torch.compile as a further peer (default: on a GPU)"
+    option("--compile", action=argparse.BooleanOptionalAction, default=None, help=compiled)
     calls = "timed calls of each (default: as many as fit in about a second)"
     option("--repeats", type=_positive, metavar="N", help=calls)
+    option("--minutes", type=_positive, metavar="N", help="begin no further op after that time")
     option("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    option("--plot", type=Path, metavar="DIR", help="draw bars and a roofline (needs matplotlib)")
+    against = "a JSON file of earlier: name the rows in which fcnfast lost against a peer"
+    option("--against", type=Path, metavar="BASELINE", help=against)
     gate = "instead: what the kernels compile to (no GPU needed); see --static --help"
     option("--static", action="store_true", help=gate)
     return parser
@@ -82,37 +93,82 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def rows(case: Case, operations: list[Operation], settings: Settings) -> Iterator[Row]:
-    """Measure the operations at one case; a row is yielded when it is done."""
-    for content_name in CONTENTS:
-        wanted = [o for o in operations if content_name in o.contents]
-        if not wanted:
-            continue
-        content = CONTENTS[content_name](case, settings.dtype, settings.device)
-        if any(o.result == "labels" for o in wanted):
-            share = undecided(content.scores)
-            print(f"({content_name}: {share:.0%} of the cells have corners of different classes)")
-        for operation in wanted:
-            problem = operation.problem(case, content)
-            yield measure(Row(case, operation, content_name, False), problem, settings)
-            if operation.trainable:
-                problem = with_gradients(operation, problem)
-                yield measure(Row(case, operation, content_name, True), problem, settings)
+def rows(case: Case, operation: Operation, settings: Settings) -> Iterator[Row]:
+    """Measure one operation at one case; a row is yielded when it is done."""
+    rivals = contestants(operation, settings)
+    for name in (name for name in CONTENTS if name in operation.contents):
+        made = content(name, case, settings.dtype, settings.device)
+        if operation.result == "labels":
+            share = undecided(made.scores)
+            print(f"({name}: {share:.0%} of the cells have corners of different classes)")
+        problem = operation.problem(case, made)
+        yield from measured(Row(case, operation, name, "forward"), rivals, problem, settings)
 
 
-def run(cases: list[Case], operations: list[Operation], settings: Settings) -> list[Row]:
-    """Measure everything and print each row when it is done."""
+def run(
+    cases: list[Case], operations: list[Operation], settings: Settings, seconds: float
+) -> list[Row]:
+    """Measure everything and print each row when it is done; begin nothing after `seconds`."""
     peers = [p for p in report.PEERS if any(p in o.peers for o in operations)]
     peers += ["compile"] * settings.compile
-    gpu = settings.device.type == "cuda"
-    done = []
+    begin = time.monotonic()
+    done, left = [], []
     for case in cases:
-        print(f"\n{case}\n{report.header(peers, gpu)}", flush=True)
-        for row in rows(case, operations, settings):
-            print(report.line(row, peers, gpu), flush=True)
-            done.append(row)
-    print("", *report.footnotes(done, peers, gpu), sep="\n")
+        print(f"\n{case}\n{report.header(peers)}", flush=True)
+        for operation in operations:
+            if time.monotonic() - begin > seconds:
+                left.append(f"{operation.name} {operation.variant}".strip() + f", {case}")
+                continue
+            for row in rows(case, operation, settings):
+                print(report.line(row, peers), flush=True)
+                done.append(row)
+    print("", *report.footnotes(done, peers, settings.device.type == "cuda"), sep="\n")
+    print(*(f"NO TIME was left for {what}" for what in left), sep="\n", end="\n" * bool(left))
     return done
+
+
+def _settings(options: argparse.Namespace, device: torch.device) -> Settings:
+    """What holds for every row; measures the copy bandwidth of a GPU."""
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32 for the peers too
+    gpu = device.type == "cuda"
+    if gpu:  # graphs are captured on a stream of their own: all of it runs there
+        torch.cuda.set_stream(torch.cuda.Stream(device))
+    compiled = gpu if options.compile is None else options.compile
+    if compiled:
+        import torch._functorch.config as functorch
+
+        functorch.donated_buffer = False  # or no backward pass can be repeated
+    machine = Machine(copy_bandwidth(device), issue_rate(device)) if gpu else None
+    return Settings(device, DTYPES[options.dtype], options.repeats, compiled, machine)
+
+
+def _checked(options: argparse.Namespace) -> tuple[torch.device, dict[str, Any] | None]:
+    """The device, and the baseline to compare with; ValueError for options that cannot be."""
+    device = _device(options.device)
+    path = options.json
+    if path and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise ValueError(f"--json: {path} cannot be written: no such folder, or is one")
+    if options.plot:
+        if options.plot.exists() and not options.plot.is_dir():
+            raise ValueError(f"--plot: {options.plot} is no folder")
+        try:
+            plots.pyplot()
+        except ImportError as error:
+            raise ValueError(f"--plot: {error}") from error
+    return device, compare.read(options.against) if options.against else None
+
+
+def _judge(done: list[Row], result: dict[str, Any], baseline: dict[str, Any] | None) -> int:
+    """Say what is wrong, and what is slower than it was; the exit code."""
+    wrong = sum(bool(row.wrong) for row in done)
+    agree = f"all results of {len(done)} rows agree with the float64 reference"
+    print(f"WRONG results in {wrong} of {len(done)} rows" if wrong else agree)
+    if baseline is None:
+        return 1 if wrong else 0
+    lost, common = compare.regressions(result, baseline)
+    print(*(f"LOST: {what}\n" for what in lost), sep="", end="")
+    print(f"{common} rows were compared with the baseline; in {len(lost)} ratios fcnfast lost")
+    return 1 if wrong or lost or not common else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -122,28 +178,26 @@ def main(arguments: list[str] | None = None) -> int:
         return _static([a for a in arguments if a != "--static"])
     options = _parser().parse_args(arguments)
     try:
-        device = _device(options.device)
-        if options.json and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
-            raise ValueError(f"--json: {options.json} cannot be written: no such folder, or is one")
+        device, baseline = _checked(options)
+        settings = _settings(options, device)
+        about = conditions(settings)
+        if baseline:
+            compare.require_same(about, baseline)
     except ValueError as error:
         return _refuse(error)
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32 for the peers too
-    machine = Machine(copy_bandwidth(device), issue_rate(device)) if device.type == "cuda" else None
-    settings = Settings(device, DTYPES[options.dtype], options.repeats, options.compile, machine)
-
-    about = report.conditions(settings)
     cases, notes = fitted([c for suite in options.suite for c in SUITES[suite]], device)
-    print(report.summary(about), *report.busy(), *notes, sep="\n")
-    done = run(cases, [o for o in OPERATIONS if o.name in options.op], settings)
-    wrong = sum(bool(row.wrong) for row in done)
-    agree = f"all results of {len(done)} rows agree with the float64 reference"
-    print(f"WRONG results in {wrong} of {len(done)} rows" if wrong else agree)
-    if options.json:
-        try:
-            report.write_json(options.json, done, about)
-        except OSError as error:
-            return _refuse(error)
-    return 1 if wrong else 0
+    print(summary(about), *busy(), *notes, sep="\n")
+    chosen = [o for o in OPERATIONS if o.name in options.op]
+    done = run(cases, chosen, settings, 60 * (options.minutes or math.inf))
+    result = {**about, "rows": [report.as_dict(row) for row in done]}
+    try:
+        if options.json:
+            outputs.write_json(options.json, result)
+        if options.plot:
+            print(*plots.draw(result, options.plot), sep="\n")
+    except OSError as error:
+        return _refuse(error)
+    return _judge(done, result, baseline)
 
 
 def _static(arguments: list[str]) -> int:

@@ -1,4 +1,11 @@
-"""Time and memory of calls, in turns so that a disturbance hits every contestant."""
+"""Time and memory of calls, in turns so that a disturbance hits every contestant.
+
+On a GPU a call is timed in two ways. In a CUDA graph, replayed between two events: the GPU's own
+time, whatever Python takes to launch the kernels. And as called: from the call to the end of its
+work on the host's clock, launches included. Where a call cannot be captured (it waits for the GPU,
+or captures fail) events around the call stand in for the first, and the row says so. The
+second-level cache is overwritten before either.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +25,8 @@ ROUNDS_SECONDS = 0.8
 FEWEST, MOST = 3, 50
 # Written before every call on a GPU, so that none finds its inputs in the second-level cache.
 FLUSH_BYTES = 1 << 28
+# Calls before a capture: compilers, workspaces and the allocator have their first ones behind them.
+WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,19 @@ class Time:
     calls: int
 
 
+@dataclass(frozen=True)
+class Times:
+    """What one call takes. called and graph are None on a CPU.
+
+    own: on a GPU its time alone, on a CPU the call's. called: as called, on a GPU. graph: whether a
+    CUDA graph gave `own`, or else why not.
+    """
+
+    own: Time
+    called: Time | None = None
+    graph: bool | str | None = None
+
+
 def _summary(samples: list[float]) -> Time:
     if len(samples) == 1:
         return Time(samples[0], samples[0], samples[0], 1)
@@ -37,7 +59,10 @@ def _summary(samples: list[float]) -> Time:
     return Time(tenths[4], tenths[1], tenths[7], len(samples))
 
 
-def _round_on_cpu(calls: Mapping[str, Call]) -> dict[str, float]:
+Round = Callable[[Mapping[str, Call]], dict[str, float]]
+
+
+def _on_the_host(calls: Mapping[str, Call]) -> dict[str, float]:
     """The milliseconds of each call, one after the other."""
     result = {}
     for name, call in calls.items():
@@ -47,8 +72,24 @@ def _round_on_cpu(calls: Mapping[str, Call]) -> dict[str, float]:
     return result
 
 
-def _round_on_gpu(calls: Mapping[str, Call]) -> dict[str, float]:
-    """The same between events of the GPU; the flush lets the launches run ahead of it."""
+def _as_called(calls: Mapping[str, Call]) -> dict[str, float]:
+    """The same on a GPU, until its work is done."""
+    cache = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+
+    def finished(call: Call) -> None:
+        call()
+        torch.cuda.synchronize()
+
+    result = {}
+    for name, call in calls.items():
+        cache.zero_()
+        torch.cuda.synchronize()
+        result |= _on_the_host({name: lambda call=call: finished(call)})
+    return result
+
+
+def _between_events(calls: Mapping[str, Call]) -> dict[str, float]:
+    """The milliseconds on the GPU; the flush lets the launches run ahead of it."""
     cache = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
     events = {}
     for name, call in calls.items():
@@ -62,26 +103,77 @@ def _round_on_gpu(calls: Mapping[str, Call]) -> dict[str, float]:
     return {name: begin.elapsed_time(end) for name, (begin, end) in events.items()}
 
 
-def interleaved(
-    calls: Mapping[str, Call], repeats: int | None, device: torch.device
-) -> dict[str, Time]:
-    """Time the calls in turns, A B C A B C ..., after a round that does not count.
+def captured(call: Call) -> Call:
+    """A call as a CUDA graph: what this returns replays it.
 
-    repeats: the rounds; by default as many as fit in about a second.
+    It is captured on the current stream, which must not be the default one: a backward pass runs
+    on the stream of its forward pass.
+
+    Raises:
+        RuntimeError: when it cannot be captured.
     """
-    if not calls:
-        return {}
-    one_round = _round_on_cpu if device.type == "cpu" else _round_on_gpu
+    for _ in range(WARM_UP):
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        result = call()
+
+    def replay() -> object:
+        graph.replay()
+        return result  # keeps the memory that the graph writes to
+
+    return replay
+
+
+def _rounds(calls: Mapping[str, Call], repeats: int | None, one: Round) -> dict[str, Time]:
+    """Time the calls in turns, A B C A B C ..., after a round that does not count."""
     gc.disable()  # as timeit does
     try:
         begin = time.perf_counter()
-        one_round(calls)
+        one(calls)
         took = time.perf_counter() - begin
         rounds = repeats or min(MOST, max(FEWEST, int(ROUNDS_SECONDS / took)))
-        samples = [one_round(calls) for _ in range(rounds)]
+        samples = [one(calls) for _ in range(rounds)]
     finally:
         gc.enable()
     return {name: _summary([s[name] for s in samples]) for name in calls}
+
+
+def on_gpu(
+    calls: Mapping[str, Call], repeats: int | None, syncs: Mapping[str, str]
+) -> dict[str, Times]:
+    """Both times of calls on the current GPU. syncs: those not to be captured, and why."""
+    replays, graphs = {}, {}
+    for name, call in calls.items():
+        replays[name], graphs[name] = call, syncs.get(name, True)
+        if name not in syncs:
+            try:
+                replays[name] = captured(call)
+            except RuntimeError as error:
+                torch.cuda.synchronize()
+                graphs[name] = str(error).strip().splitlines()[0]
+    own = _rounds(replays, repeats, _between_events)
+    called = _rounds(calls, repeats, _as_called)
+    return {name: Times(own[name], called[name], graphs[name]) for name in calls}
+
+
+def interleaved(
+    calls: Mapping[str, Call],
+    repeats: int | None,
+    device: torch.device,
+    syncs: Mapping[str, str] | None = None,
+) -> dict[str, Times]:
+    """The times of all calls, each in turn with the others.
+
+    repeats: how often; by default as often as fits in about a second. syncs: the calls that wait
+    for the GPU, and what is to be said about them.
+    """
+    if not calls:
+        return {}
+    if device.type != "cpu":
+        return on_gpu(calls, repeats, syncs or {})
+    return {name: Times(took) for name, took in _rounds(calls, repeats, _on_the_host).items()}
 
 
 def peak_bytes(call: Call, device: torch.device) -> int:
@@ -111,4 +203,4 @@ def copy_bandwidth(device: torch.device) -> float:
     source = torch.empty(1 << 29, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     times = interleaved({"copy": lambda: target.copy_(source)}, 30, device)
-    return 2 * source.numel() / (1e-3 * times["copy"].median)
+    return 2 * source.numel() / (1e-3 * times["copy"].own.median)

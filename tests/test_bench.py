@@ -1,4 +1,4 @@
-"""The benchmark: its table and JSON, that wrong results are caught, and that its sums are right."""
+"""The benchmark as a command: its table and JSON, that wrong results are caught, its options."""
 
 import json
 import os
@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import floor, measure, report, run, timing
-from bench.cases import CONTENTS, SUITES, VOID, Case, Content, fitted, noisy, smooth, undecided
-from bench.check import call, errors, tolerance
+from bench import measure, run
+from bench.cases import CONTENTS, SUITES, USUAL, WORST
 from bench.operations import OPERATIONS
 from fcnfast import ops
 
@@ -39,9 +38,9 @@ def test_command_prints_a_table_and_writes_json(root: Path, tmp_path: Path) -> N
     assert "profiler" not in done.stderr  # it greets on stderr unless it is told not to
     for title in TITLES:
         assert f"\n{title} " in done.stdout
-    for words in (str(TINY), "eager ms", "dense ms", "grouped ms", "fwd+bwd", "float64"):
+    for words in (str(TINY), "eager ms", "dense ms", "grouped ms", "fwd+bwd", "bwd", "float64"):
         assert words in done.stdout
-    assert "GB/s and fraction of the floor: not measured" in done.stdout
+    assert "as called ms, GB/s, of floor: not measured" in done.stdout
 
     about = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert about["device"] == "cpu" and about["torch"] == torch.__version__
@@ -49,17 +48,22 @@ def test_command_prints_a_table_and_writes_json(root: Path, tmp_path: Path) -> N
     assert about["copy_gb_s"] is None
     rows = about["rows"]
     wanted = {(o.name, "forward") for o in OPERATIONS}
-    wanted |= {(o.name, "forward+backward") for o in OPERATIONS if o.trainable}
+    passes = ("backward", "forward+backward")
+    wanted |= {(o.name, which) for o in OPERATIONS if o.trainable for which in passes}
     assert {(row["op"], row["pass"]) for row in rows} == wanted
-    assert {r["content"] for r in rows if r["op"] == "upsample_argmax"} == set(CONTENTS)
+    contents = {op: {r["content"] for r in rows if r["op"] == op} for op, _ in wanted}
+    assert contents["upsample_argmax"] == {USUAL, WORST} and contents["crop_add"] == {USUAL}
+    assert contents["upsample_cross_entropy"] == set(CONTENTS) and len(CONTENTS) == 4
     for row in rows:
         assert (row["gb_s"], row["floor_ms"], row["of_floor"]) == (None, None, None)
+        assert row["coarse_bytes"] > 0 and row["outputs"] > 0 and row["least"]["bytes"] > 0
         for name, entry in row["entries"].items():
             assert entry["fault"] is None
             assert 0 <= entry["error"] < 1e-5
             assert entry["peak_bytes"] > 0
             took = entry["time_ms"]
             assert 0 < took["low"] <= took["median"] <= took["high"] and took["calls"] == 2
+            assert entry["as_called_ms"] is None and entry["cuda_graph"] is None
             if name != "fcnfast":
                 ours = row["entries"]["fcnfast"]["time_ms"]["median"]
                 assert entry["ratio"] == pytest.approx(took["median"] / ours)
@@ -94,6 +98,8 @@ right_argmax, right_loss, right_upsample = (
     ops.upsample_cross_entropy,
     ops.upsample,
 )
+
+
 WRONG = {
     "one label": ("upsample_argmax", _wrong_label),
     "no class": ("upsample_argmax", lambda x, grid: right_argmax(x, grid) + 100),
@@ -127,10 +133,11 @@ def test_wrong_op_is_caught_and_not_timed(how, monkeypatch, capsys, tmp_path) ->
     rows = rows_of(path)
     bad = [r for r in rows if r["entries"]["fcnfast"]["fault"]]
     if how == "gradient alone":
-        assert {r["pass"] for r in bad} == {"forward+backward"}
+        assert {r["pass"] for r in bad} == {"forward+backward", "backward"}
     else:
         assert bad == rows
-        assert len(calls) == len(rows)  # checked once each, never timed
+        checks = [r for r in rows if r["pass"] != "backward"]  # which both passes together check
+        assert len(calls) == len(checks)  # checked once each, never timed
     for row in bad:
         ours, eager = row["entries"]["fcnfast"], row["entries"]["eager"]
         assert ours["time_ms"] is None and ours["peak_bytes"] is None
@@ -160,6 +167,8 @@ def test_wrong_or_missing_peer_is_shown(monkeypatch, capsys) -> None:
         (["--device", "cuda:99"], "--device cuda:99: torch finds"),
         (["--json", "/no/such/folder/x.json"], "--json: /no/such/folder/x.json cannot be"),
         (["--json", "."], "--json: . cannot be"),
+        (["--plot", "pyproject.toml"], "--plot: pyproject.toml is no folder"),
+        (["--against", "pyproject.toml"], "pyproject.toml is no result of the benchmark"),
     ],
 )
 def test_bad_options_are_refused_before_anything_runs(arguments, message, capsys) -> None:
@@ -169,101 +178,48 @@ def test_bad_options_are_refused_before_anything_runs(arguments, message, capsys
     assert said.out == ""
 
 
-def test_calls_are_timed_in_turns() -> None:
-    order = []
-    calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    times = timing.interleaved(calls, 4, CPU)
-    assert "".join(order) == "abc" * 5  # one round does not count
-    assert {t.calls for t in times.values()} == {4}
+def test_baseline_decides_the_exit_code(tmp_path, capsys) -> None:
+    baseline, again = tmp_path / "old.json", tmp_path / "new.json"
+    arguments = ["--suite", "tiny", "--op", "crop_add", "--device", "cpu", "--repeats", "3"]
+    assert run.main([*arguments, "--json", str(baseline)]) == 0
+    old = json.loads(baseline.read_text())
+    for factor, code in ((1e-3, 0), (1e3, 1)):  # it was a thousand times slower, or faster
+        for row in old["rows"]:
+            row["entries"]["eager"]["ratio"] *= factor
+        again.write_text(json.dumps(old))
+        capsys.readouterr()
+        assert run.main([*arguments, "--against", str(again)]) == code
+        said = capsys.readouterr().out
+        assert "3 rows were compared with the baseline" in said
+        assert said.count("LOST: crop_add") == 3 * code
+        for row in old["rows"]:
+            row["entries"]["eager"]["ratio"] /= factor
+    assert run.main([*arguments, "--against", str(baseline), "--dtype", "float64"]) == 2
+    assert "the baseline's dtype is 'float32', not 'float64'" in capsys.readouterr().err
+    assert run.main([*arguments, "--op", "upsample", "--against", str(baseline)]) == 1
+    assert "0 rows were compared" in capsys.readouterr().out
 
 
-def test_quantiles() -> None:
-    summary = timing._summary([float(n) for n in range(11)])
-    assert (summary.low, summary.median, summary.high, summary.calls) == (2.0, 5.0, 8.0, 11)
+def test_no_op_begins_after_the_time(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(run.time, "monotonic", iter(range(0, 1000, 40)).__next__)
+    arguments = ["--suite", "tiny", "--device", "cpu", "--repeats", "1", "--minutes", "1"]
+    assert run.main([*arguments, "--op", "upsample", "crop_add"]) == 0
+    said = capsys.readouterr().out
+    assert f"NO TIME was left for upsample deconv, {TINY}" in said
+    assert f"NO TIME was left for crop_add, {TINY}" in said and "all results of 3 rows" in said
 
 
-def test_peak_counts_what_is_held_at_one_time() -> None:
-    megabyte = 1 << 20
-
-    def one_after_another() -> None:
-        for _ in range(3):
-            torch.empty(megabyte, dtype=torch.uint8)
-
-    def together() -> list[torch.Tensor]:
-        return [torch.empty(megabyte, dtype=torch.uint8) for _ in range(3)]
-
-    assert timing.peak_bytes(one_after_another, CPU) == pytest.approx(megabyte, rel=0.01)
-    assert timing.peak_bytes(together, CPU) == pytest.approx(3 * megabyte, rel=0.01)
+def test_pictures(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    arguments = ["--suite", "tiny", "--op", "upsample", "upsample_argmax", "--device", "cpu"]
+    assert run.main([*arguments, "--repeats", "1", "--plot", str(tmp_path / "new")]) == 0
+    drawn = {path.name for path in (tmp_path / "new").iterdir()}
+    assert drawn == {"time.png", "memory.png"}  # a roofline needs a GPU
 
 
-def test_floor_of_the_voc_loss() -> None:
-    """16 x 21 x 512^2 at stride 8: 5.5 MB of scores twice and 33.6 MB of labels at 4.3 TB/s."""
-    machine = floor.Machine(bandwidth=4.3e12, issue=3.35e13)
-    case = Case("VOC", 16, 21, (64, 64), 8)
-    operation = next(o for o in OPERATIONS if o.result == "loss")
-    labels = torch.empty(16, 512, 512, dtype=torch.int64)
-    content = Content(torch.empty(16, 21, 64, 64), labels)
-    work = operation.least(operation.problem(case, content), True)
-    assert 1e3 * work.bytes / machine.bandwidth == pytest.approx(10.4e-3, rel=0.01)
-    assert machine.milliseconds(work) == pytest.approx(10.5e-3, rel=0.01)  # arithmetic is more
-    assert floor.Machine(4.3e12, None).milliseconds(work) == pytest.approx(10.4e-3, rel=0.01)
-
-
-def test_gpu_columns_show_only_what_was_measured() -> None:
-    operation = OPERATIONS[0]
-    took = timing.Time(0.5, 0.4, 0.6, 3)
-    row = measure.Row(TINY, operation, "smooth", False)
-    row.entries = {n: measure.Entry(0.0, time=took, peak_bytes=1) for n in ("fcnfast", "eager")}
-    titles = report.header(["eager"], gpu=True)
-    assert titles.split()[-3:] == ["GB/s", "of", "floor"]
-    assert report.line(row, ["eager"], gpu=True).split()[-2:] == ["-", "-"]
-    row.gb_s, row.of_floor = 3210.0, 0.75
-    assert report.line(row, ["eager"], gpu=True).split()[-2:] == ["3210", "75%"]
-    assert "GB/s" not in report.header(["eager"], gpu=False)
-
-
-@pytest.mark.parametrize("suite", [name for name in SUITES if name != "tiny"])
-def test_cpu_takes_one_image_and_says_so(suite: str) -> None:
-    cases, notes = fitted(SUITES[suite], CPU)
-    assert {case.images for case in cases} == {1}
-    assert len(set(cases)) == len(cases)
-    assert all("sized down on a CPU" in note for note in notes) and notes
-
-
-def test_contents_are_what_they_are_called() -> None:
-    case = Case("VOC", 2, 21, (64, 64), 8)
-    calm, wild = (make(case, torch.bfloat16, CPU) for make in (smooth, noisy))
-    for content in (calm, wild):
-        assert content.scores.shape == (2, 21, 64, 64) and content.scores.dtype == torch.bfloat16
-        assert content.labels.shape == (2, 512, 512)
-        values = set(content.labels.unique().tolist())
-        assert values - set(range(21)) == {VOID}
-        assert 0.01 < (content.labels == VOID).double().mean() < 0.2
-    # On real score maps 8 to 17 % of the cells are undecided, on noise nearly all.
-    assert 0.05 < undecided(calm.scores) < 0.25
-    assert undecided(wild.scores) > 0.95
-    changes = [(c.labels[:, :, 1:] != c.labels[:, :, :-1]).double().mean() for c in (calm, wild)]
-    assert changes[0] < 0.02 and changes[1] > 0.9
-    again = smooth(case, torch.bfloat16, CPU)
-    assert torch.equal(again.scores, calm.scores) and torch.equal(again.labels, calm.labels)
-
-
-@pytest.mark.parametrize("operation", OPERATIONS, ids=TITLES)
-def test_truth_in_pieces_is_the_whole_truth(operation, monkeypatch) -> None:
-    """Rows of an image at a time give what one piece gives, gradients included."""
-    case = Case("odd", 2, 3, (6, 10), 2)
-    content = noisy(case, torch.float64, CPU)
-    problem = operation.problem(case, content)
-    if operation.trainable:
-        problem = measure.with_gradients(operation, problem)
-    outcome = {"ours": call(operation.ours, problem, operation.trainable)}
-    for piece in (1 << 20, 100):  # everything, and a few rows
-        monkeypatch.setitem(sys.modules["bench.check"].PIECE, "cpu", piece)
-        assert errors(operation, problem, outcome)["ours"] < tolerance(torch.float64, True)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.0, "0"), (1234.5, "1234"), (12.34, "12.3"), (0.01234, "0.0123")]
-)
-def test_three_digits(value: float, text: str) -> None:
-    assert report.number(value) == text
+def test_pictures_name_their_extra(monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run.main(["--plot", "pictures"]) == 2
+    assert (
+        "--plot: pictures need matplotlib: pip install 'fcnfast[plots]'" in capsys.readouterr().err
+    )

@@ -1,0 +1,172 @@
+"""Pictures of a measurement: bars of time and of memory, and a roofline. Needs matplotlib.
+
+python bench/run.py --plot pictures
+python bench/plots.py pictures cpu.json       # the same from what --json wrote
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a bare checkout, nothing installed
+
+from bench.cases import USUAL
+from bench.compare import read
+from bench.report import times
+
+COLOURS = {
+    "fcnfast": "#1f6feb",
+    "eager": "#9aa4af",
+    "max": "#c8cdd3",
+    "dense": "#d9822b",
+    "grouped": "#f0c27b",
+    "compile": "#7a5cc4",
+}
+SHOWN = ("fcnfast", "eager", "compile")  # in the roofline
+Row = dict[str, Any]
+
+
+def pyplot() -> Any:
+    """matplotlib's, drawing into files; ImportError names the extra when it is not installed."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'fcnfast[plots]'") from error
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _worth_a_bar(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """By case the rows of usual content, of ops with a gradient both passes together."""
+    trained = {(r["op"], r["variant"]) for r in rows if r["pass"] != "forward"}
+    panels: dict[str, list[Row]] = {}
+    for row in rows:
+        whole = "forward+backward" if (row["op"], row["variant"]) in trained else "forward"
+        if row["content"] == USUAL and row["pass"] == whole:
+            case = row["case"]
+            name = f"{case['data_set']}, {case['images']} x {case['classes']} classes"
+            panels.setdefault(f"{name}, stride {case['stride']}", []).append(row)
+    return panels
+
+
+def _bars(axes: Any, rows: Sequence[Row], value: Callable[[Row, str], float | None]) -> None:
+    """A group of bars for each row, one a contestant; beside ours how many times that eager is."""
+    for place, row in enumerate(rows):
+        names = [name for name in COLOURS if name in row["entries"] and value(row, name)]
+        for k, name in enumerate(names):
+            height = 0.8 / len(names)
+            y, length = place - 0.4 + (k + 0.5) * height, value(row, name)
+            axes.barh(y, length, 0.9 * height, color=COLOURS[name])
+            eager = value(row, "eager") if name == "fcnfast" else None
+            if eager:
+                axes.text(length, y, f" eager {times(eager / length)}", va="center", size=7)
+    labels = [" ".join(filter(None, (row["op"], row["variant"]))) for row in rows]
+    axes.set_yticks(range(len(rows)), labels, size=8)
+    axes.set_xscale("log")
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _bar_picture(
+    measured: Row, path: Path, value: Callable[[Row, str], float | None], title: str
+) -> Path:
+    plt = pyplot()
+    panels = _worth_a_bar(measured["rows"])
+    heights = [1 + 0.8 * len(rows) for rows in panels.values()]
+    figure, grid = plt.subplots(
+        len(panels), 1, figsize=(9, sum(heights)), height_ratios=heights, layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    for axes, (name, rows) in zip(grid[:, 0], panels.items(), strict=True):
+        _bars(axes, rows, value)
+        axes.set_title(name, size=10, loc="left")
+    used = [n for n in COLOURS if any(n in r["entries"] for r in measured["rows"])]
+    patches = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in used]
+    figure.legend(patches, used, loc="outside upper right", ncols=len(used), frameon=False)
+    figure.suptitle(f"{title}\n{measured['device_name']}, {measured['dtype']}", x=0.01, ha="left")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def _median(row: Row, name: str) -> float | None:
+    took = row["entries"].get(name, {}).get("time_ms")
+    return took["median"] if took else None
+
+
+def _megabytes(row: Row, name: str) -> float | None:
+    peak = row["entries"].get(name, {}).get("peak_bytes")
+    return peak * 1e-6 if peak else None
+
+
+def _roofline(measured: Row, path: Path) -> Path:
+    """Pixel-classes a second over pixel-classes a byte, under what copies and arithmetic allow."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    rows = [r for r in measured["rows"] if r["gb_s"] and r["pass"] != "backward"]
+    density = {id(r): r["outputs"] / r["least"]["bytes"] for r in rows}
+    ends = [0.5 * min(density.values()), 2 * max(density.values())]
+    axes.plot(ends, [measured["copy_gb_s"] * 1e9 * x for x in ends], "k-", lw=1)
+    axes.annotate(
+        f"copies: {measured['copy_gb_s']:.0f} GB/s",
+        (ends[0], measured["copy_gb_s"] * 1e9 * ends[0]),
+    )
+    if measured["instructions_per_s"]:
+        for each in sorted({r["least"]["instructions"] / r["outputs"] for r in rows} - {0}):
+            rate = measured["instructions_per_s"] / each
+            axes.plot(ends, [rate, rate], "k:", lw=0.8)
+            axes.annotate(f"{each:.2g} instructions each", (ends[1], rate), ha="right", size=7)
+    for name in SHOWN:
+        points = [
+            (density[id(r)], 1e3 * r["outputs"] / _median(r, name))
+            for r in rows
+            if _median(r, name)
+        ]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o", color=COLOURS[name], label=name, alpha=0.8)
+    axes.set(
+        xscale="log", yscale="log", xlabel="pixel-classes for each byte that has to be moved",
+        ylabel="pixel-classes a second",
+        title=f"{measured['device_name']}, {measured['dtype']}",
+    )  # fmt: skip
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def draw(measured: Row, folder: Path, prefix: str = "") -> list[Path]:
+    """Write the pictures of one measurement into a folder; those that were written.
+
+    There is a roofline only of what a GPU has measured.
+
+    Raises:
+        ImportError: when matplotlib is not installed.
+        OSError: when a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    where = "a CUDA graph" if measured["device"] == "cuda" else "a call"
+    time, memory = folder / f"{prefix}time.png", folder / f"{prefix}memory.png"
+    written = [
+        _bar_picture(measured, time, _median, f"time of {where}, ms"),
+        _bar_picture(measured, memory, _megabytes, "peak memory beyond the inputs, MB"),
+    ]
+    if any(row["gb_s"] for row in measured["rows"]):
+        written.append(_roofline(measured, folder / f"{prefix}roofline.png"))
+    return written
+
+
+def main(folder: str, *files: str) -> None:
+    """Draw the pictures of JSON files; their names begin the pictures'."""
+    for file in files:
+        path = Path(file)
+        print(*draw(read(path), Path(folder), f"{path.stem}-"), sep="\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
