@@ -80,6 +80,37 @@ def lowest_terms(num: int, off: int, den: int) -> tuple[int, int, int]:
     return num // common, off // common, den // common
 
 
+def deconv_size(
+    in_size: Pair,
+    stride: int,
+    kernel: int,
+    padding: int,
+    crop: Pair,
+    size: int | Sequence[int] | None,
+) -> Pair:
+    """The (H, W) kept of a transposed convolution: `size`, or all that is left from `crop` on.
+
+    Raises:
+        TypeError: when `size` is not of integers.
+        ValueError: when an argument is out of its range, or the crop leaves the result.
+    """
+    if stride < 1 or padding < 0 or any(c < 0 for c in crop):
+        raise ValueError(
+            f"stride must be positive, padding and crop not negative: got stride {stride}, "
+            f"padding {padding}, crop {crop}"
+        )
+    full = [(n - 1) * stride + kernel - 2 * padding for n in in_size]
+    left = [f - c for f, c in zip(full, crop, strict=True)]
+    wanted = as_pair(left if size is None else size, "size")
+    for axis, name in enumerate(("row", "column")):
+        if wanted[axis] < 1 or wanted[axis] > left[axis]:
+            raise ValueError(
+                f"a crop of {wanted[axis]} from {name} {crop[axis]} leaves the "
+                f"{full[axis]} {name}s of the transposed convolution"
+            )
+    return wanted
+
+
 def _bilinear_deconv_axis(stride: int, kernel: int, shift: int) -> tuple[int, int, int]:
     """Position of output pixel y of a bilinear transposed convolution, `shift` pixels further in.
 
@@ -165,25 +196,12 @@ class SamplingGrid:
         in_size, crop = as_pair(in_size, "in_size"), as_pair(crop, "crop")
         _check_integers(stride=stride, padding=padding)
         kernel = 2 * stride - stride % 2 if kernel is None else kernel
-        if stride < 1 or padding < 0 or any(c < 0 for c in crop):
-            raise ValueError(
-                f"stride must be positive, padding and crop not negative: got stride {stride}, "
-                f"padding {padding}, crop {crop}"
-            )
+        wanted = deconv_size(in_size, stride, kernel, padding, crop, size)
         if kernel not in (2 * stride - 1, 2 * stride - stride % 2):
             raise ValueError(
                 f"kernel {kernel} at stride {stride} is not bilinear sampling; "
                 f"use {2 * stride - stride % 2} or {2 * stride - 1}"
             )
-        full = [(n - 1) * stride + kernel - 2 * padding for n in in_size]
-        kept = [f - c for f, c in zip(full, crop, strict=True)] if size is None else size
-        wanted = as_pair(kept, "size")
-        for axis, name in enumerate(("row", "column")):
-            if wanted[axis] < 1 or crop[axis] + wanted[axis] > full[axis]:
-                raise ValueError(
-                    f"a crop of {wanted[axis]} from {name} {crop[axis]} leaves the "
-                    f"{full[axis]} {name}s of the transposed convolution"
-                )
         axes = [_bilinear_deconv_axis(stride, kernel, padding + c) for c in crop]
         num, off, den = zip(*axes, strict=True)
         return cls(in_size, wanted, num, off, den, "zero")

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import SamplingGrid, axis_taps
+from .geometry import SamplingGrid, taps
 
 
 def _lerp(x: Tensor, grid: SamplingGrid, axis: int) -> Tensor:
     """Sample `x` along its rows (axis 0) or columns (axis 1); a tap of weight 0 is not read."""
     dim = axis - 2
-    taps = axis_taps(grid, axis, x.dtype, x.device)
+    t = taps(grid, axis, x.dtype, x.device)
     result = torch.zeros((), dtype=x.dtype, device=x.device)
-    for index, weight in ((taps.i0, taps.w0), (taps.i1, taps.w1)):
+    for index, weight in ((t.i0, t.w0), (t.i1, t.w1)):
         weight = weight if axis == 1 else weight[:, None]
         result = result + torch.where(weight == 0, 0.0, x.index_select(dim, index) * weight)
     return result

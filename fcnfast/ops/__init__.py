@@ -4,12 +4,14 @@ from ._dispatch import backend
 from .argmax import upsample_argmax
 from .crop_add import crop_add
 from .cross_entropy import Reduction, upsample_cross_entropy
+from .deconv import deconv
 from .upsample import upsample, upsample_crop_add
 
 __all__ = [
     "Reduction",
     "backend",
     "crop_add",
+    "deconv",
     "upsample",
     "upsample_argmax",
     "upsample_crop_add",

@@ -75,6 +75,41 @@ def check_window(skip: Sequence[int], shape: Sequence[int], offset: Sequence[int
         )
 
 
+def check_weight(x: Tensor, weight: Tensor) -> None:
+    """The filters of a depthwise transposed convolution of `x`: C x 1 x k x k."""
+    check_map(weight, "weight")
+    mixed = x.dtype in (torch.bfloat16, torch.float16) and weight.dtype == torch.float32
+    if weight.dtype != x.dtype and not mixed:
+        raise TypeError(f"x and weight must share a dtype, not {x.dtype} and {weight.dtype}")
+    if weight.device != x.device:
+        raise ValueError(f"x is on {x.device} but weight on {weight.device}")
+    channels, one, rows, columns = weight.shape
+    if channels != x.shape[1] or one != 1 or rows != columns or rows < 1:
+        raise ValueError(
+            f"weight must be C x 1 x k x k with C = {x.shape[1]}, not of shape "
+            f"{tuple(weight.shape)}"
+        )
+
+
+def check_deconv(
+    x: Sequence[int],
+    weight: Sequence[int],
+    stride: int,
+    start: Sequence[int],
+    size: Sequence[int],
+) -> None:
+    """The shapes belong together, and the window lies within the full transposed convolution."""
+    if len(x) != 4 or tuple(weight) != (x[1], 1, weight[-1], weight[-1]):
+        raise ValueError(f"a weight of shape {tuple(weight)} does not fit maps of {tuple(x)}")
+    full = [(n - 1) * stride + weight[-1] for n in x[2:]]
+    fits = all(a >= 0 and 1 <= n <= f - a for a, n, f in zip(start, size, full, strict=True))
+    if stride < 1 or not fits:
+        raise ValueError(
+            f"a window of {tuple(size)} from {tuple(start)} leaves the {full[0]} x {full[1]} "
+            f"pixels of the transposed convolution of stride {stride}"
+        )
+
+
 def check_target(scores: Tensor, target: Tensor) -> None:
     """Labels of an integer type on the scores' device, N x H x W."""
     if not isinstance(target, Tensor):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..geometry import SamplingGrid, lowest_terms
+from ..geometry import SamplingGrid, as_pair, lowest_terms
 
 LIBRARY = torch.library.Library("fcnfast", "DEF")
 # A grid in a schema: integers, which may be symbolic, and whether the border repeats the edge.
@@ -35,7 +35,7 @@ def packed(grid: SamplingGrid) -> tuple[tuple[int, ...], bool]:
 
 @lru_cache(maxsize=1024)
 def _made(integers: tuple[int, ...], clamp: bool) -> SamplingGrid:
-    in_size, size = integers[:2], integers[2:4]
+    in_size, size = as_pair(integers[:2], "in_size"), as_pair(integers[2:4], "size")
     num, off, den = zip(*(lowest_terms(*integers[4 + axis :: 2]) for axis in (0, 1)), strict=True)
     return SamplingGrid(in_size, size, num, off, den, "clamp" if clamp else "zero")
 
@@ -92,7 +92,7 @@ def define(
             setup(ctx, args, output)
             return output
 
-    Eager.backward = staticmethod(backward)  # type: ignore[method-assign, assignment]
+    Eager.backward = staticmethod(backward)  # type: ignore[method-assign]
     Eager.__name__ = Eager.__qualname__ = name
 
     def call(*args: Any) -> Any:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._formats import empty_like
 from ._tiles import TILE_ELEMENTS, coarse, is_finite
 from .crop_add import window
 
@@ -145,7 +146,7 @@ def forward(
         N x C x H x W of the dtype of `x`, which is summed up in float32 (float64).
     """
     channels, kernel = x.shape[1], weight.shape[-1]
-    out = x.new_empty((*x.shape[:2], *size))
+    out = empty_like(x, (*x.shape[:2], *size))
     if out.numel() == 0:
         return out
     with torch.autocast(x.device.type, enabled=False):
