@@ -2,6 +2,7 @@
 
 from ._dispatch import backend
 from .argmax import upsample_argmax
+from .confusion import upsample_confusion
 from .crop_add import crop_add
 from .cross_entropy import Reduction, upsample_cross_entropy
 from .deconv import deconv
@@ -14,6 +15,7 @@ __all__ = [
     "deconv",
     "upsample",
     "upsample_argmax",
+    "upsample_confusion",
     "upsample_crop_add",
     "upsample_cross_entropy",
 ]

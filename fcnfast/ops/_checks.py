@@ -172,6 +172,19 @@ def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
             )
 
 
+def check_counts(out: Tensor, classes: int) -> None:
+    """Counts of C classes: C x C, or a row more for the labels that are no class."""
+    if classes < 1:
+        raise ValueError("scores must have at least one class")
+    if tuple(out.shape) not in ((classes, classes), (classes + 1, classes)):
+        raise ValueError(
+            f"out must be {classes} x {classes} or {classes + 1} x {classes} counts, not of shape "
+            f"{tuple(out.shape)}"
+        )
+    if not out.is_contiguous():
+        raise ValueError(f"out must be contiguous, not of strides {out.stride()}")
+
+
 def check_classes(classes: int, dtype: torch.dtype, name: str) -> None:
     """There is a class, and integers of `dtype` can name them all."""
     if classes < 1:

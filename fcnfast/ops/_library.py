@@ -102,8 +102,35 @@ def define(
     return call
 
 
+def define_in_place(
+    schema: str,
+    body: Callable[..., None],
+    fake: Callable[..., None],
+    *,
+    vmap: Callable[..., Any],
+) -> Callable[..., None]:
+    """Declare a raw op that changes its first argument, returns nothing and has no gradient."""
+
+    def run(out: Tensor, *args: Any) -> None:
+        with torch.no_grad():
+            body(out, *args)
+        if not out.is_inference():
+            torch.autograd.graph.increment_version(out)
+
+    op = declare(schema, run, fake)
+    name = schema.partition("(")[0]
+    LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
+
+    def call(*args: Any) -> None:
+        (run if _is_plain(args) else op)(*args)
+
+    torch.library.register_vmap(f"fcnfast::{name}", vmap(call), lib=LIBRARY)
+    return call
+
+
 def declare(schema: str, body: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    name = LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
     LIBRARY.impl(name, body, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fcnfast::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.fcnfast, name).default

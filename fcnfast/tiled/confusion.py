@@ -1,0 +1,52 @@
+"""upsample_confusion in plain torch: the label maps of an image at a time, counted in pieces."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..geometry import SamplingGrid
+from . import argmax
+
+# Pixels counted at once: their indices stay small beside the scores.
+PIXELS = 1 << 18
+
+
+def _label_dtype(classes: int) -> torch.dtype:
+    """The smallest type of a label map."""
+    fitting = (torch.uint8, torch.int16, torch.int32)
+    return next(dtype for dtype in fitting if classes - 1 <= torch.iinfo(dtype).max)
+
+
+def _counts(truth: Tensor, labels: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """(C + 2) x C pixels by true label and predicted class; then out of range, then ignored."""
+    truth = truth.long()  # a uint8 label must not be compared with, say, -100 as uint8
+    row = torch.where((truth < 0) | (truth >= classes), classes, truth)
+    row = torch.where(truth == ignore_index, classes + 1, row)
+    index, bins = row.mul_(classes).add_(labels).flatten(), (classes + 2) * classes
+    if index.device.type == "cpu":
+        counts = torch.bincount(index, minlength=bins)
+    else:  # bincount would wait for the largest index
+        counts = index.new_zeros(bins).index_add_(0, index, torch.ones_like(index))
+    return counts.view(classes + 2, classes)
+
+
+def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_index: int) -> None:
+    """Count every pixel by its label in `target` and by the class of its largest score.
+
+    Args:
+        out: C x C int64, rows truth, columns prediction: the counts are added to it. With a row
+            more, that one counts the pixels whose label is no class; else they are left out.
+        scores: N x C x h x w, of the grid's in_size (nothing is checked here).
+        target: N x H x W labels of any integer type.
+        grid: from h x w to H x W.
+        ignore_index: the label of pixels that are not counted.
+    """
+    classes = scores.shape[1]
+    step = max(1, PIXELS // grid.size[1])
+    for n in range(scores.shape[0]):
+        labels, _ = argmax.forward(scores[n : n + 1], grid, _label_dtype(classes), False)
+        for first in range(0, grid.size[0], step):
+            rows = slice(first, first + step)
+            counts = _counts(target[n, rows], labels[0, rows], classes, ignore_index)
+            out.add_(counts[: out.shape[0]])
