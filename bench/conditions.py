@@ -28,15 +28,19 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with "-dirty" when files differ from it; None without git."""
+    """The checkout's commit, with "-dirty" when files differ from it; None when nobody knows.
+
+    Where git does not know it, FCNFAST_COMMIT in the environment names it.
+    """
+    named = os.environ.get("FCNFAST_COMMIT")
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
-        return None
+        return named
     command = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return named
     return done.stdout.strip()
 
 

@@ -18,7 +18,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,14 @@ def _positive(text: str) -> int:
     return value
 
 
-_positive.__name__ = "positive integer"  # argparse's word for it
+def _duration(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+_positive.__name__, _duration.__name__ = "positive integer", "number above 0"  # argparse's words
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--compile", action=argparse.BooleanOptionalAction, default=None, help=compiled)
     calls = "timed calls of each (default: as many as fit in about a second)"
     option("--repeats", type=_positive, metavar="N", help=calls)
-    option("--minutes", type=_positive, metavar="N", help="begin no further op after that time")
+    option("--minutes", type=_duration, metavar="N", help="begin no further op after that time")
     option("--json", type=Path, metavar="FILE", help="write everything that was measured")
     option("--plot", type=Path, metavar="DIR", help="draw bars and a roofline (needs matplotlib)")
     against = "a JSON file of earlier: name the rows in which fcnfast lost against a peer"
@@ -106,9 +113,16 @@ def rows(case: Case, operation: Operation, settings: Settings) -> Iterator[Row]:
 
 
 def run(
-    cases: list[Case], operations: list[Operation], settings: Settings, seconds: float
+    cases: list[Case],
+    operations: list[Operation],
+    settings: Settings,
+    seconds: float,
+    keep: Callable[[list[Row]], None],
 ) -> list[Row]:
-    """Measure everything and print each row when it is done; begin nothing after `seconds`."""
+    """Measure everything and print each row when it is done; begin nothing after `seconds`.
+
+    keep: gets all rows after each op, so that what stops the run does not take them along.
+    """
     peers = [p for p in report.PEERS if any(p in o.peers for o in operations)]
     peers += ["compile"] * settings.compile
     begin = time.monotonic()
@@ -122,6 +136,7 @@ def run(
             for row in rows(case, operation, settings):
                 print(report.line(row, peers), flush=True)
                 done.append(row)
+            keep(done)
     print("", *report.footnotes(done, peers, settings.device.type == "cuda"), sep="\n")
     print(*(f"NO TIME was left for {what}" for what in left), sep="\n", end="\n" * bool(left))
     return done
@@ -185,19 +200,24 @@ def main(arguments: list[str] | None = None) -> int:
             compare.require_same(about, baseline)
     except ValueError as error:
         return _refuse(error)
+
+    def result(done: list[Row]) -> dict[str, Any]:
+        return {**about, "rows": [report.as_dict(row) for row in done]}
+
+    def keep(done: list[Row]) -> None:
+        if options.json:
+            outputs.write_json(options.json, result(done))
+
     cases, notes = fitted([c for suite in options.suite for c in SUITES[suite]], device)
     print(summary(about), *busy(), *notes, sep="\n")
     chosen = [o for o in OPERATIONS if o.name in options.op]
-    done = run(cases, chosen, settings, 60 * (options.minutes or math.inf))
-    result = {**about, "rows": [report.as_dict(row) for row in done]}
     try:
-        if options.json:
-            outputs.write_json(options.json, result)
+        done = run(cases, chosen, settings, 60 * (options.minutes or math.inf), keep)
         if options.plot:
-            print(*plots.draw(result, options.plot), sep="\n")
+            print(*plots.draw(result(done), options.plot), sep="\n")
     except OSError as error:
         return _refuse(error)
-    return _judge(done, result, baseline)
+    return _judge(done, result(done), baseline)
 
 
 def _static(arguments: list[str]) -> int:
