@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from ..geometry import Border, ReceptiveField
 from .base import FCN, Preprocessing, ScoreMap
+from .border import Borders
 from .decoder import (
     IMAGE,
     UPSAMPLINGS,
@@ -40,6 +42,8 @@ class SkipNet(FCN):
         padding: of the first convolution, with which all maps are padded and cropped as in the
             paper; None: every layer pads its own border, and maps are sampled where they lie.
         upsampling, final_upsampling: "fixed" (bilinear), "depthwise" or "dense" (learned).
+        keep_borders: in evaluation without gradients on a CPU, remember between pictures what the
+            padded canvas holds around them (see `fcnfast.models.border`): the same results, sooner.
     """
 
     def __init__(
@@ -54,6 +58,8 @@ class SkipNet(FCN):
         self.taps: tuple[str, ...] = ()
         self.scales: dict[str, float] = {}
         self.heads: dict[str, str] = {}
+        self.keep_borders = True
+        self._borders: dict[str, Borders] = {}
         self.upsampling: Upsampling = "fixed"
         self.final_upsampling: Upsampling = "fixed"
 
@@ -177,14 +183,31 @@ class SkipNet(FCN):
     ) -> dict[str, Located]:
         """Those maps of a trunk that are wanted."""
         found, here, blob = {}, Located(images, IMAGE), "the image"
-        for name in trunk:
-            layer = getattr(self, name)
+        layers = [(name, getattr(self, name)) for name in trunk]
+        if self._may_keep_borders(images):
+            begun = self._borders.setdefault(layers[0][0], Borders()).walk(layers, images, wanted)
+            if begun is not None:
+                layers, blob, here, found = layers[begun.done :], *begun[1:]
+        for name, layer in layers:
             self._check_size(here.x.shape[-2:], blob, name, layer, images.shape[-2:])
             here = Located(layer(here.x), after(here.field, layer))
             blob = blob if isinstance(layer, POINTWISE) else name
             if blob in wanted:
                 found[blob] = here
         return found
+
+    def _may_keep_borders(self, images: Tensor) -> bool:
+        """Whether this is plain evaluation on a CPU, of a padded canvas."""
+        return bool(
+            self.keep_borders
+            and self.padding
+            and not self.training
+            and not torch.is_grad_enabled()
+            and images.device.type == "cpu"
+            and type(images) is Tensor
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+        )
 
     def _check_size(
         self, size: Sequence[int], blob: str, name: str, layer: nn.Module, image: Sequence[int]
