@@ -53,9 +53,9 @@ class Axis(NamedTuple):
 
 
 def longest(grid: SamplingGrid, axis: int) -> int:
-    """The most outputs of a cell, the clamped ones left out."""
-    num, den = grid.num[axis], grid.den[axis]
-    return min(triton.cdiv(den, num) if num else 1, grid.size[axis])
+    """The most outputs of a cell, those that were clamped left out."""
+    size, num, den = grid.size[axis], grid.num[axis], grid.den[axis]
+    return min(triton.cdiv(den, num), size) if num else size
 
 
 def axis_patches(grid: SamplingGrid, axis: int, length: int) -> Axis:
@@ -114,3 +114,48 @@ def fraction(cell, output, n, num, off, den, ACC: tl.constexpr, WIDE: tl.constex
     begin = tl.where(cell < 0, 1.0, begin)
     step = tl.where(clamped, 0.0, weight(widened(num, WIDE), den, ACC, WIDE))
     return begin.to(ACC), step.to(ACC)
+
+
+@triton.jit
+def patches_of(cell, first, cells, head, inner, patches):
+    """The first patch of a cell, and one past its last; nothing for a cell without outputs."""
+    begin = tl.where(cell == first, 0, head + (cell - first - 1) * inner)
+    end = tl.where(cell == first + cells - 1, patches, head + (cell - first) * inner)
+    there = (cell >= first) & (cell < first + cells)
+    return tl.where(there, begin, 0), tl.where(there, end, 0)
+
+
+@triton.jit
+def columns_of(tile, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
+    """The columns of a BLOCK x COLUMNS tile (1, 2, 4 or 8 of them), as a tuple."""
+    if COLUMNS == 1:
+        return (tl.reshape(tile, [BLOCK]),)
+    elif COLUMNS == 2:
+        a, b = tl.split(tile)
+        return (a, b)
+    elif COLUMNS == 4:
+        even, odd = tl.split(tl.reshape(tile, [BLOCK, 2, 2]))
+        a, c = tl.split(even)
+        b, d = tl.split(odd)
+        return (a, b, c, d)
+    else:
+        even, odd = tl.split(tl.reshape(tile, [BLOCK, 4, 2]))
+        a, c, e, g = columns_of(even, BLOCK, 4)
+        b, d, f, h = columns_of(odd, BLOCK, 4)
+        return (a, b, c, d, e, f, g, h)
+
+
+@triton.jit
+def joined(columns, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
+    """The BLOCK x COLUMNS tile of a tuple of columns: the inverse of `columns_of`."""
+    if COLUMNS == 1:
+        return tl.reshape(columns[0], [BLOCK, 1])
+    elif COLUMNS == 2:
+        return tl.join(columns[0], columns[1])
+    elif COLUMNS == 4:
+        even, odd = tl.join(columns[0], columns[2]), tl.join(columns[1], columns[3])
+        return tl.reshape(tl.join(even, odd), [BLOCK, 4])
+    else:
+        even = joined((columns[0], columns[2], columns[4], columns[6]), BLOCK, 4)
+        odd = joined((columns[1], columns[3], columns[5], columns[7]), BLOCK, 4)
+        return tl.reshape(tl.join(even, odd), [BLOCK, 8])
