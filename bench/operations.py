@@ -158,6 +158,12 @@ OPERATIONS = (
         _true_map, floor.upsample_argmax, "labels", (USUAL, WORST),
     ),
     Operation(
+        "upsample_confusion", "", _decided,
+        lambda p: ops.upsample_confusion(*p.maps, p.target, p.grid, ignore_index=VOID),
+        {"eager": peers.confusion},
+        _true_map, floor.upsample_confusion, "counts", (USUAL, WORST), ("eager", "compile"),
+    ),
+    Operation(
         "upsample", "resize", _resized,
         lambda p: ops.upsample(*p.maps, p.grid),
         {"eager": peers.interpolate},
@@ -168,6 +174,12 @@ OPERATIONS = (
         lambda p: ops.upsample(*p.maps, p.grid),
         _DECONVS,
         _true_map, floor.upsample,
+    ),
+    Operation(
+        "deconv", "learned", _learned,
+        lambda p: ops.deconv(*p.leaves, p.stride, p.stride // 2),
+        {"eager": peers.learned_grouped, "dense": peers.learned_dense},
+        _true_deconv, floor.deconv,
     ),
     Operation(
         "upsample_crop_add", "deconv x 2", _fused,

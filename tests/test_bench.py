@@ -89,20 +89,32 @@ def _off_gradient(x, target, grid, **options):
     return loss + (x.sum() - x.sum().detach())
 
 
+def _one_miscounted(x, target, grid, **options):
+    counts = right_confusion(x, target, grid, **options)
+    row = counts.sum(1).argmax()
+    places = counts[row].argsort()
+    counts[row, places[-1]] -= 1
+    counts[row, places[0]] += 1
+    return counts
+
+
 def _fails(*_, **__):
     raise NotImplementedError("no such op today")
 
 
-right_argmax, right_loss, right_upsample = (
+right_argmax, right_loss, right_upsample, right_confusion = (
     ops.upsample_argmax,
     ops.upsample_cross_entropy,
     ops.upsample,
+    ops.upsample_confusion,
 )
 
 
 WRONG = {
     "one label": ("upsample_argmax", _wrong_label),
     "no class": ("upsample_argmax", lambda x, grid: right_argmax(x, grid) + 100),
+    "one pixel": ("upsample_confusion", _one_miscounted),
+    "a pixel more": ("upsample_confusion", lambda *a, **k: right_confusion(*a, **k) + 1),
     "NaN": ("upsample", lambda x, grid: right_upsample(x, grid) / 0 * 0),
     "a last digit": ("upsample", lambda x, grid: right_upsample(x, grid) * (1 + 3e-5)),
     "shape": ("upsample", lambda x, grid: right_upsample(x, grid)[..., :-1]),
