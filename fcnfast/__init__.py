@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import data, ops, reference
+    from . import data, nn, ops, reference
     from .data import CAMVID, ClassTable, FolderDataset
     from .errors import InputError
     from .evaluate import evaluate_folder, evaluate_model
@@ -43,7 +43,7 @@ _HOMES = {
     "load_weights": "models",
     "save_model": "models",
 }
-_ROOMS = ("data", "ops", "reference")
+_ROOMS = ("data", "nn", "ops", "reference")
 
 
 def __getattr__(name: str) -> Any:
@@ -78,6 +78,7 @@ __all__ = [
     "list_models",
     "load_model",
     "load_weights",
+    "nn",
     "ops",
     "reference",
     "save_model",

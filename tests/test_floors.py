@@ -27,6 +27,7 @@ FLOORS = {
     "fcnfast.segment": 4,
     "fcnfast.models": 3,
     "bench": 3,
+    "fcnfast.nn": 2.5,  # between the ops and the networks
     "fcnfast.ops": 2,
     "fcnfast.reference": 2,
     "fcnfast.theory": 2,

@@ -1,0 +1,251 @@
+"""The ops as layers of a network.
+
+A layer that samples at a grid holds a rule, which makes the grid for the map that comes:
+`DeconvGrid`, `ResizeGrid` or `CentresGrid`, one for each builder of `SamplingGrid`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .geometry import Border, Pair, SamplingGrid, as_pair
+
+Size = int | Sequence[int]
+
+
+class GridRule(Protocol):
+    """Makes the grid of a layer for each map."""
+
+    def __call__(self, in_size: Pair, size: Size | None = None) -> SamplingGrid:
+        """The grid from a map of `in_size` (h, w) to a result of `size` (H, W), or its own size."""
+
+
+@dataclass(frozen=True)
+class DeconvGrid:
+    """A bilinear transposed convolution and its crop (see `SamplingGrid.deconv`)."""
+
+    stride: int
+    kernel: int | None = None
+    padding: int = 0
+    crop: Size = (0, 0)
+
+    def __call__(self, in_size: Pair, size: Size | None = None) -> SamplingGrid:
+        """The grid for a map of `in_size`; without `size` it goes on to the end."""
+        return SamplingGrid.deconv(in_size, self.stride, self.kernel, self.padding, self.crop, size)
+
+
+@dataclass(frozen=True)
+class ResizeGrid:
+    """``F.interpolate(mode="bilinear")``: to the size of each call, or by a factor."""
+
+    scale_factor: float | tuple[float, float] | None = None
+    align_corners: bool = False
+
+    def __call__(self, in_size: Pair, size: Size | None = None) -> SamplingGrid:
+        """The grid for a map of `in_size`: a size, or else the scale factor, must be given."""
+        return SamplingGrid.resize(
+            in_size, size, scale_factor=self.scale_factor, align_corners=self.align_corners
+        )
+
+
+@dataclass(frozen=True)
+class CentresGrid:
+    """Unit u of a map sits at pixel ``stride * u + offset`` (see `SamplingGrid.centres`)."""
+
+    stride: int | float | Fraction
+    offset: int | float | Fraction
+    border: Border = "zero"
+
+    def __call__(self, in_size: Pair, size: Size | None = None) -> SamplingGrid:
+        """The grid for a map of `in_size`.
+
+        Raises:
+            ValueError: without a size.
+        """
+        if size is None:
+            raise ValueError("a grid by its centres needs the size of the result")
+        return SamplingGrid.centres(in_size, self.stride, self.offset, size, self.border)
+
+
+class _OnGrid(nn.Module):
+    """A layer with a rule for its grids."""
+
+    def __init__(self, grid: GridRule) -> None:
+        super().__init__()
+        if not callable(grid):
+            raise TypeError(f"grid must make a SamplingGrid from sizes, not be {grid!r}")
+        self.grid = grid
+
+    def _grid_for(self, x: Tensor, size: Size | None) -> SamplingGrid:
+        return self.grid(as_pair(x.shape[-2:], "the map's size"), size)
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows."""
+        return repr(self.grid)
+
+
+class Upsample(_OnGrid):
+    """`fcnfast.ops.upsample`: N x C x h x w to N x C x H x W.
+
+    Args:
+        grid: the rule for the grids, such as ``DeconvGrid(8, crop=31)``.
+    """
+
+    def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
+        """Upsample to `size` (H, W), or to the size that the rule gives."""
+        return ops.upsample(x, self._grid_for(x, size))
+
+
+class CropAdd(nn.Module):
+    """`fcnfast.ops.crop_add`: a map plus a window of a finer one.
+
+    Args:
+        offset: first (row, column) of the window.
+    """
+
+    def __init__(self, offset: Size) -> None:
+        super().__init__()
+        self.offset = as_pair(offset, "offset")
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Add the window of `skip` to `x`."""
+        return ops.crop_add(x, skip, self.offset)
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows."""
+        return f"offset={self.offset}"
+
+
+class UpsampleCropAdd(_OnGrid):
+    """`fcnfast.ops.upsample_crop_add`: one fusion step of an FCN.
+
+    Args:
+        grid: the rule for the grids, such as ``DeconvGrid(2)``.
+        offset: first (row, column) of the window of the finer map.
+    """
+
+    def __init__(self, grid: GridRule, offset: Size = (0, 0)) -> None:
+        super().__init__(grid)
+        self.offset = as_pair(offset, "offset")
+
+    def forward(self, x: Tensor, skip: Tensor, size: Size | None = None) -> Tensor:
+        """Upsample `x` to `size` (H, W), or as the rule says, and add the window of `skip`."""
+        return ops.upsample_crop_add(x, skip, self._grid_for(x, size), self.offset)
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows."""
+        return f"{self.grid!r}, offset={self.offset}"
+
+
+class UpsampleCrossEntropy(_OnGrid):
+    """`fcnfast.ops.upsample_cross_entropy`: the loss of coarse scores at the labels' resolution.
+
+    Its state is that of ``nn.CrossEntropyLoss``: the class weights, if there are any.
+
+    Args:
+        grid: the rule for the grids; by default an ``F.interpolate`` to the labels' size.
+        weight: C class weights.
+        ignore_index, reduction, label_smoothing: as the op takes them.
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        grid: GridRule | None = None,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = 255,
+        reduction: ops.Reduction = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(ResizeGrid() if grid is None else grid)
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction: ops.Reduction = reduction
+        self.label_smoothing = label_smoothing
+
+    def forward(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The loss of `scores` (N x C x h x w) at the labels `target` (N x H x W)."""
+        size = as_pair(target.shape[-2:], "the target's size")
+        return ops.upsample_cross_entropy(
+            scores,
+            target,
+            self._grid_for(scores, size),
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows."""
+        return (
+            f"{self.grid!r}, ignore_index={self.ignore_index}, reduction={self.reduction!r}, "
+            f"label_smoothing={self.label_smoothing}"
+        )
+
+
+class Deconv(nn.Module):
+    """`fcnfast.ops.deconv`: a learned upsampling that starts as the bilinear one.
+
+    Its state is that of ``nn.ConvTranspose2d(C, C, k, groups=C, bias=False)``.
+
+    Args:
+        channels: C.
+        stride: the factor s.
+        kernel: k, 2s - s mod 2 by default.
+        padding: pixels removed from each side, as in ``nn.ConvTranspose2d``.
+        crop: first (row, column) kept after the padding is removed.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        stride: int,
+        kernel: int | None = None,
+        padding: int = 0,
+        crop: Size = (0, 0),
+    ) -> None:
+        super().__init__()
+        self.stride, self.padding, self.crop = stride, padding, as_pair(crop, "crop")
+        self.kernel = 2 * stride - stride % 2 if kernel is None else kernel
+        self.weight = nn.Parameter(torch.empty(channels, 1, self.kernel, self.kernel))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Bilinear interpolation of every channel."""
+        with torch.no_grad():
+            self.weight.copy_(bilinear_filter(self.kernel).expand_as(self.weight))
+
+    def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
+        """N x C x h x w to N x C x H x W: `size`, or all that is left from `crop` on."""
+        return ops.deconv(x, self.weight, self.stride, self.padding, self.crop, size)
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows."""
+        return (
+            f"{self.weight.shape[0]}, stride={self.stride}, kernel={self.kernel}, "
+            f"padding={self.padding}, crop={self.crop}"
+        )
+
+
+def bilinear_filter(kernel: int) -> Tensor:
+    """The k x k filter of a bilinear transposed convolution, float32: a tent along both axes.
+
+    Raises:
+        ValueError: when `kernel` is not positive.
+    """
+    if kernel < 1:
+        raise ValueError(f"kernel must be positive, not {kernel}")
+    half = (kernel + 1) // 2
+    centre = half - 1 if kernel % 2 else half - 0.5
+    tent = 1 - (torch.arange(kernel, dtype=torch.float64) - centre).abs() / half
+    return torch.outer(tent, tent).float()
