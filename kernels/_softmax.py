@@ -75,19 +75,20 @@ def below(corners, highest):
 
 
 @triton.jit
-def progression(z, fx, sx, fy, sy):
-    """A class's exponential at the first pixel of a patch, its ratio along the row, and the
-    ratios of both from row to row."""
+def row_progression(z, fx, sx, fy):
+    """A class's exponential at the first pixel of a row, and its ratio along the row."""
     a, b, c, d = z
     left, right = a + (c - a) * fy, b + (d - b) * fy
     slope = right - left
+    return tl.exp2(left + slope * fx), tl.exp2(slope * sx)
+
+
+@triton.jit
+def row_ratios(z, fx, sx, sy):
+    """The ratios of both from row to row."""
+    a, b, c, d = z
     down, cross = (c - a) * sy, ((d - b) - (c - a)) * sy
-    return (
-        tl.exp2(left + slope * fx),
-        tl.exp2(slope * sx),
-        tl.exp2(down + cross * fx),
-        tl.exp2(cross * sx),
-    )
+    return tl.exp2(down + cross * fx), tl.exp2(cross * sx)
 
 
 @triton.jit
@@ -150,9 +151,7 @@ def label_survey(
     for i in range(rows):
         row = tl.zeros([BLOCK], tl.int32)
         for j in tl.static_range(COLUMNS):
-            code = label_codes(
-                pointers + j * stride, j < columns, ignore_index, channels, IGNORES
-            )
+            code = label_codes(pointers + j * stride, j < columns, ignore_index, channels, IGNORES)
             lowest = tl.minimum(lowest, code)
             present = present | (1 << (code & 31))
             row = row | tl.where(code >= 0, 1 << j, 0)
@@ -278,14 +277,17 @@ def exponential_sums(
         if TABLE:
             k = tl.load(table_ptr + 2 * channels + channel)
             f0, f1, f2, f3 = f0 + k * a, f1 + k * b, f2 + k * c, f3 + k * d
-        e_row, ratio, down, cross = progression((a, b, c, d), fx, sx, fy, sy)
+        down, cross = row_ratios((a, b, c, d), fx, sx, sy)
         added = ()
-        for i in tl.static_range(ROWS):
-            e = e_row
-            for j in tl.static_range(COLUMNS):
-                added = added + (sums[i * COLUMNS + j] + e,)
-                e = e * ratio
-            e_row, ratio = e_row * down, ratio * cross
+        for first in tl.static_range(0, ROWS, 4):
+            # Anew after four rows: the errors of products grow with a progression's length.
+            e_row, ratio = row_progression((a, b, c, d), fx, sx, fy + first * sy)
+            for i in tl.static_range(first, min(first + 4, ROWS)):
+                e = e_row
+                for j in tl.static_range(COLUMNS):
+                    added = added + (sums[i * COLUMNS + j] + e,)
+                    e = e * ratio
+                e_row, ratio = e_row * down, ratio * cross
         sums = added
     return sums, (f0, f1, f2, f3), far
 
@@ -297,20 +299,22 @@ def gradient_sums(
 ):  # fmt: skip
     """Four sums, as `corner_shares` takes them, of a class's exponentials times `factors`."""
     fx, sx, fy, sy = place
-    e_row, ratio, down, cross = progression(z, fx, sx, fy, sy)
+    down, cross = row_ratios(z, fx, sx, sy)
     s = tl.zeros([BLOCK], ACC)
     s_x, s_y, s_xy = s, s, s
-    for i in tl.static_range(ROWS):
-        # sum of u_j r^j, and its derivative by r, from the last column to the first
-        value = factors[i * COLUMNS + COLUMNS - 1]
-        slope = tl.zeros([BLOCK], ACC)
-        for j in tl.static_range(1, COLUMNS):
-            slope = slope * ratio + value
-            value = value * ratio + factors[i * COLUMNS + COLUMNS - 1 - j]
-        value, slope = value * e_row, slope * (e_row * ratio)
-        s, s_x = s + value, s_x + slope
-        s_y, s_xy = s_y + value * i, s_xy + slope * i
-        e_row, ratio = e_row * down, ratio * cross
+    for first in tl.static_range(0, ROWS, 4):
+        e_row, ratio = row_progression(z, fx, sx, fy + first * sy)
+        for i in tl.static_range(first, min(first + 4, ROWS)):
+            # sum of u_j r^j, and its derivative by r, from the last column to the first
+            value = factors[i * COLUMNS + COLUMNS - 1]
+            slope = tl.zeros([BLOCK], ACC)
+            for j in tl.static_range(1, COLUMNS):
+                slope = slope * ratio + value
+                value = value * ratio + factors[i * COLUMNS + COLUMNS - 1 - j]
+            value, slope = value * e_row, slope * (e_row * ratio)
+            s, s_x = s + value, s_x + slope
+            s_y, s_xy = s_y + value * i, s_xy + slope * i
+            e_row, ratio = e_row * down, ratio * cross
     return s, s_x, s_y, s_xy
 
 
