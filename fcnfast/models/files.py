@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ..errors import WeightsError
 from ..weights import (
@@ -25,6 +26,18 @@ from .identify import identify
 from .loading import classes_in, load_file
 from .report import LoadReport
 from .table import build, find
+
+
+class _Unfilled(TorchFunctionMode):
+    """Draws no starting values, for tensors on the meta device.
+
+    They hold none anyway, but torch's way to know that takes a second and 140 MB of imports.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.zero_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def create_model(
@@ -104,7 +117,7 @@ def _build(
         strict = bool(family.network)  # then an option that it does not have is an error
         told = {key: v for key, v in family.options.items() if strict or key in accepted}
         options = told | options
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         model = build(name, num_classes, options)
         found = classes_in(model, file, family) if num_classes is None else model.num_classes
         return model if found == model.num_classes else build(name, found, options)

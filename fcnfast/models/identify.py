@@ -48,8 +48,8 @@ def identify(file: WeightsFile, family: Family) -> tuple[str, dict[str, Any]]:
     for name, network in _CLASSIFIERS:
         if name in names:
             raise WeightsError(
-                f"{file.path}: {family.title} has no scores of a segmentation network; to put it "
-                f"into one say which, as {network!r}"
+                f"{file.path}: {family.title} has no scores of a segmentation network; choose one "
+                f"for it, as create_model({network!r}, weights=...) or fcnfast convert --model NAME"
             )
     raise WeightsError(f"{file.path}: of no network that fcnfast knows by its layers")
 
@@ -97,5 +97,6 @@ def _by_scores(file: WeightsFile, names: Collection[str], classes: int) -> str:
 
 def _refuse(file: WeightsFile, networks: list[str]) -> NoReturn:
     raise WeightsError(
-        f"{file.path}: may be of {' or '.join(networks)}, which have the same layers: say which"
+        f"{file.path}: of {' or '.join(networks)}, whose layers are alike: say which, with "
+        "create_model(name, weights=...) or fcnfast convert --model NAME"
     )

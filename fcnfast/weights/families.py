@@ -8,6 +8,7 @@ brings its own preprocessing, since a network computes nonsense on another one's
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -222,10 +223,9 @@ def _vgg16(file: WeightsFile) -> Family:
     numbered = {f"features.{number}": name for number, name in _VGG16.items()} | fully_connected
     dropped = {key: _CLASSIFIER for key in file.tensors if key.startswith("classifier.6.")}
     names = _renamed((key for key in file.tensors if key not in dropped), numbered)
-    unusable = [key for key in names if names[key][:3] == "fc6" and not usable(file.tensors[key])]
-    if unusable:
+    gone = [key for key, name in names.items() if name.startswith("fc")]
+    if any(names[key] == "fc6.weight" and not _usable(file.tensors[key]) for key in gone):
         title, preprocess = "torchvision's VGG-16 without a classifier", FEATURES
-        gone = {key for key, name in names.items() if name.startswith("fc")}
         dropped |= dict.fromkeys(gone, "no weights: these have features only")
         names = {key: name for key, name in names.items() if key not in gone}
     return Family(title, names, dropped, preprocess, partial=("fc6", "fc7"))
@@ -253,8 +253,10 @@ def _renamed(keys: Iterable[str], layers: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def usable(stored: Stored) -> bool:
+def _usable(stored: Stored) -> bool:
     """Tell whether a layer's numbers can be weights: finite, not huge, not all the same."""
+    if math.prod(stored.shape) == 0:
+        return False
     low, high = torch.aminmax(stored.read())  # both NaN when anything is
     return bool(-_MOST < low < high < _MOST)
 

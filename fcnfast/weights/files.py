@@ -74,9 +74,7 @@ def open_weights(path: PathLike) -> Iterator[WeightsFile]:
                 "with a PyTorch that reads them"
             )
         elif _is_pickle(head[:1], source):
-            raise WeightsError(
-                f"{path}: a Python pickle that torch.save did not write; it is not run"
-            )
+            raise WeightsError(f"{path}: a Python pickle, not of torch.save, and is not run")
         else:
             tensors, layers = _caffe(source)
             yield WeightsFile(source.path, "Caffe", tensors, None, {"layers": layers})
@@ -87,7 +85,7 @@ def _caffe(source: Source) -> tuple[dict[str, Stored], list[str]]:
     try:
         return read_caffe(source)
     except NotCaffeError as error:
-        what = "not a weights file of a kind that fcnfast reads (safetensors, PyTorch, Caffe)"
+        what = "not a weights file that fcnfast reads (safetensors, PyTorch, Caffe or HDF5)"
         if error.args[0]:
             what = "a protobuf message, but no Caffe model: it holds no layers with weights"
         raise WeightsError(f"{source.path}: {what}") from None

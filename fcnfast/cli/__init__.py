@@ -1,0 +1,164 @@
+"""The command line: ``fcnfast demo | predict | evaluate | train | convert | models``.
+
+Only the parser is made here before a command is known: torch is imported by the commands, so that
+``--help`` answers at once. A user's mistake is one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from .._version import __version__
+from ..errors import InputError
+from . import commands
+from .commands import CLOSED, INTERRUPTED, UNUSABLE, complain, flag
+
+# A scene with all classes in it. Training draws other seeds (from a million up).
+DEMO_SEED = 175
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the arguments are those of the process by default.
+
+    Returns:
+        The exit code: 0, or one of those in `fcnfast.cli.commands`.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what it cannot encode
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        args = _parser(training=arguments[:1] == ["train"]).parse_args(arguments)
+        code: int = args.command(args)
+        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
+        return code
+    except SystemExit as done:  # argparse: help, version, or a wrong option
+        return done.code if isinstance(done.code, int) else 0
+    except KeyboardInterrupt:
+        print("fcnfast: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        _abandon_stdout()
+        return CLOSED
+    except InputError as error:
+        return complain(str(error))
+    except OSError as error:
+        _abandon_stdout()
+        named = error.filename is not None and error.strerror
+        return complain(f"{error.filename}: {error.strerror}" if named else str(error))
+
+
+def _abandon_stdout() -> None:
+    """Send what is left in stdout's buffer nowhere, so that leaving Python does not fail on it."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        return
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without repeating the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(UNUSABLE, f"fcnfast: error: {message} (see '{self.prog} --help')\n")
+
+
+def _parser(training: bool) -> argparse.ArgumentParser:
+    """Make the parser; the flags of `train` need torch and are added when they are asked for."""
+    parser = _Parser(prog="fcnfast", description="Semantic segmentation with FCNs.")
+    parser.add_argument("--version", action="version", version=f"fcnfast {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+        sub = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(command=run)
+        return sub
+
+    demo = command("demo", commands.demo, "segment the sample scene with the bundled weights")
+    demo.add_argument("--output-dir", default="out/demo", metavar="DIR", help="(%(default)s)")
+    demo.add_argument("--seed", type=_at_least(0), default=DEMO_SEED, help="which scene is drawn")
+    demo.add_argument("--device", help="cpu, cuda, ...; by default a GPU if there is one")
+
+    predict = command(
+        "predict", commands.predict, "segment pictures: files, folders or glob patterns"
+    )
+    predict.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder or pattern")
+    predict.add_argument("--output-dir", default="out", metavar="DIR", help="(%(default)s)")
+    predict.add_argument("--opacity", type=_opacity, default=0.5, help="of the colours (0.5)")
+    _add_model_options(predict)
+
+    evaluate = command(
+        "evaluate", commands.evaluate, "score a network, or label pictures, on a data set"
+    )
+    evaluate.add_argument("--predictions", metavar="DIR", help="score these label PNGs instead")
+    evaluate.add_argument("--dataset", choices=("folder", "synthetic"), default="folder")
+    for name, text in (commands.FOLDER_OPTIONS | commands.SYNTHETIC_OPTIONS).items():
+        kind = _at_least(0 if name == "seed" else 1) if name in commands.SYNTHETIC_OPTIONS else str
+        evaluate.add_argument(flag(name), help=text, type=kind, default=argparse.SUPPRESS)
+    evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file")
+    _add_model_options(evaluate)
+
+    train = command("train", commands.train, "train a network")
+    if training:
+        from ..train import add_arguments
+
+        add_arguments(train)
+    convert = command(
+        "convert", commands.convert, "rewrite a weights file of any kind as fcnfast's"
+    )
+    convert.add_argument("input", metavar="IN", help="PyTorch, Caffe, HDF5 or safetensors file")
+    convert.add_argument("output", metavar="OUT", help="safetensors file to write")
+    convert.add_argument(
+        "--model", metavar="NAME", help="the network, where the file does not tell"
+    )
+    convert.add_argument(
+        "--classes", metavar="TABLE", help="a class table by name (voc), or a JSON file"
+    )
+    convert.add_argument("--half", action="store_true", help="store float16: half the size")
+    command("models", commands.models, "list the networks by name")
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", metavar="FILE", help="by default the bundled weights")
+    parser.add_argument("--device", help="cpu, cuda, ...; by default a GPU if there is one")
+    parser.add_argument(
+        "--max-size",
+        type=_at_least(1),
+        metavar="PIXELS",
+        help="longest side that the network sees (predict: by default the size up to which it "
+        "learned); labels come at the picture's own size",
+    )
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """Return a reader of integers from `least` up."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, not {text}")
+        return value
+
+    return read
+
+
+def _opacity(text: str) -> float:
+    """Read a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text}")
+    return value

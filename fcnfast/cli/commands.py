@@ -1,0 +1,197 @@
+"""What the commands do; what they need is imported when they run, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from pathlib import Path
+
+from ..errors import InputError
+
+FAILED, UNUSABLE, INTERRUPTED, CLOSED = 1, 2, 130, 141
+"""Exit codes: some pictures failed; nothing could be done; Ctrl-C; the reader of stdout left."""
+
+# Options of `evaluate` that belong to one kind of data set.
+FOLDER_OPTIONS = {
+    "data_path": "folder: where the data set is",
+    "split": "folder: which part of it (val)",
+    "labels_dir": "folder: where its labels are, if elsewhere",
+    "include": "folder: only names that match this pattern",
+    "exclude": "folder: no names that match this pattern",
+    "classes": "folder: a class table by name, or a JSON file (camvid)",
+}
+SYNTHETIC_OPTIONS = {
+    "count": "synthetic: the number of scenes (50)",
+    "seed": "synthetic: the first scene (10000)",
+}
+
+
+def complain(message: str) -> int:
+    """Print one line on stderr; the exit code that goes with it."""
+    print(f"fcnfast: error: {' '.join(message.splitlines())}", file=sys.stderr)
+    return UNUSABLE
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Draw a scene, segment it, and compare with the labels that it was drawn with."""
+    from ..data.classes import CAMVID
+    from ..data.images import write_image, write_labels
+    from ..data.outputs import output_folders
+    from ..data.render import percent
+    from ..data.synthetic import draw_scene
+    from ..metrics import ConfusionMatrix
+    from ..segment import Segmenter
+
+    folder = Path(args.output_dir)
+    with output_folders(folder):
+        segmenter = Segmenter(device=args.device)
+        scene, truth = draw_scene(args.seed)
+        result = segmenter(scene)
+        write_image(folder / "photo.png", scene)
+        write_image(folder / "overlay.png", result.overlay())
+        write_labels(folder / "labels.png", result.labels, result.table.palette)
+        write_labels(folder / "truth.png", truth, CAMVID.palette)
+    matrix = ConfusionMatrix(len(CAMVID))
+    matrix.update(truth, result.labels)
+    print(f"A drawn street scene of {scene.width}x{scene.height} pixels. The network sees:")
+    for name, share in result.shares.items():
+        if share > 0:
+            print(f"  {name:<12} {percent(share):>8}")
+    print(f"{100 * matrix.scores().pixel_accuracy:.1f} % of the pixels are labelled right.")
+    print("The pictures:")
+    print(f"  {folder / 'photo.png'}    the scene")
+    print(f"  {folder / 'overlay.png'}  what the network sees in it")
+    print(f"  {folder / 'labels.png'}   the same as labels")
+    print(f"  {folder / 'truth.png'}    the labels it was drawn with")
+    return 0
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Segment files into a folder; failures are listed at the end."""
+    from ..data.images import image_paths
+    from ..data.render import percent
+    from ..segment import Segmenter, segment_files
+
+    paths = image_paths(args.inputs)
+    segmenter = Segmenter(args.weights, args.device)
+    started = time.perf_counter()
+    report = segment_files(
+        segmenter,
+        paths,
+        args.output_dir,
+        max_size=args.max_size,
+        opacity=args.opacity,
+        progress=len(paths) > 1 and sys.stderr.isatty(),
+    )
+    seconds = time.perf_counter() - started
+    if report.done:
+        folder = Path(args.output_dir)
+        if len(paths) == 1:
+            shares = report.done[0]["shares"].items()
+            seen = [f"{name} {percent(share)}" for name, share in shares if share > 0]
+            print(f"{paths[0]}: {', '.join(seen)}")
+        done = _count(len(report.done), "picture")
+        print(f"Segmented {done} in {seconds:.1f} s on {segmenter.device}:")
+        print(f"  labels    {folder / 'labels'}")
+        print(f"  overlays  {folder / 'overlays'}")
+        print(f"  shares    {folder / 'predictions.json'}")
+        sys.stdout.flush()
+    if len(report.failed) > 1 or (report.failed and report.done):
+        failed = _count(len(report.failed), "picture")
+        print(f"fcnfast: {failed} could not be segmented:", file=sys.stderr)
+    for failure in report.failed:
+        complain(failure["error"])
+    if report.failed:
+        return FAILED if report.done else UNUSABLE
+    return 0
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Print the four metrics and the table of classes."""
+    from ..data.folder import FolderDataset
+    from ..data.outputs import output_folders, write_json
+    from ..evaluate import evaluate_folder, evaluate_model, open_dataset, scores_as_json
+    from ..metrics import format_scores
+
+    for name in ("weights", "device", "max_size"):
+        if args.predictions and getattr(args, name) is not None:
+            raise InputError(f"{flag(name)} is for a network, --predictions brings its own labels")
+    if args.predictions and args.dataset != "folder":
+        raise InputError("--predictions needs --dataset folder")
+    if args.json and Path(args.json).is_dir():
+        raise InputError(f"{args.json}: is a folder, --json needs a file")
+    own = FOLDER_OPTIONS.keys() | SYNTHETIC_OPTIONS.keys()
+    given = {name: value for name, value in vars(args).items() if name in own}
+    dataset, table = open_dataset(args.dataset, **given)
+    progress = sys.stderr.isatty()
+    with output_folders(Path(args.json).parent) if args.json else contextlib.nullcontext():
+        if isinstance(dataset, FolderDataset) and args.predictions:
+            matrix = evaluate_folder(args.predictions, dataset, progress=progress)
+        else:
+            from ..segment import Segmenter
+
+            model = Segmenter(args.weights, args.device).model
+            matrix = evaluate_model(model, dataset, max_size=args.max_size, progress=progress)
+        if args.json:
+            write_json(args.json, {"pictures": len(dataset), **scores_as_json(matrix, table.names)})
+    print(format_scores(matrix.scores(), table.names))
+    return 0
+
+
+def flag(name: str) -> str:
+    """The option of an argument's name."""
+    return "--" + name.replace("_", "-")
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train; everything about it is in `fcnfast.train`."""
+    from ..evaluate import evaluate_model
+    from ..train import run
+
+    run(args, evaluate_model)
+    return 0
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Write a weights file of any kind as one of fcnfast's, and say what it took of it."""
+    import torch
+
+    from ..data.classes import class_table
+    from ..models import save_model
+    from ..models.files import load_as
+
+    output = Path(args.output)
+    if output.is_dir():
+        raise InputError(f"{output}: is a folder, convert writes a file")
+    if output.exists() and Path(args.input).exists() and output.samefile(args.input):
+        raise InputError(f"{output}: would replace the file that is converted")
+    table = None if args.classes is None else class_table(args.classes)
+    model, report = load_as(args.model, args.input)
+    if table is not None and len(table) != model.num_classes:
+        raise InputError(
+            f"--classes {args.classes}: {len(table)} classes, but {args.input} has "
+            f"{model.num_classes}"
+        )
+    model.table = table or model.table
+    try:
+        save_model(model, output, dtype=torch.float16 if args.half else None)
+    except ValueError as error:  # a number that float16 does not reach
+        raise InputError(f"{args.input}: {error}") from None
+    print(report)
+    named = "classes" if model.table is None else f"classes of {model.table.name!r}"
+    print(f"Written as {model.name}, {model.num_classes} {named}: {output}")
+    return 0
+
+
+def models(_: argparse.Namespace) -> int:
+    """Print the names that `--model` takes."""
+    from ..models import list_models
+
+    print("\n".join(list_models()))
+    return 0
