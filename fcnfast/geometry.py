@@ -60,6 +60,12 @@ def _check_integers(**values: int) -> None:
             raise TypeError(f"{name} must be an integer, not {value!r}")
 
 
+def _scaled(n: int, factor: float) -> int:
+    """``floor(n * factor)`` as torch rounds it, in integers where that is the same."""
+    up, down = factor.as_integer_ratio()
+    return n * up // down if down <= 1024 else math.floor(n * factor)
+
+
 def _is_symbolic(*values: int) -> bool:
     """Whether code is being traced, so that a size may stand for all sizes.
 
@@ -237,7 +243,7 @@ class SamplingGrid:
             given = [float(f) for f in factors]
             if len(given) != 2 or not all(0 < f < MAX_FACTOR for f in given):
                 raise ValueError(f"scale_factor must be positive, not {scale_factor!r}")
-            size = tuple(math.floor(n * f) for n, f in zip(in_size, given, strict=True))
+            size = tuple(_scaled(n, f) for n, f in zip(in_size, given, strict=True))
             scales = [
                 # torch copies an axis that keeps its size, whatever the factor
                 None if 0.5 < f < 2 and out == n else _fraction(f, "scale_factor")

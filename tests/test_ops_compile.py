@@ -1,0 +1,239 @@
+"""torch.compile and torch.export: one graph for all sizes, with grids made from tensors' shapes."""
+
+import shutil
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from fcnfast import nn, ops
+from fcnfast.geometry import SamplingGrid
+
+SIZES = ((5, 7), (6, 9), (8, 8), (12, 4))
+
+
+def as_deconv(x):
+    return ops.upsample(x, SamplingGrid.deconv(tuple(x.shape[-2:]), 8, crop=(3, 5)))
+
+
+def as_resize(x):
+    h, w = x.shape[-2:]
+    return ops.upsample(x, SamplingGrid.resize((h, w), (4 * h, 3 * w)))
+
+
+def with_aligned_corners(x):
+    h, w = x.shape[-2:]
+    grid = SamplingGrid.resize((h, w), (4 * h - 3, 2 * w - 1), align_corners=True)
+    return ops.upsample(x, grid)
+
+
+def by_a_factor(x):
+    return ops.upsample(x, SamplingGrid.resize(x.shape[-2:], scale_factor=2.5))
+
+
+def by_centres(x):
+    h, w = x.shape[-2:]
+    return ops.upsample(x, SamplingGrid.centres((h, w), 4, 3.5, (4 * h, 4 * w), "clamp"))
+
+
+def rescaled(x):
+    h, w = x.shape[-2:]
+    return ops.upsample(x, SamplingGrid.resize((h, w), (4 * h, 4 * w)).rescaled((3 * h, 5 * w)))
+
+
+def cropped_sum(x):
+    h, w = x.shape[-2:]
+    return ops.crop_add(x[..., 1 : h - 1, : w - 2], x, (1, 2))
+
+
+def fused(x):
+    h, w = x.shape[-2:]
+    grid = SamplingGrid.deconv((h, w), 2, crop=1, size=(2 * h - 1, 2 * w))
+    skip = x.repeat(1, 1, 3, 3)
+    return ops.upsample_crop_add(x, skip, grid, (2, 3)) * ops.upsample_crop_add(x, skip, grid, 0)
+
+
+def learned(x):
+    weight = torch.linspace(-1, 1, 48).view(3, 1, 4, 4) * x.mean()
+    return ops.deconv(x, weight, 2, 1, (1, 0))
+
+
+def labels_for(x, size):
+    return (torch.arange(x.shape[0] * size[0] * size[1]) % 4).view(-1, *size)
+
+
+def loss(x, reduction="mean"):
+    h, w = x.shape[-2:]
+    target = labels_for(x, (4 * h, 4 * w))
+    weight = torch.tensor([0.5, 1.0, 2.0])
+    grid = SamplingGrid.resize((h, w), target.shape[-2:])
+    return ops.upsample_cross_entropy(
+        x, target, grid, weight=weight, ignore_index=3, reduction=reduction, label_smoothing=0.1
+    )
+
+
+def loss_of_each_pixel(x):
+    return loss(x, "none")
+
+
+LINEAR = [as_deconv, as_resize, with_aligned_corners, by_a_factor, by_centres, rescaled]
+DIFFERENTIABLE = [*LINEAR, cropped_sum, fused, learned, loss, loss_of_each_pixel]
+
+
+def labelled(x):
+    h, w = x.shape[-2:]
+    grid = SamplingGrid.resize((h, w), (4 * h, 4 * w))
+    return ops.upsample_argmax(x, grid), ops.upsample_argmax(x, grid, confidence=True)[1]
+
+
+def counted(x):
+    h, w = x.shape[-2:]
+    grid = SamplingGrid.deconv((h, w), 4)
+    out = ops.upsample_confusion(x, labels_for(x, grid.size), grid, ignore_index=3)
+    return ops.upsample_confusion(x, labels_for(x, grid.size), grid, ignore_index=3, out=out)
+
+
+def maps(channels_last=False):
+    for number, size in enumerate(SIZES):
+        generator = torch.Generator().manual_seed(number)
+        x = torch.randn(2, 3, *size, generator=generator)
+        yield x.contiguous(memory_format=torch.channels_last) if channels_last else x
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_one_graph_for_all_sizes_with_gradients(function):
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
+    for x in maps():
+        results = []
+        for run in (function, compiled):
+            leaf = x.clone().requires_grad_()
+            out = run(leaf)
+            results.append((out, *torch.autograd.grad(out.square().sum(), leaf)))
+        for eager, traced in zip(*results, strict=True):
+            torch.testing.assert_close(traced, eager)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("function", [labelled, counted])
+def test_one_graph_for_all_sizes_without_gradients(function):
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
+    for x in maps():
+        torch.testing.assert_close(compiled(x), function(x), rtol=0, atol=0)
+    assert counter.frame_count == 1
+
+
+def test_sizes_become_dynamic_by_themselves():
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, backend=counter, fullgraph=True)
+    for x in maps():
+        compiled(x)
+    assert counter.frame_count == 2  # for the first size, and for all
+
+
+@pytest.mark.parametrize("function", [as_deconv, cropped_sum, fused, learned, loss])
+def test_memory_formats_of_compiled_and_eager_agree(function):
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    x = next(maps(channels_last=True)).requires_grad_()
+    eager, traced = function(x), compiled(x)
+    assert traced.stride() == eager.stride()
+    grads = [torch.autograd.grad(out.sum(), x)[0] for out in (eager, traced)]
+    torch.testing.assert_close(*grads)
+
+
+def test_a_grid_made_outside_is_an_argument_like_others():
+    compiled = torch.compile(ops.upsample, backend="aot_eager", fullgraph=True)
+    for size in SIZES:
+        x, grid = torch.randn(1, 2, *size), SamplingGrid.deconv(size, 4, crop=2)
+        assert torch.equal(compiled(x, grid), ops.upsample(x, grid))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_inductor():
+    def step(x):
+        y = fused(x * 2)
+        return loss(y + 1) + labelled(y)[1].mean()
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True)
+    for x in list(maps(channels_last=True))[:2]:
+        results = []
+        for run in (step, compiled):
+            leaf = x.clone().requires_grad_()
+            out = run(leaf)
+            results.append((out, *torch.autograd.grad(out, leaf)))
+        for eager, traced in zip(*results, strict=True):
+            torch.testing.assert_close(traced, eager)
+
+
+def test_errors_of_compiled_code_are_those_of_eager_code():
+    """A label, or a size that no trace can see."""
+
+    def run(x, target):
+        return ops.upsample_cross_entropy(x, target, SamplingGrid.resize((5, 7), (10, 14)))
+
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True, dynamic=True)
+    x, target = torch.randn(2, 3, 5, 7), torch.zeros(2, 10, 14, dtype=torch.uint8)
+    compiled(x, target)
+    with pytest.raises(ValueError, match=r"holds 3 \(280 pixels"):
+        compiled(x, target + 3)
+    with pytest.raises(ValueError, match=r"grid was made for maps of \(5, 7\)"):
+        compiled(x[..., :6], target)
+    with pytest.raises(ValueError, match="N x H x W"):
+        compiled(x, target[:, :9])
+
+
+def test_a_forced_backend_compiles_again(monkeypatch):
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(as_resize, backend=counter, fullgraph=True)
+    x = next(maps())
+    compiled(x)
+    with ops.backend("torch"):
+        compiled(x)
+    assert counter.frame_count == 2
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with ops.backend("triton"), pytest.raises(ValueError, match="Triton"):
+        compiled(x)
+
+
+class Head(torch.nn.Module):
+    """Fusion, a learned upsampling and an argmax of maps of any size."""
+
+    def __init__(self):
+        super().__init__()
+        self.fuse = nn.UpsampleCropAdd(nn.DeconvGrid(2), offset=1)
+        self.up = nn.Deconv(3, 4)
+        self.to_image = nn.Upsample(nn.ResizeGrid(scale_factor=2))
+
+    def forward(self, x, skip):
+        scores = self.to_image(self.up(self.fuse(x, skip)))
+        grid = nn.ResizeGrid(align_corners=True)(scores.shape[-2:], (20, 30))
+        return scores, ops.upsample_argmax(scores, grid)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_export_with_any_size(strict, tmp_path):
+    h, w = torch.export.Dim("h", min=2, max=512), torch.export.Dim("w", min=2, max=512)
+    sizes = {0: torch.export.Dim("n"), 2: h, 3: w}
+    fine = {0: sizes[0], 2: 2 * h + 4, 3: 2 * w + 4}
+    head = Head().eval()
+
+    def example(n, h, w):
+        return torch.randn(n, 3, h, w), torch.randn(n, 3, 2 * h + 4, 2 * w + 4)
+
+    program = torch.export.export(
+        head, example(2, 5, 7), dynamic_shapes={"x": sizes, "skip": fine}, strict=strict
+    )
+    torch.export.save(program, tmp_path / "head.pt2")
+    loaded = torch.export.load(tmp_path / "head.pt2").module()
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert "fcnfast.upsample_crop_add.default" in targets
+    for n, height, width in ((2, 5, 7), (1, 3, 11), (3, 16, 2)):
+        inputs = example(n, height, width)
+        for exported, eager in zip(loaded(*inputs), head(*inputs), strict=True):
+            torch.testing.assert_close(exported, eager)
