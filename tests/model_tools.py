@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from fcnfast.data.classes import CAMVID, ClassTable
-from fcnfast.models import create_model, save_model
+from fcnfast.models import alexnet, create_model, googlenet, resnet, save_model, vgg
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,6 +29,31 @@ def write_small_weights(
     model.table = table
     save_model(model, path)
     return path
+
+
+def narrow_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let new networks have all the paper's layers, with few channels."""
+    monkeypatch.setattr(vgg, "STAGES", ((2, 2), (3, 3), (4, 4, 4), (5, 5, 5), (6, 6, 6)))
+    monkeypatch.setattr(vgg, "FULLY_CONNECTED", 7)
+    widths = {"caffe": (4, 6, 6, 4, 6), "torchvision": (3, 5, 4, 6, 5)}
+    monkeypatch.setattr(alexnet, "WIDTHS", widths)
+    monkeypatch.setattr(alexnet, "FULLY_CONNECTED", 7)
+    blocks = {
+        name: googlenet.Widths(1 + i % 2, 2, 3, 1, 2, 1 + i % 3)
+        for i, name in enumerate(googlenet.BLOCKS)
+    }
+    monkeypatch.setattr(googlenet, "STEM", (3, 2, 4))
+    monkeypatch.setattr(googlenet, "BLOCKS", blocks)
+    monkeypatch.setattr(resnet, "WIDTH", 2)
+
+
+def randomise_scores(model: nn.Module) -> nn.Module:
+    """Score layers start at zero: give them something to say."""
+    for name, layer in model.named_modules():
+        if name.rpartition(".")[2].startswith("score"):
+            nn.init.normal_(layer.weight)
+            nn.init.normal_(layer.bias)
+    return model
 
 
 def make_photo(height: int = 36, width: int = 48, seed: int = 0) -> Image.Image:

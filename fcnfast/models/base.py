@@ -69,10 +69,7 @@ class FCN(nn.Module):
         name, options: the arguments of `create_model` that made the network.
         preprocessing: what `preprocess` does; it travels with the weights.
         default_preprocessing: what the network's own released weights expect.
-        channels: of the network's input.
     """
-
-    channels = 3
 
     _mean: Tensor
     _std: Tensor
@@ -207,6 +204,11 @@ class FCN(nn.Module):
             )
             losses[head] = loss * HEAD_WEIGHTS.get(head, 1.0)
         return {"loss": torch.stack(list(losses.values())).sum(0), **losses}
+
+    @property
+    def channels(self) -> int:
+        """Channels of the network's own input: those that its first convolution takes."""
+        return next(m.in_channels for m in self.modules() if isinstance(m, nn.Conv2d))
 
     def _check_input(self, images: Tensor) -> None:
         """Refuse what is no batch of the network's own input."""

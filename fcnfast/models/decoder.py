@@ -7,7 +7,7 @@ whose padded canvas is larger than the image), or by its edge (nets without such
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Literal, NamedTuple, Protocol, cast
 
@@ -41,10 +41,10 @@ def _one(value: int | str | tuple[int, ...], what: str) -> int:
 
 
 class Branched(Protocol):
-    """A layer of several branches, which says itself where its units lie."""
+    """A layer whose result is the sum or the concatenation of several branches."""
 
-    def field_after(self, field: ReceptiveField) -> ReceptiveField:
-        """The field behind it."""
+    def branches(self) -> Sequence[Sequence[nn.Module]]:
+        """The layers of every branch, in order."""
 
 
 class Window(NamedTuple):
@@ -87,16 +87,15 @@ def window_of(layer: nn.Module) -> Window | None:
 def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
     """The field behind one layer: convolutions and poolings move it, pointwise layers do not.
 
-    A layer of several branches says it itself, in a method `field_after`.
+    A layer of several branches hands them out in a method `branches`; the widest one counts.
 
     Raises:
-        ValueError: for settings that differ between the axes.
+        ValueError: for settings that differ between the axes, or branches that do not meet.
     """
-    if hasattr(layer, "field_after"):
-        return cast(Branched, layer).field_after(field)
+    if hasattr(layer, "branches"):
+        return joined(*(_through(field, row) for row in cast(Branched, layer).branches()))
     if isinstance(layer, (nn.Sequential, nn.ModuleList)):
-        for inner in layer:
-            field = after(field, inner)
+        field = _through(field, layer)
     elif isinstance(layer, nn.ConvTranspose2d):
         field = field.deconv(
             _one(layer.kernel_size, "kernel_size"),
@@ -108,6 +107,25 @@ def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
         if window is not None:
             field = field.conv(window.kernel, window.stride, window.padding, window.dilation)
     return field
+
+
+def _through(field: ReceptiveField, layers: Iterable[nn.Module]) -> ReceptiveField:
+    for layer in layers:
+        field = after(field, layer)
+    return field
+
+
+def size_after(size: int, layer: nn.Module) -> int:
+    """How many units of a map along one axis are left behind one layer."""
+    layers: Iterable[nn.Module] = ()
+    if hasattr(layer, "branches"):
+        layers = cast(Branched, layer).branches()[0]
+    elif isinstance(layer, (nn.Sequential, nn.ModuleList)):
+        layers = layer
+    for inner in layers:
+        size = size_after(size, inner)
+    window = window_of(layer)
+    return size if window is None else window.out_size(size)
 
 
 def joined(*fields: ReceptiveField) -> ReceptiveField:

@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..geometry import ReceptiveField
 from .alexnet import Family, check_family
 from .base import CAFFE, Preprocessing
-from .decoder import Upsampling, after, joined
+from .decoder import Upsampling
 from .skipnet import SkipNet
 
 
@@ -104,16 +103,6 @@ class Inception(nn.Module):
                 y = layer(y)
             results.append(y)
         return torch.cat(results, 1)
-
-    def field_after(self, field: ReceptiveField) -> ReceptiveField:
-        """The field of the widest branch."""
-        ends = []
-        for layers in self.branches():
-            end = field
-            for layer in layers:
-                end = after(end, layer)
-            ends.append(end)
-        return joined(*ends)
 
 
 def _stage(**units: nn.Module) -> nn.Sequential:

@@ -30,8 +30,6 @@ class FCNColorDepth(SkipNet):
         depth_mean: what is subtracted from the logarithm.
     """
 
-    channels = 4
-
     def __init__(
         self,
         num_classes: int = 40,
@@ -90,7 +88,6 @@ class FCNColorHHA(SkipNet):
         hha_mean: what is subtracted from the HHA channels.
     """
 
-    channels = 6
     streams = ("color", "hha")
 
     def __init__(
@@ -115,6 +112,11 @@ class FCNColorHHA(SkipNet):
         self.trunk = self.trunks["color"]  # where the units lie: both streams are alike
         self.taps, self.heads = ("fc7color",), {"out": ""}
         self._start(upsampling, final_upsampling)
+
+    @property
+    def channels(self) -> int:
+        """Channels of both streams."""
+        return 6
 
     def _score_name(self, tap: str, suffix: str) -> str:
         return "score_frcolor"

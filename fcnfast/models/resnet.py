@@ -6,9 +6,9 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from ..geometry import ReceptiveField, SamplingGrid
+from ..geometry import SamplingGrid
 from .base import FCN, IMAGENET, ScoreMap
-from .decoder import IMAGE, Located, Upsampling, after, image_grid_aligned, joined
+from .decoder import IMAGE, Located, Upsampling, after, image_grid_aligned
 from .skipnet import SkipNet
 
 # Blocks of the four layers, and whether they are bottlenecks.
@@ -69,12 +69,10 @@ class Residual(nn.Module):
                 y = self.relu(y)
         return self.relu(y + (x if self.downsample is None else self.downsample(x)))
 
-    def field_after(self, field: ReceptiveField) -> ReceptiveField:
-        """The field of the convolutions; the shortcut's units lie at the same places."""
-        shortcut = field if self.downsample is None else after(field, self.downsample)
-        for number in range(1, self.count + 1):
-            field = after(field, getattr(self, f"conv{number}"))
-        return joined(field, shortcut)
+    def branches(self) -> list[list[nn.Module]]:
+        """The convolutions, and the shortcut."""
+        convs = [getattr(self, f"conv{number}") for number in range(1, self.count + 1)]
+        return [convs, [] if self.downsample is None else [self.downsample]]
 
 
 def resnet(depth: int, dilate: bool) -> tuple[dict[str, nn.Module], dict[str, int]]:

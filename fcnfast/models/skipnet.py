@@ -21,6 +21,7 @@ from .decoder import (
     after,
     fuse,
     on_image,
+    size_after,
     step_between,
     window_of,
 )
@@ -81,15 +82,43 @@ class SkipNet(FCN):
 
     def _start(self, upsampling: Upsampling, final_upsampling: Upsampling | None) -> None:
         """Starting values, upsampling, and the check of the padding; called last."""
-        last = self._steps()[-1]
-        if self.border == "zero" and last.start > 0:
-            raise ValueError(
-                f"padding {self.padding} is too small for stride {last.stride}: the scores would "
-                f"begin {last.start} pixels inside the image"
-            )
+        if self.border == "zero":
+            self._check_padding()
         for name, layer in self.named_modules():
             self.initialise(name, layer)
         self.set_upsampling(upsampling, final_upsampling)
+
+    def _check_padding(self) -> None:
+        """Refuse a padding with which the scores' canvas would not hold every image.
+
+        They may begin inside the image, or end inside it: the latter depends on the image's length
+        modulo the trunk's stride only.
+        """
+        steps, last = self._steps(), self._steps()[-1]
+        problem = f"padding {self.padding} is too small for stride {last.stride}"
+        if last.start > 0:
+            raise ValueError(f"{problem}: scores would begin {last.start} pixels inside the image")
+        period = int(self.fields()[self.taps[0]].stride)
+        for length in range(64 * period, 65 * period):
+            sizes = self._sizes(length)
+            count = sizes[self.taps[0]]
+            for tap, step in zip(self.taps[1:], steps, strict=False):
+                count = min(sizes[tap], step.start + step.length(count)) - max(0, step.start)
+            missing = length - last.start - last.length(count)
+            if missing > 0:
+                raise ValueError(
+                    f"{problem}: of {length} pixels the scores would miss the last {missing}"
+                )
+
+    def _sizes(self, length: int) -> dict[str, int]:
+        """How many units the trunk's maps have along an axis of so many pixels."""
+        found, blob = {}, "image"
+        for name in self.trunk:
+            layer = getattr(self, name)
+            length = size_after(length, layer)
+            blob = blob if isinstance(layer, POINTWISE) else name
+            found[blob] = length
+        return found
 
     def _score_name(self, tap: str, suffix: str) -> str:
         return f"score_{'fr' if tap == self.taps[0] else tap}{suffix}"

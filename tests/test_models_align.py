@@ -1,0 +1,137 @@
+"""No stream of any network is misaligned: a ramp image comes out of linear layers as itself."""
+
+import pytest
+import torch
+from torch import nn
+
+from fcnfast.models import create_model, list_models, vgg
+from fcnfast.models.light import Residual as LightResidual
+from fcnfast.models.resnet import Residual
+from tests.model_tools import narrow_trunks
+
+# 40 heights and widths of every rest modulo 32 and most modulo each other.
+SIZES = [(223 + 3 * i, 223 + (67 * i) % 101) for i in range(40)]
+# Away from the borders, which see the padding.
+MARGIN = 96
+# What each stream counts in the sum: a shift of one could not be made up by the others'.
+SHARES = (0.5, 0.3125, 0.171875, 0.015625)
+TORCHVISION = ("fcn_resnet50", "fcn_resnet101")
+
+CHEAP = {"fcn4s_light": {"widths": (4,) * 5, "decoder": 4}}
+VARIANTS = [
+    (name, CHEAP.get(name, {})) for name in list_models() if not name.startswith("fcn_resnet")
+]
+VARIANTS += [(name, {"aligned": True}) for name in TORCHVISION]
+VARIANTS += [
+    ("fcn8s_vgg16", {"padding": 69}),
+    ("fcn8s_vgg16", {"padding": 83}),
+    ("fcn16s_vgg16", {"padding": 100, "upsampling": "depthwise"}),
+    ("fcn8s_vgg16", {"padding": None, "fc6_padding": 3}),
+    ("fcn8s_vgg16", {"padding": None, "fc6_padding": 3, "upsampling": "dense"}),
+    ("fcn32s_alexnet", {"padding": 85, "upsampling": "depthwise"}),
+    ("fcn32s_alexnet", {"family": "torchvision"}),
+    ("fcn32s_alexnet", {"padding": None, "fc6_padding": 3}),
+    ("fcn8s_googlenet", {"padding": 9}),
+    ("fcn8s_googlenet", {"family": "torchvision", "upsampling": "depthwise"}),
+    ("fcn8s_googlenet", {"padding": None}),
+    ("fcn16s_googlenet", {"family": "torchvision"}),
+    ("fcn8s_resnet18", {"upsampling": "dense"}),
+]
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    narrow_trunks(monkeypatch)
+    monkeypatch.setattr(vgg, "STAGES", [(1,) * len(widths) for widths in vgg.STAGES])
+    monkeypatch.setattr(vgg, "FULLY_CONNECTED", 1)
+
+
+def ramp(height, width):
+    """An image whose value is a plane over its pixels, and positive as rectifiers want it."""
+    rows = torch.arange(height, dtype=torch.float64)[:, None]
+    return (3 * rows + torch.arange(width, dtype=torch.float64))[None, None] + 1000
+
+
+def move_only(conv):
+    """Every output is the mean of the inputs, taken at the window's middle."""
+    kernel = conv.kernel_size[0]
+    middle = slice((kernel - 1) // 2, kernel // 2 + 1)
+    weight = torch.zeros(conv.weight.shape[1:], dtype=torch.float64)
+    weight[:, middle, middle] = 1
+    conv.weight.data = (weight / weight.sum()).expand(conv.weight.shape).clone()
+    if conv.bias is not None:
+        conv.bias.data.zero_()
+
+
+def halve(module, inputs, output):
+    return output / 2
+
+
+def make_linear(model):
+    """Turn a network into one that only moves pixels, its streams weighted by SHARES."""
+    for layer in list(model.modules()):
+        for key, inner in list(layer.named_children()):
+            if isinstance(inner, nn.Conv2d):
+                move_only(inner)
+            elif isinstance(inner, nn.MaxPool2d):
+                kernel, stride, padding = inner.kernel_size, inner.stride, inner.padding
+                average = nn.AvgPool2d(kernel, stride, padding, ceil_mode=inner.ceil_mode)
+                # One that keeps the size keeps the place; borders would reach far through many.
+                setattr(layer, key, nn.Identity() if stride == 1 else average)
+            elif isinstance(inner, (nn.BatchNorm2d, nn.LocalResponseNorm)):
+                setattr(layer, key, nn.Identity())
+            elif isinstance(inner, Residual | LightResidual):
+                inner.register_forward_hook(halve)  # the branch and the shortcut are added
+    return model.double().eval()
+
+
+def weigh_streams(model):
+    """Let the streams' scores add up to one ramp."""
+    if hasattr(model, "lateral"):
+        streams = [[lateral[0]] for lateral in model.lateral]
+    else:
+        taps = getattr(model, "taps", ())
+        streams = [
+            [m for key, m in model.named_children() if key.startswith(f"score_{tap}")]
+            for tap in ("fr", *taps[1:])
+        ]
+    shares = [*SHARES[: len(streams) - 1], 1 - sum(SHARES[: len(streams) - 1])]
+    for convs, share, tap in zip(streams, shares, getattr(model, "taps", "0123"), strict=False):
+        for conv in convs:
+            conv.weight.data *= share / getattr(model, "scales", {}).get(tap, 1.0)
+
+
+def inner_error(out, image):
+    """The largest error away from the borders."""
+    inside = (..., slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
+    return (out - image)[inside].abs().max().item()
+
+
+def case(name, options):
+    return pytest.param(
+        name, options, id="-".join([name, *(f"{k}={v}" for k, v in options.items())])
+    )
+
+
+@pytest.mark.parametrize(("name", "options"), [case(*variant) for variant in VARIANTS])
+def test_no_stream_is_misaligned_at_forty_sizes(name, options):
+    model = make_linear(create_model(name, num_classes=1, **options))
+    weigh_streams(model)
+    for size in SIZES:
+        image = ramp(*size)
+        with torch.no_grad():
+            results = model(image.expand(1, model.channels, *size))
+        for out in results.values():
+            assert out.shape[-2:] == size
+            assert inner_error(out[:, :1], image) < 1e-9, size
+
+
+def test_torchvisions_resize_draws_stride_8_scores_3_and_a_half_pixels_off():
+    """A ramp comes out as it lies 3.5 rows and columns further up: 3 per row, 1 per column."""
+    for name in TORCHVISION:
+        model = make_linear(create_model(name, num_classes=1, aux_loss=False))
+        for size in ((224, 256), (288, 232)):
+            image = ramp(*size)
+            with torch.no_grad():
+                out = model(image.expand(1, 3, *size))["out"]
+            assert inner_error(out, image - 3.5 * (3 + 1)) < 1e-9
