@@ -80,11 +80,14 @@ def uses_triton(file: str, function: str, name: str | None, device: torch.device
     """Whether a Triton launcher takes tensors of `device` when the backend `name` is asked for.
 
     Raises:
-        ValueError: when Triton is forced on a CPU outside its interpreter, or is not installed.
+        ValueError: when `name` is none, or Triton is forced on a CPU outside its interpreter, or
+            is not installed.
         NotImplementedError: when Triton is forced for an op without a kernel.
     """
-    if name == "torch" or (name is None and device.type != "cuda"):
+    if (name is None and device.type != "cuda") or name == "torch":
         return False
+    if name is not None:
+        _checked(name, "backend")
     exists = _has_triton() and hasattr(_module("kernels", file), function)
     if name == "triton":
         if not _has_triton():
