@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import data, nn, ops, reference
+    from . import data, nn, ops, reference, theory
     from .data import CAMVID, ClassTable, FolderDataset
     from .errors import InputError
     from .evaluate import evaluate_folder, evaluate_model
@@ -43,7 +43,7 @@ _HOMES = {
     "load_weights": "models",
     "save_model": "models",
 }
-_ROOMS = ("data", "nn", "ops", "reference")
+_ROOMS = ("data", "nn", "ops", "reference", "theory")
 
 
 def __getattr__(name: str) -> Any:
@@ -82,4 +82,5 @@ __all__ = [
     "ops",
     "reference",
     "save_model",
+    "theory",
 ]

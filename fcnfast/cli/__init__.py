@@ -123,6 +123,10 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     )
     convert.add_argument("--half", action="store_true", help="store float16: half the size")
     command("models", commands.models, "list the networks by name")
+    info = command("info", commands.info, "print the layers of a network and what they see")
+    info.add_argument("model", metavar="MODEL", help="its name, as `fcnfast models` lists it")
+    info.add_argument("--size", type=_at_least(1), default=500, help="of a square image (500)")
+    info.add_argument("--num-classes", type=_at_least(1), help="by default the network's own")
     return parser
 
 

@@ -195,3 +195,40 @@ def models(_: argparse.Namespace) -> int:
 
     print("\n".join(list_models()))
     return 0
+
+
+def _dash(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def info(args: argparse.Namespace) -> int:
+    """Print a network's layers: where their units are, and what they see of the image."""
+    import torch
+
+    from ..models import create_model
+    from ..theory import trace
+
+    with torch.device("meta"):  # no weights are made
+        model = create_model(args.model, num_classes=args.num_classes)
+    try:
+        seen = trace(model, args.size)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{args.model} on an image of {args.size} pixels: {error}") from error
+    table = [("layer", "kind", "output", "field", "stride", "offset", "parameters")]
+    for layer in seen.layers:
+        field, shape = layer.field, " x ".join(map(str, layer.shape))
+        places = (field.size, field.stride, field.offset) if field else (None, None, None)
+        if layer.parameters or layer.given != field:  # not those that act on each value alone
+            own = f"{layer.parameters:,}" if layer.parameters else ""
+            table.append((layer.name, layer.kind, shape, *map(_dash, places), own))
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    for row in table:
+        cells = [
+            text.ljust(width) if i < 3 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{total:,} parameters, {seen.macs / 1e9:.1f} GMAC on {args.size} x {args.size} pixels")
+    print("field: pixels that a unit sees. Unit u is centred on pixel stride * u + offset.")
+    return 0

@@ -1,0 +1,296 @@
+"""Dense outputs: classifiers as convolutions, filter rarefaction, shift-and-stitch (3.1, 3.2)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .fields import trace
+
+# Layers that act on each value, or each channel, by itself: the same on maps as on vectors.
+_POINTWISE = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh,
+    nn.Hardswish, nn.Dropout, nn.Identity,
+)  # fmt: skip
+
+
+def _steps(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The layers of a chain in order; what is no chain itself is one step."""
+    for key, child in module.named_children():
+        path = f"{name}.{key}" if name else key
+        if isinstance(child, nn.Sequential):
+            yield from _steps(child, path)
+        else:
+            yield path, child
+
+
+def _run(steps: list[tuple[str, nn.Module]], x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """The chain's result, and the shape of the map that its first linear layer read."""
+    shape: tuple[int, ...] = ()
+    for _, step in steps:
+        if isinstance(step, nn.Linear) and x.dim() == 4:
+            x = x.flatten(1)
+        if isinstance(step, nn.Flatten):
+            shape = tuple(x.shape[1:])
+        elif not shape and x.dim() == 4:
+            shape_before = tuple(x.shape[1:])
+        x = step(x)
+        if not shape and x.dim() == 2:
+            shape = shape_before
+    return x, shape
+
+
+def _as_convolution(linear: nn.Linear, kernel: tuple[int, int]) -> nn.Conv2d:
+    area = kernel[0] * kernel[1]
+    conv = nn.Conv2d(
+        linear.in_features // area,
+        linear.out_features,
+        kernel,
+        bias=linear.bias is not None,
+        device=linear.weight.device,
+        dtype=linear.weight.dtype,
+    )
+    with torch.no_grad():
+        conv.weight.copy_(linear.weight.view_as(conv.weight))
+        if linear.bias is not None:
+            cast(Tensor, conv.bias).copy_(linear.bias)
+    return conv
+
+
+def _on_maps(step: nn.Module, name: str) -> nn.Module:
+    """A layer of the classifier's end as it acts on maps."""
+    if isinstance(step, nn.Linear):
+        return _as_convolution(step, (1, 1))
+    if isinstance(step, nn.BatchNorm1d):
+        norm = nn.BatchNorm2d(step.num_features, step.eps, step.momentum, step.affine)
+        norm.__dict__.update(copy.deepcopy(step).__dict__)  # weights, averages, their types
+        return norm
+    if isinstance(step, (nn.Softmax, nn.LogSoftmax)) and step.dim in (1, -1):
+        return type(step)(dim=1)
+    if isinstance(step, _POINTWISE):
+        return copy.deepcopy(step)
+    raise ValueError(f"{name} ({type(step).__name__}) has no form that acts on maps")
+
+
+def _fixed_pool(pool: nn.Module, size: tuple[int, int], name: str) -> nn.Module | None:
+    """An adaptive average pooling as it acted on maps of `size`; None where it changed nothing."""
+    wanted = cast(nn.AdaptiveAvgPool2d, pool).output_size
+    pair = wanted if isinstance(wanted, tuple) else (wanted, wanted)
+    out = [n if w is None else w for n, w in zip(size, pair, strict=True)]
+    if out == list(size):
+        return None
+    if any(n % w for n, w in zip(size, out, strict=True)):
+        raise ValueError(
+            f"{name} pools {size} to {tuple(out)}: at another size that is no fixed window"
+        )
+    window = (size[0] // out[0], size[1] // out[1])
+    return nn.AvgPool2d(window, stride=window if out != [1, 1] else 1)
+
+
+def convolutionalize(classifier: nn.Module, input_size: int | tuple[int, int]) -> nn.Sequential:
+    """A classifier as a fully convolutional network (section 3.1 of the paper).
+
+    Its fully connected layers become convolutions, the first with a kernel as large as the map
+    that it reads. At `input_size` the result is the classifier's own, N x K x 1 x 1; of a larger
+    image it is a grid of outputs, that of each window of `input_size` where the classifier pads
+    nothing.
+
+    Args:
+        classifier: layers one after another (as in torchvision's AlexNet, VGG and ResNet: the
+            children in order, flattened before the first linear layer); copied, not changed.
+        input_size: (H, W) of the images that it was trained on.
+
+    Raises:
+        ValueError: when the children in order are not what the classifier does, when it has no
+            linear layer, or a layer after it has no form on maps.
+    """
+    size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    steps = list(_steps(classifier))
+    first = next((i for i, (_, s) in enumerate(steps) if isinstance(s, nn.Linear)), None)
+    if first is None:
+        raise ValueError("the classifier has no linear layer to turn into a convolution")
+    parameter = next(classifier.parameters())
+    convs = [m for m in classifier.modules() if isinstance(m, nn.Conv2d)]
+    channels = convs[0].in_channels if convs else 3
+    mode = classifier.training
+    classifier.eval()
+    try:
+        x = torch.rand(2, channels, *size, dtype=parameter.dtype, device=parameter.device)
+        with torch.no_grad():
+            try:
+                found, shape = _run(steps, x)
+                same = torch.equal(found, classifier(x))
+            except RuntimeError as error:
+                raise ValueError(f"the layers do not fit one after another: {error}") from error
+        if not same:
+            raise ValueError(
+                f"{type(classifier).__name__} does more than run its layers one after another"
+            )
+        result: OrderedDict[str, nn.Module] = OrderedDict()
+        with torch.no_grad():
+            for i, (name, step) in enumerate(steps):
+                key = name.replace(".", "_")
+                if isinstance(step, nn.Flatten):
+                    continue
+                if i == first:
+                    result[key] = _as_convolution(cast(nn.Linear, step), (shape[1], shape[2]))
+                elif i > first:
+                    result[key] = _on_maps(step, name)
+                elif isinstance(step, nn.AdaptiveAvgPool2d):
+                    pool = _fixed_pool(step, (x.shape[2], x.shape[3]), name)
+                    if pool is not None:
+                        result[key] = pool
+                else:
+                    result[key] = copy.deepcopy(step)
+                if i < first:
+                    x = step(x)
+    finally:
+        classifier.train(mode)
+    return nn.Sequential(result)
+
+
+class _DilatedAvgPool(nn.Module):
+    """An average pooling whose taps lie apart (torch's has no dilation), at stride 1."""
+
+    def __init__(self, kernel: int, dilation: int, padding: int) -> None:
+        super().__init__()
+        self.kernel, self.dilation, self.padding = kernel, dilation, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        weight = x.new_full((channels, 1, self.kernel, self.kernel), 1 / self.kernel**2)
+        return F.conv2d(x, weight, padding=self.padding, dilation=self.dilation, groups=channels)
+
+
+def _single(value: int | tuple[int, ...], name: str) -> int:
+    values = set(value) if isinstance(value, tuple) else {value}
+    if len(values) != 1:
+        raise ValueError(f"{name} differs between rows and columns: {value}")
+    return values.pop()
+
+
+def _rarefied(module: nn.Module, name: str, rate: int, unstrided: bool) -> nn.Module:
+    """A layer with its taps `rate` times as far apart; without its stride if `unstrided`."""
+    if isinstance(module, nn.Conv2d):
+        if isinstance(module.padding, str):
+            raise ValueError(f"{name} pads {module.padding!r}: give the padding as a number")
+        module.dilation = tuple(rate * d for d in module.dilation)
+        module.padding = tuple(rate * p for p in module.padding)
+        module._reversed_padding_repeated_twice = [  # what other padding modes read
+            p for p in reversed(module.padding) for _ in range(2)
+        ]
+        module.stride = (1, 1) if unstrided else module.stride
+    elif isinstance(module, nn.MaxPool2d):
+        stride = module.stride
+        module.dilation = rate * _single(module.dilation, f"{name}.dilation")
+        module.padding = rate * _single(module.padding, f"{name}.padding")
+        module.stride = 1 if unstrided else stride
+        if unstrided:
+            module.ceil_mode = False  # no window is cut at stride 1
+    elif isinstance(module, nn.AvgPool2d):
+        if rate == 1:
+            module.stride = 1 if unstrided else module.stride
+        elif not unstrided and _single(module.stride, f"{name}.stride") != 1:
+            raise ValueError(f"{name}: an average pooling cannot keep its stride and be dilated")
+        else:
+            kernel = _single(module.kernel_size, f"{name}.kernel_size")
+            padding = rate * _single(module.padding, f"{name}.padding")
+            if padding and not module.count_include_pad:
+                raise ValueError(f"{name} leaves its padding out of the mean: no dilated form")
+            return _DilatedAvgPool(kernel, rate, padding)
+    return module
+
+
+def rarefy(model: nn.Module, layer: str | None = None) -> nn.Module:
+    """Filter rarefaction: a layer's stride is removed, and the taps of all after it move apart.
+
+    The paper's f'_ij = f_(i/s)(j/s) where s divides both, and 0 elsewhere, is a dilation by s
+    (section 3.2). The result of a network of stride f becomes f times as fine; its values at
+    every f-th place are those from before, at the borders too where nothing is padded.
+
+    Args:
+        model: any network of convolutions and poolings; copied, not changed.
+        layer: the dotted name of the layer whose stride goes; None for every one.
+
+    Raises:
+        ValueError: when there is no such layer, it has no stride, or a layer has no form with its
+            taps apart.
+    """
+    before = {seen.name: seen for seen in trace(model).layers}
+    if layer is not None:
+        trace(model).layer(layer)  # names the nearest ones
+    result = copy.deepcopy(model)
+    removed = 0
+    for name, module in list(result.named_modules()):
+        if isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)) and layer in (None, name):
+            stride = _single(module.stride, f"{name}.stride")
+            if stride > 1:
+                removed += 1
+                module.stride = (1, 1) if isinstance(module, nn.Conv2d) else 1
+    if layer is not None and not removed:
+        raise ValueError(f"{layer} has no stride to remove")
+    # Between two layers the strides that are gone are how far apart the taps of the later are now.
+    after = {seen.name: seen for seen in trace(result).layers}
+    for name, module in list(result.named_modules()):
+        if not isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
+            continue
+        was, now = before[name].given, after[name].given
+        if was is None or now is None:
+            raise ValueError(f"{name} reads what is no map of the image")
+        rate = int(was.stride / now.stride)
+        original = model.get_submodule(name)
+        gone = original.stride != module.stride
+        changed = _rarefied(copy.deepcopy(original), name, rate, gone)
+        parent, _, key = name.rpartition(".")
+        setattr(result.get_submodule(parent), key, changed)
+    return result
+
+
+def shift_and_stitch(model: nn.Module, images: Tensor) -> Tensor:
+    """Dense outputs from a network of stride f by f x f shifted runs, interlaced (section 3.2).
+
+    Equal to those of ``rarefy(model)`` where the network pads nothing; padding moves with the
+    shifts, so that borders differ otherwise.
+
+    Args:
+        model: a network of one output, N x K x h x w.
+        images: N x C x H x W.
+
+    Returns:
+        N x K x (H - F + 1) x (W - F + 1) for a network without padding and a receptive field F.
+
+    Raises:
+        ValueError: when the output's stride is no integer, or an image is smaller than the shifts
+            need.
+    """
+    outputs = trace(model).outputs
+    if list(outputs) != [""]:
+        raise ValueError("the network must give one map of the image")
+    stride = outputs[""].stride
+    if stride.denominator != 1 or stride < 1:
+        raise ValueError(f"the network's output has stride {stride}: it must be an integer")
+    f = int(stride)
+    parts = {}
+    for a in range(f):
+        for b in range(f):
+            try:
+                parts[a, b] = model(images[..., a:, b:])
+            except RuntimeError as error:
+                raise ValueError(
+                    f"images of {tuple(images.shape[2:])} are too small for shifts up to {f - 1}: "
+                    f"{error}"
+                ) from error
+    height = max(f * (part.shape[2] - 1) + a + 1 for (a, _), part in parts.items())
+    width = max(f * (part.shape[3] - 1) + b + 1 for (_, b), part in parts.items())
+    first = parts[0, 0]
+    stitched = first.new_full((*first.shape[:2], height, width), math.nan)
+    for (a, b), part in parts.items():
+        stitched[..., a::f, b::f] = part
+    return stitched

@@ -1,0 +1,283 @@
+"""Receptive fields of the layers of any network, from one run of it on tensors without data.
+
+Every operation that the network carries out is seen as it happens, and maps the field of what it
+reads to the field of what it gives; so skips, branches and functions that are no modules count.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..geometry import ReceptiveField, SamplingGrid
+
+# Large enough for the fields of the paper's networks; nothing is computed, so it costs nothing.
+INPUT_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as a network ran it.
+
+    Attributes:
+        name: dotted, as in the network's state dict.
+        kind: its class.
+        shape: of its result, without the batch: channels x height x width.
+        field: receptive field, stride and offset of its units; None where the map has no place
+            on the image any more (after global pooling, for instance).
+        parameters: how many of its own.
+        given: the field of what it read.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    field: ReceptiveField | None
+    parameters: int
+    given: ReceptiveField | None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A network's layers in the order in which it ran them, and its outputs' fields.
+
+    Attributes:
+        layers: those without layers inside, each as it ran first.
+        outputs: the field of every output that is a map, by its key ("" for a single tensor).
+        macs: multiplications and additions of all convolutions and products, in pairs.
+    """
+
+    layers: tuple[Layer, ...]
+    outputs: dict[str, ReceptiveField]
+    macs: int
+
+    def layer(self, name: str) -> Layer:
+        """The layer of that name.
+
+        Raises:
+            ValueError: when the network ran none; the nearest names are offered.
+        """
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        near = difflib.get_close_matches(name, [layer.name for layer in self.layers])
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"the network ran no layer {name!r}{hint}")
+
+
+def _square(values: Sequence[int], what: str) -> int:
+    """The one value of a pair of equal ones."""
+    if len(set(values)) != 1:
+        raise ValueError(f"a {what} of {tuple(values)} differs between rows and columns")
+    return values[0]
+
+
+def _sampled(field: ReceptiveField, num: int, off: int, den: int) -> ReceptiveField:
+    """After bilinear sampling at (num y + off) / den: two units are seen, not one."""
+    reach = field.stride.numerator // field.stride.denominator
+    step, start = Fraction(num, den), Fraction(off, den)
+    offset = field.offset + field.stride * start
+    return ReceptiveField(field.size + reach, field.stride * step, offset)
+
+
+def _union(fields: Sequence[ReceptiveField]) -> ReceptiveField:
+    """The smallest field that holds all of them."""
+    strides = {field.stride for field in fields}
+    if len(strides) > 1:
+        found = " and ".join(map(str, sorted(strides)))
+        raise ValueError(f"maps of strides {found} are combined: their units lie differently")
+    low = min(f.offset - Fraction(f.size - 1, 2) for f in fields)
+    high = max(f.offset + Fraction(f.size - 1, 2) for f in fields)
+    return ReceptiveField(int(high - low) + 1, strides.pop(), (low + high) / 2)
+
+
+def _convolution(field: ReceptiveField, args: Sequence[Any]) -> ReceptiveField:
+    _, weight, _, stride, padding, dilation, transposed = args[:7]
+    kernel = _square(weight.shape[2:], "kernel")
+    step, pad = _square(stride, "stride"), _square(padding, "padding")
+    if transposed:
+        return field.deconv(kernel, step, pad)
+    return field.conv(kernel, step, pad, _square(dilation, "dilation"))
+
+
+def _pooling(field: ReceptiveField, args: Sequence[Any], dilated: bool) -> ReceptiveField:
+    kernel = _square(args[1], "window")
+    # Arguments at the end may be left out; a stride of [] is the window's size.
+    stride = _square(args[2], "stride") if len(args) > 2 and args[2] else kernel
+    padding = _square(args[3], "padding") if len(args) > 3 else 0
+    dilation = _square(args[4], "dilation") if dilated and len(args) > 4 else 1
+    return field.conv(kernel, stride, padding, dilation)
+
+
+def _resized(field: ReceptiveField, x: Tensor, out: Tensor, args: Sequence[Any]) -> ReceptiveField:
+    """After ``F.interpolate(mode="bilinear")``."""
+    scales = [s for s in args[3:5] if s is not None]
+    grid = (
+        SamplingGrid.resize(x.shape[2:], scale_factor=scales, align_corners=args[2])
+        if scales and not args[2]
+        else SamplingGrid.resize(x.shape[2:], out.shape[2:], align_corners=args[2])
+    )
+    return _sampled(field, grid.num[0], grid.off[0], grid.den[0])
+
+
+class _Watch(TorchDispatchMode):
+    """Sees every operation, and knows the field of every map."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        # The tensors are kept, so that no other takes the place of one in memory.
+        self.known: dict[int, tuple[Tensor, ReceptiveField]] = {}
+        self.set(images, ReceptiveField())
+
+    def set(self, x: Tensor, field: ReceptiveField) -> None:
+        self.known[id(x)] = (x, field)
+
+    def get(self, x: object) -> ReceptiveField | None:
+        return self.known[id(x)][1] if id(x) in self.known else None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        out = result[0] if isinstance(result, (tuple, list)) and result else result
+        if isinstance(out, Tensor) and out.dim() >= 3:
+            field = self._after(func, args, out)
+            if field is not None:
+                self.set(out, field)
+        return result
+
+    def _after(self, func: Any, args: tuple[Any, ...], out: Tensor) -> ReceptiveField | None:
+        name = func._overloadpacket._qualified_op_name
+        field = self.get(args[0]) if args else None
+        if field is not None:
+            if name == "aten::convolution":
+                return _convolution(field, args)
+            if name in ("aten::max_pool2d_with_indices", "aten::avg_pool2d"):
+                return _pooling(field, args, dilated=name != "aten::avg_pool2d")
+            if name == "aten::upsample_bilinear2d":
+                return _resized(field, args[0], out, args)
+            if name == "aten::slice" and args[1] % args[0].dim() >= args[0].dim() - 2:
+                rows = args[1] % args[0].dim() == args[0].dim() - 2
+                return field.crop(args[2] or 0) if rows else field
+            if name.endswith(("constant_pad_nd", "reflection_pad2d", "replication_pad2d")):
+                return field.crop(-args[1][2]) if len(args[1]) > 2 else field
+            if name == "fcnfast::upsample":
+                grid = args[1]
+                return _sampled(field, grid[4], grid[6], grid[8])
+            if name == "fcnfast::deconv":
+                kernel = _square(args[1].shape[2:], "kernel")
+                return field.deconv(kernel, args[2], args[3][0])
+            if name == "fcnfast::upsample_crop_add":
+                grid, skip = args[2], self.get(args[1])
+                field = _sampled(field, grid[4], grid[6], grid[8])
+                return field if skip is None else _union([field, skip.crop(args[4][0])])
+            if name == "fcnfast::crop_add":
+                skip = self.get(args[1])
+                return field if skip is None else _union([field, skip.crop(args[2][0])])
+        # Whatever keeps the last two axes works on each unit by itself.
+        fields = [
+            self.known[id(x)][1]
+            for x in tree_leaves(args)
+            if isinstance(x, Tensor) and id(x) in self.known and x.shape[-2:] == out.shape[-2:]
+        ]
+        return _union(fields) if fields else None
+
+
+@contextmanager
+def _ready(model: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
+    """In evaluation mode and with a hook on every layer without layers inside, for a while."""
+    modes = {module: module.training for module in model.modules()}
+    handles = []
+    for name, module in model.named_modules():
+        if next(module.children(), None) is None:
+            handles.append(
+                module.register_forward_hook(
+                    lambda module, given, result, name=name: hook(name, module, given, result)
+                )
+            )
+    model.eval()
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _channels(model: nn.Module) -> int:
+    convolutions = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    return next(convolutions, 3)
+
+
+def trace(
+    model: nn.Module,
+    input_size: int | tuple[int, int] = INPUT_SIZE,
+    *,
+    channels: int | None = None,
+) -> Trace:
+    """Run a network on an image without data, and see what each layer's units look at.
+
+    Args:
+        model: any network of images N x C x H x W; it is left as it was, and takes no memory.
+        input_size: (H, W) of the image. Fields do not depend on it, shapes and MACs do.
+        channels: C; by default those of the network's first convolution, 3 where there is none.
+
+    Raises:
+        ValueError: where kernels differ between rows and columns, or maps of different strides
+            are combined.
+    """
+    size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    state = {
+        name: x.detach().to("meta")
+        for name, x in (*model.named_parameters(), *model.named_buffers())
+    }
+    dtype = next((x.dtype for x in state.values() if x.is_floating_point()), None)
+    images = torch.empty(1, channels or _channels(model), *size, dtype=dtype, device="meta")
+    watch, layers = _Watch(images), {}
+
+    def seen(name: str, module: nn.Module, given: tuple[Any, ...], result: Any) -> None:
+        if name in layers or not isinstance(result, Tensor):
+            return
+        own = sum(p.numel() for p in module.parameters(recurse=False))
+        read = watch.get(given[0]) if given else None
+        layers[name] = Layer(
+            name, type(module).__name__, tuple(result.shape[1:]), watch.get(result), own, read
+        )
+
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), _ready(model, seen), counter, watch:
+        outputs = torch.func.functional_call(model, state, (images,))
+    named = outputs if isinstance(outputs, dict) else {"": outputs}
+    fields = {key: watch.get(value) for key, value in named.items()}
+    known = {key: field for key, field in fields.items() if field is not None}
+    return Trace(tuple(layers.values()), known, counter.get_total_flops() // 2)
+
+
+def receptive_field(model: nn.Module, layer: str | None = None) -> ReceptiveField:
+    """Size, stride and offset of the units of a layer, or of the network's (first) output.
+
+    Table 1 of the paper gives them for the last layer before the upsampling: 355, 404 and 907
+    pixels for AlexNet, VGG-16 and GoogLeNet, all at stride 32.
+
+    Raises:
+        ValueError: when there is no such layer, or its result has no place on the image.
+    """
+    seen = trace(model)
+    if layer is not None:
+        field, name = seen.layer(layer).field, f"the result of {layer}"
+    else:
+        field, name = next(iter(seen.outputs.values()), None), "the network's output"
+    if field is None:
+        raise ValueError(f"{name} is no map of the image: it has no receptive field")
+    return field

@@ -1,0 +1,341 @@
+"""Section 3 of the paper: fields by tracing, dense outputs in three ways, sampled losses."""
+
+import copy
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, event, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fcnfast import ops, theory
+from fcnfast.cli import main
+from fcnfast.geometry import ReceptiveField, SamplingGrid
+
+
+def field(size, stride, offset):
+    return ReceptiveField(size, Fraction(stride), Fraction(offset))
+
+
+layers = st.lists(
+    st.tuples(
+        st.sampled_from(("conv", "max", "mean")),
+        st.integers(1, 3),
+        st.integers(1, 3),
+        st.integers(0, 1),
+        st.integers(1, 2),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def built(spec, padded=True, channels=2):
+    """A chain of layers, with ReLUs between convolutions."""
+    chain = []
+    for kind, kernel, stride, padding, dilation in spec:
+        padding = min(padding, kernel // 2) if padded else 0
+        if kind == "conv":
+            conv = nn.Conv2d(channels, channels, kernel, stride, padding, dilation)
+            chain += [conv.double(), nn.ReLU()]
+        elif kind == "max":
+            chain.append(nn.MaxPool2d(kernel, stride, padding, dilation))
+        else:
+            chain.append(nn.AvgPool2d(kernel, stride, padding))
+    return nn.Sequential(*chain)
+
+
+@settings(max_examples=30)
+@given(layers)
+def test_a_chain_has_the_fields_of_the_calculus(spec):
+    model, expected = built(spec), ReceptiveField()
+    for kind, kernel, stride, padding, dilation in spec:
+        padding = min(padding, kernel // 2)
+        expected = expected.conv(kernel, stride, padding, 1 if kind == "mean" else dilation)
+    traced = theory.trace(model, 200, channels=2)
+    assert traced.outputs == {"": expected}
+    assert [layer.name for layer in traced.layers] == [str(i) for i in range(len(model))]
+
+
+@settings(max_examples=30)
+@given(layers, st.integers(0, 10**6))
+def test_a_unit_depends_on_just_its_field(spec, seed):
+    """By gradients: nothing outside of the field has any, and its corners do."""
+    torch.manual_seed(seed)
+    model = built([(("conv" if k == "max" else k), *rest) for k, *rest in spec])
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.constant_(module.bias, 0.1)
+    seen = theory.receptive_field(model)
+    x = torch.rand(1, 2, 160, 160, dtype=torch.float64, requires_grad=True)
+    out = model(x)
+    unit = out.shape[2] // 2
+    (grad,) = torch.autograd.grad(out[0, 0, unit, unit], x)
+    rows = grad.abs().sum((0, 1, 3)).nonzero()[:, 0]
+    centre = seen.stride * unit + seen.offset
+    ends = (int(rows[0]), int(rows[-1]))
+    reach = Fraction(seen.size - 1, 2)
+    assert ends == (centre - reach, centre + reach)
+
+
+def test_skips_and_fused_ops_count():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+            self.second = nn.MaxPool2d(2, 2)
+            self.third = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            skip = self.first(x)
+            deep = self.third(self.second(skip))
+            grid = SamplingGrid.deconv(deep.shape[2:], 2, size=None)
+            return {"out": ops.upsample(deep, grid)[..., 1:-1, 1:-1] + skip}
+
+    traced = theory.trace(Net(), 64)
+    assert traced.layer("first").field == field(3, 2, 0)
+    assert traced.layer("second").field == field(5, 4, 1)
+    assert traced.layer("third").field == field(13, 4, 1)
+    assert traced.outputs["out"] == field(17, 2, 0)
+    with pytest.raises(ValueError, match="did you mean third"):
+        traced.layer("thrid")
+
+
+def test_what_a_trace_counts():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    before = copy.deepcopy(model.state_dict())
+    model.train()
+    traced = theory.trace(model, (20, 30))
+    assert traced.macs == 20 * 30 * 8 * 3 * 9
+    assert traced.layer("0").shape == (8, 20, 30) and traced.layer("0").parameters == 224
+    assert traced.layer("1").field is None and traced.outputs == {}
+    assert model.training and not model[0]._forward_hooks
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="no map of the image"):
+        theory.receptive_field(model)
+
+
+def test_fields_that_the_calculus_does_not_have():
+    with pytest.raises(ValueError, match=r"kernel of \(3, 1\)"):
+        theory.trace(nn.Conv2d(3, 1, (3, 1)), 32)
+    assert theory.receptive_field(nn.ReLU()) == field(1, 1, 0)
+
+    class Mixed(nn.Module):
+        def forward(self, x):
+            return x[..., :8, :8] + F.max_pool2d(x, 2)[..., :8, :8]
+
+    with pytest.raises(ValueError, match="strides 1 and 2"):
+        theory.trace(Mixed(), 32, channels=1)
+
+
+class Classifier(nn.Module):
+    """In torchvision's form: features, a pooling, a classifier."""
+
+    def __init__(self, norm=False, pool=None):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(6, 8, 3)
+        )
+        self.avgpool = nn.AdaptiveAvgPool2d(pool or (3, 5))
+        rows, columns = pool or (3, 5)
+        self.classifier = nn.Sequential(
+            nn.Dropout(),
+            nn.Linear(8 * rows * columns, 10),
+            nn.BatchNorm1d(10) if norm else nn.ReLU(),
+            nn.Linear(10, 7, bias=False),
+            nn.Softmax(dim=1),
+        )
+
+    def forward(self, x):
+        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_convolutionalized_at_the_training_size_and_above(norm):
+    torch.manual_seed(0)
+    model = Classifier(norm).double().eval()
+    size = (23, 31)  # 3 x 5 units before the pooling
+    dense = theory.convolutionalize(model, size).eval()
+    images = torch.rand(2, 3, size[0] + 12, size[1] + 9, dtype=torch.float64)
+    with torch.no_grad():
+        result = dense(images)
+        assert result.shape == (2, 7, 4, 3)
+        for i in range(4):
+            for j in range(3):
+                window = images[..., 4 * i : 4 * i + size[0], 4 * j : 4 * j + size[1]]
+                assert torch.allclose(result[:, :, i, j], model(window), rtol=1e-12, atol=1e-12)
+
+
+def test_convolutionalized_poolings():
+    model = Classifier(pool=(1, 1)).eval()
+    dense = theory.convolutionalize(model, (23, 31)).eval()
+    images = torch.rand(2, 3, 27, 31)
+    assert torch.allclose(dense(images)[..., 0, 0], model(images[..., :23, :]), atol=1e-6)
+    with pytest.raises(ValueError, match="no fixed window"):
+        theory.convolutionalize(Classifier(pool=(2, 2)), (23, 31))
+
+
+def test_what_cannot_be_convolutionalized():
+    with pytest.raises(ValueError, match="no linear layer"):
+        theory.convolutionalize(nn.Sequential(nn.Conv2d(3, 3, 3)), 8)
+
+    class Twice(Classifier):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    with pytest.raises(ValueError, match="Twice does more"):
+        theory.convolutionalize(Twice(), (23, 31))
+    odd = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 4), nn.LayerNorm(4))
+    with pytest.raises(ValueError, match="LayerNorm"):
+        theory.convolutionalize(odd, 8)
+    with pytest.raises(ValueError, match="do not fit"):
+        theory.convolutionalize(odd, 9)
+
+
+@settings(max_examples=40)
+@given(layers, st.integers(0, 12), st.integers(0, 12), st.integers(0, 10**6))
+def test_rarefied_is_shifted_and_stitched(spec, more_rows, more_columns, seed):
+    torch.manual_seed(seed)
+    model = built(spec, padded=False)
+    seen = theory.receptive_field(model)
+    assume(seen.stride <= 9)
+    event(f"stride {seen.stride}")
+    size = (seen.size + int(seen.stride) - 1 + more_rows, seen.size + 10 + more_columns)
+    images = torch.rand(1, 2, *size, dtype=torch.float64)
+    dense = theory.rarefy(model)
+    with torch.no_grad():
+        whole, stitched = dense(images), theory.shift_and_stitch(model, images)
+    assert whole.shape[2:] == (size[0] - seen.size + 1, size[1] - seen.size + 1)
+    assert stitched.shape == whole.shape
+    assert torch.allclose(whole, stitched, rtol=1e-12, atol=1e-13)
+    assert theory.receptive_field(dense) == ReceptiveField(
+        seen.size, Fraction(1), Fraction(seen.size - 1, 2)
+    )
+
+
+def test_one_layer_rarefied():
+    torch.manual_seed(0)
+    spec = [("conv", 3, 2, 1, 1), ("max", 2, 2, 0, 1), ("conv", 3, 2, 1, 1), ("conv", 3, 1, 1, 1)]
+    model = built(spec)
+    images = torch.rand(1, 2, 64, 64, dtype=torch.float64)
+    finer = theory.rarefy(model, "2")  # the pooling
+    with torch.no_grad():
+        before, after = model(images), finer(images)
+    assert theory.receptive_field(finer).stride == 4
+    inner = slice(2, -2)  # the paddings of later layers differ
+    assert torch.equal(after[..., ::2, ::2][..., inner, inner], before[..., inner, inner])
+    assert model[2].stride == 2 and model[3].dilation == (1, 1)
+    with pytest.raises(ValueError, match="no stride"):
+        theory.rarefy(model, "5")
+    with pytest.raises(ValueError, match="no layer 'pool'"):
+        theory.rarefy(model, "pool")
+
+
+def test_rarefied_branches():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.main = nn.Conv2d(2, 2, 3, stride=2, padding=1)
+            self.side = nn.Conv2d(2, 2, 1, stride=2)
+            self.last = nn.Conv2d(2, 2, 3)
+
+        def forward(self, x):
+            return self.last(self.main(x) + self.side(x))
+
+    torch.manual_seed(0)
+    model = Block().double()
+    dense = theory.rarefy(model)
+    images = torch.rand(1, 2, 40, 40, dtype=torch.float64)
+    assert dense.last.dilation == (2, 2)
+    assert torch.allclose(dense(images)[..., ::2, ::2], model(images), rtol=1e-12)
+
+
+def test_bad_shifts():
+    model = nn.Sequential(nn.Conv2d(1, 1, 3, stride=2))
+    with pytest.raises(ValueError, match="too small"):
+        theory.shift_and_stitch(model, torch.rand(1, 1, 3, 9))
+    finer = nn.Sequential(nn.Conv2d(1, 1, 3), nn.ConvTranspose2d(1, 1, 4, 2))
+    with pytest.raises(ValueError, match="stride 1/2"):
+        theory.shift_and_stitch(finer, torch.rand(1, 1, 9, 9))
+
+
+@given(
+    st.integers(1, 3), st.integers(1, 20), st.integers(1, 20), st.integers(1, 8), st.integers(0, 99)
+)
+def test_whole_cells_are_kept_or_dropped(images, height, width, cell, seed):
+    target = torch.randint(0, 5, (images, height, width), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(seed)
+    before = target.clone()
+    sampled = theory.sample_patches(target, 0.5, cell, generator)
+    assert torch.equal(target, before) and sampled.dtype == torch.uint8
+    for row in range(0, height, cell):
+        for column in range(0, width, cell):
+            window = (slice(None), slice(row, row + cell), slice(column, column + cell))
+            for part, whole in zip(sampled[window], target[window], strict=True):
+                assert torch.equal(part, whole) or (part == 255).all()
+    again = theory.sample_patches(target, 0.5, cell, torch.Generator().manual_seed(seed))
+    assert torch.equal(sampled, again)
+    assert torch.equal(theory.sample_patches(target, 1.0, cell), target)
+
+
+def test_the_expected_gradient_of_a_sampled_sum():
+    """E[gradient] = p times the whole gradient, within five standard errors at each place."""
+    generator = torch.Generator().manual_seed(0)
+    grid = SamplingGrid.resize((3, 3), (12, 12))
+    x = torch.randn(1, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 4, (1, 12, 12), generator=generator)
+
+    def gradient(labels):
+        loss = ops.upsample_cross_entropy(x, labels, grid, reduction="sum")
+        return torch.autograd.grad(loss, x)[0]
+
+    p, draws = 0.3, 500
+    samples = torch.stack(
+        [gradient(theory.sample_patches(target, p, 4, generator)) for _ in range(draws)]
+    )
+    error = (samples.mean(0) - p * gradient(target)).abs()
+    assert (error <= 5 * samples.std(0) / draws**0.5).all()
+    assert samples.std(0).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((torch.zeros(1, 2, 2), 0.5, 2), TypeError, "float32"),
+        ((torch.zeros(2, 2, dtype=torch.long), 0.5, 2), ValueError, "N x H x W"),
+        ((torch.zeros(1, 2, 2, dtype=torch.long), 0.0, 2), ValueError, "0.0"),
+        ((torch.zeros(1, 2, 2, dtype=torch.long), 1.5, 2), ValueError, "1.5"),
+        ((torch.zeros(1, 2, 2, dtype=torch.long), 0.5, 0), ValueError, "cell"),
+        ((torch.zeros(1, 2, 2, dtype=torch.int8), 0.5, 2), ValueError, "255"),
+    ],
+)
+def test_bad_samples(arguments, error, message):
+    with pytest.raises(error, match=message):
+        theory.sample_patches(*arguments)
+
+
+# Table 1 of the paper. Its 907 for GoogLeNet counts the classifier's 7 x 7 pooling, which an FCN
+# leaves out: 907 = 715 + 6 * 32.
+@pytest.mark.parametrize(
+    ("name", "layer", "size", "offset"),
+    [
+        ("fcn32s_alexnet", "score_fr", 355, "13"),
+        ("fcn32s_vgg16", "score_fr", 404, "25/2"),
+        ("fcn32s_googlenet", "score_fr", 907 - 6 * 32, "30"),
+    ],
+)
+def test_the_papers_fields(capsys, name, layer, size, offset):
+    assert main(["info", name]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line.split() for line in lines if line.startswith(layer))
+    assert row[-4:-1] == [str(size), "32", offset]
+
+
+def test_info_about_nothing(capsys):
+    assert main(["info", "fcn99"]) == 2
+    assert "fcn99" in capsys.readouterr().err
+    assert main(["info", "fcn32s_googlenet", "--size", "7"]) == 2
+    assert "too small" in capsys.readouterr().err
