@@ -39,6 +39,8 @@ SIZES += [f"{axis}_{part}" for axis in ("row", "column") for part in AXIS] + ["i
 PATCH, WIDE_PATCH = 8, 4
 # Neighbouring lanes that share a cell, at most.
 GROUPS = 4
+# Lanes of a program: one warp.
+LANES = 64 if torch.version.hip else 32
 # Values of a block of the two small kernels.
 BLOCK = 1024
 
@@ -380,23 +382,22 @@ def launch_of(scores: Tensor, grid: SamplingGrid) -> Launch:
     ]
     rows, columns = (axis_patches(grid, axis, lengths[axis]) for axis in (0, 1))
     groups = min(GROUPS, triton.next_power_of_2(columns.inner))
-    block = 64 if torch.version.hip else 32  # one warp
     beyond = columns.first + columns.cells - columns.ring
     lane_cells = columns.cells + (0 <= beyond < grid.in_size[1])
     options = {
         "CLAMP": grid.border == "clamp",
-        "WIDE": is_wide(grid, block * PATCH),
+        "WIDE": is_wide(grid, LANES * PATCH),
         "ACC": accumulator(scores.dtype),
         "ROWS": lengths[0],
         "COLUMNS": lengths[1],
-        "BLOCK": block,
+        "BLOCK": LANES,
         "GROUPS": groups,
         "SHARES": triton.cdiv(columns.most, groups),
         "num_warps": 1,
     }
     cells = scores.shape[0] * lane_cells
-    programs = triton.cdiv(cells, block // groups - 1) * rows.patches * options["SHARES"]
-    if max(cells + block, programs) >= 2**31:
+    programs = triton.cdiv(cells, LANES // groups - 1) * rows.patches * options["SHARES"]
+    if max(cells + LANES, programs) >= 2**31:
         raise ValueError(f"scores of {tuple(scores.shape)} at {grid} need too many programs")
     return Launch(rows, columns, lane_cells, programs, options)
 
