@@ -214,7 +214,9 @@ def info(args: argparse.Namespace) -> int:
         seen = trace(model, args.size)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{args.model} on an image of {args.size} pixels: {error}") from error
-    table = [("layer", "kind", "output", "field", "stride", "offset", "parameters")]
+    table: list[tuple[str, ...]] = [
+        ("layer", "kind", "output", "field", "stride", "offset", "parameters")
+    ]
     for layer in seen.layers:
         field, shape = layer.field, " x ".join(map(str, layer.shape))
         places = (field.size, field.stride, field.offset) if field else (None, None, None)
