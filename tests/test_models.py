@@ -10,9 +10,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from fcnfast.errors import WeightsError
 from fcnfast.geometry import SamplingGrid
-from fcnfast.models import create_model, list_models, load_model, save_model, vgg
+from fcnfast.models import create_model, list_models, load_model, save_model
 from fcnfast.models.decoder import IMAGE, after, image_grid
 from fcnfast.weights import write_weights
+from tests.model_tools import narrow_trunks, randomise_scores
 from tests.test_geometry import bilinear_filter
 
 VGGS = ["fcn16s_vgg16", "fcn32s_vgg16", "fcn8s_atonce_vgg16", "fcn8s_vgg16"]
@@ -20,18 +21,8 @@ VGGS = ["fcn16s_vgg16", "fcn32s_vgg16", "fcn8s_atonce_vgg16", "fcn8s_vgg16"]
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """VGG-16 nets of the paper's layers with few channels."""
-    monkeypatch.setattr(vgg, "STAGES", ((2, 2), (3, 3), (4, 4, 4), (5, 5, 5), (6, 6, 6)))
-    monkeypatch.setattr(vgg, "FULLY_CONNECTED", 7)
-
-
-def randomise_scores(model):
-    """Score layers start at zero: give them something to say."""
-    for name, layer in model.named_modules():
-        if name.startswith("score"):
-            nn.init.normal_(layer.weight)
-            nn.init.normal_(layer.bias)
-    return model
+    """Networks of the paper's layers with few channels."""
+    narrow_trunks(monkeypatch)
 
 
 def crops_of(model):

@@ -1,4 +1,4 @@
-"""Each network against a plain definition: torch's functions, the paper's constants, no calculus."""
+"""Each network against a plain definition: torch functions and constants, no calculus."""
 
 import pytest
 import torch
