@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from bench.static_cases import Case
+    from bench.static_case import Case
 
 Row = Mapping[str, Any]
 
-# Of processor time, so that other work on the machine does not count; the least of three tries.
+# Of processor time, so that other work on the machine does not count; the lesser of two tries.
 # A quarter more is allowed, because one processor is slower than another.
 COMPILE_SECONDS, SLOWER = 4.0, 1.25
 # A compiler moves registers and instructions about: less than this is no change for the worse.
@@ -46,29 +45,53 @@ def _row_faults(row: Row, case: Case, wide: bool) -> Iterator[str]:
         yield f"takes {row['seconds']:.1f} s to compile, more than {COMPILE_SECONDS:.0f}"
 
 
+def _sums(rows: Mapping[str, Row]) -> dict[str, dict[str, dict[str, float]]]:
+    """By case and unit the figures on the judged target, summed over the kernels of the call."""
+    sums: dict[str, dict[str, dict[str, float]]] = {}
+    for name, row in rows.items():
+        case, _, target = name.split(" / ")
+        if target != JUDGED:
+            continue
+        for unit, figures in row.get("per_unit", {}).items():
+            total = sums.setdefault(case, {}).setdefault(unit, {})
+            for figure, value in figures.items():
+                total[figure] = total.get(figure, 0.0) + value
+    return sums
+
+
 def over_limits(rows: Mapping[str, Row], cases: Mapping[str, Case]) -> list[Fault]:
     """What exceeds an absolute limit."""
     faults = []
-    sums: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for name, row in rows.items():
         case, kernel, target = name.split(" / ")
         wide = kernel.split()[0] in cases[case].wide and target.startswith("sm_")
         faults += [Fault(name, what) for what in _row_faults(row, cases[case], wide)]
-        if target == JUDGED:
-            for figure, value in row.get("per_unit", {}).items():
-                sums[case][figure] += value
+    sums = _sums(rows)
     for name, case in cases.items():
-        for figure, most in case.limits.items():
-            if figure not in sums[name]:
-                faults.append(Fault(name, f"no {figure} a unit were found on {JUDGED}"))
-            elif sums[name][figure] > most:
-                what = f"{sums[name][figure]:.3g} {figure} a unit on {JUDGED}, more than {most:g}"
-                faults.append(Fault(name, what))
+        for unit, limits in case.limits.items():
+            found = sums.get(name, {}).get(unit, {})
+            for figure, most in limits.items():
+                if figure not in found:
+                    faults.append(Fault(name, f"no {figure} a {unit} were found on {JUDGED}"))
+                elif found[figure] > most:
+                    much = f"{found[figure]:.3g} {figure} a {unit} on {JUDGED}"
+                    faults.append(Fault(name, f"{much}, more than {most:g}"))
     return faults
 
 
 def _more(new: float, old: float) -> bool:
     return new > old * (1 + MORE) + 1e-3
+
+
+def _figures(row: Row, units: Collection[str]) -> dict[str, float]:
+    """What a row is compared by: its figures a unit, or else those of the whole kernel."""
+    if not units:
+        return {figure: row[figure] for figure in ("loads", "ex2")}
+    return {
+        f"{figure} a {unit}": value
+        for unit in units
+        for figure, value in row["per_unit"][unit].items()
+    }
 
 
 def changes_for_the_worse(new: Row, old: Row) -> list[str]:
@@ -81,14 +104,13 @@ def changes_for_the_worse(new: Row, old: Row) -> list[str]:
     if new["wide_stores"] * old["stores"] < old["wide_stores"] * new["stores"]:
         pair = [f"{row['wide_stores']} of {row['stores']}" for row in (old, new)]
         found.append(f"16-byte stores {pair[0]} -> {pair[1]}")
-    if "per_unit" in new and "per_unit" in old:
-        before, after, of = old["per_unit"], new["per_unit"], f" for each {new['unit']}"
-    else:
-        names = ("loads", "ex2")
-        before, after, of = *({name: row[name] for name in names} for row in (old, new)), ""
-    for name, value in after.items():
-        if _more(value, before[name]):
-            found.append(f"{name} {before[name]:.4g} -> {value:.4g}{of}")
+    units = [unit for unit in new.get("per_unit", {}) if unit in old.get("per_unit", {})]
+    before, after = _figures(old, units), _figures(new, units)
+    found += [
+        f"{name} {before[name]:.4g} -> {value:.4g}"
+        for name, value in after.items()
+        if _more(value, before[name])
+    ]
     return found
 
 

@@ -157,8 +157,8 @@ def source_text(kernel: JITFunction) -> str:
     return "\n".join(f"{name}:\n{text}" for name, text in sorted(texts.items()))
 
 
-def fingerprint(launch: Launch, target: str) -> str:
-    """Of all that the machine code depends on, the version of Triton included."""
+def fingerprint(launch: Launch, target: str, work: object) -> str:
+    """Of all that a row depends on: the machine code's sources, Triton's version, how it counts."""
     parts = [
         source_text(launch.kernel),
         *map(str, specialised(launch, not target.startswith("sm_"))),

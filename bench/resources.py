@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import triton
 
 from bench import sass
 from bench.launches import Launch
-from bench.static_cases import Work
+from bench.static_case import Work
 
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -23,7 +24,7 @@ def _tool(name: str, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _nvidia(kernel: Any, launch: Launch, work: Work | None) -> dict[str, Any]:
+def _nvidia(kernel: Any, launch: Launch, work: Sequence[Work]) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -44,10 +45,12 @@ def _nvidia(kernel: Any, launch: Launch, work: Work | None) -> dict[str, Any]:
         "instructions": len(code),
         "ex2": sass.exponentials(code),
     }
-    if work:
-        figures = sass.per_unit(text, work.trips(launch), work.odds)
-        row["unit"] = work.unit
-        row["per_unit"] = {name: round(value, 4) for name, value in figures.items()}
+    units = {w.unit: sass.per_unit(text, w.trips(launch), w.odds) for w in work}
+    if units:
+        row["per_unit"] = {
+            unit: {name: round(value, 4) for name, value in figures.items()}
+            for unit, figures in units.items()
+        }
     return row
 
 
@@ -72,11 +75,11 @@ def _amd(kernel: Any) -> dict[str, Any]:
     }
 
 
-def measured(kernel: Any, launch: Launch, work: Work | None) -> dict[str, Any]:
+def measured(kernel: Any, launch: Launch, work: Sequence[Work]) -> dict[str, Any]:
     """Registers a thread, bytes of shared memory, and how many instructions there are of a kind.
 
     spills: on NVIDIA bytes of stack plus accesses to it, on AMD vector registers. wide_stores:
-    those of 16 bytes. per_unit (NVIDIA, with `work`): what a thread does for a unit of its work.
+    those of 16 bytes. per_unit (NVIDIA, with `work`): what a thread does for each unit of it.
 
     Raises:
         ValueError: when `work` does not describe the loops of the kernel.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import linecache
+import ast
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 LINE = re.compile(r'//## File "(?P<file>[^"]+)", line (?P<line>\d+)')
 LABEL = re.compile(r"^\s*\.(?P<label>L_x_\d+):")
@@ -22,7 +24,8 @@ LOADS = ("LDG", "LDGSTS", "LD")
 class Instruction:
     """An opcode with its modifiers ("LDG.E.128"), the label it jumps to, and its line of source.
 
-    source: the text of that line, stripped; empty where it is not known.
+    source: the function and the text of that line, "load: for c in range(channels):"; empty where
+        it is not known.
     """
 
     op: str
@@ -42,7 +45,7 @@ Code = Sequence[Instruction]
 class Region:
     """Instructions [first, last): the body of a loop, or what a branch may skip.
 
-    source: the line of source behind it: ``for y in range(...):`` or ``if ...:``.
+    source: the line of source behind it, a ``for``, a ``while`` or an ``if``, as of instructions.
     """
 
     first: int
@@ -58,6 +61,27 @@ class Region:
         return self.first <= other.first and other.last <= self.last and self != other
 
 
+@lru_cache
+def _lines(file: str) -> dict[int, str]:
+    """The lines of a file by number, each behind the name of the function that it is of."""
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    owner = {
+        line: node.name
+        for node in ast.walk(ast.parse(text))  # outer functions first
+        if isinstance(node, ast.FunctionDef)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    lines = enumerate(text.splitlines(), 1)
+    return {n: f"{owner[n]}: {line.strip()}" for n, line in lines if n in owner}
+
+
+def _is_loop(source: str) -> bool:
+    return source.partition(": ")[2].startswith(LOOPS)
+
+
 def parse(text: str) -> tuple[list[Instruction], dict[str, int]]:
     """The instructions that ``nvdisasm -c -gi`` prints, without padding, and where labels stand."""
     code: list[Instruction] = []
@@ -65,7 +89,7 @@ def parse(text: str) -> tuple[list[Instruction], dict[str, int]]:
     source = ""
     for line in text.splitlines():
         if found := LINE.search(line):
-            source = linecache.getline(found["file"], int(found["line"])).strip()
+            source = _lines(found["file"]).get(int(found["line"]), "")
         elif found := LABEL.match(line):
             labels[found["label"]] = len(code)
         elif (found := INSTRUCTION.match(line)) and found["op"] != "NOP":
@@ -86,7 +110,7 @@ def exponentials(code: Iterable[Instruction]) -> int:
 
 def _head(code: Code) -> str:
     """The line that a loop begins with: its branch's, or the one that its code names most often."""
-    heads = [i.source for i in reversed(code) if i.source.startswith(LOOPS)]
+    heads = [i.source for i in reversed(code) if _is_loop(i.source)]
     if not heads or code[-1].source == heads[0]:
         return heads[0] if heads else ""
     return Counter(heads).most_common(1)[0][0]
@@ -103,7 +127,7 @@ def _loops(code: Code, back: Mapping[int, Sequence[int]]) -> list[Region]:
         ends: dict[str, int] = {}
         for place in branches:
             source = code[place].source
-            head = source if source.startswith(LOOPS) else next(reversed(ends), "")
+            head = source if _is_loop(source) else next(reversed(ends), "")
             ends[head] = place + 1
         loops += [
             Region(first, last, head or _head(code[first:last])) for head, last in ends.items()
@@ -167,9 +191,9 @@ def per_unit(text: str, trips: Mapping[str, float], odds: Mapping[str, float]) -
 
     Args:
         text: what ``nvdisasm -c -gi`` prints of one kernel.
-        trips: how many units one trip of a loop covers, by the beginning of the loop's line of
-            source; "" stands for the whole kernel. Code in no such loop is left out.
-        odds: the share of the trips that enter an ``if``, by the beginning of its line.
+        trips: how many units one trip of a loop covers, by the beginning of the loop's source
+            ("load: for c in"); "" stands for the whole kernel. Code in no such loop is left out.
+        odds: the share of the trips that enter an ``if``, by the beginning of its source.
 
     Raises:
         ValueError: for a beginning that no loop or ``if`` has, and for a loop inside of a counted

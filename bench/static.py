@@ -55,10 +55,13 @@ def table_lines(rows: Mapping[str, Any], fresh: Collection[str]) -> list[str]:
         cells = [row["registers"], row["spills"], row["shared"]]
         cells += [f"{row['wide_stores']}/{row['stores']}", row["loads"], row["instructions"]]
         cells += [row["ex2"], f"{row['seconds']:.2f}"]
-        figures = [f"{value:.3g} {what}" for what, value in row.get("per_unit", {}).items()]
-        unit = f"  {row['unit']}: {', '.join(figures)}" if figures else ""
+        units = [
+            f"  {unit}: " + ", ".join(f"{value:.3g} {what}" for what, value in figures.items())
+            for unit, figures in row.get("per_unit", {}).items()
+        ]
         mark = "*" if name in fresh else " "
-        lines.append(f"{name + mark:<{width}}" + "".join(f"{c:>11}" for c in cells) + unit)
+        cells = [f"{c:>11}" for c in cells]
+        lines.append("".join([f"{name + mark:<{width}}", *cells, *units]))
     return lines
 
 

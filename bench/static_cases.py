@@ -6,51 +6,18 @@ data, what one trip of its loops covers, and what it must not exceed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
+from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.launches import Launch
+from bench.static_case import Case, Work
 from fcnfast.geometry import SamplingGrid
-from fcnfast.kernels import crop_add, upsample
-
-
-@dataclass(frozen=True)
-class Work:
-    """How a kernel's machine code becomes figures for each unit of its work.
-
-    unit: what is counted: "output", "pixel-class".
-    trips, odds: as `bench.sass.per_unit` takes them, the trips from a launch, whose blocks and
-        threads say how much of a program one thread does.
-    """
-
-    unit: str
-    trips: Callable[[Launch], Mapping[str, float]]
-    odds: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call of a launcher.
-
-    name: of the launcher and of what is special about the call.
-    call: calls it, on tensors of the device "meta".
-    work: how to count, by the names of the kernels that it launches.
-    limits: the most for each unit, all kernels of the call together, on sm_90.
-    wide: the kernels all of whose stores have to be of 16 bytes on NVIDIA GPUs.
-    spills: whether kernels may spill (float64 alone).
-    """
-
-    name: str
-    call: Callable[[], object]
-    work: Mapping[str, Work] = field(default_factory=dict)
-    limits: Mapping[str, float] = field(default_factory=dict)
-    wide: tuple[str, ...] = ()
-    spills: bool = False
-
+from fcnfast.kernels import crop_add, cross_entropy, upsample
 
 # Scores of FCN-8s for a batch of 16 at 512 x 512, 21 classes, stride 8; and a map to add a skip to.
 SHAPE, SIZE = (16, 21, 64, 64), (512, 512)
@@ -116,7 +83,92 @@ def upsample_cases() -> Iterator[Case]:
         )
 
 
-FAMILIES = {"crop_add": crop_add_cases, "upsample": upsample_cases}
+def _patch(launch: Launch) -> float:
+    """Pixels that one thread of the loss covers. A program's first cell is its neighbour's too."""
+    sizes = launch.arguments
+    lanes = sizes["BLOCK"] - sizes["GROUPS"]
+    return sizes["ROWS"] * sizes["COLUMNS"] * lanes / launch.threads
+
+
+def _class_trips(launch: Launch) -> Mapping[str, float]:
+    """All loops over classes; the labels' sums are of the pixels (below)."""
+    loops = ("highest_of: for channel", "exponential_sums: for channel", "progressive: for channel")
+    return dict.fromkeys(loops, _patch(launch)) | {"label_sums: for i": inf}
+
+
+def _pixel_trips(launch: Launch) -> Mapping[str, float]:
+    """What else there is: labels are read once for all classes, and once for each that is there."""
+    patch, rows = _patch(launch), launch.arguments["ROWS"]
+    once = {"": patch, "label_survey: for i": patch / rows}
+    return (
+        once
+        | dict.fromkeys(_class_trips(launch), inf)
+        | {"label_sums: for i": patch / rows / PRESENT}
+    )
+
+
+# Classes whose labels a program sees, of 21: two regions, as in natural pictures.
+PRESENT = 2
+LOSS_WORK = (
+    Work("pixel-class", _class_trips, {"progressive: if ((present": PRESENT / SHAPE[1]}),
+    Work("pixel", _pixel_trips),
+)
+
+
+def _loss(
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    grid: SamplingGrid = GRID,
+    labels: torch.dtype = torch.int64,
+    weighted: bool = False,
+    reduction: str = "mean",
+    gradient: bool = True,
+    **rest: Any,
+) -> Case:
+    shape = (*SHAPE[:2], *grid.in_size)
+    target = torch.empty(SHAPE[0], *grid.size, dtype=labels, device="meta")
+    weight = torch.empty(SHAPE[1], device="meta") if weighted else None
+    smoothing = 0.1 if weighted else 0.0
+    call = partial(
+        cross_entropy.forward,
+        _map(shape, dtype), target, weight, grid, 255, reduction, smoothing, gradient,
+    )  # fmt: skip
+    return Case(f"upsample_cross_entropy.{name}", call, **rest)
+
+
+def cross_entropy_cases() -> Iterator[Case]:
+    """The loss with its gradient, in all that makes another kernel; alone; pixel by pixel."""
+    counted = {"work": {"patch_kernel": LOSS_WORK}}
+    limits = {"pixel-class": {"instructions": 9, "ex2": 0.2}}
+    yield _loss("gradient fp32", limits=limits, **counted)
+    yield _loss("gradient bf16", torch.bfloat16, **counted)
+    yield _loss("gradient fp64", torch.float64, spills=True)
+    yield _loss("gradient fp32 zero", grid=DECONV, **counted)
+    yield _loss("gradient fp32 int64", grid=_beyond_int32())
+    yield _loss("gradient fp32 stride 4", grid=SamplingGrid.resize((128, 128), SIZE), **counted)
+    yield _loss("gradient fp32 stride 32", grid=SamplingGrid.resize((16, 16), SIZE))
+    yield _loss("gradient fp32 uint8", labels=torch.uint8, **counted)
+    yield _loss("gradient fp32 weighted", weighted=True)
+    yield _loss("loss fp32", gradient=False, **counted)
+    yield _loss("pixels fp32", reduction="none")
+    yield _loss("pixels fp64", torch.float64, reduction="none", spills=True)
+    target = torch.empty(SHAPE[0], *SIZE, dtype=torch.int64, device="meta")
+    grad = torch.empty(SHAPE[0], *SIZE, device="meta")
+    nothing, one = torch.empty(0, device="meta"), torch.empty((), device="meta")
+    scores = _map(SHAPE, torch.float32)
+    parts = (scores, target, None, GRID, 255, 0.0, nothing, grad)
+    call = partial(cross_entropy.per_pixel_gradient, *parts)
+    yield Case("upsample_cross_entropy.pixel_gradient fp32", call)
+    for name, dtype in TYPES.items():
+        call = partial(cross_entropy.scaled, scores, one, one, dtype)
+        yield Case(f"upsample_cross_entropy.scaled {name}", call, wide=("scale_kernel",))
+
+
+FAMILIES = {
+    "crop_add": crop_add_cases,
+    "upsample": upsample_cases,
+    "upsample_cross_entropy": cross_entropy_cases,
+}
 
 
 def cases(families: Collection[str] = FAMILIES.keys()) -> dict[str, Case]:

@@ -37,12 +37,12 @@ def bars(axes, rows, measure, title):
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def figures(path):
+def figures(measured):
     """(what, fcnfast's entry, eager's entry) of the rows that the picture shows."""
     rows = []
-    for row in json.loads(path.read_text())["rows"]:
+    for row in measured["rows"]:
         trained = row["pass"] == "forward+backward" or row["op"] == "upsample_argmax"
-        if row["op"] in SHOWN and trained and row["content"].startswith("smooth"):
+        if row["op"] in SHOWN and trained and row["content"] == "smooth, blobs":
             case = row["case"]
             name = f"{SHOWN[row['op']]}\n{case['data_set']}, {case['classes']} classes"
             rows.append((name, row["entries"]["fcnfast"], row["entries"]["eager"]))
@@ -65,10 +65,11 @@ def main(path):
         axes.imshow(picture)
         axes.set_title(title)
         axes.axis("off")
-    rows = figures(path)
+    measured = json.loads(path.read_text())
+    rows = figures(measured)
     memory, time = below.subplots(1, 2)
     bars(memory, rows, lambda e: e["peak_bytes"], "peak memory, fcnfast against eager torch")
-    bars(time, rows, lambda e: e["time_ms"]["median"], "time, on two cores of a CPU")
+    bars(time, rows, lambda e: e["time_ms"]["median"], f"time, {measured['device_name']}")
     figure.savefig(Path(__file__).with_name("overview.png"), dpi=80)
 
 
