@@ -74,7 +74,8 @@ def load_file(model: FCN, file: WeightsFile, family: Family) -> LoadReport:
             upsampling, unused = choose_upsampling(model, file, mine)
             dropped |= unused
         own = model.state_dict()
-        fits = _matched(model, own, file, family, mine, dropped)
+        others = {key: tensor for key, tensor in own.items() if key not in upsampling}
+        fits = _matched(model, others, file, family, mine, dropped)
         missing = tuple(key for key in own if key not in fits and key not in upsampling)
         known = {mine[key] for key in own if key in mine} | set(dropped)
         unexpected = tuple(key for key in file.tensors if key not in known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from ..geometry import SamplingGrid
 from .base import FCN, Preprocessing, ScoreMap
 from .decoder import IMAGE, Located, after
-from .resnet import LAYERS, WIDTH, resnet
+from .resnet import LAYERS, resnet
 
 # RGB in 0..255.
 MMSEG = Preprocessing(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
@@ -55,10 +56,10 @@ def _deep_stem(width: int) -> nn.Sequential:
     """Three 3 x 3 convolutions of stride 2 together, instead of one 7 x 7."""
     stem = nn.Sequential()
     widths = (3, width // 2, width // 2, width)
-    for number, (before, width) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for number, (before, after_it) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
         stride = 2 if number == 0 else 1
-        stem.append(nn.Conv2d(before, width, 3, stride, padding=1, bias=False))
-        stem.append(nn.BatchNorm2d(width))
+        stem.append(nn.Conv2d(before, after_it, 3, stride, padding=1, bias=False))
+        stem.append(nn.BatchNorm2d(after_it))
         stem.append(nn.ReLU(inplace=True))
     return stem
 
@@ -91,9 +92,10 @@ class FCNMMSeg(FCN):
         self.deep_stem = deep_stem
         layers, widths = resnet(depth, dilate=True)
         if deep_stem:
+            stem = _deep_stem(cast(nn.Conv2d, layers["conv1"]).out_channels)
             for name in ("conv1", "bn1", "relu"):
                 del layers[name]
-            layers = {"stem": _deep_stem(WIDTH), **layers}
+            layers = {"stem": stem, **layers}
         self.backbone = nn.ModuleDict(layers)
         wide = widths["layer4"]
         self.decode_head = Head(wide, wide // 4, 2, True, num_classes, dropout)
