@@ -27,7 +27,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read by the profiler, which gr
 
 import torch
 
-from bench import compare, plots, report
+from bench import amortization, compare, plots, report
 from bench.cases import CONTENTS, SUITES, Case, content, fitted, undecided
 from bench.conditions import busy, conditions, summary
 from bench.floor import Machine, issue_rate
@@ -36,7 +36,13 @@ from bench.operations import OPERATIONS, Operation
 from bench.timing import copy_bandwidth
 from fcnfast.data import outputs
 
+# A suite of its own: no ops, but a network on a whole image and on its patches.
+AMORTIZATION = "amortization"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+
+
+# Measured first, at every case: what there may be no time for is less.
+HEADS = ("upsample_cross_entropy", "upsample_argmax")
 
 
 def _positive(text: str) -> int:
@@ -69,8 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     several: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
     ops = f"any of {', '.join(names)} (default: all)"
     option("--op", choices=names, default=names, help=ops, **several)
-    suites = f"which cases: any of {', '.join(SUITES)} (default: quick)"
-    option("--suite", choices=list(SUITES), default=["quick"], help=suites, **several)
+    suites = f"which cases: any of {', '.join(SUITES)} (default: quick); or {AMORTIZATION}"
+    choices = [*SUITES, AMORTIZATION]
+    option("--suite", choices=choices, default=["quick"], help=suites, **several)
     option("--device", default=None, help="cpu, cuda or cuda:1 (default: a GPU where there is one)")
     option("--dtype", choices=list(DTYPES), default="float32", help="of the maps")
     compiled = "torch.compile as a further peer (default: on a GPU)"
@@ -127,9 +134,13 @@ def run(
     peers += ["compile"] * settings.compile
     begin = time.monotonic()
     done, left = [], []
-    for case in cases:
+    heads = (
+        [o for o in operations if o.name in HEADS],
+        [o for o in operations if o.name not in HEADS],
+    )
+    for case, group in ((case, group) for group in heads if group for case in cases):
         print(f"\n{case}\n{report.header(peers)}", flush=True)
-        for operation in operations:
+        for operation in group:
             if time.monotonic() - begin > seconds:
                 left.append(f"{operation.name} {operation.variant}".strip() + f", {case}")
                 continue
@@ -161,6 +172,9 @@ def _checked(options: argparse.Namespace) -> tuple[torch.device, dict[str, Any] 
     """The device, and the baseline to compare with; ValueError for options that cannot be."""
     device = _device(options.device)
     path = options.json
+    alone = len(options.suite) == 1 and not options.plot and not options.against
+    if AMORTIZATION in options.suite and not alone:
+        raise ValueError(f"--suite {AMORTIZATION} takes no other suite, --plot or --against")
     if path and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise ValueError(f"--json: {path} cannot be written: no such folder, or is one")
     if options.plot:
@@ -201,6 +215,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         return _refuse(error)
 
+    if options.suite == [AMORTIZATION]:
+        return _amortization(options, settings, about)
+
     def result(done: list[Row]) -> dict[str, Any]:
         return {**about, "rows": [report.as_dict(row) for row in done]}
 
@@ -218,6 +235,19 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         return _refuse(error)
     return _judge(done, result(done), baseline)
+
+
+def _amortization(options: argparse.Namespace, settings: Settings, about: dict[str, Any]) -> int:
+    """Whole images against patches; the exit code."""
+    print(summary(about), *busy(), sep="\n")
+    try:
+        found = amortization.measure(settings)
+        if options.json:
+            outputs.write_json(options.json, {**about, **amortization.as_dict(found)})
+    except (OSError, ValueError) as error:
+        return _refuse(error)
+    print(*amortization.lines(found), sep="\n")
+    return 0
 
 
 def _static(arguments: list[str]) -> int:
