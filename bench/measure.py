@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.cases import Case
 from bench.check import backward_call, call, errors, tolerance
@@ -89,7 +90,7 @@ class Settings:
 def contestants(operation: Operation, settings: Settings) -> dict[str, Contestant]:
     """Ours and the peers; torch.compile's starts with nothing compiled."""
     found = {OURS: operation.ours, **operation.peers}
-    if settings.compile:
+    if settings.compile and operation.compiles:
         torch._dynamo.reset()  # or the variants of one function count as too many recompilations
         found["compile"] = torch.compile(operation.peers["eager"], dynamic=False)
     return found
@@ -122,6 +123,13 @@ def _attempt(entry: Entry, make: Callable[[], Any]) -> Any:
     return None
 
 
+def _kept(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Results that wait for their check: on the host where they would take much of a GPU."""
+    bytes_ = sum(part.nbytes for part in parts)
+    there = parts[0].is_cuda and 8 * bytes_ < torch.cuda.mem_get_info()[0]
+    return tuple(part.detach() if there else part.detach().cpu() for part in parts)
+
+
 def _checked(
     row: Row, calls: dict[str, Call], problem: Problem, settings: Settings
 ) -> dict[str, Call]:
@@ -129,8 +137,7 @@ def _checked(
     outcomes = {}
     for name, run in calls.items():
         entry = row.entries[name] = Entry()
-        # On the host, so that results that wait for their check take nothing from the next.
-        parts = _attempt(entry, lambda run=run: tuple(part.detach().cpu() for part in run()))
+        parts = _attempt(entry, lambda run=run: _kept(run()))
         if parts is not None:
             outcomes[name] = parts
     for name, found in errors(row.operation, problem, outcomes).items():

@@ -118,6 +118,7 @@ class Operation:
     least: the work of a pass that no implementation can avoid.
     result: what comes out. contents: which contents make a difference.
     syncs: the peers that wait for the GPU, which no CUDA graph can hold.
+    compiles: whether torch.compile makes something of the peer "eager".
     """
 
     name: str
@@ -130,6 +131,7 @@ class Operation:
     result: Literal["map", "loss", "labels", "counts"] = "map"
     contents: tuple[str, ...] = (USUAL,)
     syncs: tuple[str, ...] = ()
+    compiles: bool = True
 
     @property
     def trainable(self) -> bool:
@@ -161,7 +163,8 @@ OPERATIONS = (
         "upsample_confusion", "", _decided,
         lambda p: ops.upsample_confusion(*p.maps, p.target, p.grid, ignore_index=VOID),
         {"eager": peers.confusion},
-        _true_map, floor.upsample_confusion, "counts", (USUAL, WORST), ("eager", "compile"),
+        _true_map, floor.upsample_confusion, "counts", (USUAL, WORST), ("eager",),
+        compiles=False,
     ),
     Operation(
         "upsample", "resize", _resized,
@@ -179,7 +182,7 @@ OPERATIONS = (
         "deconv", "learned", _learned,
         lambda p: ops.deconv(*p.leaves, p.stride, p.stride // 2),
         {"eager": peers.learned_grouped, "dense": peers.learned_dense},
-        _true_deconv, floor.deconv,
+        _true_deconv, floor.deconv, compiles=False,
     ),
     Operation(
         "upsample_crop_add", "deconv x 2", _fused,

@@ -134,11 +134,8 @@ def run(
     peers += ["compile"] * settings.compile
     begin = time.monotonic()
     done, left = [], []
-    heads = (
-        [o for o in operations if o.name in HEADS],
-        [o for o in operations if o.name not in HEADS],
-    )
-    for case, group in ((case, group) for group in heads if group for case in cases):
+    groups = ([o for o in operations if (o.name in HEADS) is heads] for heads in (True, False))
+    for group, case in ((group, case) for group in groups if group for case in cases):
         print(f"\n{case}\n{report.header(peers)}", flush=True)
         for operation in group:
             if time.monotonic() - begin > seconds:

@@ -20,8 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[], object]
 
-# Without a given number, rounds go on for about this long; never fewer or more than these.
-ROUNDS_SECONDS = 0.8
+# Without a given number, rounds go on for about so many seconds; never fewer or more than these.
+ROUNDS_SECONDS = {"cpu": 0.8, "cuda": 0.3}
 FEWEST, MOST = 3, 50
 # Written before every call on a GPU, so that none finds its inputs in the second-level cache.
 FLUSH_BYTES = 1 << 28
@@ -126,14 +126,16 @@ def captured(call: Call) -> Call:
     return replay
 
 
-def _rounds(calls: Mapping[str, Call], repeats: int | None, one: Round) -> dict[str, Time]:
+def _rounds(
+    calls: Mapping[str, Call], repeats: int | None, one: Round, seconds: float
+) -> dict[str, Time]:
     """Time the calls in turns, A B C A B C ..., after a round that does not count."""
     gc.disable()  # as timeit does
     try:
         begin = time.perf_counter()
         one(calls)
         took = time.perf_counter() - begin
-        rounds = repeats or min(MOST, max(FEWEST, int(ROUNDS_SECONDS / took)))
+        rounds = repeats or min(MOST, max(FEWEST, int(seconds / took)))
         samples = [one(calls) for _ in range(rounds)]
     finally:
         gc.enable()
@@ -153,8 +155,9 @@ def on_gpu(
             except RuntimeError as error:
                 torch.cuda.synchronize()
                 graphs[name] = str(error).strip().splitlines()[0]
-    own = _rounds(replays, repeats, _between_events)
-    called = _rounds(calls, repeats, _as_called)
+    seconds = ROUNDS_SECONDS["cuda"]
+    own = _rounds(replays, repeats, _between_events, seconds)
+    called = _rounds(calls, repeats, _as_called, seconds)
     return {name: Times(own[name], called[name], graphs[name]) for name in calls}
 
 
@@ -166,14 +169,15 @@ def interleaved(
 ) -> dict[str, Times]:
     """The times of all calls, each in turn with the others.
 
-    repeats: how often; by default as often as fits in about a second. syncs: the calls that wait
+    repeats: how often; by default as often as fits in a second. syncs: the calls that wait
     for the GPU, and what is to be said about them.
     """
     if not calls:
         return {}
     if device.type != "cpu":
         return on_gpu(calls, repeats, syncs or {})
-    return {name: Times(took) for name, took in _rounds(calls, repeats, _on_the_host).items()}
+    took = _rounds(calls, repeats, _on_the_host, ROUNDS_SECONDS["cpu"])
+    return {name: Times(time_) for name, time_ in took.items()}
 
 
 def peak_bytes(call: Call, device: torch.device) -> int:
