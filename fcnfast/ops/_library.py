@@ -22,9 +22,12 @@ LIBRARY = torch.library.Library("fcnfast", "DEF")
 GRID = "SymInt[] grid, bool clamp"
 BACKEND = "str? backend=None"
 
-# Neither has a public name; without them no call goes around the dispatcher.
+# None has a public name; without them every call goes through the dispatcher.
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
 _transforms = getattr(torch._C, "_are_functorch_transforms_active", None)
+_keys = getattr(torch._C, "_dispatch_keys", None)
+# Sets of dispatch keys, as integers, that ordinary tensors have.
+_ordinary: set[int] = set()
 
 
 def packed(grid: SamplingGrid) -> tuple[tuple[int, ...], bool]:
@@ -51,14 +54,28 @@ def unpacked(integers: Any, clamp: bool) -> SamplingGrid:
     return _made(tuple(integers), clamp)
 
 
+def _is_ordinary(x: Tensor) -> bool:
+    """Whether `x` is what a tensor just made is: no wrapper of any kind, not fake, not meta."""
+    assert _keys is not None
+    keys = _keys(x).raw_repr()
+    if keys in _ordinary:
+        return True
+    if x.is_meta:
+        return False
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            if keys == _keys(torch.empty(0, device=x.device)).raw_repr():
+                _ordinary.add(keys)
+                return True
+    return False
+
+
 def _is_plain(args: tuple[Any, ...]) -> bool:
     """Whether nothing but autograd takes part in a call with these arguments."""
-    if torch.compiler.is_compiling() or _modes is None or _transforms is None:
-        return False
-    if _modes() or _transforms():
+    if _modes is None or _keys is None or _modes():
         return False
     return all(
-        (type(a) is Tensor or type(a) is torch.nn.Parameter) and not a.is_meta
+        (type(a) is Tensor or type(a) is torch.nn.Parameter) and _is_ordinary(a)
         for a in args
         if isinstance(a, Tensor)
     )
@@ -87,18 +104,24 @@ def define(
 
     class Eager(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            output = body(*args)
-            setup(ctx, args, output)
-            return output
+        def forward(*args: Any) -> Any:
+            return (body if _is_plain(args) else op)(*args)
 
-    Eager.backward = staticmethod(backward)  # type: ignore[method-assign]
-    Eager.__name__ = Eager.__qualname__ = name
+    # As `Eager.apply`, which looks for torch.func's transforms and binds default values first:
+    # that takes longer than all the rest.
+    apply = super(torch.autograd.Function, Eager).apply
 
     def call(*args: Any) -> Any:
-        return Eager.apply(*args) if _is_plain(args) else op(*args)
+        if torch.compiler.is_compiling() or _transforms is None:
+            return op(*args)
+        if _transforms():
+            return Eager.apply(*args)
+        return (apply if _is_plain(args) else op)(*args)
 
-    torch.library.register_vmap(f"fcnfast::{name}", vmap(call), lib=LIBRARY)
+    rule = vmap(call)
+    for key, function in (("setup_context", setup), ("backward", backward), ("vmap", rule)):
+        setattr(Eager, key, staticmethod(function))
+    torch.library.register_vmap(f"fcnfast::{name}", rule, lib=LIBRARY)
     return call
 
 
@@ -122,7 +145,8 @@ def define_in_place(
     LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
 
     def call(*args: Any) -> None:
-        (run if _is_plain(args) else op)(*args)
+        around = not torch.compiler.is_compiling() and _is_plain(args)
+        (run if around else op)(*args)
 
     torch.library.register_vmap(f"fcnfast::{name}", vmap(call), lib=LIBRARY)
     return call

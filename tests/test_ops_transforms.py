@@ -1,0 +1,203 @@
+"""torch.func and autograd over the ops: batches by vmap, derivatives of derivatives, checkpoints."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.func import grad, jacrev, vmap
+from torch.utils.checkpoint import checkpoint
+
+from fcnfast import ops, reference
+from fcnfast.geometry import SamplingGrid
+from tests.op_tools import grids
+
+DOUBLE = torch.float64
+GRID = SamplingGrid.resize((3, 4), (7, 6))
+RULES = {0: (0, 1), 1: (1, None), 2: (None, 0), 3: (2, 3)}
+
+
+def one_by_one(function, in_dims, *args):
+    """What vmap promises: the function of every entry, stacked."""
+    batch = next(a.shape[d] for a, d in zip(args, in_dims, strict=True) if d is not None)
+    results = [
+        function(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
+        for i in range(batch)
+    ]
+    if isinstance(results[0], tuple):
+        return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    return torch.stack(results)
+
+
+def batched(shape, dim, batch=3, dtype=DOUBLE):
+    """A tensor of `shape` with a dimension of `batch` entries at `dim` (None: without it)."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    shape = list(shape)
+    if dim is not None:
+        shape.insert(dim, batch)
+    return torch.randn(shape, generator=generator, dtype=dtype)
+
+
+def assert_same(results, expected, exact=True):
+    results = results if isinstance(results, tuple) else (results,)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    for a, b in zip(results, expected, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=0 if exact else 1e-12)
+
+
+LINEAR = {
+    "upsample": (lambda x: ops.upsample(x, GRID), [(2, 3, 3, 4)]),
+    "crop_add": (lambda x, s: ops.crop_add(x, s, (1, 2)), [(2, 3, 3, 4), (2, 3, 5, 6)]),
+    "upsample_crop_add": (
+        lambda x, s: ops.upsample_crop_add(x, s, GRID, (1, 0)),
+        [(2, 3, 3, 4), (2, 3, 8, 6)],
+    ),
+    "deconv": (lambda x, w: ops.deconv(x, w, 2, 1, (1, 0)), [(2, 3, 3, 4), (3, 1, 4, 4)]),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", LINEAR)
+def test_vmap_of_linear_ops_and_of_their_gradients(name, rule):
+    function, shapes = LINEAR[name]
+    in_dims = RULES[rule][: len(shapes)]
+    if in_dims == (None,):
+        in_dims = (4,)
+    args = [batched(shape, dim) for shape, dim in zip(shapes, in_dims, strict=True)]
+    assert_same(
+        vmap(function, in_dims)(*args), one_by_one(function, in_dims, *args), exact=name != "deconv"
+    )
+    gradient = grad(lambda *a: function(*a).square().sum(), argnums=tuple(range(len(args))))
+    assert_same(vmap(gradient, in_dims)(*args), one_by_one(gradient, in_dims, *args), exact=False)
+
+
+def test_jacobians_are_those_of_the_definition():
+    x, weight = batched((1, 2, 3, 4), None), batched((2, 1, 3, 3), None)
+    ours = jacrev(lambda x, w: ops.deconv(x, w, 2, crop=1), argnums=(0, 1))(x, weight)
+    true = jacrev(lambda x, w: reference.deconv(x, w, 2, crop=(1, 1)), argnums=(0, 1))(x, weight)
+    assert_same(ours, true, exact=False)
+    assert_same(
+        jacrev(lambda x: ops.upsample(x, GRID))(x),
+        jacrev(lambda x: reference.upsample(x, GRID))(x),
+        exact=False,
+    )
+
+
+@pytest.mark.parametrize("confidence", [False, True])
+def test_vmap_of_the_argmax(confidence):
+    def labels(x):
+        return ops.upsample_argmax(x, GRID, confidence=confidence)
+
+    x = batched((2, 3, 3, 4), 2)
+    assert_same(vmap(labels, 2)(x), one_by_one(labels, (2,), x))
+    nested = batched((4, 2, 3, 3, 4), 0)
+    assert_same(vmap(vmap(labels))(nested), one_by_one(vmap(labels), (0,), nested))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "batch", "none"])
+@pytest.mark.parametrize("in_dims", [(0, 0), (1, None), (None, 1)])
+def test_vmap_of_the_loss_and_its_gradient(reduction, in_dims):
+    weight = torch.tensor([0.5, 1.0, 2.0], dtype=DOUBLE)
+
+    def loss(x, target):
+        return ops.upsample_cross_entropy(x, target, GRID, weight=weight, reduction=reduction)
+
+    x = batched((2, 3, 3, 4), in_dims[0])
+    target = batched((2, 7, 6), in_dims[1]).mul(9).long() % 3
+    assert_same(vmap(loss, in_dims)(x, target), one_by_one(loss, in_dims, x, target))
+    gradient = grad(lambda x, t: loss(x, t).sum())
+    assert_same(vmap(gradient, in_dims)(x, target), one_by_one(gradient, in_dims, x, target))
+
+
+def test_vmap_of_the_confusion_matrix():
+    x, target = batched((2, 3, 3, 4), 0), batched((2, 7, 6), 0).mul(9).long() % 3
+
+    def counts(x, target):
+        return ops.upsample_confusion(x, target, GRID)
+
+    assert_same(vmap(counts)(x, target), one_by_one(counts, (0, 0), x, target))
+    shared = torch.zeros(3, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="an out for each entry"):
+        vmap(lambda x, t: ops.upsample_confusion(x, t, GRID, out=shared))(x, target)
+    assert not shared.any()
+    with pytest.raises(ValueError, match="out of range"):
+        vmap(counts)(x, target + 1)
+
+
+def leaf(*shape):
+    return batched(shape, None).requires_grad_()
+
+
+@settings(max_examples=20)
+@given(st.data(), grids(most=5))
+def test_linear_ops_are_differentiable_twice(data, grid):
+    offset = data.draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    skip = leaf(1, 2, *(n + o for n, o in zip(grid.size, offset, strict=True)))
+    x = leaf(1, 2, *grid.in_size)
+    for function, inputs in (
+        (lambda x: ops.upsample(x, grid), (x,)),
+        (lambda x, skip: ops.upsample_crop_add(x, skip, grid, offset), (x, skip)),
+        (lambda x, skip: ops.crop_add(x, skip, offset), (leaf(1, 2, *grid.size), skip)),
+    ):
+        assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+        assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_deconv_is_differentiable_twice(data):
+    stride, kernel = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
+    in_size = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    full = [(n - 1) * stride + kernel for n in in_size]
+    crop = tuple(data.draw(st.integers(0, f - 1)) for f in full)
+    size = tuple(data.draw(st.integers(1, f - c)) for f, c in zip(full, crop, strict=True))
+    inputs = leaf(2, 2, *in_size), leaf(2, 1, kernel, kernel)
+
+    def function(x, weight):
+        return ops.deconv(x, weight, stride, 0, crop, size)
+
+    result, truth = function(*inputs), reference.deconv(*inputs, stride, 0, crop, size)
+    torch.testing.assert_close(result, truth, rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_every_partial_derivative_also_of_batches_of_gradients(name):
+    function, _ = LINEAR[name]
+    shapes = [(1, 2, 3, 4), {"deconv": (2, 1, 4, 4)}.get(name, (1, 2, 8, 6))]
+    inputs = tuple(leaf(*shape) for shape in shapes[: 1 + (name != "upsample")])
+    assert torch.autograd.gradcheck(function, inputs, check_batched_grad=True)
+
+
+def test_only_the_gradients_that_are_wanted_are_made():
+    x, weight, skip = leaf(1, 3, 4, 5), leaf(3, 1, 4, 4), leaf(1, 3, 9, 9)
+    grid = SamplingGrid.deconv((4, 5), 2, size=(8, 8))
+    for wanted in range(3):
+        inputs = [a.detach() for a in (x, weight, skip)]
+        inputs[wanted].requires_grad_()
+        up = ops.deconv(inputs[0], inputs[1], 2, size=(8, 8))
+        out = ops.crop_add(up, inputs[2], 1) + ops.upsample_crop_add(inputs[0], inputs[2], grid, 0)
+        out.square().sum().backward()
+        assert [a.grad is not None for a in inputs] == [i == wanted for i in range(3)]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", [*LINEAR, "loss", "loss of each pixel"])
+def test_within_an_activation_checkpoint(name, reentrant):
+    target = (torch.arange(2 * 7 * 6) % 3).view(2, 7, 6)
+    shapes = [(2, 3, 3, 4)]
+    if name in LINEAR:
+        function, shapes = LINEAR[name]
+    else:
+        reduction = "mean" if name == "loss" else "none"
+
+        def function(x):
+            return ops.upsample_cross_entropy(x, target, GRID, reduction=reduction)
+
+    gradients = []
+    for run in (function, lambda *a: checkpoint(function, *a, use_reentrant=reentrant)):
+        leaves = [leaf(*shape) for shape in shapes]
+        run(*leaves).square().sum().backward()
+        gradients.append(tuple(a.grad for a in leaves))
+    assert_same(*gradients)
