@@ -1,4 +1,4 @@
-"""torch.func and autograd over the ops: batches by vmap, derivatives of derivatives, checkpoints."""
+"""torch.func and autograd over the ops: batches, derivatives of derivatives, checkpoints."""
 
 import pytest
 import torch
