@@ -163,7 +163,7 @@ def fingerprint(launch: Launch, target: str, work: object) -> str:
         source_text(launch.kernel),
         *map(str, specialised(launch, not target.startswith("sm_"))),
     ]
-    parts += [str(sorted(launch.options.items())), target, triton.__version__]
+    parts += [str(sorted(launch.options.items())), str(work), target, triton.__version__]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
