@@ -237,8 +237,8 @@ class Deconv(nn.Module):
         )
 
 
-def bilinear_filter(kernel: int) -> Tensor:
-    """The k x k filter of a bilinear transposed convolution, float32: a tent along both axes.
+def bilinear_filter(kernel: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The k x k filter of a bilinear transposed convolution: a tent along both axes.
 
     Raises:
         ValueError: when `kernel` is not positive.
@@ -248,4 +248,4 @@ def bilinear_filter(kernel: int) -> Tensor:
     half = (kernel + 1) // 2
     centre = half - 1 if kernel % 2 else half - 0.5
     tent = 1 - (torch.arange(kernel, dtype=torch.float64) - centre).abs() / half
-    return torch.outer(tent, tent).float()
+    return torch.outer(tent, tent).to(dtype)

@@ -1,0 +1,175 @@
+"""Upsampling by transposed convolution and by interpolation: how they relate, exactly.
+
+T is the transposed convolution with the bilinear filter of stride s and kernel k = 2s - s mod 2,
+padded by p = (k - s) / 2; I is ``F.interpolate`` by s. T extends the map by zeros, I repeats its
+edge. The relations are checked of `ops.upsample`, mostly against torch's own T and I.
+"""
+
+import torch
+import torch.nn.functional as F
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from fcnfast import ops
+from fcnfast.geometry import SamplingGrid
+from fcnfast.nn import bilinear_filter
+
+DOUBLE = torch.float64
+STRIDES = (1, 2, 3, 4, 5, 7, 8, 16, 32)
+strides = st.sampled_from(STRIDES)
+CLOSE = 2e-14
+
+
+@st.composite
+def maps(draw):
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    shape = (1, 2, draw(st.integers(1, 6)), draw(st.integers(1, 6)))
+    event(f"one-pixel map: {1 in shape[2:]}")
+    return torch.randn(shape, generator=generator, dtype=DOUBLE)
+
+
+def kernel_of(stride):
+    kernel = 2 * stride - stride % 2
+    return kernel, (kernel - stride) // 2
+
+
+def size_of(x):
+    return tuple(x.shape[-2:])
+
+
+def transposed(x, stride):
+    """Our T."""
+    kernel, padding = kernel_of(stride)
+    return ops.upsample(x, SamplingGrid.deconv(size_of(x), stride, kernel, padding))
+
+
+def torchs_transposed(x, stride, kernel, padding):
+    channels = x.shape[1]
+    weight = bilinear_filter(kernel, DOUBLE).expand(channels, 1, kernel, kernel)
+    return F.conv_transpose2d(x, weight, stride=stride, padding=padding, groups=channels)
+
+
+def interpolated(x, stride):
+    """Our I."""
+    return ops.upsample(x, SamplingGrid.resize(size_of(x), scale_factor=stride))
+
+
+def torchs_interpolated(x, stride):
+    return F.interpolate(x, scale_factor=stride, mode="bilinear", align_corners=False)
+
+
+def inner(x, margin):
+    """Without `margin` pixels at each side."""
+    height, width = size_of(x)
+    return x[..., margin : height - margin, margin : width - margin]
+
+
+def padded(x, mode="constant"):
+    return F.pad(x, (1, 1, 1, 1), mode=mode)
+
+
+def assert_equal(a, b):
+    assert a.shape == b.shape
+    if a.numel():
+        assert (a - b).abs().max() <= CLOSE * (1 + b.abs().max())
+
+
+@given(maps(), strides)
+def test_both_are_torchs(x, stride):
+    assert_equal(transposed(x, stride), torchs_transposed(x, stride, *kernel_of(stride)))
+    assert_equal(interpolated(x, stride), torchs_interpolated(x, stride))
+
+
+@given(maps(), strides)
+def test_they_agree_away_from_the_borders(x, stride):
+    margin = stride // 2
+    assert_equal(inner(transposed(x, stride), margin), inner(torchs_interpolated(x, stride), margin))
+
+
+@given(maps(), strides)
+def test_they_differ_by_the_fading_at_the_borders(x, stride):
+    """T(x) = I(x) E, with E the outer product of the axes' fading and T of ones."""
+
+    def fading(n):
+        t = torch.arange(n * stride, dtype=DOUBLE)
+        near, far = (t + 0.5) / stride + 0.5, (n * stride - t - 0.5) / stride + 0.5
+        return torch.minimum(near, far).clamp(max=1)
+
+    fade = torch.outer(*(fading(n) for n in size_of(x)))
+    assert_equal(transposed(torch.ones_like(x), stride), fade.expand_as(interpolated(x, stride)))
+    assert_equal(transposed(x, stride), torchs_interpolated(x, stride) * fade)
+
+
+@given(maps(), strides)
+def test_the_map_extended_by_zeros(x, stride):
+    assert_equal(transposed(x, stride), inner(torchs_interpolated(padded(x), stride), stride))
+    # Without padding: the same less far in.
+    kernel, padding = kernel_of(stride)
+    full = ops.upsample(x, SamplingGrid.deconv(size_of(x), stride))
+    assert size_of(full) == tuple((n - 1) * stride + kernel for n in size_of(x))
+    wide = torchs_interpolated(padded(x), stride)
+    assert_equal(full, inner(wide, stride - padding))
+
+
+@given(maps(), strides)
+def test_the_map_extended_by_its_edge(x, stride):
+    wide = torchs_transposed(padded(x, "replicate"), stride, *kernel_of(stride))
+    assert_equal(interpolated(x, stride), inner(wide, stride))
+
+
+@given(maps(), strides)
+def test_the_odd_kernel_of_an_even_stride_aligns_corners(x, stride):
+    """k = 2s - 1, cropped by s - 1, samples whole pixels: to (n - 1) s + 1 between the corners."""
+    kernel, margin = 2 * stride - 1, stride - 1
+    size = tuple((n - 1) * stride + 1 for n in size_of(x))
+    grid = SamplingGrid.deconv(size_of(x), stride, kernel, crop=margin, size=size)
+    expected = F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+    assert_equal(ops.upsample(x, grid), expected)
+    aligned = SamplingGrid.resize(size_of(x), size, align_corners=True)
+    assert_equal(ops.upsample(x, aligned), expected)
+    assert_equal(inner(torchs_transposed(x, stride, kernel, 0), margin), expected)
+
+
+def test_a_chain_is_not_one_step():
+    x = torch.randn(1, 1, 6, 6, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    for first, second in ((2, 2), (2, 8)):
+        chain = transposed(transposed(x, first), second)
+        once = transposed(x, first * second)
+        assert (inner(chain - once, 4 * first * second // 2)).abs().max() > 0.1
+
+
+@given(st.data(), maps(), strides)
+def test_the_gradient_is_a_strided_convolution(data, x, stride):
+    kernel, padding = kernel_of(stride)
+    leaf = x.clone().requires_grad_()
+    result = transposed(leaf, stride)
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    cotangent = torch.randn(result.shape, generator=generator, dtype=DOUBLE)
+    (gradient,) = torch.autograd.grad(result, leaf, cotangent)
+    weight = bilinear_filter(kernel, DOUBLE).expand(2, 1, kernel, kernel)
+    expected = F.conv2d(cotangent, weight, stride=stride, padding=padding, groups=2)
+    assert_equal(gradient, expected)
+
+
+@given(maps(), st.integers(1, 40))
+def test_fcn32s_end_to_end(x, height):
+    """Row y of the score is the zero-extended map at (y - 12.5) / 32."""
+    size = (min(height, size_of(x)[0] * 32), 20)
+    grid = SamplingGrid.deconv(size_of(x), 32, crop=19, size=size)
+    rows = (torch.arange(size[0], dtype=DOUBLE) - 12.5) / 32
+    columns = (torch.arange(size[1], dtype=DOUBLE) - 12.5) / 32
+
+    def weights(position, n):
+        return (1 - (position[:, None] - torch.arange(n, dtype=DOUBLE)).abs()).clamp(min=0)
+
+    expected = weights(rows, x.shape[2]) @ x @ weights(columns, x.shape[3]).T
+    assert_equal(ops.upsample(x, grid), expected)
+    centres = SamplingGrid.centres(size_of(x), 32, 12.5, size, "zero")
+    assert centres == grid
+
+
+@given(maps(), strides)
+def test_a_learned_upsampling_begins_as_the_fixed_one(x, stride):
+    kernel, padding = kernel_of(stride)
+    weight = bilinear_filter(kernel, DOUBLE).expand(2, 1, kernel, kernel)
+    assert_equal(ops.deconv(x, weight, stride, padding), transposed(x, stride))
