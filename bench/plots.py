@@ -26,6 +26,7 @@ COLOURS = {
     "compile": "#7a5cc4",
 }
 SHOWN = ("fcnfast", "eager", "compile")  # in the roofline
+MARKERS = "o^vDsP*Xhd"  # of the ops, there
 Row = dict[str, Any]
 
 
@@ -77,18 +78,22 @@ def _bar_picture(
 ) -> Path:
     plt = pyplot()
     panels = _worth_a_bar(measured["rows"])
-    heights = [1 + 0.8 * len(rows) for rows in panels.values()]
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    height = 1 + 0.6 * max(map(len, panels.values()))
     figure, grid = plt.subplots(
-        len(panels), 1, figsize=(9, sum(heights)), height_ratios=heights, layout="constrained",
+        lines, columns, figsize=(7 * columns, height * lines + 1), layout="constrained",
         squeeze=False,
     )  # fmt: skip
-    for axes, (name, rows) in zip(grid[:, 0], panels.items(), strict=True):
+    for axes in grid.flat[len(panels) :]:
+        axes.axis("off")
+    for axes, (name, rows) in zip(grid.flat, panels.items(), strict=False):
         _bars(axes, rows, value)
         axes.set_title(name, size=10, loc="left")
     used = [n for n in COLOURS if any(n in r["entries"] for r in measured["rows"])]
     patches = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in used]
-    figure.legend(patches, used, loc="outside upper right", ncols=len(used), frameon=False)
-    figure.suptitle(f"{title}\n{measured['device_name']}, {measured['dtype']}", x=0.01, ha="left")
+    figure.legend(patches, used, loc="outside lower center", ncols=len(used), frameon=False)
+    figure.suptitle(f"{title}\n{measured['device_name']}, {measured['dtype']}")
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
@@ -104,37 +109,45 @@ def _megabytes(row: Row, name: str) -> float | None:
     return peak * 1e-6 if peak else None
 
 
+def _roofs(axes: Any, measured: Row, ends: list[float], each: Iterable[float]) -> None:
+    """What copies allow, and arithmetic with so many instructions for each pixel-class."""
+    rate = measured["copy_gb_s"] * 1e9
+    axes.plot(ends, [rate * x for x in ends], "k-", lw=1)
+    axes.annotate(
+        f"copies: {measured['copy_gb_s']:.0f} GB/s", (ends[0], rate * ends[0]), (0, 24),
+        textcoords="offset points",
+    )  # fmt: skip
+    for count in each if measured["instructions_per_s"] else ():
+        roof = measured["instructions_per_s"] / count
+        axes.axhline(roof, color="k", ls=":", lw=0.8)
+        axes.annotate(f"{count:.2g} instructions each", (ends[1], roof), ha="right", va="bottom")
+
+
 def _roofline(measured: Row, path: Path) -> Path:
     """Pixel-classes a second over pixel-classes a byte, under what copies and arithmetic allow."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     rows = [r for r in measured["rows"] if r["gb_s"] and r["pass"] != "backward"]
-    density = {id(r): r["outputs"] / r["least"]["bytes"] for r in rows}
-    ends = [0.5 * min(density.values()), 2 * max(density.values())]
-    axes.plot(ends, [measured["copy_gb_s"] * 1e9 * x for x in ends], "k-", lw=1)
-    axes.annotate(
-        f"copies: {measured['copy_gb_s']:.0f} GB/s",
-        (ends[0], measured["copy_gb_s"] * 1e9 * ends[0]),
-    )
-    if measured["instructions_per_s"]:
-        for each in sorted({r["least"]["instructions"] / r["outputs"] for r in rows} - {0}):
-            rate = measured["instructions_per_s"] / each
-            axes.plot(ends, [rate, rate], "k:", lw=0.8)
-            axes.annotate(f"{each:.2g} instructions each", (ends[1], rate), ha="right", size=7)
+    x = {id(r): r["outputs"] / r["least"]["bytes"] for r in rows}
+    each = {round(r["least"]["instructions"] / r["outputs"], 3) for r in rows}
+    ends = [0.5 * min(x.values()), 2 * max(x.values())]
+    _roofs(axes, measured, ends, sorted(count for count in each if count >= 1))
+    ops = list(dict.fromkeys(row["op"] for row in rows))
+    for row in rows:
+        for name in SHOWN:
+            if took := _median(row, name):
+                rate, marker = 1e3 * row["outputs"] / took, MARKERS[ops.index(row["op"])]
+                axes.plot(x[id(row)], rate, marker, color=COLOURS[name], alpha=0.8)
     for name in SHOWN:
-        points = [
-            (density[id(r)], 1e3 * r["outputs"] / _median(r, name))
-            for r in rows
-            if _median(r, name)
-        ]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o", color=COLOURS[name], label=name, alpha=0.8)
+        axes.plot([], [], "s", color=COLOURS[name], label=name)
+    for op, marker in zip(ops, MARKERS, strict=False):
+        axes.plot([], [], marker, color="k", mfc="none", label=op)
     axes.set(
         xscale="log", yscale="log", xlabel="pixel-classes for each byte that has to be moved",
         ylabel="pixel-classes a second",
         title=f"{measured['device_name']}, {measured['dtype']}",
     )  # fmt: skip
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
@@ -150,10 +163,10 @@ def draw(measured: Row, folder: Path, prefix: str = "") -> list[Path]:
         OSError: when a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    where = "a CUDA graph" if measured["device"] == "cuda" else "a call"
+    where = "in a CUDA graph" if measured["device"] == "cuda" else "of a call"
     time, memory = folder / f"{prefix}time.png", folder / f"{prefix}memory.png"
     written = [
-        _bar_picture(measured, time, _median, f"time of {where}, ms"),
+        _bar_picture(measured, time, _median, f"time {where}, ms"),
         _bar_picture(measured, memory, _megabytes, "peak memory beyond the inputs, MB"),
     ]
     if any(row["gb_s"] for row in measured["rows"]):
