@@ -1,5 +1,7 @@
 """What the tests of the ops share: grids, maps and labels from hypothesis, and the error rule."""
 
+from collections.abc import Callable
+
 import torch
 from hypothesis import event
 from hypothesis import strategies as st
@@ -90,3 +92,24 @@ def assert_as_good_as_torch(result, torchs, truth, terms) -> None:
     ulp += 4 * torch.finfo(torch.float64).eps * largest  # the truth is rounded too
     error, allowed = worst(result, truth), 1.25 * worst(torchs, truth) + ulp
     assert error <= allowed, f"error {error:.3g} exceeds {allowed:.3g}"
+
+
+def allocations(call: Callable[[], object]) -> list[int]:
+    """The bytes of every allocation that a call makes, in order, as torch's profiler sees them."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        call()
+    events = profiler.profiler.kineto_results.events()
+    sizes = [event.nbytes() for event in events if event.name() == "[memory]"]
+    return [size for size in sizes if size > 0]
+
+
+# Classes, and grids of several strips and groups of cells, none with tiles of its own size.
+FULL_SIZE = [
+    (21, SamplingGrid.resize((32, 40), (256, 320))),
+    (150, SamplingGrid.resize((32, 32), (128, 128))),
+    (19, SamplingGrid.resize((32, 64), (250, 500), align_corners=True)),
+    (21, SamplingGrid.deconv((34, 34), 8, crop=20, size=(250, 240))),
+    (2, SamplingGrid.deconv((16, 16), 32, size=(500, 500))),
+    (40, SamplingGrid.centres((20, 20), 4.1, 70, (230, 250), "clamp")),  # wide outer cells
+]

@@ -11,7 +11,15 @@ from torch.utils.checkpoint import checkpoint
 
 from fcnfast import ops, reference
 from fcnfast.geometry import SamplingGrid
-from tests.op_tools import FLOATS, LABELS, assert_as_good_as_torch, grids, maps
+from tests.op_tools import (
+    FLOATS,
+    FULL_SIZE,
+    LABELS,
+    allocations,
+    assert_as_good_as_torch,
+    grids,
+    maps,
+)
 
 REDUCTIONS = ("mean", "sum", "none", "batch")
 
@@ -88,6 +96,60 @@ def test_gradcheck(data, grid, reduction):
         )
 
     assert torch.autograd.gradcheck(loss, x)
+
+
+@pytest.mark.parametrize(("classes", "grid"), FULL_SIZE)
+@pytest.mark.parametrize("content", ["plain", "masked", "one-hot", "weighted and smoothed"])
+def test_several_tiles(classes, grid, content):
+    generator = torch.Generator().manual_seed(0)
+    x = 3 * torch.randn(2, classes, *grid.in_size, generator=generator)
+    target = torch.randint(0, classes, (2, *grid.size), generator=generator)
+    target[:, :20] = 0
+    options = {}
+    if content == "masked":
+        x[:, 1] = float("-inf")
+        target[target == 1] = 255
+    elif content == "one-hot":
+        x = F.one_hot(x.argmax(1), classes).permute(0, 3, 1, 2) * 1e4
+    elif content == "weighted and smoothed":
+        options = {"weight": torch.linspace(0.5, 2, classes), "label_smoothing": 0.1}
+    for reduction in ("mean", "none"):
+
+        def run(function, dtype, reduction=reduction):
+            leaf = x.to(dtype, copy=True).requires_grad_()
+            given = {k: v.to(dtype) if k == "weight" else v for k, v in options.items()}
+            loss = function(leaf, target.byte(), grid, reduction=reduction, **given)
+            return loss, gradient_of(loss, leaf)
+
+        ours = run(ops.upsample_cross_entropy, torch.float32)
+        plain = run(reference.upsample_cross_entropy, torch.float32)
+        truth = run(reference.upsample_cross_entropy, torch.float64)
+        largest = x[x.isfinite()].abs().amax().double()
+        assert_as_good_as_torch(ours[0], plain[0], truth[0], 2 * largest)
+        # A pixel's part of the gradient is at most its coefficient; an edge may see many pixels.
+        ones = torch.ones(1, 1, *grid.in_size, dtype=torch.float64, requires_grad=True)
+        seen = torch.autograd.grad(reference.upsample(ones, grid).sum(), ones)[0]
+        terms = 4 * seen.amax() / (target.numel() if reduction == "mean" else 1)
+        plain_gradient = plain[1].nan_to_num(0)  # torch's own is NaN where a class is masked
+        assert_as_good_as_torch(ours[1], plain_gradient, truth[1].nan_to_num(0), terms)
+
+
+@pytest.mark.parametrize(("classes", "grid"), FULL_SIZE)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_no_allocation_reaches_a_quarter_of_the_logits(classes, grid, reduction):
+    x = torch.randn(1, classes, *grid.in_size, requires_grad=True)
+    target = torch.randint(0, classes, (1, *grid.size))
+    weight = torch.rand(classes)
+
+    def run():
+        options = {"weight": weight, "reduction": reduction, "label_smoothing": 0.1}
+        loss = ops.upsample_cross_entropy(x, target, grid, **options)
+        torch.autograd.grad(loss.mean(), x)
+
+    run()  # with what is kept from one call to the next
+    logits = 4 * classes * grid.size[0] * grid.size[1]
+    most = logits / 4 if classes > 4 or reduction == "mean" else 4 * target.numel() + 1
+    assert max(allocations(run)) < most  # one number a pixel is what "none" returns
 
 
 @pytest.mark.parametrize("masked", [float("-inf"), -1e4, 1e4, 3e38])

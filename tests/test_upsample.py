@@ -8,8 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fcnfast import ops, reference
 from fcnfast.geometry import SamplingGrid
-from fcnfast.tiled._tiles import TILE_COLUMNS, TILE_ELEMENTS
-from fcnfast.tiled.upsample import TILE_ROWS
+from fcnfast.tiled.upsample import BAND, PIECE_ELEMENTS
 from tests.op_tools import FLOATS, assert_as_good_as_torch, grids, maps, worst
 
 
@@ -102,12 +101,36 @@ def test_a_tap_of_weight_zero_is_not_read(data, grid):
     )
 
 
-def test_the_larger_tiles_and_many_planes():
-    grid = SamplingGrid.resize((19, 51), (70, 520))
+def test_several_pieces_and_bands_every_way():
     x = torch.randn(3, 12, 19, 51, dtype=torch.float64)
-    assert TILE_ELEMENTS // (TILE_ROWS * TILE_COLUMNS) < 3 * 12  # more than one tile every way
-    assert grid.size[0] > TILE_ROWS and grid.size[1] > TILE_COLUMNS
+    grid = SamplingGrid.resize((19, 51), (70, 520))
+    assert PIECE_ELEMENTS // (70 * 520) < 3 * 12  # not all planes in a piece
+    assert min(grid.size) > BAND
     check(lambda x: ops.upsample(x, grid), lambda x: reference.upsample(x, grid), [x])
+    x = x[:1, :2].contiguous(memory_format=torch.channels_last)
+    grid = SamplingGrid.resize((19, 51), (600, 520))
+    assert PIECE_ELEMENTS < 600 * 520  # not a whole plane
+    check(lambda x: ops.upsample(x, grid), lambda x: reference.upsample(x, grid), [x])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_values_that_are_not_finite_reach_no_further_than_they_must(bad, layout):
+    grid = SamplingGrid.deconv((9, 20), 8, crop=4, size=(70, 150))
+    x = torch.randn(2, 3, 9, 20)
+    x[0, 1, 4, 10] = bad
+    x = x.contiguous(memory_format=layout).requires_grad_()
+    rounding = 3e32 if bad == 3e38 else 1e-4
+    assert worst(ops.upsample(x, grid), reference.upsample(x.double(), grid)) < rounding
+    cotangent = torch.randn(2, 3, *grid.size)
+    cotangent[1, 2, 30, 100] = bad
+    double = x.detach().double().requires_grad_()
+    mine, true = (
+        torch.autograd.grad(function(leaf, grid), leaf, cotangent.to(leaf.dtype))[0]
+        for function, leaf in ((ops.upsample, x), (reference.upsample, double))
+    )
+    assert torch.equal(mine.isnan(), true.isnan()) and mine.isnan().sum() <= 4
+    assert worst(mine, true) < rounding
 
 
 def test_channels_last_gradients_and_empty_batches():

@@ -3,117 +3,146 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..geometry import SamplingGrid
-from ._tiles import Strip, Tiling, coarse, is_finite
+from ._cells import Cells, Tiling
+from ._tiles import coarse, is_finite
+
+
+class _Pixels(NamedTuple):
+    """What the labels say about the places of a tile, rows x places each.
+
+    classes: int64, any class where the pixel does not count. valid: it counts. weight: of the
+    pixel, 0 where it does not count.
+    """
+
+    classes: Tensor
+    valid: Tensor
+    weight: Tensor
 
 
 @dataclass(frozen=True)
 class _Loss:
     """One call's settings, and the arithmetic of a tile.
 
-    With k_c = smoothing * w_c / C, the loss of a valid pixel of class t is
-    ``(1 - smoothing) w_t (lse - x_t) + sum_c k_c (lse - x_c)``, as ``F.cross_entropy`` has it.
+    With p the log-softmax of the logits and k_c = smoothing * w_c / C, the loss of a valid pixel of
+    class t is ``-(1 - smoothing) w_t p_t - sum_c k_c p_c``, as ``F.cross_entropy`` has it.
     """
 
     weight: Tensor | None
     ignore_index: int
     label_smoothing: float
 
-    def smooth(self, z: Tensor) -> Tensor | None:
-        """C x 1 x 1: the k_c above, or None without smoothing."""
+    def smooth(self, p: Tensor) -> Tensor | None:
+        """C x 1: the k_c above, or None without smoothing."""
         if self.label_smoothing == 0.0:
             return None
-        share = self.label_smoothing / z.shape[0]
-        weight = z.new_ones(z.shape[0]) if self.weight is None else self.weight
-        return (share * weight)[:, None, None]
+        weight = p.new_ones(p.shape[1]) if self.weight is None else self.weight
+        return (self.label_smoothing / p.shape[1] * weight)[:, None]
 
-    def tile(self, z: Tensor, target: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The losses of a tile's pixels, their weights, and the gradient (written over `z`).
-
-        z: C x rows x columns logits. target: rows x columns labels.
-        """
-        target = target.long()  # a uint8 label must not be compared with, say, -100 as uint8
-        ignored = target == self.ignore_index
-        in_range = (target >= 0) & (target < z.shape[0])
-        index = torch.where(in_range & ~ignored, target, 0)
-        one, zero = z.new_ones(()), z.new_zeros(())
-        own_weight = one if self.weight is None else self.weight[index]
+    def pixels(self, target: Tensor, cells: Cells, like: Tensor) -> _Pixels:
+        """Labels, rows x W, in the order of places."""
+        labels = target.gather(1, cells.pixel.expand(len(target), -1))
+        labels = labels.long()  # a uint8 label must not be compared with, say, -100 as uint8
+        valid = (labels != self.ignore_index).logical_and_(cells.real)
+        index = labels.clamp(0, like.shape[1] - 1)
+        weight = valid.to(like.dtype)
+        if self.weight is not None:
+            weight *= self.weight[index]
         # An out-of-range label makes NaN of its pixel (on a CPU it has been refused before).
-        own_weight = torch.where(in_range | ignored, own_weight, float("nan"))
-        weight = torch.where(ignored, zero, own_weight)
-        hard = weight * (1 - self.label_smoothing)
+        weight.masked_fill_(valid & (index != labels), float("nan"))
+        return _Pixels(index, valid, weight)
 
-        z.sub_(z.amax(0))
-        own = z.gather(0, index[None])[0]
-        smooth = self.smooth(z)
-        flat = zero if smooth is None else (smooth * z).sum(0)
-        p = z.exp_()
-        total = p.sum(0)
-        lse = total.log()
-        loss = hard * (lse - own)
-        scale = hard
-        if smooth is not None:
-            soft = torch.where(ignored, zero, smooth.sum())
-            loss = loss + soft * lse - flat
-            scale = scale + soft
-        loss = torch.where(ignored, zero, loss)
-        if with_gradient:
-            p.mul_(torch.where(ignored, zero, scale / total))
-            p.scatter_add_(0, index[None], -hard[None])
-            if smooth is not None:
-                p.sub_(torch.where(ignored, zero, smooth))
-        return loss, weight, p
+    def losses(self, p: Tensor, pixels: _Pixels, spare: Tensor) -> Tensor:
+        """Of every place; `spare` is written over."""
+        loss = p.gather(1, pixels.classes[:, None])[:, 0].mul_(pixels.weight)
+        loss.mul_(self.label_smoothing - 1)
+        if (smooth := self.smooth(p)) is not None:
+            loss -= torch.mul(p, smooth, out=spare).sum(1)
+        return loss.masked_fill_(~pixels.valid, 0.0)
 
+    def gradient(
+        self, p: Tensor, pixels: _Pixels, grad: Tensor | None, seed: Tensor, out: Tensor
+    ) -> Tensor:
+        """Of the logits, within `out`; that of the log-softmax is made in `seed` first.
 
-def _pixels(target: Tensor, row: Strip, column: Strip) -> Tensor:
-    return target[row.first : row.last, column.first : column.last]
-
-
-def _tiling(x: Tensor, grid: SamplingGrid) -> Tiling:
-    return Tiling(grid, x.shape[1], x.dtype, x.device, is_finite(x))
+        grad: rows x places, the gradient of each pixel's loss; ones when None.
+        """
+        own = pixels.weight * (self.label_smoothing - 1)
+        scale = pixels.valid.to(p.dtype)
+        if grad is not None:
+            own, scale = own.mul_(grad), scale.mul_(grad)
+        if (smooth := self.smooth(p)) is None:
+            seed.zero_()
+        else:
+            torch.mul(-smooth, scale[:, None], out=seed)
+        seed.scatter_add_(1, pixels.classes[:, None], own[:, None])
+        backward = torch.ops.aten._log_softmax_backward_data.out
+        return backward(seed, p, 1, p.dtype, out=out)
 
 
-def _run(
-    x: Tensor,
-    target: Tensor,
-    grid: SamplingGrid,
-    loss: _Loss,
-    grad: Tensor | None,
-    with_gradient: bool,
-    pixels: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Summed loss, summed pixel weight, and the gradient with respect to `x`.
+class _Run:
+    """One pass over all tiles.
 
-    grad: the gradient of each pixel's loss (ones when None). pixels: takes each pixel's loss.
+    grad: N x H x W, the gradient of each pixel's loss (ones when None). losses: takes each pixel's
+    loss, N x H x W. After the call: the summed `loss` and pixel `weight`, and the `gradient` with
+    respect to the scores if there is to be one.
     """
-    # Sums over millions of pixels are kept in float64 where the device has it.
-    exact = torch.float32 if x.device.type == "mps" else torch.float64
-    result = total = x.new_zeros((), dtype=exact)
-    gradient = torch.zeros_like(x) if with_gradient else None
-    tiling = _tiling(x, grid)
-    for n in range(x.shape[0]):
-        for row in tiling.rows:
-            low = tiling.lower(x[n], row)
-            grad_low = torch.zeros_like(low) if with_gradient else None
-            for column in tiling.columns:
-                z = tiling.widen(low, column)
-                here, weight, p = loss.tile(z, _pixels(target[n], row, column), with_gradient)
-                if pixels is not None:
-                    _pixels(pixels[n], row, column).copy_(here)
-                elif grad is None:
-                    result = result + here.sum(dtype=exact)
-                    total = total + weight.sum(dtype=exact)
-                if grad_low is not None:
-                    if grad is not None:
-                        p.mul_(_pixels(grad[n], row, column))
-                    tiling.add_narrowed(grad_low, p, column)
-            if gradient is not None and grad_low is not None:
-                tiling.add_raised(gradient[n], grad_low, row)
-    return result, total, gradient
+
+    def __init__(
+        self, x: Tensor, grid: SamplingGrid, loss: _Loss, grad: Tensor | None, with_gradient: bool
+    ) -> None:
+        self.settings, self.x, self.grad = loss, x, grad
+        self.tiling = Tiling(grid, x.shape[1], x.dtype, x.device, is_finite(x))
+        # Sums over millions of pixels are kept in float64 where the device has it.
+        exact = torch.float32 if x.device.type == "mps" else torch.float64
+        self.loss = self.weight = x.new_zeros((), dtype=exact)
+        self.gradient = torch.zeros_like(x) if with_gradient else None
+        self.buffers = [x.new_empty(self.tiling.elements) for _ in range(3)]
+
+    def __call__(self, target: Tensor, losses: Tensor | None = None) -> None:
+        tiling = self.tiling
+        for n in range(len(self.x)):
+            framed = tiling.frame(self.x[n])
+            grad_framed = torch.zeros_like(framed)
+            for row in tiling.rows:
+                low = tiling.lower(framed[row.low : row.high], row)
+                grad_low = torch.zeros_like(low)
+                found = low.new_empty(len(low), tiling.places)
+                for cells in tiling.groups:
+                    grad = None if self.grad is None else self.grad[n, row.first : row.last]
+                    labels = target[n, row.first : row.last]
+                    found[:, cells.places] = self._tile(low, grad_low, labels, grad, cells)
+                if losses is None:
+                    self.loss = self.loss + found.sum(dtype=self.loss.dtype)
+                else:
+                    place = tiling.place.expand(len(low), -1)
+                    losses[n, row.first : row.last] = found.gather(1, place)
+                if self.gradient is not None:
+                    tiling.add_raised(grad_framed[row.low : row.high], grad_low, row)
+            if self.gradient is not None:
+                tiling.add_unframed(self.gradient[n], grad_framed)
+
+    def _tile(
+        self, low: Tensor, grad_low: Tensor, target: Tensor, grad: Tensor | None, cells: Cells
+    ) -> Tensor:
+        """The losses of a tile's places; adds to `weight` and to the gradient of `low`."""
+        z = self.tiling.widen(low[..., cells.span], cells, self.buffers[0])
+        p, spare = (b[: z.numel()].view_as(z) for b in self.buffers[1:])
+        torch.log_softmax(z, 1, out=p)
+        pixels = self.settings.pixels(target, cells, p)
+        losses = self.settings.losses(p, pixels, spare)
+        self.weight = self.weight + pixels.weight.sum(dtype=self.weight.dtype)
+        if self.gradient is not None:
+            if grad is not None:
+                grad = grad.gather(1, cells.pixel.expand(len(low), -1))
+            tile = self.settings.gradient(p, pixels, grad, spare, z)
+            self.tiling.add_narrowed(grad_low[..., cells.span], tile, cells)
+        return losses
 
 
 def forward(
@@ -148,21 +177,22 @@ def forward(
     with torch.autocast(scores.device.type, enabled=False):
         x = coarse(scores)
         nothing = x.new_empty(0)
+        run = _Run(x, grid, loss, None, with_gradient and reduction != "none")
         if reduction == "none":
-            pixels = x.new_empty(target.shape)
-            _run(x, target, grid, loss, None, False, pixels)
-            return pixels, nothing, nothing
-        result, total, gradient = _run(x, target, grid, loss, None, with_gradient, None)
-        scale = result.new_ones(())
+            losses = x.new_empty(target.shape)
+            run(target, losses)
+            return losses, nothing, nothing
+        run(target)
+        result, scale = run.loss, run.loss.new_ones(())
         if reduction == "mean":
             # All pixels ignored: the loss is NaN, as torch's, and the gradient exactly zero.
-            scale = torch.where(total == 0, 0.0, 1 / total)
-            result = result / total
+            scale = torch.where(run.weight == 0, 0.0, 1 / run.weight)
+            result = result / run.weight
         elif reduction == "batch":
             scale = scale / max(1, x.shape[0])
-            result = result / x.shape[0]
-        result, scale = result.to(x.dtype), scale.to(x.dtype)
-        return result, scale, nothing if gradient is None else gradient
+            result = result / max(1, x.shape[0])
+        gradient = nothing if run.gradient is None else run.gradient
+        return result.to(x.dtype), scale.to(x.dtype), gradient
 
 
 def scaled(gradient: Tensor, scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
@@ -186,6 +216,7 @@ def per_pixel_gradient(
     """
     loss = _Loss(weight, ignore_index, label_smoothing)
     with torch.autocast(scores.device.type, enabled=False):
-        _, _, gradient = _run(coarse(scores), target, grid, loss, grad, True, None)
-    assert gradient is not None
-    return gradient.to(scores.dtype)
+        run = _Run(coarse(scores), grid, loss, grad, True)
+        run(target)
+    assert run.gradient is not None
+    return run.gradient.to(scores.dtype)

@@ -1,80 +1,117 @@
-"""upsample in plain torch: both directions in tiles, and one fusion step built on it."""
+"""upsample in plain torch, both ways, and one fusion step built on it.
+
+Maps are seen as planes, P x rows x columns x I: I is 1 with P = N * C, or C with P = N in a
+channels_last map. One axis after the other is sampled, as the middle of outer x axis x inner.
+Where many inner numbers lie next to each other, taking both taps and adding them up is as fast as
+the memory; the columns of an NCHW map and the adjoints are products with banded matrices.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..geometry import SamplingGrid
-from ._formats import empty_like, memory_format
-from ._tiles import TILE_COLUMNS, TILE_ELEMENTS, Tiling, coarse, is_finite
+from ._formats import empty_like, is_channels_last, memory_format
+from ._tiles import compute_dtype, even_length, gather, is_finite, scatter, strips
 from .crop_add import window
 
-# A plain-torch tile takes this many rows at most; the planes of a batch share a tile.
-TILE_ROWS = 32
+# Outputs for which one banded matrix is made: a longer one would hold more zeros.
+BAND = 64
+# Numbers sampled at a time.
+PIECE_ELEMENTS = 1 << 17
 
 
-def _planes(x: Tensor) -> Iterator[Tensor]:
-    """`x` as stacks of planes, K x H x W views: one for the batch if strides allow, else N."""
-    if x.is_contiguous():
-        yield x.flatten(0, 1)
-    else:
-        yield from x
+def _planes(x: Tensor) -> Tensor:
+    """N x C x H x W as contiguous planes: a view if `x` is dense, else a copy."""
+    if is_channels_last(x):
+        return x.permute(0, 2, 3, 1).contiguous()
+    return x.contiguous().view(-1, *x.shape[2:], 1)
 
 
-def _planes_a_tile(grid: SamplingGrid) -> int:
-    area = min(TILE_ROWS, grid.size[0]) * min(TILE_COLUMNS, grid.size[1])
-    return max(1, TILE_ELEMENTS // area)
+def _sample(x: Tensor, grid: SamplingGrid, axis: int, out: Tensor, accumulate: bool) -> None:
+    """Sample outer x axis x inner and write that to `out`, or add it."""
+    outer, length, inner = out.shape
+    finite = is_finite(x)
+    if axis == 1 and inner == 1 and finite:  # the columns of planes
+        for strip in strips(grid, axis, BAND, x.dtype, x.device):
+            target = out[:, strip.first : strip.last, 0]
+            torch.mm(x[:, strip.low : strip.high, 0], strip.matrix.T, out=target)
+        return
+    many = even_length(outer, PIECE_ELEMENTS // (length * inner))
+    size = even_length(length, PIECE_ELEMENTS // inner) if many == 1 else length
+    for strip in strips(grid, axis, size, x.dtype, x.device):
+        for first in range(0, outer, many):
+            target = out[first : first + many, strip.first : strip.last]
+            part = x[first : first + many, strip.low : strip.high]
+            if finite:
+                piece = part.index_select(1, strip.i0).mul_(strip.w0[:, None])
+                if accumulate:
+                    piece += target
+                other = part.index_select(1, strip.i1)
+                torch.addcmul(piece, other, strip.w1[:, None], out=target)
+            else:
+                piece = gather(part, strip, 1)
+                target.copy_(piece.add_(target) if accumulate else piece)
+
+
+def _adjoint(grad: Tensor, grid: SamplingGrid, axis: int) -> Tensor:
+    """The adjoint of `_sample`, in the type of the arithmetic."""
+    outer, _, inner = grad.shape
+    out = grad.new_zeros((outer, grid.in_size[axis], inner), dtype=compute_dtype(grad))
+    scatters = grad.device.type == "cpu" and not is_finite(grad)
+    for strip in strips(grid, axis, BAND, out.dtype, out.device):
+        target = out[:, strip.low : strip.high]
+        piece = grad[:, strip.first : strip.last].to(out.dtype)
+        if scatters:
+            target += scatter(piece, strip, 1)
+        elif inner == 1:
+            target[..., 0].addmm_(piece[..., 0], strip.matrix)
+        else:
+            target += torch.bmm(strip.matrix.T.expand(outer, -1, -1), piece)
+    return out
 
 
 def _add_upsampled(out: Tensor, x: Tensor, grid: SamplingGrid, accumulate: bool) -> Tensor:
-    """Write the upsampled `x` to `out` (or add it), tile by tile."""
+    """Write the upsampled `x` to the dense `out`, or add it."""
+    if out.numel() == 0:
+        return out
     with torch.autocast(x.device.type, enabled=False):
-        x = coarse(x)
-        planes = _planes_a_tile(grid)
-        tiling = Tiling(grid, planes, x.dtype, x.device, is_finite(x))
-        sources = [x.flatten(0, 1)] if out.is_contiguous() else x
-        for target, stack in zip(_planes(out), sources, strict=True):
-            for part, source in zip(target.split(planes), stack.split(planes), strict=True):
-                for row, column, tile in tiling.tiles(source):
-                    piece = part[:, row.first : row.last, column.first : column.last]
-                    piece.copy_(piece + tile if accumulate else tile)
+        planes = _planes(x.detach().to(compute_dtype(x)))
+        many, height, width, inner = planes.shape
+        low = planes.new_empty(many * height, grid.size[1], inner)
+        _sample(planes.view(-1, width, inner), grid, 1, low, False)
+        result = _planes(out).view(many, grid.size[0], -1)
+        _sample(low.view(many, height, -1), grid, 0, result, accumulate)
     return out
 
 
 def forward(x: Tensor, grid: SamplingGrid) -> Tensor:
     """`x` (N x C x h x w) sampled at every position of `grid`: N x C x H x W."""
-    out = empty_like(x, (*x.shape[:2], *grid.size))
-    return _add_upsampled(out, x, grid, accumulate=False)
+    return _add_upsampled(empty_like(x, (*x.shape[:2], *grid.size)), x, grid, False)
 
 
 def forward_add(x: Tensor, skip: Tensor, grid: SamplingGrid, offset: Sequence[int]) -> Tensor:
     """The upsampled `x` plus the window of `skip` at `offset`."""
     out = empty_like(x, (*x.shape[:2], *grid.size)).copy_(window(skip, grid.size, offset))
-    return _add_upsampled(out, x, grid, accumulate=True)
+    return _add_upsampled(out, x, grid, True)
 
 
 def adjoint(grad: Tensor, grid: SamplingGrid) -> Tensor:
     """The gradient of `x`, given that of `forward(x, grid)`."""
+    result = empty_like(grad, (*grad.shape[:2], *grid.in_size))
+    if result.numel() == 0:
+        return result
+    dense = grad.is_contiguous(memory_format=memory_format(grad))
     with torch.autocast(grad.device.type, enabled=False):
-        wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
-        result = grad.new_zeros((*grad.shape[:2], *grid.in_size), dtype=wide)
-        planes = _planes_a_tile(grid)
-        tiling = Tiling(grid, planes, wide, grad.device, is_finite(grad))
-        stacks = [result.flatten(0, 1)] if grad.is_contiguous() else result
-        for stack, target in zip(_planes(grad), stacks, strict=True):
-            for g, out in zip(stack.split(planes), target.split(planes), strict=True):
-                _add_adjoint(out, g, tiling)
-    return result.to(grad.dtype).contiguous(memory_format=memory_format(grad))
-
-
-def _add_adjoint(out: Tensor, grad: Tensor, tiling: Tiling) -> None:
-    """Add the adjoint of the planes `grad` (K x H x W) to `out` (K x h x w)."""
-    for row in tiling.rows:
-        low = out.new_zeros((out.shape[0], row.last - row.first, out.shape[2]))
-        for column in tiling.columns:
-            tile = grad[:, row.first : row.last, column.first : column.last]
-            tiling.add_narrowed(low, tile.to(out.dtype), column)
-        tiling.add_raised(out, low, row)
+        # What has to be copied first is copied an image at a time.
+        images = [(grad, result)] if dense else zip(grad.split(1), result.split(1), strict=True)
+        for source, target in images:
+            planes = _planes(source)
+            many, height, width, inner = planes.shape
+            low = _adjoint(planes.view(many, height, -1), grid, 0)
+            raised = _adjoint(low.view(-1, width, inner), grid, 1)
+            _planes(target).copy_(raised.view(many, *grid.in_size, inner))
+    return result

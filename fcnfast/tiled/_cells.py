@@ -1,0 +1,193 @@
+"""Tiles of upsampled classes in the layout of cells: what the fused heads work on.
+
+Between two neighbouring columns of the coarse map lies a cell, the pixels that read them both. A
+tile holds its pixels in the order of places: first pixels of all its cells, then second pixels,
+... With m pixels in the largest of B cells it is rows x classes x (m x B), and interpolating along
+a row is ``left + weight * (right - left)`` over contiguous memory for any grid, its adjoint two
+sums. Places that a smaller cell has no pixel for are void.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..geometry import SamplingGrid
+from ._tiles import Strip, even_length, gather, masked_product, scatter, strips, tile_elements
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Some neighbouring cells: B of them, of at most m pixels.
+
+    span: columns of the framed map that they read. left, right: into the span, every cell's two
+    taps. w0, w1: m x B weights of the taps, both 0 in a void place. first: of their places among
+    those of a whole strip. pixel: the output column of every place, 0 if void. real: not void.
+    """
+
+    span: slice
+    left: slice | Tensor
+    right: slice | Tensor
+    w0: Tensor
+    w1: Tensor
+    first: int
+    pixel: Tensor
+    real: Tensor
+
+    @property
+    def places(self) -> slice:
+        """Among the places of a whole strip."""
+        return slice(self.first, self.first + self.w0.numel())
+
+
+@lru_cache(maxsize=64)
+def _columns(
+    grid: SamplingGrid, places: int, dtype: torch.dtype, device: torch.device
+) -> tuple[tuple[Cells, ...], Tensor]:
+    """The grid's columns in groups of cells of about `places` places; the place of each column."""
+    with torch.inference_mode(False), torch.device("cpu"):  # kept for calls of every mode
+        return _grouped(grid, places, dtype, device)
+
+
+def _grouped(
+    grid: SamplingGrid, places: int, dtype: torch.dtype, device: torch.device
+) -> tuple[tuple[Cells, ...], Tensor]:
+    n, num, off, den = (v[1] for v in (grid.in_size, grid.num, grid.off, grid.den))
+    # One column around the map is its frame; beyond, nothing changes any more.
+    position = (torch.arange(grid.size[1]) * num + off).clamp(-den, n * den)
+    cell = torch.div(position, den, rounding_mode="floor").clamp(max=n - 1)
+    weight = (position - cell * den).double() / den
+    low, count = torch.unique_consecutive(cell + 1, return_counts=True)
+    ends = count.cumsum(0).tolist()
+    inner = -(-den // num) if num else grid.size[1]  # only the outer cells may be larger
+    groups, place, first = [], torch.empty(grid.size[1], dtype=torch.int64), 0
+    for begin, end in _groups(count, inner, places):
+        pixels = slice(ends[begin - 1] if begin else 0, ends[end - 1])
+        counts, taps = count[begin:end], low[begin:end]
+        most, cells = int(counts.max()), end - begin
+        which = torch.arange(cells).repeat_interleave(counts)
+        step = torch.arange(len(which)) - (counts.cumsum(0) - counts)[which]
+        local = step * cells + which
+        w0, w1 = torch.zeros(2, most * cells, dtype=torch.float64)
+        w0[local], w1[local] = 1 - weight[pixels], weight[pixels]
+        pixel = torch.zeros(most * cells, dtype=torch.int64)
+        pixel[local] = torch.arange(pixels.start, pixels.stop)
+        real = torch.zeros(most * cells, dtype=torch.bool)
+        real[local] = True
+        span = slice(int(taps[0]), int(taps[-1]) + 2)
+        left, right = (_indices(taps - span.start + i, device) for i in (0, 1))
+        w0, w1 = (w.view(most, cells).to(device, dtype) for w in (w0, w1))
+        place[pixels] = first + local
+        pixel, real = pixel.to(device), real.to(device)
+        groups.append(Cells(span, left, right, w0, w1, first, pixel, real))
+        first += most * cells
+    return tuple(groups), place.to(device)
+
+
+def _groups(count: Tensor, inner: int, places: int) -> list[tuple[int, int]]:
+    """Ranges of cells: an outer cell larger than the inner ones by itself, evenly many others."""
+    cells = len(count)
+    begin = int(count[0] > inner)
+    end = max(begin, cells - int(count[-1] > inner))
+    length = even_length(end - begin, places // inner) if end > begin else 1
+    edges = [0, *range(begin, end, length), end, cells]
+    edges = sorted(set(edges))
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def _indices(taps: Tensor, device: torch.device) -> slice | Tensor:
+    first, length = int(taps[0]), len(taps)
+    follow = int(taps[-1]) == first + length - 1  # they increase
+    return slice(first, first + length) if follow else taps.to(device)
+
+
+class Tiling:
+    """The tiles of a grid for maps of `channels` planes.
+
+    finite: the map has neither NaN nor infinity. places, rows: of the cells in a group and in a
+    strip, about so many at most; by default as many as make a tile.
+    """
+
+    def __init__(
+        self,
+        grid: SamplingGrid,
+        channels: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        finite: bool,
+        places: int | None = None,
+        rows: int | None = None,
+    ) -> None:
+        height, width = grid.size
+        self.border, self.finite = grid.border, finite
+        self.scatters = not finite and device.type == "cpu"
+        elements = tile_elements(channels * height * width, device)
+        if places is None:
+            places = elements // (4 * channels)
+        self.groups, self.place = _columns(grid, places, dtype, device)
+        # Floats of a tile of one row, and of a tile.
+        self.row = channels * max(group.w0.numel() for group in self.groups)
+        self.elements = max(elements, self.row)
+        rows = self.elements // self.row if rows is None else min(rows, height // 8)
+        length = even_length(height, rows)
+        self.rows = strips(grid, 0, length, dtype, device)
+
+    @property
+    def places(self) -> int:
+        """Of a whole strip."""
+        return self.groups[-1].places.stop
+
+    def frame(self, x: Tensor) -> Tensor:
+        """C x h x w as h x C x (w + 2): with the border's column on either side."""
+        framed = x.new_zeros(x.shape[1], x.shape[0], x.shape[2] + 2)
+        framed[..., 1:-1] = x.transpose(0, 1)
+        if self.border == "clamp":
+            framed[..., 0], framed[..., -1] = framed[..., 1], framed[..., -2]
+        return framed
+
+    def add_unframed(self, x: Tensor, framed: Tensor) -> None:
+        """The adjoint of `frame`, added to `x`; `framed` is written over."""
+        if self.border == "clamp":
+            framed[..., 1] += framed[..., 0]
+            framed[..., -2] += framed[..., -1]
+        x += framed[..., 1:-1].transpose(0, 1)
+
+    def lower(self, part: Tensor, row: Strip) -> Tensor:
+        """The rows of a framed map that a strip reads, sampled there: rows x C x columns."""
+        if not self.finite:
+            return gather(part, row, 0)
+        return (row.matrix @ part.reshape(len(part), -1)).view(-1, *part.shape[1:])
+
+    def add_raised(self, part: Tensor, low: Tensor, row: Strip) -> None:
+        """The adjoint of `lower`, added to those rows of a framed map."""
+        if self.scatters:
+            part += scatter(low, row, 0)
+        else:
+            part.view(len(part), -1).addmm_(row.matrix.T, low.view(len(low), -1))
+
+    def widen(self, low: Tensor, cells: Cells, out: Tensor) -> Tensor:
+        """rows x C x columns of a span, sampled at its cells: rows x C x places, within `out`."""
+        left, right = low[..., None, cells.left], low[..., None, cells.right]
+        shape = (*low.shape[:2], *cells.w0.shape)
+        tile = out[: shape[0] * shape[1] * shape[2] * shape[3]].view(shape)
+        if self.finite:
+            torch.addcmul(left, cells.w1, right - left, out=tile)
+        else:
+            torch.add(masked_product(left, cells.w0), masked_product(right, cells.w1), out=tile)
+        return tile.flatten(2)
+
+    def add_narrowed(self, low: Tensor, tile: Tensor, cells: Cells) -> None:
+        """The adjoint of `widen`, added to `low`. Void places hold 0; `tile` is written over."""
+        tile = tile.unflatten(2, cells.w0.shape)
+        if self.finite:
+            both = tile.sum(2)
+            right = tile.mul_(cells.w1).sum(2)
+            left = both.sub_(right)
+        else:
+            left = masked_product(tile, cells.w0).sum(2)
+            right = masked_product(tile, cells.w1).sum(2)
+        low[..., cells.left] += left
+        low[..., cells.right] += right
