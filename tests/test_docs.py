@@ -1,0 +1,62 @@
+"""The pages in docs/: links lead somewhere, code runs, and the new network is one."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import fcnfast
+from fcnfast.models import table
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGES = sorted([*DOCS.glob("*.md"), DOCS.parent / "README.md"])
+
+
+def anchors(page):
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    assert links or page.parent == DOCS
+    for link in links:
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_every_question_is_answered_once():
+    questions = (DOCS / "questions.md").read_text(encoding="utf-8")
+    numbers = [int(n) for n in re.findall(r"^(\d+)\. \*\*", questions, re.MULTILINE)]
+    assert numbers == list(range(1, 21))
+    for page in PAGES:
+        if page.name not in ("questions.md", "README.md"):
+            assert re.search(r"Question \d+:", page.read_text(encoding="utf-8")), page.name
+
+
+def test_the_network_of_the_docs(monkeypatch):
+    page = (DOCS / "networks.md").read_text(encoding="utf-8")
+    code, row = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:2]
+    names = {"Row": table.Row}
+    exec(code, names)
+    rows = eval("{" + row + "}", names)
+    monkeypatch.setattr(table, "MODELS", table.MODELS | rows)
+    (name,) = rows
+    model = fcnfast.create_model(name, num_classes=5)
+    images = model.preprocess(torch.randint(0, 256, (2, 3, 61, 75), dtype=torch.uint8))
+    assert model(images)["out"].shape == (2, 5, 61, 75)
+    assert model.predict(images).shape == (2, 61, 75)
+    targets = torch.randint(0, 5, (2, 61, 75))
+    model(images, targets)["loss"].backward()
+    assert model.score_fr.weight.grad.any() and model.score_conv4.weight.grad.any()
+    traced = fcnfast.theory.trace(model, 200)
+    assert traced.outputs["out"].stride == 1 and traced.outputs["out"].offset == 0
