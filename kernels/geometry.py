@@ -53,17 +53,38 @@ def weight(part, den, ACC: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def taps(y, n, num, off, den, CLAMP: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr):
-    """The cell of output y, and the weights of its coarse values cell and cell + 1.
+def inverse(den, ACC: tl.constexpr, WIDE: tl.constexpr):
+    """``1 / den``: for a program that would otherwise divide again and again (`share`)."""
+    if ACC == tl.float64 or WIDE:  # noqa: SIM300 - in this order for Triton 3.3
+        return 1.0 / den.to(tl.float64)
+    else:
+        return tl.div_rn(1.0, den.to(tl.float32))
+
+
+@triton.jit
+def share(part, over, ACC: tl.constexpr):
+    """``part / den``, given `over`, the inverse of den: to within an ulp, exact for powers of 2."""
+    return (part.to(over.dtype) * over).to(ACC)
+
+
+@triton.jit
+def tap_weights(cell, rest, n, den, CLAMP: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr):
+    """The cell of a position, and the weights of its coarse values cell and cell + 1.
 
     A weight of 0 says that its value is not to be read.
     """
-    position = widened(num, WIDE) * y + off
-    cell = floor_divide(position, den)
-    cell, rest = clamped(cell, position - cell * den, n, CLAMP)
+    cell, rest = clamped(cell, rest, n, CLAMP)
     first = tl.where((cell >= 0) & (cell < n), weight(den - rest, den, ACC, WIDE), 0.0)
     second = tl.where((cell >= -1) & (cell < n - 1), weight(rest, den, ACC, WIDE), 0.0)
     return cell, first, second
+
+
+@triton.jit
+def taps(y, n, num, off, den, CLAMP: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr):
+    """The cell of output y, and the weights of its coarse values cell and cell + 1."""
+    position = widened(num, WIDE) * y + off
+    cell = floor_divide(position, den)
+    return tap_weights(cell, position - cell * den, n, den, CLAMP, ACC, WIDE)
 
 
 @triton.jit

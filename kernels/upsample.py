@@ -1,7 +1,8 @@
-"""upsample: a coarse map sampled bilinearly at a grid of exact positions, and its adjoint."""
+"""upsample: a coarse map sampled bilinearly at a grid of exact positions; its skip fusion, too."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import triton
@@ -9,88 +10,133 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import (
+    GRID_SIZES,
     Plan,
     accumulator,
     alignment,
     best_block,
     dense_rows,
     empty_like,
+    gathering_warps,
+    grid_arguments,
     is_channels_last,
+    is_wide,
     on_device,
-    warps,
 )
 from .geometry import (
     clamped,
-    clamped_position,
-    first_at,
     floor_divide,
     in_row,
+    inverse,
     located,
-    readers,
-    taps,
-    weight,
+    share,
+    tap_weights,
     widened,
 )
+from .upsample_adjoint import adjoint as adjoint
 
 if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
 
-# Sizes and positions differ from picture to picture: no kernel of its own for a 1 or a multiple of
-# 16 among them.
-SIZES = ["strip", "channels", "in_height", "in_width", "height", "width"]
-SIZES += [f"{axis}_{part}" for axis in ("row", "column") for part in ("num", "off", "den")]
-# Values of a block or tile; many, to share the work on a row's position.
+# Values of a block; many, to share the work on a row's position.
 TILE = 1024
 # Rows of a strip, at most. They share coarse rows that are read once; shorter strips keep a GPU
 # busy with small results.
-FORWARD_STRIP, ADJOINT_STRIP = 32, 8
+STRIP = 32
 PROGRAMS = 2048
 
 
 @triton.jit
-def sampled_row(x_ptr, left, w_left, right, w_right, row, height, stride):
-    """Coarse row `row` sampled at a block of columns; zeros where it is outside the map.
+def sampled_row(
+    x_ptr, row, height, stride, segment, known, left, right, w_left, w_right,
+    SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """Coarse row `row` sampled at a block of values; zeros where it is outside the map.
 
-    left, right: offsets of the two taps of each column; w_left, w_right: their weights, 0 for a
-    tap that is not to be read.
+    left, right: where the two taps of each value are: places in a segment of the row, which is
+    loaded from the offsets `segment` where it is `known`; with a SEGMENT of 0 offsets themselves.
+    w_left, w_right: the weights of the taps, 0 for one that is not to be read.
     """
     inside = (row >= 0) & (row < height)
-    start = x_ptr + row.to(tl.int64) * stride
-    a = tl.load(start + left, mask=inside & (w_left != 0), other=0.0)
-    b = tl.load(start + right, mask=inside & (w_right != 0), other=0.0)
+    row_ptr = x_ptr + row.to(tl.int64) * stride
+    if SEGMENT:
+        coarse = tl.load(row_ptr + segment, mask=known & inside, other=0.0)
+        a = tl.where(w_left == 0, 0.0, tl.gather(coarse, left, 0))
+        b = tl.where(w_right == 0, 0.0, tl.gather(coarse, right, 0))
+    else:
+        a = tl.load(row_ptr + left, mask=inside & (w_left != 0), other=0.0)
+        b = tl.load(row_ptr + right, mask=inside & (w_right != 0), other=0.0)
     return a.to(w_left.dtype) * w_left + b.to(w_right.dtype) * w_right
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=["strip", "channels", *GRID_SIZES, "oy", "ox"])
 def forward_kernel(
-    x_ptr, out_ptr,
+    x_ptr, skip_ptr, out_ptr,
     strip, channels, in_height, in_width, height, width,
-    row_num, row_off, row_den, column_num, column_off, column_den,
-    xn, xc, xh, xw,
+    row_num, row_off, row_den, column_num, column_off, column_den, oy, ox,
+    xn, xc, xh, xw, sn, sc, sh, sw,
     CLAMP: tl.constexpr, WIDE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    ACC: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr,
+    ACC: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr,
+    SEGMENT: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK contiguous values of each of `strip` rows of a plane of the result.
 
     x_ptr: N x channels x in_height x in_width, strides xn, xc, xh, xw.
+    skip_ptr: None, or what to add from (oy, ox) on: N x channels x rows x columns, strides sn, sc,
+        sh, sw.
     out_ptr: N x channels x height x width, dense. A row holds one channel, or all of them
         interleaved if CHANNELS_LAST, and starts at a multiple of ALIGN.
+
+    The taps of a block are SEGMENT values of a coarse row at most. They are loaded once and handed
+    on to where they are needed; if SEGMENT is 0 they are too many, and loaded where needed.
     """
     length = (width * channels if CHANNELS_LAST else width) // ALIGN * ALIGN
     blocks, strips = tl.cdiv(length, BLOCK), tl.cdiv(height, strip)
     plane = tl.program_id(0) // blocks // strips
     first_row = tl.program_id(0) // blocks % strips * strip
-    value = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    n, c, x = located(plane, value, channels, CHANNELS_LAST)
-    cell, w_left, w_right = taps(x, in_width, column_num, column_off, column_den, CLAMP, ACC, WIDE)
-    left = in_row(n, c, cell, xn, xc, xw)
-    right = left + xw
+    first = tl.program_id(0) % blocks * BLOCK
+    value = first + tl.arange(0, BLOCK)
+    step = channels if CHANNELS_LAST else 1
+    # The block's columns. From its first on positions are not negative, so that // rounds down.
+    start = widened(column_num, WIDE) * (first // step) + column_off
+    first_cell = floor_divide(start, column_den)
+    x = tl.arange(0, PIXELS)
+    position = start - first_cell * column_den + widened(column_num, WIDE) * x
+    cells = position // column_den
+    cell, w_left, w_right = tap_weights(
+        first_cell + cells, position - cells * column_den, in_width, column_den, CLAMP, ACC, WIDE
+    )
+    if CHANNELS_LAST:
+        x = value // step - first // step
+        cell, w_left, w_right = (
+            tl.gather(cell, x, 0),
+            tl.gather(w_left, x, 0),
+            tl.gather(w_right, x, 0),
+        )
+    x += first // step
+    n, c, _ = located(plane, value, channels, CHANNELS_LAST)
+    if SEGMENT:
+        first_cell, _ = clamped(first_cell, start, in_width, CLAMP)
+        left = (cell - first_cell) * step + (value - x * step)
+        left = tl.where(value < length, left, 0).to(tl.int32)
+        right = left + step
+        n, c, j = located(plane, tl.arange(0, SEGMENT), channels, CHANNELS_LAST)
+        known = (first_cell + j >= 0) & (first_cell + j < in_width)
+        segment = in_row(n, c, first_cell + j, xn, xc, xw)
+    else:
+        left = in_row(n, c, cell, xn, xc, xw)
+        right = left + xw
+        known, segment = True, 0
+    if skip_ptr is not None:
+        n, c, _ = located(plane, value, channels, CHANNELS_LAST)
+        skipped = in_row(n, c, x + ox, sn, sc, sw)
 
     # From row to row a position grows by num / den: whole cells, and a rest that may carry over.
     position = widened(row_num, WIDE) * first_row + row_off
     cell = floor_divide(position, row_den)
     rest = position - cell * row_den
     cells = row_num // row_den
+    over = inverse(row_den, ACC, WIDE)
     row, part = clamped(cell, rest, in_height, CLAMP)
     held = row - 2  # top and bottom are the coarse rows `held` and `held + 1`: none yet
     top = tl.zeros([BLOCK], ACC)
@@ -101,110 +147,30 @@ def forward_kernel(
             if row == held + 1:
                 top = bottom
             else:
-                top = sampled_row(x_ptr, left, w_left, right, w_right, row, in_height, xh)
-            bottom = sampled_row(x_ptr, left, w_left, right, w_right, row + 1, in_height, xh)
+                top = sampled_row(
+                    x_ptr, row, in_height, xh,
+                    segment, known, left, right, w_left, w_right, SEGMENT,
+                )  # fmt: skip
+            bottom = sampled_row(
+                x_ptr, row + 1, in_height, xh,
+                segment, known, left, right, w_left, w_right, SEGMENT,
+            )  # fmt: skip
             held = row
-        below = tl.where(part == 0, 0.0, bottom) * weight(part, row_den, ACC, WIDE)
-        result = top * weight(row_den - part, row_den, ACC, WIDE) + below
-        start = (plane.to(tl.int64) * height + y) * length
-        tl.store(out_ptr + start + value, result.to(out_ptr.dtype.element_ty), mask=value < length)
+        below = tl.where(part == 0, 0.0, bottom) * share(part, over, ACC)
+        result = top * share(row_den - part, over, ACC) + below
+        if skip_ptr is not None:
+            source = skip_ptr + (y + oy).to(tl.int64) * sh + skipped
+            result += tl.load(source, mask=value < length, other=0.0).to(ACC)
+        target = out_ptr + (plane.to(tl.int64) * height + y) * length + value
+        tl.store(target, result.to(out_ptr.dtype.element_ty), mask=value < length)
         rest += row_num - cells * row_den
         cell += tl.where(rest >= row_den, cells + 1, cells)
         rest = tl.where(rest >= row_den, rest - row_den, rest)
 
 
-@triton.jit
-def cell_sums(
-    source, stride, first, last, row, height, num, off, den,
-    CLAMP: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Rows first to last - 1 of a gradient, which look between coarse rows `row` and `row + 1`.
-
-    source: pointers to a tile of row `first`; rows are `stride` apart. The coarse map has `height`.
-
-    Returns the tiles' sums with the weights of either coarse row, and pointers to row `last`.
-    """
-    upper = tl.zeros(source.shape, ACC)
-    lower = upper
-    for y in range(first, last):
-        part = clamped_position(y, height, num, off, den, CLAMP) - row * den
-        grad = tl.load(source).to(ACC)
-        upper += grad * weight(den - part, den, ACC, WIDE)
-        lower += tl.where(part == 0, 0.0, grad) * weight(part, den, ACC, WIDE)
-        source += stride
-    return upper, lower, source
-
-
-@triton.jit(do_not_specialize=SIZES)
-def adjoint_kernel(
-    grad_ptr, out_ptr,
-    strip, channels, in_height, in_width, height, width,
-    row_num, row_off, row_den, column_num, column_off, column_den,
-    gn, gc, gh, gw,
-    CLAMP: tl.constexpr, WIDE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    ACC: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
-):  # fmt: skip
-    """One program: BLOCK contiguous values of each of `strip` rows of a plane of the coarse map.
-
-    grad_ptr: N x channels x height x width, strides gn, gc, gh, gw.
-    out_ptr: N x channels x in_height x in_width, dense. A row holds one channel, or all of them
-        interleaved if CHANNELS_LAST.
-
-    The rows of the gradient are summed cell by cell, then the columns that read each coarse one,
-    WINDOW of them at a time: always in the same order. More than WINDOW need a strip of 1.
-    """
-    length = in_width * channels if CHANNELS_LAST else in_width
-    blocks, strips = tl.cdiv(length, BLOCK), tl.cdiv(in_height, strip)
-    plane = tl.program_id(0) // blocks // strips
-    first_row = tl.program_id(0) // blocks % strips * strip
-    value = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    n, c, j = located(plane, value[:, None], channels, CHANNELS_LAST)
-
-    row_num, row_den = widened(row_num, WIDE), widened(row_den, WIDE)
-    num, den = widened(column_num, WIDE), widened(column_den, WIDE)
-    x_first, x_last = readers(j, in_width, width, num, column_off, den, CLAMP)
-    total = tl.zeros([BLOCK], ACC)
-    for k in range(0, tl.maximum(tl.max(x_last - x_first), 1), WINDOW):
-        x = x_first + k + tl.arange(0, WINDOW)[None, :]
-        distance = tl.abs(clamped_position(x, in_width, num, column_off, den, CLAMP) - j * den)
-        w = weight(den - distance, den, ACC, WIDE)
-        y = first_at(first_row - 1, in_height, height, row_num, row_off, row_den, CLAMP)
-        # A tile reaches beyond the windows, but never beyond the row; the sum leaves that out.
-        source = grad_ptr + in_row(n, c, tl.minimum(x, width - 1), gn, gc, gw)
-        source += y.to(tl.int64) * gh
-        above = tl.zeros([BLOCK, WINDOW], ACC)
-        for row in range(first_row - 1, tl.minimum(first_row + strip, in_height)):
-            last = first_at(row + 1, in_height, height, row_num, row_off, row_den, CLAMP)
-            upper, lower, source = cell_sums(
-                source, gh, y, last, row, in_height, row_num, row_off, row_den, CLAMP, ACC, WIDE
-            )
-            if row >= first_row:
-                part = tl.sum(tl.where(x < x_last, (above + upper) * w, 0.0), axis=1)
-                total = tl.where(k == 0, part, total + part)
-                start = (plane.to(tl.int64) * in_height + row) * length
-                result = total.to(out_ptr.dtype.element_ty)
-                tl.store(out_ptr + start + value, result, mask=value < length)
-            y, above = last, lower
-
-
-def is_wide(grid: SamplingGrid) -> bool:
-    """Whether positions need int64, or their remainders more than float32's 24 bits."""
-    axes = zip(grid.in_size, grid.size, grid.num, grid.off, grid.den, strict=True)
-    # A block may reach TILE beyond the end of an axis, a window as far as it is long, too.
-    return any(
-        den > 2**24 or num * (2 * size + TILE) + abs(off) + (n + TILE) * den >= 2**31
-        for n, size, num, off, den in axes
-    )
-
-
-def longest_window(n: int, size: int, num: int, off: int, den: int, clamp: bool) -> int:
-    """At least as many as the outputs of an axis that read the same coarse value."""
-    if num == 0 or n == 1:
-        return size
-    longest = triton.cdiv(2 * den, num)
-    if clamp:  # an edge is read from all places beyond it, too
-        longest = max(longest, triton.cdiv(den - off, num), size + (off - (n - 2) * den) // num)
-    return min(longest, size)
+def segment_length(pixels: int, step: int, grid: SamplingGrid) -> int:
+    """Values of a coarse row, `step` in a column, that hold the taps of as many columns."""
+    return (grid.num[1] * (pixels - 1) // grid.den[1] + 3) * step
 
 
 def forward_plan(out: Tensor, grid: SamplingGrid, channels_last: bool) -> Plan:
@@ -212,47 +178,33 @@ def forward_plan(out: Tensor, grid: SamplingGrid, channels_last: bool) -> Plan:
     rows, length = dense_rows(out, channels_last)
     block, height = best_block(length, TILE), out.shape[2]
     blocks = triton.cdiv(length, block)
-    strip = min(max(rows * blocks // PROGRAMS, 4), FORWARD_STRIP)
+    strip = min(max(rows * blocks // PROGRAMS, 4), STRIP)
+    step = out.shape[1] if channels_last else 1
+    pixels = block if step == 1 else (block - 1) // step + 2
+    segment = segment_length(pixels, step, grid)
     options = {
         "CLAMP": grid.border == "clamp",
-        "WIDE": is_wide(grid),
+        "WIDE": is_wide(grid, TILE),
         "CHANNELS_LAST": channels_last,
         "ACC": accumulator(out.dtype),
         "ALIGN": alignment(length, out.dtype),
         "BLOCK": block,
-        "num_warps": warps(block),
+        "PIXELS": triton.next_power_of_2(pixels),
+        "SEGMENT": triton.next_power_of_2(segment) if segment <= 2 * block else 0,
+        "num_warps": gathering_warps(block),
     }
     return Plan(rows // height * triton.cdiv(height, strip) * blocks, strip, options)
 
 
-def adjoint_plan(out: Tensor, grid: SamplingGrid, channels_last: bool) -> Plan:
-    """How the kernel makes the dense coarse gradient `out`."""
-    rows, length = dense_rows(out, channels_last)
-    height, width = out.shape[2:]
-    axis = (width, grid.size[1], grid.num[1], grid.off[1], grid.den[1])
-    # Neighbouring threads take neighbouring columns of a window, or neighbouring channels.
-    window = min(triton.next_power_of_2(longest_window(*axis, clamp=False)), TILE)
-    window = 1 if channels_last else window
-    block = best_block(length, TILE // window)
-    blocks = triton.cdiv(length, block)
-    strip = min(max(rows * blocks // PROGRAMS, 1), ADJOINT_STRIP)
-    strip = strip if longest_window(*axis, clamp=grid.border == "clamp") <= window else 1
-    options = {
-        "CLAMP": grid.border == "clamp",
-        "WIDE": is_wide(grid),
-        "CHANNELS_LAST": channels_last,
-        "ACC": accumulator(out.dtype),
-        "BLOCK": block,
-        "WINDOW": window,
-        "num_warps": warps(block * window),
-    }
-    return Plan(rows // height * triton.cdiv(height, strip) * blocks, strip, options)
-
-
-def arguments(grid: SamplingGrid) -> tuple[int, ...]:
-    """The grid as the kernels take it: sizes, then num, off and den of each axis."""
-    rows, columns = zip(grid.num, grid.off, grid.den, strict=True)
-    return (*grid.in_size, *grid.size, *rows, *columns)
+def _launch(x: Tensor, skip: Tensor | None, grid: SamplingGrid, offset: Sequence[int]) -> Tensor:
+    out = empty_like(x, (*x.shape[:2], *grid.size))
+    if out.numel():
+        programs, strip, options = forward_plan(out, grid, is_channels_last(x))
+        strides = (*x.stride(), *(x if skip is None else skip).stride())
+        sizes = (strip, x.shape[1], *grid_arguments(grid), *offset)
+        with on_device(x):
+            forward_kernel[(programs,)](x, skip, out, *sizes, *strides, **options)
+    return out
 
 
 def forward(x: Tensor, grid: SamplingGrid) -> Tensor:
@@ -268,32 +220,23 @@ def forward(x: Tensor, grid: SamplingGrid) -> Tensor:
     Raises:
         ValueError: when the result has more than 2**30 rows, or values in one.
     """
-    out = empty_like(x, (*x.shape[:2], *grid.size))
-    if out.numel():
-        programs, strip, options = forward_plan(out, grid, is_channels_last(x))
-        sizes = (strip, x.shape[1], *arguments(grid), *x.stride())
-        with on_device(x):
-            forward_kernel[(programs,)](x, out, *sizes, **options)
-    return out
+    return _launch(x, None, grid, (0, 0))
 
 
-def adjoint(grad: Tensor, grid: SamplingGrid) -> Tensor:
-    """The gradient of `x`, given that of `forward(x, grid)`: gathered, the same from run to run.
+def forward_add(x: Tensor, skip: Tensor, grid: SamplingGrid, offset: Sequence[int]) -> Tensor:
+    """``forward(x, grid) + skip[..., oy:oy+H, ox:ox+W]``, rounded once.
 
     Args:
-        grad: N x C x H x W, any strides, H x W being the grid's size (not checked).
+        x: N x C x h x w, any strides, h x w being the grid's in_size (not checked).
+        skip: N x C x H' x W' of the same dtype, with H' >= oy + H and W' >= ox + W (not checked),
+            any strides.
         grid: exact positions of H x W pixels.
+        offset: (oy, ox), not negative.
 
     Returns:
-        N x C x h x w of the dtype and in the memory format of `grad`; 0 where no pixel reads.
+        N x C x H x W of the dtype and in the memory format of `x`.
 
     Raises:
         ValueError: when the result has more than 2**30 rows, or values in one.
     """
-    out = empty_like(grad, (*grad.shape[:2], *grid.in_size))
-    if out.numel():
-        programs, strip, options = adjoint_plan(out, grid, is_channels_last(grad))
-        sizes = (strip, grad.shape[1], *arguments(grid), *grad.stride())
-        with on_device(grad):
-            adjoint_kernel[(programs,)](grad, out, *sizes, **options)
-    return out
+    return _launch(x, skip, grid, offset)

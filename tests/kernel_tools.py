@@ -90,10 +90,19 @@ def laid_out(values: Tensor, layout: str, dtype: torch.dtype) -> Tensor:
 
 
 @contextmanager
-def guarded_results(module: ModuleType) -> Iterator[None]:
-    """Results of the launchers in `module` start as NaN, between guards that must not change."""
+def allocating(allocate: Callable[..., Tensor], *modules: ModuleType) -> Iterator[None]:
+    """The launchers in `modules` get their results from `allocate`, called as `empty_like` is."""
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(mock.patch.object(module, "empty_like", allocate))
+        yield
+
+
+@contextmanager
+def guarded_results(*modules: ModuleType) -> Iterator[None]:
+    """Results of the launchers in `modules` start as NaN, between guards that must not change."""
     stores: list[tuple[Tensor, Tensor]] = []
-    original = module.empty_like
+    original = modules[0].empty_like
 
     def allocate(x: Tensor, shape: Sequence[int]) -> Tensor:
         out = original(x, shape)
@@ -101,7 +110,7 @@ def guarded_results(module: ModuleType) -> Iterator[None]:
         stores.append((store, store.clone()))
         return store.as_strided(out.shape, out.stride(), GUARD)
 
-    with mock.patch.object(module, "empty_like", allocate):
+    with allocating(allocate, *modules):
         yield
     assert stores
     for store, before in stores:
@@ -217,19 +226,27 @@ def numerators(grid: SamplingGrid, axis: int) -> np.ndarray:
     return result
 
 
-def exact(x: Tensor, grid: SamplingGrid, adjoint: bool = False) -> Tensor:
-    """Upsampled `x`, or with `adjoint` its transpose, correctly rounded to float64.
+def whole(x: Tensor) -> np.ndarray:
+    """The integers that `x` holds, as objects without bounds."""
+    return np.vectorize(int, otypes=[object])(x.cpu().double().numpy())
 
-    The values of `x` must be integers.
+
+def exact(
+    x: Tensor, grid: SamplingGrid, adjoint: bool = False, plus: Tensor | None = None
+) -> Tensor:
+    """Upsampled `x`, or with `adjoint` its transpose, `plus` another map: rounded to float64 once.
+
+    The values of the maps must be integers.
     """
     rows, columns = numerators(grid, 0), numerators(grid, 1)
     if adjoint:
         rows, columns = rows.T, columns.T
-    whole = np.vectorize(int, otypes=[object])(x.cpu().double().numpy())
     scale = grid.den[0] * grid.den[1]
-    planes = [rows.dot(plane).dot(columns.T) / scale for plane in whole.reshape(-1, *x.shape[2:])]
-    result = np.array(planes, dtype=np.float64).reshape(*x.shape[:2], len(rows), len(columns))
-    return torch.from_numpy(result)
+    planes = [rows.dot(plane).dot(columns.T) for plane in whole(x).reshape(-1, *x.shape[2:])]
+    result = np.array(planes, dtype=object).reshape(*x.shape[:2], len(rows), len(columns))
+    if plus is not None:
+        result = result + whole(plus) * scale
+    return torch.from_numpy((result / scale).astype(np.float64))
 
 
 def scores(shape: Sequence[int], dtype: torch.dtype, seed: int) -> Tensor:

@@ -1,6 +1,6 @@
 """The upsample kernels, in the interpreter, against the reference and against exact integers."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from unittest import mock
 
@@ -15,6 +15,7 @@ from tests.kernel_tools import (
     DTYPES,
     INTERPRETED,
     LAYOUTS,
+    allocating,
     any_grids,
     assert_accurate,
     bits,
@@ -34,20 +35,28 @@ from tests.op_tools import grids
 
 from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
-from fcnfast.kernels import upsample  # isort: skip
+from fcnfast.kernels import upsample, upsample_adjoint  # isort: skip
+from fcnfast.kernels._common import is_wide  # isort: skip
 
 interpreter_only = pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter")
 some_grids = st.one_of(grids(), any_grids())
 batches = st.tuples(st.integers(1, 2), st.integers(1, 3))
 layouts, dtypes = st.sampled_from(LAYOUTS), st.sampled_from(DTYPES)
 seeds = st.integers(0, 2**31)
-# Values of a block and programs to aim at: whether results are made in few or many parts.
-shares = st.sampled_from([(1024, 1), (1024, 2048), (32, 1), (32, 2048)])
+# Values of a block, channels if not all, programs to aim at: results are made in few or many parts.
+shares = st.sampled_from([(1024, 32, 1), (1024, 32, 2048), (32, 2, 1), (32, 2, 2048), (64, 1, 64)])
+margins = st.tuples(*[st.integers(0, 3)] * 4)  # around a window: above, below, left, right
+MODULES = upsample, upsample_adjoint
 
 
 @contextmanager
 def shared_out(share):
-    with mock.patch.multiple(upsample, TILE=share[0], PROGRAMS=share[1]):
+    tile, channels, programs = share
+    with ExitStack() as stack:
+        for module in MODULES:
+            patch = mock.patch.multiple(module, TILE=tile, PROGRAMS=programs)
+            stack.enter_context(patch)
+        stack.enter_context(mock.patch.object(upsample_adjoint, "CHANNELS", channels))
         yield
 
 
@@ -57,42 +66,59 @@ def transposed(grad, grid):
     return torch.autograd.grad(reference.upsample(x, grid), x, grad)[0]
 
 
-def check(result, x, grid, definition, adjoint):
-    """Accuracy, given the input `x` on the CPU.
+def check(result, x, grid, definition, adjoint=False, plus=None):
+    """Accuracy, given the input `x` (and what is to be added) on the CPU.
 
     Plain torch, too, computes in float32 and rounds half precision once. Its largest error is
     taken over `x` and a few maps like it: one pixel may come out right by luck.
     """
     is_double = x.dtype == torch.float64
+    added = 0 if plus is None else plus.double()
 
     def truth(x):
-        return exact(x, grid, adjoint) if is_double else definition(x.double(), grid)
+        return exact(x, grid, adjoint, plus) if is_double else definition(x.double(), grid) + added
 
     def plain(x):
-        return definition(x if is_double else x.float(), grid).to(x.dtype)
+        wide = x if is_double else x.float()
+        return (definition(wide, grid) + (0 if plus is None else plus)).to(x.dtype)
 
     like = [x, *(scores(x.shape, x.dtype, seed).to(x.dtype) for seed in range(5))]
     torchs = max(worst(plain(other), truth(other)) for other in like)
-    assert_accurate(result, truth(x), torchs, x)
+    largest = x if plus is None else torch.stack([x.abs().max(), plus.abs().max()])
+    assert_accurate(result, truth(x), torchs, largest)
 
 
-@settings(max_examples=80)
+@settings(max_examples=100)
 @given(some_grids, batches, dtypes, layouts, shares, seeds)
 def test_forward(grid, batch, dtype, layout, share, seed):
     x = laid_out(scores((*batch, *grid.in_size), dtype, seed), layout, dtype)
-    with guarded_results(upsample), shared_out(share):
+    with guarded_results(*MODULES), shared_out(share):
         result = upsample.forward(x, grid)
-    check(result, x.cpu(), grid, reference.upsample, adjoint=False)
+    check(result, x.cpu(), grid, reference.upsample)
     assert is_format_kept(result, layout)
 
 
-@settings(max_examples=50)
+@settings(max_examples=100)
+@given(some_grids, batches, margins, dtypes, layouts, layouts, shares, seeds)
+def test_forward_add(grid, batch, margin, dtype, layout, skip_layout, share, seed):
+    x = laid_out(scores((*batch, *grid.in_size), dtype, seed), layout, dtype)
+    (above, below, left, right), (height, width) = margin, grid.size
+    full = (*batch, above + height + below, left + width + right)
+    skip = laid_out(scores(full, dtype, seed + 1), skip_layout, dtype)
+    with guarded_results(*MODULES), shared_out(share):
+        result = upsample.forward_add(x, skip, grid, (above, left))
+    window = skip.cpu()[..., above : above + height, left : left + width]
+    check(result, x.cpu(), grid, reference.upsample, plus=window)
+    assert is_format_kept(result, layout)
+
+
+@settings(max_examples=100)
 @given(some_grids, batches, dtypes, layouts, shares, seeds)
 def test_adjoint(grid, batch, dtype, layout, share, seed):
-    unread = [~(numerators(grid, axis) > 0).any(axis=0) for axis in (0, 1)]
+    unread = [~(numerators(grid, axis) > 0).any(axis=0).astype(bool) for axis in (0, 1)]
     event(f"coarse values that no pixel reads: {any(axis.any() for axis in unread)}")
     grad = laid_out(scores((*batch, *grid.size), dtype, seed), layout, dtype)
-    with guarded_results(upsample), shared_out(share):
+    with guarded_results(*MODULES), shared_out(share):
         result = upsample.adjoint(grad, grid)
     check(result, grad.cpu(), grid, transposed, adjoint=True)
     assert is_format_kept(result, layout)
@@ -143,50 +169,73 @@ def test_dot_product_identity(grid, batch, layout, seed):
     assert (up * g).sum() == (x * down).sum()
 
 
-@settings(max_examples=12)
+def launches(grid, skip):
+    """The launchers as functions of one map, and the size of that map."""
+    return (
+        (lambda x: upsample.forward(x, grid), grid.in_size),
+        (lambda x: upsample.forward_add(x, skip[: len(x)], grid, (1, 2)), grid.in_size),
+        (lambda x: upsample.adjoint(x, grid), grid.size),
+    )
+
+
+def skip_for(grid, batch, layout, dtype, seed):
+    """A finer map, with a margin of 1 row and 2 columns around the window."""
+    shape = (*batch, grid.size[0] + 2, grid.size[1] + 4)
+    return laid_out(scores(shape, dtype, seed), layout, dtype)
+
+
+@settings(max_examples=20)
 @given(some_grids, dtypes, layouts, seeds)
 def test_same_bits_in_any_run_and_batch(grid, dtype, layout, seed):
-    for launch, size in ((upsample.forward, grid.in_size), (upsample.adjoint, grid.size)):
+    skip = skip_for(grid, (1, 2), "expanded", dtype, seed).expand(2, -1, -1, -1)
+    for launch, size in launches(grid, skip):
         x = laid_out(scores((2, 2, *size), dtype, seed), layout, dtype)
-        first, second = launch(x, grid), launch(x, grid)
+        first, second = launch(x), launch(x)
         assert torch.equal(bits(first), bits(second))
-        with shared_out((1024, 1)):  # the longest strips
-            assert torch.equal(bits(first[1:]), bits(launch(x[1:], grid)))
+        with shared_out((1024, 32, 1)):  # the longest strips
+            assert torch.equal(bits(first[1:]), bits(launch(x[1:])))
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter's numpy
-@settings(max_examples=20)
-@given(some_grids, layouts, seeds, st.sampled_from([torch.nan, torch.inf, -torch.inf]))
-def test_special_values_reach_their_readers_only(grid, layout, seed, special):
+@settings(max_examples=30)
+@given(some_grids, layouts, shares, seeds, st.sampled_from([torch.nan, torch.inf, -torch.inf]))
+def test_special_values_reach_their_readers_only(grid, layout, share, seed, special):
     """A tap of weight 0 is not read: elsewhere the result is as if the value were another."""
-    for launch, definition, size in (
-        (upsample.forward, reference.upsample, grid.in_size),
-        (upsample.adjoint, transposed, grid.size),
-    ):
+    skip = skip_for(grid, (1, 2), layout, torch.float32, seed)
+    window = skip.cpu()[..., 1 : 1 + grid.size[0], 2 : 2 + grid.size[1]].double()
+    definitions = (
+        reference.upsample,
+        lambda x, grid: reference.upsample(x, grid) + window,
+        transposed,
+    )
+    for (launch, size), definition in zip(launches(grid, skip), definitions, strict=True):
         plain = scores((1, 2, *size), torch.float32, seed)
         drawn = torch.rand(plain.shape, generator=torch.Generator().manual_seed(seed))
         x = torch.where(drawn < 0.15, special, plain)
         x = laid_out(torch.where(drawn < 0.03, torch.inf, x), layout, torch.float32)
-        result, truth = launch(x, grid).cpu(), definition(x.cpu().double(), grid)
+        with shared_out(share):
+            result, usual = launch(x).cpu(), launch(torch.where(x.isfinite(), x, 1.0)).cpu()
+        truth = definition(x.cpu().double(), grid)
         for kind in (torch.isnan, torch.isposinf, torch.isneginf):
             assert torch.equal(kind(result), kind(truth))
         finite = truth.isfinite()
         event(f"some special, some not: {0 < finite.sum() < finite.numel()}")
-        usual = launch(torch.where(x.isfinite(), x, 1.0), grid).cpu()
         assert torch.equal(result[finite], usual[finite])
 
 
 @interpreter_only
-@settings(max_examples=15)
+@settings(max_examples=30)
 @given(some_grids, batches, layouts, shares, seeds)
 def test_reads_and_writes_only_its_tensors(grid, batch, layout, share, seed):
-    for launch, size in ((upsample.forward, grid.in_size), (upsample.adjoint, grid.size)):
+    skip = skip_for(grid, batch, layout, torch.float32, seed)
+    window = skip[..., 1 : 1 + grid.size[0], 2 : 2 + grid.size[1]]
+    for launch, size in launches(grid, skip):
         x = laid_out(scores((*batch, *size), torch.float32, seed), layout, torch.float32)
         other = grid.size if size == grid.in_size else grid.in_size
         out = upsample.empty_like(x, (*batch, *other))
-        allocate = mock.patch.object(upsample, "empty_like", lambda *_, out=out: out)
-        with shared_out(share), allocate, watched(x, out):
-            launch(x, grid)
+        allocate = allocating(lambda *_, out=out: out, *MODULES)
+        with shared_out(share), allocate, watched(x, window, out):
+            launch(x)
 
 
 @pytest.mark.parametrize("batch", [(0, 3), (2, 0)])
@@ -196,25 +245,30 @@ def test_nothing(batch, layout):
     x = laid_out(torch.zeros(*batch, *grid.in_size), layout, torch.float32)
     grad = laid_out(torch.zeros(*batch, *grid.size), layout, torch.float32)
     assert upsample.forward(x, grid).shape == grad.shape
+    assert upsample.forward_add(x, grad, grid, (0, 0)).shape == grad.shape
     assert upsample.adjoint(grad, grid).shape == x.shape
 
 
-@given(any_grids())
-def test_longest_window(grid):
-    """No coarse value has more readers than the launcher allows for."""
+@given(any_grids(), st.integers(1, 6))
+def test_longest_window(grid, columns):
+    """No neighbouring coarse values have more readers than the launcher allows for."""
     for axis in (0, 1):
-        most = int((numerators(grid, axis) > 0).sum(axis=0).max())
+        read = numerators(grid, axis) > 0
+        most = max(
+            int(read[:, first : first + columns].any(axis=1).astype(bool).sum())
+            for first in range(0, grid.in_size[axis], columns)
+        )
         integers = [v[axis] for v in (grid.in_size, grid.size, grid.num, grid.off, grid.den)]
-        bound = upsample.longest_window(*integers, grid.border == "clamp")
+        bound = upsample_adjoint.longest_window(*integers, grid.border == "clamp", columns)
         assert most <= bound <= grid.size[axis]
 
 
 def test_only_large_integers_are_wide():
     def wide(num, off, den):
-        return upsample.is_wide(SamplingGrid((63, 47), (500, 375), num, off, den, "zero"))
+        return is_wide(SamplingGrid((63, 47), (500, 375), num, off, den, "zero"), upsample.TILE)
 
     assert not wide((2, 2), (47, -25), (16, 64))
-    assert not upsample.is_wide(SamplingGrid.resize((63, 47), (500, 375)))
+    assert not is_wide(SamplingGrid.resize((63, 47), (500, 375)), upsample.TILE)
     assert wide((2, 2), (0, 0), (16, 2**24 + 1))
     assert wide((2, 2**23), (0, 0), (16, 16))
     assert wide((2, 2), (0, -(2**31)), (16, 16))
@@ -222,10 +276,14 @@ def test_only_large_integers_are_wide():
 
 def test_rows_that_no_int32_counts():
     grid = SamplingGrid.resize((1, 1), (2**20, 1))
+    large = torch.empty(2, 2**10, 2**20, 1, device="meta")
     with pytest.raises(ValueError, match="rows"):
-        upsample.forward_plan(torch.empty(2, 2**10, 2**20, 1, device="meta"), grid, False)
+        upsample.forward_plan(large, grid, False)
+    small = torch.empty(2, 2**10, 1, 1, device="meta")
     with pytest.raises(ValueError, match="rows"):
-        upsample.adjoint_plan(torch.empty(1, 2**11, 1, 2**20, device="meta"), grid, True)
+        upsample_adjoint.plan(large, small, grid)
+    with pytest.raises(ValueError, match="rows"):
+        upsample_adjoint.plan(small, large, grid)
 
 
 @interpreter_only
@@ -233,10 +291,14 @@ def test_inputs_beyond_int32():
     grid = SamplingGrid((3, 3), (3, 3), (3, 5), (-2, -3), (4, 4), "zero")
     values = scores((3, 3, 3, 3), torch.bfloat16, 0)
     far, near = spread_out(values, torch.bfloat16), values.bfloat16()
-    for launch in (upsample.forward, upsample.adjoint):
-        with only_programs(range):
-            result = launch(far, grid)
-        assert torch.equal(result, launch(near, grid))
+    with only_programs(range):
+        up, down = upsample.forward(far, grid), upsample.adjoint(far, grid)
+    assert torch.equal(up, upsample.forward(near, grid))
+    assert torch.equal(down, upsample.adjoint(near, grid))
+    grid = SamplingGrid((3, 3), (2, 2), (3, 5), (-2, -3), (4, 4), "zero")
+    with only_programs(range):
+        up = upsample.forward_add(far, far, grid, (1, 1))
+    assert torch.equal(up, upsample.forward_add(near, near, grid, (1, 1)))
 
 
 @interpreter_only
@@ -248,7 +310,7 @@ def test_maps_beyond_int32(direction, channels_last):
     sizes, definition = (grid.in_size, grid.size), reference.upsample
     if direction == "adjoint":
         sizes, definition = sizes[::-1], transposed
-    channels, dtype = 2**13 + 1, torch.float16
+    channels, dtype = 2**13 + 9, torch.float16
 
     def reserved_map(size):
         flat = reserved(channels * size[0] * size[1], dtype)
@@ -261,8 +323,7 @@ def test_maps_beyond_int32(direction, channels_last):
     small[..., -4:, -4:] = torch.arange(9 * 4 * 4).view(9, 4, 4)
     x[:, -9:, -4:, -4:] = small[..., -4:, -4:].half()
     expected = definition(small, grid).half()  # exact: whole numbers and weights in 1/4
-    allocate = mock.patch.object(upsample, "empty_like", lambda *_: out)
-    with allocate, only_programs(lambda count: [0, count - 1]):
+    with allocating(lambda *_: out, *MODULES), only_programs(lambda count: [0, count - 1]):
         getattr(upsample, direction)(x, grid)
     seen = slice(-9 if channels_last else -1, None)  # channels that the last program makes
     assert torch.equal(out[:, seen, -1, -1], expected[:, seen, -1, -1])
