@@ -6,6 +6,7 @@ from torch import nn
 
 from .base import CAFFE
 from .decoder import Upsampling
+from .fully_connected import fully_connected
 from .skipnet import SkipNet
 
 # Output channels of the convolutions between two poolings.
@@ -14,31 +15,6 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 FULLY_CONNECTED = 4096
 # The at-once net scales its skips, so that all streams learn at similar rates.
 AT_ONCE_SCALES = {"pool4": 0.01, "pool3": 0.0001}
-
-
-def fully_connected(
-    channels: int,
-    kernel: int,
-    width: int,
-    dropout: float,
-    padding: int,
-    *,
-    dropout_first: bool = False,
-) -> dict[str, nn.Module]:
-    """The classifier of AlexNet and VGG as convolutions: fc6 and fc7, each with ReLU and dropout.
-
-    Raises:
-        ValueError: for a padding that is not within fc6's kernel.
-    """
-    if type(padding) is not int or not 0 <= padding <= kernel // 2:
-        raise ValueError(f"fc6_padding must be 0 to {kernel // 2}, not {padding!r}")
-    fc6 = nn.Conv2d(channels, width, kernel, padding=padding)
-    layers: dict[str, nn.Module] = {}
-    for number, conv in ((6, fc6), (7, nn.Conv2d(width, width, 1))):
-        drop: dict[str, nn.Module] = {f"drop{number}": nn.Dropout(dropout)}
-        unit = {f"fc{number}": conv, f"relu{number}": nn.ReLU(inplace=True)}
-        layers |= drop | unit if dropout_first else unit | drop
-    return layers
 
 
 def vgg16(
