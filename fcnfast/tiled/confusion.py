@@ -8,8 +8,8 @@ from torch import Tensor
 from ..geometry import SamplingGrid
 from . import argmax
 
-# Pixels counted at once: their indices stay small beside the scores.
-PIXELS = 1 << 18
+# Pixels counted at once, at least: their indices stay small beside the scores.
+PIXELS = 1 << 16
 
 
 def _label_dtype(classes: int) -> torch.dtype:
@@ -43,7 +43,7 @@ def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_
         ignore_index: the label of pixels that are not counted.
     """
     classes = scores.shape[1]
-    step = max(1, PIXELS // grid.size[1])
+    step = max(1, max(PIXELS, classes**2) // grid.size[1])
     for n in range(scores.shape[0]):
         labels, _ = argmax.forward(scores[n : n + 1], grid, _label_dtype(classes), False)
         for first in range(0, grid.size[0], step):
