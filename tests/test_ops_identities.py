@@ -83,7 +83,9 @@ def test_both_are_torchs(x, stride):
 @given(maps(), strides)
 def test_they_agree_away_from_the_borders(x, stride):
     margin = stride // 2
-    assert_equal(inner(transposed(x, stride), margin), inner(torchs_interpolated(x, stride), margin))
+    assert_equal(
+        inner(transposed(x, stride), margin), inner(torchs_interpolated(x, stride), margin)
+    )
 
 
 @given(maps(), strides)
