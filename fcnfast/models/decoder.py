@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..geometry import Border, ReceptiveField, SamplingGrid
-from ..ops import crop_add, upsample_crop_add
+from ..ops import crop_add, deconv, upsample_crop_add
 from .base import ScoreMap
 
 IMAGE = ReceptiveField()
@@ -203,6 +203,17 @@ class Upscore(nn.ConvTranspose2d):
             channel = torch.arange(self.weight.shape[0])
             self.weight[channel, channel if self.groups == 1 else 0] = kernel
 
+    def forward(  # type: ignore[override]
+        self, x: Tensor, crop: Sequence[int] = (0, 0), size: Sequence[int] | None = None
+    ) -> Tensor:
+        """The transposed convolution of N x C x h x w, and a window of it."""
+        stride = _one(self.stride, "stride")
+        if not self.dense:
+            return deconv(x, self.weight, stride, crop=crop, size=size)
+        y = F.conv_transpose2d(x, self.weight, stride=stride)
+        height, width = y.shape[-2:] if size is None else size
+        return y[..., crop[0] : crop[0] + height, crop[1] : crop[1] + width]
+
     def sample(self, x: Tensor, step: Step, size: Sequence[int], border: Border) -> Tensor:
         """`size` pixels of the finer map, from its origin on: N x C x H x W.
 
@@ -221,8 +232,7 @@ class Upscore(nn.ConvTranspose2d):
             crops = [crop + step.stride for crop in crops]
         elif max(top, bottom, left, right):
             x = F.pad(x, (left, right, top, bottom))
-        y = self(x)
-        return y[..., crops[0] : crops[0] + size[0], crops[1] : crops[1] + size[1]]
+        return self(x, crops, size)
 
 
 def bilinear_filter(kernel: int) -> Tensor:
