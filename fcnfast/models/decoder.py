@@ -134,10 +134,12 @@ def joined(*fields: ReceptiveField) -> ReceptiveField:
     Raises:
         ValueError: when their units do not lie at the same places.
     """
-    places = {(field.stride, field.offset) for field in fields}
-    if len(places) != 1:
-        raise ValueError(f"branches of strides and offsets {sorted(places)} cannot be joined")
-    return max(fields, key=lambda field: field.size)
+    widest = fields[0]
+    for field in fields[1:]:
+        if (field.stride, field.offset) != (widest.stride, widest.offset):
+            raise ValueError(f"branches that lie at {widest} and {field} cannot be joined")
+        widest = field if field.size > widest.size else widest
+    return widest
 
 
 class Step(NamedTuple):
