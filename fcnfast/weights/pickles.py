@@ -7,14 +7,16 @@ placeholders, and a pickle that asks for a function of Python's own library is r
 
 from __future__ import annotations
 
+import _compat_pickle
 import io
 import pickle
+import pickletools
 import struct
 import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import torch
 from torch import Tensor
@@ -52,7 +54,6 @@ _HARMLESS = {
     "argparse": "Namespace",
     "types": "SimpleNamespace",
 }
-_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,9 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Resolve a name of the pickle; nothing is imported."""
-        module = _PYTHON_2.get(module, module)
+        # As pickle itself reads the names of Python 2, which older protocols still write.
+        module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+        module = _compat_pickle.IMPORT_MAPPING.get(module, module)
         if (module, name) in self._known:
             return self._known[module, name]
         if module in ("torch", "torch.storage", "torch.cuda") and name in _STORAGES:
@@ -188,16 +191,33 @@ def _counts(*values: object) -> bool:
     return all(type(value) is int and value >= 0 for value in values)
 
 
-def _load(source: Source, unpickler: _Unpickler) -> Any:
-    """Read one pickle; whatever is wrong with it is a WeightsError."""
+def _load(source: Source, file: BinaryIO, unpickler: _Unpickler) -> Any:
+    """Read one pickle from `file`; whatever is wrong with it is a WeightsError."""
     try:
+        _check_opcodes(file)
         return unpickler.load()
     except WeightsError:
         raise
-    except EOFError as error:
-        raise WeightsError(f"{source.path}: the file is cut before its first tensor") from error
     except Exception as error:  # of any kind: the bytes may be anything
-        raise WeightsError(f"{source.path}: damaged PyTorch file: {error}") from error
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(
+            f"{source.path}: a PyTorch file that is cut or damaged: {why}"
+        ) from error
+
+
+def _check_opcodes(file: BinaryIO) -> None:
+    """Look through a pickle before it is loaded, and go back to its beginning.
+
+    A damaged one may number an object in its list of objects by billions, for which Python would
+    make room.
+    """
+    start = file.tell()
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if "PUT" in opcode.name and argument is not None and argument > count:
+            raise pickle.UnpicklingError(f"object {argument} among {count}")
+        if opcode.name.startswith("EXT"):
+            raise pickle.UnpicklingError("it names what only another program knows")
+    file.seek(start)
 
 
 def read_zip(source: Source) -> Any:
@@ -209,7 +229,7 @@ def read_zip(source: Source) -> Any:
     try:
         with zipfile.ZipFile(source.file) as archive:
             records = {info.filename: info for info in archive.infolist()}
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, EOFError) as error:
         raise WeightsError(
             f"{source.path}: a zip archive (PyTorch's files are such) that is cut or damaged"
         ) from error
@@ -236,7 +256,7 @@ def read_zip(source: Source) -> Any:
         return source.view(offset + start * storage.dtype.itemsize, storage.dtype, (count,))
 
     program = io.BytesIO(source.bytes_at(*_span(source, records[names[0]])))
-    return _load(source, _Unpickler(program, source.path, read))
+    return _load(source, program, _Unpickler(program, source.path, read))
 
 
 def _span(source: Source, record: zipfile.ZipInfo) -> tuple[int, int]:
@@ -275,7 +295,7 @@ def read_legacy(source: Source) -> Any:
 
     source.file.seek(len(LEGACY_MARK))
     unpicklers = [_Unpickler(source.file, source.path, read) for _ in range(4)]
-    _, system, tree, keys = (_load(source, unpickler) for unpickler in unpicklers)
+    _, system, tree, keys = (_load(source, source.file, unpickler) for unpickler in unpicklers)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise WeightsError(f"{source.path}: its numbers are not in little-endian order")
     if not isinstance(keys, list):

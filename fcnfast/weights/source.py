@@ -80,6 +80,8 @@ class Source:
 
     def bytes_at(self, offset: int, length: int) -> bytes:
         """Read up to so many bytes; fewer only at the end of the file."""
+        if offset < 0 or length < 0:
+            raise WeightsError(f"{self.path}: damaged: something begins before the file does")
         self.file.seek(offset)
         return self.file.read(length)
 
