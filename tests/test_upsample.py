@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fcnfast import ops, reference
 from fcnfast.geometry import SamplingGrid
-from fcnfast.tiled.upsample import BAND, PIECE_ELEMENTS
+from fcnfast.tiled.upsample import COLUMNS, PIECE_ELEMENTS, ROWS
 from tests.op_tools import FLOATS, assert_as_good_as_torch, grids, maps, worst
 
 
@@ -105,7 +105,7 @@ def test_several_pieces_and_bands_every_way():
     x = torch.randn(3, 12, 19, 51, dtype=torch.float64)
     grid = SamplingGrid.resize((19, 51), (70, 520))
     assert PIECE_ELEMENTS // (70 * 520) < 3 * 12  # not all planes in a piece
-    assert min(grid.size) > BAND
+    assert grid.size[0] > ROWS and grid.in_size[1] > COLUMNS  # not one band either way
     check(lambda x: ops.upsample(x, grid), lambda x: reference.upsample(x, grid), [x])
     x = x[:1, :2].contiguous(memory_format=torch.channels_last)
     grid = SamplingGrid.resize((19, 51), (600, 520))

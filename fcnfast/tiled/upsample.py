@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ..geometry import SamplingGrid
 from ._formats import empty_like, is_channels_last, memory_format
-from ._tiles import compute_dtype, even_length, gather, is_finite, scatter, strips
+from ._tiles import Strip, compute_dtype, even_length, gather, is_finite, scatter, strips
 from .crop_add import window
 
-# Outputs for which one banded matrix is made: a longer one would hold more zeros.
-BAND = 64
+# A banded matrix for rows has so many outputs (a longer one would hold more zeros), one for
+# columns so many inputs (BLAS libraries are several times slower with fewer than a dozen).
+ROWS, COLUMNS = 32, 16
 # Numbers sampled at a time.
 PIECE_ELEMENTS = 1 << 17
 
@@ -31,12 +32,21 @@ def _planes(x: Tensor) -> Tensor:
     return x.contiguous().view(-1, *x.shape[2:], 1)
 
 
-def _sample(x: Tensor, grid: SamplingGrid, axis: int, out: Tensor, accumulate: bool) -> None:
+def _bands(grid: SamplingGrid, axis: int, like: Tensor) -> tuple[Strip, ...]:
+    """The axis cut into strips whose matrices are good factors of products."""
+    length, num = ROWS, grid.num[axis]
+    if axis == 1:
+        length = max(ROWS, (COLUMNS - 2) * grid.den[axis] // num) if num else grid.size[axis]
+    return strips(grid, axis, length, like.dtype, like.device)
+
+
+def _sample(
+    x: Tensor, grid: SamplingGrid, axis: int, out: Tensor, accumulate: bool, finite: bool
+) -> None:
     """Sample outer x axis x inner and write that to `out`, or add it."""
     outer, length, inner = out.shape
-    finite = is_finite(x)
     if axis == 1 and inner == 1 and finite:  # the columns of planes
-        for strip in strips(grid, axis, BAND, x.dtype, x.device):
+        for strip in _bands(grid, axis, x):
             target = out[:, strip.first : strip.last, 0]
             torch.mm(x[:, strip.low : strip.high, 0], strip.matrix.T, out=target)
         return
@@ -57,12 +67,11 @@ def _sample(x: Tensor, grid: SamplingGrid, axis: int, out: Tensor, accumulate: b
                 target.copy_(piece.add_(target) if accumulate else piece)
 
 
-def _adjoint(grad: Tensor, grid: SamplingGrid, axis: int) -> Tensor:
+def _adjoint(grad: Tensor, grid: SamplingGrid, axis: int, scatters: bool) -> Tensor:
     """The adjoint of `_sample`, in the type of the arithmetic."""
     outer, _, inner = grad.shape
     out = grad.new_zeros((outer, grid.in_size[axis], inner), dtype=compute_dtype(grad))
-    scatters = grad.device.type == "cpu" and not is_finite(grad)
-    for strip in strips(grid, axis, BAND, out.dtype, out.device):
+    for strip in _bands(grid, axis, out):
         target = out[:, strip.low : strip.high]
         piece = grad[:, strip.first : strip.last].to(out.dtype)
         if scatters:
@@ -74,6 +83,20 @@ def _adjoint(grad: Tensor, grid: SamplingGrid, axis: int) -> Tensor:
     return out
 
 
+def _raised(planes: Tensor, grid: SamplingGrid) -> Tensor:
+    """The adjoint along both axes."""
+    many, _, width, inner = planes.shape
+    for scatters in (False, True):
+        low = _adjoint(planes.view(many, grid.size[0], -1), grid, 0, scatters)
+        result = _adjoint(low.view(-1, width, inner), grid, 1, scatters)
+        # In a product a NaN or an infinity spreads, so that the small result tells whether there
+        # is one. Other devices keep the products: looking means a synchronisation there, and the
+        # sums of `scatter` have no fixed order.
+        if planes.device.type != "cpu" or is_finite(result):
+            break
+    return result.view(many, *grid.in_size, inner)
+
+
 def _add_upsampled(out: Tensor, x: Tensor, grid: SamplingGrid, accumulate: bool) -> Tensor:
     """Write the upsampled `x` to the dense `out`, or add it."""
     if out.numel() == 0:
@@ -81,10 +104,11 @@ def _add_upsampled(out: Tensor, x: Tensor, grid: SamplingGrid, accumulate: bool)
     with torch.autocast(x.device.type, enabled=False):
         planes = _planes(x.detach().to(compute_dtype(x)))
         many, height, width, inner = planes.shape
+        finite = is_finite(planes)
         low = planes.new_empty(many * height, grid.size[1], inner)
-        _sample(planes.view(-1, width, inner), grid, 1, low, False)
+        _sample(planes.view(-1, width, inner), grid, 1, low, False, finite)
         result = _planes(out).view(many, grid.size[0], -1)
-        _sample(low.view(many, height, -1), grid, 0, result, accumulate)
+        _sample(low.view(many, height, -1), grid, 0, result, accumulate, finite)
     return out
 
 
@@ -109,9 +133,5 @@ def adjoint(grad: Tensor, grid: SamplingGrid) -> Tensor:
         # What has to be copied first is copied an image at a time.
         images = [(grad, result)] if dense else zip(grad.split(1), result.split(1), strict=True)
         for source, target in images:
-            planes = _planes(source)
-            many, height, width, inner = planes.shape
-            low = _adjoint(planes.view(many, height, -1), grid, 0)
-            raised = _adjoint(low.view(-1, width, inner), grid, 1)
-            _planes(target).copy_(raised.view(many, *grid.in_size, inner))
+            _planes(target).copy_(_raised(_planes(source), grid))
     return result
