@@ -60,9 +60,9 @@ def _forward(
     run = launcher("cross_entropy", "forward", backend, scores)
     settings = (sampled, ignore_index, reduction, label_smoothing, with_gradient)
     loss, kept, gradient = run(scores, target, weight, *settings)
-    if gradient.numel() == 0:  # what is not made may be one tensor, but an op's results are not
-        return loss, kept, torch.empty_like(gradient)
-    return loss, kept, gradient.contiguous(memory_format=memory_format(scores))
+    if gradient is kept:  # what is not made may be one tensor, but an op's results are not
+        gradient = torch.empty_like(kept)
+    return loss, kept, gradient
 
 
 def _forward_fake(
@@ -78,14 +78,20 @@ def _forward_fake(
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = _wide(scores)
-    nothing = scores.new_empty(0, dtype=wide)
     if reduction == "none":
         loss = scores.new_empty(target.shape, dtype=wide)
-        # Triton keeps the logarithm of each pixel's sum, plain torch makes it again.
-        keeps = uses_triton("cross_entropy", "forward", backend, scores.device)
-        return loss, torch.empty_like(loss) if keeps else nothing, torch.empty_like(nothing)
+        kept, gradient = (scores.new_empty(0, dtype=wide) for _ in range(2))
+        return loss, kept, gradient
     loss, kept = (scores.new_empty((), dtype=wide) for _ in range(2))
-    return loss, kept, empty_like(scores, scores.shape, wide) if with_gradient else nothing
+    if not with_gradient:
+        gradient = scores.new_empty(0, dtype=wide)
+    elif uses_triton("cross_entropy", "forward", backend, scores.device):
+        images, channels, height, width = scores.shape  # a row of all maps at a time
+        rows = scores.new_empty((height, images, channels, width), dtype=wide)
+        gradient = rows.permute(1, 2, 0, 3)
+    else:
+        gradient = scores.new_empty(scores.shape, dtype=wide)
+    return loss, kept, gradient
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -119,8 +125,9 @@ def _scale(
         raise ValueError(
             "upsample_cross_entropy was called with with_gradient=False, but its gradient is wanted"
         )
-    gradient = gradient.contiguous(memory_format=memory_format(scores))
-    return launcher("cross_entropy", "scaled", backend, grad)(gradient, factor, grad, scores.dtype)
+    run = launcher("cross_entropy", "scaled", backend, grad)
+    result = run(gradient, factor, grad, scores.dtype)
+    return result.contiguous(memory_format=memory_format(scores))
 
 
 def _scale_fake(
