@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import fcnfast.models
-from fcnfast.models import FCN, create_model, list_models, load_model, save_model
+from fcnfast.errors import InputError
+from fcnfast.models import FCN, IMAGENET, create_model, list_models, load_model, save_model
 from fcnfast.models.decoder import Upscore
 from fcnfast.models.skipnet import SkipNet
-from fcnfast.models.table import MODELS
+from fcnfast.models.table import MODELS, Row
 from tests.model_tools import narrow_trunks, randomise_scores
 
 NAMES = list_models()
@@ -122,8 +123,10 @@ def test_depth_is_a_logarithm_and_unknown_depth_says_nothing():
     expected[0, 0, 1] = expected[0, 1, 0] = 0
     assert torch.allclose(logs, expected)
     assert torch.equal(model.preprocess(photo, depth.nan_to_num().int())[:, 3], logs)
-    with pytest.raises(TypeError, match="color_d needs the depth"):
+    with pytest.raises(InputError, match="color_d needs the depth"):
         model.preprocess(photo)
+    with pytest.raises(TypeError, match="must be a tensor, not ndarray"):
+        model.preprocess(photo, depth.numpy())
     with pytest.raises(ValueError, match="depth must be"):
         model.preprocess(photo, depth[0])
     with pytest.raises(TypeError, match="uint8"):
@@ -131,8 +134,10 @@ def test_depth_is_a_logarithm_and_unknown_depth_says_nothing():
     late = create_model("nyud_fcn32s_vgg16_color_hha", hha_mean=[1.0, 2.0, 3.0])
     x = late.preprocess(photo, photo + 5)
     assert torch.equal(x[0, 3:, 0, 0], torch.tensor([4.0, 3.0, 2.0]))  # as stored, not flipped
-    with pytest.raises(TypeError, match="needs hha"):
+    with pytest.raises(InputError, match="color_hha needs the HHA"):
         late.preprocess(photo)
+    with pytest.raises(TypeError, match="hha must be a uint8 tensor"):
+        late.preprocess(photo, photo.float())
     with pytest.raises(ValueError, match="hha must be"):
         late.preprocess(photo, photo[:, :2])
 
@@ -288,3 +293,43 @@ def test_what_is_on_the_meta_device_gets_starting_values():
     assert torch.equal(model.upscore2.weight, fresh.upscore2.weight)
     x = some_input(model, count=1).float()
     assert model.eval().predict(x).shape == (1, *SIZE)
+
+
+class FCN4sTiny(SkipNet):
+    """A network of one's own: its layers, where it reads scores, and nothing else."""
+
+    def __init__(self, num_classes=21, *, width=8, upsampling="fixed", final_upsampling=None):
+        super().__init__(num_classes, IMAGENET)
+        self._add_trunk(
+            {
+                "conv1": nn.Conv2d(3, width, 5, stride=2, padding=2),
+                "relu1": nn.ReLU(inplace=True),
+                "pool1": nn.MaxPool2d(2, ceil_mode=True),
+                "conv2": nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+                "relu2": nn.ReLU(inplace=True),
+            }
+        )
+        self._add_heads({"conv2": 2 * width, "pool1": width})
+        self._start(upsampling, final_upsampling)
+
+
+def test_one_short_class_and_one_row_make_a_network(monkeypatch, tmp_path):
+    monkeypatch.setitem(MODELS, "fcn4s_tiny", Row(FCN4sTiny, "a network of one's own", classes=5))
+    model = talking("fcn4s_tiny", width=4)
+    assert list(model.fields()) == ["conv1", "pool1", "conv2"]
+    assert model.upscores == ["upscore2", "upscore4"]
+    x = some_input(model)
+    out = model(x)["out"]
+    assert out.shape == (2, 5, *SIZE)
+    assert torch.equal(model.predict(x).long(), out.argmax(1))
+    save_model(model, tmp_path / "net.safetensors")
+    assert load_model(tmp_path / "net.safetensors").options == {"width": 4}
+    assert fcnfast.models.fcn4s_tiny(num_classes=2).num_classes == 2
+
+
+def test_compilers_see_one_graph():
+    """The forward pass with targets, as training calls it."""
+    model = randomise_scores(create_model("fcn8s_resnet18", num_classes=3)).eval()
+    x, targets = some_input(model).float(), torch.randint(0, 3, (2, *SIZE))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(x, targets)["loss"], model(x, targets)["loss"])

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from . import vgg
 from .base import Preprocessing
 from .decoder import Located, Upsampling
@@ -57,13 +58,15 @@ class FCNColorDepth(SkipNet):
                 depth (0, or not finite) get the mean, as one that says nothing.
 
         Raises:
-            TypeError, ValueError: as `FCN.preprocess`; without a depth, for one of another shape
-                or type.
+            InputError: without a depth.
+            TypeError, ValueError: as `FCN.preprocess`, and for a depth of another shape or type.
         """
         colour = super().preprocess(images)
         wanted = (images.shape[0], 1, *images.shape[2:])
+        if depth is None:
+            raise InputError(f"{self.name or 'this network'} needs the depth of a photo, too")
         if not isinstance(depth, Tensor):
-            raise TypeError(f"{self.name or 'the network'} needs the depth too, not {depth!r}")
+            raise TypeError(f"depth must be a tensor, not {type(depth).__name__}")
         if depth.shape != wanted:
             raise ValueError(f"depth must be {wanted}, not {tuple(depth.shape)}")
         if not depth.is_floating_point() and depth.dtype != torch.int32:
@@ -129,12 +132,15 @@ class FCNColorHHA(SkipNet):
             hha: uint8 of the same shape, channels in the order in which the picture stores them.
 
         Raises:
+            InputError: without HHA pictures.
             TypeError, ValueError: as `FCN.preprocess`, for both.
         """
         colour = super().preprocess(images)
+        if hha is None:
+            raise InputError(f"{self.name or 'this network'} needs the HHA picture of a photo, too")
         if not isinstance(hha, Tensor) or hha.dtype != torch.uint8:
             kind = hha.dtype if isinstance(hha, Tensor) else type(hha).__name__
-            raise TypeError(f"{self.name or 'the network'} needs hha, a uint8 tensor, not {kind}")
+            raise TypeError(f"hha must be a uint8 tensor, not {kind}")
         if hha.shape != images.shape:
             raise ValueError(f"hha must be {tuple(images.shape)}, not {tuple(hha.shape)}")
         mean = torch.tensor(self.hha.mean, device=hha.device).view(3, 1, 1)
