@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 from pathlib import Path
 
 LINE = re.compile(r'//## File "(?P<file>[^"]+)", line (?P<line>\d+)')
@@ -172,13 +173,15 @@ def _unrolled(code: Code, loop: Region, rest: Region) -> int:
 
 
 def _trips(code: Code, loops: Sequence[Region], units: float) -> dict[Region, float]:
-    """The units that a trip of each of the loops, which begin alike, covers."""
+    """The units that a trip of each of the loops, which are of one source, covers."""
     result: dict[Region, float] = {}
     former = None
     for loop in loops:
         factor = 0 if former is None or former.holds(loop) else _unrolled(code, former, loop)
         if former and factor:
-            result[former] = units * factor  # and `loop` makes the trips that are left: none here
+            # From there to the end of `loop` code makes the trips that are left: none here.
+            result[Region(former.first, loop.last, "")] = inf
+            result[former] = units * factor
             former = None
         else:
             result[loop] = units

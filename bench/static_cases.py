@@ -22,8 +22,9 @@ from fcnfast.kernels import crop_add, cross_entropy, upsample
 # Scores of FCN-8s for a batch of 16 at 512 x 512, 21 classes, stride 8; and a map to add a skip to.
 SHAPE, SIZE = (16, 21, 64, 64), (512, 512)
 SKIP, OFFSET = (16, 21, 80, 80), (5, 5)
+STRIDE = 8
 GRID = SamplingGrid.resize(SHAPE[2:], SIZE)
-DECONV = SamplingGrid.deconv(SHAPE[2:], 8, padding=4)
+DECONV = SamplingGrid.deconv(SHAPE[2:], STRIDE, padding=4)
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FORMATS = {"": torch.contiguous_format, " channels_last": torch.channels_last}
 
@@ -64,23 +65,60 @@ def crop_add_cases() -> Iterator[Case]:
         )
 
 
+def _row_trips(launch: Launch) -> Mapping[str, float]:
+    """One row of the result."""
+    return {"forward_kernel: for y in": launch.arguments["BLOCK"] / launch.threads}
+
+
+def _gradient_trips(launch: Launch) -> Mapping[str, float]:
+    """One row of the gradient; and for each coarse row a sum over columns. Rows that look at a
+    coarse row itself, without a second one, are repeated edges here: few."""
+    values = launch.arguments["TILE"] / launch.threads
+    return {
+        "cell_sums: for y in": values,
+        "cell_sums: for _ in": inf,
+        "adjoint_kernel: for step in": STRIDE * values,
+        "adjoint_kernel: for chunk in": inf,
+    }
+
+
+# A strip of 32 rows looks at 5 cells, and loads at most two coarse rows for each.
+UPSAMPLE_ODDS = {"forward_kernel: if row != held": 5 / 32}
+UPSAMPLE_WORK = {"forward_kernel": (Work("output", _row_trips, UPSAMPLE_ODDS),)}
+ADJOINT_WORK = {"adjoint_kernel": (Work("gradient value", _gradient_trips),)}
+
+
 def upsample_cases() -> Iterator[Case]:
-    """Upsampling and its adjoint: both borders, and positions beyond int32."""
+    """Upsampling, alone and with a skip, and its adjoint: borders, strides, large integers."""
     grids = [(*form, GRID) for form in _forms()]
     grids.append(("fp32 zero", torch.float32, "", DECONV))
-    grids += [(f"fp32 int64{f}", torch.float32, f, _beyond_int32()) for f in FORMATS]
     for name, dtype, form, grid in grids:
+        x = _map(SHAPE, dtype, form)
         yield Case(
             f"upsample.forward {name}",
-            partial(upsample.forward, _map(SHAPE, dtype, form), grid),
+            partial(upsample.forward, x, grid),
+            UPSAMPLE_WORK,
+            {"output": {"loads": 0.1}},
             wide=("forward_kernel",),
             spills=name == "fp64",
         )
         yield Case(
             f"upsample.adjoint {name}",
             partial(upsample.adjoint, _map((*SHAPE[:2], *SIZE), dtype, form), grid),
+            ADJOINT_WORK,
             spills=name == "fp64",
         )
+    x, small = _map(SHAPE, torch.float32), _map((16, 21, 63, 47), torch.float32)
+    uneven = SamplingGrid.resize((63, 47), (500, 375))
+    step = SamplingGrid.deconv(SHAPE[2:], 2, padding=1)
+    skip = _map((16, 21, 146, 146), torch.float32)
+    yield Case("upsample.forward fp32 uneven", partial(upsample.forward, small, uneven))
+    yield Case("upsample.forward_add fp32", partial(upsample.forward_add, x, skip, step, (9, 9)))
+    for form in FORMATS:
+        x, grad = (_map(s, torch.float32, form) for s in (SHAPE, (*SHAPE[:2], *SIZE)))
+        name, grid = f"fp32 int64{form}", _beyond_int32()
+        yield Case(f"upsample.forward {name}", partial(upsample.forward, x, grid))
+        yield Case(f"upsample.adjoint {name}", partial(upsample.adjoint, grad, grid))
 
 
 def _patch(launch: Launch) -> float:
