@@ -143,7 +143,8 @@ def patch_kernel(
         each row of patches gives to the corners above and below it.
     """
     program, cells = tl.program_id(0), images * lane_cells
-    row_num, column_num = widened(row_num, WIDE), widened(column_num, WIDE)
+    row_num, row_den = widened(row_num, WIDE), widened(row_den, WIDE)
+    column_num, column_den = widened(column_num, WIDE), widened(column_den, WIDE)
     blocks = tl.cdiv(cells, BLOCK // GROUPS - 1)
     first_cell = program % blocks * (BLOCK // GROUPS - 1) - 1
     share = program // blocks // row_patches
@@ -203,7 +204,8 @@ def direct_kernel(
     if not PIXELS:  # noqa: SIM102 - the second is no constant
         if tl.load(direct_ptr + program) == 0:
             return
-    row_num, column_num = widened(row_num, WIDE), widened(column_num, WIDE)
+    row_num, row_den = widened(row_num, WIDE), widened(row_den, WIDE)
+    column_num, column_den = widened(column_num, WIDE), widened(column_den, WIDE)
     blocks = tl.cdiv(cells, BLOCK // GROUPS - 1)
     first_cell = program % blocks * (BLOCK // GROUPS - 1) - 1
     share = program // blocks // row_patches
