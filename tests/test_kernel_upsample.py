@@ -70,7 +70,7 @@ def check(result, x, grid, definition, adjoint=False, plus=None):
     """Accuracy, given the input `x` (and what is to be added) on the CPU.
 
     Plain torch, too, computes in float32 and rounds half precision once. Its largest error is
-    taken over `x` and a few maps like it: one pixel may come out right by luck.
+    taken over `x` and maps like it, hundreds of values: few may come out right by luck.
     """
     is_double = x.dtype == torch.float64
     added = 0 if plus is None else plus.double()
@@ -82,13 +82,14 @@ def check(result, x, grid, definition, adjoint=False, plus=None):
         wide = x if is_double else x.float()
         return (definition(wide, grid) + (0 if plus is None else plus)).to(x.dtype)
 
-    like = [x, *(scores(x.shape, x.dtype, seed).to(x.dtype) for seed in range(5))]
+    more = max(5, 400 // result.numel())
+    like = [x, *(scores(x.shape, x.dtype, seed).to(x.dtype) for seed in range(more))]
     torchs = max(worst(plain(other), truth(other)) for other in like)
     largest = x if plus is None else torch.stack([x.abs().max(), plus.abs().max()])
     assert_accurate(result, truth(x), torchs, largest)
 
 
-@settings(max_examples=100)
+@settings(max_examples=80)
 @given(some_grids, batches, dtypes, layouts, shares, seeds)
 def test_forward(grid, batch, dtype, layout, share, seed):
     x = laid_out(scores((*batch, *grid.in_size), dtype, seed), layout, dtype)
@@ -98,7 +99,7 @@ def test_forward(grid, batch, dtype, layout, share, seed):
     assert is_format_kept(result, layout)
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(some_grids, batches, margins, dtypes, layouts, layouts, shares, seeds)
 def test_forward_add(grid, batch, margin, dtype, layout, skip_layout, share, seed):
     x = laid_out(scores((*batch, *grid.in_size), dtype, seed), layout, dtype)
@@ -112,7 +113,7 @@ def test_forward_add(grid, batch, margin, dtype, layout, skip_layout, share, see
     assert is_format_kept(result, layout)
 
 
-@settings(max_examples=100)
+@settings(max_examples=80)
 @given(some_grids, batches, dtypes, layouts, shares, seeds)
 def test_adjoint(grid, batch, dtype, layout, share, seed):
     unread = [~(numerators(grid, axis) > 0).any(axis=0).astype(bool) for axis in (0, 1)]
@@ -184,7 +185,7 @@ def skip_for(grid, batch, layout, dtype, seed):
     return laid_out(scores(shape, dtype, seed), layout, dtype)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(some_grids, dtypes, layouts, seeds)
 def test_same_bits_in_any_run_and_batch(grid, dtype, layout, seed):
     skip = skip_for(grid, (1, 2), "expanded", dtype, seed).expand(2, -1, -1, -1)
@@ -197,7 +198,7 @@ def test_same_bits_in_any_run_and_batch(grid, dtype, layout, seed):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter's numpy
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(some_grids, layouts, shares, seeds, st.sampled_from([torch.nan, torch.inf, -torch.inf]))
 def test_special_values_reach_their_readers_only(grid, layout, share, seed, special):
     """A tap of weight 0 is not read: elsewhere the result is as if the value were another."""
@@ -224,7 +225,7 @@ def test_special_values_reach_their_readers_only(grid, layout, share, seed, spec
 
 
 @interpreter_only
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(some_grids, batches, layouts, shares, seeds)
 def test_reads_and_writes_only_its_tensors(grid, batch, layout, share, seed):
     skip = skip_for(grid, batch, layout, torch.float32, seed)
