@@ -31,9 +31,9 @@ def integer(number: int, value: int) -> bytes:
 def numbers(values: Tensor, packed: bool = True, double: bool = False) -> bytes:
     """A blob's `data` (5) or `double_data` (8)."""
     field, kind, code = (8, 1, "d") if double else (5, 5, "f")
-    flat = values.double().flatten().tolist()
+    flat = values.double().flatten().numpy()
     if packed:
-        return message(field, struct.pack(f"<{len(flat)}{code}", *flat))
+        return message(field, flat.astype(f"<{code}").tobytes())
     return b"".join(varint(8 * field + kind) + struct.pack(f"<{code}", v) for v in flat)
 
 

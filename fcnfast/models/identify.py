@@ -33,15 +33,15 @@ def identify(file: WeightsFile, family: Family) -> tuple[str, dict[str, Any]]:
     names = {name: key for key, name in family.names.items()}
     if "decode_head.conv_seg.weight" in names or "classifier.4.weight" in names:
         return _segmentation(names), _without_aux(names)
-    if "score_fr.weight" in names:
-        classes = file.tensors[names["score_fr.weight"]].shape[0]
-        return _by_scores(file, names, classes), {}
     for name, network in (
         ("conv1_1_bgrd.weight", "nyud_fcn32s_vgg16_color_d"),
         ("score_frhha.weight", "nyud_fcn32s_vgg16_color_hha"),
     ):
         if name in names:
             return network, {}
+    if "score_fr.weight" in names:
+        classes = file.tensors[names["score_fr.weight"]].shape[0]
+        return _by_scores(file, names, classes), {}
     if "score_fr_sem.weight" in names:
         stride = _stride(names, "score_pool3_sem.weight", "score_pool4_sem.weight")
         return f"siftflow_fcn{stride}s_vgg16", {}
