@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..geometry import SamplingGrid
+from ..geometry import Pair, SamplingGrid
 from ._tiles import Strip, even_length, gather, masked_product, scatter, strips, tile_elements
 
 
@@ -43,6 +43,12 @@ class Cells:
         return slice(self.first, self.first + self.w0.numel())
 
 
+def _inner(grid: SamplingGrid, axis: int) -> int:
+    """The most pixels along an axis of a cell; the outermost cells may have more."""
+    num = grid.num[axis]
+    return -(-grid.den[axis] // num) if num else grid.size[axis]
+
+
 @lru_cache(maxsize=64)
 def _columns(
     grid: SamplingGrid, places: int, dtype: torch.dtype, device: torch.device
@@ -62,9 +68,8 @@ def _grouped(
     weight = (position - cell * den).double() / den
     low, count = torch.unique_consecutive(cell + 1, return_counts=True)
     ends = count.cumsum(0).tolist()
-    inner = -(-den // num) if num else grid.size[1]  # only the outer cells may be larger
     groups, place, first = [], torch.empty(grid.size[1], dtype=torch.int64), 0
-    for begin, end in _groups(count, inner, places):
+    for begin, end in _groups(count, _inner(grid, 1), places):
         pixels = slice(ends[begin - 1] if begin else 0, ends[end - 1])
         counts, taps = count[begin:end], low[begin:end]
         most, cells = int(counts.max()), end - begin
@@ -107,8 +112,8 @@ def _indices(taps: Tensor, device: torch.device) -> slice | Tensor:
 class Tiling:
     """The tiles of a grid for maps of `channels` planes.
 
-    finite: the map has neither NaN nor infinity. places, rows: of the cells in a group and in a
-    strip, about so many at most; by default as many as make a tile.
+    finite: the map has neither NaN nor infinity. cells: rows of them in a strip and columns in a
+    group, about so many at most; by default as many as make a tile.
     """
 
     def __init__(
@@ -118,22 +123,18 @@ class Tiling:
         dtype: torch.dtype,
         device: torch.device,
         finite: bool,
-        places: int | None = None,
-        rows: int | None = None,
+        cells: Pair | None = None,
     ) -> None:
         height, width = grid.size
         self.border, self.finite = grid.border, finite
         self.scatters = not finite and device.type == "cpu"
         elements = tile_elements(channels * height * width, device)
-        if places is None:
-            places = elements // (4 * channels)
-        self.groups, self.place = _columns(grid, places, dtype, device)
-        # Floats of a tile of one row, and of a tile.
-        self.row = channels * max(group.w0.numel() for group in self.groups)
-        self.elements = max(elements, self.row)
-        rows = self.elements // self.row if rows is None else min(rows, height // 8)
-        length = even_length(height, rows)
-        self.rows = strips(grid, 0, length, dtype, device)
+        columns = _inner(grid, 1) * cells[1] if cells else elements // (4 * channels)
+        self.groups, self.place = _columns(grid, columns, dtype, device)
+        row = channels * max(group.w0.numel() for group in self.groups)
+        self.elements = max(elements, row)  # of a tile
+        rows = min(_inner(grid, 0) * cells[0], height // 8) if cells else self.elements // row
+        self.rows = strips(grid, 0, even_length(height, rows), dtype, device)
 
     @property
     def places(self) -> int:

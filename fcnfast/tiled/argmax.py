@@ -16,8 +16,9 @@ from ..geometry import SamplingGrid
 from ._cells import Tiling
 from ._tiles import coarse, even_length, is_finite
 
-# The tiles in which classes are ruled out: small enough for few regions, large enough to pay.
-ROWS, PLACES = 64, 1 << 10
+# Rows and columns of cells in which classes are ruled out together: small enough for few regions,
+# large enough to pay.
+CELLS = 8, 256
 # Below this many pixels a cell on average, looking at corners does not pay.
 PIXELS_PER_CELL = 4
 
@@ -31,7 +32,7 @@ def _contenders(part: Tensor) -> Tensor:
             high = torch.maximum(high.narrow(dim, 0, last), high.narrow(dim, 1, last))
     # In-place comparisons give numbers, which are several times faster here than booleans.
     able = torch.ge(high, low.amax(1, keepdim=True), out=torch.empty_like(high))
-    return able.amax((0, 2)).nonzero()[:, 0]
+    return able.amax(0).amax(1).nonzero()[:, 0]
 
 
 def _winners(z: Tensor, classes: Tensor, finite: bool) -> Tensor:
@@ -54,7 +55,7 @@ def _run(x: Tensor, grid: SamplingGrid, labels: Tensor, confidence: Tensor | Non
     finite = is_finite(x)
     large = grid.size[0] * grid.size[1] >= PIXELS_PER_CELL * x.shape[2] * x.shape[3]
     prunes = finite and large and confidence is None
-    tiling = Tiling(grid, x.shape[1], x.dtype, x.device, finite, PLACES, ROWS)
+    tiling = Tiling(grid, x.shape[1], x.dtype, x.device, finite, CELLS)
     buffer = x.new_empty(tiling.elements)
     everything = torch.arange(x.shape[1], device=x.device)
     for n in range(len(x)):
