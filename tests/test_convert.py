@@ -10,18 +10,16 @@ import torch
 
 import fcnfast
 from fcnfast.cli import main
-from fcnfast.models import vgg
 from fcnfast.weights import read_weights
-from tests import foreign_nets
 from tests.foreign_nets import VGG, randomise
 from tests.foreign_torch_nets import VGG16
+from tests.weights_tools import narrow_vgg
 from tests.wire_tools import caffemodel
 
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vgg, "STAGES", foreign_nets.STAGES)
-    monkeypatch.setattr(vgg, "FULLY_CONNECTED", foreign_nets.FULLY_CONNECTED)
+    narrow_vgg(monkeypatch)
 
 
 @pytest.fixture

@@ -9,17 +9,16 @@ from torch import Tensor, nn
 
 import fcnfast
 from fcnfast.errors import WeightsError
-from fcnfast.models import IMAGENET, Preprocessing, vgg
+from fcnfast.models import IMAGENET, Preprocessing
 from fcnfast.weights import write_weights
-from tests import foreign_nets
 from tests.foreign_nets import VGG, randomise
 from tests.foreign_torch_nets import VGG16
+from tests.weights_tools import narrow_vgg
 
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vgg, "STAGES", foreign_nets.STAGES)
-    monkeypatch.setattr(vgg, "FULLY_CONNECTED", foreign_nets.FULLY_CONNECTED)
+    narrow_vgg(monkeypatch)
 
 
 def classifier(path: Path) -> dict[str, Tensor]:
@@ -174,6 +173,22 @@ class TestReport:
         fcnfast.load_weights(model, tmp_path / "vgg16.pth")
         fcnfast.load_weights(model, tmp_path / "ours.safetensors")
         assert model.preprocessing == ours
+
+    def test_a_training_checkpoint_of_pytorch_fcn_names_its_class(self, tmp_path):
+        path = tmp_path / "model_best.pth.tar"
+        for arch, name, other in (
+            ("FCN8s", "fcn8s_vgg16", "fcn8s_atonce_vgg16"),
+            ("FCN8sAtOnce", "fcn8s_atonce_vgg16", "fcn8s_vgg16"),
+        ):
+            state = randomise(VGG(8)).state_dict()
+            torch.save({"arch": arch, "model_state_dict": state}, path)
+            assert fcnfast.load_model(path).name == name
+            with pytest.raises(WeightsError, match="two networks"):
+                fcnfast.create_model(other, weights=path)
+
+    def test_only_networks_of_fcnfast_are_loaded(self, tmp_path):
+        with pytest.raises(TypeError, match="a network of fcnfast, not Linear"):
+            fcnfast.load_weights(nn.Linear(2, 2), tmp_path / "net.pth")
 
     def test_parameters_keep_their_place_and_type(self, tmp_path):
         state = classifier(tmp_path / "net.pth")

@@ -293,6 +293,9 @@ def test_mmsegmentation(tmp_path: Path) -> None:
     assert model.name == "fcn_resnet50_mmseg"
     assert model.table.names == tuple("abcde") and model.table.palette[2] == (2, 4, 6)
     check(model, theirs)
+    bare = fcnfast.create_model("fcn_resnet50_mmseg", num_classes=5, aux_loss=False)
+    report = fcnfast.load_weights(bare, path)
+    assert report.unexpected and all(key.startswith("auxiliary_head.") for key in report.unexpected)
 
 
 @pytest.mark.parametrize("changed", ["upscore2", "upscore_pool4", "upscore8"])

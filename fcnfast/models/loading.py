@@ -50,7 +50,10 @@ def load_weights(model: FCN, path: PathLike) -> LoadReport:
     Raises:
         WeightsError: a file that is missing, damaged or unsafe, or of another network; the message
             names the file, the layer and the shapes.
+        TypeError: no network of fcnfast.
     """
+    if not isinstance(model, FCN):
+        raise TypeError(f"model must be a network of fcnfast, not {type(model).__name__}")
     with open_weights(path) as file:
         return load_file(model, file, recognise(file))
 
@@ -154,6 +157,8 @@ def _check_scales(
         if key in mine:
             low, high = torch.aminmax(file.tensors[mine[key]].read())
             there = float(low) if math.isclose(low, high, rel_tol=1e-6) else math.nan
+        elif file.notes.get("arch") in ("FCN8s", "FCN8sAtOnce"):  # classes of pytorch-fcn
+            there = AT_ONCE_SCALES[tap] if file.notes["arch"] == "FCN8sAtOnce" else 1.0
         elif family.network in MODELS:
             at_once = MODELS[family.network].fixed.get("at_once", False)
             there = AT_ONCE_SCALES[tap] if at_once else 1.0
@@ -262,8 +267,11 @@ def _check_strict(
     other = f"it holds weights of {family.title}, not of {_name(model)}"
     if same and missing and classes_in(model, file, family) == model.num_classes:
         raise WeightsError(f"{file.path}: has no {missing[0]!r}, which {_name(model)} needs")
+    names = {key: family.names.get(key, key) for key in unexpected}
     strange = [
-        key for key in unexpected if same or _TRUNK.search(family.names.get(key, key)) is not None
+        key
+        for key, name in names.items()
+        if same or (_TRUNK.search(name) and not name.startswith(_HEADS))
     ]
     if strange:
         raise WeightsError(
