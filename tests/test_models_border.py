@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -230,3 +231,13 @@ def test_nothing_that_is_no_number_leaks():
     model.predict(bad)
     model.predict(bad)
     assert_same(model, x)
+
+
+def test_threads_may_share_a_network():
+    model = make(dtype=torch.float32)
+    pictures = [torch.randn(1, 3, 225 + n % 3, 230) for n in range(9)]
+    expected = [plain(model, x).argmax(1) for x in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        labels = list(pool.map(model.predict, pictures))
+    same = [(a == b).float().mean() for a, b in zip(labels, expected, strict=True)]
+    assert min(same) > 0.999

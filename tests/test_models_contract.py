@@ -54,6 +54,10 @@ def test_outputs_losses_and_labels_belong_together(name):
     assert labels.dtype == torch.uint8
     assert torch.equal(labels.long(), outputs["out"].argmax(1))
     assert model.predict(x, size=(33, 180)).shape == (2, 33, 180)
+    for head, out in outputs.items():
+        assert torch.equal(model.predict(x, head=head).long(), out.argmax(1))
+    with pytest.raises(ValueError, match="no head 'depth'"):
+        model.predict(x, head="depth")
 
     targets = {k: torch.randint(0, out.shape[1], (2, *SIZE)) for k, out in outputs.items()}
     targets["out"][:, :9] = 255

@@ -13,6 +13,7 @@ from .files import create_model, load_model, save_model
 from .light import FCNLight
 from .loading import load_weights
 from .report import LoadReport
+from .surgery import expand_input, expand_score, refine, transplant
 from .table import MODELS, list_models
 from .vgg import FCNVGG16
 
@@ -40,8 +41,12 @@ __all__ = [
     "Preprocessing",
     "ScoreMap",
     "create_model",
+    "expand_input",
+    "expand_score",
     "list_models",
     "load_model",
     "load_weights",
+    "refine",
     "save_model",
+    "transplant",
 ]

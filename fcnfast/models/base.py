@@ -221,8 +221,10 @@ class FCN(nn.Module):
             )
 
     @torch.no_grad()
-    def predict(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Labels of the main head, without full-resolution scores.
+    def predict(
+        self, images: Tensor, size: tuple[int, int] | None = None, *, head: str = "out"
+    ) -> Tensor:
+        """Labels of one head, by default the main one, without full-resolution scores.
 
         The network should be in evaluation mode; in training mode batch norm and dropout act, and
         batch norm learns, as they do in `forward`.
@@ -231,16 +233,23 @@ class FCN(nn.Module):
             images: the network's own input, N x 3 x H x W.
             size: (H', W') of the label map: the size of a photo that was shrunk for the network,
                 say. By default H x W.
+            head: the output that is wanted, such as "geo" of a SIFT Flow network.
 
         Returns:
             N x H' x W' labels, uint8 (int16 with more than 256 classes).
+
+        Raises:
+            TypeError, ValueError: for images of another kind or shape, and an unknown head.
         """
         self._check_input(images)
         if images.device.type == "cpu":  # convolutions are a quarter faster so
             images = images.contiguous(memory_format=torch.channels_last)
-        scores, grid = self.score_maps(images, ("out",))["out"]
+        maps = self.score_maps(images, (head,))
+        if head not in maps:
+            raise ValueError(f"this network has no head {head!r}")
+        scores, grid = maps[head]
         grid = grid if size is None else grid.rescaled(size)
-        dtype = torch.uint8 if self.num_classes <= 256 else torch.int16
+        dtype = torch.uint8 if scores.shape[1] <= 256 else torch.int16
         return upsample_argmax(scores, grid, dtype=dtype)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -107,6 +108,7 @@ class Borders:
         self._weights: list[Tensor] = []
         self._small: OrderedDict[Any, list[Tensor]] = OrderedDict()
         self._seen: set[Any] = set()
+        self._lock = Lock()  # several threads may label pictures with one network
 
     def __reduce__(self) -> tuple[type[Borders], tuple[()]]:
         return Borders, ()
@@ -158,7 +160,6 @@ class Borders:
         everything, reached = plan.work()
         if reached > MOST_REACHED * everything:
             return None
-        self._forget_other_weights(known)
         key = (
             small,
             tuple(stage.settings for stage in plan.stages),
@@ -166,27 +167,36 @@ class Borders:
             images.dtype,
             torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
         )
-        if key not in self._small:
-            own = plan_for(small, plan.stages, ())
-            cost = everything if own is None else own.work()[0]
+        own = plan_for(small, plan.stages, ())
+        cost = everything if own is None else own.work()[0]
+        with self._lock:
+            self._forget_other_weights(known)
             # A picture pays for what is around it when that costs less than it saves at once;
             # otherwise the second of its kind does.
-            if cost > (everything - reached) * len(images) and key not in self._seen:
-                self._seen = {*self._seen, key} if len(self._seen) < MOST_SEEN else {key}
+            if cost > (everything - reached) * len(images) and self._is_first(key):
                 return None
-            self._small[key] = _zero_maps(plan, size, small, images)
+            if key not in self._small:
+                self._small[key] = _zero_maps(plan, size, small, images)
+            self._small.move_to_end(key)
             while len(self._small) > REMEMBERED:
                 self._small.popitem(last=False)
-        self._small.move_to_end(key)
+            maps = self._small[key]
         return [
             Around(values, *(stand_ins(*one, stage) for one in zip(axes, size, small, strict=True)))
             for values, stage, *axes in zip(
-                self._small[key], plan.stages, plan.rows[1:], plan.columns[1:], strict=True
+                maps, plan.stages, plan.rows[1:], plan.columns[1:], strict=True
             )
         ]
 
+    def _is_first(self, key: Any) -> bool:
+        """Whether no such picture was seen before; this one is from now on."""
+        if key in self._seen:
+            return False
+        self._seen = {*self._seen, key} if len(self._seen) < MOST_SEEN else {key}
+        return True
+
     def _forget_other_weights(self, known: list[Stage]) -> None:
-        """Start anew unless every weight is, to the last bit, what it was."""
+        """Start anew unless every weight equals what it was."""
         layers = [stage.layer for stage in known]
         weights = [p for layer in layers for p in layer.parameters(recurse=False)]
         same = len(weights) == len(self._weights) and all(
