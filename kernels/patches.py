@@ -127,35 +127,31 @@ def patches_of(cell, first, cells, head, inner, patches):
 
 @triton.jit
 def columns_of(tile, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
-    """The columns of a BLOCK x COLUMNS tile (1, 2, 4 or 8 of them), as a tuple."""
-    if COLUMNS == 1:
-        return (tl.reshape(tile, [BLOCK]),)
-    elif COLUMNS == 2:
-        a, b = tl.split(tile)
-        return (a, b)
-    elif COLUMNS == 4:
-        even, odd = tl.split(tl.reshape(tile, [BLOCK, 2, 2]))
-        a, c = tl.split(even)
-        b, d = tl.split(odd)
-        return (a, b, c, d)
-    else:
-        even, odd = tl.split(tl.reshape(tile, [BLOCK, 4, 2]))
-        a, c, e, g = columns_of(even, BLOCK, 4)
-        b, d, f, h = columns_of(odd, BLOCK, 4)
-        return (a, b, c, d, e, f, g, h)
+    """The columns of a BLOCK x COLUMNS tile (a power of two, at most 64), as a tuple."""
+    parts = (tile,)
+    for level in tl.static_range(6):  # no recursion: Triton 3.3 has none
+        if COLUMNS >> level > 1:
+            even, odd = (), ()
+            for k in tl.static_range(1 << level):
+                pairs = tl.reshape(parts[k], [BLOCK, COLUMNS >> (level + 1), 2])
+                first, second = tl.split(pairs)
+                even, odd = even + (first,), odd + (second,)
+            parts = even + odd
+    columns = ()
+    for k in tl.static_range(COLUMNS):
+        columns = columns + (tl.reshape(parts[k], [BLOCK]),)
+    return columns
 
 
 @triton.jit
 def joined(columns, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
     """The BLOCK x COLUMNS tile of a tuple of columns: the inverse of `columns_of`."""
-    if COLUMNS == 1:
-        return tl.reshape(columns[0], [BLOCK, 1])
-    elif COLUMNS == 2:
-        return tl.join(columns[0], columns[1])
-    elif COLUMNS == 4:
-        even, odd = tl.join(columns[0], columns[2]), tl.join(columns[1], columns[3])
-        return tl.reshape(tl.join(even, odd), [BLOCK, 4])
-    else:
-        even = joined((columns[0], columns[2], columns[4], columns[6]), BLOCK, 4)
-        odd = joined((columns[1], columns[3], columns[5], columns[7]), BLOCK, 4)
-        return tl.reshape(tl.join(even, odd), [BLOCK, 8])
+    parts = columns
+    for level in tl.static_range(6):
+        if COLUMNS >> level > 1:
+            wider = ()
+            for k in tl.static_range(COLUMNS >> (level + 1)):
+                pairs = tl.join(parts[k], parts[k + (COLUMNS >> (level + 1))])
+                wider = wider + (tl.reshape(pairs, [BLOCK, 2 << level]),)
+            parts = wider
+    return tl.reshape(parts[0], [BLOCK, COLUMNS])

@@ -1,0 +1,347 @@
+"""The argmax kernels, in the interpreter, against the reference in float64."""
+
+import math
+from contextlib import ExitStack, contextmanager
+from fractions import Fraction
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from tests.kernel_tools import (
+    DEVICE,
+    DTYPES,
+    GUARD,
+    INTERPRETED,
+    LAYOUTS,
+    any_grids,
+    bits,
+    laid_out,
+    only_programs,
+    reserved,
+    spread_out,
+    watched,
+)
+from tests.op_tools import LABELS, grids
+
+from fcnfast import reference  # isort: skip
+from fcnfast.geometry import SamplingGrid  # isort: skip
+from fcnfast.kernels import argmax, labels, winners  # isort: skip
+from fcnfast.kernels.patches import axis_patches, longest  # isort: skip
+
+interpreter_only = pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter")
+# Grids whose patches start at multiples of 2, 4 or 8, in rows of such lengths.
+even_grids = st.builds(
+    SamplingGrid.centres,
+    st.tuples(st.integers(1, 3), st.integers(1, 4)),
+    st.sampled_from((2, 4, 8, 16)),
+    st.sampled_from((-4, 0, 3.5, 4, 8)),
+    st.tuples(st.integers(1, 12), st.sampled_from((4, 8, 16, 24))),
+    st.sampled_from(("zero", "clamp")),
+)
+some_grids = st.one_of(grids(), any_grids(), even_grids)
+batches = st.tuples(st.integers(1, 2), st.integers(1, 5))
+layouts, dtypes, label_dtypes = (st.sampled_from(v) for v in (LAYOUTS, DTYPES, LABELS))
+seeds = st.integers(0, 2**31)
+kinds = st.sampled_from(("noise", "smooth", "ties", "wide"))
+# Lanes and their rows, outputs of a patch, points of a program and classes loaded at once.
+shares = st.sampled_from([(32, 4, 8, 128, 8), (32, 4, 8, 128, 8), (4, 2, 2, 8, 2), (8, 1, 4, 4, 1)])
+
+
+@contextmanager
+def shared_out(share):
+    lanes, rows, patch, points, unroll = share
+    with (
+        mock.patch.multiple(labels, LANES=lanes, TILE_ROWS=rows, PATCH=patch),
+        mock.patch.multiple(winners, POINTS=points, UNROLL=unroll),
+    ):
+        yield
+
+
+def score_maps(shape, dtype, kind, seed):
+    """Scores, as float64, that `dtype` holds."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    if kind == "smooth":  # cells whose corners agree, and where they do not, a few rivals
+        x = F.interpolate(x[..., ::3, ::3], shape[2:], mode="bilinear", align_corners=True)
+    elif kind == "ties":
+        x = (x > 0.5).double()
+    elif kind == "wide":
+        x = x * 2.0 ** torch.randint(-30, 12, (1, shape[1], 1, 1), generator=generator)
+    return x.to(dtype).double()
+
+
+def poison(dtype):
+    return math.nan if dtype.is_floating_point else torch.iinfo(dtype).max // 3
+
+
+@contextmanager
+def guarded():
+    """What the launchers allocate starts as poison, between guards that must not change."""
+    stores = []
+
+    def allocate(shape, dtype, device):
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        size = math.prod(shape)
+        store = torch.full((size + 2 * GUARD,), poison(dtype), dtype=dtype, device=device)
+        stores.append((store, store.clone()))
+        return store[GUARD : GUARD + size].view(shape)
+
+    with mock.patch.object(torch, "empty", allocate):
+        yield
+    assert stores
+    for store, before in stores:
+        for guard in (slice(None, GUARD), slice(store.numel() - GUARD, None)):
+            assert torch.equal(store[guard].view(torch.uint8), before[guard].view(torch.uint8))
+
+
+def assert_largest(result, x, grid, exact=False):
+    """Each label's score is the largest, up to the rounding of the interpolation.
+
+    Where scores are NaN or infinite, or with `exact`, it is the very label of the definition.
+    """
+    full = reference.upsample(x.double(), grid)
+    expected, found = full.argmax(1, keepdim=True), result.cpu().long()[:, None]
+    short = full.gather(1, expected) - full.gather(1, found)
+    eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
+    corners = x.double()[x.isfinite()].abs()
+    allowed = 4 * eps * corners.amax() if corners.numel() and not exact else -1.0
+    assert ((found == expected) | (short <= allowed)).all()
+
+
+@settings(max_examples=60)
+@given(some_grids, batches, dtypes, label_dtypes, layouts, kinds, shares, seeds)
+def test_labels(grid, batch, dtype, label_dtype, layout, kind, share, seed):
+    x = laid_out(score_maps((*batch, *grid.in_size), dtype, kind, seed), layout, dtype)
+    with shared_out(share), guarded():
+        result, probability = argmax.forward(x, grid, label_dtype, False)
+    assert probability is None
+    assert result.dtype == label_dtype
+    assert result.shape == (batch[0], *grid.size)
+    assert result.is_contiguous()
+    assert_largest(result, x.cpu(), grid)
+
+
+@settings(max_examples=30)
+@given(
+    st.one_of(any_grids(dens=(1, 2, 4, 8)), even_grids), st.integers(3, 6), dtypes, shares, seeds
+)
+def test_the_first_class_wins_a_tie(grid, classes, dtype, share, seed):
+    """Scores of 0 and 1, and weights whose denominators are powers of 2: nothing is rounded."""
+    x = score_maps((1, classes, *grid.in_size), dtype, "ties", seed).to(DEVICE, dtype)
+    with shared_out(share):
+        result, _ = argmax.forward(x, grid, torch.int64, False)
+    full = reference.upsample(x.cpu().double(), grid)
+    ties = (full == full.amax(1, keepdim=True)).sum(1) > 1
+    event(f"a tie without the first class: {bool((ties & (result.cpu() > 0)).any())}")
+    assert_largest(result, x.cpu(), grid, exact=True)
+
+
+specials = st.lists(
+    st.sampled_from([math.nan, math.inf, -math.inf, 3e38, -3e38, 2.0**124]),
+    min_size=1,
+    max_size=3,
+)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter's numpy
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+@settings(max_examples=30)
+@given(some_grids, layouts, specials, st.floats(0.005, 0.3), st.booleans(), shares, seeds)
+def test_special_values(grid, layout, values, share_of_them, ruled_out, share, seed):
+    """NaN wins, infinities count, a tap of weight 0 is not read, and nothing overflows."""
+    plain = score_maps((2, 4, *grid.in_size), torch.float32, "smooth", seed)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(plain.shape, generator=generator) < share_of_them
+    which = torch.randint(len(values), plain.shape, generator=generator)
+    x = torch.where(drawn, torch.tensor(values, dtype=torch.float64)[which], plain)
+    if ruled_out:
+        x[:, 1] = -math.inf
+    x = laid_out(x, layout, torch.float32)
+    with shared_out(share):
+        result, _ = argmax.forward(x, grid, torch.uint8, False)
+    usual = drawn.any(1)
+    event(f"some points special, some not: {0 < usual.sum() < usual.numel()}")
+    full = reference.upsample(x.cpu().double(), grid)
+    event(f"NaN among numbers: {bool(full.isnan().any() and not full.isnan().any(1).all())}")
+    assert_largest(result, x.cpu(), grid)
+
+
+@settings(max_examples=15)
+@given(some_grids, seeds)
+def test_a_class_that_is_ruled_out_everywhere(grid, seed):
+    x = score_maps((1, 3, *grid.in_size), torch.float32, "smooth", seed).float().to(DEVICE)
+    x[:, 0] = -math.inf
+    result, _ = argmax.forward(x, grid, torch.uint8, False)
+    assert_largest(result, x.cpu(), grid)
+    result, _ = argmax.forward(torch.full_like(x, -math.inf), grid, torch.uint8, False)
+    assert not result.any()
+
+
+@settings(max_examples=20)
+@given(some_grids, batches, dtypes, layouts, kinds, shares, seeds)
+def test_confidence_is_the_winners_softmax(grid, batch, dtype, layout, kind, share, seed):
+    x = laid_out(score_maps((*batch, *grid.in_size), dtype, kind, seed), layout, dtype)
+    with shared_out(share), guarded():
+        result, probability = argmax.forward(x, grid, torch.uint8, True)
+    assert torch.equal(result, argmax.forward(x, grid, torch.uint8, False)[0])
+    assert probability.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    truth = reference.upsample(x.cpu().double(), grid).softmax(1).amax(1)
+    limit = 4 * torch.finfo(probability.dtype).eps * (x.cpu().double().abs().max() + 1)
+    assert ((probability.cpu().double() - truth).abs() <= limit).all()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@settings(max_examples=10)
+@given(some_grids, st.sampled_from([math.nan, math.inf, -math.inf]), seeds)
+def test_confidence_in_special_values(grid, special, seed):
+    plain = score_maps((1, 3, *grid.in_size), torch.float32, "noise", seed).float()
+    drawn = torch.rand(plain.shape, generator=torch.Generator().manual_seed(seed)) < 0.1
+    x = torch.where(drawn, special, plain)
+    _, probability = argmax.forward(x.to(DEVICE), grid, torch.uint8, True)
+    truth = reference.upsample(x.double(), grid).softmax(1).amax(1)
+    assert torch.equal(probability.cpu().isnan(), truth.isnan())
+    assert (probability.cpu().double() - truth).nan_to_num().abs().max() <= 1e-5
+
+
+@settings(max_examples=8)
+@given(some_grids, dtypes, layouts, kinds, shares, seeds)
+def test_repeats_itself_and_images_stand_alone(grid, dtype, layout, kind, share, seed):
+    x = laid_out(score_maps((3, 4, *grid.in_size), dtype, kind, seed), layout, dtype)
+    first, second = (argmax.forward(x, grid, torch.int16, True) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(bits(first[1]), bits(second[1]))
+    with shared_out(share):
+        alone = argmax.forward(x[1:], grid, torch.int16, True)
+    assert torch.equal(first[0][1:], alone[0])
+    assert torch.equal(bits(first[1][1:]), bits(alone[1]))
+
+
+@interpreter_only
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@settings(max_examples=8)
+@given(some_grids, batches, layouts, st.booleans(), shares, seeds)
+def test_reads_and_writes_only_its_tensors(grid, batch, layout, special, share, seed):
+    values = score_maps((*batch, *grid.in_size), torch.float32, "noise", seed)
+    if special:
+        values[torch.rand(values.shape) < 0.1] = math.nan
+    x = laid_out(values, layout, torch.float32)
+    empty, made = torch.empty, []
+
+    def allocate(*args, **kwargs):
+        made.append(empty(*args, **kwargs))
+        return made[-1]
+
+    with shared_out(share):
+        with mock.patch.object(torch, "empty", allocate):
+            argmax.forward(x, grid, torch.uint8, True)
+        again = iter(made)
+        with mock.patch.object(torch, "empty", lambda *_, **__: next(again)), watched(x, *made):
+            argmax.forward(x, grid, torch.uint8, True)
+
+
+@pytest.mark.parametrize("classes", [255, 256, 2000])
+def test_many_classes(classes):
+    grid = SamplingGrid.resize((3, 4), (4, 6))
+    x = score_maps((1, classes, 3, 4), torch.float32, "noise", 0).float().to(DEVICE)
+    dtype = torch.uint8 if classes <= 256 else torch.int16
+    assert_largest(argmax.forward(x, grid, dtype, False)[0], x.cpu(), grid)
+
+
+def test_nothing():
+    grid = SamplingGrid.deconv((2, 3), 4)
+    result, probability = argmax.forward(torch.zeros(0, 3, 2, 3), grid, torch.int32, True)
+    assert result.shape == probability.shape == (0, *grid.size)
+    assert (result.dtype, probability.dtype) == (torch.int32, torch.float32)
+
+
+def axis_positions(grid, axis):
+    """Of each output, its cell (of the extended map) and how far into it it looks: exactly."""
+    n, num, off, den = (v[axis] for v in (grid.in_size, grid.num, grid.off, grid.den))
+    ring = int(grid.border == "zero")
+    n, off = n + 2 * ring, off + ring * den
+    for y in range(grid.size[axis]):
+        cell, part = divmod(num * y + off, den)
+        outside = cell < 0 or cell >= n - 1
+        yield min(max(cell, -1), n - 1), Fraction(0 if outside else part, den)
+
+
+@settings(max_examples=50)
+@given(some_grids, st.sampled_from((1, 2, 4, 8)), shares)
+def test_tables(grid, most, share):
+    """Patches follow on each other, each in its cell, and none is longer than it may be."""
+    x = torch.zeros(1, 1, *grid.in_size, device=DEVICE)
+    lengths = tuple(min(1 << (longest(grid, k) - 1).bit_length(), most) for k in (0, 1))
+    axes = [axis_patches(grid, k, lengths[k]) for k in (0, 1)]
+    with shared_out(share):
+        _, table, fractions = winners.tables(x, grid, *axes, lengths)
+    table, fractions = table.tolist(), fractions.cpu()
+    for k, axis in enumerate(axes):
+        starts, table = table[: axis.patches + 1], table[axis.patches + 1 :]
+        cells, table = table[: axis.patches], table[axis.patches :]
+        assert starts[0] == 0
+        assert starts[-1] == grid.size[k]
+        counts = np.diff(starts)
+        assert 0 <= counts.min() <= counts.max() <= lengths[k]
+        positions = list(axis_positions(grid, k))
+        assert [cell for cell, _ in positions] == list(np.repeat(cells, counts))
+        own, fractions = fractions[: grid.size[k]], fractions[grid.size[k] :]
+        for (_, exact), fraction in zip(positions, own.tolist(), strict=True):
+            assert abs(fraction - exact) <= 2.0**-25
+            assert (fraction == 0) == (exact == 0)
+            assert fraction < 1
+        if k == 1:
+            align = labels.aligned(grid, lengths[1])
+            event(f"aligned: {align}")
+            assert not any(start % align for start in starts)
+    assert len(fractions) == len(table) == 0
+
+
+def test_more_patches_or_points_than_int32_counts():
+    grid = SamplingGrid.resize((2, 2), (2**16, 2**16))
+    with pytest.raises(ValueError, match="patches"):
+        labels.tiles(torch.empty(2**7, 1, 2, 2, device="meta"), grid)
+    grid = SamplingGrid.centres((2**16, 2**16), 1, 0, (2, 2), "clamp")
+    with pytest.raises(ValueError, match="points"):
+        argmax.forward(torch.empty(1, 1, 2**16, 2**16, device="meta"), grid, torch.uint8, False)
+
+
+@interpreter_only
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_inputs_beyond_int32():
+    grid = SamplingGrid((3, 3), (4, 7), (3, 2), (-2, -3), (4, 4), "zero")
+    values = score_maps((3, 3, 3, 3), torch.bfloat16, "noise", 0)
+    values[1, 2, 1, 1] = math.nan
+    far, near = spread_out(values, torch.bfloat16), values.bfloat16()
+    with only_programs(range):
+        results = argmax.forward(far, grid, torch.uint8, True)
+    for a, b in zip(results, argmax.forward(near, grid, torch.uint8, True), strict=True):
+        assert torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+@interpreter_only
+def test_labels_beyond_int32():
+    """The first and the last program on more than 2**31 labels: only their images are set."""
+    grid = SamplingGrid.resize((2, 2), (256, 256))
+    images = 2**15 + 1
+    x = torch.zeros(images, 2, 2, 2)
+    x[-1] = torch.tensor([[[1, 0], [0, 0]], [[0, 1], [1, 2]]])
+    out = {torch.uint8: reserved(images * 2**16, torch.uint8).view(images, 256, 256)}
+    empty = torch.empty
+
+    def allocate(shape, dtype, device):
+        return out[dtype] if dtype in out else empty(shape, dtype=dtype, device=device)
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch, "empty", allocate))
+        stack.enter_context(only_programs(lambda count: [0, *range(count - 4, count)]))
+        result, _ = argmax.forward(x, grid, torch.uint8, False)
+    expected = reference.upsample_argmax(x[-1:].double(), grid)[0][0]
+    shown = slice(-labels.PATCH * labels.TILE_ROWS, None)
+    assert torch.equal(result[-1, shown, -4:], expected[shown, -4:].byte())
+    assert expected[shown, -4:].all()
+    assert not result[images // 2].any()
