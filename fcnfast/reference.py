@@ -83,3 +83,14 @@ def upsample_argmax(scores: Tensor, grid: SamplingGrid) -> tuple[Tensor, Tensor]
     full = upsample(scores, grid)
     label = full.argmax(1)
     return label, full.softmax(1).gather(1, label[:, None])[:, 0]
+
+
+def upsample_confusion(
+    scores: Tensor, target: Tensor, grid: SamplingGrid, *, ignore_index: int = 255
+) -> Tensor:
+    """(C + 1) x C pixels by true class and by label; the last row is of targets that are none."""
+    classes, truth = scores.shape[1], target.long()
+    row = torch.where((truth < 0) | (truth >= classes), classes, truth)
+    index = row * classes + upsample_argmax(scores, grid)[0]
+    counts = torch.bincount(index[truth != ignore_index], minlength=(classes + 1) * classes)
+    return counts.view(classes + 1, classes)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from fcnfast import ops
+from fcnfast import ops, reference
 from fcnfast.geometry import SamplingGrid
 from fcnfast.tiled import confusion
 from tests.op_tools import FLOATS, LABELS, grids, maps
@@ -46,6 +46,18 @@ def test_counts_every_pixel_once(data, grid, dtype, label_dtype):
     else:
         counts = ops.upsample_confusion(x, target, grid, ignore_index=ignore_index)
         assert torch.equal(counts, expected[:classes])
+
+
+def test_is_the_definition_where_no_two_classes_are_close():
+    x = torch.randint(-9, 9, (2, 4, 4, 5), generator=torch.Generator().manual_seed(3)).double()
+    x[:, 0] += 0.123456789
+    x[:, 1] += 0.314159265
+    x[:, 2] += 0.577215664
+    target = torch.arange(4000).view(2, 40, 50) % 6
+    out = torch.zeros(5, 4, dtype=torch.int64)
+    ops.upsample_confusion(x, target, GRID, ignore_index=2, out=out)
+    assert torch.equal(out, reference.upsample_confusion(x, target, GRID, ignore_index=2))
+    assert out[4].any() and not out[2].any()
 
 
 def test_nothing_is_counted_when_a_label_is_refused():
