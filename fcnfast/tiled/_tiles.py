@@ -22,7 +22,7 @@ TILE_ELEMENTS = 1 << 19
 # A GPU wants few, large steps.
 GPU_TILE_ELEMENTS = 1 << 24
 # No tile exceeds this part of the full-resolution logits, unless they are fewer than these.
-TILE_SHARE = 12
+TILE_SHARE = 5
 FEW_ELEMENTS = 1 << 14
 
 
