@@ -272,3 +272,13 @@ class TestOurs:
         loaded = fcnfast.load_model(tmp_path / "checkpoint.pt")
         assert loaded.options == model.options and loaded.preprocessing == model.preprocessing
         assert torch.equal(loaded.score.weight, model.score.weight)
+
+
+def test_half_a_head_is_of_another_network(tmp_path):
+    """Other heads of mmsegmentation end in the same layer; what comes before it differs."""
+    with torch.device("meta"):
+        state = fcnfast.create_model("fcn_resnet50_mmseg", num_classes=2).state_dict()
+    tensors = {k: torch.zeros((), dtype=v.dtype).expand(v.shape) for k, v in state.items()}
+    torch.save({k: v for k, v in tensors.items() if "decode_head.convs" not in k}, tmp_path / "net")
+    with pytest.raises(WeightsError, match="has no 'decode_head.convs.0.conv.weight'"):
+        fcnfast.load_model(tmp_path / "net")

@@ -23,7 +23,8 @@ from ..weights import (
 from ..weights import write_weights as _write
 from .base import FCN
 from .identify import identify
-from .loading import classes_in, load_file
+from .loading import load_file
+from .matching import classes_in
 from .report import LoadReport
 from .table import build, find
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,22 +13,10 @@ from ..data.classes import ClassTable
 from ..errors import WeightsError
 from ..weights import Family, PathLike, Stored, WeightsFile, open_weights, recognise
 from .base import FCN, Preprocessing
-from .report import LoadReport, Shape
+from .matching import check_options, check_scales, check_strict, matched
+from .report import LoadReport
 from .skipnet import SkipNet
-from .table import MODELS
 from .upscores import Kept, choose_upsampling
-from .vgg import AT_ONCE_SCALES
-
-# Layers behind the trunk: a file may lack them, since they depend on the data set.
-_HEADS = ("score", "upscore", "classifier", "aux_classifier", "decode_head", "auxiliary_head")
-# The layers whose channels are the classes.
-_SCORES = re.compile(r"score[^.]*\.|(aux_)?classifier\.4\.|(decode|auxiliary)_head\.conv_seg\.")
-# What can only be a layer of a trunk, of this network or of another one.
-_TRUNK = re.compile(r"(^|\.)(conv|fc|layer|inception|bn|stem|stages)[\d_.]")
-# Layers of the at-once net that only multiply, by what the network itself multiplies with.
-_SCALES = {"scale_pool4.weight": "pool4", "scale_pool3.weight": "pool3"}
-# Options that may differ between a file and the network: they do not change what weights mean.
-_FREE_OPTIONS = {"dropout", "upsampling", "final_upsampling", "aux_loss"}
 
 
 def load_weights(model: FCN, path: PathLike) -> LoadReport:
@@ -66,117 +51,64 @@ def load_file(model: FCN, file: WeightsFile, family: Family) -> LoadReport:
     """
     if hasattr(model, "backbone") and "layer1.0.conv1.weight" in family.names.values():
         family = replace(family, names={k: f"backbone.{name}" for k, name in family.names.items()})
-    _check_options(model, file, family)
+    check_options(model, file, family)
     mine = {name: key for key, name in family.names.items()}
-    dropped = dict(family.dropped) | _check_scales(model, file, family, mine)
+    dropped = dict(family.dropped) | check_scales(model, file, family, mine)
     preprocessing, table = _described(model, file, family)
     kept = Kept(model) if isinstance(model, SkipNet) else None
     try:
-        upsampling: dict[str, Tensor] = {}
-        if isinstance(model, SkipNet):
-            upsampling, unused = choose_upsampling(model, file, mine)
-            dropped |= unused
-        own = model.state_dict()
-        others = {key: tensor for key, tensor in own.items() if key not in upsampling}
-        fits = _matched(model, others, file, family, mine, dropped)
-        missing = tuple(key for key in own if key not in fits and key not in upsampling)
-        known = {mine[key] for key in own if key in mine} | set(dropped)
-        unexpected = tuple(key for key in file.tensors if key not in known)
-        _check_strict(model, file, family, missing, unexpected)
-        state = {
-            key: _value(file, mine[key], upsampling.get(key), file.tensors[mine[key]], own[key])
-            for key in own
-            if key in fits or key in upsampling
-        }
+        plan = _planned(model, file, family, mine, dropped)
     except BaseException:
         if kept is not None:
             kept.put_back()
         raise
-    _assign(model, state)
+    own = model.state_dict()
+    shapes = {key: (file.tensors[mine[key]].shape, tuple(own[key].shape)) for key in plan.state}
+    _assign(model, plan.state)
     model.set_preprocessing(preprocessing)
     model.table = table
-    shapes = {key: (file.tensors[mine[key]].shape, tuple(own[key].shape)) for key in state}
     return LoadReport(
         path=file.path,
         format=file.format,
         family=family.title,
-        loaded=tuple(state),
+        loaded=tuple(plan.state),
         reshaped={key: pair for key, pair in shapes.items() if pair[0] != pair[1]},
-        missing=missing,
-        unexpected=unexpected,
+        missing=plan.missing,
+        unexpected=plan.unexpected,
         dropped=dropped,
         preprocessing=preprocessing,
     )
 
 
-def _check_options(model: FCN, file: WeightsFile, family: Family) -> None:
-    """Refuse a network that was made with other options than the weights need."""
-    defaults = {p.name: p.default for p in inspect.signature(type(model)).parameters.values()}
-    told = family.options.keys() & defaults.keys()
-    if family.network == model.name != "":  # what it does not tell has its default
-        told |= model.options.keys()
-    for key in sorted(told - _FREE_OPTIONS):
-        has = _plain(model.options.get(key, defaults.get(key)))
-        needs = _plain(family.options.get(key, defaults.get(key)))
-        if has != needs:
-            raise WeightsError(
-                f"{file.path}: weights of {family.title} for {key}={needs!r}, but {_name(model)} "
-                f"was made with {key}={has!r}"
-            )
+class _Plan(NamedTuple):
+    """What will be put into a network, and what neither side has a partner for."""
+
+    state: dict[str, Tensor]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
 
 
-def classes_in(model: FCN, file: WeightsFile, family: Family) -> int:
-    """How many classes the main head has in a file; the network's own number when none is told."""
-    if file.meta is not None:
-        return file.meta.num_classes
-    names = {name: key for key, name in family.names.items()}
-    for key, tensor in model.state_dict().items():
-        if _SCORES.match(key) and key in names:
-            shape = file.tensors[names[key]].shape
-            if shape and _fits(shape, (shape[0], *tensor.shape[1:])):
-                return shape[0]
-            break  # of another network: loading says so
-    return model.num_classes
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON gives it back."""
-    return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _check_scales(
-    model: FCN, file: WeightsFile, family: Family, mine: Mapping[str, str]
-) -> dict[str, str]:
-    """Tell a staged FCN-8s from an at-once one, where the file shows which it is."""
-    dropped = {}
-    for key, tap in _SCALES.items():
-        if f"score_{tap}.weight" not in mine or not hasattr(model, f"score_{tap}"):
-            continue
-        here = float(getattr(model, "scales", {}).get(tap, 1.0))
-        there = None
-        if key in mine:
-            low, high = torch.aminmax(file.tensors[mine[key]].read())
-            there = float(low) if math.isclose(low, high, rel_tol=1e-6) else math.nan
-        elif file.notes.get("arch") in ("FCN8s", "FCN8sAtOnce"):  # classes of pytorch-fcn
-            there = AT_ONCE_SCALES[tap] if file.notes["arch"] == "FCN8sAtOnce" else 1.0
-        elif family.network in MODELS:
-            at_once = MODELS[family.network].fixed.get("at_once", False)
-            there = AT_ONCE_SCALES[tap] if at_once else 1.0
-        elif file.format in ("Caffe", "HDF5"):  # where a scale would be a layer of its own
-            there = 1.0
-        if there is not None and not math.isclose(here, there, rel_tol=1e-6):
-            raise WeightsError(
-                f"{file.path}: multiplies {tap} by {there:g}, {_name(model)} by {here:g}: "
-                "FCN-8s trained at once and in stages are two networks"
-            )
-    for key in _SCALES:
-        if key in mine:
-            dropped[mine[key]] = "a constant, which the network has"
-    return dropped
-
-
-def _name(model: FCN) -> str:
-    return model.name or type(model).__name__
+def _planned(
+    model: FCN, file: WeightsFile, family: Family, mine: Mapping[str, str], dropped: dict[str, str]
+) -> _Plan:
+    """Match and read everything; only the kind of the network's upsampling changes."""
+    upsampling: dict[str, Tensor] = {}
+    if isinstance(model, SkipNet):
+        upsampling, unused = choose_upsampling(model, file, mine)
+        dropped |= unused
+    own = model.state_dict()
+    others = {key: tensor for key, tensor in own.items() if key not in upsampling}
+    found = matched(model, others, file, family, mine, dropped) | upsampling.keys()
+    missing = tuple(key for key in own if key not in found)
+    known = {mine[key] for key in own if key in mine} | dropped.keys()
+    unexpected = tuple(key for key in file.tensors if key not in known)
+    check_strict(model, file, family, missing, unexpected)
+    state = {
+        key: _value(file, mine[key], upsampling.get(key), file.tensors[mine[key]], own[key])
+        for key in own
+        if key in found
+    }
+    return _Plan(state, missing, unexpected)
 
 
 def _described(
@@ -198,85 +130,6 @@ def _described(
         except ValueError as error:
             raise WeightsError(f"{file.path}: its classes cannot be used: {error}") from None
     return preprocessing, table
-
-
-def _matched(
-    model: FCN,
-    own: Mapping[str, Tensor],
-    file: WeightsFile,
-    family: Family,
-    mine: Mapping[str, str],
-    dropped: dict[str, str],
-) -> set[str]:
-    """The network's tensors that the file has; adds to `dropped` what has other classes.
-
-    Raises:
-        WeightsError: a layer of the trunk is missing, or one has numbers for another layer.
-    """
-    found = set()
-    other = f"it holds weights of {family.title}, not of {_name(model)}"
-    for key, tensor in own.items():
-        if key not in mine or mine[key] in dropped:
-            head = key.startswith((*_HEADS, *family.partial))
-            if not head and not key.endswith("num_batches_tracked"):  # not in the oldest files
-                raise WeightsError(f"{file.path}: has no {mine.get(key, key)!r}; {other}")
-            continue
-        stored, shape = file.tensors[mine[key]], tuple(tensor.shape)
-        if _fits(stored.shape, shape):
-            if stored.dtype.is_floating_point != tensor.dtype.is_floating_point:
-                raise WeightsError(f"{file.path}: {mine[key]!r} holds {stored.dtype}; {other}")
-            found.add(key)
-        elif _SCORES.match(key) and _fits(stored.shape, (*stored.shape[:1], *shape[1:])):
-            dropped[mine[key]] = f"for {stored.shape[0]} classes, the network has {shape[0]}"
-        else:
-            counts = f"{math.prod(stored.shape)} numbers for {math.prod(shape)}"
-            raise WeightsError(
-                f"{file.path}: {mine[key]!r} is {stored.shape}, but {_name(model)} with "
-                f"{model.num_classes} classes needs {shape} ({counts}); {other}"
-            )
-    return found
-
-
-def _fits(stored: Shape, shape: Shape) -> bool:
-    """Tell whether one shape is the other, but for axes of length 1 or a flattened input.
-
-    Fully connected layers take all of a map at once: O x C·h·w for O x C x h x w. Caffe's oldest
-    files have four axes everywhere, (1, 1, 1, N) for a vector.
-    """
-    flat = (*shape[:1], math.prod(shape[1:]))
-    return _squeezed(stored) in (_squeezed(shape), _squeezed(flat))
-
-
-def _squeezed(shape: Sequence[int]) -> Shape:
-    return tuple(n for n in shape if n != 1)
-
-
-def _check_strict(
-    model: FCN,
-    file: WeightsFile,
-    family: Family,
-    missing: Sequence[str],
-    unexpected: Sequence[str],
-) -> None:
-    """Refuse what only another network's file can lack or hold.
-
-    A file of ours for this very network lacks nothing and holds nothing else; elsewhere a layer
-    of a trunk that this network does not have shows that the file is of a deeper one.
-    """
-    same = family.network == model.name != ""
-    other = f"it holds weights of {family.title}, not of {_name(model)}"
-    if same and missing and classes_in(model, file, family) == model.num_classes:
-        raise WeightsError(f"{file.path}: has no {missing[0]!r}, which {_name(model)} needs")
-    names = {key: family.names.get(key, key) for key in unexpected}
-    strange = [
-        key
-        for key, name in names.items()
-        if same or (_TRUNK.search(name) and not name.startswith(_HEADS))
-    ]
-    if strange:
-        raise WeightsError(
-            f"{file.path}: holds {strange[0]!r}, which {_name(model)} does not have; {other}"
-        )
 
 
 def _value(

@@ -79,14 +79,9 @@ def choose_upsampling(
     Raises:
         WeightsError: a weight of another shape than this network's.
     """
-    kept = Kept(model)
-    model.set_upsampling("depthwise")
-    layers = {name: cast(Upscore, model.get_submodule(name)) for name in model.upscores}
-    shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
-    kept.put_back()
     found: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
-    for name, (classes, _, *window) in shapes.items():
+    for name, (classes, _, *window) in _shapes(model).items():
         key = mine.get(f"{name}.weight")
         if key is None:
             continue
@@ -114,6 +109,15 @@ def choose_upsampling(
         else:
             weights[f"{name}.weight"] = as_kind(weight, cast(Upscore, layer).dense)
     return weights, dropped
+
+
+def _shapes(model: SkipNet) -> dict[str, tuple[int, ...]]:
+    """The weights that learned upsamplings have where classes do not mix: C x 1 x k x k."""
+    kept = Kept(model)
+    model.set_upsampling("depthwise")
+    layers = {name: cast(Upscore, model.get_submodule(name)) for name in model.upscores}
+    kept.put_back()
+    return {name: tuple(layer.weight.shape) for name, layer in layers.items()}
 
 
 def _most(*kinds: Upsampling) -> Upsampling:

@@ -104,6 +104,16 @@ def read_caffe(source: Source) -> tuple[dict[str, Stored], list[str]]:
             f"begins at byte {broken}, or that is no layer"
         )
     layers = [field for field in fields if field.number in (_V1_LAYERS, _V2_LAYER)]
+    tensors, names = _blobs(source, data, layers)
+    if not tensors:
+        raise NotCaffeError(True)
+    if len({field.number for field in layers}) > 1:
+        raise WeightsError(f"{source.path}: damaged Caffe model: it has 'layer' beside 'layers'")
+    return tensors, names
+
+
+def _blobs(source: Source, data: mmap, layers: list[_Field]) -> tuple[dict[str, Stored], list[str]]:
+    """Read the layers one by one; the first that is no layer shows what the file is not."""
     tensors: dict[str, Stored] = {}
     names: list[str] = []
     for field in layers:
@@ -121,10 +131,6 @@ def read_caffe(source: Source) -> tuple[dict[str, Stored], list[str]]:
         for index, blob in enumerate(blobs):
             key = f"{name}.{('weight', 'bias')[index] if index < 2 else index}"
             tensors[key] = _stored(source, data, key, blob)
-    if not tensors:
-        raise NotCaffeError(True)
-    if len({field.number for field in layers}) > 1:
-        raise WeightsError(f"{source.path}: damaged Caffe model: it has 'layer' beside 'layers'")
     return tensors, names
 
 
