@@ -133,7 +133,7 @@ class Tiling:
         self.groups, self.place = _columns(grid, columns, dtype, device)
         row = channels * max(group.w0.numel() for group in self.groups)
         self.elements = max(elements, row)  # of a tile
-        rows = min(_inner(grid, 0) * cells[0], height // 4) if cells else self.elements // row
+        rows = min(_inner(grid, 0) * cells[0], -(-height // 5)) if cells else self.elements // row
         self.rows = strips(grid, 0, even_length(height, rows), dtype, device)
 
     @property

@@ -21,8 +21,9 @@ from ..geometry import SamplingGrid, axis_taps
 TILE_ELEMENTS = 1 << 19
 # A GPU wants few, large steps.
 GPU_TILE_ELEMENTS = 1 << 24
-# No tile exceeds this part of the full-resolution logits, unless they are fewer than these.
-TILE_SHARE = 5
+# No tile exceeds this part of the full-resolution logits, unless they are fewer than these. A
+# fifth of the rows must fit, also with void places.
+TILE_SHARE = 2 / 9
 FEW_ELEMENTS = 1 << 14
 
 
@@ -81,7 +82,7 @@ def even_length(total: int, most: int) -> int:
 def tile_elements(logits: int, device: torch.device) -> int:
     """How many floats a tile may have, out of so many logits."""
     most = TILE_ELEMENTS if device.type == "cpu" else GPU_TILE_ELEMENTS
-    return min(most, max(FEW_ELEMENTS, logits // TILE_SHARE))
+    return min(most, max(FEW_ELEMENTS, int(logits * TILE_SHARE)))
 
 
 def _along(weight: Tensor, x: Tensor, dim: int) -> Tensor:

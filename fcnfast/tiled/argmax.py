@@ -35,19 +35,17 @@ def _contenders(part: Tensor) -> Tensor:
     return able.amax(0).amax(1).nonzero()[:, 0]
 
 
-def _winners(z: Tensor, classes: Tensor, finite: bool) -> Tensor:
-    """rows x places: the first of the largest among rows x C x places; `z` is written over.
+def _winners(z: Tensor, codes: Tensor, finite: bool) -> Tensor:
+    """rows x places: the code of the first of the largest among rows x C x places.
 
-    classes: the numbers of the C classes, ascending.
+    codes: of the C classes, negative and ascending. `z` is written over.
     """
     if not finite:  # a NaN is the largest
         # On a CPU max is several times faster than argmax and also takes the first; on a GPU only
         # argmax promises the first.
-        return classes[z.max(1)[1] if z.device.type == "cpu" else z.argmax(1)]
+        return codes[z.max(1)[1] if z.device.type == "cpu" else z.argmax(1)]
     # max with indices takes one element after the other: three passes over vectors are faster.
-    below = classes[-1] + 1
-    z.eq_(z.amax(1, keepdim=True)).mul_((below - classes).to(z.dtype)[:, None])
-    return z.amax(1).neg_().add_(below)
+    return z.eq_(z.amax(1, keepdim=True)).mul_(codes[:, None]).amin(1)
 
 
 def _run(x: Tensor, grid: SamplingGrid, labels: Tensor, confidence: Tensor | None) -> None:
@@ -57,7 +55,7 @@ def _run(x: Tensor, grid: SamplingGrid, labels: Tensor, confidence: Tensor | Non
     prunes = finite and large and confidence is None
     tiling = Tiling(grid, x.shape[1], x.dtype, x.device, finite, CELLS)
     buffer = x.new_empty(tiling.elements)
-    everything = torch.arange(x.shape[1], device=x.device)
+    codes = torch.arange(-x.shape[1], 0, device=x.device, dtype=x.dtype)  # class minus C
     for n in range(len(x)):
         framed = tiling.frame(x[n])
         for row in tiling.rows:
@@ -65,18 +63,17 @@ def _run(x: Tensor, grid: SamplingGrid, labels: Tensor, confidence: Tensor | Non
             found = labels.new_empty(rows, tiling.places)
             sure = None if confidence is None else x.new_empty(rows, tiling.places)
             for cells in tiling.groups:
-                part, classes = framed[row.low : row.high, :, cells.span], everything
-                if prunes:
-                    classes = _contenders(part)
-                    part = part.index_select(1, classes)
+                part, able = framed[row.low : row.high, :, cells.span], codes
+                if prunes and len(classes := _contenders(part)) < len(codes):
+                    part, able = part.index_select(1, classes), codes[classes]
                 low = tiling.lower(part, row)
-                length = even_length(rows, len(buffer) // (len(classes) * cells.w0.numel()))
+                length = even_length(rows, len(buffer) // (len(able) * cells.w0.numel()))
                 for first in range(0, rows, length):
                     here = slice(first, first + length), cells.places
                     z = tiling.widen(low[here[0]], cells, buffer)
                     if sure is not None:
                         sure[here] = z.log_softmax(1).amax(1).exp_()
-                    found[here] = _winners(z, classes, finite).to(labels.dtype)
+                    found[here] = _winners(z, able, finite).add_(len(codes))
             place = tiling.place.expand(rows, -1)
             labels[n, row.first : row.last] = found.gather(1, place)
             if confidence is not None and sure is not None:
