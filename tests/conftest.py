@@ -19,6 +19,10 @@ _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if _workers > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
 
+# Read when triton is imported, which torch does, too: whatever test file comes first, the kernels'
+# tests find an interpreter. TRITON_INTERPRET=0 runs them on a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # No deadline: the first example pays for imports and compilers. too_slow measures the machine.
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile(

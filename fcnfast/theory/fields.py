@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..geometry import ReceptiveField, SamplingGrid
 
@@ -237,6 +236,8 @@ def trace(
         ValueError: where kernels differ between rows and columns, or maps of different strides
             are combined.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # it brings Triton along
+
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     state = {
         name: x.detach().to("meta")
