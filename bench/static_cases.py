@@ -17,7 +17,7 @@ from torch import Tensor
 from bench.launches import Launch
 from bench.static_case import Case, Work
 from fcnfast.geometry import SamplingGrid
-from fcnfast.kernels import crop_add, cross_entropy, upsample
+from fcnfast.kernels import argmax, confusion, crop_add, cross_entropy, upsample
 
 # Scores of FCN-8s for a batch of 16 at 512 x 512, 21 classes, stride 8; and a map to add a skip to.
 SHAPE, SIZE = (16, 21, 64, 64), (512, 512)
@@ -25,6 +25,12 @@ SKIP, OFFSET = (16, 21, 80, 80), (5, 5)
 STRIDE = 8
 GRID = SamplingGrid.resize(SHAPE[2:], SIZE)
 DECONV = SamplingGrid.deconv(SHAPE[2:], STRIDE, padding=4)
+# Other shapes of the same scores: strides 4 and 32, no stride at all.
+GRIDS = {
+    " stride 4": SamplingGrid.resize((128, 128), SIZE),
+    " stride 32": SamplingGrid.resize((16, 16), SIZE),
+    " uneven": SamplingGrid.resize((63, 47), (500, 375)),
+}
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FORMATS = {"": torch.contiguous_format, " channels_last": torch.channels_last}
 
@@ -109,10 +115,9 @@ def upsample_cases() -> Iterator[Case]:
             spills=name == "fp64",
         )
     x, small = _map(SHAPE, torch.float32), _map((16, 21, 63, 47), torch.float32)
-    uneven = SamplingGrid.resize((63, 47), (500, 375))
     step = SamplingGrid.deconv(SHAPE[2:], 2, padding=1)
     skip = _map((16, 21, 146, 146), torch.float32)
-    yield Case("upsample.forward fp32 uneven", partial(upsample.forward, small, uneven))
+    yield Case("upsample.forward fp32 uneven", partial(upsample.forward, small, GRIDS[" uneven"]))
     yield Case("upsample.forward_add fp32", partial(upsample.forward_add, x, skip, step, (9, 9)))
     for form in FORMATS:
         x, grad = (_map(s, torch.float32, form) for s in (SHAPE, (*SHAPE[:2], *SIZE)))
@@ -183,8 +188,8 @@ def cross_entropy_cases() -> Iterator[Case]:
     yield _loss("gradient fp64", torch.float64, spills=True)
     yield _loss("gradient fp32 zero", grid=DECONV, **counted)
     yield _loss("gradient fp32 int64", grid=_beyond_int32())
-    yield _loss("gradient fp32 stride 4", grid=SamplingGrid.resize((128, 128), SIZE), **counted)
-    yield _loss("gradient fp32 stride 32", grid=SamplingGrid.resize((16, 16), SIZE))
+    yield _loss("gradient fp32 stride 4", grid=GRIDS[" stride 4"], **counted)
+    yield _loss("gradient fp32 stride 32", grid=GRIDS[" stride 32"])
     yield _loss("gradient fp32 uint8", labels=torch.uint8, **counted)
     yield _loss("gradient fp32 weighted", weighted=True)
     yield _loss("loss fp32", gradient=False, **counted)
@@ -202,10 +207,61 @@ def cross_entropy_cases() -> Iterator[Case]:
         yield Case(f"upsample_cross_entropy.scaled {name}", call, wide=("scale_kernel",))
 
 
+def _interpolated_trips(launch: Launch) -> Mapping[str, float]:
+    """A cell whose corners differ, and a class that may be the largest: the worst, as in noise."""
+    sizes = launch.arguments
+    patch = sizes["ROWS"] * sizes["COLUMNS"] * sizes["BLOCK"] / launch.threads
+    return {"largest_classes: for channel": patch}
+
+
+def _point_trips(launch: Launch) -> Mapping[str, float]:
+    """Some classes of the coarse points, which stand for the pixels of a cell each."""
+    sizes = launch.arguments
+    points = sizes["BLOCK"] / launch.threads
+    return {"point_winners: for first": sizes["UNROLL"] * points * STRIDE**2}
+
+
+POINT_WORK = {"table_kernel": (Work("pixel-class", _point_trips),)}
+ARGMAX_WORK = POINT_WORK | {"label_kernel": (Work("pixel-class", _interpolated_trips),)}
+CONFUSION_WORK = POINT_WORK | {"confusion_kernel": (Work("pixel-class", _interpolated_trips),)}
+
+
+def argmax_cases() -> Iterator[Case]:
+    """Label maps of every type of scores; the winners' softmax."""
+    for name, dtype in (*TYPES.items(), ("fp64", torch.float64)):
+        yield Case(
+            f"upsample_argmax.forward {name}",
+            partial(argmax.forward, _map(SHAPE, dtype), GRID, torch.uint8, False),
+            ARGMAX_WORK,
+            {"pixel-class": {"instructions": 5}} if name == "fp32" else {},
+            spills=name == "fp64",
+        )
+    scores = _map(SHAPE, torch.float32)
+    others = {" zero": DECONV, " int64": _beyond_int32(), **GRIDS}
+    for name, grid in others.items():
+        call = partial(argmax.forward, _map((*SHAPE[:2], *grid.in_size), torch.float32), grid)
+        yield Case(f"upsample_argmax.forward fp32{name}", partial(call, torch.uint8, False))
+    call = partial(argmax.forward, scores, GRID, torch.int64, False)
+    yield Case("upsample_argmax.forward fp32 to int64", call, ARGMAX_WORK)
+    call = partial(argmax.forward, scores, GRID, torch.uint8, True)
+    yield Case("upsample_argmax.confidence fp32", call)
+
+
+def confusion_cases() -> Iterator[Case]:
+    """Counts by true class and label: of float32 and int64, of the smallest types."""
+    for name, labels in (("fp32", torch.int64), ("bf16", torch.uint8)):
+        out = torch.empty(SHAPE[1], SHAPE[1], dtype=torch.int64, device="meta")
+        target = torch.empty(SHAPE[0], *SIZE, dtype=labels, device="meta")
+        call = partial(confusion.add, out, _map(SHAPE, TYPES[name]), target, GRID, 255)
+        yield Case(f"upsample_confusion.add {name}", call, CONFUSION_WORK)
+
+
 FAMILIES = {
     "crop_add": crop_add_cases,
     "upsample": upsample_cases,
     "upsample_cross_entropy": cross_entropy_cases,
+    "upsample_argmax": argmax_cases,
+    "upsample_confusion": confusion_cases,
 }
 
 
