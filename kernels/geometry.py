@@ -136,3 +136,13 @@ def located(plane, value, channels, CHANNELS_LAST: tl.constexpr):
 def in_row(n, c, x, n_stride, c_stride, x_stride):
     """Where the elements (n, c, 0, x) of a strided tensor lie: int64, in elements."""
     return n.to(tl.int64) * n_stride + c.to(tl.int64) * c_stride + x.to(tl.int64) * x_stride
+
+
+@triton.jit
+def window_sums(values, index, w):
+    """Weighted sums over windows of `values`, at WINDOW x BLOCK places `index`: one for each BLOCK.
+
+    A place of weight 0 is not read.
+    """
+    read = tl.gather(values, tl.reshape(index, [index.numel]), 0)
+    return tl.sum(tl.where(w == 0, 0.0, tl.reshape(read, index.shape)) * w, axis=0)

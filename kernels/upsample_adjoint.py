@@ -32,6 +32,7 @@ from .geometry import (
     share,
     weight,
     widened,
+    window_sums,
 )
 
 if TYPE_CHECKING:
@@ -94,13 +95,6 @@ def windows(
     inside = x < tl.minimum(x_last, last)[None, :]
     w = tl.where(inside, weight(den - distance, den, ACC, WIDE), 0.0)
     return tl.where(inside, x * GROUP + channel[None, :] - begin, 0), w
-
-
-@triton.jit
-def window_sums(values, index, w):
-    """The weighted sums of `values` at WINDOW x BLOCK places `index`: one for each of BLOCK."""
-    read = tl.gather(values, tl.reshape(index, [index.numel]), 0)
-    return tl.sum(tl.where(w == 0, 0.0, tl.reshape(read, index.shape)) * w, axis=0)
 
 
 @triton.jit(do_not_specialize=["strip", "channels", *GRID_SIZES, "columns", "chunks"])

@@ -1,0 +1,173 @@
+"""deconv: a learnable depthwise transposed convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._common import (
+    Plan,
+    accumulator,
+    alignment,
+    best_block,
+    check_rows,
+    empty_like,
+    gathering_warps,
+    is_channels_last,
+    on_device,
+)
+from .deconv_gradients import input_gradient as input_gradient
+from .deconv_gradients import weight_gradient as weight_gradient
+from .deconv_taps import (
+    SIZES,
+    coarse_pair,
+    coarse_segment,
+    group_of,
+    pairs_of,
+    phase_rows,
+    segment_length,
+    weight_pair,
+)
+
+# Values of a block, rows that a program makes, at most, and programs to aim at: short strips keep
+# a GPU busy.
+TILE, STRIP, PROGRAMS = 1024, 32, 2048
+
+
+@triton.jit(do_not_specialize=SIZES)
+def forward_kernel(
+    x_ptr, w_ptr, out_ptr,
+    strip, channels, in_height, in_width, height, width, kernel, row_start, column_start,
+    xn, xc, xh, xw,
+    CHANNELS_LAST: tl.constexpr, GROUP: tl.constexpr, DENSE: tl.constexpr,
+    STRIDE: tl.constexpr, EXACT: tl.constexpr, PAIRS: tl.constexpr,
+    ACC: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK: tl.constexpr, SEGMENT: tl.constexpr, WEIGHTS: tl.constexpr, TABLE: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK values of each of `strip` rows of one phase of a plane of the result.
+
+    x_ptr: N x channels x in_height x in_width, strides xn, xc, xh, xw.
+    w_ptr: channels x kernel x kernel, dense.
+    out_ptr: N x channels x height x width, dense; pixel (0, 0) is (row_start, column_start) of the
+        full result. A row holds one channel, or all of them interleaved if CHANNELS_LAST: of these
+        a block takes GROUP. If DENSE these are all; rows start at multiples of ALIGN.
+
+    The rows of a phase have their weights in common. More than one of PAIRS needs a strip of 1.
+    EXACT kernels are a multiple of the stride.
+    """
+    groups = tl.cdiv(channels, GROUP) if CHANNELS_LAST else 1
+    length = width * GROUP // ALIGN * ALIGN
+    blocks, strips = tl.cdiv(length, BLOCK), tl.cdiv(tl.cdiv(height, STRIDE), strip)
+    first, c = tl.program_id(0) % blocks * BLOCK, tl.program_id(0) // blocks % groups * GROUP
+    number = tl.program_id(0) // blocks // groups
+    phase, plane = number // strips % STRIDE, number // strips // STRIDE
+    first_row, last_row = phase_rows(phase, number % strips, strip, height, row_start, STRIDE)
+    n = plane
+    if not CHANNELS_LAST:
+        n, c = plane // channels, plane % channels
+
+    value = first + tl.arange(0, BLOCK)
+    x, channel = value // GROUP, value % GROUP
+    cell = (x + column_start) // STRIDE
+    column = x + column_start - cell * STRIDE
+    first_cell = (first // GROUP + column_start) // STRIDE
+    wanted, pitch = value < length, length
+    if not DENSE:
+        wanted, pitch = wanted & (c + channel < channels), width * channels
+        value = x * channels + c + channel
+
+    total = tl.zeros([BLOCK], ACC)
+    for pair in range(0, PAIRS * PAIRS):
+        near_cell, w_row = cell - pair % PAIRS * 2, phase + pair // PAIRS * 2 * STRIDE
+        w_column = column + pair % PAIRS * 2 * STRIDE
+        near_read = (near_cell >= 0) & (near_cell < in_width) & (w_column < kernel)
+        far_read = (near_cell >= 1) & (near_cell <= in_width) & (w_column + STRIDE < kernel)
+        start = first_cell - pair % PAIRS * 2 - 1
+        segment, known = coarse_segment(n, c, start, channels, in_width, xn, xc, xw, GROUP, SEGMENT)
+        place = (near_cell - start) * GROUP + channel
+        w, w_far = weight_pair(
+            w_ptr, w_row, c, channels, kernel, channel, w_column, near_read, far_read,
+            ACC, STRIDE, WEIGHTS, TABLE,
+        )  # fmt: skip
+        w_above, w_above_far = weight_pair(
+            w_ptr, w_row + STRIDE, c, channels, kernel, channel, w_column, near_read, far_read,
+            ACC, STRIDE, WEIGHTS, TABLE,
+        )  # fmt: skip
+        row = first_row - pair // PAIRS * 2
+        above, above_far = coarse_pair(
+            x_ptr, row - 1, in_height, xh, segment, known, place, ACC, GROUP
+        )
+        for q in range(first_row, last_row):
+            near, far = coarse_pair(x_ptr, row, in_height, xh, segment, known, place, ACC, GROUP)
+            if not EXACT:  # weights beyond the kernel are 0, but what they meet may not be finite
+                near = tl.where(near_read & (w_row < kernel), near, 0.0)
+                far = tl.where(far_read & (w_row < kernel), far, 0.0)
+                above = tl.where(w_row + STRIDE < kernel, above, 0.0)
+                above_far = tl.where(w_row + STRIDE < kernel, above_far, 0.0)
+            part = near * w + far * w_far + above * w_above + above_far * w_above_far
+            total = part if PAIRS == 1 else total + part
+            y = plane.to(tl.int64) * height + (q * STRIDE + phase - row_start)
+            tl.store(out_ptr + y * pitch + value, total.to(out_ptr.dtype.element_ty), mask=wanted)
+            above, above_far = near, far
+            row += 1
+
+
+def plan(out: Tensor, channels_last: bool, kernel: int, stride: int) -> Plan:
+    """How the kernel makes the dense result `out`."""
+    rows, length = check_rows(out.shape, channels_last)
+    channels, height, width = out.shape[1:]
+    group, pairs = group_of(channels, channels_last), pairs_of(kernel, stride)
+    dense = not channels_last or group == channels
+    block = best_block(width * group, TILE)
+    groups = triton.cdiv(channels, group) if channels_last else 1
+    blocks, most = triton.cdiv(width * group, block) * groups, triton.cdiv(height, stride)
+    strip = 1 if pairs > 1 else min(max(rows * blocks // PROGRAMS, 4), STRIP)
+    weights = triton.next_power_of_2(kernel)
+    options = {
+        "CHANNELS_LAST": channels_last,
+        "GROUP": group,
+        "DENSE": dense,
+        "STRIDE": stride,
+        "EXACT": kernel % stride == 0,
+        "PAIRS": pairs,
+        "ACC": accumulator(out.dtype),
+        "ALIGN": alignment(length, out.dtype) if dense else 1,
+        "BLOCK": block,
+        "SEGMENT": segment_length(block, group, stride),
+        "WEIGHTS": weights,
+        "TABLE": weights * triton.next_power_of_2(group),
+        "num_warps": gathering_warps(block),
+    }
+    return Plan(rows // height * stride * triton.cdiv(most, strip) * blocks, strip, options)
+
+
+def forward(
+    x: Tensor, weight: Tensor, stride: int, start: Sequence[int], size: Sequence[int]
+) -> Tensor:
+    """A window of the transposed convolution of `x` with `weight`, each channel on its own.
+
+    Args:
+        x: N x C x h x w, any strides.
+        weight: C x 1 x k x k of the same dtype.
+        stride: pixels from one coarse value to the next, s.
+        start: first (row, column) kept of the full result of (h - 1) s + k x (w - 1) s + k pixels.
+        size: (H, W) that are kept, within the full result (not checked).
+
+    Returns:
+        N x C x H x W of the dtype and in the memory format of `x`; sums are in float32 (float64)
+        and rounded once.
+
+    Raises:
+        ValueError: when the result has more than 2**30 rows, or values in one.
+    """
+    out = empty_like(x, (*x.shape[:2], *size))
+    if out.numel():
+        kernel = weight.shape[-1]
+        programs, strip, options = plan(out, is_channels_last(x), kernel, stride)
+        sizes = (strip, *x.shape[1:], *size, kernel, *start, *x.stride())
+        with on_device(x):
+            forward_kernel[(programs,)](x, weight.contiguous(), out, *sizes, **options)
+    return out

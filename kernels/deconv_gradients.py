@@ -1,0 +1,347 @@
+"""The gradients of deconv: of its input, and of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._common import (
+    Plan,
+    accumulator,
+    best_block,
+    check_rows,
+    empty_like,
+    gathering_warps,
+    is_channels_last,
+    on_device,
+    row_alignment,
+)
+from .deconv_taps import (
+    SIZES,
+    coarse_pair,
+    coarse_segment,
+    group_of,
+    pairs_of,
+    phase_rows,
+    segment_length,
+)
+from .geometry import window_sums
+
+# Values of a block of the gradient, rows of it that a program takes, at most, and programs to aim
+# at: short strips keep a GPU busy.
+TILE, STRIP, PROGRAMS = 2048, 64, 2048
+# Images that a program takes at once: they have the weights in common.
+IMAGES = 4
+
+
+@triton.jit(do_not_specialize=SIZES)
+def weight_kernel(
+    grad_ptr, x_ptr, out_ptr,
+    strip, channels, in_height, in_width, height, width, kernel, row_start, column_start,
+    gn, gc, gh, gw, xn, xc, xh, xw,
+    CHANNELS_LAST: tl.constexpr, GROUP: tl.constexpr, DENSE: tl.constexpr,
+    STRIDE: tl.constexpr, PAIRS: tl.constexpr, ACC: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK: tl.constexpr, SEGMENT: tl.constexpr, RESULTS: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """One program: what BLOCK values of each of `strip` rows of one phase say about the weights.
+
+    grad_ptr: N x channels x height x width, strides gn, gc, gh, gw; pixel (0, 0) is
+        (row_start, column_start) of the full result. If DENSE the values of a row are contiguous,
+        and rows start at multiples of ALIGN. Channels lie interleaved if CHANNELS_LAST: of these a
+        block takes GROUP.
+    x_ptr: N x channels x in_height x in_width, strides xn, xc, xh, xw.
+    out_ptr: parts x channels x kernel x kernel, dense: to be summed over the parts, one for each
+        image, strip and block.
+
+    The rows are summed up for each column, then the columns of a phase, at most WINDOW, for each
+    of RESULTS weights.
+    """
+    groups = tl.cdiv(channels, GROUP) if CHANNELS_LAST else 1
+    length = width * GROUP // ALIGN * ALIGN
+    blocks, strips = tl.cdiv(length, BLOCK), tl.cdiv(tl.cdiv(height, STRIDE), strip)
+    block, c = tl.program_id(0) % blocks, tl.program_id(0) // blocks % groups * GROUP
+    number = tl.program_id(0) // blocks // groups
+    strip_number, number = number % strips, number // strips
+    phase, number = number % STRIDE, number // STRIDE
+    across, down, plane = number % PAIRS * 2, number // PAIRS % PAIRS * 2, number // PAIRS // PAIRS
+    first_row, last_row = phase_rows(phase, strip_number, strip, height, row_start, STRIDE)
+    n = plane
+    if not CHANNELS_LAST:
+        n, c = plane // channels, plane % channels
+
+    first = block * BLOCK
+    value = first + tl.arange(0, BLOCK)
+    x, channel = value // GROUP, value % GROUP
+    cell = (x + column_start) // STRIDE - across
+    near_read, far_read = (cell >= 0) & (cell < in_width), (cell >= 1) & (cell <= in_width)
+    start = (first // GROUP + column_start) // STRIDE - across - 1
+    segment, known = coarse_segment(n, c, start, channels, in_width, xn, xc, xw, GROUP, SEGMENT)
+    place = (cell - start) * GROUP + channel
+    wanted = value < length
+    if not DENSE:
+        wanted &= c + channel < channels
+        value = x.to(tl.int64) * gw + channel.to(tl.int64) * gc
+    grad_ptr += (n.to(tl.int64) * gn + c.to(tl.int64) * gc) // ALIGN * ALIGN
+
+    by_near = tl.zeros([BLOCK], ACC)
+    by_far, by_above, by_above_far = by_near, by_near, by_near
+    row = first_row - down
+    above, above_far = coarse_pair(x_ptr, row - 1, in_height, xh, segment, known, place, ACC, GROUP)
+    for q in range(first_row, last_row):
+        near, far = coarse_pair(x_ptr, row, in_height, xh, segment, known, place, ACC, GROUP)
+        y = (q * STRIDE + phase - row_start).to(tl.int64)
+        grad = tl.load(grad_ptr + y * (gh // ALIGN * ALIGN) + value, mask=wanted, other=0.0).to(ACC)
+        if (row >= 0) & (row < in_height):
+            by_near += grad * near
+            by_far += grad * far
+        if (row >= 1) & (row <= in_height):
+            by_above += grad * above
+            by_above_far += grad * above_far
+        above, above_far = near, far
+        row += 1
+
+    result = tl.arange(0, RESULTS)
+    channel, column = result // STRIDE, result % STRIDE
+    x = first // GROUP
+    x += (column + STRIDE - (x + column_start) % STRIDE) % STRIDE
+    x = x[None, :] + tl.arange(0, WINDOW)[:, None] * STRIDE
+    index = x * GROUP + channel[None, :] - first
+    inside = (index >= 0) & (index < BLOCK) & (x < width) & (channel < GROUP)[None, :]
+    index, w = tl.where(inside, index, 0), inside.to(ACC)
+    part = (n * strips + strip_number) * blocks + block
+    w_row, w_column = phase + down * STRIDE, column + across * STRIDE
+    out_ptr += (part.to(tl.int64) * channels + c) * kernel * kernel
+    target = (channel.to(tl.int64) * kernel + w_row) * kernel + w_column
+    wanted = (c + channel < channels) & (channel < GROUP)
+    near_in, far_in = wanted & (w_column < kernel), wanted & (w_column + STRIDE < kernel)
+    sums = window_sums(tl.where(near_read, by_near, 0.0), index, w)
+    tl.store(out_ptr + target, sums, mask=near_in & (w_row < kernel))
+    sums = window_sums(tl.where(far_read, by_far, 0.0), index, w)
+    tl.store(out_ptr + target + STRIDE, sums, mask=far_in & (w_row < kernel))
+    target += kernel * STRIDE
+    sums = window_sums(tl.where(near_read, by_above, 0.0), index, w)
+    tl.store(out_ptr + target, sums, mask=near_in & (w_row + STRIDE < kernel))
+    sums = window_sums(tl.where(far_read, by_above_far, 0.0), index, w)
+    tl.store(out_ptr + target + STRIDE, sums, mask=far_in & (w_row + STRIDE < kernel))
+
+
+@triton.jit(do_not_specialize=["images", *SIZES, "columns"])
+def input_kernel(
+    grad_ptr, w_ptr, out_ptr,
+    images, strip, channels, in_height, in_width, height, width, kernel, row_start, column_start,
+    gn, gc, gh, gw, columns,
+    CHANNELS_LAST: tl.constexpr, GROUP: tl.constexpr, STRIDE: tl.constexpr, PAIRS: tl.constexpr,
+    ACC: tl.constexpr, IMAGES: tl.constexpr, TILE: tl.constexpr,
+    BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """One program: `columns` columns of `strip` rows of the coarse map, for IMAGES images.
+
+    grad_ptr: images x channels x height x width, strides gn, gc, gh, gw; pixel (0, 0) is
+        (row_start, column_start) of the full result.
+    w_ptr: channels x kernel x kernel, dense.
+    out_ptr: images x channels x in_height x in_width, dense. A row holds one channel, or all of
+        them interleaved if CHANNELS_LAST: of these the program takes GROUP.
+
+    The rows of the gradient, TILE values of them, are summed up with their weights for a cell, then
+    the columns of a cell, WINDOW at most, for each of BLOCK results. More than one of PAIRS needs
+    a strip of 1.
+    """
+    groups = tl.cdiv(channels, GROUP) if CHANNELS_LAST else 1
+    blocks, strips = tl.cdiv(in_width, columns), tl.cdiv(in_height, strip)
+    first, c = tl.program_id(0) % blocks * columns, tl.program_id(0) // blocks % groups * GROUP
+    number = tl.program_id(0) // blocks // groups
+    first_row, number = number % strips * strip, number // strips
+    rows = tl.minimum(in_height - first_row, strip)
+    if not CHANNELS_LAST:
+        c, number = number % channels, number // channels
+
+    result = tl.arange(0, IMAGES * BLOCK)
+    image, result = result // BLOCK, result % BLOCK
+    j, channel = first + result // GROUP, result % GROUP
+    known = (number * IMAGES + image < images) & (result < columns * GROUP)
+    known &= (j < in_width) & (c + channel < channels)
+    plane, results, pitch = number * IMAGES + image, j, in_width
+    if CHANNELS_LAST:
+        results, pitch = j * channels + c + channel, in_width * channels
+    else:
+        plane = plane * channels + c
+    results += plane.to(tl.int64) * in_height * pitch
+    column = tl.arange(0, WINDOW)[:, None]
+    index = image * TILE + (j - first) * STRIDE * GROUP + channel
+    inside = (column < STRIDE) & (result < columns * GROUP)[None, :]
+    index, w = tl.where(inside, index[None, :] + column * GROUP, 0), inside.to(ACC)
+
+    n = number * IMAGES + tl.arange(0, IMAGES)[:, None]
+    value = tl.arange(0, TILE)[None, :]
+    channel = value % GROUP
+    grad_ptr += n.to(tl.int64) * gn + (c + channel).to(tl.int64) * gc
+    w_ptr += (c + channel).to(tl.int64) * kernel * kernel
+    total = tl.zeros([IMAGES * BLOCK], ACC)
+    for pair in range(0, PAIRS * PAIRS):
+        across, down = pair % PAIRS * 2, pair // PAIRS * 2
+        x = (first + across) * STRIDE - column_start + value // GROUP
+        wanted = (x >= 0) & (x < width) & (c + channel < channels)
+        wanted &= value < (columns + 1) * STRIDE * GROUP
+        w_column = value // GROUP % STRIDE + across * STRIDE
+        near_read, far_read = wanted & (w_column < kernel), wanted & (w_column + STRIDE < kernel)
+        above = tl.zeros([IMAGES, TILE], ACC)
+        above_far = above
+        for step in range(0, rows + 1):
+            near = tl.zeros([IMAGES, TILE], ACC)
+            far = near
+            y = (first_row + down + step) * STRIDE - row_start
+            last = tl.minimum(tl.minimum(height - y, kernel - down * STRIDE), STRIDE)
+            for phase in range(tl.maximum(-y, 0), last):
+                source = grad_ptr + (y + phase).to(tl.int64) * gh + x.to(tl.int64) * gw
+                grad = tl.load(source, mask=wanted & (n < images), other=0.0).to(ACC)
+                source = w_ptr + (phase + down * STRIDE) * kernel + w_column
+                near += grad * tl.load(source, mask=near_read, other=0.0).to(ACC)
+                far += grad * tl.load(source + STRIDE, mask=far_read, other=0.0).to(ACC)
+                if phase + (down + 1) * STRIDE < kernel:
+                    source += kernel * STRIDE
+                    above += grad * tl.load(source, mask=near_read, other=0.0).to(ACC)
+                    above_far += grad * tl.load(source + STRIDE, mask=far_read, other=0.0).to(ACC)
+            if step > 0:
+                by_near = tl.reshape(tl.where(near_read, above, 0.0), [IMAGES * TILE])
+                by_far = tl.reshape(tl.where(far_read, above_far, 0.0), [IMAGES * TILE])
+                part = window_sums(by_near, index, w)
+                part += window_sums(by_far, index + STRIDE * GROUP, w)
+                total = part if PAIRS == 1 else total + part
+                target = out_ptr + (first_row + step - 1).to(tl.int64) * pitch + results
+                tl.store(target, total.to(out_ptr.dtype.element_ty), mask=known)
+            above, above_far = near, far
+
+
+def weight_plan(grad: Tensor, channels_last: bool, kernel: int, stride: int) -> Plan:
+    """How the kernel reads the gradient `grad`; the rows are those of a strip."""
+    rows, _ = check_rows(grad.shape, channels_last)
+    channels, height, width = grad.shape[1:]
+    group, pairs = group_of(channels, channels_last), pairs_of(kernel, stride)
+    align = row_alignment(grad, channels_last) if group == channels or not channels_last else 0
+    block = best_block(width * group, TILE // 2)
+    groups = triton.cdiv(channels, group) if channels_last else 1
+    blocks, most = triton.cdiv(width * group, block), triton.cdiv(height, stride)
+    strip = min(max(rows * blocks * groups // PROGRAMS, 4), STRIP)
+    options = {
+        "CHANNELS_LAST": channels_last,
+        "GROUP": group,
+        "DENSE": align > 0,
+        "STRIDE": stride,
+        "PAIRS": pairs,
+        "ACC": accumulator(grad.dtype),
+        "ALIGN": max(align, 1),
+        "BLOCK": block,
+        "SEGMENT": segment_length(block, group, stride),
+        "RESULTS": triton.next_power_of_2(group * stride),
+        "WINDOW": triton.next_power_of_2(((block - 1) // group + 1) // stride + 2),
+        "num_warps": gathering_warps(block),
+    }
+    parts = triton.cdiv(most, strip) * blocks
+    programs = rows // height * stride * pairs**2 * parts * groups
+    return Plan(programs, strip, options)
+
+
+def input_shares(out: Tensor, channels_last: bool, stride: int) -> tuple[int, int, int, int]:
+    """Images, channels, coarse columns, and values of a row for one image, of a program."""
+    images, channels, _, width = out.shape
+    images = min(triton.next_power_of_2(images), IMAGES)
+    most = TILE // images
+    group = max(min(group_of(channels, channels_last), most // (4 * stride)), 1)
+    tiles = [max(most, triton.next_power_of_2(2 * stride * group))]
+    while tiles[-1] >= max(4 * stride * group, 64):
+        tiles.append(tiles[-1] // 2)
+    # A cell more than columns is read. The fewest values in all, of these the largest tile:
+    columns = [min(tile // (stride * group) - 1, width) for tile in tiles]
+    ways = zip(columns, tiles, strict=True)
+    best = min(ways, key=lambda way: (triton.cdiv(width, way[0]) * way[1], -way[1]))
+    return images, group, *best
+
+
+def input_plan(out: Tensor, channels_last: bool, kernel: int, stride: int) -> Plan:
+    """How the kernel makes the dense gradient `out` of the input."""
+    check_rows(out.shape, channels_last)
+    number, channels, height, width = out.shape
+    images, group, columns, tile = input_shares(out, channels_last, stride)
+    blocks = triton.cdiv(width, columns) * (
+        triton.cdiv(channels, group) if channels_last else channels
+    )
+    blocks *= triton.cdiv(number, images)
+    pairs = pairs_of(kernel, stride)
+    strip = 1 if pairs > 1 else min(max(height * blocks // PROGRAMS, 2), 16)
+    options = {
+        "columns": columns,
+        "CHANNELS_LAST": channels_last,
+        "GROUP": group,
+        "STRIDE": stride,
+        "PAIRS": pairs,
+        "ACC": accumulator(out.dtype),
+        "IMAGES": images,
+        "TILE": tile,
+        "BLOCK": triton.next_power_of_2(columns * group),
+        "WINDOW": triton.next_power_of_2(stride),
+        "num_warps": gathering_warps(images * tile),
+    }
+    return Plan(blocks * triton.cdiv(height, strip), strip, options)
+
+
+def weight_gradient(
+    grad: Tensor, x: Tensor, stride: int, start: Sequence[int], kernel: int
+) -> Tensor:
+    """The gradient of `weight`, given that of ``deconv.forward(x, weight, stride, start, size)``.
+
+    Args:
+        grad: N x C x H x W, any strides.
+        x: N x C x h x w of the same dtype, any strides.
+        kernel: k, the rows and the columns of `weight`.
+
+    Returns:
+        C x 1 x k x k of the dtype of `grad`; the same in every run.
+
+    Raises:
+        ValueError: when `grad` has more than 2**30 rows, or values in one.
+    """
+    out = empty_like(grad, (grad.shape[1], 1, kernel, kernel))
+    if grad.numel() == 0:
+        return out.zero_()
+    programs, strip, options = weight_plan(grad, is_channels_last(grad), kernel, stride)
+    (images, channels, height, width), group = grad.shape, options["GROUP"]
+    parts = images * triton.cdiv(triton.cdiv(height, stride), strip)
+    parts *= triton.cdiv(width * group, options["BLOCK"])
+    wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    sums = torch.empty((parts, *out.shape), dtype=wide, device=grad.device)
+    sizes = (strip, channels, *x.shape[2:], height, width, kernel, *start)
+    with on_device(grad):
+        weight_kernel[(programs,)](grad, x, sums, *sizes, *grad.stride(), *x.stride(), **options)
+    return out.copy_(sums.sum(0))
+
+
+def input_gradient(
+    grad: Tensor, weight: Tensor, stride: int, start: Sequence[int], in_size: Sequence[int]
+) -> Tensor:
+    """The gradient of `x`, given that of ``deconv.forward(x, weight, stride, start, size)``.
+
+    Args:
+        grad: N x C x H x W, any strides.
+        weight: C x 1 x k x k of the same dtype.
+        in_size: (h, w), the size of `x`.
+
+    Returns:
+        N x C x h x w of the dtype and in the memory format of `grad`; the same in every run.
+
+    Raises:
+        ValueError: when `grad` or the result has more than 2**30 rows, or values in one.
+    """
+    out = empty_like(grad, (*grad.shape[:2], *in_size))
+    if grad.numel() == 0:
+        return out
+    kernel, channels_last = weight.shape[-1], is_channels_last(grad)
+    check_rows(grad.shape, channels_last)
+    programs, strip, options = input_plan(out, channels_last, kernel, stride)
+    sizes = (len(grad), strip, *out.shape[1:], *grad.shape[2:], kernel, *start, *grad.stride())
+    with on_device(grad):
+        input_kernel[(programs,)](grad, weight.contiguous(), out, *sizes, **options)
+    return out
