@@ -1,11 +1,15 @@
-"""What a case of the static gate is: a call of a launcher, how its work is counted, its limits."""
+"""What a case of the static gate is: a call, how its work is counted, limits; and its tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from bench.launches import Launch
+from fcnfast.geometry import SamplingGrid
 
 
 @dataclass(frozen=True)
@@ -40,3 +44,38 @@ class Case:
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     wide: tuple[str, ...] = ()
     spills: bool = False
+
+
+# Scores of FCN-8s for a batch of 16 at 512 x 512, 21 classes, stride 8; and a map to add a skip to.
+SHAPE, SIZE = (16, 21, 64, 64), (512, 512)
+SKIP, OFFSET = (16, 21, 80, 80), (5, 5)
+STRIDE = 8
+GRID = SamplingGrid.resize(SHAPE[2:], SIZE)
+DECONV = SamplingGrid.deconv(SHAPE[2:], STRIDE, padding=4)
+# Other shapes of the same scores: strides 4 and 32, no stride at all.
+GRIDS = {
+    " stride 4": SamplingGrid.resize((128, 128), SIZE),
+    " stride 32": SamplingGrid.resize((16, 16), SIZE),
+    " uneven": SamplingGrid.resize((63, 47), (500, 375)),
+}
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FORMATS = {"": torch.contiguous_format, " channels_last": torch.channels_last}
+
+
+def meta(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, form: str = "") -> Tensor:
+    """A tensor without data; form: of FORMATS."""
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=FORMATS[form])
+
+
+def beyond_int32() -> SamplingGrid:
+    """The same positions in integers that int32 does not hold."""
+    large = ([v * 2**40 for v in values] for values in (GRID.num, GRID.off, GRID.den))
+    return SamplingGrid(SHAPE[2:], SIZE, *large, "zero")
+
+
+def forms() -> Iterator[tuple[str, torch.dtype, str]]:
+    """The types and memory formats that every map op is compiled for: name, dtype, format."""
+    for name, dtype in TYPES.items():
+        for form in FORMATS:
+            yield name + form, dtype, form
+    yield "fp64", torch.float64, ""

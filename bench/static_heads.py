@@ -1,0 +1,157 @@
+"""The fused heads in the static gate: the loss, label maps, confusion matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from math import inf
+from typing import Any
+
+import torch
+
+from bench.launches import Launch
+from bench.static_case import (
+    DECONV,
+    GRID,
+    GRIDS,
+    SHAPE,
+    SIZE,
+    STRIDE,
+    TYPES,
+    Case,
+    Work,
+    beyond_int32,
+    meta,
+)
+from fcnfast.geometry import SamplingGrid
+from fcnfast.kernels import argmax, confusion, cross_entropy
+
+
+def _patch(launch: Launch) -> float:
+    """Pixels that one thread of the loss covers. A program's first cell is its neighbour's too."""
+    sizes = launch.arguments
+    lanes = sizes["BLOCK"] - sizes["GROUPS"]
+    return sizes["ROWS"] * sizes["COLUMNS"] * lanes / launch.threads
+
+
+def _class_trips(launch: Launch) -> Mapping[str, float]:
+    """All loops over classes; the labels' sums are of the pixels (below)."""
+    loops = ("highest_of: for channel", "exponential_sums: for channel", "progressive: for channel")
+    return dict.fromkeys(loops, _patch(launch)) | {"label_sums: for i": inf}
+
+
+def _pixel_trips(launch: Launch) -> Mapping[str, float]:
+    """What else there is: labels are read once for all classes, and once for each that is there."""
+    patch, rows = _patch(launch), launch.arguments["ROWS"]
+    once = {"": patch, "label_survey: for i": patch / rows}
+    return (
+        once
+        | dict.fromkeys(_class_trips(launch), inf)
+        | {"label_sums: for i": patch / rows / PRESENT}
+    )
+
+
+# Classes whose labels a program sees, of 21: two regions, as in natural pictures.
+PRESENT = 2
+LOSS_WORK = (
+    Work("pixel-class", _class_trips, {"progressive: if ((present": PRESENT / SHAPE[1]}),
+    Work("pixel", _pixel_trips),
+)
+
+
+def _loss(
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    grid: SamplingGrid = GRID,
+    labels: torch.dtype = torch.int64,
+    weighted: bool = False,
+    reduction: str = "mean",
+    gradient: bool = True,
+    **rest: Any,
+) -> Case:
+    shape = (*SHAPE[:2], *grid.in_size)
+    target = torch.empty(SHAPE[0], *grid.size, dtype=labels, device="meta")
+    weight = torch.empty(SHAPE[1], device="meta") if weighted else None
+    smoothing = 0.1 if weighted else 0.0
+    call = partial(
+        cross_entropy.forward,
+        meta(shape, dtype), target, weight, grid, 255, reduction, smoothing, gradient,
+    )  # fmt: skip
+    return Case(f"upsample_cross_entropy.{name}", call, **rest)
+
+
+def cross_entropy_cases() -> Iterator[Case]:
+    """The loss with its gradient, in all that makes another kernel; alone; pixel by pixel."""
+    counted = {"work": {"patch_kernel": LOSS_WORK}}
+    limits = {"pixel-class": {"instructions": 9, "ex2": 0.2}}
+    yield _loss("gradient fp32", limits=limits, **counted)
+    yield _loss("gradient bf16", torch.bfloat16, **counted)
+    yield _loss("gradient fp64", torch.float64, spills=True)
+    yield _loss("gradient fp32 zero", grid=DECONV, **counted)
+    yield _loss("gradient fp32 int64", grid=beyond_int32())
+    yield _loss("gradient fp32 stride 4", grid=GRIDS[" stride 4"], **counted)
+    yield _loss("gradient fp32 stride 32", grid=GRIDS[" stride 32"])
+    yield _loss("gradient fp32 uint8", labels=torch.uint8, **counted)
+    yield _loss("gradient fp32 weighted", weighted=True)
+    yield _loss("loss fp32", gradient=False, **counted)
+    yield _loss("pixels fp32", reduction="none")
+    yield _loss("pixels fp64", torch.float64, reduction="none", spills=True)
+    target = torch.empty(SHAPE[0], *SIZE, dtype=torch.int64, device="meta")
+    grad = torch.empty(SHAPE[0], *SIZE, device="meta")
+    nothing, one = torch.empty(0, device="meta"), torch.empty((), device="meta")
+    scores = meta(SHAPE)
+    parts = (scores, target, None, GRID, 255, 0.0, nothing, grad)
+    call = partial(cross_entropy.per_pixel_gradient, *parts)
+    yield Case("upsample_cross_entropy.pixel_gradient fp32", call)
+    for name, dtype in TYPES.items():
+        call = partial(cross_entropy.scaled, scores, one, one, dtype)
+        yield Case(f"upsample_cross_entropy.scaled {name}", call, wide=("scale_kernel",))
+
+
+def _interpolated_trips(launch: Launch) -> Mapping[str, float]:
+    """A cell whose corners differ, and a class that may be the largest: the worst, as in noise."""
+    sizes = launch.arguments
+    patch = sizes["ROWS"] * sizes["COLUMNS"] * sizes["BLOCK"] / launch.threads
+    return {"largest_classes: for channel": patch}
+
+
+def _point_trips(launch: Launch) -> Mapping[str, float]:
+    """Some classes of the coarse points, which stand for the pixels of a cell each."""
+    sizes = launch.arguments
+    points = sizes["BLOCK"] / launch.threads
+    return {"point_winners: for first": sizes["UNROLL"] * points * STRIDE**2}
+
+
+POINT_WORK = {"table_kernel": (Work("pixel-class", _point_trips),)}
+ARGMAX_WORK = POINT_WORK | {"label_kernel": (Work("pixel-class", _interpolated_trips),)}
+CONFUSION_WORK = POINT_WORK | {"confusion_kernel": (Work("pixel-class", _interpolated_trips),)}
+
+
+def argmax_cases() -> Iterator[Case]:
+    """Label maps of every type of scores; the winners' softmax."""
+    for name, dtype in (*TYPES.items(), ("fp64", torch.float64)):
+        yield Case(
+            f"upsample_argmax.forward {name}",
+            partial(argmax.forward, meta(SHAPE, dtype), GRID, torch.uint8, False),
+            ARGMAX_WORK,
+            {"pixel-class": {"instructions": 5}} if name == "fp32" else {},
+            spills=name == "fp64",
+        )
+    scores = meta(SHAPE)
+    others = {" zero": DECONV, " int64": beyond_int32(), **GRIDS}
+    for name, grid in others.items():
+        call = partial(argmax.forward, meta((*SHAPE[:2], *grid.in_size)), grid)
+        yield Case(f"upsample_argmax.forward fp32{name}", partial(call, torch.uint8, False))
+    call = partial(argmax.forward, scores, GRID, torch.int64, False)
+    yield Case("upsample_argmax.forward fp32 to int64", call, ARGMAX_WORK)
+    call = partial(argmax.forward, scores, GRID, torch.uint8, True)
+    yield Case("upsample_argmax.confidence fp32", call)
+
+
+def confusion_cases() -> Iterator[Case]:
+    """Counts by true class and label: of float32 and int64, of the smallest types."""
+    for name, labels in (("fp32", torch.int64), ("bf16", torch.uint8)):
+        out = torch.empty(SHAPE[1], SHAPE[1], dtype=torch.int64, device="meta")
+        target = torch.empty(SHAPE[0], *SIZE, dtype=labels, device="meta")
+        call = partial(confusion.add, out, meta(SHAPE, TYPES[name]), target, GRID, 255)
+        yield Case(f"upsample_confusion.add {name}", call, CONFUSION_WORK)
