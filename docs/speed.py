@@ -29,6 +29,7 @@ COMPILED = (
     ("upsample_cross_entropy.gradient fp32", "loss and gradient"),
     ("upsample_argmax.forward fp32", "label map"),
     ("upsample.forward fp32", "upsampling"),
+    ("upsample.adjoint fp32", "its adjoint"),
 )
 
 
@@ -77,18 +78,16 @@ def table(measured: dict) -> list[str]:
 def compiled() -> list[str]:
     """What the kernels come to in machine code for sm_90."""
     rows = json.loads(STATIC.read_text(encoding="utf-8"))["rows"]
-    lines = ["| kernel | unit | instructions | exponentials | loads |", "|---" * 5 + "|"]
+    lines = ["| what | for each | instructions | exponentials | loads |", "|---" * 5 + "|"]
     for case, words in COMPILED:
-        parts = [
-            row
-            for name, row in rows.items()
-            if name.startswith(f"{case} / ") and name.endswith(" / sm_90") and "per_unit" in row
-        ]
-        if parts:
-            sums = [sum(p["per_unit"][k] for p in parts) for k in ("instructions", "ex2", "loads")]
-            lines.append(
-                f"| {words} | {parts[0]['unit']} | " + " | ".join(map(digits, sums)) + " |"
-            )
+        sums = {}
+        for name, row in rows.items():
+            if name.startswith(f"{case} / ") and name.endswith(" / sm_90"):
+                for unit, figures in row.get("per_unit", {}).items():
+                    total = sums.setdefault(unit, dict.fromkeys(figures, 0.0))
+                    total |= {figure: total[figure] + value for figure, value in figures.items()}
+        for unit, total in sums.items():
+            lines.append(f"| {words} | {unit} | " + " | ".join(map(digits, total.values())) + " |")
     return lines
 
 
