@@ -21,6 +21,11 @@ def has_kernel(name):
     return not name.startswith("deconv") or uses_triton("deconv", "forward", None, GPU)
 
 
+def strides(x):
+    """Those that matter."""
+    return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1]
+
+
 def forced(op, args, backend):
     """The arguments, with `backend` for the last of the op."""
     names = [argument.name for argument in op._schema.arguments]
@@ -40,7 +45,7 @@ def test_fakes_know_what_the_kernels_give(form):
             fake = op(*(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args))
         for a, b in zip(*(r if isinstance(r, tuple) else (r,) for r in (real, fake)), strict=True):
             if a is not None:
-                assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype), name
+                assert (a.shape, strides(a), a.dtype) == (b.shape, strides(b), b.dtype), name
 
 
 @pytest.mark.parametrize(
@@ -65,7 +70,7 @@ def test_both_backends_agree_with_their_gradients(name, call, inputs, monkeypatc
 
 
 def test_who_takes_which_tensors(monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr("fcnfast.ops._dispatch.is_interpreted", lambda: False)
     assert not uses_triton("upsample", "forward", None, CPU)
     assert uses_triton("upsample", "forward", None, GPU)
     assert uses_triton("upsample", "forward", "triton", GPU)

@@ -88,14 +88,13 @@ def uses_triton(file: str, function: str, name: str | None, device: torch.device
         return False
     if name is not None:
         _checked(name, "backend")
+    if name == "triton" and not _has_triton():
+        raise ValueError("Triton is forced, but it is not installed")
+    if name == "triton" and device.type == "cpu" and not is_interpreted():
+        raise ValueError("Triton kernels need tensors on a GPU, or TRITON_INTERPRET=1")
     exists = _has_triton() and hasattr(_module("kernels", file), function)
-    if name == "triton":
-        if not _has_triton():
-            raise ValueError("Triton is forced, but it is not installed")
-        if device.type == "cpu" and not is_interpreted():
-            raise ValueError("Triton kernels need tensors on a GPU, or TRITON_INTERPRET=1")
-        if not exists:
-            raise NotImplementedError(f"Triton is forced, but {file} has no kernel: {function}")
+    if name == "triton" and not exists:
+        raise NotImplementedError(f"Triton is forced, but {file} has no kernel: {function}")
     return exists
 
 
