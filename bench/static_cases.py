@@ -15,6 +15,7 @@ from bench.static_case import Case
 FAMILIES = {
     "crop_add": static_maps.crop_add_cases,
     "upsample": static_maps.upsample_cases,
+    "deconv": static_maps.deconv_cases,
     "upsample_cross_entropy": static_heads.cross_entropy_cases,
     "upsample_argmax": static_heads.argmax_cases,
     "upsample_confusion": static_heads.confusion_cases,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from math import inf
 
@@ -26,7 +26,7 @@ from bench.static_case import (
     meta,
 )
 from fcnfast.geometry import SamplingGrid
-from fcnfast.kernels import crop_add, upsample
+from fcnfast.kernels import crop_add, deconv, deconv_gradients, upsample
 
 
 def crop_add_cases() -> Iterator[Case]:
@@ -100,3 +100,54 @@ def upsample_cases() -> Iterator[Case]:
         name, grid = f"fp32 int64{form}", beyond_int32()
         yield Case(f"upsample.forward {name}", partial(upsample.forward, x, grid))
         yield Case(f"upsample.adjoint {name}", partial(upsample.adjoint, grad, grid))
+
+
+def _phase_trips(kernel: str, launch: Launch) -> Mapping[str, float]:
+    """Every so many rows of the result, or of its gradient: one trip makes, or reads, one."""
+    return {f"{kernel}: for q in": launch.arguments["BLOCK"] / launch.threads}
+
+
+def _cell_trips(launch: Launch) -> Mapping[str, float]:
+    """One row of the gradient; and for each coarse row a sum over columns."""
+    sizes = launch.arguments
+    values = sizes["IMAGES"] * sizes["TILE"] / launch.threads
+    return {"input_kernel: for phase": values, "input_kernel: for step": sizes["STRIDE"] * values}
+
+
+def _phase_work(kernel: str, unit: str) -> dict[str, tuple[Work, ...]]:
+    return {kernel: (Work(unit, partial(_phase_trips, kernel)),)}
+
+
+def _deconv(
+    name: str, dtype: torch.dtype, form: str, in_size: Sequence[int], stride: int, kernel: int
+) -> Iterator[Case]:
+    start, size = [(kernel - stride) // 2] * 2, [n * stride for n in in_size]
+    x, grad = (meta((*SHAPE[:2], *s), dtype, form) for s in (in_size, size))
+    weight = meta((SHAPE[1], 1, kernel, kernel), dtype)
+    counted, spills = stride == STRIDE and name != "fp64", name == "fp64"
+    calls = {
+        "forward": (
+            partial(deconv.forward, x, weight, stride, start, size),
+            _phase_work("forward_kernel", "output"),
+        ),
+        "weight_gradient": (
+            partial(deconv_gradients.weight_gradient, grad, x, stride, start, kernel),
+            _phase_work("weight_kernel", "gradient value"),
+        ),
+        "input_gradient": (
+            partial(deconv_gradients.input_gradient, grad, weight, stride, start, in_size),
+            {"input_kernel": (Work("gradient value", _cell_trips),)},
+        ),
+    }
+    for what, (call, work) in calls.items():
+        wide = ("forward_kernel",) if what == "forward" and stride == STRIDE else ()
+        yield Case(f"deconv.{what} {name}", call, work if counted else {}, wide=wide, spills=spills)
+
+
+def deconv_cases() -> Iterator[Case]:
+    """Learned upsampling and both its gradients: FCN-8s, a fusion step, FCN-32s, an odd kernel."""
+    for name, dtype, form in forms():
+        yield from _deconv(name, dtype, form, SHAPE[2:], STRIDE, 2 * STRIDE)
+    yield from _deconv("fp32 stride 2", torch.float32, "", (34, 34), 2, 4)
+    yield from _deconv("fp32 stride 32", torch.float32, "", (16, 16), 32, 64)
+    yield from _deconv("fp32 stride 3", torch.float32, "", SHAPE[2:], 3, 5)
