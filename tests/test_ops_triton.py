@@ -17,10 +17,6 @@ def on_device(value):
     return value.to(DEVICE) if isinstance(value, torch.Tensor) else value
 
 
-def has_kernel(name):
-    return not name.startswith("deconv") or uses_triton("deconv", "forward", None, GPU)
-
-
 def strides(x):
     """Those that matter."""
     return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1]
@@ -36,8 +32,6 @@ def forced(op, args, backend):
 def test_fakes_know_what_the_kernels_give(form):
     one_of_each = dict(reversed(list(cases(form))))
     for name, args in one_of_each.items():
-        if not has_kernel(name):
-            continue
         op = getattr(raw, name).default
         args = forced(op, [on_device(a) for a in args], "triton")
         with torch.no_grad():
@@ -53,10 +47,6 @@ def test_fakes_know_what_the_kernels_give(form):
     ("name", "call", "inputs"), list(public_calls()), ids=lambda c: c if isinstance(c, str) else ""
 )
 def test_both_backends_agree_with_their_gradients(name, call, inputs, monkeypatch):
-    if not has_kernel(name):
-        with ops.backend("triton"), pytest.raises(NotImplementedError, match="deconv"):
-            call()
-        return
     results = []
     for backend in ("torch", "triton"):
         with ops.backend(backend):
