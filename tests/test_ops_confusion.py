@@ -72,6 +72,8 @@ def test_nothing_is_counted_when_a_label_is_refused():
 def test_what_is_counted_in_pieces(monkeypatch):
     x, target = torch.randn(2, 3, 4, 5), torch.arange(4000).view(2, 40, 50) % 3
     whole = ops.upsample_confusion(x, target, GRID)
+    part = torch.zeros(4, 6, dtype=torch.int64)[:3, ::2]  # any strides
+    assert torch.equal(ops.upsample_confusion(x, target, GRID, out=part), whole)
     for pixels in (1, 130, 600):
         monkeypatch.setattr(confusion, "PIXELS", pixels)
         assert torch.equal(ops.upsample_confusion(x, target, GRID), whole)
