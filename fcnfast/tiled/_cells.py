@@ -4,7 +4,7 @@ Between two neighbouring columns of the coarse map lies a cell, the pixels that 
 tile holds its pixels in the order of places: first pixels of all its cells, then second pixels,
 ... With m pixels in the largest of B cells it is rows x classes x (m x B), and interpolating along
 a row is ``left + weight * (right - left)`` over contiguous memory for any grid, its adjoint two
-sums. Places that a smaller cell has no pixel for are void.
+sums. The last pixel of a smaller cell has all its places; all but the first of those are void.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Cells:
     """Some neighbouring cells: B of them, of at most m pixels.
 
     span: columns of the framed map that they read. left, right: into the span, every cell's two
-    taps. w0, w1: m x B weights of the taps, both 0 in a void place. first: of their places among
-    those of a whole strip. pixel: the output column of every place, 0 if void. real: not void.
+    taps. w0, w1: m x B weights of the taps. reads_all: none of them is 0. first: of their places
+    among those of a whole strip. pixel: the output column of every place. real: not void.
     """
 
     span: slice
@@ -33,6 +33,7 @@ class Cells:
     right: slice | Tensor
     w0: Tensor
     w1: Tensor
+    reads_all: bool
     first: int
     pixel: Tensor
     real: Tensor
@@ -67,28 +68,20 @@ def _grouped(
     cell = torch.div(position, den, rounding_mode="floor").clamp(max=n - 1)
     weight = (position - cell * den).double() / den
     low, count = torch.unique_consecutive(cell + 1, return_counts=True)
-    ends = count.cumsum(0).tolist()
+    starts = count.cumsum(0) - count
     groups, place, first = [], torch.empty(grid.size[1], dtype=torch.int64), 0
     for begin, end in _groups(count, _inner(grid, 1), places):
-        pixels = slice(ends[begin - 1] if begin else 0, ends[end - 1])
         counts, taps = count[begin:end], low[begin:end]
-        most, cells = int(counts.max()), end - begin
-        which = torch.arange(cells).repeat_interleave(counts)
-        step = torch.arange(len(which)) - (counts.cumsum(0) - counts)[which]
-        local = step * cells + which
-        w0, w1 = torch.zeros(2, most * cells, dtype=torch.float64)
-        w0[local], w1[local] = 1 - weight[pixels], weight[pixels]
-        pixel = torch.zeros(most * cells, dtype=torch.int64)
-        pixel[local] = torch.arange(pixels.start, pixels.stop)
-        real = torch.zeros(most * cells, dtype=torch.bool)
-        real[local] = True
+        step = torch.arange(int(counts.max()))[:, None]
+        pixel, real = starts[begin:end] + torch.minimum(step, counts - 1), step < counts
+        place[pixel[real]] = first + real.flatten().nonzero()[:, 0]
         span = slice(int(taps[0]), int(taps[-1]) + 2)
         left, right = (_indices(taps - span.start + i, device) for i in (0, 1))
-        w0, w1 = (w.view(most, cells).to(device, dtype) for w in (w0, w1))
-        place[pixels] = first + local
-        pixel, real = pixel.to(device), real.to(device)
-        groups.append(Cells(span, left, right, w0, w1, first, pixel, real))
-        first += most * cells
+        w0, w1 = (w[pixel].to(device, dtype) for w in (1 - weight, weight))
+        all_read = bool((w0 != 0).all() and (w1 != 0).all())
+        pixel, real = pixel.flatten().to(device), real.flatten().to(device)
+        groups.append(Cells(span, left, right, w0, w1, all_read, first, pixel, real))
+        first += w0.numel()
     return tuple(groups), place.to(device)
 
 
@@ -176,14 +169,19 @@ class Tiling:
         tile = out[: shape[0] * shape[1] * shape[2] * shape[3]].view(shape)
         if self.finite:
             torch.addcmul(left, cells.w1, right - left, out=tile)
+        elif cells.reads_all:
+            torch.mul(left, cells.w0, out=tile).addcmul_(right, cells.w1)
         else:
             torch.add(masked_product(left, cells.w0), masked_product(right, cells.w1), out=tile)
         return tile.flatten(2)
 
     def add_narrowed(self, low: Tensor, tile: Tensor, cells: Cells) -> None:
-        """The adjoint of `widen`, added to `low`. Void places hold 0; `tile` is written over."""
+        """The adjoint of `widen`, added to `low`; `tile` is written over.
+
+        Void places hold 0, or what is not finite like the last pixel of their cell.
+        """
         tile = tile.unflatten(2, cells.w0.shape)
-        if self.finite:
+        if self.finite or cells.reads_all:
             both = tile.sum(2)
             right = tile.mul_(cells.w1).sum(2)
             left = both.sub_(right)

@@ -7,6 +7,7 @@ cell, so that a tile of a map with regions interpolates the few classes that mee
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -40,19 +41,20 @@ def _winners(z: Tensor, codes: Tensor, finite: bool) -> Tensor:
 
     codes: of the C classes, negative and ascending. `z` is written over.
     """
-    if not finite:  # a NaN is the largest
-        # On a CPU max is several times faster than argmax and also takes the first; on a GPU only
-        # argmax promises the first.
-        return codes[z.max(1)[1] if z.device.type == "cpu" else z.argmax(1)]
+    if z.device.type != "cpu":
+        return codes[z.argmax(1)]  # on a GPU only argmax promises the first
+    best = z.amax(1, keepdim=True)
+    if not finite and best.isnan().any():  # a NaN wins
+        return codes[z.max(1)[1]]  # several times faster than argmax, and also takes the first
     # max with indices takes one element after the other: three passes over vectors are faster.
-    return z.eq_(z.amax(1, keepdim=True)).mul_(codes[:, None]).amin(1)
+    return z.eq_(best).mul_(codes[:, None]).amin(1)
 
 
-def _run(x: Tensor, grid: SamplingGrid, labels: Tensor, confidence: Tensor | None) -> None:
+def _run(
+    x: Tensor, grid: SamplingGrid, labels: Tensor, confidence: Tensor | None, prunes: bool
+) -> None:
     """Write the labels N x H x W and, when wanted, the winners' softmax."""
     finite = is_finite(x)
-    large = grid.size[0] * grid.size[1] >= PIXELS_PER_CELL * x.shape[2] * x.shape[3]
-    prunes = finite and large and confidence is None
     tiling = Tiling(grid, x.shape[1], x.dtype, x.device, finite, CELLS)
     buffer = x.new_empty(tiling.elements)
     codes = torch.arange(-x.shape[1], 0, device=x.device, dtype=x.dtype)  # class minus C
@@ -80,6 +82,10 @@ def _run(x: Tensor, grid: SamplingGrid, labels: Tensor, confidence: Tensor | Non
                 confidence[n, row.first : row.last] = sure.gather(1, place)
 
 
+def _has_nan(x: Tensor) -> bool:
+    return x.numel() > 0 and math.isnan(x.amax().item())
+
+
 def _outside(grid: SamplingGrid, axis: int) -> tuple[int, int]:
     """How many pixels at either end see nothing but the zeros around the map."""
     n, size, num, off, den = (
@@ -97,17 +103,19 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Labels N x H x W of `dtype` and, with `confidence`, the winners' softmax."""
     labels = torch.empty((scores.shape[0], *grid.size), dtype=dtype, device=scores.device)
+    large = labels.numel() * scores.shape[1] >= PIXELS_PER_CELL * scores.numel()
     with torch.autocast(scores.device.type, enabled=False):
         x = coarse(scores)
         probability = x.new_empty(labels.shape) if confidence else None
-        if grid.border == "clamp" or confidence or not is_finite(x):
-            _run(x, grid, labels, probability)
-            return labels, probability
-        # Zeros around a map scale its outermost pixels, alike for all classes: the winners are
-        # those of a map whose edge is repeated. Where nothing but zeros is seen, the first wins.
-        _run(x, replace(grid, border="clamp"), labels, None)
-        for dim in (1, 2):
-            before, after = _outside(grid, dim - 1)
-            labels.narrow(dim, 0, before).zero_()
-            labels.narrow(dim, labels.shape[dim] - after, after).zero_()
-        return labels, None
+        ordered = x.device.type == "cpu" and not confidence and not _has_nan(x)
+        if ordered and grid.border == "zero":
+            # Zeros around a map scale its outermost pixels, alike for all classes: the winners are
+            # those of a map whose edge is repeated. Of nothing but zeros the first wins.
+            _run(x, replace(grid, border="clamp"), labels, None, large)
+            for dim in (1, 2):
+                before, after = _outside(grid, dim - 1)
+                labels.narrow(dim, 0, before).zero_()
+                labels.narrow(dim, labels.shape[dim] - after, after).zero_()
+        else:
+            _run(x, grid, labels, probability, ordered and large)
+    return labels, probability
