@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..geometry import SamplingGrid, axis_taps
 
-# Floats in one tile. Large enough that starting an op costs little beside it; with its copies it
-# stays in the cache that the cores share.
-TILE_ELEMENTS = 1 << 19
+# Floats in a tile, for each thread: large enough that starting an op costs little beside it; with
+# its copies it stays in the threads' part of a cache.
+TILE_ELEMENTS = 1 << 18
 # A GPU wants few, large steps.
 GPU_TILE_ELEMENTS = 1 << 24
 # No tile exceeds this part of the full-resolution logits, unless they are fewer than these. A
@@ -81,7 +81,9 @@ def even_length(total: int, most: int) -> int:
 
 def tile_elements(logits: int, device: torch.device) -> int:
     """How many floats a tile may have, out of so many logits."""
-    most = TILE_ELEMENTS if device.type == "cpu" else GPU_TILE_ELEMENTS
+    most = GPU_TILE_ELEMENTS
+    if device.type == "cpu":
+        most = TILE_ELEMENTS * max(2, torch.get_num_threads())
     return min(most, max(FEW_ELEMENTS, int(logits * TILE_SHARE)))
 
 
