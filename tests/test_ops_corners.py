@@ -61,14 +61,18 @@ def test_any_combination_of_settings(data, reduction, classes):
     target.view(-1)[:void] = ignored
     event(f"every pixel is ignored: {bool((target == ignored).all())}")
     event(f"no weight at all: {weight is not None and not weight.any()}")
-    assert_torchs(
-        scores(classes),
-        target,
-        weight=weight,
-        ignore_index=ignored,
-        reduction=reduction,
-        label_smoothing=smoothing,
-    )
+    options = {
+        "weight": weight,
+        "ignore_index": ignored,
+        "reduction": reduction,
+        "label_smoothing": smoothing,
+    }
+    ours, theirs = both(scores(classes), target, **options)
+    if reduction == "mean" and theirs[0].isnan():
+        # Where weights of 0 are the reason, torch's gradient may be NaN, too: here it never is.
+        assert ours[0].isnan() and not ours[1].any()
+    else:
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
