@@ -136,6 +136,10 @@ def _uses(function: Any) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+# By the kernels' identities, each kept alive beside its text; their own hashes take long.
+_TEXTS: dict[int, tuple[JITFunction, str]] = {}
+
+
 def source_text(kernel: JITFunction) -> str:
     """The source of a kernel, of all device functions that it calls, and its global constants."""
     texts: dict[str, str] = {}
@@ -153,8 +157,11 @@ def source_text(kernel: JITFunction) -> str:
             elif isinstance(value, int | float | str | tuple | triton.language.constexpr):
                 texts[f"{function.__module__}.{used}"] = repr(value)
 
-    visit(kernel)
-    return "\n".join(f"{name}:\n{text}" for name, text in sorted(texts.items()))
+    if id(kernel) not in _TEXTS:
+        visit(kernel)
+        text = "\n".join(f"{name}:\n{text}" for name, text in sorted(texts.items()))
+        _TEXTS[id(kernel)] = kernel, text
+    return _TEXTS[id(kernel)][1]
 
 
 def fingerprint(launch: Launch, target: str, work: object) -> str:
