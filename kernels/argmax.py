@@ -14,9 +14,7 @@ from .labels import (
     SIZES,
     aligned,
     corner_winners,
-    darkened,
     lane_patches,
-    mixed_labels,
     pixels,
     row_labels,
     row_scores,
@@ -24,6 +22,7 @@ from .labels import (
     tiles,
 )
 from .patches import joined
+from .rivals import mixed_labels
 
 if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
@@ -52,8 +51,9 @@ def label_kernel(
     scores_ptr, winner_ptr, table_ptr, fraction_ptr, out_ptr,
     images, channels, height, width, row_size, column_size, row_patches, column_patches,
     xn, xc, xh, xw,
-    CLAMP: tl.constexpr, FAR: tl.constexpr, ACC: tl.constexpr, ALIGN: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    CLAMP: tl.constexpr, SPLIT: tl.constexpr, FAR: tl.constexpr, ACC: tl.constexpr,
+    ALIGN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: the labels of TILE_ROWS rows of patches, BLOCK in all.
 
@@ -65,17 +65,16 @@ def label_kernel(
         table_ptr, fraction_ptr, images, height, width, row_size, column_size,
         row_patches, column_patches, CLAMP, TILE_ROWS, BLOCK,
     )  # fmt: skip
-    winners, differ, special = corner_winners(winner_ptr, image, down[2], across[2], height, width)
-    mixed, special = there & differ & ~special, there & special
+    winners, mixed, special = corner_winners(winner_ptr, image, down, across, there, height, width)
     if tl.max(mixed.to(tl.int32), 0) > 0:
         labels = mixed_labels(
             scores_ptr, image * xn, fraction_ptr, channels, row_size, column_size,
-            down, across, winners, mixed, xc, xh, xw, CLAMP, FAR, ACC, ROWS, COLUMNS, BLOCK,
+            down, across, winners, mixed, xc, xh, xw,
+            CLAMP, SPLIT, FAR, ACC, ROWS, COLUMNS, BLOCK,
         )  # fmt: skip
     else:
         labels = tl.broadcast_to(winners[0][None, :, None], [ROWS, BLOCK, COLUMNS])
     rows = tl.where(there & ~special, down[1], 0)
-    labels = darkened(labels, 0, down, across, CLAMP, ROWS, COLUMNS)
     store_rows(
         out_ptr, labels, 0, image, row_size, column_size, down, across, rows, ALIGN, ROWS, COLUMNS
     )
@@ -125,8 +124,8 @@ def confidence_kernel(
     scores_ptr, table_ptr, fraction_ptr, out_ptr,
     images, channels, height, width, row_size, column_size, row_patches, column_patches,
     xn, xc, xh, xw,
-    CLAMP: tl.constexpr, FAR: tl.constexpr, ACC: tl.constexpr, ALIGN: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    CLAMP: tl.constexpr, ACC: tl.constexpr, ALIGN: tl.constexpr,
+    COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: the largest softmax of each pixel of TILE_ROWS rows of patches, BLOCK in all.
 
@@ -175,9 +174,10 @@ def forward(
         probability = torch.empty(shape, dtype=kind, device=device)
     if labels.numel():
         with on_device(scores):
-            programs, (winner, *tables), sizes, options = tiles(scores, grid)
+            programs, (winner, *tables), sizes, options, of_labels = tiles(scores, grid)
             options["ALIGN"] = aligned(grid, options["COLUMNS"])
-            label_kernel[(programs,)](scores, winner, *tables, labels, *sizes, **options)
+            arrays = (scores, winner, *tables, labels)
+            label_kernel[(programs,)](*arrays, *sizes, **options, **of_labels)
             if confidence:
                 confidence_kernel[(programs,)](scores, *tables, probability, *sizes, **options)
     return labels, probability

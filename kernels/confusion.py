@@ -18,14 +18,13 @@ from .labels import (
     PATCH,
     SIZES,
     corner_winners,
-    darkened,
     lane_patches,
-    mixed_labels,
     pixels,
     row_labels,
     row_taps,
     tiles,
 )
+from .rivals import mixed_labels
 
 if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
@@ -80,7 +79,7 @@ def confusion_kernel(
     scores_ptr, winner_ptr, table_ptr, fraction_ptr, target_ptr, out_ptr,
     images, channels, height, width, row_size, column_size, row_patches, column_patches,
     xn, xc, xh, xw, tn, th, tw, on, oc, ignore_index,
-    CLAMP: tl.constexpr, FAR: tl.constexpr, ACC: tl.constexpr,
+    CLAMP: tl.constexpr, SPLIT: tl.constexpr, FAR: tl.constexpr, ACC: tl.constexpr,
     TRUTH: tl.constexpr, IGNORES: tl.constexpr, OTHERS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
     ROUNDS: tl.constexpr,
@@ -98,16 +97,15 @@ def confusion_kernel(
         table_ptr, fraction_ptr, images, height, width, row_size, column_size,
         row_patches, column_patches, CLAMP, TILE_ROWS, BLOCK,
     )  # fmt: skip
-    winners, differ, special = corner_winners(winner_ptr, image, down[2], across[2], height, width)
-    mixed, special = there & differ & ~special, there & special
+    winners, mixed, special = corner_winners(winner_ptr, image, down, across, there, height, width)
     if tl.max(mixed.to(tl.int32), 0) > 0:
         labels = mixed_labels(
             scores_ptr, image * xn, fraction_ptr, channels, row_size, column_size,
-            down, across, winners, mixed, xc, xh, xw, CLAMP, FAR, ACC, ROWS, COLUMNS, BLOCK,
+            down, across, winners, mixed, xc, xh, xw,
+            CLAMP, SPLIT, FAR, ACC, ROWS, COLUMNS, BLOCK,
         )  # fmt: skip
     else:
         labels = tl.broadcast_to(winners[0][None, :, None], [ROWS, BLOCK, COLUMNS])
-    labels = darkened(labels, 0, down, across, CLAMP, ROWS, COLUMNS)
     target = target_ptr + (image * tn + down[0].to(tl.int64) * th + across[0].to(tl.int64) * tw)
     rows = tl.where(there & ~special, down[1], 0)
     # In halves, because a program has not the registers for all labels and their truths.
@@ -159,9 +157,9 @@ def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_
         return
     kind = torch.iinfo(target.dtype)
     with on_device(scores):
-        programs, arrays, sizes, options = tiles(scores, grid)
+        programs, arrays, sizes, options, of_labels = tiles(scores, grid)
+        of_labels["FAR"] |= PATCH * max(target.stride()[1:]) >= 2**31
         options |= {
-            "FAR": options["FAR"] or PATCH * max(target.stride()[1:]) >= 2**31,
             "TRUTH": tl.int64 if target.dtype == torch.int64 else tl.int32,
             "IGNORES": kind.min <= ignore_index <= kind.max,
             "OTHERS": out.shape[0] > out.shape[1],
@@ -169,5 +167,5 @@ def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_
         }
         strides = (*target.stride(), *out.stride())
         confusion_kernel[(programs,)](
-            scores, *arrays, target, out, *sizes, *strides, ignore_index, **options
+            scores, *arrays, target, out, *sizes, *strides, ignore_index, **options, **of_labels
         )

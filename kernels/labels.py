@@ -1,9 +1,9 @@
 """Labels of upsampled scores: what argmax and confusion have in common.
 
 A pixel is a convex combination of its cell's corners. So a class that is largest at all four is
-largest in the whole cell, and nothing needs to be interpolated there; and where the winners of the
-corners differ, a class below the mean of two of them at all four is nowhere the largest. A tie
-goes to the first class, at the corners as anywhere, and a NaN wins over every number.
+largest in the whole cell, and nothing needs to be interpolated there. Where the winners of the
+corners differ, `rivals` looks on. A tie goes to the first class, at the corners as anywhere, and a
+NaN wins over every number; but cells with one take every tap with its exact weight, row by row.
 
 Lanes are patches (see `patches`), and a program a rectangle of them, so that its lanes see much
 the same classes; but what becomes of a pixel depends on its own cell alone. A patch, along either
@@ -12,7 +12,7 @@ axis, is a tuple (see `axis_patch`):
     0, 1: its first output and their number
     2: the coarse value before it, from -2, where there is none
     3, 4: whether that value and the next are read; others count as 0
-    5: how many of its outputs see but zeros: all, the first or none
+    5: whether the first output looks at the ring of zeros, between it and the map
 """
 
 from __future__ import annotations
@@ -48,13 +48,12 @@ def axis_patch(table, fractions, patch, patches, n, CLAMP: tl.constexpr):
     count = tl.load(table + patch + 1) - start
     cell = tl.load(table + patches + 1 + patch)
     if CLAMP:
-        return start, count, cell, cell < n, (cell >= 0) & (cell < n - 1), 0 * cell
+        return start, count, cell, cell < n, (cell >= 0) & (cell < n - 1), cell < -1
     else:
-        before = cell - 1  # without the ring of zeros
+        before = cell - 1  # without the ring
+        fraction = tl.load(fractions + start, mask=count > 0, other=0.0)
         first, second = (before >= 0) & (before < n), (before >= -1) & (before < n - 1)
-        on_ring = tl.load(fractions + start, mask=count > 0, other=0.0) == 0
-        dark = tl.where(second, on_ring.to(tl.int32), count)
-        return start, count, before, first, second, tl.where(first, 0, dark)
+        return start, count, before, first, second, ~first & second & (fraction == 0)
 
 
 @triton.jit
@@ -85,23 +84,27 @@ def lane_patches(
 
 
 @triton.jit
-def corner_winners(winner_ptr, image, row, column, height, width):
+def corner_winners(winner_ptr, image, down, across, there, height, width):
     """The winners of the points nearest to the corners of a cell.
 
-    Returns them, whether they differ, and whether only exact weights will do for the pixels.
+    Returns them, and of which patches, of those that are there, the pixels are to be looked at: in
+    which the winners differ, or where only exact weights will do.
     """
     plane = winner_ptr + image * height * width
-    upper = plane + tl.minimum(tl.maximum(row, 0), height - 1) * width
-    lower = plane + tl.minimum(tl.maximum(row + 1, 0), height - 1) * width
-    left = tl.minimum(tl.maximum(column, 0), width - 1)
-    right = tl.minimum(tl.maximum(column + 1, 0), width - 1)
-    a, b = tl.load(upper + left), tl.load(upper + right)
-    c, d = tl.load(lower + left), tl.load(lower + right)
+    upper = plane + tl.minimum(tl.maximum(down[2], 0), height - 1) * width
+    lower = plane + tl.minimum(tl.maximum(down[2] + 1, 0), height - 1) * width
+    left = tl.minimum(tl.maximum(across[2], 0), width - 1)
+    right = tl.minimum(tl.maximum(across[2] + 1, 0), width - 1)
+    # Pixels that see but zeros are of the first class.
+    bright = (down[3] | down[4]) & (across[3] | across[4])
+    a, b = tl.load(upper + left, mask=bright, other=0), tl.load(upper + right, mask=bright, other=0)
+    c, d = tl.load(lower + left, mask=bright, other=0), tl.load(lower + right, mask=bright, other=0)
     least, bits = tl.minimum(tl.minimum(a, b), tl.minimum(c, d)), a | b | c | d
     a, b, c, d = a & (LOW - 1), b & (LOW - 1), c & (LOW - 1), d & (LOW - 1)
-    differ = (a != b) | (a != c) | (a != d)
+    differ = there & ((a != b) | (a != c) | (a != d))
     # A class that is ruled out at a corner cannot win where all agree.
-    return (a, b, c, d), differ, (least == SPECIAL) | (differ & (bits >= LOW))
+    special = (least == SPECIAL) | (differ & (bits >= LOW)) | (bright & (down[5] | across[5]))
+    return (a, b, c, d), differ & ~special, there & special
 
 
 @triton.jit
@@ -129,103 +132,10 @@ def corner_scores(upper, lower, xw, read, LEFT: tl.constexpr, ACC: tl.constexpr)
 
 
 @triton.jit
-def bar(corner, winner, other, read, ACC: tl.constexpr):
-    """The mean of two winners at one corner; infinity where it is not read."""
-    a = tl.load(corner + winner, mask=read, other=0.0).to(ACC)
-    b = tl.load(corner + other, mask=read, other=0.0).to(ACC)
-    return tl.where(read, (a + b) * 0.5, float("inf"))
-
-
-@triton.jit
-def bars_of(upper, lower, winners, read, lanes, xc, xw, ACC: tl.constexpr):
-    """What a class has to reach at some corner to be the largest of a pixel; in other lanes, none
-    can. At its own corner a winner is not below the mean, also when that is rounded.
-    """
-    a, b, c, d = winners
-    other = tl.where(b != a, b, tl.where(c != a, c, d)).to(tl.int64) * xc
-    a = a.to(tl.int64) * xc
-    return (
-        bar(upper, a, other, read[0] & lanes, ACC),
-        bar(upper + xw, a, other, read[1] & lanes, ACC),
-        bar(lower, a, other, read[2] & lanes, ACC),
-        bar(lower + xw, a, other, read[3] & lanes, ACC),
-    )
-
-
-@triton.jit
 def fractions_of(fractions, start, size, LENGTH: tl.constexpr, BLOCK: tl.constexpr):
     """How far into their cell LENGTH outputs from `start` look: a tuple."""
     output = start[:, None] + tl.arange(0, LENGTH)[None, :]
     return columns_of(tl.load(fractions + output, mask=output < size, other=0.0), BLOCK, LENGTH)
-
-
-@triton.jit
-def largest_classes(
-    upper, lower, xc, xw, read, bars, rows, columns, channels,
-    CLAMP: tl.constexpr, FAR: tl.constexpr, ACC: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The largest class of each pixel of the patches, row by row: a tuple.
-
-    A class below the bars takes no part in a patch, and no time if that is so in all lanes. rows,
-    columns: how far into its cell each row and column looks.
-    """
-    best, label = (), ()
-    for _ in tl.static_range(ROWS * COLUMNS):
-        best = best + (tl.full([BLOCK], float("-inf"), ACC),)
-        label = label + (tl.zeros([BLOCK], tl.int32),)
-    step = channels * 0
-    if FAR:
-        step = step.to(tl.int64)
-    for channel in range(channels):
-        a, b, c, d = corner_scores(upper + step, lower + step, xw, read, CLAMP, ACC)
-        step += xc
-        # In a chain: four conditions at once would take twice the instructions.
-        last = tl.where(a < bars[0], b, float("inf"))
-        last = tl.where(last < bars[1], c, float("inf"))
-        last = tl.where(last < bars[2], d, float("inf"))
-        rival = last >= bars[3]
-        if tl.max(rival.to(tl.int32), 0) > 0:
-            a = tl.where(rival, a, float("nan"))  # which is not larger than any
-            left_down, right_down = c - a, d - b
-            new_best, new_label = (), ()
-            for i in tl.static_range(ROWS):
-                left = a + left_down * rows[i]
-                slope = b + right_down * rows[i] - left
-                for j in tl.static_range(COLUMNS):
-                    score = left + slope * columns[j]
-                    larger = score > best[i * COLUMNS + j]
-                    new_best = new_best + (tl.where(larger, score, best[i * COLUMNS + j]),)
-                    new_label = new_label + (tl.where(larger, channel, label[i * COLUMNS + j]),)
-            best, label = new_best, new_label
-    return label
-
-
-@triton.jit
-def mixed_labels(
-    scores_ptr, origin, fraction_ptr, channels, row_size, column_size, down, across, winners,
-    mixed, xc, xh, xw,
-    CLAMP: tl.constexpr, FAR: tl.constexpr, ACC: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Labels, ROWS x BLOCK x COLUMNS: of `mixed` patches pixel by pixel, else the winner."""
-    offset = offset_of(origin, down, across, xh, xw, CLAMP)
-    read = (down[3] & across[3], down[3] & across[4], down[4] & across[3], down[4] & across[4])
-    upper = scores_ptr + offset
-    if CLAMP:  # the left corners are there; below the last row, it is that again
-        lower = scores_ptr + (offset + tl.where(down[4], xh, 0))
-    else:
-        lower = scores_ptr + (offset + xh)
-    bars = bars_of(upper, lower, winners, read, mixed, xc, xw, ACC)
-    rows = fractions_of(fraction_ptr, down[0], row_size, ROWS, BLOCK)
-    columns = fractions_of(fraction_ptr + row_size, across[0], column_size, COLUMNS, BLOCK)
-    found = largest_classes(
-        upper, lower, xc, xw, read, bars, rows, columns, channels,
-        CLAMP, FAR, ACC, ROWS, COLUMNS, BLOCK,
-    )  # fmt: skip
-    labels = tl.reshape(joined(found, BLOCK, ROWS * COLUMNS), [BLOCK, ROWS, COLUMNS])
-    labels = tl.where(mixed[:, None, None], labels, winners[0][:, None, None])
-    return tl.permute(labels, [1, 0, 2])
 
 
 @triton.jit
@@ -289,29 +199,18 @@ def pixels(first, rows, columns, COUNT: tl.constexpr, COLUMNS: tl.constexpr):
     return i, j, (i < rows[None, :, None]) & (j < columns[None, :, None])
 
 
-@triton.jit
-def darkened(
-    labels, first, down, across, CLAMP: tl.constexpr, COUNT: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """Labels of COUNT rows from `first`, with the first class at pixels that see but zeros."""
-    if CLAMP:
-        return labels
-    else:
-        i, j = first + tl.arange(0, COUNT)[:, None, None], tl.arange(0, COLUMNS)[None, None, :]
-        return tl.where((i < down[5][None, :, None]) | (j < across[5][None, :, None]), 0, labels)
-
-
 class Tiles(NamedTuple):
     """How programs share a label map.
 
-    programs: how many. arrays: what `tables` returns. sizes: SIZES, then strides. options: a
-    kernel's others.
+    programs: how many. arrays: what `tables` returns. sizes: SIZES, then strides. options: those
+    of every kernel; of_labels: those that `mixed_labels` needs besides.
     """
 
     programs: int
     arrays: tuple[Tensor, Tensor, Tensor]
     sizes: tuple[int, ...]
     options: dict[str, Any]
+    of_labels: dict[str, Any]
 
 
 def tiles(scores: Tensor, grid: SamplingGrid) -> Tiles:
@@ -332,15 +231,18 @@ def tiles(scores: Tensor, grid: SamplingGrid) -> Tiles:
     sizes = (images, channels, height, width, *grid.size, rows.patches, columns.patches)
     options = {
         "CLAMP": grid.border == "clamp",
-        "FAR": channels * scores.stride(1) >= 2**31,
         "ACC": accumulator(scores.dtype),
-        "ROWS": lengths[0],
         "COLUMNS": lengths[1],
         "TILE_ROWS": TILE_ROWS,
         "BLOCK": LANES,
         "num_warps": 1,
     }
-    return Tiles(programs, arrays, (*sizes, *scores.stride()), options)
+    of_labels = {
+        "ROWS": lengths[0],
+        "SPLIT": max(rows.inner, columns.inner) > 1,
+        "FAR": channels * scores.stride(1) >= 2**31,
+    }
+    return Tiles(programs, arrays, (*sizes, *scores.stride()), options, of_labels)
 
 
 def aligned(grid: SamplingGrid, length: int) -> int:
