@@ -105,8 +105,8 @@ def forward_kernel(
             if not EXACT:  # weights beyond the kernel are 0, but what they meet may not be finite
                 near = tl.where(near_read & (w_row < kernel), near, 0.0)
                 far = tl.where(far_read & (w_row < kernel), far, 0.0)
-                above = tl.where(w_row + STRIDE < kernel, above, 0.0)
-                above_far = tl.where(w_row + STRIDE < kernel, above_far, 0.0)
+                above = tl.where(near_read & (w_row + STRIDE < kernel), above, 0.0)
+                above_far = tl.where(far_read & (w_row + STRIDE < kernel), above_far, 0.0)
             part = near * w + far * w_far + above * w_above + above_far * w_above_far
             total = part if PAIRS == 1 else total + part
             y = plane.to(tl.int64) * height + (q * STRIDE + phase - row_start)
@@ -139,7 +139,7 @@ def plan(out: Tensor, channels_last: bool, kernel: int, stride: int) -> Plan:
         "SEGMENT": segment_length(block, group, stride),
         "WEIGHTS": weights,
         "TABLE": weights * triton.next_power_of_2(group),
-        "num_warps": gathering_warps(block),
+        "num_warps": gathering_warps(block * (1 + (pairs > 1))),
     }
     return Plan(rows // height * stride * triton.cdiv(most, strip) * blocks, strip, options)
 

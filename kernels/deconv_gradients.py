@@ -238,7 +238,7 @@ def weight_plan(grad: Tensor, channels_last: bool, kernel: int, stride: int) -> 
         "SEGMENT": segment_length(block, group, stride),
         "RESULTS": triton.next_power_of_2(group * stride),
         "WINDOW": triton.next_power_of_2(((block - 1) // group + 1) // stride + 2),
-        "num_warps": gathering_warps(block),
+        "num_warps": gathering_warps(block * (1 + (pairs > 1))),
     }
     parts = triton.cdiv(most, strip) * blocks
     programs = rows // height * stride * pairs**2 * parts * groups
@@ -283,9 +283,15 @@ def input_plan(out: Tensor, channels_last: bool, kernel: int, stride: int) -> Pl
         "TILE": tile,
         "BLOCK": triton.next_power_of_2(columns * group),
         "WINDOW": triton.next_power_of_2(stride),
-        "num_warps": gathering_warps(images * tile),
+        "num_warps": gathering_warps(images * tile * (1 + (pairs > 1))),
     }
     return Plan(blocks * triton.cdiv(height, strip), strip, options)
+
+
+def empty_sums(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """A dense tensor of the type that `x` is summed up in, and on its device."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.empty(tuple(shape), dtype=wide, device=x.device)
 
 
 def weight_gradient(
@@ -304,19 +310,17 @@ def weight_gradient(
     Raises:
         ValueError: when `grad` has more than 2**30 rows, or values in one.
     """
-    out = empty_like(grad, (grad.shape[1], 1, kernel, kernel))
+    images, channels, height, width = grad.shape
     if grad.numel() == 0:
-        return out.zero_()
+        return grad.new_zeros((channels, 1, kernel, kernel))
     programs, strip, options = weight_plan(grad, is_channels_last(grad), kernel, stride)
-    (images, channels, height, width), group = grad.shape, options["GROUP"]
     parts = images * triton.cdiv(triton.cdiv(height, stride), strip)
-    parts *= triton.cdiv(width * group, options["BLOCK"])
-    wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    sums = torch.empty((parts, *out.shape), dtype=wide, device=grad.device)
+    parts *= triton.cdiv(width * options["GROUP"], options["BLOCK"])
+    sums = empty_sums(grad, (parts, channels, kernel, kernel))
     sizes = (strip, channels, *x.shape[2:], height, width, kernel, *start)
     with on_device(grad):
         weight_kernel[(programs,)](grad, x, sums, *sizes, *grad.stride(), *x.stride(), **options)
-    return out.copy_(sums.sum(0))
+    return sums.sum(0)[:, None].to(grad.dtype)
 
 
 def input_gradient(

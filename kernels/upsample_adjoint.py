@@ -259,9 +259,13 @@ def plan(grad: Tensor, out: Tensor, grid: SamplingGrid) -> Plan:
     interleaved = grad.shape[1] if channels_last else 1
     align = row_alignment(grad, channels_last)
     wide = is_wide(grid, TILE)
-    spare = 1 if wide or grad.dtype.itemsize == 8 else 2  # registers hold twice as many
-    way = shares(grid, interleaved, max(align, 1), TILE * spare // 2)
-    strip = min(max(rows * way.blocks // PROGRAMS, 2), STRIP) if way.chunks == 1 else 1
+    # Registers hold four values of a tile for each thread, or eight where these are easily got at.
+    few = wide or grad.dtype.itemsize == 8 or align <= 1 or interleaved > CHANNELS
+    way = shares(grid, interleaved, max(align, 1), TILE // 2 if few else TILE)
+    values = max(way.tile, way.block * max(way.window // 2, 4))
+    warps = gathering_warps(values * 2 if few else values)
+    programs = PROGRAMS // max(warps // 4, 1)
+    strip = min(max(rows * way.blocks // programs, 2), STRIP) if way.chunks == 1 else 1
     strips = triton.cdiv(out.shape[2], strip)
     dense = align > 0 and way.group == interleaved
     options = {
@@ -277,7 +281,7 @@ def plan(grad: Tensor, out: Tensor, grid: SamplingGrid) -> Plan:
         "TILE": way.tile,
         "BLOCK": way.block,
         "WINDOW": way.window,
-        "num_warps": gathering_warps(way.tile * 2 // spare),
+        "num_warps": warps,
     }
     programs = rows // out.shape[2] * strips * way.blocks
     return Plan(programs, triton.cdiv(out.shape[2], strips), options)

@@ -143,7 +143,7 @@ def forward(
         size: (H, W) kept, within the full result (not checked).
 
     Returns:
-        N x C x H x W of the dtype of `x`, which is summed up in float32 (float64).
+        N x C x H x W of the dtype and in the memory format of `x`; sums are in float32 (float64).
     """
     channels, kernel = x.shape[1], weight.shape[-1]
     out = empty_like(x, (*x.shape[:2], *size))
@@ -173,12 +173,13 @@ def input_gradient(
         in_size: (h, w), the size of `x`.
 
     Returns:
-        N x C x h x w of the dtype of `grad`.
+        N x C x h x w of the dtype and in the memory format of `grad`.
     """
     channels, kernel = grad.shape[1], weight.shape[-1]
-    out = coarse(grad.new_zeros((*grad.shape[:2], *in_size)))
-    if out.numel() == 0:
-        return out.to(grad.dtype)
+    result = empty_like(grad, (*grad.shape[:2], *in_size))
+    if result.numel() == 0:
+        return result
+    out = coarse(torch.zeros_like(result))
     with torch.autocast(grad.device.type, enabled=False):
         products = _by_products(stride, grad, weight)
         matrices, weight = _matrices(weight, stride), coarse(weight)
@@ -190,7 +191,7 @@ def input_gradient(
             else:
                 full = _uncropped(image, in_size, kernel, stride, start)
                 target.copy_(F.conv2d(full, weight, stride=stride, groups=channels))
-    return out.to(grad.dtype)
+    return result.copy_(out)
 
 
 def weight_gradient(
@@ -222,4 +223,5 @@ def weight_gradient(
                 full = _uncropped(pixels, x.shape[2:], kernel, stride, start)
                 maps = coarse(image)[:, None]
                 out[:, 0] += F.conv2d(full, maps, dilation=stride, groups=channels)
-    return (_weight(matrices, kernel, stride) if products else out).to(grad.dtype)
+    result = _weight(matrices, kernel, stride) if products else out
+    return result.to(grad.dtype).contiguous()
