@@ -15,7 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import accumulator, on_device
-from ._softmax import add_at_corners, direct_row, highest_of, label_codes, progressive
+from ._corners import add_at_corners, highest_of
+from ._pixels import direct_row
+from ._softmax import progressive
+from ._targets import label_codes
 from .crop_add import plan
 from .geometry import in_row, located, widened
 from .patches import (
@@ -138,7 +141,8 @@ def patch_kernel(
     target_ptr: images x row_size x column_size labels, strides tn, th, tw.
     table_ptr: if TABLE, what `priced` reads.
     partial_ptr: 2 x programs: losses and weights, summed.
-    direct_ptr: programs: 1 where the scores range too widely, and `direct_kernel` has to do it.
+    direct_ptr: programs: a bit for each lane whose scores range too widely: `direct_kernel` adds
+        what it gives.
     upper_ptr, lower_ptr: if GRADIENT, SHARES x row_patches x images x channels x width each: what
         each row of patches gives to the corners above and below it.
     """
@@ -156,8 +160,9 @@ def patch_kernel(
         first_cell, share, cells, lane_cells, column_n, column_size, column_num, column_off,
         column_den, column_first, COLUMNS, BLOCK, GROUPS,
     )  # fmt: skip
-    fy, sy = fraction(cell_row, y, row_n, row_num, row_off, row_den, ACC, WIDE)
-    fx, sx = fraction(cell, x, column_n, column_num, column_off, column_den, ACC, WIDE)
+    middle_y, middle_x = y + ROWS // 2, x + COLUMNS // 2
+    fy, sy = fraction(cell_row, middle_y, row_n, row_num, row_off, row_den, ACC, WIDE)
+    fx, sx = fraction(cell, middle_x, column_n, column_num, column_off, column_den, ACC, WIDE)
     source = source_of(
         scores_ptr, image, cell_row - ring, cell - ring, (columns > 0) & (rows > 0), height, width,
         xn, xc, xh, xw, CLAMP,
@@ -167,16 +172,17 @@ def patch_kernel(
         column_first, ring, images, channels, width, BLOCK, GROUPS,
     )  # fmt: skip
     labels = target_ptr + image * tn + y.to(tl.int64) * th + x.to(tl.int64) * tw
-    loss, weight, direct = progressive(
+    loss, weight, near = progressive(
         source, highest_of(source, channels, CLAMP, ACC, BLOCK), (fx, sx, fy, sy),
         (labels, th, tw, columns, rows, ignore_index), planes, channels, table_ptr,
         GRADIENT, CLAMP, TABLE, IGNORES, ACC, ROWS, COLUMNS, BLOCK, GROUPS,
     )  # fmt: skip
-    counted = tl.arange(0, BLOCK) >= GROUPS
-    tl.store(partial_ptr + program, tl.sum(tl.where(counted, loss, 0.0)))
+    lane = tl.arange(0, BLOCK)
+    tl.store(partial_ptr + program, tl.sum(tl.where(lane >= GROUPS, loss, 0.0)))
     weights_ptr = partial_ptr + tl.num_programs(0)
-    tl.store(weights_ptr + program, tl.sum(tl.where(counted, weight, 0.0)))
-    tl.store(direct_ptr + program, direct.to(tl.int32))
+    tl.store(weights_ptr + program, tl.sum(tl.where(lane >= GROUPS, weight, 0.0)))
+    bits = tl.full([BLOCK], 1, tl.int64) << lane
+    tl.store(direct_ptr + program, tl.sum(tl.where(near, 0, bits)))
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -195,14 +201,15 @@ def direct_kernel(
 ):  # fmt: skip
     """The same, pixel by pixel: exact for any scores, and for each pixel by itself.
 
-    Unless PIXELS, only the programs that `patch_kernel` left over (direct_ptr) do anything.
+    Unless PIXELS, only the lanes that `patch_kernel` left over (direct_ptr), added to the others.
 
     grad_ptr: if PIXELS and GRADIENT, the gradients of the pixels' losses, strides gn, gh, gw.
     loss_ptr: if PIXELS and not GRADIENT, images x row_size x column_size losses, dense.
     """
     program, cells = tl.program_id(0), images * lane_cells
-    if not PIXELS:  # noqa: SIM102 - the second is no constant
-        if tl.load(direct_ptr + program) == 0:
+    if not PIXELS:
+        left_over = tl.load(direct_ptr + program)
+        if left_over == 0:
             return
     row_num, row_den = widened(row_num, WIDE), widened(row_den, WIDE)
     column_num, column_den = widened(column_num, WIDE), widened(column_den, WIDE)
@@ -217,6 +224,8 @@ def direct_kernel(
         first_cell, share, cells, lane_cells, column_n, column_size, column_num, column_off,
         column_den, column_first, COLUMNS, BLOCK, GROUPS,
     )  # fmt: skip
+    if not PIXELS:
+        columns = tl.where((left_over >> tl.arange(0, BLOCK)) & 1 == 1, columns, 0)
     source = source_of(
         scores_ptr, image, cell_row - ring, cell - ring, (columns > 0) & (rows > 0), height, width,
         xn, xc, xh, xw, CLAMP,
@@ -226,9 +235,11 @@ def direct_kernel(
         column_first, ring, images, channels, width, BLOCK, GROUPS,
     )  # fmt: skip
     loss, weight = tl.zeros([BLOCK], ACC), tl.zeros([BLOCK], ACC)
-    if GRADIENT:
-        for channel in range(channels):
-            add_at_corners(planes, channel, (loss, loss, loss, loss), BLOCK, GROUPS, False)
+    if PIXELS and GRADIENT:
+        upper, lower = planes[0], planes[1]
+        for _ in range(channels):
+            add_at_corners((upper, lower), planes, (loss, loss, loss, loss), BLOCK, GROUPS, False)
+            upper, lower = upper + width, lower + width
     parts_x = ()
     for j in tl.static_range(COLUMNS):
         part = fraction(cell, x + j, column_n, column_num, column_off, column_den, ACC, WIDE)
@@ -257,9 +268,11 @@ def direct_kernel(
                 pointers = loss_ptr + (image * row_size + at) * column_size + x + j
                 tl.store(pointers, losses[j], mask=(j < columns) & counted)
     if not PIXELS:
-        tl.store(partial_ptr + program, tl.sum(tl.where(counted, loss, 0.0)))
+        partial_ptr += program
         weights_ptr = partial_ptr + tl.num_programs(0)
-        tl.store(weights_ptr + program, tl.sum(tl.where(counted, weight, 0.0)))
+        loss, weight = tl.where(counted, loss, 0.0), tl.where(counted, weight, 0.0)
+        tl.store(partial_ptr, tl.load(partial_ptr) + tl.sum(loss))
+        tl.store(weights_ptr, tl.load(weights_ptr) + tl.sum(weight))
 
 
 @triton.jit(do_not_specialize=["programs", "images"])
@@ -497,7 +510,7 @@ def forward(
                 )  # fmt: skip
             return loss, nothing, nothing
         partial = torch.empty(2 * launch.programs, dtype=wide, device=scores.device)
-        direct = torch.empty(launch.programs, dtype=torch.int32, device=scores.device)
+        direct = torch.empty(launch.programs, dtype=torch.int64, device=scores.device)
         upper = lower = nothing
         if with_gradient:
             upper, lower = _planes(scores, launch, wide)
