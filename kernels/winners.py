@@ -106,9 +106,10 @@ def tabulate(
     position = num * item + off
     cell = floor_divide(position, den)
     _, part = clamped(cell, position - cell * den, n, True)
-    # Less than 1: there the next value begins, and this one would not be read.
-    most = 1.0 - 2.0**-53 if ACC == tl.float64 else 1.0 - 2.0**-24  # noqa: SIM300
-    fraction = tl.minimum(weight(part, den, ACC, WIDE), most)
+    fraction = weight(part, den, ACC, WIDE)
+    # Rounded to 1, it would say that the cell's first value is not read.
+    below = 2.0**-53 if ACC == tl.float64 else 2.0**-24  # noqa: SIM300
+    fraction = tl.where(fraction < 1, fraction, fraction - below)
     tl.store(fraction_ptr + item, fraction, mask=item < size)
 
 

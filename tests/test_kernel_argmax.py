@@ -301,6 +301,18 @@ def test_tables(grid, most, share):
     assert len(fractions) == len(table) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_fraction_is_not_rounded_to_one(dtype):
+    """The first value is read, if only a little: its NaN is seen."""
+    grid = SamplingGrid((3, 3), (1, 1), (1, 1), (2**57 - 1,) * 2, (2**57,) * 2, "clamp")
+    axes = [axis_patches(grid, k, 1) for k in (0, 1)]
+    x = torch.zeros(1, 2, 3, 3, dtype=dtype, device=DEVICE)
+    _, _, fractions = winners.tables(x, grid, *axes, (1, 1))
+    assert fractions.tolist() == [1 - torch.finfo(dtype).eps / 2] * 2
+    x[0, 1, 0, 0] = math.nan
+    assert argmax.forward(x, grid, torch.uint8, False)[0].item() == 1
+
+
 def test_more_patches_or_points_than_int32_counts():
     grid = SamplingGrid.resize((2, 2), (2**16, 2**16))
     with pytest.raises(ValueError, match="patches"):
