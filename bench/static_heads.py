@@ -36,7 +36,7 @@ def _patch(launch: Launch) -> float:
 
 def _class_trips(launch: Launch) -> Mapping[str, float]:
     """All loops over classes; the labels' sums are of the pixels (below)."""
-    loops = ("highest_of: for channel", "exponential_sums: for channel", "progressive: for channel")
+    loops = ("highest_of: for _", "exponential_sums: for channel", "progressive: for channel")
     return dict.fromkeys(loops, _patch(launch)) | {"label_sums: for i": inf}
 
 
@@ -54,7 +54,7 @@ def _pixel_trips(launch: Launch) -> Mapping[str, float]:
 # Classes whose labels a program sees, of 21: two regions, as in natural pictures.
 PRESENT = 2
 LOSS_WORK = (
-    Work("pixel-class", _class_trips, {"progressive: if ((present": PRESENT / SHAPE[1]}),
+    Work("pixel-class", _class_trips, {"progressive: if named": PRESENT / SHAPE[1]}),
     Work("pixel", _pixel_trips),
 )
 
