@@ -164,7 +164,8 @@ def forward(
         N x H x W labels and, with `confidence`, probabilities: float32, or float64 for float64.
 
     Raises:
-        ValueError: when there are more than 2**30 patches, or points of the coarse map.
+        ValueError: when there are more than 2**30 patches, or points of the coarse map, or 2**27
+            pixels along an axis.
     """
     shape, device = (scores.shape[0], *grid.size), scores.device
     labels = torch.empty(shape, dtype=dtype, device=device)

@@ -147,8 +147,8 @@ def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_
         ignore_index: pixels of this truth are not counted; any integer.
 
     Raises:
-        ValueError: when there are more than 2**30 patches, or points of the coarse map, or the
-            counts do not lie within 2**31 - 1 elements.
+        ValueError: when there are more than 2**30 patches, or points of the coarse map, or 2**27
+            pixels along an axis, or the counts do not lie within 2**31 - 1 elements.
     """
     reach = sum((n - 1) * stride for n, stride in zip(out.shape, out.stride(), strict=True))
     if reach >= NONE.value:

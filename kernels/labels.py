@@ -217,7 +217,8 @@ def tiles(scores: Tensor, grid: SamplingGrid) -> Tiles:
     """How programs share the labels of `scores` at `grid`; launches the kernel that prepares it.
 
     Raises:
-        ValueError: when there are more than 2**30 patches, or points of the coarse map.
+        ValueError: when there are more than 2**30 patches, or points of the coarse map, or 2**27
+            pixels along an axis.
     """
     most = (PATCH_ROWS_FLOAT64 if scores.dtype == torch.float64 else PATCH, PATCH)
     lengths = tuple(min(triton.next_power_of_2(longest(grid, k)), most[k]) for k in (0, 1))
@@ -225,6 +226,8 @@ def tiles(scores: Tensor, grid: SamplingGrid) -> Tiles:
     images, channels, height, width = scores.shape
     if rows.patches * images * columns.patches > MOST:
         raise ValueError(f"{images} maps of {grid.size} are more than {MOST} patches")
+    if max(rows.patches, columns.patches, *grid.size) > MOST // PATCH:
+        raise ValueError(f"{grid.size} has an axis of more than {MOST // PATCH} pixels or patches")
     arrays = tables(scores, grid, rows, columns, lengths)
     blocks = triton.cdiv(images * columns.patches, LANES // TILE_ROWS)
     programs = triton.cdiv(rows.patches, TILE_ROWS) * blocks

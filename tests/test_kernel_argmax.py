@@ -317,6 +317,9 @@ def test_more_patches_or_points_than_int32_counts():
     grid = SamplingGrid.resize((2, 2), (2**16, 2**16))
     with pytest.raises(ValueError, match="patches"):
         labels.tiles(torch.empty(2**7, 1, 2, 2, device="meta"), grid)
+    grid = SamplingGrid.resize((2, 2), (1, 2**27 + 1))
+    with pytest.raises(ValueError, match="axis"):
+        labels.tiles(torch.empty(1, 1, 2, 2, device="meta"), grid)
     grid = SamplingGrid.centres((2**16, 2**16), 1, 0, (2, 2), "clamp")
     with pytest.raises(ValueError, match="points"):
         argmax.forward(torch.empty(1, 1, 2**16, 2**16, device="meta"), grid, torch.uint8, False)
