@@ -91,11 +91,10 @@ def corner_winners(winner_ptr, image, down, across, there, height, width):
     which the winners differ, or where only exact weights will do.
     """
     plane = winner_ptr + image * height * width
-    upper = plane + tl.minimum(tl.maximum(down[2], 0), height - 1) * width
-    lower = plane + tl.minimum(tl.maximum(down[2] + 1, 0), height - 1) * width
-    left = tl.minimum(tl.maximum(across[2], 0), width - 1)
-    right = tl.minimum(tl.maximum(across[2] + 1, 0), width - 1)
-    # Pixels that see but zeros are of the first class.
+    upper = plane + tl.maximum(down[2], 0) * width
+    lower = plane + tl.minimum(down[2] + 1, height - 1) * width
+    left, right = tl.maximum(across[2], 0), tl.minimum(across[2] + 1, width - 1)
+    # Pixels that see but zeros are of the first class; others have a point on one side at least.
     bright = (down[3] | down[4]) & (across[3] | across[4])
     a, b = tl.load(upper + left, mask=bright, other=0), tl.load(upper + right, mask=bright, other=0)
     c, d = tl.load(lower + left, mask=bright, other=0), tl.load(lower + right, mask=bright, other=0)
