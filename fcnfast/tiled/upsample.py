@@ -2,13 +2,17 @@
 
 Maps are seen as planes, P x rows x columns x I: I is 1 with P = N * C, or C with P = N in a
 channels_last map. One axis after the other is sampled, as the middle of outer x axis x inner.
-Where many inner numbers lie next to each other, taking both taps and adding them up is as fast as
-the memory; the columns of an NCHW map and the adjoints are products with banded matrices.
+Where many inner numbers lie next to each other and all cells are alike, as at every whole stride,
+one pass over the cells is as fast as the memory; the columns of an NCHW map and the adjoints are
+products with banded matrices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +27,57 @@ from .crop_add import window
 ROWS, COLUMNS = 32, 16
 # Numbers sampled at a time.
 PIECE_ELEMENTS = 1 << 17
+
+
+class _Cells(NamedTuple):
+    """The part of an axis whose cells are alike: pixels [first, last), those of `count` cells.
+
+    cell: the first one's left tap. right: the right tap's weight at each of a cell's pixels.
+    """
+
+    first: int
+    last: int
+    cell: int
+    count: int
+    right: Tensor
+
+    def of(self, x: Tensor) -> Tensor:
+        """outer x pixels x inner as outer x cells x pixels of a cell x inner: a view."""
+        return x[:, self.first : self.last].unflatten(1, (self.count, -1))
+
+
+@lru_cache(maxsize=64)
+def _cells(grid: SamplingGrid, axis: int, dtype: torch.dtype, device: torch.device) -> _Cells | None:
+    """Of an axis whose stride is a whole number; None for another, or where no cell is whole."""
+    n, size, num, off, den = (
+        v[axis] for v in (grid.in_size, grid.size, grid.num, grid.off, grid.den)
+    )
+    if num == 0 or den % num:
+        return None
+    stride = den // num
+    # The first pixel of a cell that begins in the map and in the window, and that cell.
+    cell = max(0, -(-off // den))
+    first = -(-(cell * den - off) // num)
+    count = min(n - 1 - cell, (size - first) // stride)
+    if count <= 0:
+        return None
+    with torch.inference_mode(False), torch.device("cpu"):  # kept for calls of every mode
+        rest = first * num + off - cell * den + num * torch.arange(stride)
+        right = (rest.double() / den).to(device, dtype)
+    return _Cells(first, first + count * stride, cell, count, right[:, None])
+
+
+def _window(grid: SamplingGrid, axis: int, first: int, last: int) -> SamplingGrid:
+    """The grid of the outputs [first, last) along an axis."""
+
+    def changed(pair: tuple[int, int], value: int) -> tuple[int, int]:
+        return (value, pair[1]) if axis == 0 else (pair[0], value)
+
+    return replace(
+        grid,
+        size=changed(grid.size, last - first),
+        off=changed(grid.off, grid.off[axis] + first * grid.num[axis]),
+    )
 
 
 def _planes(x: Tensor) -> Tensor:
@@ -49,6 +104,20 @@ def _sample(
         for strip in _bands(grid, axis, x):
             target = out[:, strip.first : strip.last, 0]
             torch.mm(x[:, strip.low : strip.high, 0], strip.matrix.T, out=target)
+        return
+    plain = finite and x.dtype == out.dtype  # of another type would be a copy of `out`
+    if plain and (cells := _cells(grid, axis, x.dtype, x.device)):
+        left = x[:, cells.cell : cells.cell + cells.count, None]
+        right = x[:, cells.cell + 1 : cells.cell + 1 + cells.count, None]
+        target = cells.of(out)
+        if accumulate:
+            target.add_(left).addcmul_(right - left, cells.right)
+        else:
+            torch.lerp(left, right, cells.right, out=target)
+        for first, last in ((0, cells.first), (cells.last, length)):
+            if first < last:
+                part = _window(grid, axis, first, last)
+                _sample(x, part, axis, out[:, first:last], accumulate, finite)
         return
     many = even_length(outer, PIECE_ELEMENTS // (length * inner))
     size = even_length(length, PIECE_ELEMENTS // inner) if many == 1 else length
