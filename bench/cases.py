@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -66,6 +67,23 @@ SUITES = {
         Case("COCO-Stuff", 1, 171, (128, 128), 4),
     ),
 }
+
+# The suite whose cases no implementation can have been fitted to, and what they lie between.
+DRAWN = "drawn"
+DRAWN_CASES, DRAWN_CLASSES, DRAWN_PIXELS, DRAWN_STRIDES = 3, (19, 171), (320, 640), (4, 8, 16, 32)
+
+
+def drawn(seed: int) -> list[Case]:
+    """Cases drawn at random: of one picture each, as many classes as the usual data sets have."""
+    source = random.Random(seed)
+
+    def case() -> Case:
+        stride = source.choice(DRAWN_STRIDES)
+        height, width = (source.randint(*DRAWN_PIXELS) // stride for _ in range(2))
+        classes = source.randint(*DRAWN_CLASSES)
+        return Case(f"drawn by seed {seed}", 1, classes, (height, width), stride)
+
+    return [case() for _ in range(DRAWN_CASES)]
 
 
 def fitted(cases: Iterable[Case], device: torch.device) -> tuple[list[Case], list[str]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import random
 import re
 import subprocess
 import sys
@@ -28,7 +29,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read by the profiler, which gr
 import torch
 
 from bench import amortization, compare, plots, report
-from bench.cases import CONTENTS, SUITES, Case, content, fitted, undecided
+from bench.cases import CONTENTS, DRAWN, SUITES, Case, content, drawn, fitted, undecided
 from bench.conditions import busy, conditions, summary
 from bench.floor import Machine, issue_rate
 from bench.measure import Row, Settings, contestants, measured
@@ -75,9 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     several: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
     ops = f"any of {', '.join(names)} (default: all)"
     option("--op", choices=names, default=names, help=ops, **several)
-    suites = f"which cases: any of {', '.join(SUITES)} (default: quick); or {AMORTIZATION}"
-    choices = [*SUITES, AMORTIZATION]
+    named = ", ".join([*SUITES, DRAWN])
+    suites = f"which cases: any of {named} (default: quick); or {AMORTIZATION}"
+    choices = [*SUITES, DRAWN, AMORTIZATION]
     option("--suite", choices=choices, default=["quick"], help=suites, **several)
+    seed = f"of the suite {DRAWN}: the same cases again (default: others every time)"
+    option("--seed", type=int, metavar="N", help=seed)
     option("--device", default=None, help="cpu, cuda or cuda:1 (default: a GPU where there is one)")
     option("--dtype", choices=list(DTYPES), default="float32", help="of the maps")
     compiled = "torch.compile as a further peer (default: on a GPU)"
@@ -92,6 +96,13 @@ def _parser() -> argparse.ArgumentParser:
     gate = "instead: what the kernels compile to (no GPU needed); see --static --help"
     option("--static", action="store_true", help=gate)
     return parser
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
+    """Those of the suites asked for."""
+    seed = random.randrange(1 << 16) if options.seed is None else options.seed
+    suites = {**SUITES, DRAWN: drawn(seed)}
+    return [case for name in options.suite for case in suites[name]]
 
 
 def _device(name: str | None) -> torch.device:
@@ -172,6 +183,8 @@ def _checked(options: argparse.Namespace) -> tuple[torch.device, dict[str, Any] 
     alone = len(options.suite) == 1 and not options.plot and not options.against
     if AMORTIZATION in options.suite and not alone:
         raise ValueError(f"--suite {AMORTIZATION} takes no other suite, --plot or --against")
+    if options.seed is not None and DRAWN not in options.suite:
+        raise ValueError(f"--seed belongs to --suite {DRAWN}")
     if path and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise ValueError(f"--json: {path} cannot be written: no such folder, or is one")
     if options.plot:
@@ -222,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.json:
             outputs.write_json(options.json, result(done))
 
-    cases, notes = fitted([c for suite in options.suite for c in SUITES[suite]], device)
+    cases, notes = fitted(_cases(options), device)
     print(summary(about), *busy(), *notes, sep="\n")
     chosen = [o for o in OPERATIONS if o.name in options.op]
     try:

@@ -35,6 +35,9 @@ def direct_row(
     parts_x, codes, rates: of each pixel its part in the cell, its label, and, if PIXELS and
     GRADIENT, the gradient of its loss.
     """
+    smoothing = tl.zeros([], ACC)
+    if TABLE:
+        smoothing += tl.load(table_ptr + 3 * channels)
     best, sums, own, smooth = (), (), (), ()
     for _ in tl.static_range(COLUMNS):
         best = best + (tl.full([BLOCK], float("-inf"), ACC),)
@@ -60,15 +63,16 @@ def direct_row(
             more_own = more_own + (tl.where(codes[j] == channel, z, own[j]),)
             if TABLE:
                 k = tl.load(table_ptr + 2 * channels + channel)
-                more_smooth = more_smooth + (smooth[j] + tl.where(k == 0, 0.0, k * z),)
+                # As in torch: with smoothing a score of -inf counts, be its weight 0 or not.
+                part = tl.where(smoothing == 0, 0.0, k * z)
+                more_smooth = more_smooth + (smooth[j] + part,)
             else:
                 more_smooth = more_smooth + (smooth[j],)
         sums, own, smooth = more, more_own, more_smooth
     losses, weights, factors, hards, softs = (), (), (), (), ()
     for j in tl.static_range(COLUMNS):
         weight, hard, scale = priced(codes[j], table_ptr, channels, TABLE, ACC)
-        mine = scale * (tl.log2(sums[j]) * LN2) - smooth[j]
-        mine -= tl.where(hard == 0, 0.0, hard * own[j])
+        mine = scale * (tl.log2(sums[j]) * LN2) - smooth[j] - hard * own[j]
         nothing = tl.where(codes[j] == -2, float("nan"), 0.0).to(ACC)
         losses = losses + (tl.where(codes[j] >= 0, mine, nothing),)
         weights = weights + (weight + nothing,)

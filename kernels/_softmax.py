@@ -19,7 +19,7 @@ import triton.language as tl
 
 from ._corners import add_at_corners, corner_shares, corners_of, loaded, next_class, part_of
 from ._progressions import row_exponentials, row_polynomial, rows_of
-from ._targets import hard_weight, label_codes, label_sums, label_survey, priced
+from ._targets import hard_weight, label_sums, label_survey
 from .patches import columns_of, joined
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -54,14 +54,14 @@ def exponential_sums(
         sums = sums + (tl.zeros([BLOCK], ACC),)
     f0 = tl.zeros([BLOCK], ACC)
     f1, f2, f3 = f0, f0, f0
-    near = tl.full([BLOCK], 1, tl.int1)
+    widest = f0
     pointers = corners_of(source)
     for channel in range(channels):
         a, b, c, d = below(loaded(pointers, source, CLAMP, ACC), highest)
         pointers = next_class(pointers, source[7])
-        # A NaN is not near, nor is the difference of two infinities.
-        near = near & (tl.abs(c - a) <= WIDEST) & (tl.abs(d - b) <= WIDEST)
-        near = near & (tl.abs(b - a) <= WIDEST) & (tl.abs(d - c) <= WIDEST)
+        # A NaN stays one, and is the difference of two infinities.
+        widest = wider(wider(widest, b - a), c - a)
+        widest = wider(wider(widest, d - b), d - c)
         if TABLE:
             k = tl.load(table_ptr + 2 * channels + channel)
             f0, f1, f2, f3 = f0 + k * a, f1 + k * b, f2 + k * c, f3 + k * d
@@ -72,7 +72,13 @@ def exponential_sums(
             for j in tl.static_range(COLUMNS):
                 added = added + (sums[i * COLUMNS + j] + row[j],)
         sums = added
-    return sums, (f0, f1, f2, f3), near
+    return sums, (f0, f1, f2, f3), widest <= WIDEST
+
+
+@triton.jit
+def wider(most, difference):
+    """The larger of `most` and the magnitude of `difference`, NaN if one of them is."""
+    return tl.maximum(most, tl.abs(difference), propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -93,67 +99,97 @@ def bits_of(word):
 @triton.jit
 def plain_factors(
     sums, count,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+    ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Where every pixel that counts weighs 1: the reciprocals of their sums (float32), 0 for the
-    others; and the sum of the sums' logarithms to base 2, from the product of their mantissas and
-    their exponents."""
-    product, power = tl.full([BLOCK, COLUMNS], 1.0, tl.float32), -128 * bits_of(~count)
-    power += 128 * (64 - ROWS * COLUMNS)
-    factors, powers = (), tl.zeros([BLOCK, COLUMNS], tl.int32)
-    for i in tl.static_range(ROWS):
-        row = ()
-        for j in tl.static_range(COLUMNS):
-            counts = (count >> (i * COLUMNS + j)) & 1
-            row = row + (tl.where(counts == 1, sums[i * COLUMNS + j], float("inf")),)
-        mine = joined(row, BLOCK, COLUMNS)
-        bits = mine.to(tl.int32, bitcast=True)
-        powers += (bits >> 23) - 127
-        mantissa = (bits & 0x007FFFFF) | 0x3F800000
-        product = product * mantissa.to(tl.float32, bitcast=True)
-        root = tl.rsqrt(mine)
-        inverse = columns_of(root * root, BLOCK, COLUMNS)
-        for j in tl.static_range(COLUMNS):
-            # One step of Newton's method: all in all two thirds of a division's instructions.
-            error = 1.0 - sums[i * COLUMNS + j] * inverse[j]
-            factors = factors + (inverse[j] + inverse[j] * error,)
-    power += tl.sum(powers, 1)  # in which an infinity has counted 128
-    product = tl.reduce(product, 1, times)  # at most 2 ** (ROWS * COLUMNS), a finite number
-    return factors, tl.log2(product) + power.to(tl.float32)
+    """Where every pixel that counts weighs 1: the reciprocals of their sums, 0 for the others; and
+    the sum of the sums' logarithms to base 2."""
+    factors = ()
+    if ACC == tl.float64:  # noqa: SIM300 - in this order for Triton 3.3
+        total = tl.zeros([BLOCK], ACC)
+        for k in tl.static_range(ROWS * COLUMNS):
+            counts = (count >> k) & 1 == 1
+            mine = tl.where(counts, sums[k], 1.0)
+            total += tl.log2(mine)
+            factors = factors + (tl.where(counts, 1 / mine, 0.0),)
+        return factors, total
+    else:  # from the product of their mantissas and the sum of their exponents
+        product, power = tl.full([BLOCK, COLUMNS], 1.0, tl.float32), -128 * bits_of(~count)
+        power += 128 * (64 - ROWS * COLUMNS)
+        powers = tl.zeros([BLOCK, COLUMNS], tl.int32)
+        for i in tl.static_range(ROWS):
+            row = ()
+            for j in tl.static_range(COLUMNS):
+                counts = (count >> (i * COLUMNS + j)) & 1
+                row = row + (tl.where(counts == 1, sums[i * COLUMNS + j], float("inf")),)
+            mine = joined(row, BLOCK, COLUMNS)
+            exponent, mantissa = parts_of(mine)
+            powers, product = powers + exponent, product * mantissa
+            root = tl.rsqrt(mine)
+            inverse = columns_of(root * root, BLOCK, COLUMNS)
+            for j in tl.static_range(COLUMNS):
+                # One step of Newton's method: all in all two thirds of a division's instructions.
+                error = 1.0 - sums[i * COLUMNS + j] * inverse[j]
+                factors = factors + (inverse[j] + inverse[j] * error,)
+        power += tl.sum(powers, 1)  # in which an infinity has counted 128
+        product = tl.reduce(product, 1, times)  # at most 2 ** (ROWS * COLUMNS), a finite number
+        return factors, tl.log2(product) + power.to(tl.float32)
+
+
+@triton.jit
+def parts_of(x):
+    """The exponent and the mantissa, 1 to 2, of positive float32 numbers."""
+    bits = x.to(tl.int32, bitcast=True)
+    mantissa = (bits & 0x007FFFFF) | 0x3F800000
+    return (bits >> 23) - 127, mantissa.to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def priced_factors(
-    sums, labels, table_ptr, channels,
-    TABLE: tl.constexpr, IGNORES: tl.constexpr, ACC: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+    factors, hits, price,
+    ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What each pixel's softmax counts divided by its sum, the logarithms likewise weighted and
-    summed, the sum of the weights, and four sums over the pixels that count."""
-    pointers, row_stride, stride, columns, rows, ignore_index = labels
-    x = tl.arange(0, COLUMNS)[None, :]
-    tile = pointers[:, None] + x * stride
-    total = tl.zeros([BLOCK, COLUMNS], ACC)
-    valid, valid_y = total, total
-    loss = tl.zeros([BLOCK], ACC)
-    factors = ()
+    """The factors, those of the pixels whose bits are set in `hits` times `price`; and the sum of
+    these pixels' logarithms to base 2, as they were."""
+    more, total = (), tl.zeros([BLOCK], ACC)
+    product, powers = tl.full([BLOCK, COLUMNS], 1.0, ACC), tl.zeros([BLOCK, COLUMNS], tl.int32)
     for i in tl.static_range(ROWS):
-        inside = x < tl.where(i < rows, columns, 0)[:, None]
-        code = label_codes(tile + i * row_stride, inside, ignore_index, channels, IGNORES)
-        own, _, scale = priced(code, table_ptr, channels, TABLE, ACC)
-        total += own
-        valid += tl.where(code >= 0, 1.0, 0.0).to(ACC)
-        valid_y += tl.where(code >= 0, i - ROWS // 2, 0).to(ACC)
-        scales = columns_of(scale, BLOCK, COLUMNS)
+        row = ()
         for j in tl.static_range(COLUMNS):
-            mine = tl.where(scales[j] == 0, 1.0, sums[i * COLUMNS + j])
-            loss += scales[j] * tl.log2(mine)
-            factors = factors + (scales[j] / mine,)
-    x = (x - COLUMNS // 2).to(ACC)
-    valid_sums = (
-        tl.sum(valid, 1), tl.sum(valid * x, 1), tl.sum(valid_y, 1), tl.sum(valid_y * x, 1)
-    )  # fmt: skip
-    return factors, loss, tl.sum(total, 1), valid_sums
+            hit = (hits >> (i * COLUMNS + j)) & 1 == 1
+            factor = factors[i * COLUMNS + j]
+            row = row + (tl.where(hit, factor, 1.0),)
+            more = more + (tl.where(hit, factor * price, factor),)
+        mine = joined(row, BLOCK, COLUMNS)
+        if ACC == tl.float64:  # noqa: SIM300
+            total += tl.sum(tl.log2(mine), 1)
+        else:
+            exponent, mantissa = parts_of(mine)
+            powers, product = powers + exponent, product * mantissa
+    if ACC == tl.float32:  # noqa: SIM300
+        total = tl.log2(tl.reduce(product, 1, times)) + tl.sum(powers, 1).to(ACC)
+    return more, total
+
+
+@triton.jit
+def priced_by_class(
+    factors, labels, present, table_ptr, channels,
+    ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Where classes have weights: the factors, the sums' logarithms to base 2, weighted and summed,
+    the sum of the weights, and four sums over the pixels that count."""
+    zero = tl.zeros([BLOCK], ACC)
+    loss, total, valid = zero, zero, (zero, zero, zero, zero)
+    soft = tl.load(table_ptr + 3 * channels)
+    for channel in range(channels):
+        if ((present >> (channel & 31)) & 1) == 1 and channel != labels[5]:
+            own, hits = label_sums(labels, channel, ACC, ROWS, COLUMNS, BLOCK)
+            price = tl.load(table_ptr + channels + channel) + soft
+            factors, mine = priced_factors(factors, hits, price, ACC, ROWS, COLUMNS, BLOCK)
+            loss -= price * mine
+            total += tl.load(table_ptr + channel) * own[0]
+            s, s_x, s_y, s_xy = valid
+            valid = s + own[0], s_x + own[1], s_y + own[2], s_xy + own[3]
+    return factors, loss, total, valid
 
 
 @triton.jit
@@ -163,14 +199,23 @@ def gradient_sums(
 ):  # fmt: skip
     """Four sums, as `corner_shares` takes them, of a class's exponentials times `factors`."""
     e, right, left = rows_of(z, place, ROWS)
-    s = tl.zeros([BLOCK], ACC)
-    s_x, s_y, s_xy = s, s, s
-    for i in tl.static_range(ROWS):
+    middle: tl.constexpr = ROWS // 2
+    zero = tl.zeros([BLOCK], ACC)
+    # Down to the middle row, and up to it: a sum of all the sums so far counts each row as often as
+    # it is rows away.
+    s, s_x, s_y, s_xy = zero, zero, zero, zero
+    for i in tl.static_range(middle):
         value, slope = row_polynomial(right[i], left[i], factors, i, COLUMNS)
-        value, slope = value * e[i], slope * e[i]
-        s, s_x = s + value, s_x + slope
-        s_y, s_xy = s_y + value * (i - ROWS // 2), s_xy + slope * (i - ROWS // 2)
-    return s, s_x, s_y, s_xy
+        s, s_x = s + value * e[i], s_x + slope * e[i]
+        s_y, s_xy = s_y - s, s_xy - s_x
+    below_, below_x = zero, zero
+    for i in tl.static_range(ROWS - 1, middle, -1):
+        value, slope = row_polynomial(right[i], left[i], factors, i, COLUMNS)
+        below_, below_x = below_ + value * e[i], below_x + slope * e[i]
+        s_y, s_xy = s_y + below_, s_xy + below_x
+    value, slope = row_polynomial(right[middle], left[middle], factors, middle, COLUMNS)
+    s, s_x = s + value * e[middle], s_x + slope * e[middle]
+    return s + below_, s_x + below_x, s_y, s_xy
 
 
 @triton.jit
@@ -220,14 +265,12 @@ def progressive(
     columns = tl.where(near, columns, 0)
     labels = pointers, row_stride, stride, columns, rows, ignore_index
     count, present, spoilt = label_survey(labels, channels, IGNORES, COLUMNS, BLOCK)
-    if TABLE or ACC == tl.float64:  # noqa: SIM300 - in this order for Triton 3.3
-        factors, loss, total, valid = priced_factors(
-            sums, labels, table_ptr, channels, TABLE, IGNORES, ACC, ROWS, COLUMNS, BLOCK
-        )
-    else:
-        factors, loss = plain_factors(sums, count, ROWS, COLUMNS, BLOCK)
-        total = bits_of(count).to(ACC)
+    factors, loss = plain_factors(sums, count, ACC, ROWS, COLUMNS, BLOCK)
+    total = bits_of(count).to(ACC)
     if TABLE:
+        factors, loss, total, valid = priced_by_class(
+            factors, labels, present, table_ptr, channels, ACC, ROWS, COLUMNS, BLOCK
+        )
         loss -= part_of(corner_shares(valid, fx, sx, fy, sy), smooth)
     pointers, upper, lower = corners_of(source), planes[0], planes[1]
     for channel in range(channels):

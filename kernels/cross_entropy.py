@@ -44,6 +44,8 @@ PATCH, WIDE_PATCH = 8, 4
 GROUPS = 4
 # Lanes of a program: one warp.
 LANES = 64 if torch.version.hip else 32
+# Registers that the direct kernel's threads may have; NVIDIA's compiler would spill to need fewer.
+REGISTERS = 255
 # Values of a block of the two small kernels.
 BLOCK = 1024
 
@@ -417,6 +419,10 @@ def launch_of(scores: Tensor, grid: SamplingGrid) -> Launch:
     return Launch(rows, columns, lane_cells, programs, options)
 
 
+def _direct_options() -> dict[str, Any]:
+    return {} if torch.version.hip else {"maxnreg": REGISTERS}
+
+
 def table_of(weight: Tensor | None, smoothing: float, scores: Tensor) -> Tensor | None:
     """What `priced` reads, or None where every pixel counts 1."""
     if weight is None and smoothing == 0:
@@ -443,7 +449,8 @@ def _combined(upper: Tensor, lower: Tensor, height: int, launch: Launch) -> Tens
     if single and first >= 0 and first + height <= rows.patches:
         out = upper[first : first + height]  # where the shares from below are already
     else:
-        out = upper.new_empty((height, *upper.shape[1:]))
+        shape = (height, *upper.shape[1:])
+        out = torch.empty(shape, dtype=upper.dtype, device=upper.device)
     length = images * channels * width
     programs = height * triton.cdiv(length, BLOCK)
     if programs:
@@ -459,7 +466,7 @@ def _ignores(target: Tensor, ignore_index: int) -> tuple[int, bool]:
     """ignore_index as the kernels take it, and whether the labels' type can hold it."""
     limits = torch.iinfo(target.dtype)
     fits = limits.min <= ignore_index <= limits.max
-    return ignore_index if fits else 0, fits
+    return ignore_index if fits else -1, fits  # -1: no class
 
 
 def forward(
@@ -507,6 +514,7 @@ def forward(
                 direct_kernel[(launch.programs,)](
                     scores, target, table, nothing, nothing, nothing, nothing, nothing, loss,
                     *sizes, 0, 0, 0, PIXELS=True, GRADIENT=False, **options,
+                    **_direct_options(),
                 )  # fmt: skip
             return loss, nothing, nothing
         partial = torch.empty(2 * launch.programs, dtype=wide, device=scores.device)
@@ -519,7 +527,7 @@ def forward(
             patch_kernel[(launch.programs,)](*pointers, *sizes, GRADIENT=with_gradient, **options)
             direct_kernel[(launch.programs,)](
                 *pointers, nothing, nothing, *sizes, 0, 0, 0,
-                PIXELS=False, GRADIENT=with_gradient, **options,
+                PIXELS=False, GRADIENT=with_gradient, **options, **_direct_options(),
             )  # fmt: skip
         loss, scale = (torch.empty((), dtype=wide, device=scores.device) for _ in range(2))
         finish_kernel[(1,)](
@@ -567,7 +575,7 @@ def per_pixel_gradient(
         if launch.programs:
             direct_kernel[(launch.programs,)](
                 scores, target, table, kept, kept, upper, lower, grad, kept, *sizes,
-                PIXELS=True, GRADIENT=True, **options,
+                PIXELS=True, GRADIENT=True, **options, **_direct_options(),
             )  # fmt: skip
         gradient = _combined(upper, lower, scores.shape[2], launch)
     return gradient.to(scores.dtype, memory_format=torch.contiguous_format)

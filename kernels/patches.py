@@ -49,7 +49,7 @@ class Axis(NamedTuple):
     @property
     def most(self) -> int:
         """The most patches of a cell."""
-        return max(self.head, self.tail, self.inner)
+        return max(self.head, self.tail, self.inner if self.cells > 2 else 0)
 
 
 def longest(grid: SamplingGrid, axis: int) -> int:

@@ -29,8 +29,8 @@ from .geometry import (
     in_row,
     inverse,
     located,
+    next_taps,
     share,
-    tap_weights,
     widened,
 )
 from .upsample_adjoint import adjoint as adjoint
@@ -97,26 +97,17 @@ def forward_kernel(
     first = tl.program_id(0) % blocks * BLOCK
     value = first + tl.arange(0, BLOCK)
     step = channels if CHANNELS_LAST else 1
-    # The block's columns. From its first on positions are not negative, so that // rounds down.
+    x = tl.arange(0, PIXELS)  # the block's columns
     start = widened(column_num, WIDE) * (first // step) + column_off
-    first_cell = floor_divide(start, column_den)
-    x = tl.arange(0, PIXELS)
-    position = start - first_cell * column_den + widened(column_num, WIDE) * x
-    cells = position // column_den
-    cell, w_left, w_right = tap_weights(
-        first_cell + cells, position - cells * column_den, in_width, column_den, CLAMP, ACC, WIDE
-    )
+    cell, w_left, w_right = next_taps(start, x, in_width, column_num, column_den, CLAMP, ACC, WIDE)
+    first_cell, _ = clamped(floor_divide(start, column_den), 0, in_width, CLAMP)
     if CHANNELS_LAST:
         x = value // step - first // step
-        cell, w_left, w_right = (
-            tl.gather(cell, x, 0),
-            tl.gather(w_left, x, 0),
-            tl.gather(w_right, x, 0),
-        )
+        cell = tl.gather(cell, x, 0)
+        w_left, w_right = tl.gather(w_left, x, 0), tl.gather(w_right, x, 0)
     x += first // step
     n, c, _ = located(plane, value, channels, CHANNELS_LAST)
     if SEGMENT:
-        first_cell, _ = clamped(first_cell, start, in_width, CLAMP)
         left = (cell - first_cell) * step + (value - x * step)
         left = tl.where(value < length, left, 0).to(tl.int32)
         right = left + step

@@ -30,7 +30,6 @@ from .geometry import (
     outputs_below,
     readers,
     share,
-    weight,
     widened,
     window_sums,
 )
@@ -93,7 +92,7 @@ def windows(
     x = tl.maximum(x_first, first)[None, :] + order
     distance = tl.abs(clamped_position(x, n, num, off, den, CLAMP) - j[None, :] * den)
     inside = x < tl.minimum(x_last, last)[None, :]
-    w = tl.where(inside, weight(den - distance, den, ACC, WIDE), 0.0)
+    w = tl.where(inside, share(den - distance, inverse(den, ACC, WIDE), ACC), 0.0)
     return tl.where(inside, x * GROUP + channel[None, :] - begin, 0), w
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,6 +27,10 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile(
     "ci", settings.get_profile("dev"), derandomize=True, max_examples=50, print_blob=True
+)
+# To find out whether a test fails, not of what.
+settings.register_profile(
+    "mutants", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate)
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 

@@ -1,6 +1,7 @@
-"""The loss's kernels, in the interpreter, against the reference in float64 and the CPU path."""
+"""The loss's kernels, in the interpreter, against the definition in extended precision."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -8,241 +9,299 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from tests.kernel_tools import (
-    DEVICE,
-    DTYPES,
-    LAYOUTS,
-    any_grids,
+    INTERPRETED,
     bits,
-    laid_out,
+    numerators,
+    only_programs,
+    reserved,
+    spread_out,
+    watched,
+)
+from tests.loss_tools import (
+    REDUCTIONS,
+    Problem,
+    assert_accurate,
+    guarded,
+    inputs,
+    launched,
+    launches,
+    plain,
+    problems,
+    scores_like,
+    shared_out,
     worst,
 )
-from tests.op_tools import LABELS, grids
 
-from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
 from fcnfast.kernels import cross_entropy  # isort: skip
 from fcnfast.tiled import cross_entropy as tiled  # isort: skip
 
+interpreter_only = pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's numpy
-REDUCTIONS = ("mean", "sum", "batch", "none")
-some_grids = st.one_of(grids(most=16), any_grids(larger=False))
-seeds = st.integers(0, 2**31)
+RESIZED = SamplingGrid.resize((3, 4), (12, 16))
 
 
-def problem(grid, images, classes, dtype, seed, scale=3.0, ignore_index=255, labels=torch.int64):
-    """Scores in float64 (exact in `dtype`), and labels of which some do not count."""
+def example(grid=RESIZED, batch=2, classes=3, seed=0, **options):
+    """Noise for scores and labels, all of which count."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (images, classes, *grid.in_size)
-    x = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
-    target = torch.randint(0, classes, (images, *grid.size), generator=generator)
-    dropped = torch.rand(target.shape, generator=generator) < 0.15
-    if torch.iinfo(labels).min <= ignore_index <= torch.iinfo(labels).max:
-        target[dropped] = ignore_index
-    return x.to(dtype).double(), target.to(labels)
+    target = torch.randint(0, classes, (batch, *grid.size), generator=generator)
+    options.setdefault("rate", torch.ones(()) if options.get("reduction") != "none" else None)
+    if options["rate"] is None:
+        options["rate"] = torch.rand(target.shape, generator=generator) + 0.25
+    options.setdefault("target", target)
+    options.setdefault("weight", None)
+    options.setdefault("scores", scores_like((batch, classes, *grid.in_size), torch.float32, seed))
+    return Problem(grid=grid, **options)
 
 
-def weights(classes, seed, dtype):
-    generator = torch.Generator().manual_seed(seed + 1)
-    return (torch.rand(classes, generator=generator, dtype=torch.float64) + 0.1).to(dtype)
+def unscaled(problem):
+    """The loss and the gradient without the factor of the loss's gradient."""
+    scores, target, weight, _ = inputs(problem)
+    options = (problem.grid, problem.ignore_index, problem.reduction, problem.smoothing)
+    loss, _, gradient = cross_entropy.forward(scores, target, weight, *options, True)
+    return loss, gradient
 
 
-def run(module, x, target, grid, weight, reduction, smoothing, ignore_index, rate):
-    """Loss and gradient of `kernels` or of the CPU path, for the gradient `rate` of the loss."""
-    settings_ = (weight, grid, ignore_index)
-    loss, kept, gradient = module.forward(x, target, *settings_, reduction, smoothing, True)
-    rate = rate.to(loss.dtype).to(loss.device)
-    if reduction == "none":
-        return loss, module.per_pixel_gradient(x, target, *settings_, smoothing, kept, rate)
-    return loss, module.scaled(gradient, kept, rate, x.dtype)
+@settings(max_examples=60)
+@given(problems(), launches())
+def test_loss_and_gradient(problem, launch):
+    with shared_out(**launch), guarded():
+        result = launched(problem)
+    assert_accurate(result, problem)
+    if bool((problem.target == problem.ignore_index).all()):
+        assert not result.gradient.any()
 
 
-def truth(x, target, grid, weight, reduction, smoothing, ignore_index, rate):
-    """The same from the definition, by autograd, in the type of `x`."""
-    x = x.clone().requires_grad_()
-    weight = None if weight is None else weight.to(x.dtype)
-    loss = reference.upsample_cross_entropy(
-        x, target, grid,
-        weight=weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=smoothing,
-    )  # fmt: skip
-    return loss.detach(), torch.autograd.grad(loss, x, rate.to(loss.dtype))[0]
-
-
-def largest(x, target, grid, weight, reduction, smoothing, ignore_index, rate):
-    """The largest sums of magnitudes in the loss, and in the gradient of a corner."""
-    full = reference.upsample(x.clone().requires_grad_(), grid)
-    counts = target.long() != ignore_index
-    index = torch.where(counts, target.long(), 0)
-    each = counts.double() if weight is None else counts * weight.double()[index]
-    whole = {"mean": each.sum().clamp(min=1e-9), "batch": x.shape[0]}.get(reduction, 1)
-    each = each * rate / whole
-    scores = x.abs().max().item() + math.log(x.shape[1]) + 1
-    loss = scores * (each.abs().sum() if reduction != "none" else each.abs().max()).item()
-    hot = torch.nn.functional.one_hot(index, x.shape[1]).movedim(-1, 1)
-    parts = (full.detach().softmax(1).nan_to_num() + hot + smoothing) * each[:, None]
-    x = x.clone().requires_grad_()
-    (sums,) = torch.autograd.grad(reference.upsample(x, grid), x, parts)
-    return loss, sums.abs().max().item()
-
-
-def check(ours, plain, true, size):
-    """At most 1.25 times plain torch's error, and one ulp; NaN just where it has to be."""
-    ours = ours.cpu()
-    assert torch.equal(ours.isnan(), true.isnan())
-    real = ~true.isnan()
-    if real.any():
-        ulps = 1 if ours.dtype != torch.float64 else 5  # there the truth is rounded, too
-        limit = 1.25 * worst(plain[real], true[real]) + ulps * torch.finfo(ours.dtype).eps * size
-        error = worst(ours[real], true[real])
-        assert error <= limit, f"error {error:.3g}, limit {limit:.3g}"
-
-
-def compare(laid, target, *rest):
-    """Kernel and CPU path against the definition."""
-    wide = torch.float64 if laid.dtype == torch.float64 else torch.float32
-    x = laid.cpu().double()
-    true = truth(x, target, *rest)
-    plain = truth(x.to(wide), target, *rest)
-    sizes = largest(x, target, *rest)
-    for module, given_ in ((cross_entropy, laid), (tiled, laid.cpu())):
-        ours = run(module, given_, target.to(given_.device), *rest)
-        assert ours[0].dtype == wide and ours[1].dtype == laid.dtype
-        check(ours[0], plain[0], true[0], sizes[0])
-        check(ours[1], plain[1].to(laid.dtype), true[1], sizes[1])
-
-
-def rates(target, reduction, seed):
-    """A gradient of the loss: one value, or one for each pixel."""
-    shape = target.shape if reduction == "none" else ()
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+@settings(max_examples=40)
+@given(problems())
+def test_the_tiles_of_a_cpu_agree(problem):
+    assert_accurate(launched(problem, implementation=tiled), problem)
 
 
 @settings(max_examples=3)
-@given(
-    some_grids, st.integers(1, 2), st.integers(1, 5), st.sampled_from(DTYPES),
-    st.sampled_from(LAYOUTS), st.sampled_from(LABELS), st.sampled_from(REDUCTIONS),
-    st.booleans(), st.sampled_from((0.0, 0.0, 0.1)), st.sampled_from((255, 1, -100)), seeds,
-)  # fmt: skip
-def test_three_ways(
-    grid, images, classes, dtype, layout, labels, reduction, weighted, smoothing, ignored, seed
-):
-    values = problem(grid, images, classes, dtype, seed, ignore_index=ignored, labels=labels)
-    x, target = values
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    weight = weights(classes, seed, wide) if weighted else None
-    event(f"a pixel counts: {bool((target.long() != ignored).any())}")
-    rate = rates(target, reduction, seed)
-    rest = (grid, weight, reduction, smoothing, ignored, rate)
-    compare(laid_out(x, layout, dtype), target, *rest)
+@given(problems(classes=(31, 32, 33, 40, 64, 65, 70)), st.sampled_from((1, 2)))
+def test_many_classes(problem, patch):
+    """Which classes a tile has is known modulo 32."""
+    with shared_out(patch), guarded():
+        assert_accurate(launched(problem), problem)
 
 
 @pytest.mark.parametrize(
     "grid",
     [
-        SamplingGrid.deconv((2, 3), 8, crop=(5, 5), size=(12, 17)),
-        SamplingGrid.deconv((2, 2), 16, crop=(3, 9), size=(20, 30)),
-        SamplingGrid.resize((1, 2), (9, 130)),  # patches of a cell that several programs take
-        SamplingGrid.resize((1, 1), (12, 40)),
-        SamplingGrid.resize((5, 7), (9, 9), align_corners=True),
-        SamplingGrid.resize((6, 40), (6, 45)),  # more cells than a program has lanes
-        SamplingGrid.resize((9, 9), (4, 3)),
+        SamplingGrid.resize((1, 1), (9, 37)),
+        SamplingGrid.resize((2, 1), (40, 16)),
+        SamplingGrid.deconv((1, 2), 16, crop=(9, 3), size=(8, 40)),
+        SamplingGrid.deconv((1, 1), 32, size=(12, 64)),
+        SamplingGrid.resize((2, 2), (11, 128)),
+        SamplingGrid.resize((2, 3), (17, 24), align_corners=True),
     ],
-    ids=lambda grid: f"{grid.in_size} {grid.size}",
+    ids=str,
 )
-def test_patches_of_every_size(grid):
-    x, target = problem(grid, 1, 2, torch.float32, 0)
-    rest = (grid, None, "mean", 0.0, 255, rates(target, "mean", 0))
-    compare(x.float().to(DEVICE), target, *rest)
+@pytest.mark.parametrize("launch", [{}, {"patch": 4, "groups": 2, "lanes": 8}], ids=str)
+def test_large_strides(grid, launch):
+    """Lanes share a cell, programs share it further."""
+    problem = example(grid, 1, 2, target=torch.randint(0, 2, (1, *grid.size)) * 255 % 256)
+    problem = problem._replace(target=torch.where(problem.target == 0, 1, problem.target))
+    with shared_out(**launch), guarded():
+        assert_accurate(launched(problem), problem)
 
 
-@pytest.mark.parametrize("classes", [33])
-def test_more_classes_than_the_bits_of_a_word(classes):
-    grid = SamplingGrid.resize((3, 3), (6, 6))
-    x, target = problem(grid, 1, classes, torch.float32, classes, labels=torch.uint8)
-    rest = (grid, weights(classes, 0, torch.float32), "sum", 0.1, 255, rates(target, "sum", 0))
-    compare(x.float().to(DEVICE), target, *rest)
+@settings(max_examples=12)
+@given(problems(), launches())
+def test_corners_that_no_pixel_reads_get_nothing(problem, launch):
+    unread = [~(numerators(problem.grid, axis) > 0).any(axis=0) for axis in (0, 1)]
+    event(f"some: {any(axis.any() for axis in unread)}")
+    with shared_out(**launch):
+        gradient = launched(problem).gradient
+    for axis, places in zip((2, 3), unread, strict=True):
+        assert not gradient.index_select(axis, torch.tensor(places).nonzero()[:, 0]).any()
 
 
-@settings(max_examples=2)
-@given(some_grids, st.sampled_from(REDUCTIONS), st.sampled_from((40.0, 1e4)), seeds)
-def test_scores_that_range_widely(grid, reduction, scale, seed):
-    x, target = problem(grid, 1, 4, torch.float32, seed, scale=scale)
-    rest = (grid, None, reduction, 0.0, 255, rates(target, reduction, seed))
-    compare(x.float().to(DEVICE), target, *rest)
+SPECIAL = (torch.nan, torch.inf, -torch.inf, 1e4, -1e4, 3e38, 60.0)
 
 
-@settings(max_examples=2)
-@given(some_grids, st.sampled_from(("mean", "none")), seeds)
-def test_special_values_reach_their_readers_only(grid, reduction, seed):
-    x, target = problem(grid, 1, 4, torch.float32, seed)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(x.shape, generator=generator)
-    special = torch.tensor([math.inf, -math.inf, math.nan], dtype=torch.float64)
-    chosen = special[torch.randint(0, 3, x.shape, generator=generator)]
-    x = torch.where(drawn < 0.08, chosen, x)
-    x[:, 3] = -math.inf  # a class that is masked everywhere
-    target = torch.where(target == 3, 0, target)
-    rest = (grid, None, reduction, 0.0, 255, rates(target, reduction, seed))
-    true = truth(x, target, *rest)
-    ours = run(cross_entropy, x.float().to(DEVICE), target.to(DEVICE), *rest)
-    for mine, there in zip(ours, true, strict=True):
-        mine = mine.cpu().double()
-        assert torch.equal(mine.isnan(), there.isnan())
-        assert torch.equal(mine.isinf(), there.isinf())
-        real = there.isfinite()
-        assert torch.allclose(mine[real], there[real], rtol=1e-4, atol=1e-5)
+@settings(max_examples=25)
+@given(st.data(), problems(), launches())
+def test_special_values(data, problem, launch):
+    """Exact for any range: also next to patches of usual scores. NaN where the reference has it."""
+    dtype = problem.dtype
+    scores = problem.scores.clone()
+    some = data.draw(st.lists(st.sampled_from(SPECIAL), min_size=1, max_size=3))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    for value in some:
+        chance = data.draw(st.sampled_from((0.03, 0.1, 1.0)))
+        place = torch.rand(scores.shape, generator=generator) < chance
+        if chance == 1.0:  # a class that is out of the question everywhere
+            place[:, 1:] = False
+        limit = torch.finfo(dtype).max
+        scores[place] = min(max(value, -limit), limit) if abs(value) < 1e39 else value
+    problem = problem._replace(scores=scores.to(dtype).double(), layout="sliced")
+    with shared_out(**launch), guarded():
+        result = launched(problem)
+    true, torchs = plain(problem, problem.scores, torch.float64), plain(problem, problem.scores)
+    for ours, wanted, other in zip(result[:2], true[:2], torchs[:2], strict=True):
+        wanted = wanted.to(ours.dtype).double()
+        assert torch.equal(ours.isnan(), wanted.isnan())
+        assert torch.equal(ours.isinf(), wanted.isinf()) or dtype != torch.float64
+        real = ours.isfinite() & wanted.isfinite() & other.isfinite()
+        event(f"some finite, some not: {0 < real.sum() < real.numel()}")
+        if real.any():
+            size = wanted[real].abs().max().item()
+            most = max(1.0, scores[scores.isfinite()].abs().max().item())
+            ulp = torch.finfo(ours.dtype).eps * max(size, most if ours is result.loss else 1.0)
+            limit = 1.25 * worst(other[real], wanted[real]) + 2 * problem.target[0].numel() * ulp
+            assert worst(ours[real], wanted[real]) <= limit
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_labels_out_of_range_make_nan(reduction):
-    grid = SamplingGrid.resize((3, 3), (12, 12))
-    x, target = problem(grid, 1, 4, torch.float32, 0)
-    target[0, 5, 5] = 4
-    rate = torch.ones(target.shape if reduction == "none" else (), dtype=torch.float64)
-    rest = (grid, None, reduction, 0.0, 255, rate)
-    loss, gradient = run(cross_entropy, x.float().to(DEVICE), target.to(DEVICE), *rest)
-    assert gradient.isnan().any()
+@pytest.mark.parametrize("label", [3, -1, 200, 2**40], ids=str)
+def test_labels_out_of_range_make_nan(reduction, label):
+    """On a GPU nothing can be refused without waiting for it."""
+    problem = example(reduction=reduction, batch=1)
+    problem.target[0, 5, 6] = label
+    result = launched(problem)
+    assert result.gradient.isnan().any()
     if reduction == "none":
-        assert loss.isnan().nonzero().tolist() == [[0, 5, 5]]
+        assert result.loss.isnan().nonzero().tolist() == [[0, 5, 6]]
+        assert not result.gradient.isnan().all()
     else:
-        assert loss.isnan()
+        assert result.loss.isnan()
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_nothing_counts(reduction):
-    grid = SamplingGrid.deconv((3, 3), 4)
-    x = torch.randn(2, 3, 3, 3, device=DEVICE)
-    target = torch.full((2, *grid.size), 255, dtype=torch.uint8, device=DEVICE)
-    rate = torch.ones(target.shape if reduction == "none" else (), dtype=torch.float64)
-    rest = (grid, None, reduction, 0.0, 255, rate)
-    loss, gradient = run(cross_entropy, x, target, *rest)
-    assert loss.isnan().item() if reduction == "mean" else not loss.any()
-    assert torch.equal(gradient, torch.zeros_like(gradient))
-    empty = run(cross_entropy, x[:0], target[:0], *rest[:-1], rate[:0] if rate.dim() else rate)
-    assert empty[1].shape == (0, 3, 3, 3)
-    assert empty[0].isnan() if reduction in ("mean", "batch") else not empty[0].any()
+    target = torch.full((2, *RESIZED.size), 255)
+    problem = example(target=target, reduction=reduction, labels=torch.uint8)
+    result = launched(problem)
+    assert result.loss.isnan().item() if reduction == "mean" else not result.loss.any()
+    assert torch.equal(result.gradient, torch.zeros_like(result.gradient))
 
 
-@settings(max_examples=2)
-@given(some_grids, st.booleans(), seeds)
-def test_same_bits_in_any_run_and_batch(grid, weighted, seed):
-    x, target = problem(grid, 2, 3, torch.float32, seed)
-    x, target = x.float().to(DEVICE), target.to(DEVICE)
-    weight = weights(3, seed, torch.float32).to(DEVICE) if weighted else None
-    given_ = (weight, grid, 255, "sum", 0.0)
-    first = cross_entropy.forward(x, target, *given_, True)
-    again = cross_entropy.forward(x, target, *given_, True)
-    for a, b in zip(first, again, strict=True):
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_empty_batch(reduction):
+    problem = example(batch=2, reduction=reduction)
+    rate = problem.rate[:0] if reduction == "none" else problem.rate
+    problem = problem._replace(scores=problem.scores[:0], target=problem.target[:0], rate=rate)
+    result = launched(problem)
+    assert result.gradient.shape == (0, 3, 3, 4)
+    assert result.loss.isnan() if reduction in ("mean", "batch") else not result.loss.any()
+
+
+@pytest.mark.parametrize("ignored", [-100, -1, 256, 2**40])
+@pytest.mark.parametrize("labels", [torch.uint8, torch.int16], ids=str)
+def test_ignore_index_that_the_labels_cannot_hold(labels, ignored):
+    """torch's -100 with uint8 labels: all pixels count, those of class 0 too."""
+    problem = example(ignore_index=ignored, labels=labels, reduction="mean")
+    assert_accurate(launched(problem), problem)
+    assert_accurate(launched(problem, implementation=tiled), problem)
+
+
+@settings(max_examples=8)
+@given(problems(), launches())
+def test_same_bits_in_any_run_and_batch(problem, launch):
+    problem = problem._replace(reduction="sum", rate=torch.ones(()).double())
+    last = problem._replace(scores=problem.scores[-1:], target=problem.target[-1:])
+    with shared_out(**launch):
+        (loss, gradient), again = unscaled(problem), unscaled(problem)
+        assert torch.equal(bits(loss), bits(again[0]))
+        assert torch.equal(bits(gradient), bits(again[1]))
+        assert torch.equal(bits(gradient[-1:]), bits(unscaled(last)[1]))
+        scores, target, weight, _ = inputs(problem)
+        options = (problem.grid, problem.ignore_index, "sum", problem.smoothing)
+        only, _, nothing = cross_entropy.forward(scores, target, weight, *options, False)
+    assert torch.equal(bits(loss), bits(only)) and not nothing.numel()
+
+
+@interpreter_only
+@settings(max_examples=6)
+@given(problems(), launches(), st.booleans())
+def test_programs_in_any_order(problem, launch, wide):
+    """No program waits for another or adds to what another writes."""
+    if wide:
+        scores = torch.where(torch.rand(problem.scores.shape) < 0.1, 1e4, problem.scores)
+        problem = problem._replace(scores=scores)
+    with shared_out(**launch):
+        forth = launched(problem)
+        with only_programs(lambda count: range(count)[::-1]):
+            back = launched(problem)
+    assert torch.equal(bits(forth.loss), bits(back.loss))
+    assert torch.equal(bits(forth.gradient), bits(back.gradient))
+
+
+@interpreter_only
+@settings(max_examples=6)
+@given(problems(), launches(), st.booleans())
+def test_reads_and_writes_only_its_tensors(problem, launch, special):
+    if special:
+        scores = torch.where(torch.rand(problem.scores.shape) < 0.1, math.nan, problem.scores)
+        problem = problem._replace(scores=scores)
+    tensors = inputs(problem)
+    empty, cat, made = torch.empty, torch.cat, []
+
+    def keeping(function):
+        def call(*args, **kwargs):
+            made.append(function(*args, **kwargs))
+            return made[-1]
+
+        return call
+
+    with shared_out(**launch):
+        with (
+            mock.patch.object(torch, "empty", keeping(empty)),
+            mock.patch.object(torch, "cat", keeping(cat)),
+        ):
+            launched(problem, tensors)
+        again = iter(made)
+        with (
+            mock.patch.object(torch, "empty", lambda *_, **__: next(again)),
+            mock.patch.object(torch, "cat", lambda *_, **__: next(again)),
+            watched(*(x for x in tensors if x is not None), *made),
+        ):
+            launched(problem, tensors)
+
+
+@interpreter_only
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_inputs_beyond_int32(reduction):
+    grid = SamplingGrid((3, 3), (3, 3), (3, 2), (-2, -3), (4, 4), "zero")
+    problem = example(grid, 3, 3, reduction=reduction)
+    scores, target, weight, rate = inputs(problem)
+    far = spread_out(problem.scores, torch.float32)
+    labels = spread_out(problem.target[:, None], torch.int64)[:, 0]
+    if reduction == "none":
+        rate = spread_out(problem.rate[:, None], torch.float32)[:, 0]
+    with only_programs(range):
+        result = launched(problem, (far, labels, weight, rate))
+    for a, b in zip(result[:2], launched(problem)[:2], strict=True):
         assert torch.equal(bits(a), bits(b))
-    without = cross_entropy.forward(x, target, *given_, False)
-    assert torch.equal(bits(first[0]), bits(without[0])) and not without[2].numel()
-    alone = cross_entropy.forward(x[1:], target[1:], *given_, True)
-    assert torch.equal(bits(first[2][1:]), bits(alone[2]))
 
 
-def test_corners_that_no_pixel_sees_have_no_gradient():
-    grid = SamplingGrid.deconv((5, 6), 4, crop=(8, 8), size=(4, 4))
-    x, target = problem(grid, 1, 3, torch.float32, 0)
-    rest = (grid, None, "sum", 0.0, 255, torch.ones((), dtype=torch.float64))
-    _, gradient = run(cross_entropy, x.float().to(DEVICE), target.to(DEVICE), *rest)
-    _, true = truth(x, target, *rest)
-    assert torch.equal(gradient.cpu() == 0, true == 0)
+@interpreter_only
+def test_pixels_beyond_int32():
+    """More than 2**31 pixels: the last program's losses are those of the last image."""
+    images, grid = 2**15 + 1, SamplingGrid.resize((1, 1), (256, 256))
+    scores = torch.zeros(1, 2, 1, 1).expand(images, 2, 1, 1)
+    target = torch.zeros(1, 256, 256, dtype=torch.uint8).expand(images, 256, 256)
+    store, empty = reserved(images * 2**16, torch.float32), torch.empty
+
+    def allocate(shape, dtype, device):
+        if shape == target.shape:
+            return store.view(shape)
+        return empty(shape, dtype=dtype, device=device)
+
+    with (
+        mock.patch.object(torch, "empty", allocate),
+        only_programs(lambda count: [count - 1]),
+    ):
+        losses, _, _ = cross_entropy.forward(scores, target, None, grid, 255, "none", 0.0, False)
+    assert not losses[images // 2].any()
+    written = losses[-1] != 0
+    assert written.any() and written[-1, -1]
+    assert torch.allclose(losses[-1][written], torch.tensor(2.0).log())
+
+
+def test_too_many_programs_are_refused():
+    grid = SamplingGrid.resize((2**16, 2**16), (2**16, 2**16))
+    with pytest.raises(ValueError, match="too many programs"):
+        cross_entropy.launch_of(torch.empty(1, 1, 2**16, 2**16, device="meta"), grid)

@@ -1,0 +1,333 @@
+"""What the tests of the loss's kernels share: problems, their definition, launches with guards."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from hypothesis import event
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.kernel_tools import (
+    DEVICE,
+    DTYPES,
+    GUARD,
+    LAYOUTS,
+    any_grids,
+    laid_out,
+    numerators,
+)
+from tests.op_tools import LABELS, grids
+
+from fcnfast import reference  # isort: skip
+from fcnfast.geometry import SamplingGrid  # isort: skip
+from fcnfast.kernels import cross_entropy  # isort: skip
+
+REDUCTIONS = ("mean", "sum", "none", "batch")
+TARGET_LAYOUTS = ("contiguous", "sliced", "transposed", "expanded")
+# Labels that a kernel must not read, by type: out of range, and not ignored in any test.
+POISON = {torch.uint8: 251, torch.int16: -777, torch.int32: -777, torch.int64: -777}
+
+
+class Problem(NamedTuple):
+    """One call of the loss.
+
+    scores: N x C x h x w, float64 values that `dtype` holds. target: N x H x W, int64. weight: C
+    class weights in float64, or None. rate: N x H x W or a scalar, the gradient of the loss.
+    """
+
+    grid: SamplingGrid
+    scores: Tensor
+    target: Tensor
+    weight: Tensor | None
+    rate: Tensor
+    dtype: torch.dtype = torch.float32
+    ignore_index: int = 255
+    reduction: str = "sum"
+    smoothing: float = 0.0
+    labels: torch.dtype = torch.int64
+    layout: str = "contiguous"
+    target_layout: str = "contiguous"
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The type of the loss."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def options(self) -> dict:
+        """What the definition takes by name."""
+        return {
+            "ignore_index": self.ignore_index,
+            "reduction": self.reduction,
+            "label_smoothing": self.smoothing,
+        }
+
+
+class Result(NamedTuple):
+    """A loss and the gradient of the scores; of the truth also the magnitudes that enter both."""
+
+    loss: Tensor
+    gradient: Tensor
+    loss_terms: float = 0.0
+    gradient_terms: float = 0.0
+
+
+def laid_labels(target: Tensor, layout: str, dtype: torch.dtype) -> Tensor:
+    """The labels (N x H x W) in `dtype`, inside a larger tensor of labels out of range."""
+    n, h, w = target.shape
+
+    def poisoned(*shape: int) -> Tensor:
+        return torch.full(shape, POISON[dtype], dtype=dtype, device=DEVICE)
+
+    if layout == "contiguous":
+        view = poisoned(n + 2, h, w)[1:-1]
+    elif layout == "sliced":
+        view = poisoned(n + 2, h + 2, 2 * w + 2)[1:-1, 1:-1, 1:-1:2]
+    elif layout == "transposed":
+        view = poisoned(n + 2, w + 2, h + 2)[1:-1, 1:-1, 1:-1].mT
+    elif layout == "expanded":
+        view = poisoned(3, h, w)[1:-1]
+        return view.copy_(target[:1]).expand(n, h, w)
+    else:
+        raise ValueError(layout)
+    return view.copy_(target)
+
+
+def labels(draw: st.DrawFn, shape: Sequence[int], classes: int, ignore_index: int) -> Tensor:
+    """Noise, blocks, or one class; some pixels ignored, all, or none."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    target = torch.randint(0, classes, tuple(shape), generator=generator)
+    kind = draw(st.sampled_from(("noise", "blocks", "one")))
+    if kind != "noise":
+        step = 5 if kind == "blocks" else max(shape)
+        rows, columns = (torch.arange(n) // step for n in shape[1:])
+        target = target[:, rows][:, :, columns]
+    void = draw(st.sampled_from((0.0, 0.0, 0.3, 1.0)))
+    target[torch.rand(target.shape, generator=generator) < void] = ignore_index
+    event(f"labels: {kind}")
+    event(f"all void: {void == 1}")
+    return target
+
+
+@st.composite
+def problems(draw: st.DrawFn, classes: Sequence[int] = (1, 2, 3, 5)) -> Problem:
+    """Finite scores of a range that progressions hold, on any grid."""
+    grid = draw(st.one_of(grids(most=12), any_grids()))
+    batch, channels = draw(st.integers(1, 2)), draw(st.sampled_from(classes))
+    dtype = draw(st.sampled_from(DTYPES))
+    ignore_index = draw(st.sampled_from((255, 255, -100, 0, channels - 1, 2**40)))
+    target = labels(draw, (batch, *grid.size), channels, ignore_index)
+    fitting = [
+        d
+        for d in LABELS
+        if torch.iinfo(d).min <= int(target.min()) and int(target.max()) <= torch.iinfo(d).max
+    ]
+    layout, target_layout = draw(st.sampled_from(LAYOUTS)), draw(st.sampled_from(TARGET_LAYOUTS))
+    if target_layout == "expanded":
+        target = target[:1].expand(target.shape)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    reduction = draw(st.sampled_from(REDUCTIONS))
+    rate = torch.rand(target.shape if reduction == "none" else (), generator=generator)
+    weight = torch.rand(channels, generator=generator).double() + 0.25
+    return Problem(
+        grid=grid,
+        scores=scores_like(
+            (batch, channels, *grid.in_size), dtype, draw(st.integers(0, 2**31)), layout
+        ),
+        target=target,
+        weight=draw(st.sampled_from((None, weight))),
+        rate=(rate + 0.25).double(),
+        dtype=dtype,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        smoothing=draw(st.sampled_from((0.0, 0.0, 0.1, 1.0))),
+        labels=draw(st.sampled_from(fitting)),
+        layout=layout,
+        target_layout=target_layout,
+    )
+
+
+def scores_like(
+    shape: Sequence[int], dtype: torch.dtype, seed: int, layout: str = "contiguous"
+) -> Tensor:
+    """Scores as float64 that `dtype` holds: of a small, a usual or a large range, by the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    values = (values * (0.3, 1.0, 4.0)[seed % 3]).to(dtype).double()
+    return values[:, :1].expand(values.shape) if layout == "expanded" else values
+
+
+@contextmanager
+def shared_out(patch: int = 8, groups: int = 4, lanes: int = 32) -> Iterator[None]:
+    """Patches of at most `patch` pixels along an axis, `groups` lanes to a cell, other programs."""
+    sizes = {"PATCH": patch, "WIDE_PATCH": min(patch, 4), "GROUPS": groups, "LANES": lanes}
+    with mock.patch.multiple(cross_entropy, **sizes):
+        yield
+
+
+@st.composite
+def launches(draw: st.DrawFn) -> dict:
+    """How pixels are shared out, for `shared_out`. Large patches take the interpreter long."""
+    patch = draw(st.sampled_from((1, 2, 2, 2, 4, 4, 8)))
+    groups = draw(st.sampled_from((1, 2, 4)))
+    return {"patch": patch, "groups": groups, "lanes": draw(st.sampled_from((8, 32, 64)))}
+
+
+@contextmanager
+def guarded() -> Iterator[list[Tensor]]:
+    """What the launchers allocate starts as NaN, or as -1, between guards that must not change.
+
+    Yields the tensors that were given out.
+    """
+    stores: list[tuple[Tensor, Tensor]] = []
+    given: list[Tensor] = []
+    empty = torch.empty
+
+    def allocate(*shape: int | Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        size = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        poison = math.nan if dtype.is_floating_point else -1
+        store = empty(math.prod(size) + 2 * GUARD, dtype=dtype, device=device).fill_(poison)
+        stores.append((store, store.clone()))
+        given.append(store[GUARD : store.numel() - GUARD].view(tuple(size)))
+        return given[-1]
+
+    with mock.patch.object(torch, "empty", allocate):
+        yield given
+    assert stores
+    for store, before in stores:
+        for guard in (slice(None, GUARD), slice(store.numel() - GUARD, None)):
+            same = store[guard] == before[guard]
+            assert (same | store[guard].isnan() & before[guard].isnan()).all()
+
+
+def inputs(problem: Problem) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Scores, labels, weights and rates as the kernels get them."""
+    weight = problem.weight
+    scores = laid_out(problem.scores, problem.layout, problem.dtype)
+    target = laid_labels(problem.target, problem.target_layout, problem.labels)
+    rate = problem.rate.to(DEVICE, problem.wide)
+    if rate.dim():
+        rate = rate.mT.contiguous().mT  # any strides
+    return scores, target, None if weight is None else weight.to(DEVICE, problem.wide), rate
+
+
+def launched(problem: Problem, tensors=None, implementation=cross_entropy) -> Result:
+    """What the kernels make of a problem, or another implementation of the same functions."""
+    scores, target, weight, rate = inputs(problem) if tensors is None else tensors
+    grid, ignored, smoothing = problem.grid, problem.ignore_index, problem.smoothing
+    loss, kept, gradient = implementation.forward(
+        scores, target, weight, grid, ignored, problem.reduction, smoothing, True
+    )
+    assert loss.dtype == problem.wide
+    if problem.reduction == "none":
+        gradient = implementation.per_pixel_gradient(
+            scores, target, weight, grid, ignored, smoothing, kept, rate
+        )
+    else:
+        assert gradient.dtype == problem.wide
+        gradient = implementation.scaled(gradient, kept, rate, problem.dtype)
+    assert gradient.dtype == problem.dtype
+    return Result(loss.cpu(), gradient.cpu())
+
+
+def plain(problem: Problem, scores: Tensor, dtype: torch.dtype | None = None) -> Result:
+    """Plain torch on the CPU; half precision is computed in float32 there, too."""
+    dtype = problem.wide if dtype is None else dtype
+    leaf = scores.to(dtype, copy=True).requires_grad_()
+    weight = None if problem.weight is None else problem.weight.to(dtype)
+    loss = reference.upsample_cross_entropy(
+        leaf, problem.target, problem.grid, weight=weight, **problem.options
+    )
+    (gradient,) = torch.autograd.grad(loss, leaf, problem.rate.to(dtype))
+    return Result(loss.detach(), gradient.to(problem.dtype))
+
+
+def truth(problem: Problem, scores: Tensor) -> Result:
+    """The definition in extended precision, for finite scores; and what enters its sums.
+
+    The loss of a pixel of class t is ``hard (lse - x_t) + sum_c k_c (lse - x_c)``, with
+    ``hard = (1 - smoothing) w_t`` and ``k_c = smoothing w_c / C``.
+    """
+    rows, columns = (
+        numerators(problem.grid, axis).astype(np.longdouble) / problem.grid.den[axis]
+        for axis in (0, 1)
+    )
+
+    def upsampled(x: np.ndarray) -> np.ndarray:
+        return rows @ x @ columns.T
+
+    x = scores.numpy().astype(np.longdouble)
+    n, classes = x.shape[:2]
+    full, size = upsampled(x), upsampled(np.abs(x))
+    top = full.max(1, keepdims=True)
+    p = np.exp(full - top)
+    total = p.sum(1, keepdims=True)
+    lse, p = (top + np.log(total))[:, 0], p / total
+
+    target = problem.target.numpy()
+    counts = (target != problem.ignore_index).astype(np.longdouble)
+    hits = (target[:, None] == np.arange(classes)[:, None, None]) * counts[:, None]
+    weight = np.ones(classes) if problem.weight is None else problem.weight.numpy()
+    weight = weight.astype(np.longdouble)[:, None, None]
+    k = problem.smoothing / classes * weight * counts[:, None]
+    hard = (1 - problem.smoothing) * weight * hits
+    both = hard + k
+    scale = both.sum(1)
+    losses = scale * lse - (both * full).sum(1)
+    terms = scale * np.abs(lse) + (both * size).sum(1)
+    gradient = scale[:, None] * p - both
+    weights = (weight * hits).sum()
+    if problem.reduction == "none":
+        factor = problem.rate.numpy().astype(np.longdouble)[:, None]
+        loss, loss_terms = losses, terms.max()
+    else:
+        over = {"mean": weights, "sum": 1.0, "batch": n}[problem.reduction]
+        with np.errstate(invalid="ignore"):
+            loss = losses.sum() / over
+        loss_terms = terms.sum() / over if over else 0.0
+        factor = float(problem.rate) / over if over else np.longdouble(0)
+    gradient = gradient * factor
+    adjoint, magnitudes = (rows.T @ g @ columns for g in (gradient, np.abs(gradient)))
+    return Result(
+        torch.from_numpy(np.asarray(loss, dtype=np.float64)),
+        torch.from_numpy(adjoint.astype(np.float64)),
+        float(loss_terms),
+        float(magnitudes.max()),
+    )
+
+
+def worst(result: Tensor, true: Tensor) -> float:
+    """The largest error; equal infinities and NaNs count as none."""
+    assert result.shape == true.shape
+    a = result.double()
+    same = (a == true) | (a.isnan() & true.isnan())
+    return torch.where(same, 0.0, (a - true).abs()).max().item() if a.numel() else 0.0
+
+
+def assert_accurate(result: Result, problem: Problem, maps: int = 8) -> None:
+    """The error is at most 1.25 times plain torch's in that type, plus an ulp of what is summed.
+
+    torch's is its largest over the scores and a few maps like them: a sum may come out right by
+    luck. The ulp is that of the largest sum of magnitudes that enters.
+    """
+    true = truth(problem, problem.scores)
+    errors = []
+    for seed in range(maps):
+        like = problem.scores
+        if seed:
+            like = scores_like(like.shape, problem.dtype, seed, problem.layout)
+        found, wanted = plain(problem, like), truth(problem, like)
+        errors.append((worst(found.loss, wanted.loss), worst(found.gradient, wanted.gradient)))
+    torchs = np.max(errors, axis=0)
+    for name, ours, wanted, allowed, terms in (
+        ("loss", result.loss, true.loss, torchs[0], true.loss_terms),
+        ("gradient", result.gradient, true.gradient, torchs[1], true.gradient_terms),
+    ):
+        error = worst(ours, wanted)
+        limit = 1.25 * allowed + torch.finfo(ours.dtype).eps * terms
+        assert error <= limit, f"{name}: error {error:.3g}, limit {limit:.3g}, torch {allowed:.3g}"

@@ -1,0 +1,280 @@
+"""Change the kernels' device code by rule, and see whether the tests notice.
+
+    python tests/mutants.py                       # every file of kernels/ with device code
+    python tests/mutants.py upsample.py --all     # all mutants of one file
+    python tests/mutants.py --list                # name them, run nothing
+
+A mutant is one change in a function under ``triton.jit``: a comparison moved by one or reversed, a
+sign, a whole number plus or minus one, a mask or a condition left out, minimum for maximum. Of
+each file some are drawn, the same every time, the rules in turn, at least --each and as many more
+for every further kernel. Each runs against the file's tests (TESTS), unshrunk, and stops at the
+first failure. Survivors are listed; those in EQUIVALENT, where every reader can see why no test
+can tell them, are counted apart. Exits with 1 if there are others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import copy
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("fcnfast", "kernels", "tests", "pyproject.toml")
+PATCHES = ("argmax", "confusion", "cross_entropy")
+TESTS = {
+    "_corners": ("cross_entropy",),
+    "_pixels": ("cross_entropy",),
+    "_progressions": ("cross_entropy",),
+    "_softmax": ("cross_entropy",),
+    "_targets": ("cross_entropy",),
+    "argmax": ("argmax",),
+    "confusion": ("confusion",),
+    "crop_add": ("crop_add",),
+    "cross_entropy": ("cross_entropy",),
+    "deconv": ("deconv",),
+    "deconv_gradients": ("deconv",),
+    "deconv_taps": ("deconv",),
+    "geometry": ("crop_add", "upsample", "deconv", *PATCHES),
+    "labels": ("argmax", "confusion"),
+    "patches": ("patches", *PATCHES),
+    "rivals": ("argmax", "confusion"),
+    "upsample": ("upsample",),
+    "upsample_adjoint": ("upsample",),
+    "winners": ("argmax", "confusion"),
+}
+COMPARISONS = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+}  # fmt: skip
+EQUIVALENT = Path(__file__).with_name("equivalent_mutants.txt")
+
+
+class Mutant(NamedTuple):
+    """One change: where, by which rule, and the source of the whole file with it."""
+
+    file: str
+    function: str
+    line: int
+    rule: str
+    before: str
+    after: str
+    source: str
+
+    @property
+    def name(self) -> str:
+        """The same as long as the changed expression is; its line may move."""
+        return f"{self.file} {self.function}: {self.before}  ->  {self.after}"
+
+
+def _device_functions(tree: ast.Module) -> list[ast.FunctionDef]:
+    return [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        and any("triton.jit" in ast.unparse(d) for d in node.decorator_list)
+    ]
+
+
+def _changed(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """What may stand in a node's place: the rule and the other node."""
+    other = copy.deepcopy(node)
+    if isinstance(node, ast.Compare):
+        for i, op in enumerate(node.ops):
+            if type(op) in COMPARISONS:
+                other = copy.deepcopy(node)
+                other.ops[i] = COMPARISONS[type(op)]()
+                yield "comparison", other
+    elif isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Add | ast.Sub):
+        other.op = ast.Sub() if isinstance(node.op, ast.Add) else ast.Add()
+        yield "sign", other
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        yield "sign", other.operand
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd):
+        if not any(isinstance(n, ast.Constant) for n in (node.left, node.right)):
+            yield "mask", other.left
+            yield "mask", other.right
+    elif isinstance(node, ast.Constant) and type(node.value) is int:
+        for step in (1, -1):
+            yield "constant", ast.Constant(node.value + step)
+    elif isinstance(node, ast.Constant) and type(node.value) is float:
+        yield "constant", ast.Constant(node.value + 1)
+    elif isinstance(node, ast.Call):
+        called = ast.unparse(node.func)
+        if called in ("tl.minimum", "tl.maximum"):
+            name = "maximum" if called == "tl.minimum" else "minimum"
+            other.func = ast.parse(f"tl.{name}", mode="eval").body
+            yield "bound", other
+        if called in ("tl.load", "tl.store") and any(k.arg == "mask" for k in node.keywords):
+            other.keywords = [k for k in node.keywords if k.arg not in ("mask", "other")]
+            yield "mask", other
+        if called == "tl.where":
+            yield "condition", other.args[1]
+            yield "condition", other.args[2]
+
+
+def mutants(path: Path) -> list[Mutant]:
+    """All of a file."""
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    found = []
+    for function in _device_functions(tree):
+        # Not the annotations, nor the docstring.
+        for node in (n for statement in function.body for n in ast.walk(statement)):
+            for rule, other in _changed(node):
+                names = path.name, function.name, node.lineno, rule
+                shown = ast.unparse(node), ast.unparse(other)
+                found.append(Mutant(*names, *shown, _with(tree, node, other)))
+    return found
+
+
+def _with(tree: ast.Module, node: ast.AST, other: ast.AST) -> str:
+    """The source of the tree with another node, after which it is as before."""
+    for parent in ast.walk(tree):
+        for field, value in ast.iter_fields(parent):
+            where, key = (vars(parent), field) if value is node else (value, None)
+            if isinstance(value, list):
+                key = next((i for i, item in enumerate(value) if item is node), None)
+            if key is not None:
+                where[key] = other
+                source = ast.unparse(ast.fix_missing_locations(tree))
+                where[key] = node
+                return source
+    raise AssertionError("the node is not in the tree")
+
+
+def drawn(path: Path, each: int) -> list[Mutant]:
+    """Some of a file's: the rules in turn, each in a random order that is always the same."""
+    every = mutants(path)
+    kernels = sum(
+        f.name.endswith("_kernel") for f in _device_functions(ast.parse(path.read_text()))
+    )
+    source = random.Random(path.name)
+    source.shuffle(every)
+    rules = {m.rule: [o for o in every if o.rule == m.rule] for m in every}
+    taken: list[Mutant] = []
+    while any(rules.values()) and len(taken) < each * max(1, kernels):
+        taken += [rule.pop() for rule in rules.values() if rule]
+    return taken
+
+
+@contextlib.contextmanager
+def checkout(files: dict[str, str]) -> Iterator[Path]:
+    """A copy of the checkout in which some kernels have another source."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                skip = shutil.ignore_patterns("__pycache__", "*.safetensors")
+                shutil.copytree(ROOT / name, Path(folder, name), ignore=skip)
+            else:
+                shutil.copy(ROOT / name, Path(folder, name))
+        for name, source in files.items():
+            Path(folder, "kernels", name).write_text(source, encoding="utf-8")
+        yield Path(folder)
+
+
+def verdict(files: dict[str, str], tests: tuple[str, ...], seconds: float) -> str:
+    """ "survived", "killed", or "too long", of the checkout with these sources."""
+    environment = {
+        **os.environ, "TRITON_INTERPRET": "1", "HYPOTHESIS_PROFILE": "mutants",
+        "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
+    with checkout(files) as folder:
+        for test in tests:
+            command = (
+                sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=line",
+                "-p", "no:cacheprovider", "-p", "no:xdist", f"tests/test_kernel_{test}.py",
+            )  # fmt: skip
+            process = subprocess.Popen(
+                command, cwd=folder, env=environment, start_new_session=True,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            try:
+                if process.wait(seconds) != 0:
+                    return "killed"
+            except subprocess.TimeoutExpired:
+                return "too long"
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return "survived"
+
+
+def known() -> dict[str, str]:
+    """The mutants that no test can tell, by name, and why."""
+    reasons: dict[str, str] = {}
+    names: list[str] = []
+    for line in EQUIVALENT.read_text(encoding="utf-8").splitlines():
+        if line.startswith("    "):
+            names.append(line.strip())
+        elif line and not line.startswith("#"):
+            reasons.update(dict.fromkeys(names, line))
+            names = []
+    return reasons
+
+
+def main() -> int:
+    """Run the mutants; the exit code."""
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    option = parser.add_argument
+    option("files", nargs="*", metavar="FILE", help="of kernels/ (default: all with device code)")
+    option("--each", type=int, default=15, metavar="N", help="mutants a kernel (default: 15)")
+    option("--all", action="store_true", help="every mutant there is")
+    option("--jobs", type=int, default=2, metavar="N", help="at a time (default: 2)")
+    option("--seconds", type=float, default=600, metavar="N", help="for a test file (default: 600)")
+    option("--list", action="store_true", help="name them and run nothing")
+    options = parser.parse_args()
+    unknown = [f for f in options.files if f.removesuffix(".py") not in TESTS]
+    if unknown:
+        parser.error(f"no device code in kernels/{unknown[0]}; there is {', '.join(TESTS)}")
+    stems = [f.removesuffix(".py") for f in options.files] or list(TESTS)
+    chosen = []
+    for path in (ROOT / "kernels" / f"{stem}.py" for stem in stems):
+        chosen += mutants(path) if options.all else drawn(path, options.each)
+    if options.list:
+        print(*(f"{m.file}:{m.line} {m.name}" for m in chosen), sep="\n")
+        return 0
+    excused = known()
+    left, begin = [], time.monotonic()
+    tested = tuple(dict.fromkeys(t for stem in stems for t in TESTS[stem]))
+    if verdict({}, tested, options.seconds * len(tested)) != "survived":
+        print("the tests fail without any change", file=sys.stderr)
+        return 2
+
+    def run(mutant: Mutant) -> tuple[Mutant, str]:
+        tests = TESTS[mutant.file.removesuffix(".py")]
+        return mutant, verdict({mutant.file: mutant.source}, tests, options.seconds)
+
+    counts: dict[str, int] = {}
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for mutant, found in pool.map(run, chosen):
+            if found == "survived" and mutant.name in excused:
+                found = "equivalent"
+            counts[found] = counts.get(found, 0) + 1
+            if found in ("survived", "equivalent"):
+                print(f"{found}: {mutant.file}:{mutant.line} {mutant.name}", flush=True)
+            if found == "survived":
+                left.append(mutant)
+    said = ", ".join(f"{n} {found}" for found, n in sorted(counts.items()))
+    print(f"{len(chosen)} mutants in {(time.monotonic() - begin) / 60:.0f} minutes: {said}")
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
