@@ -1,6 +1,7 @@
 """Section 3 of the paper: fields by tracing, dense outputs in three ways, sampled losses."""
 
 import copy
+import math
 from fractions import Fraction
 
 import pytest
@@ -339,3 +340,65 @@ def test_info_about_nothing(capsys):
     assert "fcn99" in capsys.readouterr().err
     assert main(["info", "fcn32s_googlenet", "--size", "7"]) == 2
     assert "too small" in capsys.readouterr().err
+
+
+def tent(stride):
+    """The filter of a bilinear interpolation by `stride`, from its definition."""
+    size = 2 * stride - stride % 2
+    side = 1 - (torch.arange(size, dtype=torch.float64) - (size - 1) / 2).abs() / stride
+    return torch.outer(side, side)
+
+
+@given(
+    st.lists(st.integers(2, 4), min_size=1, max_size=3), st.integers(2, 4), st.integers(2, 4),
+    st.integers(0, 2**31),
+)  # fmt: skip
+@settings(max_examples=15)
+def test_a_stack_of_deconvolutions_interpolates_in_place(strides, height, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, 2, height, width, generator=generator, dtype=torch.float64)
+    wanted = x
+    for s in strides:
+        filters = tent(s).expand(2, 1, -1, -1)
+        wanted = F.conv_transpose2d(wanted, filters, stride=s, padding=s // 2, groups=2)
+    stack = theory.stacked_deconvolutions(2, strides).double()
+    assert torch.allclose(stack(x), wanted, rtol=1e-5, atol=1e-6)  # filters begin in float32
+    factor = math.prod(strides)
+    assert wanted.shape[2:] == (factor * height, factor * width)
+    # A ramp stays the same ramp where no border is seen: nothing shifts.
+    ramp = torch.arange(12, dtype=torch.float64).expand(1, 2, 12, 12)
+    centres = (torch.arange(12 * factor, dtype=torch.float64) + 0.5) / factor - 0.5
+    inner = slice(4 * factor, -4 * factor)
+    assert torch.allclose(stack(ramp)[0, 0, 6 * factor, inner], centres[inner])
+
+
+def test_a_stack_of_deconvolutions_learns_what_no_interpolation_can():
+    """The edge of a disc from its blurred picture, which no linear map restores."""
+    generator = torch.Generator().manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(48.0), torch.arange(48.0), indexing="ij")
+    centres = torch.rand(8, 2, 1, 1, generator=generator) * 24 + 12
+    sharp = ((y - centres[:, 0]) ** 2 + (x - centres[:, 1]) ** 2 < 100).float()[:, None]
+    coarse = F.avg_pool2d(sharp, 4)
+    ends = {}
+    for activation in (None, nn.PReLU):
+        stack = theory.stacked_deconvolutions(1, (2, 2), activation)
+        optimizer = torch.optim.Adam(stack.parameters(), 0.02)
+        losses = []
+        for _ in range(100):
+            loss = F.mse_loss(stack(coarse), sharp)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        ends[activation] = losses[-1]
+        assert losses[-1] < 0.9 * losses[0]
+    assert ends[nn.PReLU] < ends[None]
+    assert [type(layer).__name__ for layer in stack] == ["Deconv", "PReLU", "Deconv"]
+
+
+@pytest.mark.parametrize("strides", [(), (2, 1), (0,)])
+def test_bad_stacks(strides):
+    with pytest.raises(ValueError, match="strides must be 2 or more"):
+        theory.stacked_deconvolutions(3, strides)
+    with pytest.raises(ValueError, match="channels must be positive"):
+        theory.stacked_deconvolutions(0, (2,))

@@ -47,7 +47,9 @@ class _Cells(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _cells(grid: SamplingGrid, axis: int, dtype: torch.dtype, device: torch.device) -> _Cells | None:
+def _cells(
+    grid: SamplingGrid, axis: int, dtype: torch.dtype, device: torch.device
+) -> _Cells | None:
     """Of an axis whose stride is a whole number; None for another, or where no cell is whole."""
     n, size, num, off, den = (
         v[axis] for v in (grid.in_size, grid.size, grid.num, grid.off, grid.den)
