@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
 
 AXIS = ["n", "size", "num", "off", "den", "first", "cells", "head", "inner"]
-SIZES = ["images", "channels", "height", "width", "ring", "row_patches", "lane_cells"]
+SIZES = ["images", "channels", "height", "width", "ring", "row_patches", "row_turn", "lane_cells"]
 SIZES += [f"{axis}_{part}" for axis in ("row", "column") for part in AXIS] + ["ignore_index"]
 # Pixels of a patch along an axis: in float32 the sums of 64 stay in registers.
 PATCH, WIDE_PATCH = 8, 4
@@ -52,15 +52,21 @@ BLOCK = 1024
 
 @triton.jit
 def patch_rows(
-    program, blocks, row_patches, row_n, row_size, row_num, row_off, row_den, row_first, row_cells,
-    row_head, row_inner, WIDE: tl.constexpr, ROWS: tl.constexpr,
+    program, blocks, row_patches, row_turn, row_n, row_size, row_num, row_off, row_den, row_first,
+    row_cells, row_head, row_inner, WIDE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The row of patches of a program: cell, first output, how many, and the patch's number."""
+    """The row of patches of a program: cell, first output, how many, and its plane."""
     patch = program // blocks % row_patches
     cell, which = patch_at(patch, row_first, row_cells, row_head, row_inner)
     y = cell_start(cell, row_n, row_size, row_num, row_off, row_den) + which * ROWS
     end = cell_start(cell + 1, row_n, row_size, row_num, row_off, row_den)
-    return cell, y, tl.minimum(end - y, ROWS), patch
+    return cell, y, tl.minimum(end - y, ROWS), plane_of(patch, row_patches, row_turn)
+
+
+@triton.jit
+def plane_of(patch, row_patches, row_turn):
+    """Which plane a row of patches has: the first one belongs to row `row_turn`."""
+    return (patch + row_patches - row_turn) % row_patches
 
 
 @triton.jit
@@ -124,7 +130,7 @@ def planes_of(
 @triton.jit(do_not_specialize=SIZES)
 def patch_kernel(
     scores_ptr, target_ptr, table_ptr, partial_ptr, direct_ptr, upper_ptr, lower_ptr,
-    images, channels, height, width, ring, row_patches, lane_cells,
+    images, channels, height, width, ring, row_patches, row_turn, lane_cells,
     row_n, row_size, row_num, row_off, row_den, row_first, row_cells, row_head, row_inner,
     column_n, column_size, column_num, column_off, column_den, column_first,
     ignore_index,
@@ -154,9 +160,9 @@ def patch_kernel(
     blocks = tl.cdiv(cells, BLOCK // GROUPS - 1)
     first_cell = program % blocks * (BLOCK // GROUPS - 1) - 1
     share = program // blocks // row_patches
-    cell_row, y, rows, patch = patch_rows(
-        program, blocks, row_patches, row_n, row_size, row_num, row_off, row_den, row_first,
-        row_cells, row_head, row_inner, WIDE, ROWS,
+    cell_row, y, rows, plane = patch_rows(
+        program, blocks, row_patches, row_turn, row_n, row_size, row_num, row_off, row_den,
+        row_first, row_cells, row_head, row_inner, WIDE, ROWS,
     )  # fmt: skip
     image, cell, x, columns = patch_columns(
         first_cell, share, cells, lane_cells, column_n, column_size, column_num, column_off,
@@ -170,7 +176,7 @@ def patch_kernel(
         xn, xc, xh, xw, CLAMP,
     )  # fmt: skip
     planes = planes_of(
-        upper_ptr, lower_ptr, first_cell, share * row_patches + patch, cells, lane_cells,
+        upper_ptr, lower_ptr, first_cell, share * row_patches + plane, cells, lane_cells,
         column_first, ring, images, channels, width, BLOCK, GROUPS,
     )  # fmt: skip
     labels = target_ptr + image * tn + y.to(tl.int64) * th + x.to(tl.int64) * tw
@@ -191,7 +197,7 @@ def patch_kernel(
 def direct_kernel(
     scores_ptr, target_ptr, table_ptr, partial_ptr, direct_ptr, upper_ptr, lower_ptr,
     grad_ptr, loss_ptr,
-    images, channels, height, width, ring, row_patches, lane_cells,
+    images, channels, height, width, ring, row_patches, row_turn, lane_cells,
     row_n, row_size, row_num, row_off, row_den, row_first, row_cells, row_head, row_inner,
     column_n, column_size, column_num, column_off, column_den, column_first,
     ignore_index,
@@ -218,9 +224,9 @@ def direct_kernel(
     blocks = tl.cdiv(cells, BLOCK // GROUPS - 1)
     first_cell = program % blocks * (BLOCK // GROUPS - 1) - 1
     share = program // blocks // row_patches
-    cell_row, y, rows, patch = patch_rows(
-        program, blocks, row_patches, row_n, row_size, row_num, row_off, row_den, row_first,
-        row_cells, row_head, row_inner, WIDE, ROWS,
+    cell_row, y, rows, plane = patch_rows(
+        program, blocks, row_patches, row_turn, row_n, row_size, row_num, row_off, row_den,
+        row_first, row_cells, row_head, row_inner, WIDE, ROWS,
     )  # fmt: skip
     image, cell, x, columns = patch_columns(
         first_cell, share, cells, lane_cells, column_n, column_size, column_num, column_off,
@@ -233,7 +239,7 @@ def direct_kernel(
         xn, xc, xh, xw, CLAMP,
     )  # fmt: skip
     planes = planes_of(
-        upper_ptr, lower_ptr, first_cell, share * row_patches + patch, cells, lane_cells,
+        upper_ptr, lower_ptr, first_cell, share * row_patches + plane, cells, lane_cells,
         column_first, ring, images, channels, width, BLOCK, GROUPS,
     )  # fmt: skip
     loss, weight = tl.zeros([BLOCK], ACC), tl.zeros([BLOCK], ACC)
@@ -305,7 +311,7 @@ def finish_kernel(
 @triton.jit(do_not_specialize=SIZES + ["length"])
 def combine_kernel(
     upper_ptr, lower_ptr, out_ptr,
-    length, width, ring, row_patches, lane_cells,
+    length, width, ring, row_patches, row_turn, lane_cells,
     row_first, row_cells, row_head, row_inner, column_first,
     SHARES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -327,7 +333,7 @@ def combine_kernel(
         )
         for share in range(SHARES):
             for patch in range(begin, end):
-                start = (share * row_patches + patch) * stride
+                start = (share * row_patches + plane_of(patch, row_patches, row_turn)) * stride
                 if side == 0:
                     total += tl.load(upper_ptr + start + value, mask=seen, other=0.0)
                 else:
@@ -364,12 +370,16 @@ class Launch(NamedTuple):
     """How programs share the pixels of a call.
 
     rows, columns: the patches of either axis. lane_cells: the cells of a row, with one more where
-    the last corner has no pixels to its right.
+    the last corner has no pixels to its right. in_place: each row of corners but the last has one
+    row of patches below it, whose plane becomes the corners' own. turn: the row of patches whose
+    plane comes first.
     """
 
     rows: Axis
     columns: Axis
     lane_cells: int
+    in_place: bool
+    turn: int
     programs: int
     options: dict[str, Any]
 
@@ -383,7 +393,8 @@ class Launch(NamedTuple):
         rows, columns = ((a.n, a.size, a.num, a.off, a.den) for a in (self.rows, self.columns))
         rows += (self.rows.first, self.rows.cells, self.rows.head, self.rows.inner)
         columns += (self.columns.first,)
-        return (*scores.shape, self.rows.ring, self.rows.patches, self.lane_cells, *rows, *columns)
+        planes = self.rows.patches, self.turn
+        return (*scores.shape, self.rows.ring, *planes, self.lane_cells, *rows, *columns)
 
 
 def launch_of(scores: Tensor, grid: SamplingGrid) -> Launch:
@@ -416,7 +427,10 @@ def launch_of(scores: Tensor, grid: SamplingGrid) -> Launch:
     programs = triton.cdiv(cells, LANES // groups - 1) * rows.patches * options["SHARES"]
     if max(cells + LANES, programs) >= 2**31:
         raise ValueError(f"scores of {tuple(scores.shape)} at {grid} need too many programs")
-    return Launch(rows, columns, lane_cells, programs, options)
+    first = rows.ring - rows.first  # below the first row of corners
+    in_place = options["SHARES"] == 1 and rows.patches == rows.cells
+    in_place = in_place and 0 <= first <= rows.patches - grid.in_size[0]
+    return Launch(rows, columns, lane_cells, in_place, first * in_place, programs, options)
 
 
 def _direct_options() -> dict[str, Any]:
@@ -444,10 +458,8 @@ def _planes(scores: Tensor, launch: Launch, wide: torch.dtype) -> tuple[Tensor, 
 def _combined(upper: Tensor, lower: Tensor, height: int, launch: Launch) -> Tensor:
     """The gradient of the corners, N x C x h x w, from what patches gave them."""
     rows, (images, channels, width) = launch.rows, upper.shape[1:]
-    first = rows.ring - rows.first
-    single = launch.planes == rows.patches == rows.cells
-    if single and first >= 0 and first + height <= rows.patches:
-        out = upper[first : first + height]  # where the shares from below are already
+    if launch.in_place:
+        out = upper[:height]
     else:
         shape = (height, *upper.shape[1:])
         out = torch.empty(shape, dtype=upper.dtype, device=upper.device)
@@ -455,8 +467,8 @@ def _combined(upper: Tensor, lower: Tensor, height: int, launch: Launch) -> Tens
     programs = height * triton.cdiv(length, BLOCK)
     if programs:
         combine_kernel[(programs,)](
-            upper, lower, out, length, width, rows.ring, rows.patches, launch.lane_cells,
-            rows.first, rows.cells, rows.head, rows.inner, launch.columns.first,
+            upper, lower, out, length, width, rows.ring, rows.patches, launch.turn,
+            launch.lane_cells, rows.first, rows.cells, rows.head, rows.inner, launch.columns.first,
             SHARES=launch.options["SHARES"], BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
     return out.permute(1, 2, 0, 3)
