@@ -61,7 +61,7 @@ def sampled_row(
     row_ptr = x_ptr + row.to(tl.int64) * stride
     if SEGMENT:
         coarse = tl.load(row_ptr + segment, mask=known & inside, other=0.0)
-        a = tl.where(w_left == 0, 0.0, tl.gather(coarse, left, 0))
+        a = tl.gather(coarse, left, 0)  # whose weight is 0 only beyond the map
         b = tl.where(w_right == 0, 0.0, tl.gather(coarse, right, 0))
     else:
         a = tl.load(row_ptr + left, mask=inside & (w_left != 0), other=0.0)

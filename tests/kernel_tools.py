@@ -161,6 +161,30 @@ def watched(*tensors: Tensor) -> Iterator[None]:
 
 
 @contextmanager
+def written_once(results: list[Tensor]) -> Iterator[None]:
+    """No two lanes, and no two programs of a launch, write to one place, in whatever order they
+    run; and of `results`, dense tensors, filled in within, every place is written.
+    """
+    store, written = InterpreterBuilder.create_masked_store, {}
+
+    def kept(self, ptrs, value, mask, *rest):
+        used = np.asarray(ptrs.data)[np.asarray(mask.data, dtype=bool)].astype(np.int64)
+        assert len(np.unique(used)) == len(used)
+        written.setdefault(self.grid_idx, []).append(used)
+        return store(self, ptrs, value, mask, *rest)
+
+    with mock.patch.object(InterpreterBuilder, "create_masked_store", kept):
+        yield
+    programs = [np.unique(np.concatenate(used)) for used in written.values()]  # may write again
+    addresses = np.concatenate(programs)
+    assert len(np.unique(addresses)) == len(addresses)
+    assert results
+    for result in results:
+        first, size = result.data_ptr(), result.numel() * result.itemsize
+        assert ((addresses >= first) & (addresses < first + size)).sum() == result.numel()
+
+
+@contextmanager
 def only_programs(choose: Callable[[int], Sequence[int]]) -> Iterator[list[int]]:
     """Launches run the programs that `choose` names of their number; yields the list of them."""
     ran: list[int] = []

@@ -16,6 +16,7 @@ from tests.kernel_tools import (
     reserved,
     spread_out,
     watched,
+    written_once,
 )
 from tests.loss_tools import (
     REDUCTIONS,
@@ -260,6 +261,17 @@ def test_reads_and_writes_only_its_tensors(problem, launch, special):
             watched(*(x for x in tensors if x is not None), *made),
         ):
             launched(problem, tensors)
+
+
+@interpreter_only
+@settings(max_examples=10)
+@given(problems(), launches())
+def test_writes_each_loss_once(problem, launch):
+    scores, target, weight, _ = inputs(problem)
+    options = (weight, problem.grid, problem.ignore_index, "none", problem.smoothing, False)
+    results = []
+    with shared_out(**launch), written_once(results):
+        results.append(cross_entropy.forward(scores, target, *options)[0])
 
 
 @interpreter_only

@@ -30,6 +30,7 @@ from tests.kernel_tools import (
     spread_out,
     watched,
     worst,
+    written_once,
 )
 from tests.op_tools import grids
 
@@ -237,6 +238,32 @@ def test_reads_and_writes_only_its_tensors(grid, batch, layout, share, seed):
         allocate = allocating(lambda *_, out=out: out, *MODULES)
         with shared_out(share), allocate, watched(x, window, out):
             launch(x)
+
+
+@interpreter_only
+@settings(max_examples=30)
+@given(some_grids, batches, layouts, shares, seeds)
+def test_writes_each_value_once(grid, batch, layout, share, seed):
+    skip = skip_for(grid, batch, layout, torch.float32, seed)
+    for launch, size in launches(grid, skip):
+        x = laid_out(scores((*batch, *size), torch.float32, seed), layout, torch.float32)
+        results = []
+        with shared_out(share), written_once(results):
+            results.append(launch(x))
+
+
+@interpreter_only
+@pytest.mark.parametrize("layout", ["channels_last", "channels_last sliced"])
+@pytest.mark.parametrize("channels", [3, 5])
+def test_groups_that_do_not_divide_the_channels(channels, layout):
+    """A program that takes the last channels of a group reads no others."""
+    grid = SamplingGrid.resize((5, 20), (10, 40))
+    x = laid_out(scores((2, channels, *grid.size), torch.float32, 0), layout, torch.float32)
+    out = upsample.empty_like(x, (2, channels, *grid.in_size))
+    allocate = allocating(lambda *_: out, *MODULES)
+    with shared_out((32, 2, 1)), allocate, watched(x, out):
+        result = upsample.adjoint(x, grid)
+    check(result, x, grid, transposed, adjoint=True)
 
 
 @pytest.mark.parametrize("batch", [(0, 3), (2, 0)])
