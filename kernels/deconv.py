@@ -56,7 +56,7 @@ def forward_kernel(
         a block takes GROUP. If DENSE these are all; rows start at multiples of ALIGN.
 
     The rows of a phase have their weights in common. More than one of PAIRS needs a strip of 1.
-    EXACT kernels are a multiple of the stride.
+    EXACT kernels are a multiple of twice the stride.
     """
     groups = tl.cdiv(channels, GROUP) if CHANNELS_LAST else 1
     length = width * GROUP // ALIGN * ALIGN
@@ -131,7 +131,7 @@ def plan(out: Tensor, channels_last: bool, kernel: int, stride: int) -> Plan:
         "GROUP": group,
         "DENSE": dense,
         "STRIDE": stride,
-        "EXACT": kernel % stride == 0,
+        "EXACT": kernel % (2 * stride) == 0,
         "PAIRS": pairs,
         "ACC": accumulator(out.dtype),
         "ALIGN": alignment(length, out.dtype) if dense else 1,

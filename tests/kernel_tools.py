@@ -55,6 +55,15 @@ def _call_without_patching(self: InterpretedFunction, *args: Any, **kwargs: Any)
 
 
 InterpretedFunction.__call__ = _call_without_patching
+
+
+def _gather(self: InterpreterBuilder, x: Any, index: Any, axis: int) -> Any:
+    """An index out of range is undefined on a GPU, also for a value that nobody uses."""
+    assert ((index.data >= 0) & (index.data < x.data.shape[axis])).all()
+    return _create_gather(self, x, index, axis)
+
+
+_create_gather, InterpreterBuilder.create_gather = InterpreterBuilder.create_gather, _gather
 # tl.maximum and tl.minimum pass a NaN over, on a GPU; the interpreter would hand it on.
 InterpreterBuilder.create_maxnumf = lambda self, a, b: self.binary_op(a, b, np.fmax)
 InterpreterBuilder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.fmin)

@@ -327,6 +327,20 @@ def test_special_values_reach_their_readers_only(problem, kind, layout, share, s
         assert torch.equal(result.isfinite(), ~reached)
 
 
+@pytest.mark.parametrize("kernel", range(1, 12))
+@pytest.mark.parametrize("stride", [2, 3])
+def test_an_infinity_reaches_one_kernel(kernel, stride):
+    """Whatever kernels and strides have in common: taps beyond a kernel meet nothing."""
+    x, weight = torch.ones(1, 2, 3, 4), torch.ones(2, 1, kernel, kernel)
+    x[0, :, 1, 2] = torch.inf
+    size = tuple((n - 1) * stride + kernel for n in x.shape[2:])
+    result = deconv.forward(x.to(DEVICE), weight.to(DEVICE), stride, (0, 0), size).cpu()
+    reached = torch.zeros(size, dtype=torch.bool)
+    reached[stride : stride + kernel, 2 * stride : 2 * stride + kernel] = True
+    assert torch.equal(result.isinf(), reached.expand_as(result))
+    assert not result.isnan().any()
+
+
 @interpreter_only
 @settings(max_examples=20)
 @given(problems(), st.sampled_from(KINDS), layouts, shares, seeds)
