@@ -14,6 +14,8 @@ from torch import nn
 from fcnfast import ops, theory
 from fcnfast.cli import main
 from fcnfast.geometry import ReceptiveField, SamplingGrid
+from fcnfast.models import create_model
+from tests.model_tools import narrow_trunks
 
 
 def field(size, stride, offset):
@@ -333,6 +335,19 @@ def test_the_papers_fields(capsys, name, layer, size, offset):
     lines = capsys.readouterr().out.splitlines()
     row = next(line.split() for line in lines if line.startswith(layer))
     assert row[-4:-1] == [str(size), "32", offset]
+
+
+def test_a_network_is_traced_with_the_channels_of_its_own_input(capsys, monkeypatch):
+    """Six of a late fusion, whose first convolution takes three."""
+    assert main(["info", "nyud_fcn32s_vgg16_color_hha"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for stream in ("color", "hha"):
+        row = next(line.split() for line in lines if line.startswith(f"score_fr{stream}"))
+        assert row[-4:-1] == ["404", "32", "25/2"]
+    narrow_trunks(monkeypatch)
+    model = create_model("nyud_fcn32s_vgg16_color_hha")
+    assert theory.receptive_field(model, "fc7hha") == field(404, 32, "25/2")
+    assert theory.receptive_field(model).stride == 1
 
 
 def test_info_about_nothing(capsys):

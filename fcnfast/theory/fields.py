@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..geometry import ReceptiveField, SamplingGrid
+from ..models.base import FCN
 
 # Large enough for the fields of the paper's networks; nothing is computed, so it costs nothing.
 INPUT_SIZE = 1024
@@ -148,11 +149,13 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        out = result[0] if isinstance(result, (tuple, list)) and result else result
-        if isinstance(out, Tensor) and out.dim() >= 3:
-            field = self._after(func, args, out)
-            if field is not None:
-                self.set(out, field)
+        # Parts of a map are a list, and all of them maps; of a tuple only the first may be one.
+        first = result[0] if isinstance(result, tuple) and result else result
+        for out in result if isinstance(result, list) else [first]:
+            if isinstance(out, Tensor) and out.dim() >= 3:
+                field = self._after(func, args, out)
+                if field is not None:
+                    self.set(out, field)
         return result
 
     def _after(self, func: Any, args: tuple[Any, ...], out: Tensor) -> ReceptiveField | None:
@@ -215,6 +218,8 @@ def _ready(model: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
 
 
 def _channels(model: nn.Module) -> int:
+    if isinstance(model, FCN):  # which may read its input in parts
+        return model.channels
     convolutions = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     return next(convolutions, 3)
 
@@ -230,7 +235,8 @@ def trace(
     Args:
         model: any network of images N x C x H x W; it is left as it was, and takes no memory.
         input_size: (H, W) of the image. Fields do not depend on it, shapes and MACs do.
-        channels: C; by default those of the network's first convolution, 3 where there is none.
+        channels: C; by default those that a network of fcnfast says, of any other those of its
+            first convolution, 3 where there is none.
 
     Raises:
         ValueError: where kernels differ between rows and columns, or maps of different strides
