@@ -1,6 +1,7 @@
 """What `load_weights`, `create_model` and `load_model` make of a file: report, classes, memory."""
 
 import hashlib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from fcnfast.weights import write_weights
 from tests.foreign_nets import VGG, randomise
 from tests.foreign_torch_nets import VGG16
 from tests.weights_tools import narrow_vgg
+from tests.wire_tools import caffemodel
 
 
 @pytest.fixture
@@ -186,6 +188,25 @@ class TestReport:
             with pytest.raises(WeightsError, match="two networks"):
                 fcnfast.create_model(other, weights=path)
 
+    def test_another_padding_than_released_networks_have_is_not_silent(self, tmp_path):
+        torch.save(randomise(VGG(16)).state_dict(), tmp_path / "net.pth")
+        (tmp_path / "net.caffemodel").write_bytes(caffemodel(randomise(VGG(16)).state_dict()))
+        for path in (tmp_path / "net.pth", tmp_path / "net.caffemodel"):
+            for padding in (None, 120):
+                model = fcnfast.create_model("fcn16s_vgg16", num_classes=5, padding=padding)
+                with pytest.warns(UserWarning, match=f"{path}.*padding=100.*padding={padding}"):
+                    report = fcnfast.load_weights(model, path)
+                assert report.notes and report.notes[0] in str(report)
+                assert torch.equal(model.fc7.bias, randomise(VGG(16)).fc7.bias)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                model = fcnfast.create_model("fcn16s_vgg16", weights=path)
+                assert fcnfast.load_weights(model, path).notes == ()
+        # A classifier's weights were trained without a canvas.
+        classifier(tmp_path / "vgg16.pth")
+        model = fcnfast.create_model("fcn16s_vgg16", padding=None)
+        assert fcnfast.load_weights(model, tmp_path / "vgg16.pth").notes == ()
+
     def test_only_networks_of_fcnfast_are_loaded(self, tmp_path):
         with pytest.raises(TypeError, match="a network of fcnfast, not Linear"):
             fcnfast.load_weights(nn.Linear(2, 2), tmp_path / "net.pth")
@@ -240,6 +261,10 @@ class TestOurs:
         fcnfast.load_weights(fcnfast.create_model("fcn8s_vgg16", padding=81), path)
         fcnfast.save_model(fcnfast.create_model("fcn8s_vgg16", padding=100), path)
         fcnfast.load_weights(model, path)
+        fcnfast.save_model(fcnfast.create_model("fcn32s_vgg16"), path)  # the stage before
+        fcnfast.load_weights(model, path)
+        with pytest.raises(WeightsError, match="for padding=100, but .* with padding=None"):
+            fcnfast.create_model("fcn8s_vgg16", padding=None, weights=path)
 
     def test_what_is_missing_or_too_much_is_an_error(self, tmp_path):
         from fcnfast.weights import read_weights

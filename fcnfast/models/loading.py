@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from ..data.classes import ClassTable
 from ..errors import WeightsError
 from ..weights import Family, PathLike, Stored, WeightsFile, open_weights, recognise
 from .base import FCN, Preprocessing
-from .matching import check_options, check_scales, check_strict, matched
+from .matching import check_options, check_scales, check_strict, matched, padding_notes
 from .report import LoadReport
 from .skipnet import SkipNet
 from .upscores import Kept, choose_upsampling
@@ -27,6 +28,9 @@ def load_weights(model: FCN, path: PathLike) -> LoadReport:
     whole; score layers for another number of classes are left as they are, and named in the report.
     The file's preprocessing becomes the network's, and so do its learned upsamplings. Parameters
     keep their place and type.
+
+    A foreign FCN that was trained with another padding is loaded, too, for training to go on from
+    it; a warning and the report say so. Our own files say their padding, and are refused.
 
     Args:
         model: a network of fcnfast; unchanged when this fails.
@@ -67,6 +71,9 @@ def load_file(model: FCN, file: WeightsFile, family: Family) -> LoadReport:
     _assign(model, plan.state)
     model.set_preprocessing(preprocessing)
     model.table = table
+    notes = padding_notes(model, family)
+    for note in notes:
+        warnings.warn(f"{file.path}: {note}", stacklevel=3)
     return LoadReport(
         path=file.path,
         format=file.format,
@@ -77,6 +84,7 @@ def load_file(model: FCN, file: WeightsFile, family: Family) -> LoadReport:
         unexpected=plan.unexpected,
         dropped=dropped,
         preprocessing=preprocessing,
+        notes=notes,
     )
 
 

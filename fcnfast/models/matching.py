@@ -34,7 +34,9 @@ def check_options(model: FCN, file: WeightsFile, family: Family) -> None:
     """Refuse a network that was made with other options than the weights need."""
     defaults = {p.name: p.default for p in inspect.signature(type(model)).parameters.values()}
     told = family.options.keys() & defaults.keys()
-    if family.network == model.name != "":  # what it does not tell has its default
+    theirs, ours = MODELS.get(family.network), MODELS.get(model.name)
+    # What it does not tell has its default, in a coarser net of the same class, too.
+    if theirs and ours and theirs.make is ours.make:
         told |= model.options.keys()
     for key in sorted(told - _FREE_OPTIONS):
         has = _plain(model.options.get(key, defaults.get(key)))
@@ -44,6 +46,18 @@ def check_options(model: FCN, file: WeightsFile, family: Family) -> None:
                 f"{file.path}: weights of {family.title} for {key}={needs!r}, but {_name(model)} "
                 f"was made with {key}={has!r}"
             )
+
+
+def padding_notes(model: FCN, family: Family) -> tuple[str, ...]:
+    """Say so when a foreign network's padding is another one: to train on from it is no mistake."""
+    padding = getattr(model, "padding", None)
+    if family.padding is None or padding == family.padding:
+        return ()
+    return (
+        f"released weights of such layers were trained with padding={family.padding}, "
+        f"{_name(model)} was made with padding={padding}: scores near the border will differ, "
+        "unless it is trained further or the weights are of a network made so",
+    )
 
 
 def _plain(value: Any) -> Any:

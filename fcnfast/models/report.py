@@ -25,6 +25,7 @@ class LoadReport:
         unexpected: the file's tensors, by its names, that mean nothing to this network.
         dropped: those that do, but that were not used, and why.
         preprocessing: what ``model.preprocess`` does now.
+        notes: what may make the weights worse than where they come from; warnings say it, too.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class LoadReport:
     unexpected: tuple[str, ...] = ()
     dropped: dict[str, str] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.path}: {self.family} ({self.format})"]
@@ -48,4 +50,5 @@ class LoadReport:
             p = self.preprocessing
             mean, std = (", ".join(f"{v:g}" for v in values) for values in (p.mean, p.std))
             lines.append(f"  input       {p.order.upper()} * {p.scale:g}, mean {mean}, std {std}")
+        lines += [f"  note        {note}" for note in self.notes]
         return "\n".join(lines)

@@ -32,6 +32,9 @@ VGG_BGR: Settings = {"mean": (103.939, 116.779, 123.68), "order": "bgr"}
 CAFFE_BGR: Settings = {"mean": (104.00699, 116.66877, 122.67892), "order": "bgr"}
 MMSEG: Settings = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 
+# Of the first convolution, in the networks of the paper's authors and in pytorch-fcn's.
+PADDING = 100
+
 # pytorch-fcn's VGG-16: Caffe's values under torchvision's names, told by the file's MD5 alone.
 _VGG16_FROM_CAFFE = "aa75b158f4181e7f6230029eb96c1b13"
 
@@ -81,6 +84,8 @@ class Family:
         network: the name of the network that they are of, where the file says it itself.
         classes, palette: the classes' names and colours, where the file tells them.
         partial: the trunk's last layers may be missing, or unusable and dropped.
+        padding: of the first convolution, with which the released networks of these layers were
+            trained; None where there is no such number.
     """
 
     title: str
@@ -92,6 +97,7 @@ class Family:
     classes: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
     partial: tuple[str, ...] = ()
+    padding: int | None = None
 
 
 def recognise(file: WeightsFile) -> Family:
@@ -186,7 +192,9 @@ def _caffe(file: WeightsFile) -> Family:
             "as the paper's, is CaffeNet, which pools first"
         )
     title = "Caffe's network" if file.format in ("Caffe", "HDF5") else "a network of Caffe's names"
-    return Family(title, names, dropped)
+    # A classifier's weights have no padding of their own; a segmentation network's have.
+    segments = all(any(n.startswith(part) for n in names.values()) for part in ("score_fr", "fc6"))
+    return Family(title, names, dropped, padding=PADDING if segments else None)
 
 
 def _sequential(file: WeightsFile) -> Family:
