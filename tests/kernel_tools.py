@@ -112,17 +112,25 @@ def allocating(allocate: Callable[..., Tensor], *modules: ModuleType) -> Iterato
 
 @contextmanager
 def guarded_results(*modules: ModuleType) -> Iterator[None]:
-    """Results of the launchers in `modules` start as NaN, between guards that must not change."""
+    """Results of the launchers in `modules`, and sums that they keep, start as NaN, between guards
+    that must not change.
+    """
     stores: list[tuple[Tensor, Tensor]] = []
-    original = modules[0].empty_like
 
-    def allocate(x: Tensor, shape: Sequence[int]) -> Tensor:
-        out = original(x, shape)
-        store = poisoned(out.numel() + 2 * GUARD, dtype=out.dtype)
-        stores.append((store, store.clone()))
-        return store.as_strided(out.shape, out.stride(), GUARD)
+    def guarding(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def allocate(x: Tensor, shape: Sequence[int]) -> Tensor:
+            out = original(x, shape)
+            store = poisoned(out.numel() + 2 * GUARD, dtype=out.dtype)
+            stores.append((store, store.clone()))
+            return store.as_strided(out.shape, out.stride(), GUARD)
 
-    with allocating(allocate, *modules):
+        return allocate
+
+    with ExitStack() as stack:
+        for module in modules:
+            for name in {"empty_like", "empty_sums"} & vars(module).keys():
+                allocate = guarding(getattr(module, name))
+                stack.enter_context(mock.patch.object(module, name, allocate))
         yield
     assert stores
     for store, before in stores:

@@ -30,6 +30,7 @@ from tests.kernel_tools import (
     watched,
     whole,
     worst,
+    written_once,
 )
 
 from fcnfast import reference  # isort: skip
@@ -327,18 +328,40 @@ def test_special_values_reach_their_readers_only(problem, kind, layout, share, s
         assert torch.equal(result.isfinite(), ~reached)
 
 
-@pytest.mark.parametrize("kernel", range(1, 12))
-@pytest.mark.parametrize("stride", [2, 3])
-def test_an_infinity_reaches_one_kernel(kernel, stride):
-    """Whatever kernels and strides have in common: taps beyond a kernel meet nothing."""
-    x, weight = torch.ones(1, 2, 3, 4), torch.ones(2, 1, kernel, kernel)
-    x[0, :, 1, 2] = torch.inf
-    size = tuple((n - 1) * stride + kernel for n in x.shape[2:])
-    result = deconv.forward(x.to(DEVICE), weight.to(DEVICE), stride, (0, 0), size).cpu()
-    reached = torch.zeros(size, dtype=torch.bool)
-    reached[stride : stride + kernel, 2 * stride : 2 * stride + kernel] = True
-    assert torch.equal(result.isinf(), reached.expand_as(result))
-    assert not result.isnan().any()
+@pytest.mark.parametrize(
+    ("kernel", "stride"), [(1, 2), (2, 2), (3, 2), (4, 2), (5, 2), (2, 3), (3, 3), (4, 3), (7, 3)]
+)
+def test_an_infinity_reaches_its_readers_alone(kernel, stride):
+    """Whatever kernels and strides have in common: taps beyond a kernel, or a map, meet nothing."""
+    problem = Problem((1, 2), (2, 3), stride, kernel, (0, 0), (1, 1))
+    problem = problem._replace(size=tuple((n - 1) * stride + kernel for n in problem.in_size))
+    for kind in KINDS:
+        name = FACTORS[kind][0]
+        ones = {n: torch.ones(problem.shape(n)) for n in FACTORS[kind]}
+        height, width = ones[name].shape[2:]
+        for row, column in ((0, 0), (height // 2, width // 2), (height - 1, width - 1)):
+            x = ones[name].clone()
+            x[..., row, column] = torch.inf
+            marks = {n: value.double() for n, value in ones.items()}
+            marks[name] = x.isinf().double()
+            reached = true(kind, problem, marks) > 0
+            factors = {n: value.to(DEVICE) for n, value in (ones | {name: x}).items()}
+            result = run(deconv, kind, problem, factors).cpu()
+            assert torch.equal(result.isinf(), reached), kind
+            assert not result.isnan().any(), kind
+
+
+@interpreter_only
+@settings(max_examples=20)
+@given(problems(), st.sampled_from(KINDS[:2]), layouts, shares, seeds)
+def test_writes_each_value_once(problem, kind, layout, share, seed):
+    dtype = torch.float32
+    factors = {
+        n: laid_out(value, layout, dtype) for n, value in drawn(kind, problem, dtype, seed).items()
+    }
+    results = []
+    with shared_out(share), written_once(results):
+        results.append(run(deconv, kind, problem, factors))
 
 
 @interpreter_only
@@ -351,6 +374,25 @@ def test_reads_and_writes_only_its_tensors(problem, kind, layout, share, seed):
     }
     if "weight" in factors:
         factors["weight"] = factors["weight"].contiguous()
+    watch(problem, kind, factors, share)
+
+
+@interpreter_only
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", ["channels_last", "channels_last sliced"])
+@pytest.mark.parametrize("channels", [3, 5])
+def test_groups_that_do_not_divide_the_channels(channels, layout, kind):
+    """A program that takes the last channels of a group reads no others."""
+    problem = Problem((2, channels), (3, 4), 2, 4, (1, 1), (6, 8))
+    factors = drawn(kind, problem, torch.float32, 0)
+    factors = {n: laid_out(value, layout, torch.float32) for n, value in factors.items()}
+    if "weight" in factors:
+        factors["weight"] = factors["weight"].contiguous()
+    watch(problem, kind, factors, (64, 2, 1))
+
+
+def watch(problem, kind, factors, share):
+    """Run with an eye on every address."""
     names = {"forward": "grad", "input_gradient": "x"}
     if kind == "weight_gradient":
         with shared_out(share), mock.patch.object(deconv_gradients, "weight_kernel"):

@@ -13,7 +13,7 @@ from fcnfast.geometry import SamplingGrid
 from fcnfast.models import create_model, list_models, load_model, save_model
 from fcnfast.models.decoder import IMAGE, after, image_grid
 from fcnfast.weights import write_weights
-from tests.model_tools import narrow_trunks, randomise_scores
+from tests.model_tools import is_score, narrow_trunks, randomise_scores
 from tests.test_geometry import bilinear_filter
 
 VGGS = ["fcn16s_vgg16", "fcn32s_vgg16", "fcn8s_atonce_vgg16", "fcn8s_vgg16"]
@@ -286,8 +286,9 @@ def test_full_resolution_logits_are_never_allocated(job):
 def test_trunks_are_never_zero_and_scores_start_at_zero(narrow):
     for name in list_models():
         model = create_model(name)
+        assert any(is_score(key) for key, _ in model.named_modules()), name
         for key, value in model.named_parameters():
-            if key.startswith("score"):
+            if is_score(key.rpartition(".")[0]):
                 assert not value.any(), key
             elif key.endswith("weight") and value.dim() == 4:
                 assert value.any(), key

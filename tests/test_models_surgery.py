@@ -143,7 +143,12 @@ def test_stages_keep_options_dtype_and_what_upsamplings_learned():
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("fcn8s_vgg16", {"upsampling": "dense"}), ("fcn_resnet50", {}), ("siftflow_fcn16s_vgg16", {})],
+    [
+        ("fcn8s_vgg16", {"upsampling": "dense"}),
+        ("fcn_resnet50", {}),
+        ("fcn_resnet50_mmseg", {}),
+        ("siftflow_fcn16s_vgg16", {}),
+    ],
 )
 def test_more_classes_leave_the_scores_of_the_old_ones(name, options):
     net = randomise_scores(create_model(name, num_classes=4, **options)).double().eval()
@@ -152,8 +157,8 @@ def test_more_classes_leave_the_scores_of_the_old_ones(name, options):
     x = torch.randn(1, 3, 70, 80, dtype=torch.float64)
     old, new = net(x), more(x)
     assert torch.allclose(new["out"][:, :4], old["out"], rtol=0, atol=1e-9)
-    if name != "fcn_resnet50":  # whose scores start at random
-        assert not new["out"][:, 4:].any()
+    for head in {"out", "aux"} & new.keys():
+        assert not new[head][:, 4:].any() and old[head].any()
     if "geo" in old:
         assert torch.equal(new["geo"], old["geo"])
     with pytest.raises(ValueError, match="at least 4, not 3"):

@@ -225,7 +225,8 @@ class TestReport:
     def test_what_a_file_lacks_starts_as_in_a_new_network(self, tmp_path):
         torch.save(randomise(foreign_resnet()).state_dict(), tmp_path / "net.pth")
         model = fcnfast.create_model("fcn_resnet50", num_classes=4, weights=tmp_path / "net.pth")
-        assert model.classifier[4].weight.std() > 0 and not model.classifier[4].weight.is_meta
+        assert model.classifier[0].weight.std() > 0 and not model.classifier[0].weight.is_meta
+        assert not model.classifier[4].weight.any() and not model.classifier[4].bias.any()
         assert torch.equal(model.classifier[1].running_var, torch.ones(512))
         assert model.training
 

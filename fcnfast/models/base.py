@@ -121,8 +121,9 @@ class FCN(nn.Module):
     def initialise(self, name: str, layer: nn.Module) -> None:
         """Give one layer its starting values: scores are zero, other convolutions never.
 
-        `name` is the layer's in `named_modules`. A network whose layers start otherwise overrides
-        this; it is also what fills the layers that a weights file does not have.
+        `name` is the layer's in `named_modules`. A network whose layers start otherwise, or whose
+        score layers have other names, overrides this; it is also what fills the layers that a
+        weights file does not have.
         """
         if isinstance(layer, nn.Conv2d):
             if name.rpartition(".")[2].startswith("score"):

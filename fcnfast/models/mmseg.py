@@ -106,10 +106,10 @@ class FCNMMSeg(FCN):
             self.initialise(name, layer)
 
     def initialise(self, name: str, layer: nn.Module) -> None:
-        """He for all but the scores, which start at random and small."""
-        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+        """He for all but the scores, which start at zero."""
+        if name.endswith("conv_seg"):
+            for parameter in layer.parameters(recurse=False):
+                nn.init.zeros_(parameter)
         else:
             super().initialise(name, layer)
 

@@ -133,7 +133,7 @@ class FCNResNet(FCN):
 
     Keys, inputs and outputs are torchvision's, its resize included: unit u of the scores lies on
     pixel 8u, but is drawn at 8u + 3.5, since a resize looks at sizes only. `aligned` draws it
-    where it lies, for new training. Unlike the paper's, its scores start at random.
+    where it lies, for new training. New scores start at zero, as the paper's.
 
     Args:
         num_classes: C.
@@ -162,8 +162,11 @@ class FCNResNet(FCN):
             self.initialise(name, layer)
 
     def initialise(self, name: str, layer: nn.Module) -> None:
-        """As torchvision: He for the backbone, torch's own start for the heads."""
-        if isinstance(layer, nn.Conv2d) and name.startswith("backbone."):
+        """As torchvision, He for the backbone, torch's own start for the heads; scores are zero."""
+        if name in ("classifier.4", "aux_classifier.4"):
+            for parameter in layer.parameters(recurse=False):
+                nn.init.zeros_(parameter)
+        elif isinstance(layer, nn.Conv2d) and name.startswith("backbone."):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)):
             layer.reset_parameters()
