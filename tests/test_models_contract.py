@@ -14,7 +14,7 @@ from fcnfast.models import FCN, IMAGENET, create_model, list_models, load_model,
 from fcnfast.models.decoder import Upscore
 from fcnfast.models.skipnet import SkipNet
 from fcnfast.models.table import MODELS, Row
-from tests.model_tools import narrow_trunks, randomise_scores
+from tests.model_tools import is_score, narrow_trunks, randomise_scores
 
 NAMES = list_models()
 SIZE = (65, 90)
@@ -80,7 +80,7 @@ def test_new_networks_start_as_they_should(name):
     assert model.training
     assert (model.name, model.options) == (name, {})
     for key, value in model.named_parameters():
-        if key.rpartition(".")[0].rpartition(".")[2].startswith("score"):
+        if is_score(key.rpartition(".")[0]):
             assert not value.any(), key
         elif value.dim() == 4:
             assert value.any(), key
