@@ -202,6 +202,35 @@ def test_tensors_of_every_layout_are_read(tmp_path: Path, model: FCN) -> None:
         assert torch.equal(model.fc7.weight, state["fc7.weight"])
 
 
+def test_a_flipped_bit_in_a_zip_is_found(tmp_path: Path, model: FCN) -> None:
+    """By the archive's own checksums, where it has them."""
+    path = tmp_path / "net"
+    value = weights()["fc7.weight"].flatten()[5:9].numpy().tobytes()
+    for summed in (True, False):
+        torch.serialization.set_crc32_options(summed)
+        try:
+            torch.save(weights(), path)
+        finally:
+            torch.serialization.set_crc32_options(True)
+        content = bytearray(path.read_bytes())
+        place = content.index(value)
+        content[place] ^= 1
+        path.write_bytes(content)
+        if summed:
+            refuse(model, path, r"damaged: .*data/\d+' .* CRC-32 differs\): it holds 'fc7.weight'")
+            content[content.index(b"conv1_1")] ^= 1
+            path.write_bytes(content)
+            refuse(model, path, r"damaged: the bytes of '.*data\.pkl'")
+        else:
+            assert not fcnfast.load_weights(model, path).missing
+    # What no network asks for need not be whole.
+    torch.save({**weights(), "optimizer": torch.full((4,), 7.25)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((4,), 7.25).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    assert fcnfast.load_weights(model, path).unexpected == ("optimizer",)
+
+
 def test_a_zip_that_claims_more_than_it_holds_is_refused(tmp_path: Path, model: FCN) -> None:
     state = weights()
     torch.save(state, tmp_path / "whole")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import pickletools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ..errors import WeightsError
 from .caffe import NotCaffeError, read_caffe
@@ -116,11 +118,24 @@ def _checkpoint(source: Source, tree: Any) -> WeightsFile:
     if isinstance(tree, dict):
         tensors = {k: v for k, v in tree.items() if isinstance(k, str) and isinstance(v, Stored)}
         if tensors:
-            return WeightsFile(source.path, "PyTorch", _bare(tensors), None, notes)
+            tensors = {key: _named(key, stored) for key, stored in _bare(tensors).items()}
+            return WeightsFile(source.path, "PyTorch", tensors, None, notes)
     raise WeightsError(
         f"{source.path}: a PyTorch file without a state dict (a whole module? save its "
         "state_dict() instead)"
     )
+
+
+def _named(key: str, stored: Stored) -> Stored:
+    """Let what is wrong with a tensor's bytes be said with the tensor's name."""
+
+    def read() -> Tensor:
+        try:
+            return stored.read()
+        except WeightsError as error:
+            raise WeightsError(f"{error}: it holds {key!r}") from None
+
+    return replace(stored, read=read)
 
 
 def _bare(tensors: dict[str, Stored]) -> dict[str, Stored]:

@@ -14,6 +14,7 @@ import pickletools
 import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
@@ -223,6 +224,9 @@ def _check_opcodes(file: BinaryIO) -> None:
 def read_zip(source: Source) -> Any:
     """What ``torch.save`` wrote into a zip archive; its tensors are views of the file.
 
+    A tensor whose bytes are not those that were written is refused when it is read: the archive
+    holds their checksum.
+
     Raises:
         WeightsError: cut, damaged, no archive of ``torch.save``, or one with code in it.
     """
@@ -239,6 +243,15 @@ def read_zip(source: Source) -> Any:
     prefix = names[0].removesuffix("data.pkl")
     if any(name.startswith(f"{prefix}code/") for name in records):
         raise WeightsError(f"{source.path}: holds a TorchScript program, not only weights")
+    checked: set[str] = set()
+
+    def checked_span(record: zipfile.ZipInfo) -> tuple[int, int]:
+        span = _span(source, record)
+        if record.filename not in checked:
+            _check_sum(source, record, *span)
+            checked.add(record.filename)
+        return span
+
     order = records.get(f"{prefix}byteorder")
     if order is not None and source.bytes_at(*_span(source, order)) != b"little":
         raise WeightsError(f"{source.path}: its numbers are not in little-endian order")
@@ -247,7 +260,7 @@ def read_zip(source: Source) -> Any:
         record = records.get(f"{prefix}data/{storage.key}")
         if record is None:
             raise WeightsError(f"{source.path}: damaged: storage {storage.key!r} is missing")
-        offset, length = _span(source, record)
+        offset, length = checked_span(record)
         if storage.numel * storage.dtype.itemsize > length:
             raise WeightsError(
                 f"{source.path}: damaged: storage {storage.key!r} holds {length} bytes, "
@@ -255,7 +268,7 @@ def read_zip(source: Source) -> Any:
             )
         return source.view(offset + start * storage.dtype.itemsize, storage.dtype, (count,))
 
-    program = io.BytesIO(source.bytes_at(*_span(source, records[names[0]])))
+    program = io.BytesIO(source.bytes_at(*checked_span(records[names[0]])))
     return _load(source, program, _Unpickler(program, source.path, read))
 
 
@@ -273,6 +286,19 @@ def _span(source: Source, record: zipfile.ZipInfo) -> tuple[int, int]:
     if start + record.file_size > source.size:
         raise WeightsError(f"{source.path}: the file is cut inside {record.filename!r}")
     return start, record.file_size
+
+
+def _check_sum(source: Source, record: zipfile.ZipInfo, start: int, length: int) -> None:
+    """Refuse a record whose bytes do not have the CRC-32 that the archive says.
+
+    A sum of 0 is none: ``torch.serialization.set_crc32_options(False)`` writes that.
+    """
+    with memoryview(source.mapped())[start : start + length] as content:
+        if record.CRC and zlib.crc32(content) != record.CRC:
+            raise WeightsError(
+                f"{source.path}: damaged: the bytes of {record.filename!r} are not those that were "
+                "written (their CRC-32 differs)"
+            )
 
 
 def read_legacy(source: Source) -> Any:
