@@ -60,6 +60,16 @@ CAFFE = Preprocessing(mean=(104.00699, 116.66877, 122.67892), order="bgr")
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=1 / 255)
 
 
+def check_count(name: str, value: object) -> None:
+    """Refuse what is no number of classes.
+
+    Raises:
+        ValueError: with the argument's name.
+    """
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} must be a positive integer, not {value!r}")
+
+
 class FCN(nn.Module):
     """A fully convolutional network: `score_maps` is all that a network defines.
 
@@ -76,8 +86,7 @@ class FCN(nn.Module):
 
     def __init__(self, num_classes: int, preprocessing: Preprocessing) -> None:
         super().__init__()
-        if type(num_classes) is not int or num_classes < 1:
-            raise ValueError(f"num_classes must be a positive integer, not {num_classes!r}")
+        check_count("num_classes", num_classes)
         self.num_classes = num_classes
         self.table: ClassTable | None = None
         self.name = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .base import CAFFE
+from .base import CAFFE, check_count
 from .decoder import Upsampling
 from .fully_connected import fully_connected
 from .skipnet import SkipNet
@@ -65,7 +65,8 @@ class FCNVGG16(SkipNet):
         upsampling, final_upsampling: see `set_upsampling`.
 
     Raises:
-        ValueError: on another stride, on at_once without stride 8, on a padding that no crop fits.
+        ValueError: on numbers of classes below 1, on another stride, on at_once without stride 8,
+            on a padding that no crop fits.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class FCNVGG16(SkipNet):
         count = {32: 1, 16: 2, 8: 3}[stride]
         heads = {"out": ("", num_classes)}
         if geo_classes is not None:
+            check_count("geo_classes", geo_classes)
             heads = {"out": ("_sem", num_classes), "geo": ("_geo", geo_classes)}
         self._add_heads(dict(list(taps.items())[:count]), heads)
         self.scales = AT_ONCE_SCALES if at_once else {}
