@@ -18,6 +18,7 @@ from fcnfast.errors import WeightsError
 from fcnfast.models import FCN
 from tests import foreign_nets
 from tests.foreign_nets import randomise
+from tests.model_tools import narrow_trunks
 from tests.weights_tools import Unchanged, narrow_vgg, new_model, refuse, weights
 from tests.wire_tools import caffemodel, hdf5_model, integer, layer_v2, message
 
@@ -217,7 +218,8 @@ BROKEN = {
 def test_layers_that_do_not_fit_are_named(tmp_path: Path, model: FCN, kind: str) -> None:
     make, says = BROKEN[kind]
     torch.save(make(), tmp_path / "net.pth")
-    refuse(model, tmp_path / "net.pth", says)
+    # The file is of this network, only not whole.
+    assert "it holds weights of" not in refuse(model, tmp_path / "net.pth", says)
     # What comes before is not loaded either, nor is a learned upsampling left behind.
     state = make() | {"upscore16.weight": torch.ones(5, 5, 32, 32)}
     torch.save(state, tmp_path / "net.pth")
@@ -252,6 +254,32 @@ def small(model: FCN) -> dict[str, Tensor]:
         key: torch.zeros((), dtype=value.dtype).expand(value.shape)
         for key, value in model.state_dict().items()
     }
+
+
+def test_a_missing_layer_has_the_files_name(tmp_path: Path, monkeypatch) -> None:
+    narrow_trunks(monkeypatch)
+    path = tmp_path / "net"
+    googlenet = fcnfast.create_model("fcn32s_googlenet")
+    state = {key.replace(".", "/", key.count(".") - 1): v for key, v in small(googlenet).items()}
+    del state["inception_4b/5x5_reduce.weight"], state["inception_4b/5x5_reduce.bias"]
+    path.write_bytes(caffemodel(state))
+    refuse(googlenet, path, "has no 'inception_4b/5x5_reduce.weight'$")
+    alexnet = fcnfast.create_model("fcn32s_alexnet", family="torchvision")
+    numbers = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10}
+    names = {name: f"features.{number}" for name, number in numbers.items()}
+    names |= {"fc6": "classifier.1", "fc7": "classifier.4"}
+    state = {
+        f"{names[layer]}.{what}": value
+        for key, value in small(alexnet).items()
+        for layer, _, what in [key.partition(".")]
+        if layer in names
+    }
+    del state["features.8.bias"]
+    torch.save(state, path)
+    refuse(alexnet, path, r"has no 'features\.8\.bias'$")
+    model = fcnfast.create_model("fcn8s_vgg16")
+    with pytest.raises(WeightsError, match="it holds weights of torchvision's AlexNet, not of fcn"):
+        fcnfast.load_weights(model, path)
 
 
 def test_alexnet_is_not_caffenet(tmp_path: Path) -> None:

@@ -54,7 +54,11 @@ def load_file(model: FCN, file: WeightsFile, family: Family) -> LoadReport:
     views of it; what the file lacks gets its starting values.
     """
     if hasattr(model, "backbone") and "layer1.0.conv1.weight" in family.names.values():
-        family = replace(family, names={k: f"backbone.{name}" for k, name in family.names.items()})
+        family = replace(
+            family,
+            names={k: f"backbone.{name}" for k, name in family.names.items()},
+            theirs=lambda layer: layer.removeprefix("backbone."),
+        )
     check_options(model, file, family)
     mine = {name: key for key, name in family.names.items()}
     dropped = dict(family.dropped) | check_scales(model, file, family, mine)

@@ -124,7 +124,7 @@ def matched(
         WeightsError: a layer of the trunk is missing, or one has numbers for another layer.
     """
     found = set()
-    other = f"it holds weights of {family.title}, not of {_name(model)}"
+    other = _other(model, family)
     begun = {key.partition(".")[0] for key in own if key in mine and mine[key] not in dropped}
     for key, tensor in own.items():
         if key not in mine or mine[key] in dropped:
@@ -132,12 +132,12 @@ def matched(
             head = key.startswith(_HEADS) and key.partition(".")[0] not in begun
             old = key.endswith("num_batches_tracked")  # not in the oldest files
             if not (head or old or key.startswith(family.partial)):
-                raise WeightsError(f"{file.path}: has no {mine.get(key, key)!r}; {other}")
+                raise WeightsError(f"{file.path}: has no {_theirs(key, family, mine)!r}{other}")
             continue
         stored, shape = file.tensors[mine[key]], tuple(tensor.shape)
         if _fits(stored.shape, shape):
             if stored.dtype.is_floating_point != tensor.dtype.is_floating_point:
-                raise WeightsError(f"{file.path}: {mine[key]!r} holds {stored.dtype}; {other}")
+                raise WeightsError(f"{file.path}: {mine[key]!r} holds {stored.dtype}{other}")
             found.add(key)
         elif _SCORES.match(key) and _fits(stored.shape, (*stored.shape[:1], *shape[1:])):
             dropped[mine[key]] = f"for {stored.shape[0]} classes, the network has {shape[0]}"
@@ -145,7 +145,7 @@ def matched(
             counts = f"{math.prod(stored.shape)} numbers for {math.prod(shape)}"
             raise WeightsError(
                 f"{file.path}: {mine[key]!r} is {stored.shape}, but {_name(model)} with "
-                f"{model.num_classes} classes needs {shape} ({counts}); {other}"
+                f"{model.num_classes} classes needs {shape} ({counts}){other}"
             )
     return found
 
@@ -177,7 +177,6 @@ def check_strict(
     of a trunk that this network does not have shows that the file is of a deeper one.
     """
     same = family.network == model.name != ""
-    other = f"it holds weights of {family.title}, not of {_name(model)}"
     if same and missing and classes_in(model, file, family) == model.num_classes:
         raise WeightsError(f"{file.path}: has no {missing[0]!r}, which {_name(model)} needs")
     names = {key: family.names.get(key, key) for key in unexpected}
@@ -188,8 +187,27 @@ def check_strict(
     ]
     if strange:
         raise WeightsError(
-            f"{file.path}: holds {strange[0]!r}, which {_name(model)} does not have; {other}"
+            f"{file.path}: holds {strange[0]!r}, which {_name(model)} does not have"
+            f"{_other(model, family)}"
         )
+
+
+def _theirs(key: str, family: Family, mine: Mapping[str, str]) -> str:
+    """What the file calls a tensor of the network, or would call it if it had it."""
+    layer, _, what = key.rpartition(".")
+    return mine.get(key, f"{family.theirs(layer)}.{what}")
+
+
+def _other(model: FCN, family: Family) -> str:
+    """What to add to a complaint when the file is of another network, not this one's and damaged.
+
+    Where the file does not name its network, that shows in how many of the layers it has.
+    """
+    same = family.network == model.name
+    if not family.network:
+        own, names = model.state_dict().keys(), set(family.names.values())
+        same = 2 * len(own & names) > len(own)
+    return "" if same else f"; it holds weights of {family.title}, not of {_name(model)}"
 
 
 def _name(model: FCN) -> str:

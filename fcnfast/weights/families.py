@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,6 +86,7 @@ class Family:
         partial: the trunk's last layers may be missing, or unusable and dropped.
         padding: of the first convolution, with which the released networks of these layers were
             trained; None where there is no such number.
+        theirs: what files of this family call a layer of fcnfast's networks.
     """
 
     title: str
@@ -98,6 +99,7 @@ class Family:
     palette: tuple[tuple[int, int, int], ...] = ()
     partial: tuple[str, ...] = ()
     padding: int | None = None
+    theirs: Callable[[str], str] = str
 
 
 def recognise(file: WeightsFile) -> Family:
@@ -194,7 +196,12 @@ def _caffe(file: WeightsFile) -> Family:
     title = "Caffe's network" if file.format in ("Caffe", "HDF5") else "a network of Caffe's names"
     # A classifier's weights have no padding of their own; a segmentation network's have.
     segments = all(any(n.startswith(part) for n in names.values()) for part in ("score_fr", "fc6"))
-    return Family(title, names, dropped, padding=PADDING if segments else None)
+    padding, slashes = PADDING if segments else None, any("/" in key for key in file.tensors)
+    return Family(title, names, dropped, padding=padding, theirs=_slashed if slashes else str)
+
+
+def _slashed(layer: str) -> str:
+    return layer.replace(".", "/")
 
 
 def _sequential(file: WeightsFile) -> Family:
@@ -216,7 +223,8 @@ def _sequential(file: WeightsFile) -> Family:
     dropped = {key: _CLASSIFIER for key in file.tensors if key.startswith("classifier.6.")}
     names = _renamed((key for key in file.tensors if key not in dropped), numbered)
     title = "torchvision's AlexNet"
-    return Family(title, names, dropped, IMAGENET, {"family": "torchvision"})
+    options = {"family": "torchvision"}
+    return Family(title, names, dropped, IMAGENET, options, theirs=_inverse(numbered))
 
 
 def _vgg16(file: WeightsFile) -> Family:
@@ -236,7 +244,8 @@ def _vgg16(file: WeightsFile) -> Family:
         title, preprocess = "torchvision's VGG-16 without a classifier", FEATURES
         dropped |= dict.fromkeys(gone, "no weights: these have features only")
         names = {key: name for key, name in names.items() if key not in gone}
-    return Family(title, names, dropped, preprocess, partial=("fc6", "fc7"))
+    partial, theirs = ("fc6", "fc7"), _inverse(numbered)
+    return Family(title, names, dropped, preprocess, partial=partial, theirs=theirs)
 
 
 def _googlenet(file: WeightsFile) -> Family:
@@ -248,8 +257,8 @@ def _googlenet(file: WeightsFile) -> Family:
     dropped |= {key: _AUXILIARY for key in file.tensors if key.startswith(("aux1.", "aux2."))}
     units = {f"{unit}.{kind}": f"{name}.{kind}" for unit, name in units.items() for kind in _PARTS}
     renamed = _renamed((key for key in file.tensors if key not in dropped), units)
-    title = "torchvision's GoogLeNet"
-    return Family(title, renamed, dropped, INCEPTION, {"family": "torchvision"})
+    title, options = "torchvision's GoogLeNet", {"family": "torchvision"}
+    return Family(title, renamed, dropped, INCEPTION, options, theirs=_inverse(units))
 
 
 def _renamed(keys: Iterable[str], layers: Mapping[str, str]) -> dict[str, str]:
@@ -259,6 +268,12 @@ def _renamed(keys: Iterable[str], layers: Mapping[str, str]) -> dict[str, str]:
         layer, _, what = key.rpartition(".")
         found[key] = f"{layers[layer]}.{what}" if layer in layers else key
     return found
+
+
+def _inverse(layers: Mapping[str, str]) -> Callable[[str], str]:
+    """The function from fcnfast's names to the file's; other names stay."""
+    theirs = {name: key for key, name in layers.items()}
+    return lambda layer: theirs.get(layer, layer)
 
 
 def _usable(stored: Stored) -> bool:
