@@ -14,6 +14,7 @@ from fcnfast.models import IMAGENET, Preprocessing
 from fcnfast.weights import write_weights
 from tests.foreign_nets import VGG, randomise
 from tests.foreign_torch_nets import VGG16
+from tests.model_tools import narrow_trunks
 from tests.weights_tools import narrow_vgg
 from tests.wire_tools import caffemodel
 
@@ -308,3 +309,18 @@ def test_half_a_head_is_of_another_network(tmp_path):
     torch.save({k: v for k, v in tensors.items() if "decode_head.convs" not in k}, tmp_path / "net")
     with pytest.raises(WeightsError, match="has no 'decode_head.convs.0.conv.weight'"):
         fcnfast.load_model(tmp_path / "net")
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101])
+def test_a_plain_state_dict_of_a_resnet_tells_its_depth(tmp_path, monkeypatch, depth):
+    narrow_trunks(monkeypatch)
+    model = fcnfast.create_model(f"fcn8s_resnet{depth}", num_classes=3)
+    state = model.state_dict()
+    torch.save(state, tmp_path / "net.pth")
+    loaded = fcnfast.load_model(tmp_path / "net.pth")
+    assert (loaded.name, loaded.num_classes) == (model.name, 3)
+    assert torch.equal(loaded.layer4[1].conv2.weight, model.layer4[1].conv2.weight)
+    if depth == 34:  # of no ResNet that there is
+        torch.save({k: v for k, v in state.items() if "layer1.2" not in k}, tmp_path / "net.pth")
+        with pytest.raises(WeightsError, match=r"\(2, 4, 6, 3\) basic blocks.*18, 34, 50, 101"):
+            fcnfast.load_model(tmp_path / "net.pth")

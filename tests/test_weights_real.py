@@ -43,6 +43,8 @@ class TestIdentify:
             ("pascalcontext_fcn32s_vgg16", "Caffe", {}),
             ("pascalcontext_fcn8s_vgg16", "HDF5", {}),
             ("fcn_resnet50", "PyTorch", {}),
+            ("fcn8s_resnet18", "PyTorch", {}),
+            ("fcn8s_resnet50", "PyTorch", {}),
             ("fcn_resnet101", "PyTorch", {}),
             ("fcn_resnet50_mmseg", "PyTorch", {}),
             ("fcn_resnet101_mmseg", "PyTorch", {}),
@@ -57,7 +59,6 @@ class TestIdentify:
         [
             ("fcn8s_vgg16", "of fcn8s_vgg16 or fcn8s_atonce_vgg16, whose layers are alike"),
             ("nyud_fcn32s_vgg16_color", "nyud_fcn32s_vgg16_color or nyud_fcn32s_vgg16_hha"),
-            ("fcn8s_resnet50", "or fcn8s_resnet50 or"),
             ("fcn4s_light", "of no network that fcnfast knows"),
         ],
     )

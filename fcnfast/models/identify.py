@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from ..errors import WeightsError
 from ..weights import Family, WeightsFile
+from .resnet import DEPTHS, LAYERS
 
 # A layer by which a trunk without scores is known, and a network to put it into.
 _CLASSIFIERS = (
@@ -76,7 +77,7 @@ def _by_scores(file: WeightsFile, names: Collection[str], classes: int) -> str:
         stride = _stride(names, "score_inception_3b.weight", "score_inception_4e.weight")
         return f"fcn{stride}s_googlenet"
     if "layer4.0.conv1.weight" in names:
-        _refuse(file, [f"fcn8s_resnet{depth}" for depth in (18, 34, 50, 101)])
+        return f"fcn8s_resnet{_depth(file, names)}"
     if "conv1_1.weight" not in names:
         return "fcn32s_alexnet"
     stride = _stride(names, "score_pool3.weight", "score_pool4.weight")
@@ -93,6 +94,23 @@ def _by_scores(file: WeightsFile, names: Collection[str], classes: int) -> str:
     if not isinstance(told, str) or told not in architecture:
         _refuse(file, ["fcn8s_vgg16", "fcn8s_atonce_vgg16"])
     return architecture[told]
+
+
+def _depth(file: WeightsFile, names: Collection[str]) -> int:
+    """A ResNet's depth, by the blocks of its four layers and whether they are bottlenecks."""
+    bottleneck = "layer1.0.conv3.weight" in names
+    counts = tuple(
+        sum(name.startswith(f"{layer}.") and name.endswith(".conv1.weight") for name in names)
+        for layer in LAYERS
+    )
+    for depth, known in DEPTHS.items():
+        if known == (counts, bottleneck):
+            return depth
+    blocks = "bottlenecks" if bottleneck else "basic blocks"
+    raise WeightsError(
+        f"{file.path}: of a ResNet with {counts} {blocks}; "
+        f"fcnfast has those of depths {', '.join(map(str, DEPTHS))}"
+    )
 
 
 def _refuse(file: WeightsFile, networks: list[str]) -> NoReturn:
