@@ -143,6 +143,8 @@ def random_bytes(count: int) -> bytes:
 OTHERS = {
     "empty": (b"", "empty"),
     "text": (b"name: 'VGG'\nlayer { name: 'conv1' }\n" * 30, "not a weights file"),
+    "text that begins as a message": (b"(hello\n", "not a weights file"),
+    "longer text": ("(Überall Wörter,\tund so weiter)\r\n".encode() * 99, "not a weights file"),
     "zeros": (bytes(3000), "not a weights file"),
     "noise": (random_bytes(3000), "not a weights file"),
     "picture": (b"\x89PNG\r\n\x1a\n" + random_bytes(300), "not a weights file"),

@@ -46,8 +46,11 @@ def test_archives_of_something_else_are_refused(tmp_path: Path, model: FCN) -> N
     refuse(model, path, "TorchScript")
     torch.save(nn.Linear(2, 2), path)
     refuse(model, path, "without a state dict.*whole module")
-    torch.save({"a": 1}, path)
-    refuse(model, path, "without a state dict")
+    torch.save({"net": nn.Linear(2, 2)}, path)
+    refuse(model, path, "without a state dict.*whole module")
+    for empty in ({}, {"a": 1}, {"state_dict": {}}):
+        torch.save(empty, path)
+        refuse(model, path, "without a state dict: no tensors$")
     torch.save(torch.ones(3), path)
     refuse(model, path, "without a state dict")
 

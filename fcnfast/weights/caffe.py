@@ -97,7 +97,8 @@ def read_caffe(source: Source) -> tuple[dict[str, Stored], list[str]]:
     if any(field.wire not in _NET.get(field.number, (field.wire,)) for field in fields):
         raise NotCaffeError(broken is None)
     if broken is not None:
-        if not (any(field.number in _NET for field in fields) or _starts_layer(data, broken)):
+        known = any(field.number in _NET for field in fields) or _starts_layer(data, broken)
+        if not known or _is_text(data[:512]):
             raise NotCaffeError(False)
         raise WeightsError(
             f"{source.path}: a Caffe model that is cut or damaged: the file ends inside what "
@@ -148,6 +149,11 @@ def _top(data: mmap, size: int) -> tuple[list[_Field], int | None]:
 def _starts_layer(data: mmap, at: int) -> bool:
     """Tell whether the tag of a layer stands here, of a file that is cut inside its first one."""
     return data[at : at + 1] == b"\x12" or data[at : at + 2] == b"\xa2\x06"
+
+
+def _is_text(head: bytes) -> bool:
+    """Tell whether these are characters only, as no binary model's first numbers are."""
+    return all(byte >= 32 or byte in b"\t\n\f\r" for byte in head)
 
 
 def _fields(data: mmap, start: int, end: int) -> Iterator[_Field]:

@@ -23,6 +23,8 @@ from .source import PathLike, Source, Stored
 _WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 _MAX_NESTING = 4
+# Values that are no objects of a class, as modules are.
+_PLAIN = (int, float, str, bytes, list, tuple, type(None))
 # A pickle shows what it is in its first opcodes.
 _SNIFFED_BYTES = 1 << 16
 
@@ -120,6 +122,8 @@ def _checkpoint(source: Source, tree: Any) -> WeightsFile:
         if tensors:
             tensors = {key: _named(key, stored) for key, stored in _bare(tensors).items()}
             return WeightsFile(source.path, "PyTorch", tensors, None, notes)
+        if all(isinstance(value, _PLAIN) for value in tree.values()):
+            raise WeightsError(f"{source.path}: a PyTorch file without a state dict: no tensors")
     raise WeightsError(
         f"{source.path}: a PyTorch file without a state dict (a whole module? save its "
         "state_dict() instead)"
