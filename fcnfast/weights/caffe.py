@@ -93,12 +93,13 @@ def read_caffe(source: Source) -> tuple[dict[str, Stored], list[str]]:
         WeightsError: cut, damaged, or a blob whose shape is not that of its numbers.
     """
     data = source.mapped()
+    if _is_text(data[:512]):  # some words are messages
+        raise NotCaffeError(False)
     fields, broken = _top(data, source.size)
     if any(field.wire not in _NET.get(field.number, (field.wire,)) for field in fields):
         raise NotCaffeError(broken is None)
     if broken is not None:
-        known = any(field.number in _NET for field in fields) or _starts_layer(data, broken)
-        if not known or _is_text(data[:512]):
+        if not (any(field.number in _NET for field in fields) or _starts_layer(data, broken)):
             raise NotCaffeError(False)
         raise WeightsError(
             f"{source.path}: a Caffe model that is cut or damaged: the file ends inside what "
