@@ -144,7 +144,8 @@ def test_special_values(data, problem, launch):
     for ours, wanted, other in zip(result[:2], true[:2], torchs[:2], strict=True):
         wanted = wanted.to(ours.dtype).double()
         assert torch.equal(ours.isnan(), wanted.isnan())
-        assert torch.equal(ours.isinf(), wanted.isinf()) or dtype != torch.float64
+        # Nowhere but where plain torch has one, too, in float64 or in the type of the arithmetic.
+        assert not (ours.isinf() & wanted.isfinite() & other.isfinite()).any()
         real = ours.isfinite() & wanted.isfinite() & other.isfinite()
         event(f"some finite, some not: {0 < real.sum() < real.numel()}")
         if real.any():
