@@ -8,6 +8,7 @@ import torch
 
 import fcnfast
 from fcnfast.models import table
+from tests.model_tools import narrow_trunks
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), DOCS.parent / "README.md"])
@@ -43,9 +44,33 @@ def test_every_question_is_answered_once():
             assert re.search(r"Question \d+:", page.read_text(encoding="utf-8")), page.name
 
 
+def blocks(name):
+    """The Python code of a page, block by block."""
+    return re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def results(block, names):
+    """Run a block, and for each of its lines that is an expression give value and comment."""
+    for line in block.splitlines():
+        code, _, comment = map(str.strip, line.partition("#"))
+        try:
+            yield eval(code, names), comment
+        except SyntaxError:
+            exec(code, names)
+
+
+def test_the_fields_of_the_docs(monkeypatch):
+    narrow_trunks(monkeypatch)  # fields do not depend on widths
+    (block,) = (block for block in blocks("theory.md") if "receptive_field" in block)
+    found = list(results(block, {"fcnfast": fcnfast}))
+    assert len(found) == 2
+    for field, comment in found:
+        said = f"{field.size} pixels, stride {field.stride}, offset {field.offset}:"
+        assert comment.startswith(said)
+
+
 def test_the_network_of_the_docs(monkeypatch):
-    page = (DOCS / "networks.md").read_text(encoding="utf-8")
-    code, row = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:2]
+    code, row = blocks("networks.md")[:2]
     names = {"Row": table.Row}
     exec(code, names)
     rows = eval("{" + row + "}", names)

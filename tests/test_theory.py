@@ -335,6 +335,7 @@ def test_the_papers_fields(capsys, name, layer, size, offset):
     lines = capsys.readouterr().out.splitlines()
     row = next(line.split() for line in lines if line.startswith(layer))
     assert row[-4:-1] == [str(size), "32", offset]
+    assert ("907 = 715 + 6 * 32" in lines[-1]) == (name == "fcn32s_googlenet")
 
 
 def test_a_network_is_traced_with_the_channels_of_its_own_input(capsys, monkeypatch):

@@ -206,6 +206,7 @@ def info(args: argparse.Namespace) -> int:
     import torch
 
     from ..models import create_model
+    from ..models.googlenet import FCNGoogLeNet
     from ..theory import trace
 
     with torch.device("meta"):  # no weights are made
@@ -233,4 +234,9 @@ def info(args: argparse.Namespace) -> int:
     total = sum(parameter.numel() for parameter in model.parameters())
     print(f"{total:,} parameters, {seen.macs / 1e9:.1f} GMAC on {args.size} x {args.size} pixels")
     print("field: pixels that a unit sees. Unit u is centred on pixel stride * u + offset.")
+    if isinstance(model, FCNGoogLeNet):
+        print(
+            "The paper's 907 pixels count the classifier's 7 x 7 average pooling, which an FCN "
+            "leaves out: 907 = 715 + 6 * 32."
+        )
     return 0

@@ -274,8 +274,9 @@ def trace(
 def receptive_field(model: nn.Module, layer: str | None = None) -> ReceptiveField:
     """Size, stride and offset of the units of a layer, or of the network's (first) output.
 
-    Table 1 of the paper gives them for the last layer before the upsampling: 355, 404 and 907
-    pixels for AlexNet, VGG-16 and GoogLeNet, all at stride 32.
+    Table 1 of the paper gives them for the last layer before the upsampling, "score_fr": 355, 404
+    and 907 pixels for AlexNet, VGG-16 and GoogLeNet, all at stride 32. The output's own are those
+    behind the upsampling: stride 1, and a field that is larger by one stride of the scores.
 
     Raises:
         ValueError: when there is no such layer, or its result has no place on the image.
