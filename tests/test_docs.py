@@ -7,8 +7,12 @@ import pytest
 import torch
 
 import fcnfast
-from fcnfast.models import table
+from fcnfast.models import alexnet, table
+from tests import foreign_nets, foreign_torch_nets
+from tests.foreign_nets import randomise
 from tests.model_tools import narrow_trunks
+from tests.weights_tools import narrow_vgg
+from tests.wire_tools import caffemodel
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), DOCS.parent / "README.md"])
@@ -67,6 +71,39 @@ def test_the_fields_of_the_docs(monkeypatch):
     for field, comment in found:
         said = f"{field.size} pixels, stride {field.stride}, offset {field.offset}:"
         assert comment.startswith(said)
+
+
+def test_the_crop_of_the_docs(monkeypatch):
+    narrow_trunks(monkeypatch)
+    ((crop, comment),) = results(blocks("padding.md")[0], {})
+    assert crop == int(comment) == 19
+
+
+def test_the_files_of_the_docs(monkeypatch, tmp_path):
+    """The pages' code with files of the names that it has; the networks are narrow."""
+    narrow_vgg(monkeypatch)
+    widths = alexnet.WIDTHS | {"torchvision": foreign_nets.TORCHVISION_ALEXNET}
+    monkeypatch.setattr(alexnet, "WIDTHS", widths)
+    monkeypatch.setattr(alexnet, "FULLY_CONNECTED", foreign_nets.FULLY_CONNECTED)
+    monkeypatch.chdir(tmp_path)
+    torch.save(randomise(foreign_torch_nets.VGG16()).weights(), "vgg16.pth")
+    torch.save(randomise(foreign_torch_nets.AlexNet()).weights(), "alexnet.pth")
+    torch.save(randomise(foreign_nets.VGG(32)).state_dict(), "other.pth")
+    Path("fcn8s.caffemodel").write_bytes(caffemodel(randomise(foreign_nets.VGG(8)).state_dict()))
+    names = {"fcnfast": fcnfast}
+    for block in blocks("weights.md"):
+        exec(block, names)
+    assert names["model"].num_classes == 11 and not names["model"].training
+    assert names["alexnet"].family == "torchvision"
+    for block in blocks("networks.md")[2:]:
+        exec(block, names)
+    assert names["finer"].name == "fcn16s_vgg16" and names["more"].num_classes == 25
+    coarse, depth = names["coarse"].conv1_1.weight, names["depth"].conv1_1_bgrd.weight
+    assert torch.allclose(depth[:, 3], coarse.mean(1)) and coarse.any()
+    with pytest.raises(fcnfast.InputError, match="has no 'conv1_1_bgrd.weight'.*expand_input"):
+        fcnfast.load_weights(names["depth"], "vgg16.pth")
+    with pytest.raises(fcnfast.InputError, match="suffix='color'"):
+        fcnfast.create_model("nyud_fcn32s_vgg16_color_hha", weights="vgg16.pth")
 
 
 def test_the_network_of_the_docs(monkeypatch):

@@ -265,7 +265,9 @@ class TestOurs:
         fcnfast.load_weights(model, path)
         fcnfast.save_model(fcnfast.create_model("fcn32s_vgg16"), path)  # the stage before
         fcnfast.load_weights(model, path)
-        with pytest.raises(WeightsError, match="for padding=100, but .* with padding=None"):
+        with pytest.raises(
+            WeightsError, match="=100, but .*=None; create_model.*, padding=100, weights"
+        ):
             fcnfast.create_model("fcn8s_vgg16", padding=None, weights=path)
 
     def test_what_is_missing_or_too_much_is_an_error(self, tmp_path):

@@ -79,7 +79,11 @@ class FCN(nn.Module):
         name, options: the arguments of `create_model` that made the network.
         preprocessing: what `preprocess` does; it travels with the weights.
         default_preprocessing: what the network's own released weights expect.
+        transplanting: how it gets the trunk of a network whose first layer is another one, where
+            loading a file cannot do that; errors say it.
     """
+
+    transplanting = ""
 
     _mean: Tensor
     _std: Tensor

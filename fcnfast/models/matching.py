@@ -42,9 +42,12 @@ def check_options(model: FCN, file: WeightsFile, family: Family) -> None:
         has = _plain(model.options.get(key, defaults.get(key)))
         needs = _plain(family.options.get(key, defaults.get(key)))
         if has != needs:
+            # `create_model` asks the file for options, unless it is of another network.
+            own = "" if family.network in ("", model.name) else f"{key}={needs!r}, "
             raise WeightsError(
                 f"{file.path}: weights of {family.title} for {key}={needs!r}, but {_name(model)} "
-                f"was made with {key}={has!r}"
+                f"was made with {key}={has!r}; "
+                f"create_model({_name(model)!r}, {own}weights=...) makes it as the file needs"
             )
 
 
@@ -132,7 +135,11 @@ def matched(
             head = key.startswith(_HEADS) and key.partition(".")[0] not in begun
             old = key.endswith("num_batches_tracked")  # not in the oldest files
             if not (head or old or key.startswith(family.partial)):
-                raise WeightsError(f"{file.path}: has no {_theirs(key, family, mine)!r}{other}")
+                first = key.partition(".")[0] in getattr(model, "trunk", ())[:1]
+                hint = f"; {model.transplanting}" if first and model.transplanting else ""
+                raise WeightsError(
+                    f"{file.path}: has no {_theirs(key, family, mine)!r}{other}{hint}"
+                )
             continue
         stored, shape = file.tensors[mine[key]], tuple(tensor.shape)
         if _fits(stored.shape, shape):

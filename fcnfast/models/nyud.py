@@ -31,6 +31,11 @@ class FCNColorDepth(SkipNet):
         depth_mean: what is subtracted from the logarithm.
     """
 
+    transplanting = (
+        "from a network of three channels: models.transplant(source, model), then "
+        "models.expand_input(source.conv1_1, model.conv1_1_bgrd)"
+    )
+
     def __init__(
         self,
         num_classes: int = 40,
@@ -92,6 +97,9 @@ class FCNColorHHA(SkipNet):
     """
 
     streams = ("color", "hha")
+    transplanting = (
+        "from networks of one stream: models.transplant(source, model, suffix='color'), then 'hha'"
+    )
 
     def __init__(
         self,
