@@ -253,6 +253,17 @@ def test_images_that_are_too_small_are_named(name, options, size, message):
         ("fcn32s_alexnet", {"padding": 84}, ValueError, "would miss the last 1"),
         ("fcn32s_alexnet", {"padding": 70}, ValueError, "begin 12 pixels inside"),
         ("fcn8s_googlenet", {"padding": 2}, ValueError, "padding 2 is too small for stride 8"),
+        (None, {}, TypeError, "name must be that of a network .* not None"),
+        (None, {"weights": "net.pth"}, TypeError, "name must be that of a network .* not None"),
+        ("fcn8s_vgg16", {"paddings": 3}, TypeError, "fcn8s_vgg16 has no .*'paddings'; .*padding?"),
+        ("fcn4s_light", {"x": 3}, TypeError, "fcn4s_light .* its options: widths, depths, decoder"),
+        ("fcn8s_vgg16", {"weights": ""}, fcnfast.InputError, "path .* is empty"),
+        ("fcn8s_vgg16", {"weights": {}}, TypeError, "by its path, not by dict"),
+        *(
+            (name, {"dropout": value}, error, f"dropout must be .* 0 to 1, not {value!r}")
+            for name in ("fcn8s_vgg16", "fcn32s_googlenet", "fcn4s_light", "fcn_resnet50_mmseg")
+            for value, error in (("a", TypeError), (None, TypeError), (1.5, ValueError))
+        ),
         ("fcn8s_vgg16", {"num_classes": 0}, ValueError, "num_classes must be a positive .* not 0"),
         ("fcn8s_vgg16", {"geo_classes": 0}, ValueError, "geo_classes must be a positive .* not 0"),
         ("fcn8s_vgg16", {"geo_classes": True}, ValueError, "geo_classes .* not True"),

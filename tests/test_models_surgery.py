@@ -163,9 +163,17 @@ def test_more_classes_leave_the_scores_of_the_old_ones(name, options):
         assert torch.equal(new["geo"], old["geo"])
     with pytest.raises(ValueError, match="at least 4, not 3"):
         expand_score(net, 3)
+    with pytest.raises(ValueError, match="num_classes must be a positive integer, not 6.0"):
+        expand_score(net, 6.0)
     net.name = ""
     with pytest.raises(ValueError, match="create_model made"):
         expand_score(net, 6)
+
+
+@pytest.mark.parametrize("make", [refine, lambda model: expand_score(model, 30)])
+def test_only_networks_of_fcnfast_have_stages_and_classes(make):
+    with pytest.raises(TypeError, match="model must be a network of fcnfast, not Sequential"):
+        make(nn.Sequential())
 
 
 def test_a_fourth_channel_starts_as_the_mean_of_three():

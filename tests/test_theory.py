@@ -412,6 +412,32 @@ def test_a_stack_of_deconvolutions_learns_what_no_interpolation_can():
     assert [type(layer).__name__ for layer in stack] == ["Deconv", "PReLU", "Deconv"]
 
 
+NET = nn.Conv2d(1, 1, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: theory.receptive_field(3), TypeError, "model must be a torch.nn.Module, not 3"),
+        (lambda: theory.rarefy("net"), TypeError, "model must be a torch.nn.Module, not 'net'"),
+        (lambda: theory.convolutionalize(None, 26), TypeError, "classifier must be .* not None"),
+        (
+            lambda: theory.shift_and_stitch(NET, torch.zeros(1, 9, 9)),
+            ValueError,
+            r"images must be N x C x H x W, not \(1, 9, 9\)",
+        ),
+        (lambda: theory.shift_and_stitch(NET, [1]), TypeError, "images must be .* not list"),
+        (lambda: theory.shift_and_stitch(3, torch.zeros(1, 1, 9, 9)), TypeError, "model must"),
+        (lambda: theory.stacked_deconvolutions(3, 2), TypeError, "strides must be .* not 2"),
+        (lambda: theory.stacked_deconvolutions(3, "22"), TypeError, "strides must be .* not '22'"),
+        (lambda: theory.stacked_deconvolutions("3", (2,)), TypeError, "channels must be .* '3'"),
+    ],
+)
+def test_arguments_that_are_something_else_are_named(call, error, says):
+    with pytest.raises(error, match=says):
+        call()
+
+
 @pytest.mark.parametrize("strides", [(), (2, 1), (0,)])
 def test_bad_stacks(strides):
     with pytest.raises(ValueError, match="strides must be 2 or more"):

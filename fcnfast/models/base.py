@@ -70,6 +70,20 @@ def check_count(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a positive integer, not {value!r}")
 
 
+def dropout_layer(share: float) -> nn.Dropout:
+    """Elementwise dropout of this share of the values.
+
+    Raises:
+        TypeError: for what is no number.
+        ValueError: for one outside of 0 to 1.
+    """
+    if not isinstance(share, (int, float)):
+        raise TypeError(f"dropout must be a number from 0 to 1, not {share!r}")
+    if not 0 <= share <= 1:
+        raise ValueError(f"dropout must be a number from 0 to 1, not {share!r}")
+    return nn.Dropout(share)
+
+
 class FCN(nn.Module):
     """A fully convolutional network: `score_maps` is all that a network defines.
 

@@ -64,9 +64,10 @@ def create_model(
     Raises:
         InputError: for an unknown name; the nearest are offered.
         ValueError: for options that it refuses.
-        TypeError: for an option that the network does not have.
+        TypeError: for an option that the network does not have; the nearest is offered.
         WeightsError: when the file cannot be used for this network.
     """
+    find(name)  # without a name a file would have to tell it
     if weights is None:
         return build(name, num_classes, options)
     return load_as(name, weights, num_classes, options)[0]

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .base import dropout_layer
+
 # A matrix product pays up to so many units for each output channel.
 UNITS_PER_CHANNEL = 1 / 8
 
@@ -73,7 +75,7 @@ def fully_connected(
     fc6 = FullyConnected(channels, width, kernel, padding=padding)
     layers: dict[str, nn.Module] = {}
     for number, conv in ((6, fc6), (7, FullyConnected(width, width, 1))):
-        drop: dict[str, nn.Module] = {f"drop{number}": nn.Dropout(dropout)}
+        drop: dict[str, nn.Module] = {f"drop{number}": dropout_layer(dropout)}
         unit = {f"fc{number}": conv, f"relu{number}": nn.ReLU(inplace=True)}
         layers |= drop | unit if dropout_first else unit | drop
     return layers

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .alexnet import Family, check_family
-from .base import CAFFE, Preprocessing
+from .base import CAFFE, Preprocessing, dropout_layer
 from .decoder import Upsampling
 from .skipnet import SkipNet
 
@@ -142,7 +142,7 @@ def googlenet(family: Family, padding: int | None, dropout: float) -> dict[str, 
             pool(4, 3 if caffe else 2)
         layers[f"inception_{name}"] = Inception(channels, widths, family)
         channels = widths.total
-    layers["drop"] = nn.Dropout(dropout)
+    layers["drop"] = dropout_layer(dropout)
     return layers
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import FCN, IMAGENET, ScoreMap
+from .base import FCN, IMAGENET, ScoreMap, dropout_layer
 from .decoder import IMAGE, Located, after, fuse, on_image
 
 
@@ -71,7 +71,7 @@ class FCNLight(FCN):
             self.stages.append(nn.Sequential(down, *(Residual(width) for _ in range(depth))))
         self.lateral = nn.ModuleList(_conv_bn(width, decoder, 1) for width in widths[1:])
         self.smooth = nn.Sequential(_conv_bn(decoder, decoder, 3), nn.ReLU(inplace=True))
-        self.drop = nn.Dropout(dropout)
+        self.drop = dropout_layer(dropout)
         self.score = nn.Conv2d(decoder, num_classes, 1)
         for parameter in self.score.parameters():
             nn.init.zeros_(parameter)

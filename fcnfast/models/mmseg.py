@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry import SamplingGrid
-from .base import FCN, Preprocessing, ScoreMap
+from .base import FCN, Preprocessing, ScoreMap, dropout_layer
 from .decoder import IMAGE, Located, after
 from .resnet import LAYERS, resnet
 
@@ -41,7 +41,7 @@ class Head(nn.Module):
         widths = [channels, *[width] * convs]
         self.convs = nn.Sequential(*map(ConvBN, widths[:-1], widths[1:]))
         self.conv_cat = ConvBN(channels + width, width) if concat else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout_layer(dropout)
         self.conv_seg = nn.Conv2d(width, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from torch import Tensor, nn
 
 from ..geometry import SamplingGrid
-from .base import FCN, IMAGENET, ScoreMap
+from .base import FCN, IMAGENET, ScoreMap, dropout_layer
 from .decoder import IMAGE, Located, Upsampling, after, image_grid_aligned
 from .skipnet import SkipNet
 
@@ -123,7 +123,7 @@ class FCNHead(nn.Sequential):
             nn.Conv2d(channels, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
+            dropout_layer(dropout),
             nn.Conv2d(width, classes, 1),
         )
 
@@ -224,7 +224,7 @@ class FCN8sResNet(SkipNet):
     ) -> None:
         super().__init__(num_classes, IMAGENET)
         layers, widths = resnet(depth, dilate=False)
-        self._add_trunk({**layers, "drop": nn.Dropout(dropout)})
+        self._add_trunk({**layers, "drop": dropout_layer(dropout)})
         self._add_heads({name: widths[name] for name in LAYERS[:0:-1]})
         self._start(upsampling, final_upsampling)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .base import FCN
+from .base import FCN, check_count
 from .table import MODELS, build
 
 # The stages of section 4.2, each trained from the one before.
@@ -125,6 +125,11 @@ def _like(model: FCN, new: FCN) -> FCN:
     return new.to(parameter.device, parameter.dtype).train(model.training)
 
 
+def _check_model(model: object) -> None:
+    if not isinstance(model, FCN):
+        raise TypeError(f"model must be a network of fcnfast, not {type(model).__name__}")
+
+
 def refine(model: FCN) -> FCN:
     """The next stage of a net: FCN-16s from FCN-32s, FCN-8s from FCN-16s (section 4.2).
 
@@ -137,8 +142,10 @@ def refine(model: FCN) -> FCN:
         A new net; `model` is not changed.
 
     Raises:
+        TypeError: no network of fcnfast.
         ValueError: for a net without a next stage.
     """
+    _check_model(model)
     for coarse, fine in zip(STAGES[:-1], STAGES[1:], strict=True):
         name = model.name.replace(coarse, fine)
         if coarse in model.name and name in MODELS:
@@ -159,8 +166,11 @@ def expand_score(model: FCN, num_classes: int) -> FCN:
         A new net without a class table; `model` is not changed.
 
     Raises:
+        TypeError: no network of fcnfast.
         ValueError: when there would be fewer classes, or the net was not made by name.
     """
+    _check_model(model)
+    check_count("num_classes", num_classes)
     if num_classes < model.num_classes:
         raise ValueError(f"num_classes must be at least {model.num_classes}, not {num_classes}")
     if model.name not in MODELS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,13 +92,29 @@ def find(name: str) -> Row:
     """The row of a name.
 
     Raises:
+        TypeError: for what is no name.
         InputError: for an unknown name; the nearest are offered.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be that of a network (see list_models), not {name!r}")
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(MODELS)}"
         raise InputError(f"there is no network {name!r}; {hint}")
     return MODELS[name]
+
+
+def _check_options(name: str, row: Row, options: Mapping[str, Any]) -> None:
+    """Refuse options that a network does not have; the nearest that it has is offered."""
+    parameters = inspect.signature(row.make).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    known = [key for key in parameters if key != "num_classes" and key not in row.fixed]
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"its options: {', '.join(known)}"
+            raise TypeError(f"{name} has no option {option!r}; {hint}")
 
 
 def build(name: str, num_classes: int | None, options: Mapping[str, Any]) -> FCN:
@@ -112,6 +129,7 @@ def build(name: str, num_classes: int | None, options: Mapping[str, Any]) -> FCN
     clash = sorted(set(row.fixed) & set(options))
     if clash:
         raise TypeError(f"{name} fixes {', '.join(clash)}: choose another network instead")
+    _check_options(name, row, options)
     classes = row.classes if num_classes is None else num_classes
     model = row.make(classes, **row.fixed, **options)
     if row.preprocessing is not None:

@@ -31,8 +31,13 @@ def stacked_deconvolutions(
         The stack, the product of the strides being its factor.
 
     Raises:
+        TypeError: when channels or a stride is no integer, or strides are no sequence.
         ValueError: without strides, for one below 2, or without channels.
     """
+    if type(channels) is not int:
+        raise TypeError(f"channels must be an integer, not {channels!r}")
+    if not isinstance(strides, Sequence) or any(type(stride) is not int for stride in strides):
+        raise TypeError(f"strides must be a sequence of integers such as (2, 2), not {strides!r}")
     if channels < 1:
         raise ValueError(f"channels must be positive, not {channels}")
     if not strides or min(strides) < 2:

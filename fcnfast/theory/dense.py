@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fields import trace
+from .fields import check_module, trace
 
 # Layers that act on each value, or each channel, by itself: the same on maps as on vectors.
 _POINTWISE = (
@@ -108,9 +108,11 @@ def convolutionalize(classifier: nn.Module, input_size: int | tuple[int, int]) -
         input_size: (H, W) of the images that it was trained on.
 
     Raises:
+        TypeError: for what is no network.
         ValueError: when the children in order are not what the classifier does, when it has no
             linear layer, or a layer after it has no form on maps.
     """
+    check_module("classifier", classifier)
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     steps = list(_steps(classifier))
     first = next((i for i, (_, s) in enumerate(steps) if isinstance(s, nn.Linear)), None)
@@ -267,9 +269,15 @@ def shift_and_stitch(model: nn.Module, images: Tensor) -> Tensor:
         N x K x (H - F + 1) x (W - F + 1) for a network without padding and a receptive field F.
 
     Raises:
-        ValueError: when the output's stride is no integer, or an image is smaller than the shifts
-            need.
+        TypeError: for what is no network or no tensor.
+        ValueError: for images of another rank, when the output's stride is no integer, or when an
+            image is smaller than the shifts need.
     """
+    check_module("model", model)
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor, not {type(images).__name__}")
+    if images.dim() != 4:
+        raise ValueError(f"images must be N x C x H x W, not {tuple(images.shape)}")
     outputs = trace(model).outputs
     if list(outputs) != [""]:
         raise ValueError("the network must give one map of the image")

@@ -224,6 +224,16 @@ def _channels(model: nn.Module) -> int:
     return next(convolutions, 3)
 
 
+def check_module(name: str, value: object) -> None:
+    """Refuse what is no torch network.
+
+    Raises:
+        TypeError: with the argument's name.
+    """
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module, not {value!r}")
+
+
 def trace(
     model: nn.Module,
     input_size: int | tuple[int, int] = INPUT_SIZE,
@@ -239,9 +249,11 @@ def trace(
             first convolution, 3 where there is none.
 
     Raises:
+        TypeError: for what is no network.
         ValueError: where kernels differ between rows and columns, or maps of different strides
             are combined.
     """
+    check_module("model", model)
     from torch.utils.flop_counter import FlopCounterMode  # it brings Triton along
 
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
@@ -279,6 +291,7 @@ def receptive_field(model: nn.Module, layer: str | None = None) -> ReceptiveFiel
     behind the upsampling: stride 1, and a field that is larger by one stride of the scores.
 
     Raises:
+        TypeError: for what is no network.
         ValueError: when there is no such layer, or its result has no place on the image.
     """
     seen = trace(model)

@@ -43,12 +43,17 @@ class Source:
     """An open regular file of weights.
 
     Raises:
+        TypeError: for what is no path.
         WeightsError: when there is no such file, or it cannot be read.
     """
 
     file: BinaryIO
 
     def __init__(self, path: PathLike) -> None:
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"a weights file is given by its path, not by {type(path).__name__}")
+        if path == "":
+            raise WeightsError("the path of the weights file is empty ('')")
         self.path = Path(path)
         if self.path.is_dir():
             raise WeightsError(f"{path}: is a folder, not a weights file")
