@@ -30,7 +30,7 @@ PIECE_ELEMENTS = 1 << 17
 
 
 class _Cells(NamedTuple):
-    """The part of an axis whose cells are alike: pixels [first, last), those of `count` cells.
+    """The part of an axis whose cells are alike: pixels [first, last), those of `number` cells.
 
     cell: the first one's left tap. right: the right tap's weight at each of a cell's pixels.
     """
@@ -38,12 +38,12 @@ class _Cells(NamedTuple):
     first: int
     last: int
     cell: int
-    count: int
+    number: int
     right: Tensor
 
     def of(self, x: Tensor) -> Tensor:
         """outer x pixels x inner as outer x cells x pixels of a cell x inner: a view."""
-        return x[:, self.first : self.last].unflatten(1, (self.count, -1))
+        return x[:, self.first : self.last].unflatten(1, (self.number, -1))
 
 
 @lru_cache(maxsize=64)
@@ -109,8 +109,8 @@ def _sample(
         return
     plain = finite and x.dtype == out.dtype  # of another type would be a copy of `out`
     if plain and (cells := _cells(grid, axis, x.dtype, x.device)):
-        left = x[:, cells.cell : cells.cell + cells.count, None]
-        right = x[:, cells.cell + 1 : cells.cell + 1 + cells.count, None]
+        left = x[:, cells.cell : cells.cell + cells.number, None]
+        right = x[:, cells.cell + 1 : cells.cell + 1 + cells.number, None]
         target = cells.of(out)
         if accumulate:
             target.add_(left).addcmul_(right - left, cells.right)
@@ -118,8 +118,8 @@ def _sample(
             torch.lerp(left, right, cells.right, out=target)
         for first, last in ((0, cells.first), (cells.last, length)):
             if first < last:
-                part = _window(grid, axis, first, last)
-                _sample(x, part, axis, out[:, first:last], accumulate, finite)
+                window = _window(grid, axis, first, last)
+                _sample(x, window, axis, out[:, first:last], accumulate, finite)
         return
     many = even_length(outer, PIECE_ELEMENTS // (length * inner))
     size = even_length(length, PIECE_ELEMENTS // inner) if many == 1 else length
