@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import WeightsError
+from .archives import ZIP_MARK, read_zip
 from .caffe import NotCaffeError, read_caffe
 from .hdf5 import is_hdf5, open_hdf5, read_hdf5
 from .native import WeightsMeta, parse_meta
-from .pickles import LEGACY_MARK, ZIP_MARK, read_legacy, read_zip
+from .pickles import LEGACY_MARK, read_legacy
 from .safe import is_safetensors, read_safetensors
 from .source import PathLike, Source, Stored
 

@@ -1,4 +1,4 @@
-"""Files of ``torch.save``, zip archives and the older kind, read without running anything.
+"""Pickles of ``torch.save``, and the older kind of its files, read without running anything.
 
 A pickle is a small program that may call whatever it names. Here the only names it can reach are
 those that put tensors together; objects of other classes (settings, loggers, arrays) become inert
@@ -8,13 +8,9 @@ placeholders, and a pickle that asks for a function of Python's own library is r
 from __future__ import annotations
 
 import _compat_pickle
-import io
 import pickle
 import pickletools
-import struct
 import sys
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
@@ -25,7 +21,6 @@ from torch import Tensor
 from ..errors import WeightsError
 from .source import Source, Stored
 
-ZIP_MARK = b"PK\x03\x04"
 # What the older files start with: the pickle of a magic number, in protocol 2.
 LEGACY_MARK = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -58,7 +53,7 @@ _HARMLESS = {
 
 
 @dataclass(frozen=True)
-class _Storage:
+class Storage:
     """A run of numbers in the file, of which tensors are parts; `start` counts its elements."""
 
     key: str
@@ -108,7 +103,7 @@ class _Call:
         raise pickle.UnpicklingError("a function has no state")
 
 
-class _Unpickler(pickle.Unpickler):
+class Unpickler(pickle.Unpickler):
     """Builds dicts, lists, numbers, strings and `Stored` tensors.
 
     `read` takes a storage, an element's number in it, and a count; it is called when a tensor is
@@ -116,7 +111,7 @@ class _Unpickler(pickle.Unpickler):
     """
 
     def __init__(
-        self, file: Any, name: object, read: Callable[[_Storage, int, int], Tensor]
+        self, file: Any, name: object, read: Callable[[Storage, int, int], Tensor]
     ) -> None:
         super().__init__(file, encoding="latin1")  # any string of Python 2 is read
         self._name, self._read = name, read
@@ -165,12 +160,12 @@ class _Unpickler(pickle.Unpickler):
             _, start, count = fields[4]
             if not _counts(start, count) or start + count > numel:
                 raise pickle.UnpicklingError("a storage reaches beyond the one it is part of")
-            return _Storage(str(key), dtype, count, start)
-        return _Storage(str(key), dtype, numel)
+            return Storage(str(key), dtype, count, start)
+        return Storage(str(key), dtype, numel)
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Stored:
         size, stride = tuple(size), tuple(stride)
-        if not isinstance(storage, _Storage) or not _counts(offset, *size, *stride):
+        if not isinstance(storage, Storage) or not _counts(offset, *size, *stride):
             raise pickle.UnpicklingError("a tensor without a place in the file")
         if len(size) != len(stride):
             raise pickle.UnpicklingError(f"a tensor of size {size} and strides {stride}")
@@ -192,7 +187,7 @@ def _counts(*values: object) -> bool:
     return all(type(value) is int and value >= 0 for value in values)
 
 
-def _load(source: Source, file: BinaryIO, unpickler: _Unpickler) -> Any:
+def load_pickle(source: Source, file: BinaryIO, unpickler: Unpickler) -> Any:
     """Read one pickle from `file`; whatever is wrong with it is a WeightsError."""
     try:
         _check_opcodes(file)
@@ -221,86 +216,6 @@ def _check_opcodes(file: BinaryIO) -> None:
     file.seek(start)
 
 
-def read_zip(source: Source) -> Any:
-    """What ``torch.save`` wrote into a zip archive; its tensors are views of the file.
-
-    A tensor whose bytes are not those that were written is refused when it is read: the archive
-    holds their checksum.
-
-    Raises:
-        WeightsError: cut, damaged, no archive of ``torch.save``, or one with code in it.
-    """
-    try:
-        with zipfile.ZipFile(source.file) as archive:
-            records = {info.filename: info for info in archive.infolist()}
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, EOFError) as error:
-        raise WeightsError(
-            f"{source.path}: a zip archive (PyTorch's files are such) that is cut or damaged"
-        ) from error
-    names = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if len(names) != 1:
-        raise WeightsError(f"{source.path}: a zip archive, but none of torch.save")
-    prefix = names[0].removesuffix("data.pkl")
-    if any(name.startswith(f"{prefix}code/") for name in records):
-        raise WeightsError(f"{source.path}: holds a TorchScript program, not only weights")
-    checked: set[str] = set()
-
-    def checked_span(record: zipfile.ZipInfo) -> tuple[int, int]:
-        span = _span(source, record)
-        if record.filename not in checked:
-            _check_sum(source, record, *span)
-            checked.add(record.filename)
-        return span
-
-    order = records.get(f"{prefix}byteorder")
-    if order is not None and source.bytes_at(*_span(source, order)) != b"little":
-        raise WeightsError(f"{source.path}: its numbers are not in little-endian order")
-
-    def read(storage: _Storage, start: int, count: int) -> Tensor:
-        record = records.get(f"{prefix}data/{storage.key}")
-        if record is None:
-            raise WeightsError(f"{source.path}: damaged: storage {storage.key!r} is missing")
-        offset, length = checked_span(record)
-        if storage.numel * storage.dtype.itemsize > length:
-            raise WeightsError(
-                f"{source.path}: damaged: storage {storage.key!r} holds {length} bytes, "
-                f"{storage.numel} numbers of {storage.dtype} were expected"
-            )
-        return source.view(offset + start * storage.dtype.itemsize, storage.dtype, (count,))
-
-    program = io.BytesIO(source.bytes_at(*checked_span(records[names[0]])))
-    return _load(source, program, _Unpickler(program, source.path, read))
-
-
-def _span(source: Source, record: zipfile.ZipInfo) -> tuple[int, int]:
-    """Return where a record's bytes begin and how many they are."""
-    header = source.bytes_at(record.header_offset, 30)
-    if len(header) < 30 or header[:4] != ZIP_MARK:
-        raise WeightsError(f"{source.path}: damaged: record {record.filename!r} is not there")
-    if record.compress_type != zipfile.ZIP_STORED:
-        raise WeightsError(
-            f"{source.path}: record {record.filename!r} is compressed, which torch.save does not do"
-        )
-    name, extra = struct.unpack("<HH", header[26:30])
-    start = record.header_offset + 30 + name + extra
-    if start + record.file_size > source.size:
-        raise WeightsError(f"{source.path}: the file is cut inside {record.filename!r}")
-    return start, record.file_size
-
-
-def _check_sum(source: Source, record: zipfile.ZipInfo, start: int, length: int) -> None:
-    """Refuse a record whose bytes do not have the CRC-32 that the archive says.
-
-    A sum of 0 is none: ``torch.serialization.set_crc32_options(False)`` writes that.
-    """
-    with memoryview(source.mapped())[start : start + length] as content:
-        if record.CRC and zlib.crc32(content) != record.CRC:
-            raise WeightsError(
-                f"{source.path}: damaged: the bytes of {record.filename!r} are not those that were "
-                "written (their CRC-32 differs)"
-            )
-
-
 def read_legacy(source: Source) -> Any:
     """What ``torch.save`` wrote before it wrote zip archives: pickles, then the storages.
 
@@ -309,7 +224,7 @@ def read_legacy(source: Source) -> Any:
     """
     places: dict[str, tuple[int, int]] = {}
 
-    def read(storage: _Storage, start: int, count: int) -> Tensor:
+    def read(storage: Storage, start: int, count: int) -> Tensor:
         offset, numel = places.get(storage.key, (0, -1))
         if storage.start + storage.numel > numel:
             raise WeightsError(
@@ -320,8 +235,8 @@ def read_legacy(source: Source) -> Any:
         return source.copy(offset + start * storage.dtype.itemsize, storage.dtype, (count,))
 
     source.file.seek(len(LEGACY_MARK))
-    unpicklers = [_Unpickler(source.file, source.path, read) for _ in range(4)]
-    _, system, tree, keys = (_load(source, source.file, unpickler) for unpickler in unpicklers)
+    unpicklers = [Unpickler(source.file, source.path, read) for _ in range(4)]
+    _, system, tree, keys = (load_pickle(source, source.file, each) for each in unpicklers)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise WeightsError(f"{source.path}: its numbers are not in little-endian order")
     if not isinstance(keys, list):
