@@ -1,6 +1,7 @@
 """The loss's kernels, in the interpreter, against the definition in extended precision."""
 
 import math
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from tests.kernel_tools import (
+    DTYPES,
     INTERPRETED,
     bits,
     numerators,
@@ -71,6 +73,48 @@ def test_loss_and_gradient(problem, launch):
     assert_accurate(result, problem)
     if bool((problem.target == problem.ignore_index).all()):
         assert not result.gradient.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_every_kind_of_arithmetic(dtype, weighted, smoothing):
+    """Of cells that patches do not divide, with some void."""
+    grid = SamplingGrid.resize((3, 4), (11, 13))
+    problem = example(grid, dtype=dtype, smoothing=smoothing, reduction="mean")
+    target = torch.where(torch.rand(problem.target.shape) < 0.2, 255, problem.target)
+    weight = torch.tensor([0.5, 1.5, 0.75]).double() if weighted else None
+    scores = problem.scores.to(dtype).double()
+    problem = problem._replace(scores=scores, target=target, weight=weight)
+    with shared_out(2, 2, 8), guarded():
+        assert_accurate(launched(problem), problem)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("border", ["clamp", "zero"])
+def test_a_class_that_is_out_of_the_question(border, reduction):
+    """-inf at every corner is -inf at every pixel, also where two corners are one."""
+    grid = replace(SamplingGrid.deconv((3, 4), 4, padding=2), border=border)
+    problem = example(grid, reduction=reduction)
+    problem.scores[:, 0] = -torch.inf
+    problem = problem._replace(target=problem.target.clamp(min=1))
+    with shared_out(2, 2, 8):
+        result = launched(problem)
+    true = plain(problem, problem.scores, torch.float64)
+    for ours, wanted in zip(result[:2], true[:2], strict=True):
+        assert torch.allclose(ours.double(), wanted.double(), rtol=1e-5, atol=1e-6)
+    assert not result.gradient[:, 0].any()
+
+
+@pytest.mark.parametrize(("scale", "near"), [(4.0, True), (1e4, False)])
+def test_usual_scores_go_the_fast_way(scale, near):
+    """Which lanes do not is what the first kernel writes down for the second, a bit for each."""
+    problem = example()
+    problem = problem._replace(scores=scale * problem.scores.sign())
+    with shared_out(2, 2, 8), guarded() as made:
+        launched(problem)
+    (direct,) = (x for x in made if x.dtype == torch.int64)
+    assert bool((direct == 0).all()) == near
 
 
 @settings(max_examples=40)
