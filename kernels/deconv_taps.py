@@ -63,8 +63,7 @@ def weight_pair(
     w_ptr, row, c, channels, kernel, channel, column, near_read, far_read,
     ACC: tl.constexpr, STRIDE: tl.constexpr, WEIGHTS: tl.constexpr, TABLE: tl.constexpr,
 ):  # fmt: skip
-    """The weights of the near and the far values of a block, from row `row` of the kernels; any for
-    a value that is not read.
+    """The weights of the near and the far values of a block, from row `row` of the kernels.
 
     w_ptr: channels x kernel x kernel, dense. Of each channel from c on WEIGHTS are loaded, a power
     of two of at least `kernel`: TABLE of them. channel, column: where the near ones are.
@@ -74,8 +73,8 @@ def weight_pair(
     start = ((c + place // WEIGHTS).to(tl.int64) * kernel + row) * kernel
     weights = tl.load(w_ptr + start + place % WEIGHTS, mask=known, other=0.0)
     place = channel * WEIGHTS + column
-    near = tl.gather(weights, tl.where(near_read, place, 0), 0)
-    far = tl.gather(weights, tl.where(far_read, place + STRIDE, 0), 0)
+    near = tl.where(near_read, tl.gather(weights, tl.where(near_read, place, 0), 0), 0.0)
+    far = tl.where(far_read, tl.gather(weights, tl.where(far_read, place + STRIDE, 0), 0), 0.0)
     return near.to(ACC), far.to(ACC)
 
 
