@@ -179,6 +179,7 @@ def test_wrong_or_missing_peer_is_shown(monkeypatch, capsys) -> None:
         (["--device", "cuda:99"], "--device cuda:99: torch finds"),
         (["--json", "/no/such/folder/x.json"], "--json: /no/such/folder/x.json cannot be"),
         (["--json", "."], "--json: . cannot be"),
+        (["--seed", "3"], "--seed belongs to --suite drawn"),
         (["--plot", "pyproject.toml"], "--plot: pyproject.toml is no folder"),
         (["--against", "pyproject.toml"], "pyproject.toml is no result of the benchmark"),
     ],

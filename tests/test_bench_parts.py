@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from bench import check, compare, floor, measure, plots, report, timing
-from bench.cases import CONTENTS, SUITES, USUAL, VOID, WORST, Case, Content, fitted, undecided
+from bench.cases import (
+    CONTENTS,
+    SUITES,
+    USUAL,
+    VOID,
+    WORST,
+    Case,
+    Content,
+    drawn,
+    fitted,
+    undecided,
+)
 from bench.cases import content as make_content
 from bench.check import backward_call, call, errors, tolerance
 from bench.operations import OPERATIONS
@@ -161,6 +172,13 @@ def test_cpu_takes_one_image_and_says_so(suite: str) -> None:
     assert {case.images for case in cases} == {1}
     assert len(set(cases)) == len(cases)
     assert all("sized down on a CPU" in note for note in notes) and notes
+
+
+def test_drawn_cases_come_again_with_their_seed() -> None:
+    assert drawn(7) == drawn(7) != drawn(8)
+    for case in (case for seed in range(50) for case in drawn(seed)):
+        assert case.images == 1 and 19 <= case.classes <= 171 and case.stride in (4, 8, 16, 32)
+        assert all(320 - case.stride < size <= 640 for size in case.size)
 
 
 def test_contents_are_what_they_are_called() -> None:
