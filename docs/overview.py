@@ -12,6 +12,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.patches import Patch
 
 from fcnfast import CAMVID, Segmenter
 from fcnfast.cli import DEMO_SEED
@@ -24,12 +25,14 @@ SHOWN = {
 }
 
 
-def bars(axes, rows, measure, title):
+def bars(axes, rows, measure, unit, title):
     """Pairs of bars, fcnfast's and eager torch's, one pair a row; eager's length is 1."""
     for place, (name, ours, eager) in enumerate((n, measure(o), measure(e)) for n, o, e in rows):
         axes.barh(place - 0.18, eager / eager, 0.34, color=EAGER)
         axes.barh(place + 0.18, ours / eager, 0.34, color=OURS)
-        axes.text(ours / eager + 0.02, place + 0.18, f"1/{eager / ours:.1f}", va="center")
+        said = f"{ours:.3g} {unit}, 1/{eager / ours:.1f}"
+        axes.text(ours / eager + 0.02, place + 0.18, said, va="center")
+        axes.text(0.98, place - 0.18, f"{eager:.3g} {unit}", va="center", ha="right", color="white")
         axes.text(-0.02, place, name, va="center", ha="right")
     axes.set(xlim=(0, 1.15), yticks=[], xticks=[0, 1], title=title)
     axes.set_xticklabels(["0", "eager"])
@@ -61,6 +64,9 @@ def main(path):
         "its labels": colours[truth],
         "what the bundled network sees": colours[result.labels],
     }
+    seen = np.union1d(truth[truth < len(CAMVID.names)], result.labels)
+    patches = [Patch(color=colours[i] / 255, label=CAMVID.names[i]) for i in seen]
+    above.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
     for axes, (title, picture) in zip(above.subplots(1, 3), pictures.items(), strict=True):
         axes.imshow(picture)
         axes.set_title(title)
@@ -68,8 +74,9 @@ def main(path):
     measured = json.loads(path.read_text())
     rows = figures(measured)
     memory, time = below.subplots(1, 2)
-    bars(memory, rows, lambda e: e["peak_bytes"], "peak memory, fcnfast against eager torch")
-    bars(time, rows, lambda e: e["time_ms"]["median"], f"time, {measured['device_name']}")
+    title = "peak memory, fcnfast against eager torch"
+    bars(memory, rows, lambda e: e["peak_bytes"] / 1e6, "MB", title)
+    bars(time, rows, lambda e: e["time_ms"]["median"], "ms", f"time, {measured['device_name']}")
     figure.savefig(Path(__file__).with_name("overview.png"), dpi=80)
 
 
