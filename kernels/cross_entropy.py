@@ -299,8 +299,8 @@ def finish_kernel(
     result, total = tl.sum(loss), tl.sum(weight)
     scale = total * 0 + 1
     if REDUCTION == "mean":
-        # All pixels ignored: the loss is NaN, as torch's, and the gradient exactly zero.
-        result = result / total
+        # All pixels ignored, or of weight 0: the loss is NaN, as torch's, and the gradient zero.
+        result = tl.where(total == 0, float("nan"), result / total)
         scale = tl.where(total == 0, 0.0, 1 / total)
     elif REDUCTION == "batch":
         result, scale = result / images, scale / images

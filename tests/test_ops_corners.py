@@ -50,6 +50,14 @@ def labels(classes, batch=2, dtype=torch.int64):
     return (torch.arange(batch * 48) * 7 % classes).view(batch, 6, 8).to(dtype)
 
 
+def test_labels_of_weight_zero_with_smoothing():
+    """The weights sum up to 0 and the losses do not: NaN, as in torch, and no infinity."""
+    target = torch.zeros(2, 6, 8, dtype=torch.int64)
+    weight = torch.tensor([0.0, 0.5], dtype=DOUBLE)
+    ours, theirs = both(scores(2), target, weight=weight, label_smoothing=0.1)
+    assert theirs[0].isnan() and ours[0].isnan() and not ours[1].any()
+
+
 @given(st.data(), st.sampled_from(REDUCTIONS), st.integers(1, 6))
 def test_any_combination_of_settings(data, reduction, classes):
     weights = st.lists(st.sampled_from((0.0, 0.5, 1.0, 3.0)), min_size=classes, max_size=classes)

@@ -32,7 +32,7 @@ class Strip:
     """Output indices [first, last) along one axis and the map's indices [low, high) they read.
 
     matrix: (last - first) x (high - low) weights; i0, i1 (into [low, high)), w0, w1: the same as
-    taps, for the gathering form.
+    taps, for the gathering form. reads_all: no tap has a weight of 0.
     """
 
     first: int
@@ -44,6 +44,20 @@ class Strip:
     i1: Tensor
     w0: Tensor
     w1: Tensor
+    reads_all: bool
+
+    def sample(self, x: Tensor) -> Tensor:
+        """outer x [low, high) x inner, all finite, sampled: outer x [first, last) x inner.
+
+        As in ``torch.lerp`` between the taps, a tap outside the map being 0.
+        """
+        left, right = x.index_select(1, self.i0), x.index_select(1, self.i1)
+        if self.reads_all:
+            return left.lerp_(right, self.w1[:, None])
+        part = torch.where(self.w1 == 0, 1 - self.w0, self.w1)
+        right *= (self.w1 != 0)[:, None]
+        left *= (self.w0 != 0)[:, None]
+        return left.lerp_(right, part[:, None])
 
 
 @lru_cache(maxsize=128)
@@ -71,7 +85,8 @@ def _cut(
         matrix = torch.zeros(last - first, high - low, dtype=dtype, device=device)
         matrix.scatter_add_(1, i0[:, None], w0[:, None])
         matrix.scatter_add_(1, i1[:, None], w1[:, None])
-        yield Strip(first, last, low, high, matrix, i0, i1, w0, w1)
+        all_read = bool(used[:, first:last].all())
+        yield Strip(first, last, low, high, matrix, i0, i1, w0, w1, all_read)
 
 
 def even_length(total: int, most: int) -> int:

@@ -185,9 +185,10 @@ def forward(
         run(target)
         result, scale = run.loss, run.loss.new_ones(())
         if reduction == "mean":
-            # All pixels ignored: the loss is NaN, as torch's, and the gradient exactly zero.
+            # All pixels ignored, or of weight 0: the loss is NaN, as torch's, and the gradient
+            # exactly zero.
             scale = torch.where(run.weight == 0, 0.0, 1 / run.weight)
-            result = result / run.weight
+            result = torch.where(run.weight == 0, torch.nan, result / run.weight)
         elif reduction == "batch":
             scale = scale / max(1, x.shape[0])
             result = result / max(1, x.shape[0])

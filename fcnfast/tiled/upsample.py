@@ -107,35 +107,30 @@ def _sample(
             target = out[:, strip.first : strip.last, 0]
             torch.mm(x[:, strip.low : strip.high, 0], strip.matrix.T, out=target)
         return
-    plain = finite and x.dtype == out.dtype  # of another type would be a copy of `out`
-    if plain and (cells := _cells(grid, axis, x.dtype, x.device)):
+    many = even_length(outer, PIECE_ELEMENTS // (length * inner))
+    cells = _cells(grid, axis, x.dtype, x.device) if finite else None
+    if cells is not None:
         left = x[:, cells.cell : cells.cell + cells.number, None]
         right = x[:, cells.cell + 1 : cells.cell + 1 + cells.number, None]
-        target = cells.of(out)
-        if accumulate:
-            target.add_(left).addcmul_(right - left, cells.right)
-        else:
-            torch.lerp(left, right, cells.right, out=target)
+        inside = cells.of(out)
+        if x.dtype == out.dtype and not accumulate:
+            torch.lerp(left, right, cells.right, out=inside)
+        else:  # in pieces: no copy of `out`
+            for a, b, target in zip(*(t.split(many) for t in (left, right, inside)), strict=True):
+                piece = torch.lerp(a, b, cells.right)
+                target.copy_(piece.add_(target) if accumulate else piece)
         for first, last in ((0, cells.first), (cells.last, length)):
             if first < last:
                 window = _window(grid, axis, first, last)
                 _sample(x, window, axis, out[:, first:last], accumulate, finite)
         return
-    many = even_length(outer, PIECE_ELEMENTS // (length * inner))
     size = even_length(length, PIECE_ELEMENTS // inner) if many == 1 else length
     for strip in strips(grid, axis, size, x.dtype, x.device):
         for first in range(0, outer, many):
             target = out[first : first + many, strip.first : strip.last]
             part = x[first : first + many, strip.low : strip.high]
-            if finite:
-                piece = part.index_select(1, strip.i0).mul_(strip.w0[:, None])
-                if accumulate:
-                    piece += target
-                other = part.index_select(1, strip.i1)
-                torch.addcmul(piece, other, strip.w1[:, None], out=target)
-            else:
-                piece = gather(part, strip, 1)
-                target.copy_(piece.add_(target) if accumulate else piece)
+            piece = strip.sample(part) if finite else gather(part, strip, 1)
+            target.copy_(piece.add_(target) if accumulate else piece)
 
 
 def _adjoint(grad: Tensor, grid: SamplingGrid, axis: int, scatters: bool) -> Tensor:
