@@ -202,10 +202,15 @@ def test_special_values(data, problem, launch):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("label", [3, -1, 200, 2**40], ids=str)
-def test_labels_out_of_range_make_nan(reduction, label):
+@pytest.mark.parametrize(
+    ("label", "labels"),
+    [(label, torch.int64) for label in (3, -1, 200, 2**40)]
+    + [(3, torch.uint8), (200, torch.uint8), (3, torch.int16), (-1, torch.int32)],
+    ids=str,
+)
+def test_labels_out_of_range_make_nan(reduction, label, labels):
     """On a GPU nothing can be refused without waiting for it."""
-    problem = example(reduction=reduction, batch=1)
+    problem = example(reduction=reduction, batch=1, labels=labels)
     problem.target[0, 5, 6] = label
     result = launched(problem)
     assert result.gradient.isnan().any()
