@@ -1,7 +1,7 @@
 """upsample_cross_entropy: the loss of upsampled scores, and its gradient, patch by patch.
 
-No full-resolution logit is written. The labels' part of the gradient does not depend on the scores:
-it is four counts of each class that a tile has. Each corner of the coarse map gets a share from the
+No full-resolution logit is written. What a patch gives to the gradient of its corners are four sums
+of each class; labels enter those of their own. Each corner of the coarse map gets a share from the
 rows of patches above and below it; they are kept apart and added afterwards, in a fixed order.
 """
 
