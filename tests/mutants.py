@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -59,6 +59,7 @@ COMPARISONS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
 }  # fmt: skip
+PATIENCE = 4  # the time of the unchanged tests, before a mutant is said to hang
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.txt")
 
 
@@ -185,14 +186,17 @@ def checkout(files: dict[str, str]) -> Iterator[Path]:
         yield Path(folder)
 
 
-def verdict(files: dict[str, str], tests: tuple[str, ...], seconds: float) -> str:
-    """ "survived", "killed", or "too long", of the checkout with these sources."""
+def verdict(files: dict[str, str], tests: Mapping[str, float | None]) -> str:
+    """ "survived", "killed", or "too long", of the checkout with these sources.
+
+    A test file has its seconds, or all the time it takes.
+    """
     environment = {
         **os.environ, "TRITON_INTERPRET": "1", "HYPOTHESIS_PROFILE": "mutants",
         "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
     }  # fmt: skip
     with checkout(files) as folder:
-        for test in tests:
+        for test, seconds in tests.items():
             command = (
                 sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=line",
                 "-p", "no:cacheprovider", "-p", "no:xdist", f"tests/test_kernel_{test}.py",
@@ -237,7 +241,6 @@ def main() -> int:
     option("--each", type=int, default=15, metavar="N", help="mutants a kernel (default: 15)")
     option("--all", action="store_true", help="every mutant there is")
     option("--jobs", type=int, default=2, metavar="N", help="at a time (default: 2)")
-    option("--seconds", type=float, default=600, metavar="N", help="for a test file (default: 600)")
     option("--list", action="store_true", help="name them and run nothing")
     options = parser.parse_args()
     unknown = [f for f in options.files if f.removesuffix(".py") not in TESTS]
@@ -252,18 +255,21 @@ def main() -> int:
         return 0
     excused = known()
     left, begin = [], time.monotonic()
-    tested = tuple(dict.fromkeys(t for stem in stems for t in TESTS[stem]))
-    if verdict({}, tested, options.seconds * len(tested)) != "survived":
-        print("the tests fail without any change", file=sys.stderr)
-        return 2
+    limits: dict[str, float] = {}
+    for test in dict.fromkeys(t for stem in stems for t in TESTS[stem]):
+        started = time.monotonic()
+        if verdict({}, {test: None}) != "survived":
+            print(f"tests/test_kernel_{test}.py fails without any change", file=sys.stderr)
+            return 2
+        limits[test] = PATIENCE * (time.monotonic() - started)
 
     def run(mutant: Mutant) -> tuple[Mutant, str]:
         tests = TESTS[mutant.file.removesuffix(".py")]
-        return mutant, verdict({mutant.file: mutant.source}, tests, options.seconds)
+        return mutant, verdict({mutant.file: mutant.source}, {t: limits[t] for t in tests})
 
     counts: dict[str, int] = {}
     with ThreadPoolExecutor(options.jobs) as pool:
-        for mutant, found in pool.map(run, chosen):
+        for number, (mutant, found) in enumerate(pool.map(run, chosen), 1):
             if found == "survived" and mutant.name in excused:
                 found = "equivalent"
             counts[found] = counts.get(found, 0) + 1
@@ -271,6 +277,8 @@ def main() -> int:
                 print(f"{found}: {mutant.file}:{mutant.line} {mutant.name}", flush=True)
             if found == "survived":
                 left.append(mutant)
+            if sys.stderr.isatty():
+                print(f"{number} of {len(chosen)}", end="\r", file=sys.stderr, flush=True)
     said = ", ".join(f"{n} {found}" for found, n in sorted(counts.items()))
     print(f"{len(chosen)} mutants in {(time.monotonic() - begin) / 60:.0f} minutes: {said}")
     return 1 if left else 0
