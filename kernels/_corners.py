@@ -13,6 +13,27 @@ import triton.language as tl
 
 
 @triton.jit
+def source_of(
+    scores_ptr, image, top, left, there, height, width, xn, xc, xh, xw, CLAMP: tl.constexpr
+):
+    """Where the corners of each lane's cell are, for `loaded`: the cell's row and column."""
+    bottom = top + 1
+    if CLAMP:
+        bottom, top = tl.minimum(bottom, height - 1), tl.maximum(top, 0)
+        second = there & (left >= 0) & (left < width - 1)
+        masks = (there, second, there, second)
+        left = tl.maximum(left, 0)
+    else:
+        first = there & (left >= 0) & (left < width)
+        second = there & (left >= -1) & (left < width - 1)
+        upper, lower = (top >= 0) & (top < height), (bottom >= 0) & (bottom < height)
+        masks = (first & upper, second & upper, first & lower, second & lower)
+    corner = scores_ptr + image * xn + left.to(tl.int64) * xw
+    upper, lower = corner + top.to(tl.int64) * xh, corner + bottom.to(tl.int64) * xh
+    return upper, lower, xw, masks[0], masks[1], masks[2], masks[3], xc
+
+
+@triton.jit
 def corners_of(source):
     """Pointers to the four corners of each lane's cell, of the first class.
 
@@ -70,6 +91,31 @@ def corner_shares(sums, fx, sx, fy, sy):
     bottom = s * fy + s_y * sy
     both = (s * fy + s_y * sy) * fx + (s_x * fy + s_xy * sy) * sx
     return (s - right) - (bottom - both), right - both, bottom - both, both
+
+
+@triton.jit
+def plane_of(patch, row_patches, row_turn):
+    """Which plane a row of patches has: the first one belongs to row `row_turn`."""
+    return (patch + row_patches - row_turn) % row_patches
+
+
+@triton.jit
+def planes_of(
+    upper_ptr, lower_ptr, first_cell, plane_row, cells, lane_cells, column_first, ring, images,
+    channels, width, BLOCK: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """Where the shares of each cell's left corner go, for `add_at_corners`.
+
+    plane_row: which of the planes.
+    """
+    cell = first_cell + tl.arange(0, BLOCK // GROUPS)
+    corner = column_first + cell % lane_cells - ring
+    # The first cell is the last one of the program before.
+    stored = (tl.arange(0, BLOCK // GROUPS) > 0) & (cell < cells)
+    stored = stored & (corner >= 0) & (corner < width)
+    plane = (images * channels).to(tl.int64) * width
+    start = plane_row * plane + (cell // lane_cells).to(tl.int64) * channels * width + corner
+    return upper_ptr + start, lower_ptr + start, width, stored, cell % lane_cells == 0
 
 
 @triton.jit

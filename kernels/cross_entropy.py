@@ -7,124 +7,29 @@ rows of patches above and below it; they are kept apart and added afterwards, in
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import accumulator, on_device
-from ._corners import add_at_corners, highest_of
+from ._common import on_device
+from ._corners import add_at_corners, highest_of, planes_of, source_of
 from ._pixels import direct_row
+from ._programs import SIZES, Launch, launch_of, patch_columns, patch_rows
 from ._softmax import progressive
+from ._sums import combined, totals
 from ._targets import label_codes
 from .crop_add import plan
 from .geometry import in_row, located, widened
-from .patches import (
-    Axis,
-    axis_patches,
-    cell_start,
-    fraction,
-    is_wide,
-    longest,
-    patch_at,
-    patches_of,
-)
+from .patches import fraction
 
 if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
 
-AXIS = ["n", "size", "num", "off", "den", "first", "cells", "head", "inner"]
-SIZES = ["images", "channels", "height", "width", "ring", "row_patches", "row_turn", "lane_cells"]
-SIZES += [f"{axis}_{part}" for axis in ("row", "column") for part in AXIS] + ["ignore_index"]
-# Pixels of a patch along an axis: in float32 the sums of 64 stay in registers.
-PATCH, WIDE_PATCH = 8, 4
-# Neighbouring lanes that share a cell, at most.
-GROUPS = 4
-# Lanes of a program: one warp.
-LANES = 64 if torch.version.hip else 32
 # Registers that the direct kernel's threads may have; NVIDIA's compiler would spill to need fewer.
 REGISTERS = 255
-# Values of a block of the two small kernels.
-BLOCK = 1024
-
-
-@triton.jit
-def patch_rows(
-    program, blocks, row_patches, row_turn, row_n, row_size, row_num, row_off, row_den, row_first,
-    row_cells, row_head, row_inner, WIDE: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """The row of patches of a program: cell, first output, how many, and its plane."""
-    patch = program // blocks % row_patches
-    cell, which = patch_at(patch, row_first, row_cells, row_head, row_inner)
-    y = cell_start(cell, row_n, row_size, row_num, row_off, row_den) + which * ROWS
-    end = cell_start(cell + 1, row_n, row_size, row_num, row_off, row_den)
-    return cell, y, tl.minimum(end - y, ROWS), plane_of(patch, row_patches, row_turn)
-
-
-@triton.jit
-def plane_of(patch, row_patches, row_turn):
-    """Which plane a row of patches has: the first one belongs to row `row_turn`."""
-    return (patch + row_patches - row_turn) % row_patches
-
-
-@triton.jit
-def patch_columns(
-    first_cell, share, cells, lane_cells, column_n, column_size, column_num, column_off,
-    column_den, column_first,
-    COLUMNS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr,
-):  # fmt: skip
-    """Of each lane: image, cell, first output, how many."""
-    lane = tl.arange(0, BLOCK)
-    flat = first_cell + lane // GROUPS
-    there = (flat >= 0) & (flat < cells)
-    cell = column_first + flat % lane_cells
-    x = cell_start(cell, column_n, column_size, column_num, column_off, column_den)
-    x += (share * GROUPS + lane % GROUPS) * COLUMNS
-    end = cell_start(cell + 1, column_n, column_size, column_num, column_off, column_den)
-    columns = tl.where(there, tl.minimum(end - x, COLUMNS), 0)
-    return (flat // lane_cells).to(tl.int64), cell, x, columns
-
-
-@triton.jit
-def source_of(
-    scores_ptr, image, top, left, there, height, width, xn, xc, xh, xw, CLAMP: tl.constexpr
-):
-    """Where the corners of each lane's cell are, for `loaded`: the cell's row and column."""
-    bottom = top + 1
-    if CLAMP:
-        bottom, top = tl.minimum(bottom, height - 1), tl.maximum(top, 0)
-        second = there & (left >= 0) & (left < width - 1)
-        masks = (there, second, there, second)
-        left = tl.maximum(left, 0)
-    else:
-        first = there & (left >= 0) & (left < width)
-        second = there & (left >= -1) & (left < width - 1)
-        upper, lower = (top >= 0) & (top < height), (bottom >= 0) & (bottom < height)
-        masks = (first & upper, second & upper, first & lower, second & lower)
-    corner = scores_ptr + image * xn + left.to(tl.int64) * xw
-    upper, lower = corner + top.to(tl.int64) * xh, corner + bottom.to(tl.int64) * xh
-    return upper, lower, xw, masks[0], masks[1], masks[2], masks[3], xc
-
-
-@triton.jit
-def planes_of(
-    upper_ptr, lower_ptr, first_cell, plane_row, cells, lane_cells, column_first, ring, images,
-    channels, width, BLOCK: tl.constexpr, GROUPS: tl.constexpr,
-):  # fmt: skip
-    """Where the shares of each cell's left corner go, for `add_at_corners`.
-
-    plane_row: which of the planes.
-    """
-    cell = first_cell + tl.arange(0, BLOCK // GROUPS)
-    corner = column_first + cell % lane_cells - ring
-    # The first cell is the last one of the program before.
-    stored = (tl.arange(0, BLOCK // GROUPS) > 0) & (cell < cells)
-    stored = stored & (corner >= 0) & (corner < width)
-    plane = (images * channels).to(tl.int64) * width
-    start = plane_row * plane + (cell // lane_cells).to(tl.int64) * channels * width + corner
-    return upper_ptr + start, lower_ptr + start, width, stored, cell % lane_cells == 0
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -162,7 +67,7 @@ def patch_kernel(
     share = program // blocks // row_patches
     cell_row, y, rows, plane = patch_rows(
         program, blocks, row_patches, row_turn, row_n, row_size, row_num, row_off, row_den,
-        row_first, row_cells, row_head, row_inner, WIDE, ROWS,
+        row_first, row_cells, row_head, row_inner, ROWS,
     )  # fmt: skip
     image, cell, x, columns = patch_columns(
         first_cell, share, cells, lane_cells, column_n, column_size, column_num, column_off,
@@ -226,7 +131,7 @@ def direct_kernel(
     share = program // blocks // row_patches
     cell_row, y, rows, plane = patch_rows(
         program, blocks, row_patches, row_turn, row_n, row_size, row_num, row_off, row_den,
-        row_first, row_cells, row_head, row_inner, WIDE, ROWS,
+        row_first, row_cells, row_head, row_inner, ROWS,
     )  # fmt: skip
     image, cell, x, columns = patch_columns(
         first_cell, share, cells, lane_cells, column_n, column_size, column_num, column_off,
@@ -283,64 +188,6 @@ def direct_kernel(
         tl.store(weights_ptr, tl.load(weights_ptr) + tl.sum(weight))
 
 
-@triton.jit(do_not_specialize=["programs", "images"])
-def finish_kernel(
-    partial_ptr, loss_ptr, scale_ptr, programs, images,
-    REDUCTION: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One program: the loss from the programs' sums (2 x programs), and its gradient's factor."""
-    loss = tl.zeros([BLOCK], tl.float64)
-    weight = loss
-    for start in range(0, programs, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        mask = place < programs
-        loss += tl.load(partial_ptr + place, mask=mask, other=0.0).to(tl.float64)
-        weight += tl.load(partial_ptr + programs + place, mask=mask, other=0.0).to(tl.float64)
-    result, total = tl.sum(loss), tl.sum(weight)
-    scale = total * 0 + 1
-    if REDUCTION == "mean":
-        # All pixels ignored, or of weight 0: the loss is NaN, as torch's, and the gradient zero.
-        result = tl.where(total == 0, float("nan"), result / total)
-        scale = tl.where(total == 0, 0.0, 1 / total)
-    elif REDUCTION == "batch":
-        result, scale = result / images, scale / images
-    tl.store(loss_ptr, result.to(loss_ptr.dtype.element_ty))
-    tl.store(scale_ptr, scale.to(scale_ptr.dtype.element_ty))
-
-
-@triton.jit(do_not_specialize=SIZES + ["length"])
-def combine_kernel(
-    upper_ptr, lower_ptr, out_ptr,
-    length, width, ring, row_patches, row_turn, lane_cells,
-    row_first, row_cells, row_head, row_inner, column_first,
-    SHARES: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One program: BLOCK of the `length` values of a row of corners: all images' and classes'.
-
-    upper_ptr, lower_ptr: as `patch_kernel` leaves them. out_ptr: rows of `length` values, dense;
-    they may be the rows of upper_ptr that are read for them.
-    """
-    blocks = tl.cdiv(length, BLOCK)
-    row = tl.program_id(0) // blocks
-    value = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    cell = value % width + ring
-    seen = (cell >= column_first) & (cell < column_first + lane_cells) & (value < length)
-    total = tl.zeros([BLOCK], out_ptr.dtype.element_ty)
-    stride = length.to(tl.int64)
-    for side in tl.static_range(2):
-        begin, end = patches_of(
-            row + ring - side, row_first, row_cells, row_head, row_inner, row_patches
-        )
-        for share in range(SHARES):
-            for patch in range(begin, end):
-                start = (share * row_patches + plane_of(patch, row_patches, row_turn)) * stride
-                if side == 0:
-                    total += tl.load(upper_ptr + start + value, mask=seen, other=0.0)
-                else:
-                    total += tl.load(lower_ptr + start + value, mask=seen, other=0.0)
-    tl.store(out_ptr + row * stride + value, total, mask=value < length)
-
-
 @triton.jit(do_not_specialize=["images", "channels", "height", "width"])
 def scale_kernel(
     x_ptr, scale_ptr, grad_ptr, out_ptr,
@@ -366,73 +213,6 @@ def scale_kernel(
     tl.store(out_ptr + row.to(tl.int64) * length + value, result, mask=inside)
 
 
-class Launch(NamedTuple):
-    """How programs share the pixels of a call.
-
-    rows, columns: the patches of either axis. lane_cells: the cells of a row, with one more where
-    the last corner has no pixels to its right. in_place: each row of corners but the last has one
-    row of patches below it, whose plane becomes the corners' own. turn: the row of patches whose
-    plane comes first.
-    """
-
-    rows: Axis
-    columns: Axis
-    lane_cells: int
-    in_place: bool
-    turn: int
-    programs: int
-    options: dict[str, Any]
-
-    @property
-    def planes(self) -> int:
-        """How many rows of corners are kept apart before they are added."""
-        return self.options["SHARES"] * self.rows.patches
-
-    def sizes(self, scores: Tensor) -> tuple[int, ...]:
-        """What both kernels take between their pointers and ignore_index."""
-        rows, columns = ((a.n, a.size, a.num, a.off, a.den) for a in (self.rows, self.columns))
-        rows += (self.rows.first, self.rows.cells, self.rows.head, self.rows.inner)
-        columns += (self.columns.first,)
-        planes = self.rows.patches, self.turn
-        return (*scores.shape, self.rows.ring, *planes, self.lane_cells, *rows, *columns)
-
-
-def launch_of(scores: Tensor, grid: SamplingGrid) -> Launch:
-    """The launch for scores at a grid.
-
-    Raises:
-        ValueError: when there are more than 2**31 cells in a row of all images, or programs.
-    """
-    double = scores.dtype == torch.float64
-    lengths = [
-        min(WIDE_PATCH if double else PATCH, triton.next_power_of_2(longest(grid, axis)))
-        for axis in (0, 1)
-    ]
-    rows, columns = (axis_patches(grid, axis, lengths[axis]) for axis in (0, 1))
-    groups = min(GROUPS, triton.next_power_of_2(columns.inner))
-    beyond = columns.first + columns.cells - columns.ring
-    lane_cells = columns.cells + (0 <= beyond < grid.in_size[1])
-    options = {
-        "CLAMP": grid.border == "clamp",
-        "WIDE": is_wide(grid, LANES * PATCH),
-        "ACC": accumulator(scores.dtype),
-        "ROWS": lengths[0],
-        "COLUMNS": lengths[1],
-        "BLOCK": LANES,
-        "GROUPS": groups,
-        "SHARES": triton.cdiv(columns.most, groups),
-        "num_warps": 1,
-    }
-    cells = scores.shape[0] * lane_cells
-    programs = triton.cdiv(cells, LANES // groups - 1) * rows.patches * options["SHARES"]
-    if max(cells + LANES, programs) >= 2**31:
-        raise ValueError(f"scores of {tuple(scores.shape)} at {grid} need too many programs")
-    first = rows.ring - rows.first  # below the first row of corners
-    in_place = options["SHARES"] == 1 and rows.patches == rows.cells
-    in_place = in_place and 0 <= first <= rows.patches - grid.in_size[0]
-    return Launch(rows, columns, lane_cells, in_place, first * in_place, programs, options)
-
-
 def _direct_options() -> dict[str, Any]:
     return {} if torch.version.hip else {"maxnreg": REGISTERS}
 
@@ -453,25 +233,6 @@ def _planes(scores: Tensor, launch: Launch, wide: torch.dtype) -> tuple[Tensor, 
     shape = (launch.planes, images, channels, width)
     upper, lower = (torch.empty(shape, dtype=wide, device=scores.device) for _ in range(2))
     return upper, lower
-
-
-def _combined(upper: Tensor, lower: Tensor, height: int, launch: Launch) -> Tensor:
-    """The gradient of the corners, N x C x h x w, from what patches gave them."""
-    rows, (images, channels, width) = launch.rows, upper.shape[1:]
-    if launch.in_place:
-        out = upper[:height]
-    else:
-        shape = (height, *upper.shape[1:])
-        out = torch.empty(shape, dtype=upper.dtype, device=upper.device)
-    length = images * channels * width
-    programs = height * triton.cdiv(length, BLOCK)
-    if programs:
-        combine_kernel[(programs,)](
-            upper, lower, out, length, width, rows.ring, rows.patches, launch.turn,
-            launch.lane_cells, rows.first, rows.cells, rows.head, rows.inner, launch.columns.first,
-            SHARES=launch.options["SHARES"], BLOCK=BLOCK, num_warps=4,
-        )  # fmt: skip
-    return out.permute(1, 2, 0, 3)
 
 
 def _ignores(target: Tensor, ignore_index: int) -> tuple[int, bool]:
@@ -541,14 +302,10 @@ def forward(
                 *pointers, nothing, nothing, *sizes, 0, 0, 0,
                 PIXELS=False, GRADIENT=with_gradient, **options, **_direct_options(),
             )  # fmt: skip
-        loss, scale = (torch.empty((), dtype=wide, device=scores.device) for _ in range(2))
-        finish_kernel[(1,)](
-            partial, loss, scale, launch.programs, scores.shape[0],
-            REDUCTION=reduction, BLOCK=BLOCK, num_warps=4,
-        )  # fmt: skip
+        loss, scale = totals(partial, scores.shape[0], reduction)
         if not with_gradient:
             return loss, scale, nothing
-        return loss, scale, _combined(upper, lower, scores.shape[2], launch)
+        return loss, scale, combined(upper, lower, scores.shape[2], launch)
 
 
 def scaled(gradient: Tensor, scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
@@ -589,5 +346,5 @@ def per_pixel_gradient(
                 scores, target, table, kept, kept, upper, lower, grad, kept, *sizes,
                 PIXELS=True, GRADIENT=True, **options, **_direct_options(),
             )  # fmt: skip
-        gradient = _combined(upper, lower, scores.shape[2], launch)
+        gradient = combined(upper, lower, scores.shape[2], launch)
     return gradient.to(scores.dtype, memory_format=torch.contiguous_format)

@@ -25,7 +25,7 @@ from tests.op_tools import LABELS, grids
 
 from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
-from fcnfast.kernels import cross_entropy  # isort: skip
+from fcnfast.kernels import _programs, cross_entropy  # isort: skip
 
 REDUCTIONS = ("mean", "sum", "none", "batch")
 TARGET_LAYOUTS = ("contiguous", "sliced", "transposed", "expanded")
@@ -166,7 +166,7 @@ def scores_like(
 def shared_out(patch: int = 8, groups: int = 4, lanes: int = 32) -> Iterator[None]:
     """Patches of at most `patch` pixels along an axis, `groups` lanes to a cell, other programs."""
     sizes = {"PATCH": patch, "WIDE_PATCH": min(patch, 4), "GROUPS": groups, "LANES": lanes}
-    with mock.patch.multiple(cross_entropy, **sizes):
+    with mock.patch.multiple(_programs, **sizes):
         yield
 
 

@@ -37,8 +37,10 @@ PATCHES = ("argmax", "confusion", "cross_entropy")
 TESTS = {
     "_corners": ("cross_entropy",),
     "_pixels": ("cross_entropy",),
+    "_programs": ("cross_entropy",),
     "_progressions": ("cross_entropy",),
     "_softmax": ("cross_entropy",),
+    "_sums": ("cross_entropy",),
     "_targets": ("cross_entropy",),
     "argmax": ("argmax",),
     "confusion": ("confusion",),

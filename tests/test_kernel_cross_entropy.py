@@ -36,7 +36,7 @@ from tests.loss_tools import (
 )
 
 from fcnfast.geometry import SamplingGrid  # isort: skip
-from fcnfast.kernels import cross_entropy  # isort: skip
+from fcnfast.kernels import _programs, cross_entropy  # isort: skip
 from fcnfast.tiled import cross_entropy as tiled  # isort: skip
 
 interpreter_only = pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter")
@@ -367,4 +367,4 @@ def test_pixels_beyond_int32():
 def test_too_many_programs_are_refused():
     grid = SamplingGrid.resize((2**16, 2**16), (2**16, 2**16))
     with pytest.raises(ValueError, match="too many programs"):
-        cross_entropy.launch_of(torch.empty(2**12, 1, 2**16, 2**16, device="meta"), grid)
+        _programs.launch_of(torch.empty(2**12, 1, 2**16, 2**16, device="meta"), grid)
