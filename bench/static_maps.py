@@ -131,7 +131,7 @@ def _deconv(
             _phase_work("forward_kernel", "output"),
         ),
         "weight_gradient": (
-            partial(deconv_gradients.weight_gradient, grad, x, stride, start, kernel),
+            partial(deconv_gradients.weight_gradient, grad, x, stride, start, kernel, dtype),
             _phase_work("weight_kernel", "gradient value"),
         ),
         "input_gradient": (

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
-from numbers import Real
+from numbers import Rational, Real
 from typing import Literal, cast
 
 import torch
@@ -45,16 +45,20 @@ def as_pair(value: int | Sequence[int] | None, name: str) -> Pair:
 def _fraction(value: int | float | Fraction, name: str) -> Fraction:
     """`value` exactly, but a float as the fraction of a small denominator that it stands for.
 
-    Raises ValueError when it is not finite.
+    Raises TypeError when it is no number, ValueError when it is not finite.
     """
-    if not isinstance(value, float):
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be an integer, a float or a Fraction, not {value!r}")
+    if isinstance(value, Rational):
         return Fraction(value)
+    value = float(value)
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, not {value}")
     return Fraction(value).limit_denominator(MAX_DENOMINATOR)
 
 
-def _check_integers(**values: int) -> None:
+def check_integers(**values: int) -> None:
+    """Every value, by its name, is an integer."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
             raise TypeError(f"{name} must be an integer, not {value!r}")
@@ -106,13 +110,21 @@ def deconv_size(
             f"padding {padding}, crop {crop}"
         )
     full = [(n - 1) * stride + kernel - 2 * padding for n in in_size]
+    if min(full) < 1:
+        raise ValueError(
+            f"padding {padding} leaves {full[0]} x {full[1]} pixels of the transposed convolution"
+        )
     left = [f - c for f, c in zip(full, crop, strict=True)]
     wanted = as_pair(left if size is None else size, "size")
     for axis, name in enumerate(("row", "column")):
+        if left[axis] < 1:
+            raise ValueError(
+                f"crop {crop} begins beyond the {full[axis]} {name}s of the transposed convolution"
+            )
         if wanted[axis] < 1 or wanted[axis] > left[axis]:
             raise ValueError(
-                f"a crop of {wanted[axis]} from {name} {crop[axis]} leaves the "
-                f"{full[axis]} {name}s of the transposed convolution"
+                f"size {wanted} must be from 1 to the {left[axis]} {name}s that are left of "
+                f"{full[axis]} from {name} {crop[axis]} on"
             )
     return wanted
 
@@ -200,13 +212,16 @@ class SamplingGrid:
                 the result.
         """
         in_size, crop = as_pair(in_size, "in_size"), as_pair(crop, "crop")
-        _check_integers(stride=stride, padding=padding)
+        check_integers(stride=stride, padding=padding)
+        if kernel is not None:
+            check_integers(kernel=kernel)
         kernel = 2 * stride - stride % 2 if kernel is None else kernel
         wanted = deconv_size(in_size, stride, kernel, padding, crop, size)
-        if kernel not in (2 * stride - 1, 2 * stride - stride % 2):
+        bilinear = sorted({2 * stride - 1, 2 * stride - stride % 2})
+        if kernel not in bilinear:
             raise ValueError(
                 f"kernel {kernel} at stride {stride} is not bilinear sampling; "
-                f"use {2 * stride - stride % 2} or {2 * stride - 1}"
+                f"use {' or '.join(map(str, bilinear))}"
             )
         axes = [_bilinear_deconv_axis(stride, kernel, padding + c) for c in crop]
         num, off, den = zip(*axes, strict=True)
@@ -227,11 +242,14 @@ class SamplingGrid:
         ``recompute_scale_factor=False``), read as the nearest fraction of a small denominator.
 
         Raises:
-            TypeError: when a size is not of integers, or a factor not a number or two.
+            TypeError: when a size is not of integers, a factor not a number or two, or
+                align_corners not a bool.
             ValueError: when not exactly one of size and scale_factor is given, or a result would
                 be empty.
         """
         in_size = as_pair(in_size, "in_size")
+        if not isinstance(align_corners, bool):
+            raise TypeError(f"align_corners must be True or False, not {align_corners!r}")
         if (size is None) == (scale_factor is None):
             raise ValueError("give exactly one of size and scale_factor")
         scales: list[Fraction | None] = [None, None]
@@ -277,6 +295,7 @@ class SamplingGrid:
         A float such as 0.1 stands for the fraction 1/10.
 
         Raises:
+            TypeError: when the stride or the offset is no number, or a size not of integers.
             ValueError: when the stride is not positive, or either is not finite.
         """
         step, start = _fraction(stride, "stride"), _fraction(offset, "offset")

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .geometry import Border, Pair, SamplingGrid, as_pair
+from .geometry import Border, Pair, SamplingGrid, as_pair, check_integers
+from .ops._checks import check_ignore_index, check_reduction, check_smoothing
 
 Size = int | Sequence[int]
 
@@ -84,6 +85,8 @@ class _OnGrid(nn.Module):
         self.grid = grid
 
     def _grid_for(self, x: Tensor, size: Size | None) -> SamplingGrid:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"a score map must be a tensor, not {type(x).__name__}")
         return self.grid(as_pair(x.shape[-2:], "the map's size"), size)
 
     def extra_repr(self) -> str:
@@ -153,6 +156,9 @@ class UpsampleCrossEntropy(_OnGrid):
         grid: the rule for the grids; by default an ``F.interpolate`` to the labels' size.
         weight: C class weights.
         ignore_index, reduction, label_smoothing: as the op takes them.
+
+    Raises:
+        TypeError, ValueError: on settings that the op would refuse.
     """
 
     weight: Tensor | None
@@ -167,6 +173,11 @@ class UpsampleCrossEntropy(_OnGrid):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(ResizeGrid() if grid is None else grid)
+        if weight is not None and not isinstance(weight, Tensor):
+            raise TypeError(f"weight must be a tensor of C class weights, not {weight!r}")
+        check_ignore_index(ignore_index)
+        check_reduction(reduction)
+        check_smoothing(label_smoothing)
         self.register_buffer("weight", weight)
         self.ignore_index = ignore_index
         self.reduction: ops.Reduction = reduction
@@ -174,6 +185,8 @@ class UpsampleCrossEntropy(_OnGrid):
 
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of `scores` (N x C x h x w) at the labels `target` (N x H x W)."""
+        if not isinstance(target, Tensor):
+            raise TypeError(f"target must be a tensor, not {type(target).__name__}")
         size = as_pair(target.shape[-2:], "the target's size")
         return ops.upsample_cross_entropy(
             scores,
@@ -204,6 +217,10 @@ class Deconv(nn.Module):
         kernel: k, 2s - s mod 2 by default.
         padding: pixels removed from each side, as in ``nn.ConvTranspose2d``.
         crop: first (row, column) kept after the padding is removed.
+
+    Raises:
+        TypeError: on arguments that are no integers.
+        ValueError: when channels, stride or kernel are not positive, or padding or crop negative.
     """
 
     def __init__(
@@ -215,8 +232,15 @@ class Deconv(nn.Module):
         crop: Size = (0, 0),
     ) -> None:
         super().__init__()
+        check_integers(channels=channels, stride=stride, padding=padding)
         self.stride, self.padding, self.crop = stride, padding, as_pair(crop, "crop")
         self.kernel = 2 * stride - stride % 2 if kernel is None else kernel
+        check_integers(kernel=self.kernel)
+        for name, value in (("channels", channels), ("stride", stride), ("kernel", self.kernel)):
+            if value < 1:
+                raise ValueError(f"{name} must be positive, not {value}")
+        if min(padding, *self.crop) < 0:
+            raise ValueError(f"padding and crop must not be negative: {padding}, {self.crop}")
         self.weight = nn.Parameter(torch.empty(channels, 1, self.kernel, self.kernel))
         self.reset_parameters()
 
@@ -241,8 +265,10 @@ def bilinear_filter(kernel: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The k x k filter of a bilinear transposed convolution: a tent along both axes.
 
     Raises:
-        ValueError: when `kernel` is not positive.
+        TypeError: when `kernel` is no integer.
+        ValueError: when it is not positive.
     """
+    check_integers(kernel=kernel)
     if kernel < 1:
         raise ValueError(f"kernel must be positive, not {kernel}")
     half = (kernel + 1) // 2

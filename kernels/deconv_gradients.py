@@ -295,7 +295,7 @@ def empty_sums(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def weight_gradient(
-    grad: Tensor, x: Tensor, stride: int, start: Sequence[int], kernel: int
+    grad: Tensor, x: Tensor, stride: int, start: Sequence[int], kernel: int, dtype: torch.dtype
 ) -> Tensor:
     """The gradient of `weight`, given that of ``deconv.forward(x, weight, stride, start, size)``.
 
@@ -303,16 +303,17 @@ def weight_gradient(
         grad: N x C x H x W, any strides.
         x: N x C x h x w of the same dtype, any strides.
         kernel: k, the rows and the columns of `weight`.
+        dtype: that of `weight`.
 
     Returns:
-        C x 1 x k x k of the dtype of `grad`; the same in every run.
+        C x 1 x k x k of `dtype`; the same in every run.
 
     Raises:
         ValueError: when `grad` has more than 2**30 rows, or values in one.
     """
     images, channels, height, width = grad.shape
     if grad.numel() == 0:
-        return grad.new_zeros((channels, 1, kernel, kernel))
+        return grad.new_zeros((channels, 1, kernel, kernel), dtype=dtype)
     programs, strip, options = weight_plan(grad, is_channels_last(grad), kernel, stride)
     parts = images * triton.cdiv(triton.cdiv(height, stride), strip)
     parts *= triton.cdiv(width * options["GROUP"], options["BLOCK"])
@@ -320,7 +321,7 @@ def weight_gradient(
     sizes = (strip, channels, *x.shape[2:], height, width, kernel, *start)
     with on_device(grad):
         weight_kernel[(programs,)](grad, x, sums, *sizes, *grad.stride(), *x.stride(), **options)
-    return sums.sum(0)[:, None].to(grad.dtype)
+    return sums.sum(0)[:, None].to(dtype)
 
 
 def input_gradient(

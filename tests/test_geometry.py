@@ -163,8 +163,9 @@ def test_floats_of_centres_stand_for_the_fractions_they_print_as(tenths, thousan
         (lambda: SamplingGrid(4, 8, 1 << 60, 0, 1, "clamp"), "int64"),
         (lambda: SamplingGrid.deconv((4, 4), 8, 15 + 2), "kernel 17"),
         (lambda: SamplingGrid.deconv((4, 4), 8, crop=(-1, 0)), "crop"),
-        (lambda: SamplingGrid.deconv((4, 4), 8, crop=40), "leaves"),
-        (lambda: SamplingGrid.deconv((4, 4), 8, crop=(3, 3), size=(38, 4)), "crop of 38"),
+        (lambda: SamplingGrid.deconv((4, 4), 8, crop=40), "crop .* begins beyond"),
+        (lambda: SamplingGrid.deconv((4, 4), 8, padding=20), "padding 20 leaves"),
+        (lambda: SamplingGrid.deconv((4, 4), 8, crop=(3, 3), size=(38, 4)), r"size \(38, 4\)"),
         (lambda: SamplingGrid.deconv((4, 4), 0), "stride 0"),
         (lambda: SamplingGrid.resize((4, 4)), "exactly one"),
         (lambda: SamplingGrid.resize((4, 4), (8, 8), scale_factor=2), "exactly one"),
@@ -181,6 +182,22 @@ def test_floats_of_centres_stand_for_the_fractions_they_print_as(tenths, thousan
 )
 def test_bad_grids_are_refused_by_name(make, message):
     with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SamplingGrid.deconv((4, 4), 2, 4.0), "kernel must be an integer, not 4.0"),  # type: ignore[arg-type]
+        (lambda: SamplingGrid.deconv((4, 4), 2, "4"), "kernel must be an integer, not '4'"),  # type: ignore[arg-type]
+        (lambda: SamplingGrid.resize((4, 4), 8, align_corners="x"), "align_corners must be"),  # type: ignore[arg-type]
+        (lambda: SamplingGrid.centres((4, 4), "2", 0, 8, "zero"), "stride must be"),  # type: ignore[arg-type]
+        (lambda: SamplingGrid.centres((4, 4), True, 0, 8, "zero"), "stride must be"),
+        (lambda: SamplingGrid.centres((4, 4), 2, None, 8, "zero"), "offset must be"),  # type: ignore[arg-type]
+    ],
+)
+def test_other_types_are_refused_by_name(make, message):
+    with pytest.raises(TypeError, match=message):
         make()
 
 

@@ -101,7 +101,7 @@ def run(implementation, kind, problem, factors):
         return implementation.forward(x, weight, *where, problem.size)
     if kind == "input_gradient":
         return implementation.input_gradient(grad, weight, *where, problem.in_size)
-    return implementation.weight_gradient(grad, x, *where, problem.kernel)
+    return implementation.weight_gradient(grad, x, *where, problem.kernel, x.dtype)
 
 
 FACTORS = {
@@ -213,6 +213,18 @@ def test_plain_torch(problem, kind, dtype, layout, elements, seed):
         result = run(tiled, kind, problem, chosen)
     check(result, kind, problem, factors, dtype)
     assert kind == "weight_gradient" or is_format_kept(result, layout)
+
+
+@pytest.mark.parametrize("implementation", [deconv, tiled], ids=["kernel", "tiled"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_gradient_of_a_wider_filter_is_not_rounded(dtype, implementation):
+    """A sum of 2**17 ones: too large for float16, and more than the eight bits of bfloat16."""
+    x = torch.ones(1, 1, 2, 8, dtype=dtype, device=DEVICE)
+    grad = torch.full((1, 1, 4, 16), 2.0**13 + 64, dtype=dtype, device=DEVICE)
+    where = (2, (0, 0), 2, torch.float32)
+    result = implementation.weight_gradient(grad, x, *where)
+    assert result.dtype == torch.float32
+    assert torch.equal(result.cpu(), torch.full((1, 1, 2, 2), 16 * (2.0**13 + 64)))
 
 
 @settings(max_examples=12)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from fcnfast import ops
+from fcnfast import ops, reference
 from fcnfast.geometry import SamplingGrid
 from tests.op_tools import LABELS
 
@@ -109,7 +109,8 @@ def test_an_empty_batch():
         loss, _ = assert_torchs(x, target, ignore_index=255, reduction=reduction)
         assert bool(loss.isnan().any()) == (reduction == "mean")
         assert loss.shape == ((0, 6, 8) if reduction == "none" else ())
-    assert ops.upsample_cross_entropy(x, target, GRID, reduction="batch").isfinite()
+    for result in (reference, ops):  # a sum of nothing divided by no images
+        assert result.upsample_cross_entropy(x, target, GRID, reduction="batch").isnan()
 
 
 def test_a_class_among_the_others_is_ignored_and_still_predicted():

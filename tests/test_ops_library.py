@@ -44,7 +44,7 @@ def cases(form):
         yield "upsample_crop_add", (m(2, 3, 4, 5), leaf(2, 3, 11, 12), *grid, [2, 0])
     yield "deconv", (m(2, 3, 4, 5), filters, 2, [2, 1], [6, 7])
     yield "deconv_input_gradient", (m(2, 3, 6, 7), filters, 2, [2, 1], [4, 5])
-    yield "deconv_weight_gradient", (m(2, 3, 6, 7), m(2, 3, 4, 5), 2, [2, 1], 4)
+    yield "deconv_weight_gradient", (m(2, 3, 6, 7), m(2, 3, 4, 5), 2, [2, 1], 4, torch.float32)
     for reduction in ("mean", "sum", "batch", "none"):
         settings = (255, reduction, 0.1, True)
         yield "upsample_cross_entropy", (m(2, 3, 4, 5), labels(), weight, *CLAMP, *settings)
@@ -250,12 +250,55 @@ def test_raw_calls_are_checked_too():
         raw.upsample_adjoint(x, *CLAMP)
     with pytest.raises(ValueError, match="leaves the 10 x 12 pixels"):
         raw.deconv(x, leaf(3, 1, 4, 4), 2, [0, 0], [11, 4])
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="C x 1 x k x k with C = 3"):
         raw.deconv(x, leaf(2, 1, 4, 4), 2, [0, 0], [4, 4])
     with pytest.raises(ValueError, match="share a batch"):
-        raw.deconv_weight_gradient(leaf(1, 3, 6, 7), x, 2, [0, 0], 4)
+        raw.deconv_weight_gradient(leaf(1, 3, 6, 7), x, 2, [0, 0], 4, torch.float32)
     with pytest.raises(ValueError, match="leaves the skip"):
         raw.crop_add_adjoint(x, [4, 5], [0, 1])
+    with pytest.raises(ValueError, match="offset must be"):
+        raw.crop_add(x, x, [0])
+    with pytest.raises(ValueError, match="start must be"):
+        raw.deconv(x, leaf(3, 1, 4, 4), 2, [0], [4, 4])
+    with pytest.raises(TypeError, match="share a dtype"):
+        raw.upsample_crop_add(x, leaf(2, 3, 9, 12).double(), *CLAMP, [0, 0])
+    for call in (raw.upsample, lambda x, *grid: raw.upsample_argmax(x, *grid, torch.uint8, False)):
+        with pytest.raises(ValueError, match="N x C x h x w"):
+            call(x[0], *CLAMP)
+        with pytest.raises(TypeError, match="must be float32"):
+            call(x.int(), *CLAMP)
+    with pytest.raises(TypeError, match="dtype must be uint8"):
+        raw.upsample_argmax(x, *CLAMP, torch.int8, False)
+    with pytest.raises(TypeError, match="out must be an int64"):
+        raw.upsample_confusion(torch.zeros(3, 3), x, labels(), *CLAMP, 255)
+    with pytest.raises(TypeError, match="target must be uint8"):
+        raw.upsample_confusion(torch.zeros(3, 3).long(), x, labels().bool(), *CLAMP, 255)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"reduction": "avg"}, ValueError, "reduction must be one of"),
+        ({"label_smoothing": 2.0}, ValueError, "label_smoothing must lie"),
+        ({"label_smoothing": float("nan")}, ValueError, "label_smoothing must lie"),
+        ({"weight": torch.ones(3).long()}, TypeError, "weight must be floating"),
+        ({"weight": torch.ones(3).double()}, ValueError, "3 class weights in torch.float32"),
+        ({"target": labels().to(torch.int8)}, TypeError, "target must be uint8"),
+        ({"scores": torch.ones(2, 3, 4, 5).int()}, TypeError, "scores must be float32"),
+    ],
+)
+def test_raw_losses_are_checked_too(changed, error, message):
+    arguments = {
+        "scores": leaf(2, 3, 4, 5), "target": labels(), "weight": None, "grid": CLAMP[0],
+        "clamp": CLAMP[1], "ignore_index": 255, "reduction": "mean", "label_smoothing": 0.0,
+        "with_gradient": False,
+    }  # fmt: skip
+    with pytest.raises(error, match=message):
+        raw.upsample_cross_entropy(**(arguments | changed))
+
+
+def test_a_raw_loss_without_its_gradient_has_none():
+    x = leaf(2, 3, 4, 5)
     loss = raw.upsample_cross_entropy(x, labels(), None, *CLAMP, 255, "mean", 0.0, False)[0]
     with pytest.raises(ValueError, match="with_gradient=False"):
         loss.backward()

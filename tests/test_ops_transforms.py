@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.func import grad, jacrev, vmap
+from torch.func import functionalize, grad, hessian, jacrev, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 from fcnfast import ops, reference
@@ -201,3 +201,63 @@ def test_within_an_activation_checkpoint(name, reentrant):
         run(*leaves).square().sum().backward()
         gradients.append(tuple(a.grad for a in leaves))
     assert_same(*gradients)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_vmap_of_nothing_is_nothing(name):
+    function, shapes = LINEAR[name]
+    args = [torch.empty(0, *shape) for shape in shapes]
+    one = function(*(torch.zeros(shape) for shape in shapes))
+    assert vmap(function)(*args).shape == (0, *one.shape)
+
+
+def test_vmap_of_no_losses_and_no_labels():
+    x, target = torch.empty(0, 2, 3, 3, 4), torch.zeros(0, 2, 7, 6, dtype=torch.long)
+    assert vmap(lambda x, t: ops.upsample_cross_entropy(x, t, GRID))(x, target).shape == (0,)
+    found = vmap(lambda x: ops.upsample_argmax(x, GRID))(x)
+    assert (found.shape, found.dtype) == ((0, 2, 7, 6), torch.uint8)
+
+
+@pytest.mark.parametrize("name", ["upsample", "crop_add", "upsample_crop_add"])
+def test_forward_mode_of_the_linear_ops(name):
+    function, shapes = LINEAR[name]
+    args = [batched(shape, None).requires_grad_() for shape in shapes]
+    assert torch.autograd.gradcheck(
+        function, args, check_forward_ad=True, check_batched_grad=True,
+        check_batched_forward_grad=True, fast_mode=True,
+    )  # fmt: skip
+    x = torch.cat([a.detach().flatten() for a in args])
+
+    def energy(values):
+        parts = values.split([a.numel() for a in args])
+        return function(*(p.view(a.shape) for p, a in zip(parts, args, strict=True))).pow(3).sum()
+
+    expected = jacrev(jacrev(energy))(x)
+    torch.testing.assert_close(hessian(energy)(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_forward_mode_is_refused_by_name_elsewhere():
+    x, target = batched((1, 3, 3, 4), None), torch.zeros(1, 7, 6, dtype=torch.long)
+    weight = batched((3, 1, 4, 4), None)
+    for function in (
+        lambda x: ops.upsample_cross_entropy(x, target, GRID),
+        lambda x: ops.deconv(x, weight, 2),
+    ):
+        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            jvp(function, (x,), (x,))
+    labels, change = jvp(lambda x: ops.upsample_argmax(x, GRID).double(), (x,), (x,))
+    assert torch.equal(labels, ops.upsample_argmax(x, GRID).double())
+    assert not change.any()
+
+
+def test_functionalize_leaves_nothing_behind():
+    """What torch wraps while it traces must not get into the caches of a grid."""
+    grid = SamplingGrid.resize((3, 4), (8, 9))  # of this test alone
+    x, target = batched((1, 3, 3, 4), None), torch.zeros(1, 8, 9, dtype=torch.long)
+    ops.upsample_confusion(x, torch.zeros(1, 7, 6, dtype=torch.long), GRID)  # what is ordinary
+    with pytest.raises(RuntimeError, match="alias annotations"):  # torch's own limit
+        functionalize(lambda x: ops.upsample_confusion(x, target, grid))(x)
+    expected = reference.upsample(x, grid)
+    torch.testing.assert_close(ops.upsample(x, grid), expected)
+    assert torch.equal(ops.upsample_argmax(x, grid).long(), expected.argmax(1))
+    assert ops.upsample_confusion(x, target, grid).sum() == target.numel()

@@ -2,13 +2,14 @@
 
 The public functions check what is known while code is traced: types, ranks, dtypes and devices.
 Sizes and values are checked where a raw op runs, so that graphs for any size are safe, too, and
-need no conditions on the sizes.
+need no conditions on the sizes; so is all the rest, for those who call the raw op.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ..geometry import SamplingGrid
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+REDUCTIONS = ("mean", "sum", "none", "batch")
 
 
 def check_map(x: Tensor, name: str) -> None:
@@ -25,8 +27,15 @@ def check_map(x: Tensor, name: str) -> None:
         raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
     if x.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, not {x.dtype}")
+    check_dense(x, name)
     if x.dim() != 4:
         raise ValueError(f"{name} must be N x C x h x w, not of shape {tuple(x.shape)}")
+
+
+def check_dense(x: Tensor, name: str) -> None:
+    """Every value has its place in memory."""
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, not {x.layout}")
 
 
 def check_grid(grid: SamplingGrid) -> None:
@@ -58,6 +67,12 @@ def check_skip(x: Tensor, skip: Tensor) -> None:
         raise ValueError(f"x is on {x.device} but skip on {skip.device}")
 
 
+def check_pair(values: Sequence[int], name: str) -> None:
+    """(rows, columns), as raw ops get them."""
+    if len(values) != 2:
+        raise ValueError(f"{name} must be (rows, columns), not {list(values)}")
+
+
 def check_window(skip: Sequence[int], shape: Sequence[int], offset: Sequence[int]) -> None:
     """A map of the shape `skip` (N, C, h', w') holds a window of `shape` (N, C, h, w)."""
     if tuple(skip[:2]) != tuple(shape[:2]):
@@ -65,6 +80,7 @@ def check_window(skip: Sequence[int], shape: Sequence[int], offset: Sequence[int
             f"x and skip must share batch and channels, not {tuple(shape[:2])} and "
             f"{tuple(skip[:2])}"
         )
+    check_pair(offset, "offset")
     oy, ox = offset
     if oy < 0 or ox < 0:
         raise ValueError(f"offset must not be negative: {(oy, ox)}")
@@ -77,10 +93,10 @@ def check_window(skip: Sequence[int], shape: Sequence[int], offset: Sequence[int
 
 def check_weight(x: Tensor, weight: Tensor) -> None:
     """The filters of a depthwise transposed convolution of `x`: C x 1 x k x k."""
+    if isinstance(weight, Tensor) and weight.dim() != 4:
+        raise ValueError(f"weight must be C x 1 x k x k, not of shape {tuple(weight.shape)}")
     check_map(weight, "weight")
-    mixed = x.dtype in (torch.bfloat16, torch.float16) and weight.dtype == torch.float32
-    if weight.dtype != x.dtype and not mixed:
-        raise TypeError(f"x and weight must share a dtype, not {x.dtype} and {weight.dtype}")
+    check_weight_dtype(x, weight.dtype)
     if weight.device != x.device:
         raise ValueError(f"x is on {x.device} but weight on {weight.device}")
     channels, one, rows, columns = weight.shape
@@ -91,6 +107,13 @@ def check_weight(x: Tensor, weight: Tensor) -> None:
         )
 
 
+def check_weight_dtype(x: Tensor, dtype: torch.dtype) -> None:
+    """Filters are of the dtype of the map `x`, or float32 beside one in half precision."""
+    mixed = x.dtype in (torch.bfloat16, torch.float16) and dtype == torch.float32
+    if dtype != x.dtype and not mixed:
+        raise TypeError(f"x and weight must share a dtype, not {x.dtype} and {dtype}")
+
+
 def check_deconv(
     x: Sequence[int],
     weight: Sequence[int],
@@ -99,8 +122,12 @@ def check_deconv(
     size: Sequence[int],
 ) -> None:
     """The shapes belong together, and the window lies within the full transposed convolution."""
-    if len(x) != 4 or tuple(weight) != (x[1], 1, weight[-1], weight[-1]):
+    check_pair(start, "start")
+    check_pair(size, "size")
+    if len(x) != 4 or len(weight) != 4 or tuple(weight) != (x[1], 1, weight[-1], weight[-1]):
         raise ValueError(f"a weight of shape {tuple(weight)} does not fit maps of {tuple(x)}")
+    if min(x[2:]) < 1:
+        raise ValueError(f"x must have values to upsample, not {x[2]} x {x[3]}")
     full = [(n - 1) * stride + weight[-1] for n in x[2:]]
     fits = all(a >= 0 and 1 <= n <= f - a for a, n, f in zip(start, size, full, strict=True))
     if stride < 1 or not fits:
@@ -116,6 +143,7 @@ def check_target(scores: Tensor, target: Tensor) -> None:
         raise TypeError(f"target must be a tensor, not {type(target).__name__}")
     if target.dtype not in LABELS:
         raise TypeError(f"target must be uint8, int16, int32 or int64, not {target.dtype}")
+    check_dense(target, "target")
     if target.device != scores.device:
         raise ValueError(f"scores are on {scores.device} but target is on {target.device}")
     if target.dim() != 3:
@@ -127,6 +155,31 @@ def check_target_on_grid(scores: Tensor, target: Tensor, grid: SamplingGrid) -> 
     wanted = (scores.shape[0], *grid.size)
     if tuple(target.shape) != wanted:
         raise ValueError(f"target must be N x H x W = {wanted}, not {tuple(target.shape)}")
+
+
+def check_reduction(reduction: str) -> None:
+    """One of REDUCTIONS."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, not {reduction!r}")
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """A number from 0 to 1."""
+    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, Real):
+        raise TypeError(f"label_smoothing must be a number, not {label_smoothing!r}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must lie in [0, 1], not {label_smoothing}")
+
+
+def check_class_weights(scores: Tensor, weight: Tensor) -> None:
+    """A floating tensor on the scores' device, which needs no gradient."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor of C class weights, not {weight!r}")
+    if not weight.is_floating_point():
+        raise TypeError(f"weight must be floating class weights, not {weight.dtype}")
+    check_dense(weight, "weight")
+    if weight.device != scores.device:
+        raise ValueError(f"scores are on {scores.device} but weight is on {weight.device}")
 
 
 def check_ignore_index(ignore_index: int) -> None:
@@ -172,6 +225,16 @@ def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
             )
 
 
+def check_out(scores: Tensor, out: Tensor) -> None:
+    """int64 counts on the scores' device."""
+    if not isinstance(out, Tensor) or out.dtype != torch.int64:
+        kind = out.dtype if isinstance(out, Tensor) else type(out).__name__
+        raise TypeError(f"out must be an int64 tensor, not {kind}")
+    check_dense(out, "out")
+    if out.device != scores.device:
+        raise ValueError(f"scores are on {scores.device} but out is on {out.device}")
+
+
 def check_counts(out: Tensor, classes: int) -> None:
     """Counts of C classes: C x C, or a row more for the labels that are no class."""
     if classes < 1:
@@ -181,8 +244,16 @@ def check_counts(out: Tensor, classes: int) -> None:
             f"out must be {classes} x {classes} or {classes + 1} x {classes} counts, not of shape "
             f"{tuple(out.shape)}"
         )
-    if 0 in out.stride() and out.numel() > 1:
+    strides = sorted(zip(out.stride(), out.shape, strict=True))
+    (inner, length), (outer, _) = ((s, n) for s, n in strides)
+    if out.numel() > 1 and (inner == 0 or outer < inner * length):
         raise ValueError(f"out must have a place for every count, not strides {out.stride()}")
+
+
+def check_label_dtype(dtype: torch.dtype) -> None:
+    """A type for the labels that an op makes."""
+    if dtype not in LABELS:
+        raise TypeError(f"dtype must be uint8, int16, int32 or int64, not {dtype}")
 
 
 def check_classes(classes: int, dtype: torch.dtype, name: str) -> None:

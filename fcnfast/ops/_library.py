@@ -60,7 +60,7 @@ def _is_ordinary(x: Tensor) -> bool:
     keys = _keys(x).raw_repr()
     if keys in _ordinary:
         return True
-    if x.is_meta:
+    if x.is_meta or _transforms is None or _transforms():  # in which a new tensor is wrapped, too
         return False
     for inference in (False, True):
         with torch.inference_mode(inference):
@@ -89,6 +89,7 @@ def define(
     setup: Callable[..., None],
     backward: Callable[..., Any],
     vmap: Callable[..., Any],
+    jvp: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Declare a differentiable raw op and return the function that calls it.
 
@@ -97,6 +98,8 @@ def define(
         body, fake: take the arguments by position.
         setup, backward: as `torch.library.register_autograd` takes them.
         vmap: makes the rule from the returned function (see `torch.library.register_vmap`).
+        jvp: the directional derivative, as `torch.autograd.Function` takes it; by default
+            forward-mode differentiation is refused.
     """
     name = schema.partition("(")[0]
     op = declare(schema, body, fake)
@@ -118,8 +121,12 @@ def define(
             return Eager.apply(*args)
         return (apply if _is_plain(args) else op)(*args)
 
+    def refuse(*_: Any) -> None:
+        raise RuntimeError(f"fcnfast::{name} has no forward-mode derivative: use reverse mode")
+
     rule = vmap(call)
-    for key, function in (("setup_context", setup), ("backward", backward), ("vmap", rule)):
+    functions = {"setup_context": setup, "backward": backward, "vmap": rule, "jvp": jvp or refuse}
+    for key, function in functions.items():
         setattr(Eager, key, staticmethod(function))
     torch.library.register_vmap(f"fcnfast::{name}", rule, lib=LIBRARY)
     return call
@@ -145,7 +152,8 @@ def define_in_place(
     LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
 
     def call(*args: Any) -> None:
-        around = not torch.compiler.is_compiling() and _is_plain(args)
+        traced = torch.compiler.is_compiling() or _transforms is None or _transforms()
+        around = not traced and _is_plain(args)
         (run if around else op)(*args)
 
     torch.library.register_vmap(f"fcnfast::{name}", vmap(call), lib=LIBRARY)

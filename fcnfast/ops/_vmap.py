@@ -26,15 +26,16 @@ def into_images(call: Callable[..., Any]) -> Rule:
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         batch = info.batch_size
-
-        def split(result: Tensor) -> Tensor:
-            return result.unflatten(0, (batch, result.shape[0] // batch))
-
-        folded = [
-            _first(a, dim, batch).flatten(0, 1) if isinstance(a, Tensor) else a
+        batched = [
+            _first(a, dim, batch) if isinstance(a, Tensor) else a
             for a, dim in zip(args, in_dims, strict=True)
         ]
-        result = call(*folded)
+        images = batched[0].shape[1]
+
+        def split(result: Tensor) -> Tensor:
+            return result.unflatten(0, (batch, images if result.dim() > 1 else 0))
+
+        result = call(*(a.flatten(0, 1) if isinstance(a, Tensor) else a for a in batched))
         if isinstance(result, Tensor):
             return split(result), 0
         return tuple(map(split, result)), (0,) * len(result)
@@ -50,32 +51,39 @@ def into_channels(call: Callable[..., Tensor], channels: tuple[int, int], result
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         batch = info.batch_size
-        folded = [
-            _first(args[i], in_dims[i], batch).movedim(0, dim).flatten(dim, dim + 1)
-            for i, dim in enumerate(channels)
+        batched = [
+            _first(args[i], in_dims[i], batch).movedim(0, dim) for i, dim in enumerate(channels)
         ]
-        out = call(*folded, *args[2:])
-        return out.unflatten(result, (batch, out.shape[result] // batch)), result
+        count = batched[0].shape[channels[0] + 1]
+        folded = (x.flatten(dim, dim + 1) for x, dim in zip(batched, channels, strict=True))
+        return call(*folded, *args[2:]).unflatten(result, (batch, count)), result
 
     return rule
+
+
+def entry(args: tuple[Any, ...], in_dims: tuple[Any, ...], i: int) -> list[Any]:
+    """Entry i of the batch, of each argument."""
+    return [
+        a.select(dim, i) if isinstance(a, Tensor) and dim is not None else a
+        for a, dim in zip(args, in_dims, strict=True)
+    ]
 
 
 def one_by_one(call: Callable[..., Any]) -> Rule:
     """A call for every entry of the batch: for ops that sum over images."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        results = [
-            call(
-                *(
-                    a.select(dim, i) if isinstance(a, Tensor) and dim is not None else a
-                    for a, dim in zip(args, in_dims, strict=True)
-                )
-            )
-            for i in range(info.batch_size)
-        ]
+        batch = info.batch_size
+        results = [call(*entry(args, in_dims, i)) for i in range(batch)]
+        if not batch:  # what any entry would give
+            anything = [
+                a.sum(dim, dtype=a.dtype) if isinstance(a, Tensor) and dim is not None else a
+                for a, dim in zip(args, in_dims, strict=True)
+            ]
+            results = [call(*anything)]
         if isinstance(results[0], Tensor):
-            return torch.stack(results), 0
-        stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+            return torch.stack(results)[:batch], 0
+        stacked = tuple(torch.stack(parts)[:batch] for parts in zip(*results, strict=True))
         return stacked, (0,) * len(stacked)
 
     return rule

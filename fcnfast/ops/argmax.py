@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import SamplingGrid
-from ._checks import LABELS, check_classes, check_grid, check_map, check_on_grid
+from ._checks import check_classes, check_grid, check_label_dtype, check_map, check_on_grid
 from ._dispatch import forced, launcher
 from ._library import BACKEND, GRID, define, packed, unpacked
 from ._vmap import into_images
@@ -23,6 +23,8 @@ def _forward(
     confidence: bool,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
+    check_map(scores, "scores")
+    check_label_dtype(dtype)
     sampled = unpacked(grid, clamp)
     check_on_grid(scores, sampled, "scores")
     check_classes(scores.shape[1], dtype, "labels")
@@ -64,6 +66,7 @@ _argmax = define(
     setup=_setup,
     backward=_backward,
     vmap=into_images,
+    jvp=lambda *_: (None, None),
 )
 
 
@@ -106,7 +109,8 @@ def upsample_argmax(
     """
     check_map(scores, "scores")
     check_grid(grid)
-    if dtype not in LABELS:
-        raise TypeError(f"dtype must be uint8, int16, int32 or int64, not {dtype}")
-    labels, probability = _argmax(scores, *packed(grid), dtype, bool(confidence), forced())
+    check_label_dtype(dtype)
+    if not isinstance(confidence, bool):
+        raise TypeError(f"confidence must be True or False, not {confidence!r}")
+    labels, probability = _argmax(scores, *packed(grid), dtype, confidence, forced())
     return (labels, probability) if confidence else labels

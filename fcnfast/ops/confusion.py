@@ -16,12 +16,14 @@ from ._checks import (
     check_labels,
     check_map,
     check_on_grid,
+    check_out,
     check_target,
     check_target_on_grid,
     looks_at_labels,
 )
 from ._dispatch import forced, launcher
 from ._library import BACKEND, GRID, define_in_place, packed, unpacked
+from ._vmap import entry
 
 
 def _add(
@@ -33,6 +35,9 @@ def _add(
     ignore_index: int,
     backend: str | None = None,
 ) -> None:
+    check_map(scores, "scores")
+    check_target(scores, target)
+    check_out(scores, out)
     sampled, classes = unpacked(grid, clamp), scores.shape[1]
     check_on_grid(scores, sampled, "scores")
     check_target_on_grid(scores, target, sampled)
@@ -53,12 +58,7 @@ def _by_entry(call: Any) -> Any:
         if in_dims[0] is None:
             raise ValueError("upsample_confusion under vmap needs an out for each entry: batch it")
         for i in range(info.batch_size):
-            call(
-                *(
-                    a.select(dim, i) if isinstance(a, Tensor) and dim is not None else a
-                    for a, dim in zip(args, in_dims, strict=True)
-                )
-            )
+            call(*entry(args, in_dims, i))
         return None, None
 
     return rule
@@ -110,10 +110,6 @@ def upsample_confusion(
     if out is None:
         classes = scores.shape[1]
         out = scores.new_zeros((classes, classes), dtype=torch.int64)
-    if not isinstance(out, Tensor) or out.dtype != torch.int64:
-        kind = out.dtype if isinstance(out, Tensor) else type(out).__name__
-        raise TypeError(f"out must be an int64 tensor, not {kind}")
-    if out.device != scores.device:
-        raise ValueError(f"scores are on {scores.device} but out is on {out.device}")
+    check_out(scores, out)
     _confusion(out, scores, target, *packed(grid), ignore_index, forced())
     return out

@@ -10,13 +10,15 @@ from torch import Tensor
 from ..geometry import as_pair
 from ..tiled._formats import empty_like
 from ..tiled.crop_add import window
-from ._checks import check_map, check_skip, check_window
+from ._checks import check_map, check_pair, check_skip, check_window
 from ._dispatch import forced, launcher
 from ._library import BACKEND, define
 from ._vmap import into_images
 
 
 def _forward(x: Tensor, skip: Tensor, offset: Sequence[int], backend: str | None = None) -> Tensor:
+    check_map(x, "x")
+    check_skip(x, skip)
     check_window(skip.shape, x.shape, offset)
     return launcher("crop_add", "forward", backend, x)(x, skip, offset)
 
@@ -38,9 +40,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad if x else None, placed, None, None
 
 
+def _push(ctx: Any, x: Tensor, skip: Tensor, *_: None) -> Tensor:
+    return _crop_add(x, skip, ctx.offset, ctx.backend)
+
+
 def _place(
     grad: Tensor, size: Sequence[int], offset: Sequence[int], backend: str | None = None
 ) -> Tensor:
+    check_map(grad, "grad")
+    check_pair(size, "size")
     shape = (*grad.shape[:2], *size)
     check_window(shape, grad.shape, offset)
     return launcher("crop_add", "backward_skip", backend, grad)(grad, shape, offset)
@@ -53,12 +61,16 @@ def _place_fake(
 
 
 def _place_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, _, ctx.offset, _ = inputs
+    grad, ctx.size, ctx.offset, ctx.backend = inputs
     ctx.window = grad.shape[-2:]
 
 
 def _place_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return window(grad, ctx.window, ctx.offset), None, None, None
+
+
+def _place_push(ctx: Any, grad: Tensor, *_: None) -> Tensor:
+    return place(grad, ctx.size, ctx.offset, ctx.backend)
 
 
 _crop_add = define(
@@ -68,6 +80,7 @@ _crop_add = define(
     setup=_setup,
     backward=_backward,
     vmap=into_images,
+    jvp=_push,
 )
 # The adjoint of a crop: `grad` at `offset` in zeros of `size`.
 place = define(
@@ -77,6 +90,7 @@ place = define(
     setup=_place_setup,
     backward=_place_backward,
     vmap=into_images,
+    jvp=_place_push,
 )
 
 

@@ -11,12 +11,15 @@ from torch import Tensor
 from ..geometry import SamplingGrid
 from ..tiled._formats import empty_like, memory_format
 from ._checks import (
+    check_class_weights,
     check_classes,
     check_grid,
     check_ignore_index,
     check_labels,
     check_map,
     check_on_grid,
+    check_reduction,
+    check_smoothing,
     check_target,
     check_target_on_grid,
     looks_at_labels,
@@ -26,7 +29,6 @@ from ._library import BACKEND, GRID, define, packed, unpacked
 from ._vmap import one_by_one
 
 Reduction = Literal["mean", "sum", "none", "batch"]
-REDUCTIONS = ("mean", "sum", "none", "batch")
 
 
 def _wide(scores: Tensor) -> torch.dtype:
@@ -47,14 +49,21 @@ def _forward(
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, what its gradient needs, too, and the gradient but for a factor."""
+    check_map(scores, "scores")
+    check_target(scores, target)
+    check_reduction(reduction)
+    check_smoothing(label_smoothing)
     sampled, classes = unpacked(grid, clamp), scores.shape[1]
     check_on_grid(scores, sampled, "scores")
     check_target_on_grid(scores, target, sampled)
     check_classes(classes, target.dtype, "target")
-    if weight is not None and tuple(weight.shape) != (classes,):
-        raise ValueError(
-            f"weight must hold {classes} class weights, not shape {tuple(weight.shape)}"
-        )
+    if weight is not None:
+        check_class_weights(scores, weight)
+        if weight.dtype != _wide(scores) or tuple(weight.shape) != (classes,):
+            raise ValueError(
+                f"weight must hold {classes} class weights in {_wide(scores)}, not "
+                f"{tuple(weight.shape)} in {weight.dtype}"
+            )
     if looks_at_labels(target):
         check_labels(target, classes, ignore_index)
     run = launcher("cross_entropy", "forward", backend, scores)
@@ -248,24 +257,15 @@ def upsample_cross_entropy(
     check_grid(grid)
     check_target(scores, target)
     check_ignore_index(ignore_index)
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {REDUCTIONS}, not {reduction!r}")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must lie in [0, 1], not {label_smoothing}")
+    check_reduction(reduction)
+    check_smoothing(label_smoothing)
     if weight is not None:
-        weight = _checked_weight(weight, scores)
+        check_class_weights(scores, weight)
+        if weight.requires_grad:
+            raise ValueError("weight must not require a gradient: the loss has none for it")
+        weight = weight.to(_wide(scores))
     settings = (ignore_index, reduction, float(label_smoothing))
     with_gradient = scores.requires_grad and torch.is_grad_enabled()
     return _cross_entropy(
         scores, target, weight, *packed(grid), *settings, with_gradient, forced()
     )[0]
-
-
-def _checked_weight(weight: Tensor, scores: Tensor) -> Tensor:
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise TypeError("weight must be a floating tensor of one weight a class")
-    if weight.device != scores.device:
-        raise ValueError(f"scores are on {scores.device} but weight is on {weight.device}")
-    if weight.requires_grad:
-        raise ValueError("weight must not require a gradient: the loss has none for it")
-    return weight.to(_wide(scores))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..geometry import as_pair, deconv_size
 from ..tiled._formats import empty_like, memory_format
-from ._checks import check_deconv, check_map, check_weight
+from ._checks import check_deconv, check_map, check_weight, check_weight_dtype
 from ._dispatch import forced, launcher
 from ._library import BACKEND, define
 from ._vmap import into_channels
@@ -25,6 +26,8 @@ def _forward(
     size: Integers,
     backend: str | None = None,
 ) -> Tensor:
+    check_map(x, "x")
+    check_weight(x, weight)
     check_deconv(x.shape, weight.shape, stride, start, size)
     return launcher("deconv", "forward", backend, x)(x, weight, stride, start, size)
 
@@ -53,7 +56,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if weight is not None:
         weight = _input_gradient(grad, weight, *place, ctx.in_size, ctx.backend)
     if x is not None:
-        x = _weight_gradient(grad, x, *place, ctx.kernel, ctx.backend).to(ctx.dtype)
+        x = _weight_gradient(grad, x, *place, ctx.kernel, ctx.dtype, ctx.backend)
     return weight, x, None, None, None, None
 
 
@@ -65,6 +68,8 @@ def _to_input(
     in_size: Integers,
     backend: str | None = None,
 ) -> Tensor:
+    check_map(grad, "grad")
+    check_weight(grad, weight)
     check_deconv((*grad.shape[:2], *in_size), weight.shape, stride, start, grad.shape[2:])
     run = launcher("deconv", "input_gradient", backend, grad)
     result = run(grad, weight, stride, start, in_size)
@@ -96,7 +101,7 @@ def _to_input_backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
     if weight is not None:
         weight = _deconv(outer, weight, *place, ctx.size, ctx.backend)
     if grad is not None:
-        grad = _weight_gradient(grad, outer, *place, ctx.kernel, ctx.backend).to(ctx.dtype)
+        grad = _weight_gradient(grad, outer, *place, ctx.kernel, ctx.dtype, ctx.backend)
     return weight, grad, None, None, None, None
 
 
@@ -106,14 +111,18 @@ def _to_weight(
     stride: int,
     start: Integers,
     kernel: int,
+    dtype: torch.dtype,
     backend: str | None = None,
 ) -> Tensor:
+    check_map(grad, "grad")
+    check_map(x, "x")
+    check_weight_dtype(x, dtype)
     if grad.shape[0] != x.shape[0]:
         raise ValueError(f"grad and x must share a batch, not {grad.shape[0]} and {x.shape[0]}")
     shape = (grad.shape[1], 1, kernel, kernel)
     check_deconv(x.shape, shape, stride, start, grad.shape[2:])
     run = launcher("deconv", "weight_gradient", backend, grad)
-    return run(grad, x, stride, start, kernel).contiguous()
+    return run(grad, x, stride, start, kernel, dtype).contiguous()
 
 
 def _to_weight_fake(
@@ -122,13 +131,14 @@ def _to_weight_fake(
     stride: int,
     start: Integers,
     kernel: int,
+    dtype: torch.dtype,
     backend: str | None = None,
 ) -> Tensor:
-    return grad.new_empty((x.shape[1], 1, kernel, kernel))
+    return grad.new_empty((x.shape[1], 1, kernel, kernel), dtype=dtype)
 
 
 def _to_weight_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, x, ctx.stride, ctx.start, _, ctx.backend = inputs
+    grad, x, ctx.stride, ctx.start, _, _, ctx.backend = inputs
     ctx.size, ctx.in_size = grad.shape[-2:], x.shape[-2:]
     first, second = ctx.needs_input_grad[:2]
     ctx.save_for_backward(grad if second else None, x if first else None)
@@ -142,7 +152,7 @@ def _to_weight_backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         x = _deconv(x, outer, *place, ctx.size, ctx.backend)
     if grad is not None:
         grad = _input_gradient(grad, outer, *place, ctx.in_size, ctx.backend)
-    return x, grad, None, None, None, None
+    return x, grad, None, None, None, None, None
 
 
 _deconv = define(
@@ -165,7 +175,7 @@ _input_gradient = define(
 )
 _weight_gradient = define(
     "deconv_weight_gradient(Tensor grad, Tensor x, int stride, SymInt[] start, int kernel, "
-    f"{BACKEND}) -> Tensor",
+    f"ScalarType dtype, {BACKEND}) -> Tensor",
     _to_weight,
     _to_weight_fake,
     setup=_to_weight_setup,

@@ -19,6 +19,7 @@ Integers = Sequence[int]
 
 
 def _forward(x: Tensor, grid: Integers, clamp: bool, backend: str | None = None) -> Tensor:
+    check_map(x, "x")
     sampled = unpacked(grid, clamp)
     check_on_grid(x, sampled, "x")
     return launcher("upsample", "forward", backend, x)(x, sampled)
@@ -36,7 +37,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return _adjoint(grad, ctx.grid, ctx.clamp, ctx.backend), None, None, None
 
 
+def _push(ctx: Any, x: Tensor, *_: None) -> Tensor:
+    return _upsample(x, ctx.grid, ctx.clamp, ctx.backend)
+
+
 def _gather(grad: Tensor, grid: Integers, clamp: bool, backend: str | None = None) -> Tensor:
+    check_map(grad, "grad")
     sampled = unpacked(grid, clamp)
     check_result(grad, sampled)
     return launcher("upsample", "adjoint", backend, grad)(grad, sampled)
@@ -50,6 +56,10 @@ def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return _upsample(grad, ctx.grid, ctx.clamp, ctx.backend), None, None, None
 
 
+def _gather_push(ctx: Any, grad: Tensor, *_: None) -> Tensor:
+    return _adjoint(grad, ctx.grid, ctx.clamp, ctx.backend)
+
+
 def _fuse(
     x: Tensor,
     skip: Tensor,
@@ -58,6 +68,8 @@ def _fuse(
     offset: Integers,
     backend: str | None = None,
 ) -> Tensor:
+    check_map(x, "x")
+    check_skip(x, skip)
     sampled = unpacked(grid, clamp)
     check_on_grid(x, sampled, "x")
     check_window(skip.shape, (*x.shape[:2], *sampled.size), offset)
@@ -89,6 +101,10 @@ def _fuse_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return x, skip, None, None, None, None
 
 
+def _fuse_push(ctx: Any, x: Tensor, skip: Tensor, *_: None) -> Tensor:
+    return _upsample_crop_add(x, skip, ctx.grid, ctx.clamp, ctx.offset, ctx.backend)
+
+
 _upsample = define(
     f"upsample(Tensor x, {GRID}, {BACKEND}) -> Tensor",
     _forward,
@@ -96,6 +112,7 @@ _upsample = define(
     setup=_setup,
     backward=_backward,
     vmap=into_images,
+    jvp=_push,
 )
 _adjoint = define(
     f"upsample_adjoint(Tensor grad, {GRID}, {BACKEND}) -> Tensor",
@@ -104,6 +121,7 @@ _adjoint = define(
     setup=_setup,
     backward=_gather_backward,
     vmap=into_images,
+    jvp=_gather_push,
 )
 _upsample_crop_add = define(
     f"upsample_crop_add(Tensor x, Tensor skip, {GRID}, SymInt[] offset, {BACKEND}) -> Tensor",
@@ -112,6 +130,7 @@ _upsample_crop_add = define(
     setup=_fuse_setup,
     backward=_fuse_backward,
     vmap=into_images,
+    jvp=_fuse_push,
 )
 
 

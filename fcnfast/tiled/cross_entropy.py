@@ -190,8 +190,7 @@ def forward(
             scale = torch.where(run.weight == 0, 0.0, 1 / run.weight)
             result = torch.where(run.weight == 0, torch.nan, result / run.weight)
         elif reduction == "batch":
-            scale = scale / max(1, x.shape[0])
-            result = result / max(1, x.shape[0])
+            scale, result = scale / len(x), result / len(x)
         gradient = nothing if run.gradient is None else run.gradient
         return result.to(x.dtype), scale.to(x.dtype), gradient
 

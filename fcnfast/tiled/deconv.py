@@ -195,7 +195,7 @@ def input_gradient(
 
 
 def weight_gradient(
-    grad: Tensor, x: Tensor, stride: int, start: Sequence[int], kernel: int
+    grad: Tensor, x: Tensor, stride: int, start: Sequence[int], kernel: int, dtype: torch.dtype
 ) -> Tensor:
     """The gradient of `weight`, given that of ``forward(x, weight, stride, start, size)``.
 
@@ -203,15 +203,16 @@ def weight_gradient(
         grad: N x C x H x W.
         x: N x C x h x w.
         kernel: k, the height and the width of `weight`.
+        dtype: that of `weight`.
 
     Returns:
-        C x 1 x k x k of the dtype of `grad`.
+        C x 1 x k x k of `dtype`.
     """
     channels, taps = x.shape[1], -(-kernel // stride)
     matrices = coarse(grad.new_zeros((channels, taps**2, stride**2)))
     out = coarse(grad.new_zeros((channels, 1, kernel, kernel)))
     if grad.numel() == 0:
-        return out.to(grad.dtype)
+        return out.to(dtype)
     with torch.autocast(grad.device.type, enabled=False):
         products = _by_products(stride, grad, x)
         for image, pixels in zip(x, grad, strict=True):
@@ -224,4 +225,4 @@ def weight_gradient(
                 maps = coarse(image)[:, None]
                 out[:, 0] += F.conv2d(full, maps, dilation=stride, groups=channels)
     result = _weight(matrices, kernel, stride) if products else out
-    return result.to(grad.dtype).contiguous()
+    return result.to(dtype).contiguous()
