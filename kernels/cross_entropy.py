@@ -77,7 +77,7 @@ def patch_kernel(
     fy, sy = fraction(cell_row, middle_y, row_n, row_num, row_off, row_den, ACC, WIDE)
     fx, sx = fraction(cell, middle_x, column_n, column_num, column_off, column_den, ACC, WIDE)
     source = source_of(
-        scores_ptr, image, cell_row - ring, cell - ring, (columns > 0) & (rows > 0), height, width,
+        scores_ptr, image, cell_row - ring, cell - ring, columns > 0, height, width,
         xn, xc, xh, xw, CLAMP,
     )  # fmt: skip
     planes = planes_of(
@@ -140,7 +140,7 @@ def direct_kernel(
     if not PIXELS:
         columns = tl.where((left_over >> tl.arange(0, BLOCK)) & 1 == 1, columns, 0)
     source = source_of(
-        scores_ptr, image, cell_row - ring, cell - ring, (columns > 0) & (rows > 0), height, width,
+        scores_ptr, image, cell_row - ring, cell - ring, columns > 0, height, width,
         xn, xc, xh, xw, CLAMP,
     )  # fmt: skip
     planes = planes_of(

@@ -51,7 +51,7 @@ def axis_patch(table, fractions, patch, patches, n, CLAMP: tl.constexpr):
         return start, count, cell, cell < n, (cell >= 0) & (cell < n - 1), cell < -1
     else:
         before = cell - 1  # without the ring
-        fraction = tl.load(fractions + start, mask=count > 0, other=0.0)
+        fraction = tl.load(fractions + start)  # the last patch has outputs, so there is one
         first, second = (before >= 0) & (before < n), (before >= -1) & (before < n - 1)
         return start, count, before, first, second, ~first & second & (fraction == 0)
 

@@ -64,9 +64,8 @@ def patch_bars(p, q, ends):
 @triton.jit
 def end_fractions(fractions, start, count):
     """How far into their cell the first and the last output of a patch look."""
-    there, last = count > 0, start + count - 1
-    first = tl.load(fractions + start, mask=there, other=0.0)
-    return first, tl.load(fractions + last, mask=there, other=0.0)
+    # The one before a patch without outputs: it is not the first.
+    return tl.load(fractions + start), tl.load(fractions + start + count - 1)
 
 
 @triton.jit

@@ -178,9 +178,12 @@ def watched(*tensors: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def written_once(results: list[Tensor]) -> Iterator[None]:
+def written_once(results: list[Tensor], again: bool = False) -> Iterator[None]:
     """No two lanes, and no two programs of a launch, write to one place, in whatever order they
     run; and of `results`, dense tensors, filled in within, every place is written.
+
+    again: whether a program may write to a place again, or one of a later launch to memory that
+    has been given out again.
     """
     store, written = InterpreterBuilder.create_masked_store, {}
 
@@ -192,8 +195,8 @@ def written_once(results: list[Tensor]) -> Iterator[None]:
 
     with mock.patch.object(InterpreterBuilder, "create_masked_store", kept):
         yield
-    programs = [np.unique(np.concatenate(used)) for used in written.values()]  # may write again
-    addresses = np.concatenate(programs)
+    programs = [np.concatenate(used) for used in written.values()]
+    addresses = np.concatenate([np.unique(used) if again else used for used in programs])
     assert len(np.unique(addresses)) == len(addresses)
     assert results
     for result in results:

@@ -6,10 +6,10 @@
 
 A mutant is one change in a function under ``triton.jit``: a comparison moved by one or reversed, a
 sign, a whole number plus or minus one, a mask or a condition left out, minimum for maximum. Of
-each file some are drawn, the same every time, the rules in turn, at least --each and as many more
-for every further kernel. Each runs against the file's tests (TESTS), unshrunk, and stops at the
-first failure. Survivors are listed; those in EQUIVALENT, where every reader can see why no test
-can tell them, are counted apart. Exits with 1 if there are others.
+each file some are drawn, the same every time, the rules in turn: at least --each of a file, and of
+every kernel in it. Each runs against the file's tests (TESTS), unshrunk, and stops at the first
+failure. Survivors are listed, and those that hang; those in EQUIVALENT, where every reader can see
+why no test can tell them, are counted apart. Exits with 1 if there are others.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ COMPARISONS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
 }  # fmt: skip
+CONTEXT = 20  # letters, at least, of what is shown around a change, if it is of these kinds
+SHOWN = ast.expr | ast.keyword | ast.Assign | ast.AugAssign
 PATIENCE = 4  # the time of the unchanged tests, before a mutant is said to hang
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.txt")
 
@@ -132,45 +134,58 @@ def mutants(path: Path) -> list[Mutant]:
     """All of a file."""
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     found = []
     for function in _device_functions(tree):
         # Not the annotations, nor the docstring.
         for node in (n for statement in function.body for n in ast.walk(statement)):
             for rule, other in _changed(node):
                 names = path.name, function.name, node.lineno, rule
-                shown = ast.unparse(node), ast.unparse(other)
-                found.append(Mutant(*names, *shown, _with(tree, node, other)))
+                around: ast.AST = node
+                while len(ast.unparse(around)) < CONTEXT and isinstance(parents[around], SHOWN):
+                    around = parents[around]
+                before = ast.unparse(around)
+                with _replaced(parents[node], node, other):
+                    after = ast.unparse(other if around is node else around)
+                    source = ast.unparse(ast.fix_missing_locations(tree))
+                found.append(Mutant(*names, before, after, source))
     return found
 
 
-def _with(tree: ast.Module, node: ast.AST, other: ast.AST) -> str:
-    """The source of the tree with another node, after which it is as before."""
-    for parent in ast.walk(tree):
-        for field, value in ast.iter_fields(parent):
-            where, key = (vars(parent), field) if value is node else (value, None)
-            if isinstance(value, list):
-                key = next((i for i, item in enumerate(value) if item is node), None)
-            if key is not None:
-                where[key] = other
-                source = ast.unparse(ast.fix_missing_locations(tree))
-                where[key] = node
-                return source
-    raise AssertionError("the node is not in the tree")
+@contextlib.contextmanager
+def _replaced(parent: ast.AST, node: ast.AST, other: ast.AST) -> Iterator[None]:
+    """Within, `other` stands in the place of `node`."""
+    for field, value in ast.iter_fields(parent):
+        if value is node:
+            setattr(parent, field, other)
+            yield
+            setattr(parent, field, node)
+        elif isinstance(value, list) and any(item is node for item in value):
+            value[value.index(node)] = other
+            yield
+            value[value.index(other)] = node
+
+
+def _source(stem: str) -> Path:
+    return ROOT / "kernels" / f"{stem}.py"
 
 
 def drawn(path: Path, each: int) -> list[Mutant]:
     """Some of a file's: the rules in turn, each in a random order that is always the same."""
     every = mutants(path)
-    kernels = sum(
-        f.name.endswith("_kernel") for f in _device_functions(ast.parse(path.read_text()))
-    )
-    source = random.Random(path.name)
-    source.shuffle(every)
-    rules = {m.rule: [o for o in every if o.rule == m.rule] for m in every}
-    taken: list[Mutant] = []
-    while any(rules.values()) and len(taken) < each * max(1, kernels):
-        taken += [rule.pop() for rule in rules.values() if rule]
-    return taken
+    random.Random(path.name).shuffle(every)
+    kernels = sorted({m.function for m in every if m.function.endswith("_kernel")})
+
+    def take(among: list[Mutant], least: int) -> None:
+        rules = {m.rule: [o for o in among if o.rule == m.rule] for m in among}
+        while any(rules.values()) and sum(m in taken for m in among) < least:
+            taken.update(dict.fromkeys(rule.pop() for rule in rules.values() if rule))
+
+    taken: dict[Mutant, None] = {}
+    take(every, each * max(1, len(kernels)))
+    for kernel in kernels:
+        take([m for m in every if m.function == kernel], each)
+    return list(taken)
 
 
 @contextlib.contextmanager
@@ -250,12 +265,16 @@ def main() -> int:
         parser.error(f"no device code in kernels/{unknown[0]}; there is {', '.join(TESTS)}")
     stems = [f.removesuffix(".py") for f in options.files] or list(TESTS)
     chosen = []
-    for path in (ROOT / "kernels" / f"{stem}.py" for stem in stems):
+    for path in map(_source, stems):
         chosen += mutants(path) if options.all else drawn(path, options.each)
     if options.list:
         print(*(f"{m.file}:{m.line} {m.name}" for m in chosen), sep="\n")
         return 0
     excused = known()
+    unknown = excused.keys() - {m.name for stem in TESTS for m in mutants(_source(stem))}
+    if unknown:
+        print(*(f"no such mutant: {name}" for name in unknown), sep="\n", file=sys.stderr)
+        return 2
     left, begin = [], time.monotonic()
     limits: dict[str, float] = {}
     for test in dict.fromkeys(t for stem in stems for t in TESTS[stem]):
@@ -275,9 +294,9 @@ def main() -> int:
             if found == "survived" and mutant.name in excused:
                 found = "equivalent"
             counts[found] = counts.get(found, 0) + 1
-            if found in ("survived", "equivalent"):
+            if found != "killed":
                 print(f"{found}: {mutant.file}:{mutant.line} {mutant.name}", flush=True)
-            if found == "survived":
+            if found in ("survived", "too long"):
                 left.append(mutant)
             if sys.stderr.isatty():
                 print(f"{number} of {len(chosen)}", end="\r", file=sys.stderr, flush=True)

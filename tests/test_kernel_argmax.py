@@ -248,14 +248,66 @@ def test_reads_and_writes_only_its_tensors(grid, batch, layout, special, share, 
 @interpreter_only
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @settings(max_examples=15)
-@given(some_grids, st.integers(1, 2), st.booleans(), shares, seeds)
-def test_writes_each_pixel_once(grid, images, special, share, seed):
+@given(some_grids, st.integers(1, 2), st.booleans(), st.booleans(), shares, seeds)
+def test_writes_each_pixel_once(grid, images, special, confidence, share, seed):
     values = score_maps((images, 3, *grid.in_size), torch.float32, "smooth", seed).float()
     if special:
         values[torch.rand(values.shape) < 0.2] = math.nan
     results = []
     with shared_out(share), written_once(results):
-        results += argmax.forward(values, grid, torch.uint8, True)
+        found = argmax.forward(values, grid, torch.uint8, confidence)
+        results += [x for x in found if x is not None]
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize("other", [1, 2, 4])
+def test_one_corner_of_another_class(corner, other):
+    x = torch.full((1, 5, 2, 2), -1.0)
+    x[0, 0] = 1.0
+    x[(0, 0, *corner)], x[(0, other, *corner)] = -1.0, 1.0
+    grid = SamplingGrid.resize((2, 2), (8, 8))
+    result, _ = argmax.forward(x.to(DEVICE), grid, torch.uint8, False)
+    assert_largest(result, x, grid, exact=True)
+    assert (result == other).any()
+
+
+@pytest.mark.parametrize("patch", [2, 8])
+@pytest.mark.parametrize("seed", range(4))
+def test_every_cell_between_a_map_and_its_ring_of_zeros(patch, seed):
+    """Where one side of a cell is not read, corners on the other side can differ."""
+    x = score_maps((1, 3, 3, 2), torch.float32, "noise", seed) - 1
+    grid = SamplingGrid.deconv((3, 2), 4)
+    with shared_out((8, 2, patch, 8, 2)):
+        result, _ = argmax.forward(x.float().to(DEVICE), grid, torch.uint8, False)
+    assert_largest(result, x, grid)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("flipped", [(), (2,), (3,), (2, 3)])
+@pytest.mark.parametrize(
+    "ends",
+    [
+        # Their mean is the better bar, 0 everywhere; the third class is below the first at one end.
+        ([4, -4, -4, -4], [-4, 4, 4, 4], [3, -0.5, -0.5, -0.5]),
+        # The first is the better bar; the third class is below the mean where that is larger.
+        ([4, -4, 4, 4], [-4, 4, -100, -4], [3, -0.5, -0.5, -0.5]),
+    ],
+)
+def test_a_third_class_between_two(ends, flipped, turned):
+    """Two classes cross within a patch, and where they do, a third one is larger than both.
+
+    At every end of the patch it is below the first of them or below their mean.
+    """
+    grid = SamplingGrid.resize((2, 2), (32, 32))  # a patch from 1/32 to 15/32 of the cell
+    beyond = torch.tensor([[15.0, -1.0], [-17.0, 31.0]], dtype=torch.float64) / 14
+    ends = torch.tensor(ends, dtype=torch.float64).view(1, 3, 2, 2)
+    x = (beyond @ ends @ beyond.mT).float().double()
+    if not turned:
+        x = x.mT
+    x = x.flip(flipped)
+    result, _ = argmax.forward(x.float().to(DEVICE), grid, torch.uint8, False)
+    assert_largest(result, x, grid)
+    assert (result == 2).any()
 
 
 @pytest.mark.parametrize("classes", [255, 256, 2000])
@@ -301,6 +353,7 @@ def test_tables(grid, most, share):
         assert starts[-1] == grid.size[k]
         counts = np.diff(starts)
         assert 0 <= counts.min() <= counts.max() <= lengths[k]
+        assert min(counts[0], counts[-1]) > 0  # so every patch starts at an output
         positions = list(axis_positions(grid, k))
         assert [cell for cell, _ in positions] == list(np.repeat(cells, counts))
         own, fractions = fractions[: grid.size[k]], fractions[grid.size[k] :]

@@ -78,13 +78,14 @@ def test_loss_and_gradient(problem, launch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_every_kind_of_arithmetic(dtype, weighted, smoothing):
-    """Of cells that patches do not divide, with some void."""
+@pytest.mark.parametrize("scale", [1, 64])
+def test_every_kind_of_arithmetic(dtype, weighted, smoothing, scale):
+    """Of cells that patches do not divide, with some void; in both ways of the loss."""
     grid = SamplingGrid.resize((3, 4), (11, 13))
     problem = example(grid, dtype=dtype, smoothing=smoothing, reduction="mean")
     target = torch.where(torch.rand(problem.target.shape) < 0.2, 255, problem.target)
     weight = torch.tensor([0.5, 1.5, 0.75]).double() if weighted else None
-    scores = problem.scores.to(dtype).double()
+    scores = (problem.scores * scale).to(dtype).double()
     problem = problem._replace(scores=scores, target=target, weight=weight)
     with shared_out(2, 2, 8), guarded():
         assert_accurate(launched(problem), problem)
@@ -92,10 +93,12 @@ def test_every_kind_of_arithmetic(dtype, weighted, smoothing):
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("border", ["clamp", "zero"])
-def test_a_class_that_is_out_of_the_question(border, reduction):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_class_that_is_out_of_the_question(border, reduction, weighted):
     """-inf at every corner is -inf at every pixel, also where two corners are one."""
     grid = replace(SamplingGrid.deconv((3, 4), 4, padding=2), border=border)
-    problem = example(grid, reduction=reduction)
+    weight = torch.tensor([0.5, 1.5, 0.75]).double() if weighted else None
+    problem = example(grid, reduction=reduction, weight=weight)
     problem.scores[:, 0] = -torch.inf
     problem = problem._replace(target=problem.target.clamp(min=1))
     with shared_out(2, 2, 8):
@@ -288,6 +291,22 @@ def test_reads_and_writes_only_its_tensors(problem, launch, special):
     if special:
         scores = torch.where(torch.rand(problem.scores.shape) < 0.1, math.nan, problem.scores)
         problem = problem._replace(scores=scores)
+    assert_within_its_tensors(problem, launch)
+
+
+@interpreter_only
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("scale", [1, 64])
+@pytest.mark.parametrize("smoothing", [None, 0.1])
+def test_every_way_reads_and_writes_only_its_tensors(reduction, scale, smoothing):
+    grid = SamplingGrid.resize((3, 2), (7, 5))
+    problem = example(grid, reduction=reduction)._replace(smoothing=smoothing or 0.0)
+    weight = None if smoothing is None else torch.tensor([0.5, 1.5, 0.75]).double()
+    problem = problem._replace(scores=problem.scores * scale, weight=weight)
+    assert_within_its_tensors(problem, {"patch": 2, "groups": 2, "lanes": 8})
+
+
+def assert_within_its_tensors(problem, launch):
     tensors = inputs(problem)
     empty, cat, made = torch.empty, torch.cat, []
 

@@ -128,6 +128,17 @@ def test_adjoint(grid, batch, dtype, layout, share, seed):
         assert not result.cpu().index_select(axis, torch.tensor(rows).nonzero()[:, 0]).any()
 
 
+@pytest.mark.parametrize("layout", ["sliced", "channels_last"])
+@pytest.mark.parametrize("off", [-20, 0])
+def test_steps_far_apart_beyond_a_border_of_zeros(layout, off):
+    """Taps too sparse for a segment of the row; one lies just before the map, or just behind it."""
+    grid = SamplingGrid((5, 40), (3, 24), (1, 12), (-2, off), (2, 5), "zero")
+    x = laid_out(scores((2, 3, 5, 40), torch.float32, 0), layout, torch.float32)
+    with guarded_results(*MODULES), shared_out((64, 4, 2048)):
+        result = upsample.forward(x, grid)
+    check(result, x.cpu(), grid, reference.upsample)
+
+
 factors = st.fractions(Fraction(1, 2), 4, max_denominator=7).map(float)
 
 
@@ -248,7 +259,7 @@ def test_writes_each_value_once(grid, batch, layout, share, seed):
     for launch, size in launches(grid, skip):
         x = laid_out(scores((*batch, *size), torch.float32, seed), layout, torch.float32)
         results = []
-        with shared_out(share), written_once(results):
+        with shared_out(share), written_once(results, again=True):
             results.append(launch(x))
 
 
