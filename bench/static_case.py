@@ -58,8 +58,15 @@ GRIDS = {
     " stride 32": SamplingGrid.resize((16, 16), SIZE),
     " uneven": SamplingGrid.resize((63, 47), (500, 375)),
 }
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LABELS = {"uint8": torch.uint8, "int16": torch.int16, "int32": torch.int32, "int64": torch.int64}
+FP64 = ("fp64", torch.float64)
 FORMATS = {"": torch.contiguous_format, " channels_last": torch.channels_last}
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type that scores of `dtype` are summed up in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def meta(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, form: str = "") -> Tensor:
@@ -78,4 +85,4 @@ def forms() -> Iterator[tuple[str, torch.dtype, str]]:
     for name, dtype in TYPES.items():
         for form in FORMATS:
             yield name + form, dtype, form
-    yield "fp64", torch.float64, ""
+    yield *FP64, ""

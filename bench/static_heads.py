@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import product
 from math import inf
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from bench.launches import Launch
 from bench.static_case import (
     DECONV,
+    FP64,
     GRID,
     GRIDS,
+    LABELS,
     SHAPE,
     SIZE,
     STRIDE,
@@ -22,6 +25,7 @@ from bench.static_case import (
     Work,
     beyond_int32,
     meta,
+    wide,
 )
 from fcnfast.geometry import SamplingGrid
 from fcnfast.kernels import argmax, confusion, cross_entropy
@@ -67,15 +71,16 @@ def _loss(
     weighted: bool = False,
     reduction: str = "mean",
     gradient: bool = True,
+    form: str = "",
     **rest: Any,
 ) -> Case:
     shape = (*SHAPE[:2], *grid.in_size)
     target = torch.empty(SHAPE[0], *grid.size, dtype=labels, device="meta")
-    weight = torch.empty(SHAPE[1], device="meta") if weighted else None
+    weight = torch.empty(SHAPE[1], dtype=wide(dtype), device="meta") if weighted else None
     smoothing = 0.1 if weighted else 0.0
     call = partial(
         cross_entropy.forward,
-        meta(shape, dtype), target, weight, grid, 255, reduction, smoothing, gradient,
+        meta(shape, dtype, form), target, weight, grid, 255, reduction, smoothing, gradient,
     )  # fmt: skip
     return Case(f"upsample_cross_entropy.{name}", call, **rest)
 
@@ -86,26 +91,40 @@ def cross_entropy_cases() -> Iterator[Case]:
     limits = {"pixel-class": {"instructions": 9, "ex2": 0.2}}
     yield _loss("gradient fp32", limits=limits, **counted)
     yield _loss("gradient bf16", torch.bfloat16, **counted)
+    yield _loss("gradient fp16", torch.float16, **counted)
+    yield _loss("gradient fp32 channels_last", form=" channels_last", **counted)
     yield _loss("gradient fp64", torch.float64, spills=True)
     yield _loss("gradient fp32 zero", grid=DECONV, **counted)
     yield _loss("gradient fp32 int64", grid=beyond_int32())
     yield _loss("gradient fp32 stride 4", grid=GRIDS[" stride 4"], **counted)
     yield _loss("gradient fp32 stride 32", grid=GRIDS[" stride 32"])
-    yield _loss("gradient fp32 uint8", labels=torch.uint8, **counted)
-    yield _loss("gradient fp32 weighted", weighted=True)
+    for name, labels in LABELS.items():
+        if labels != torch.int64:
+            yield _loss(f"gradient fp32 {name}", labels=labels, **counted)
+    for name, dtype in (*TYPES.items(), FP64):
+        spills = dtype == torch.float64
+        yield _loss(f"gradient {name} weighted", dtype, weighted=True, spills=spills)
     yield _loss("loss fp32", gradient=False, **counted)
-    yield _loss("pixels fp32", reduction="none")
-    yield _loss("pixels fp64", torch.float64, reduction="none", spills=True)
     target = torch.empty(SHAPE[0], *SIZE, dtype=torch.int64, device="meta")
-    grad = torch.empty(SHAPE[0], *SIZE, device="meta")
-    nothing, one = torch.empty(0, device="meta"), torch.empty((), device="meta")
-    scores = meta(SHAPE)
-    parts = (scores, target, None, GRID, 255, 0.0, nothing, grad)
-    call = partial(cross_entropy.per_pixel_gradient, *parts)
-    yield Case("upsample_cross_entropy.pixel_gradient fp32", call)
-    for name, dtype in TYPES.items():
-        call = partial(cross_entropy.scaled, scores, one, one, dtype)
-        yield Case(f"upsample_cross_entropy.scaled {name}", call, wide=("scale_kernel",))
+    for (name, dtype), weighted in product((*TYPES.items(), FP64), (False, True)):
+        kind, spills = f"{name}{' weighted' if weighted else ''}", dtype == torch.float64
+        yield _loss(f"pixels {kind}", dtype, reduction="none", weighted=weighted, spills=spills)
+        nothing, grad, weight = (
+            torch.empty(shape, dtype=wide(dtype), device="meta")
+            for shape in (0, (SHAPE[0], *SIZE), SHAPE[1])
+        )
+        given = (meta(SHAPE, dtype), target, weight if weighted else None, GRID, 255, 0.0)
+        call = partial(cross_entropy.per_pixel_gradient, *given, nothing, grad)
+        yield Case(f"upsample_cross_entropy.pixel_gradient {kind}", call, spills=spills)
+    for name, dtype in (*TYPES.items(), FP64):
+        one = torch.empty((), dtype=wide(dtype), device="meta")
+        call = partial(cross_entropy.scaled, meta(SHAPE, wide(dtype)), one, one, dtype)
+        yield Case(
+            f"upsample_cross_entropy.scaled {name}",
+            call,
+            wide=("scale_kernel",),
+            spills=dtype == torch.float64,
+        )
 
 
 def _interpolated_trips(launch: Launch) -> Mapping[str, float]:
@@ -129,7 +148,9 @@ CONFUSION_WORK = POINT_WORK | {"confusion_kernel": (Work("pixel-class", _interpo
 
 def argmax_cases() -> Iterator[Case]:
     """Label maps of every type of scores; the winners' softmax."""
-    for name, dtype in (*TYPES.items(), ("fp64", torch.float64)):
+    for name, dtype in (*TYPES.items(), FP64):
+        call = partial(argmax.forward, meta(SHAPE, dtype), GRID, torch.uint8, True)
+        yield Case(f"upsample_argmax.confidence {name}", call, spills=name == "fp64")
         yield Case(
             f"upsample_argmax.forward {name}",
             partial(argmax.forward, meta(SHAPE, dtype), GRID, torch.uint8, False),
@@ -142,16 +163,22 @@ def argmax_cases() -> Iterator[Case]:
     for name, grid in others.items():
         call = partial(argmax.forward, meta((*SHAPE[:2], *grid.in_size)), grid)
         yield Case(f"upsample_argmax.forward fp32{name}", partial(call, torch.uint8, False))
-    call = partial(argmax.forward, scores, GRID, torch.int64, False)
-    yield Case("upsample_argmax.forward fp32 to int64", call, ARGMAX_WORK)
-    call = partial(argmax.forward, scores, GRID, torch.uint8, True)
-    yield Case("upsample_argmax.confidence fp32", call)
+    for name, labels in LABELS.items():
+        if labels != torch.uint8:
+            call = partial(argmax.forward, scores, GRID, labels, False)
+            yield Case(f"upsample_argmax.forward fp32 to {name}", call, ARGMAX_WORK)
+    call = partial(argmax.forward, meta(SHAPE, form=" channels_last"), GRID, torch.uint8, False)
+    yield Case("upsample_argmax.forward fp32 channels_last", call, ARGMAX_WORK)
 
 
 def confusion_cases() -> Iterator[Case]:
-    """Counts by true class and label: of float32 and int64, of the smallest types."""
-    for name, labels in (("fp32", torch.int64), ("bf16", torch.uint8)):
-        out = torch.empty(SHAPE[1], SHAPE[1], dtype=torch.int64, device="meta")
+    """Counts by true class and label, of every type of scores and of labels; and of others."""
+    types = dict((*TYPES.items(), FP64))
+    for (name, dtype), labels in zip(types.items(), LABELS.values(), strict=True):
         target = torch.empty(SHAPE[0], *SIZE, dtype=labels, device="meta")
-        call = partial(confusion.add, out, meta(SHAPE, TYPES[name]), target, GRID, 255)
-        yield Case(f"upsample_confusion.add {name}", call, CONFUSION_WORK)
+        for rows, rest in ((SHAPE[1], ""), (SHAPE[1] + 1, " and others")):
+            out = torch.empty(rows, SHAPE[1], dtype=torch.int64, device="meta")
+            call = partial(confusion.add, out, meta(SHAPE, dtype), target, GRID, 255)
+            yield Case(
+                f"upsample_confusion.add {name}{rest}", call, CONFUSION_WORK, spills=name == "fp64"
+            )

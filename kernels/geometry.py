@@ -68,26 +68,14 @@ def share(part, over, ACC: tl.constexpr):
 
 
 @triton.jit
-def taps(y, n, num, off, den, CLAMP: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr):
-    """The cell of output y, and the weights of its coarse values cell and cell + 1.
-
-    A weight of 0 says that its value is not to be read.
-    """
-    position = widened(num, WIDE) * y + off
-    cell = floor_divide(position, den)
-    cell, rest = clamped(cell, position - cell * den, n, CLAMP)
-    first = tl.where((cell >= 0) & (cell < n), weight(den - rest, den, ACC, WIDE), 0.0)
-    second = tl.where((cell >= -1) & (cell < n - 1), weight(rest, den, ACC, WIDE), 0.0)
-    return cell, first, second
-
-
-@triton.jit
-def next_taps(
+def taps(
     start, x, n, num, den, CLAMP: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
-    """The same for the outputs x >= 0 after the one at position ``start / den``, in fewer steps.
+    """The cell of the output that is x >= 0 after the one at position ``start / den``, and the
+    weights of its coarse values cell and cell + 1.
 
-    From the cell of the first on, positions are not negative: // rounds down.
+    A weight of 0 says that its value is not to be read. From the cell of the first on, positions
+    are not negative: // rounds down.
     """
     first_cell = floor_divide(start, den)
     position = start - first_cell * den + widened(num, WIDE) * x

@@ -29,8 +29,8 @@ from .geometry import (
     in_row,
     inverse,
     located,
-    next_taps,
     share,
+    taps,
     widened,
 )
 from .upsample_adjoint import adjoint as adjoint
@@ -99,7 +99,7 @@ def forward_kernel(
     step = channels if CHANNELS_LAST else 1
     x = tl.arange(0, PIXELS)  # the block's columns
     start = widened(column_num, WIDE) * (first // step) + column_off
-    cell, w_left, w_right = next_taps(start, x, in_width, column_num, column_den, CLAMP, ACC, WIDE)
+    cell, w_left, w_right = taps(start, x, in_width, column_num, column_den, CLAMP, ACC, WIDE)
     first_cell, _ = clamped(floor_divide(start, column_den), 0, in_width, CLAMP)
     if CHANNELS_LAST:
         x = value // step - first // step

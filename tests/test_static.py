@@ -131,7 +131,8 @@ def per_unit(instructions: float, ex2: float, loads: float = 0.1) -> dict:
     ("change", "said"),
     [
         ({}, ""),
-        ({"registers": 108, "seconds": 3.0, "shared": 512, "instructions": 2000}, ""),
+        ({"registers": 108, "seconds": 3.0, "instructions": 2000}, ""),
+        ({"shared": 512}, "shared memory 0 -> 512"),
         ({"registers": 109}, "registers 100 -> 109"),
         ({"spills": 8}, "spills 0 -> 8"),
         ({"wide_stores": 3}, "16-byte stores 4 of 4 -> 3 of 4"),
@@ -148,10 +149,16 @@ def test_changes_for_the_worse(change: dict, said: str) -> None:
     assert faults == ([gate.Fault(name, said)] if said else [])
 
 
-def test_rows_without_figures_a_unit_compare_their_loads() -> None:
+def test_rows_without_figures_a_unit_compare_the_whole_kernel() -> None:
     old = {k: v for k, v in ROW.items() if k != "per_unit"}
     assert gate.changes_for_the_worse(old | {"loads": 16}, old) == ["loads 8 -> 16"]
-    assert gate.changes_for_the_worse(old | {"instructions": 9000}, old) == []
+    assert gate.changes_for_the_worse(old | {"instructions": 927}, old) == []
+    assert gate.changes_for_the_worse(old | {"instructions": 928}, old) == [
+        "instructions 900 -> 928"
+    ]
+    few = old | {"instructions": 20}
+    assert gate.changes_for_the_worse(few | {"instructions": 28}, few) == []
+    assert gate.changes_for_the_worse(few | {"instructions": 29}, few) == ["instructions 20 -> 29"]
 
 
 @pytest.mark.parametrize(
@@ -160,8 +167,8 @@ def test_rows_without_figures_a_unit_compare_their_loads() -> None:
         ({}, ""),
         ({"spills": 16}, "spills (16)"),
         ({"wide_stores": 3}, "only 3 of 4 stores are 16 bytes wide"),
-        ({"seconds": 4.9}, ""),
-        ({"seconds": 5.1}, "takes 5.1 s to compile, more than 4"),
+        ({"seconds": 4.0}, ""),
+        ({"seconds": 4.1}, "takes 4.1 s to compile, more than 4"),
         (per_unit(9.1, 0.1), "9.1 instructions a pixel-class on sm_90, more than 9"),
         ({"per_unit": {"pixel-class": {"instructions": 1}}}, "no ex2 a pixel-class were found"),
     ],
