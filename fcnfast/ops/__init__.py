@@ -2,7 +2,8 @@
 
 These functions are the public ones. Each checks its arguments and calls a raw op of its name under
 ``torch.ops.fcnfast``, which is what torch.compile, torch.export and torch.func work with; there the
-grid is a list of integers, and what is forced of the implementations an argument.
+grid is a list of integers, and what is forced of the implementations an argument. (torch cannot
+compile torch.func.grad of any op that is not its own.)
 """
 
 from ._dispatch import backend
