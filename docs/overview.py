@@ -1,6 +1,6 @@
 """Makes docs/overview.png, the README's picture, from the demo scene and a benchmark's figures.
 
-    python bench/run.py --json bench/results/cpu.json
+    python bench/run.py --suite quick ade20k cityscapes --json bench/results/cpu.json
     python docs/overview.py bench/results/cpu.json
 
 Needs the `plots` extra.
@@ -41,15 +41,15 @@ def bars(axes, rows, measure, unit, title):
 
 
 def figures(measured):
-    """(what, fcnfast's entry, eager's entry) of the rows that the picture shows."""
-    rows = []
+    """(what, fcnfast's entry, eager's entry) of the rows that the picture shows, one a case."""
+    rows = {}
     for row in measured["rows"]:
         trained = row["pass"] == "forward+backward" or row["op"] == "upsample_argmax"
+        case = row["case"]
         if row["op"] in SHOWN and trained and row["content"] == "smooth, blobs":
-            case = row["case"]
             name = f"{SHOWN[row['op']]}\n{case['data_set']}, {case['classes']} classes"
-            rows.append((name, row["entries"]["fcnfast"], row["entries"]["eager"]))
-    return rows
+            rows.setdefault(name, (name, row["entries"]["fcnfast"], row["entries"]["eager"]))
+    return [row for name, row in rows.items() if "crop" not in name]
 
 
 def main(path):
@@ -57,8 +57,8 @@ def main(path):
     scene, truth = draw_scene(DEMO_SEED)
     result = Segmenter(device="cpu")(scene)
     colours = np.array(CAMVID.palette, dtype=np.uint8)
-    figure = plt.figure(figsize=(13, 7), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1.35, 1))
+    figure = plt.figure(figsize=(13, 7.6), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     pictures = {
         "a drawn street scene": scene,
         "its labels": colours[truth],
