@@ -246,7 +246,7 @@ def upsample_cross_entropy(
         float32, or float64 for float64 scores. The gradient with respect to the scores is made in
         the forward pass ("none": in the backward pass) and has no gradient itself. When nothing
         counts (every pixel is ignored, or its class has weight 0) the mean is NaN, as torch's, and
-        the gradient exactly zero.
+        the gradient exactly zero; "batch" of no images is NaN, too.
 
     Raises:
         TypeError: on other dtypes or types, or an ignore_index that is no integer.
