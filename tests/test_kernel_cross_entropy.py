@@ -233,6 +233,19 @@ def test_nothing_counts(reduction):
     assert torch.equal(result.gradient, torch.zeros_like(result.gradient))
 
 
+@pytest.mark.parametrize("scale", [1, 64])
+@pytest.mark.parametrize("weight", [[0.0, 1.0, 0.5], [0.0, 0.0, 0.0]])
+def test_only_a_class_of_weight_0(weight, scale):
+    """The mean divides by 0, though smoothing counts the other classes: NaN, as torch's."""
+    target = torch.zeros(2, *RESIZED.size, dtype=torch.int64)
+    problem = example(target=target, weight=torch.tensor(weight).double(), reduction="mean")
+    problem = problem._replace(smoothing=0.1, scores=problem.scores * scale)
+    result = launched(problem)
+    assert result.loss.isnan()
+    assert plain(problem, problem.scores).loss.isnan()
+    assert not result.gradient.any()
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_empty_batch(reduction):
     problem = example(batch=2, reduction=reduction)

@@ -185,8 +185,11 @@ def forward(x: Tensor, grid: SamplingGrid) -> Tensor:
 
 def forward_add(x: Tensor, skip: Tensor, grid: SamplingGrid, offset: Sequence[int]) -> Tensor:
     """The upsampled `x` plus the window of `skip` at `offset`."""
-    out = empty_like(x, (*x.shape[:2], *grid.size)).copy_(window(skip, grid.size, offset))
-    return _add_upsampled(out, x, grid, True)
+    skip = window(skip, grid.size, offset)
+    if x.dtype == compute_dtype(x):
+        return forward(x, grid).add_(skip)
+    # In half precision the sum is rounded, not its parts.
+    return _add_upsampled(empty_like(x, skip.shape).copy_(skip), x, grid, True)
 
 
 def adjoint(grad: Tensor, grid: SamplingGrid) -> Tensor:
