@@ -10,6 +10,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from tests.kernel_tools import (
+    DEVICE,
     DTYPES,
     INTERPRETED,
     bits,
@@ -263,6 +264,17 @@ def test_ignore_index_that_the_labels_cannot_hold(labels, ignored):
     problem = example(ignore_index=ignored, labels=labels, reduction="mean")
     assert_accurate(launched(problem), problem)
     assert_accurate(launched(problem, implementation=tiled), problem)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_factor_of_a_gradient_in_several_blocks(dtype):
+    """Rows that no block holds, some rows to a program, and strides of the kernels' own layout."""
+    for height, width in ((2, 5000), (70, 3)):
+        gradient = torch.randn(height, 2, 3, width, device=DEVICE).permute(1, 2, 0, 3)
+        scale, grad = (torch.tensor(v, device=DEVICE) for v in (0.5, -4.0))
+        with guarded():
+            result = cross_entropy.scaled(gradient, scale, grad, dtype)
+        assert torch.equal(result, (gradient * -2).to(dtype))
 
 
 @settings(max_examples=8)
