@@ -283,6 +283,7 @@ def test_raw_calls_are_checked_too():
         ({"label_smoothing": float("nan")}, ValueError, "label_smoothing must lie"),
         ({"weight": torch.ones(3).long()}, TypeError, "weight must be floating"),
         ({"weight": torch.ones(3).double()}, ValueError, "3 class weights in torch.float32"),
+        ({"weight": torch.ones(3, requires_grad=True)}, ValueError, "must not require a gradient"),
         ({"target": labels().to(torch.int8)}, TypeError, "target must be uint8"),
         ({"scores": torch.ones(2, 3, 4, 5).int()}, TypeError, "scores must be float32"),
     ],

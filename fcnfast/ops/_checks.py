@@ -180,6 +180,8 @@ def check_class_weights(scores: Tensor, weight: Tensor) -> None:
     check_dense(weight, "weight")
     if weight.device != scores.device:
         raise ValueError(f"scores are on {scores.device} but weight is on {weight.device}")
+    if weight.requires_grad:
+        raise ValueError("weight must not require a gradient: the loss has none for it")
 
 
 def check_ignore_index(ignore_index: int) -> None:

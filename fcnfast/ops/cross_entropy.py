@@ -261,8 +261,6 @@ def upsample_cross_entropy(
     check_smoothing(label_smoothing)
     if weight is not None:
         check_class_weights(scores, weight)
-        if weight.requires_grad:
-            raise ValueError("weight must not require a gradient: the loss has none for it")
         weight = weight.to(_wide(scores))
     settings = (ignore_index, reduction, float(label_smoothing))
     with_gradient = scores.requires_grad and torch.is_grad_enabled()
