@@ -176,7 +176,7 @@ def content(name: str, case: Case, dtype: torch.dtype, device: torch.device) -> 
 
 
 def undecided(scores: Tensor) -> float:
-    """The share of cells (between four neighbours of the map) whose corners' winners differ."""
+    """The share of cells (between four neighbors of the map) whose corners' winners differ."""
     winner = scores.argmax(1)
     corner = winner[:, :-1, :-1]
     others = (winner[:, 1:, :-1], winner[:, :-1, 1:], winner[:, 1:, 1:])

@@ -1,4 +1,4 @@
-"""The judgement of the static table: limits in absolute numbers, and nothing worse than before."""
+"""The judgment of the static table: limits in absolute numbers, and nothing worse than before."""
 
 from __future__ import annotations
 

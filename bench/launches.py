@@ -95,8 +95,8 @@ def _integer(value: int) -> str:
     return "i64" if value < 2**63 else "u64"
 
 
-def specialised(launch: Launch, amd: bool) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
-    """Signature, constants and attributes, as a launch on a device specialises the kernel.
+def specialized(launch: Launch, amd: bool) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
+    """Signature, constants and attributes, as a launch on a device specializes the kernel.
 
     Raises:
         TypeError: for an argument of a kind that no kernel here takes.
@@ -168,7 +168,7 @@ def fingerprint(launch: Launch, target: str, work: object) -> str:
     """Of all that a row depends on: the machine code's sources, Triton's version, how it counts."""
     parts = [
         source_text(launch.kernel),
-        *map(str, specialised(launch, not target.startswith("sm_"))),
+        *map(str, specialized(launch, not target.startswith("sm_"))),
     ]
     parts += [str(sorted(launch.options.items())), str(work), target, triton.__version__]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
@@ -176,7 +176,7 @@ def fingerprint(launch: Launch, target: str, work: object) -> str:
 
 def compiled(launch: Launch, target: str) -> Any:
     """The kernel compiled ahead of time; needs no GPU."""
-    signature, constants, attributes = specialised(launch, not target.startswith("sm_"))
+    signature, constants, attributes = specialized(launch, not target.startswith("sm_"))
     source = ASTSource(
         fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes
     )

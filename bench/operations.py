@@ -53,12 +53,12 @@ def _fused(case: Case, content: Content) -> Problem:
     return replace(problem, maps=(coarse, skip), offset=(SKIP_OFFSET, SKIP_OFFSET))
 
 
-def _labelled(case: Case, content: Content) -> Problem:
+def _labeled(case: Case, content: Content) -> Problem:
     return replace(_resized(case, content), target=content.labels)
 
 
 def _decided(case: Case, content: Content) -> Problem:
-    return replace(_labelled(case, content), undecided=undecided(content.scores))
+    return replace(_labeled(case, content), undecided=undecided(content.scores))
 
 
 def _learned(case: Case, content: Content) -> Problem:
@@ -148,7 +148,7 @@ _DECONVS = {
 # The ops are looked up when they are called: what is measured is what fcnfast.ops holds then.
 OPERATIONS = (
     Operation(
-        "upsample_cross_entropy", "", _labelled,
+        "upsample_cross_entropy", "", _labeled,
         lambda p: ops.upsample_cross_entropy(*p.maps, p.target, p.grid, ignore_index=VOID),
         {"eager": peers.cross_entropy},
         _true_loss, floor.upsample_cross_entropy, "loss", CONTENTS,

@@ -17,7 +17,7 @@ from bench.cases import USUAL
 from bench.compare import read
 from bench.report import times
 
-COLOURS = {
+COLORS = {
     "fcnfast": "#1f6feb",
     "eager": "#9aa4af",
     "max": "#c8cdd3",
@@ -58,11 +58,11 @@ def _worth_a_bar(rows: Iterable[Row]) -> dict[str, list[Row]]:
 def _bars(axes: Any, rows: Sequence[Row], value: Callable[[Row, str], float | None]) -> None:
     """A group of bars for each row, one a contestant; beside ours how many times that eager is."""
     for place, row in enumerate(rows):
-        names = [name for name in COLOURS if name in row["entries"] and value(row, name)]
+        names = [name for name in COLORS if name in row["entries"] and value(row, name)]
         for k, name in enumerate(names):
             height = 0.8 / len(names)
             y, length = place - 0.4 + (k + 0.5) * height, value(row, name)
-            axes.barh(y, length, 0.9 * height, color=COLOURS[name])
+            axes.barh(y, length, 0.9 * height, color=COLORS[name])
             eager = value(row, "eager") if name == "fcnfast" else None
             if eager:
                 axes.text(length, y, f" eager {times(eager / length)}", va="center", size=7)
@@ -90,8 +90,8 @@ def _bar_picture(
     for axes, (name, rows) in zip(grid.flat, panels.items(), strict=False):
         _bars(axes, rows, value)
         axes.set_title(name, size=10, loc="left")
-    used = [n for n in COLOURS if any(n in r["entries"] for r in measured["rows"])]
-    patches = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in used]
+    used = [n for n in COLORS if any(n in r["entries"] for r in measured["rows"])]
+    patches = [plt.Rectangle((0, 0), 1, 1, color=COLORS[name]) for name in used]
     figure.legend(patches, used, loc="outside lower center", ncols=len(used), frameon=False)
     figure.suptitle(f"{title}\n{measured['device_name']}, {measured['dtype']}")
     figure.savefig(path, dpi=110)
@@ -137,9 +137,9 @@ def _roofline(measured: Row, path: Path) -> Path:
         for name in SHOWN:
             if took := _median(row, name):
                 rate, marker = 1e3 * row["outputs"] / took, MARKERS[ops.index(row["op"])]
-                axes.plot(x[id(row)], rate, marker, color=COLOURS[name], alpha=0.8)
+                axes.plot(x[id(row)], rate, marker, color=COLORS[name], alpha=0.8)
     for name in SHOWN:
-        axes.plot([], [], "s", color=COLOURS[name], label=name)
+        axes.plot([], [], "s", color=COLORS[name], label=name)
     for op, marker in zip(ops, MARKERS, strict=False):
         axes.plot([], [], marker, color="k", mfc="none", label=op)
     axes.set(

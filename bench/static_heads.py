@@ -32,7 +32,7 @@ from fcnfast.kernels import argmax, confusion, cross_entropy
 
 
 def _patch(launch: Launch) -> float:
-    """Pixels that one thread of the loss covers. A program's first cell is its neighbour's too."""
+    """Pixels that one thread of the loss covers. A program's first cell is its neighbor's too."""
     sizes = launch.arguments
     lanes = sizes["BLOCK"] - sizes["GROUPS"]
     return sizes["ROWS"] * sizes["COLUMNS"] * lanes / launch.threads

@@ -56,16 +56,16 @@ def main(path):
     """Draw and write the picture."""
     scene, truth = draw_scene(DEMO_SEED)
     result = Segmenter(device="cpu")(scene)
-    colours = np.array(CAMVID.palette, dtype=np.uint8)
+    colors = np.array(CAMVID.palette, dtype=np.uint8)
     figure = plt.figure(figsize=(13, 7.6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     pictures = {
         "a drawn street scene": scene,
-        "its labels": colours[truth],
-        "what the bundled network sees": colours[result.labels],
+        "its labels": colors[truth],
+        "what the bundled network sees": colors[result.labels],
     }
     seen = np.union1d(truth[truth < len(CAMVID.names)], result.labels)
-    patches = [Patch(color=colours[i] / 255, label=CAMVID.names[i]) for i in seen]
+    patches = [Patch(color=colors[i] / 255, label=CAMVID.names[i]) for i in seen]
     above.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
     for axes, (title, picture) in zip(above.subplots(1, 3), pictures.items(), strict=True):
         axes.imshow(picture)

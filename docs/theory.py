@@ -18,7 +18,7 @@ from fcnfast import create_model, ops, theory
 from fcnfast.geometry import SamplingGrid
 
 HERE = Path(__file__).resolve().parent
-BLUE, ORANGE, GREY = "#1f5fa8", "#d9730d", "#8a8f98"
+BLUE, ORANGE, GRAY = "#1f5fa8", "#d9730d", "#8a8f98"
 
 
 def save(figure: plt.Figure, name: str) -> None:
@@ -35,17 +35,17 @@ def fields() -> None:
     layers = [x for x in theory.trace(model).layers if x.field and x.field != x.given]
     figure, axes = plt.subplots(figsize=(8, 4.2))
     for row, layer in enumerate(layers):
-        centre, size = float(layer.field.offset), layer.field.size
-        colour = ORANGE if layer.kind == "MaxPool2d" else BLUE
-        axes.barh(row, size, left=centre - size / 2, height=0.7, color=colour)
-        axes.plot(centre, row, "|", color="white", markersize=7)
-        axes.text(centre + size / 2 + 6, row, f"{size}", va="center", fontsize=7)
-    axes.axvspan(0, 499, color=GREY, alpha=0.15, zorder=0)
+        center, size = float(layer.field.offset), layer.field.size
+        color = ORANGE if layer.kind == "MaxPool2d" else BLUE
+        axes.barh(row, size, left=center - size / 2, height=0.7, color=color)
+        axes.plot(center, row, "|", color="white", markersize=7)
+        axes.text(center + size / 2 + 6, row, f"{size}", va="center", fontsize=7)
+    axes.axvspan(0, 499, color=GRAY, alpha=0.15, zorder=0)
     axes.text(480, 0.2, "image, 500 pixels", fontsize=8, color="#444444", ha="right", va="top")
     axes.set_yticks(range(len(layers)), [layer.name for layer in layers], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlim(-220, 510)
-    axes.set_xlabel("pixel (unit 0 of each layer: its field, and its centre)")
+    axes.set_xlabel("pixel (unit 0 of each layer: its field, and its center)")
     axes.spines[["top", "right"]].set_visible(False)
     save(figure, "fields.png")
 
@@ -55,7 +55,7 @@ def borders() -> None:
     x = torch.tensor([2.0, 1.2, 1.8, 0.6, 1.4]).view(1, 1, 1, -1)
     stride, n = 8, x.shape[-1]
     tall = x.expand(1, 1, 3, n).contiguous()  # its middle row does not fade
-    zero = SamplingGrid.centres((3, n), stride, (stride - 1) / 2, (3 * stride, n * stride), "zero")
+    zero = SamplingGrid.centers((3, n), stride, (stride - 1) / 2, (3 * stride, n * stride), "zero")
     clamp = SamplingGrid.resize((3, n), (3 * stride, n * stride))
     figure, axes = plt.subplots(figsize=(8, 2.8))
     middle = 3 * stride // 2
@@ -73,8 +73,8 @@ def borders() -> None:
         color=BLUE,
         label="clamp: F.interpolate",
     )
-    centres = [stride * u + (stride - 1) / 2 for u in range(n)]
-    axes.plot(centres, x.flatten(), "o", color="black", label="the scores", markersize=5)
+    centers = [stride * u + (stride - 1) / 2 for u in range(n)]
+    axes.plot(centers, x.flatten(), "o", color="black", label="the scores", markersize=5)
     axes.set_xlabel("pixel")
     axes.set_ylim(0, 2.3)
     axes.legend(frameon=False, fontsize=8, loc="lower center")

@@ -76,7 +76,7 @@ def evaluate_model(
         model: a network, on any device; it is in evaluation mode while this runs, and afterwards
             as it was.
         dataset: the pictures and their true labels.
-        batch_size: up to so many neighbouring pictures of one size go through together. Nothing
+        batch_size: up to so many neighboring pictures of one size go through together. Nothing
             is padded, so that the labels do not depend on it.
         max_size: longest side that the network sees; labels are made, and counted, at the
             pictures' own size.
@@ -114,7 +114,7 @@ def evaluate_folder(
     """Count the pixels of label pictures that were written before, by whatever program.
 
     Args:
-        predictions: a folder with ``NAME.png`` for every picture of the data set: indices or grey
+        predictions: a folder with ``NAME.png`` for every picture of the data set: indices or gray
             values, of the picture's size. Other files in it are not looked at.
         dataset: the true labels.
         progress: show a bar on stderr.
@@ -185,7 +185,7 @@ def _size(sample: Sample) -> tuple[int, int]:
 
 
 def _groups(samples: Iterable[Sample], most: int) -> Iterator[list[Sample]]:
-    """Yield neighbouring samples of one size together, at most so many."""
+    """Yield neighboring samples of one size together, at most so many."""
     group: list[Sample] = []
     for sample in samples:
         if group and (len(group) == most or _size(sample) != _size(group[0])):

@@ -132,7 +132,7 @@ def deconv_size(
 def _bilinear_deconv_axis(stride: int, kernel: int, shift: int) -> tuple[int, int, int]:
     """Position of output pixel y of a bilinear transposed convolution, `shift` pixels further in.
 
-    Input unit u puts the centre of its kernel at u * stride + (kernel - 1) / 2.
+    Input unit u puts the center of its kernel at u * stride + (kernel - 1) / 2.
     """
     return _reduced(2, 2 * shift - (kernel - 1), 2 * stride)
 
@@ -281,7 +281,7 @@ class SamplingGrid:
         return cls(in_size, wanted, num, off, den, "clamp")
 
     @classmethod
-    def centres(
+    def centers(
         cls,
         in_size: int | Sequence[int],
         stride: int | float | Fraction,
@@ -311,7 +311,7 @@ class SamplingGrid:
         """The same picture drawn at another size, in one sampling of the same map.
 
         Pixel Y of the new size lies over pixel (Y + 1/2) H / H' - 1/2 of this grid's H x W, as in
-        a half-pixel resize; a photo shrunk for a network is so labelled at its own size.
+        a half-pixel resize; a photo shrunk for a network is so labeled at its own size.
         """
         wanted = as_pair(size, "size")
         axes = []
@@ -364,7 +364,7 @@ def axis_taps(grid: SamplingGrid, axis: int, dtype: torch.dtype, device: torch.d
 class ReceptiveField:
     """How the units of a feature map lie on the image (the same along both axes).
 
-    Unit u sees `size` pixels and is centred on pixel ``stride * u + offset``. Start from
+    Unit u sees `size` pixels and is centered on pixel ``stride * u + offset``. Start from
     ``ReceptiveField()``, the image itself, and apply the layers in order. Composition as in
     section 3 of the paper; the offset is the coordinate map of the reference implementation.
     """

@@ -1,6 +1,6 @@
 """The four metrics of the FCN paper, from one confusion matrix over a whole data set.
 
-With n_ij the pixels of true class i labelled j, t_i = Σ_j n_ij, and C classes:
+With n_ij the pixels of true class i labeled j, t_i = Σ_j n_ij, and C classes:
 
     pixel accuracy           Σ_i n_ii / Σ_i t_i
     mean accuracy            1/C Σ_i n_ii / t_i

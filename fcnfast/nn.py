@@ -1,7 +1,7 @@
 """The ops as layers of a network.
 
 A layer that samples at a grid holds a rule, which makes the grid for the map that comes:
-`DeconvGrid`, `ResizeGrid` or `CentresGrid`, one for each builder of `SamplingGrid`.
+`DeconvGrid`, `ResizeGrid` or `CentersGrid`, one for each builder of `SamplingGrid`.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class ResizeGrid:
 
 
 @dataclass(frozen=True)
-class CentresGrid:
-    """Unit u of a map sits at pixel ``stride * u + offset`` (see `SamplingGrid.centres`)."""
+class CentersGrid:
+    """Unit u of a map sits at pixel ``stride * u + offset`` (see `SamplingGrid.centers`)."""
 
     stride: int | float | Fraction
     offset: int | float | Fraction
@@ -71,8 +71,8 @@ class CentresGrid:
             ValueError: without a size.
         """
         if size is None:
-            raise ValueError("a grid by its centres needs the size of the result")
-        return SamplingGrid.centres(in_size, self.stride, self.offset, size, self.border)
+            raise ValueError("a grid by its centers needs the size of the result")
+        return SamplingGrid.centers(in_size, self.stride, self.offset, size, self.border)
 
 
 class _OnGrid(nn.Module):
@@ -272,6 +272,6 @@ def bilinear_filter(kernel: int, dtype: torch.dtype = torch.float32) -> Tensor:
     if kernel < 1:
         raise ValueError(f"kernel must be positive, not {kernel}")
     half = (kernel + 1) // 2
-    centre = half - 1 if kernel % 2 else half - 0.5
-    tent = 1 - (torch.arange(kernel, dtype=torch.float64) - centre).abs() / half
+    center = half - 1 if kernel % 2 else half - 0.5
+    tent = 1 - (torch.arange(kernel, dtype=torch.float64) - center).abs() / half
     return torch.outer(tent, tent).to(dtype)

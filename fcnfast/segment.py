@@ -34,7 +34,7 @@ class Segmentation:
     Attributes:
         image: the picture as the network saw it before shrinking: RGB, upright.
         labels: uint8 array H×W of the picture's own size; label k is ``table.names[k]``.
-        table: the classes' names and colours.
+        table: the classes' names and colors.
         name: the stem of the picture's file, or "image".
     """
 
@@ -51,10 +51,10 @@ class Segmentation:
         return {self.table.names[k]: float(counts[k] / self.labels.size) for k in order}
 
     def overlay(self, opacity: float = 0.5) -> Image.Image:
-        """Draw the classes' colours over the picture, with a legend of those that are there.
+        """Draw the classes' colors over the picture, with a legend of those that are there.
 
         Args:
-            opacity: 0 (the picture alone) to 1 (the colours alone).
+            opacity: 0 (the picture alone) to 1 (the colors alone).
 
         Returns:
             An RGB picture, larger than the photo by the legend: below a landscape photo, to the
@@ -133,7 +133,7 @@ class Segmenter:
         """Segment one picture.
 
         Args:
-            image: a path; a PIL image; or a uint8 array, H×W×3 in RGB order or H×W grey.
+            image: a path; a PIL image; or a uint8 array, H×W×3 in RGB order or H×W gray.
             max_size: longest side, in pixels, that the network sees. A larger picture is shrunk
                 for it; the labels still come at the picture's own size. By default the size
                 up to which the network learned, if its weights say so.
@@ -254,8 +254,8 @@ def _write_report(path: Path, segmenter: Segmenter, report: Report) -> None:
     content = {
         "model": segmenter.model.name,
         "classes": [
-            {"name": name, "color": "#" + bytes(colour).hex()}
-            for name, colour in zip(table.names, table.palette, strict=True)
+            {"name": name, "color": "#" + bytes(color).hex()}
+            for name, color in zip(table.names, table.palette, strict=True)
         ],
         "pictures": report.done,
         "failed": report.failed,

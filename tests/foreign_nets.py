@@ -38,7 +38,7 @@ def rgb(
     )
 
 
-def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
+def randomize(net: nn.Module, seed: int = 0) -> nn.Module:
     """Weights under which signals neither die nor explode, statistics of norms included."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -152,7 +152,7 @@ class VGG(nn.Module):
 
 
 class AlexNet(nn.Module):
-    """FCN-AlexNet over CaffeNet: groups, pooling before normalisation."""
+    """FCN-AlexNet over CaffeNet: groups, pooling before normalization."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ class GoogLeNet(nn.Module):
 
 
 class LateFusion(nn.Module):
-    """NYUD's two FCN-32s for colour and HHA, whose scores are averaged before the upsampling."""
+    """NYUD's two FCN-32s for color and HHA, whose scores are averaged before the upsampling."""
 
     def __init__(self) -> None:
         super().__init__()

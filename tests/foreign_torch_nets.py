@@ -162,7 +162,7 @@ class Inception(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """FCN-32s over torchvision's GoogLeNet, which normalises its input a second time."""
+    """FCN-32s over torchvision's GoogLeNet, which normalizes its input a second time."""
 
     def __init__(self) -> None:
         super().__init__()

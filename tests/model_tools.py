@@ -53,7 +53,7 @@ def is_score(name: str) -> bool:
     return bool(re.search(r"(^|\.)score[^.]*$|classifier\.4$|conv_seg$", name))
 
 
-def randomise_scores(model: nn.Module) -> nn.Module:
+def randomize_scores(model: nn.Module) -> nn.Module:
     """Score layers start at zero: give them something to say."""
     for name, layer in model.named_modules():
         if is_score(name):

@@ -17,7 +17,7 @@ _sizes = st.tuples(st.integers(1, 7), st.integers(1, 7))
 def grids(draw, most: int = 24) -> SamplingGrid:
     """A grid of any builder: both borders, any stride, crops down to one pixel, down-sampling."""
     in_size = draw(_sizes)
-    kind = draw(st.sampled_from(("deconv", "resize", "align", "factor", "centres")))
+    kind = draw(st.sampled_from(("deconv", "resize", "align", "factor", "centers")))
     size = draw(st.tuples(st.integers(1, most), st.integers(1, most)))
     if kind == "deconv":
         stride = draw(st.sampled_from((1, 2, 3, 4, 5, 8, 16, 32)))
@@ -32,11 +32,11 @@ def grids(draw, most: int = 24) -> SamplingGrid:
         if any(int(n * factor) < 1 for n in in_size):
             factor = 2.0
         grid = SamplingGrid.resize(in_size, scale_factor=factor)
-    elif kind == "centres":
+    elif kind == "centers":
         stride = draw(st.sampled_from((1, 2, 4, 8)))
         offset = draw(st.integers(-20, 20)) / 2
         border = draw(st.sampled_from(("zero", "clamp")))
-        grid = SamplingGrid.centres(in_size, stride, offset, size, border)
+        grid = SamplingGrid.centers(in_size, stride, offset, size, border)
     else:
         grid = SamplingGrid.resize(in_size, size, align_corners=kind == "align")
     event(f"grid: {kind}")
@@ -111,5 +111,5 @@ FULL_SIZE = [
     (19, SamplingGrid.resize((32, 64), (250, 500), align_corners=True)),
     (21, SamplingGrid.deconv((34, 34), 8, crop=20, size=(250, 240))),
     (2, SamplingGrid.deconv((16, 16), 32, size=(500, 500))),
-    (40, SamplingGrid.centres((20, 20), 4.1, 70, (230, 250), "clamp")),  # wide outer cells
+    (40, SamplingGrid.centers((20, 20), 4.1, 70, (230, 250), "clamp")),  # wide outer cells
 ]

@@ -55,7 +55,7 @@ def test_the_first_class_wins_a_tie(grid, classes):
 
 
 def test_pixels_that_see_only_zeros_are_of_the_first_class():
-    grid = SamplingGrid.centres((2, 2), 8, 20, (40, 44), "zero")
+    grid = SamplingGrid.centers((2, 2), 8, 20, (40, 44), "zero")
     x = torch.zeros(1, 3, 2, 2)
     x[:, 2] = 1
     assert_is_argmax(ops.upsample_argmax(x, grid), x, grid, exact=True)
@@ -66,7 +66,7 @@ def test_pixels_that_see_only_zeros_are_of_the_first_class():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("border", ["zero", "clamp"])
 def test_values_that_are_not_finite(bad, border):
-    grid = SamplingGrid.centres((5, 5), 4, 2, (20, 20), border)
+    grid = SamplingGrid.centers((5, 5), 4, 2, (20, 20), border)
     x = torch.randn(1, 4, 5, 5)
     x[0, 2, 1, 3] = bad
     labels = ops.upsample_argmax(x, grid)
@@ -148,8 +148,8 @@ def test_an_axis_that_looks_at_one_place_and_one_that_looks_beyond():
     [
         SamplingGrid.resize((1, 3), (300, 500)),  # a cell of half the picture
         SamplingGrid.resize((4, 4), (400, 500)),
-        SamplingGrid.centres((20, 20), 4.1, 0, (300, 330), "clamp"),  # the last cells are wide
-        SamplingGrid.centres((20, 20), 4.1, 0, (300, 330), "zero"),
+        SamplingGrid.centers((20, 20), 4.1, 0, (300, 330), "clamp"),  # the last cells are wide
+        SamplingGrid.centers((20, 20), 4.1, 0, (300, 330), "zero"),
     ],
 )
 def test_large_and_unequal_cells_take_little_memory_and_work(grid):
@@ -166,7 +166,7 @@ def test_large_and_unequal_cells_take_little_memory_and_work(grid):
 
 
 def test_another_default_device():
-    grid = SamplingGrid.centres((6, 6), 4, 2, (24, 24), "zero")
+    grid = SamplingGrid.centers((6, 6), 4, 2, (24, 24), "zero")
     x = torch.nn.functional.interpolate(torch.randn(1, 3, 2, 2), (6, 6), mode="bilinear")
     with torch.device("meta"):
         labels = ops.upsample_argmax(x, grid)

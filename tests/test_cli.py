@@ -260,7 +260,7 @@ class TestPredict:
             ("--max-size", "12.5"),
             ("--device", "gpu"),
             ("--device", "cuda:99"),
-            ("--colour", "red"),
+            ("--color", "red"),
         ],
     )
     def test_wrong_options(self, here, weights, refused, option, value):
@@ -384,7 +384,7 @@ class TestDemo:
         assert np.array_equal(np.asarray(Image.open(folder / "photo.png")), np.asarray(scene))
         assert np.array_equal(read_labels(folder / "truth.png", CAMVID), truth)
         right = (read_labels(folder / "labels.png", CAMVID) == truth).mean()
-        assert f"{100 * right:.1f} % of the pixels are labelled right" in out
+        assert f"{100 * right:.1f} % of the pixels are labeled right" in out
 
     def test_it_can_write_elsewhere_and_says_when_it_cannot(
         self, here, weights, monkeypatch, refused

@@ -11,7 +11,7 @@ import torch
 import fcnfast
 from fcnfast.cli import main
 from fcnfast.weights import read_weights
-from tests.foreign_nets import VGG, randomise
+from tests.foreign_nets import VGG, randomize
 from tests.foreign_torch_nets import VGG16
 from tests.weights_tools import narrow_vgg
 from tests.wire_tools import caffemodel
@@ -40,7 +40,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_a_file_that_tells_its_network(here, capsys):
-    state = randomise(VGG(16)).state_dict()
+    state = randomize(VGG(16)).state_dict()
     Path("net.caffemodel").write_bytes(caffemodel(state))
     assert main(["convert", "net.caffemodel", "ours.safetensors"]) == 0
     out, err = capsys.readouterr()
@@ -57,7 +57,7 @@ def test_a_file_that_tells_its_network(here, capsys):
 
 def test_the_network_and_the_classes_can_be_named(here, capsys):
     bilinear = {k: v for k, v in VGG(8, heads={"": 3}).state_dict().items() if "upscore" in k}
-    torch.save(randomise(VGG(8, heads={"": 3})).state_dict() | bilinear, "net.pth")
+    torch.save(randomize(VGG(8, heads={"": 3})).state_dict() | bilinear, "net.pth")
     table = {"names": ["road", "sky", "car"], "palette": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
     Path("classes.json").write_text(json.dumps(table))
     said = refused(capsys, "net.pth", "ours.safetensors")
@@ -74,7 +74,7 @@ def test_the_network_and_the_classes_can_be_named(here, capsys):
 
 
 def test_a_classifier_becomes_a_network_to_train(here, capsys):
-    torch.save(randomise(VGG16()).weights(), "vgg16.pth")
+    torch.save(randomize(VGG16()).weights(), "vgg16.pth")
     assert "choose one for it" in refused(capsys, "vgg16.pth", "ours.safetensors")
     assert main(["convert", "vgg16.pth", "ours.safetensors", "--model", "fcn32s_vgg16"]) == 0
     out = capsys.readouterr().out
@@ -83,7 +83,7 @@ def test_a_classifier_becomes_a_network_to_train(here, capsys):
 
 
 def test_mistakes_are_refused(here, capsys):
-    torch.save(randomise(VGG(32)).state_dict(), "net.pth")
+    torch.save(randomize(VGG(32)).state_dict(), "net.pth")
     Path("folder").mkdir()
     assert "no such weights file" in refused(capsys, "missing.pth", "out.safetensors")
     assert "is a folder" in refused(capsys, "net.pth", "folder")
@@ -93,7 +93,7 @@ def test_mistakes_are_refused(here, capsys):
     assert "did you mean fcn32s_vgg16" in refused(capsys, "net.pth", "o", "--model", "fcn32_vgg16")
     assert "has no" in refused(capsys, "net.pth", "o", "--model", "fcn_resnet50")
     assert "No such file" in refused(capsys, "net.pth", "nowhere/out.safetensors")
-    big = {k: v * 1e6 for k, v in randomise(VGG(32)).state_dict().items() if "upscore" not in k}
+    big = {k: v * 1e6 for k, v in randomize(VGG(32)).state_dict().items() if "upscore" not in k}
     torch.save(big, "big.pth")
     assert "too large for torch.float16" in refused(capsys, "big.pth", "o", "--half")
 
@@ -102,7 +102,7 @@ def test_foreign_files_are_used_without_converting(here, capsys):
     from tests.model_tools import make_photo
 
     net = VGG(32)
-    torch.save(randomise(net).state_dict(), "net.pth")
+    torch.save(randomize(net).state_dict(), "net.pth")
     make_photo().save("photo.png")
     assert main(["predict", "photo.png", "--weights", "net.pth"]) == 0
     assert "class 4" in capsys.readouterr().out or Path("out/labels/photo.png").exists()

@@ -9,7 +9,7 @@ import torch
 import fcnfast
 from fcnfast.models import alexnet, table
 from tests import foreign_nets, foreign_torch_nets
-from tests.foreign_nets import randomise
+from tests.foreign_nets import randomize
 from tests.model_tools import narrow_trunks
 from tests.weights_tools import narrow_vgg
 from tests.wire_tools import caffemodel
@@ -86,10 +86,10 @@ def test_the_files_of_the_docs(monkeypatch, tmp_path):
     monkeypatch.setattr(alexnet, "WIDTHS", widths)
     monkeypatch.setattr(alexnet, "FULLY_CONNECTED", foreign_nets.FULLY_CONNECTED)
     monkeypatch.chdir(tmp_path)
-    torch.save(randomise(foreign_torch_nets.VGG16()).weights(), "vgg16.pth")
-    torch.save(randomise(foreign_torch_nets.AlexNet()).weights(), "alexnet.pth")
-    torch.save(randomise(foreign_nets.VGG(32)).state_dict(), "other.pth")
-    Path("fcn8s.caffemodel").write_bytes(caffemodel(randomise(foreign_nets.VGG(8)).state_dict()))
+    torch.save(randomize(foreign_torch_nets.VGG16()).weights(), "vgg16.pth")
+    torch.save(randomize(foreign_torch_nets.AlexNet()).weights(), "alexnet.pth")
+    torch.save(randomize(foreign_nets.VGG(32)).state_dict(), "other.pth")
+    Path("fcn8s.caffemodel").write_bytes(caffemodel(randomize(foreign_nets.VGG(8)).state_dict()))
     names = {"fcnfast": fcnfast}
     for block in blocks("weights.md"):
         exec(block, names)

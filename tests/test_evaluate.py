@@ -104,7 +104,7 @@ class TestModel:
         matrix = evaluate_model(Reader(), Listed(*PAIRS), batch_size=batch_size)
         assert np.array_equal(matrix.matrix, counted(PAIRS))
 
-    def test_only_neighbours_of_one_size_share_a_batch(self):
+    def test_only_neighbors_of_one_size_share_a_batch(self):
         model = Reader()
         evaluate_model(model, Listed(*PAIRS), batch_size=2)
         assert model.batches == [(2, 3, 4, 5), (1, 3, 4, 5), (1, 3, 7, 3), (1, 3, 4, 5)]

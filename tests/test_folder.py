@@ -19,8 +19,8 @@ def _fill(
     for folder in (images, labels):
         folder.mkdir(parents=True, exist_ok=True)
     for index, name in enumerate(names):
-        colour = Image.new("RGB", size[::-1], (index, 20, 30))
-        colour.save(images / f"{name}.png")
+        color = Image.new("RGB", size[::-1], (index, 20, 30))
+        color.save(images / f"{name}.png")
         Image.fromarray(np.full(size, index, np.uint8)).save(labels / f"{name}.png")
 
 

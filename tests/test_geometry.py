@@ -18,8 +18,8 @@ sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 def bilinear_filter(kernel: int) -> torch.Tensor:
     """The filter of the paper's upsampling layers, k x k (independent of the geometry)."""
     factor = (kernel + 1) // 2
-    centre = factor - 1 if kernel % 2 else factor - 0.5
-    w = [1 - abs(i - centre) / factor for i in range(kernel)]
+    center = factor - 1 if kernel % 2 else factor - 0.5
+    w = [1 - abs(i - center) / factor for i in range(kernel)]
     return torch.outer(torch.tensor(w, dtype=DOUBLE), torch.tensor(w, dtype=DOUBLE))
 
 
@@ -91,15 +91,15 @@ def test_positions_of_the_paper_are_exact_rationals():
 
 
 @given(sizes, st.sampled_from((2, 4, 8, 32)), st.integers(0, 40))
-def test_centres_reproduce_a_cropped_deconvolution(in_size, stride, crop):
+def test_centers_reproduce_a_cropped_deconvolution(in_size, stride, crop):
     full = [(n + 1) * stride for n in in_size]
     assume(all(crop < f for f in full))
     size = tuple(f - crop for f in full)
     field = ReceptiveField(1, Fraction(stride)).deconv(2 * stride, stride).crop(crop)
     deconv = SamplingGrid.deconv(in_size, stride, crop=crop, size=size)
     # Pixel 0 of the cropped result lies at field.offset of the map's own pixels.
-    centres = SamplingGrid.centres(in_size, stride, -field.offset, size, "zero")
-    assert centres == deconv
+    centers = SamplingGrid.centers(in_size, stride, -field.offset, size, "zero")
+    assert centers == deconv
 
 
 @given(sizes, st.integers(1, 8), sizes)
@@ -145,9 +145,9 @@ def test_calculus_refuses_what_no_crop_aligns():
 
 
 @given(st.integers(1, 400), st.integers(-4000, 4000), st.integers(1, 2000))
-def test_floats_of_centres_stand_for_the_fractions_they_print_as(tenths, thousandths, size):
-    grid = SamplingGrid.centres((4, 4), tenths / 10, thousandths / 1000, size, "zero")
-    exact = SamplingGrid.centres(
+def test_floats_of_centers_stand_for_the_fractions_they_print_as(tenths, thousandths, size):
+    grid = SamplingGrid.centers((4, 4), tenths / 10, thousandths / 1000, size, "zero")
+    exact = SamplingGrid.centers(
         (4, 4), Fraction(tenths, 10), Fraction(thousandths, 1000), size, "zero"
     )
     assert grid == exact
@@ -157,9 +157,9 @@ def test_floats_of_centres_stand_for_the_fractions_they_print_as(tenths, thousan
     ("make", "message"),
     [
         (lambda: SamplingGrid.resize((4, 4), scale_factor=1e300), "scale_factor"),
-        (lambda: SamplingGrid.centres((4, 4), 4, float("inf"), 8, "zero"), "offset.*inf"),
-        (lambda: SamplingGrid.centres((4, 4), float("nan"), 0, 8, "zero"), "stride.*nan"),
-        (lambda: SamplingGrid.centres(4, Fraction(0.1), 0, 300, "zero"), "int64"),
+        (lambda: SamplingGrid.centers((4, 4), 4, float("inf"), 8, "zero"), "offset.*inf"),
+        (lambda: SamplingGrid.centers((4, 4), float("nan"), 0, 8, "zero"), "stride.*nan"),
+        (lambda: SamplingGrid.centers(4, Fraction(0.1), 0, 300, "zero"), "int64"),
         (lambda: SamplingGrid(4, 8, 1 << 60, 0, 1, "clamp"), "int64"),
         (lambda: SamplingGrid.deconv((4, 4), 8, 15 + 2), "kernel 17"),
         (lambda: SamplingGrid.deconv((4, 4), 8, crop=(-1, 0)), "crop"),
@@ -171,7 +171,7 @@ def test_floats_of_centres_stand_for_the_fractions_they_print_as(tenths, thousan
         (lambda: SamplingGrid.resize((4, 4), (8, 8), scale_factor=2), "exactly one"),
         (lambda: SamplingGrid.resize((4, 4), scale_factor=-1.0), "scale_factor"),
         (lambda: SamplingGrid.resize((4, 4), scale_factor=0.1), "size"),
-        (lambda: SamplingGrid.centres((4, 4), 0, 0, (8, 8), "zero"), "stride"),
+        (lambda: SamplingGrid.centers((4, 4), 0, 0, (8, 8), "zero"), "stride"),
         (lambda: SamplingGrid.resize((0, 4), (8, 8)), "in_size"),
         (
             lambda: SamplingGrid((4, 4), (8, 8), (1, 1), (0, 0), (1, 1), "reflect"),  # type: ignore[arg-type]
@@ -191,9 +191,9 @@ def test_bad_grids_are_refused_by_name(make, message):
         (lambda: SamplingGrid.deconv((4, 4), 2, 4.0), "kernel must be an integer, not 4.0"),  # type: ignore[arg-type]
         (lambda: SamplingGrid.deconv((4, 4), 2, "4"), "kernel must be an integer, not '4'"),  # type: ignore[arg-type]
         (lambda: SamplingGrid.resize((4, 4), 8, align_corners="x"), "align_corners must be"),  # type: ignore[arg-type]
-        (lambda: SamplingGrid.centres((4, 4), "2", 0, 8, "zero"), "stride must be"),  # type: ignore[arg-type]
-        (lambda: SamplingGrid.centres((4, 4), True, 0, 8, "zero"), "stride must be"),
-        (lambda: SamplingGrid.centres((4, 4), 2, None, 8, "zero"), "offset must be"),  # type: ignore[arg-type]
+        (lambda: SamplingGrid.centers((4, 4), "2", 0, 8, "zero"), "stride must be"),  # type: ignore[arg-type]
+        (lambda: SamplingGrid.centers((4, 4), True, 0, 8, "zero"), "stride must be"),
+        (lambda: SamplingGrid.centers((4, 4), 2, None, 8, "zero"), "offset must be"),  # type: ignore[arg-type]
     ],
 )
 def test_other_types_are_refused_by_name(make, message):

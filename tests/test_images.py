@@ -35,10 +35,10 @@ def _photo(height: int = 30, width: int = 40) -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
 
 
-def _png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+def _png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
     """Return a PNG made by hand; `rows` is the raw data with a filter byte before each row."""
     content = b"\x89PNG\r\n\x1a\n"
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
         body = kind + data
         content += struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
@@ -68,11 +68,11 @@ class TestKinds:
         photo = _photo()
         assert np.abs(_read(tmp_path, photo, name, quality=95) - np.asarray(photo)).mean() < 4
 
-    def test_grey_and_bilevel(self, tmp_path: Path) -> None:
-        grey = _photo().convert("L")
-        expected = np.stack([np.asarray(grey)] * 3, axis=-1)
-        np.testing.assert_array_equal(_read(tmp_path, grey, "grey.png"), expected)
-        bilevel = grey.convert("1")
+    def test_gray_and_bilevel(self, tmp_path: Path) -> None:
+        gray = _photo().convert("L")
+        expected = np.stack([np.asarray(gray)] * 3, axis=-1)
+        np.testing.assert_array_equal(_read(tmp_path, gray, "gray.png"), expected)
+        bilevel = gray.convert("1")
         black_white = np.unique(_read(tmp_path, bilevel, "bilevel.png"))
         assert black_white.tolist() == [0, 255]
 
@@ -100,7 +100,7 @@ class TestKinds:
     def test_sixteen_bits(self, tmp_path: Path) -> None:
         values = np.array([[0, 257, 32768, 65535]], np.uint16)
         image = Image.fromarray(values)
-        for name in ("grey.png", "grey.tif"):
+        for name in ("gray.png", "gray.tif"):
             pixels = _read(tmp_path, image, name)
             assert pixels[0].tolist() == [[0] * 3, [1] * 3, [128] * 3, [255] * 3]
         rgb = b"\0" + np.array([65535, 0, 32896, 0, 65535, 257], ">u2").tobytes()
@@ -126,7 +126,7 @@ class TestKinds:
             assert np.abs(pixels - np.asarray(photo)).mean() < 4
 
     def test_first_picture_of_an_animation(self, tmp_path: Path) -> None:
-        frames = [Image.new("RGB", (5, 4), colour) for colour in ("red", "blue")]
+        frames = [Image.new("RGB", (5, 4), color) for color in ("red", "blue")]
         frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
         assert np.asarray(read_image(tmp_path / "a.gif"))[0, 0].tolist() == [255, 0, 0]
 
@@ -250,9 +250,9 @@ class TestLabels:
         np.testing.assert_array_equal(result, labels)
         with Image.open(path) as image:
             assert image.mode == "P"
-            colours = np.asarray(image.convert("RGB"))
+            colors = np.asarray(image.convert("RGB"))
         table = np.array(CAMVID.palette + ((0, 0, 0),))
-        np.testing.assert_array_equal(colours, table[np.minimum(labels, 11)])
+        np.testing.assert_array_equal(colors, table[np.minimum(labels, 11)])
 
     def test_void_values_become_255(self, tmp_path: Path) -> None:
         Image.fromarray(np.array([[0, 10, 11, 255]], np.uint8)).save(tmp_path / "a.png")
@@ -277,10 +277,10 @@ class TestLabels:
         ("depth", "row", "expected"),
         [(1, 0b0110_0000, [0, 1, 1]), (2, 0b0001_1000, [0, 1, 2]), (4, 0x0A, [0, 10])],
     )
-    def test_grey_of_few_bits(
+    def test_gray_of_few_bits(
         self, tmp_path: Path, depth: int, row: int, expected: list[int]
     ) -> None:
-        """PIL stretches 2 and 4 bit greys to 0..255; as labels they are what is stored."""
+        """PIL stretches 2 and 4 bit grays to 0..255; as labels they are what is stored."""
         path = tmp_path / "a.png"
         path.write_bytes(_png(len(expected), 1, depth, 0, bytes([0, row])))
         assert read_labels(path, CAMVID).tolist() == [expected]
@@ -291,7 +291,7 @@ class TestLabels:
         with pytest.raises(LabelError, match="labels are 5x3 pixels, their image is 4x3"):
             read_labels(path, CAMVID, size=(3, 4))
 
-    def test_colours_are_no_labels(self, tmp_path: Path) -> None:
+    def test_colors_are_no_labels(self, tmp_path: Path) -> None:
         _photo().save(tmp_path / "a.png")
         with pytest.raises(LabelError, match="mode RGB"):
             read_labels(tmp_path / "a.png", CAMVID)
@@ -449,10 +449,10 @@ class TestClassTables:
             ('{"names": ["a", "a"]}', "repeats the name 'a'"),
             ('{"names": ["a"], "palette": [[1, 2]]}', "unpack"),
             ('{"names": ["a"], "palette": [[1, 2, 999]]}', "999"),
-            ('{"names": ["a"], "palette": [[1, 2, 3], [4, 5, 6]]}', "1 names but 2 colours"),
+            ('{"names": ["a"], "palette": [[1, 2, 3], [4, 5, 6]]}', "1 names but 2 colors"),
             ('{"names": ["a"], "void_values": [0]}', "also the class 'a'"),
             ('{"names": ["a"], "void_values": [256]}', "256"),
-            ('{"names": ["a"], "colours": []}', "unknown entry 'colours'"),
+            ('{"names": ["a"], "colors": []}', "unknown entry 'colors'"),
         ],
     )
     def test_bad_json(self, tmp_path: Path, text: str, reason: str) -> None:

@@ -37,7 +37,7 @@ from fcnfast.kernels.patches import axis_patches, longest  # isort: skip
 interpreter_only = pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter")
 # Grids whose patches start at multiples of 2, 4 or 8, in rows of such lengths.
 even_grids = st.builds(
-    SamplingGrid.centres,
+    SamplingGrid.centers,
     st.tuples(st.integers(1, 3), st.integers(1, 4)),
     st.sampled_from((2, 4, 8, 16)),
     st.sampled_from((-4, 0, 3.5, 4, 8)),
@@ -387,7 +387,7 @@ def test_more_patches_or_points_than_int32_counts():
     grid = SamplingGrid.resize((2, 2), (1, 2**27 + 1))
     with pytest.raises(ValueError, match="axis"):
         labels.tiles(torch.empty(1, 1, 2, 2, device="meta"), grid)
-    grid = SamplingGrid.centres((2**16, 2**16), 1, 0, (2, 2), "clamp")
+    grid = SamplingGrid.centers((2**16, 2**16), 1, 0, (2, 2), "clamp")
     with pytest.raises(ValueError, match="points"):
         argmax.forward(torch.empty(1, 1, 2**16, 2**16, device="meta"), grid, torch.uint8, False)
 

@@ -290,7 +290,7 @@ def test_nothing(batch, layout):
 
 @given(any_grids(), st.integers(1, 6))
 def test_longest_window(grid, columns):
-    """No neighbouring coarse values have more readers than the launcher allows for."""
+    """No neighboring coarse values have more readers than the launcher allows for."""
     for axis in (0, 1):
         read = numerators(grid, axis) > 0
         most = max(

@@ -13,7 +13,7 @@ from fcnfast.geometry import SamplingGrid
 from fcnfast.models import create_model, list_models, load_model, save_model
 from fcnfast.models.decoder import IMAGE, after, image_grid
 from fcnfast.weights import write_weights
-from tests.model_tools import is_score, narrow_trunks, randomise_scores
+from tests.model_tools import is_score, narrow_trunks, randomize_scores
 from tests.test_geometry import bilinear_filter
 
 VGGS = ["fcn16s_vgg16", "fcn32s_vgg16", "fcn8s_atonce_vgg16", "fcn8s_vgg16"]
@@ -86,7 +86,7 @@ def as_plain_torch(model, x):
 @pytest.mark.parametrize("size", [(1, 1), (33, 70), (97, 64)])
 def test_vgg_nets_equal_their_definition(narrow, name, size):
     torch.manual_seed(0)
-    model = randomise_scores(create_model(name, num_classes=3)).double().eval()
+    model = randomize_scores(create_model(name, num_classes=3)).double().eval()
     x = torch.randn(2, 3, *size, dtype=torch.float64) * 50
     expected = as_plain_torch(model, x)
     out = model(x)["out"]
@@ -155,7 +155,7 @@ def test_no_stream_of_the_light_net_is_misaligned(size):
             model.smooth = nn.Identity()
             nn.init.ones_(model.score.weight)
             out = model(torch.zeros(1, 3, *size, dtype=torch.float64))["out"]
-            # Up to the last unit's centre; behind it the edge is repeated.
+            # Up to the last unit's center; behind it the edge is repeated.
             height, width = ((n - 1) // 32 * 32 + 1 for n in size)
             expected = ramp(*size) - 1000
             assert (out - expected)[..., :height, :width].abs().max() < 1e-9
@@ -167,15 +167,15 @@ def test_units_of_the_light_net_see_what_the_calculus_says():
     located = model.features(x)[1]
     (seen,) = torch.autograd.grad(located.x[0, :, 18, 18].sum(), x)
     touched = seen.abs().sum((0, 1, 3)).nonzero().flatten()
-    centre = int(located.field.stride) * 18 + int(located.field.offset)
-    # What is seen is at most the field, around the same centre.
-    assert touched.min() + touched.max() == 2 * centre
+    center = int(located.field.stride) * 18 + int(located.field.offset)
+    # What is seen is at most the field, around the same center.
+    assert touched.min() + touched.max() == 2 * center
     assert touched.max() - touched.min() + 1 <= located.field.size
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (2, 3), (31, 33), (65, 64)])
 def test_light_net_labels_images_of_any_size(size):
-    model = randomise_scores(create_model("fcn4s_light", num_classes=5)).eval()
+    model = randomize_scores(create_model("fcn4s_light", num_classes=5)).eval()
     images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
     x = model.preprocess(images)
     with torch.no_grad():
@@ -189,7 +189,7 @@ def test_light_net_labels_images_of_any_size(size):
 
 
 def test_predict_at_another_size_is_one_resize_further():
-    model = randomise_scores(create_model("fcn4s_light", num_classes=4)).double().eval()
+    model = randomize_scores(create_model("fcn4s_light", num_classes=4)).double().eval()
     x = torch.randn(1, 3, 40, 56, dtype=torch.float64)
     scores, grid = model.score_maps(x)["out"]
     labels = model.predict(x, size=(81, 113))
@@ -202,7 +202,7 @@ def test_predict_at_another_size_is_one_resize_further():
 
 def test_forward_with_targets_is_the_cross_entropy_of_forward():
     torch.manual_seed(0)
-    model = randomise_scores(create_model("fcn4s_light", num_classes=4)).double().eval()
+    model = randomize_scores(create_model("fcn4s_light", num_classes=4)).double().eval()
     x = torch.randn(2, 3, 30, 45, dtype=torch.float64)
     target = torch.randint(0, 4, (2, 30, 45), dtype=torch.uint8)
     target[:, :5] = 255
@@ -268,7 +268,7 @@ def largest_allocation(function):
 @pytest.mark.parametrize("job", ["loss", "predict"])
 def test_full_resolution_logits_are_never_allocated(job):
     # With many classes the logits would dwarf the network's own maps.
-    model = randomise_scores(create_model("fcn4s_light", num_classes=150))
+    model = randomize_scores(create_model("fcn4s_light", num_classes=150))
     x = torch.randn(1, 3, 256, 320)
     target = torch.randint(0, 150, (1, 256, 320))
     logits = 150 * 256 * 320 * 4
@@ -316,8 +316,8 @@ def test_bad_names_and_options_are_named():
         create_model("zzz")
     with pytest.raises(TypeError, match="stride"):
         create_model("fcn8s_vgg16", stride=16)
-    with pytest.raises(TypeError, match="colour"):
-        create_model("fcn4s_light", colour=True)
+    with pytest.raises(TypeError, match="color"):
+        create_model("fcn4s_light", color=True)
     for wrong in (0, 2.0, True):
         with pytest.raises(ValueError, match="num_classes"):
             create_model("fcn4s_light", num_classes=wrong)
@@ -328,7 +328,7 @@ def test_bad_names_and_options_are_named():
 def test_weights_travel_with_everything_that_belongs_to_them(tmp_path):
     from fcnfast.data import CAMVID
 
-    model = randomise_scores(create_model("fcn4s_light", decoder=32)).eval()
+    model = randomize_scores(create_model("fcn4s_light", decoder=32)).eval()
     model.table = CAMVID
     path = tmp_path / "net.safetensors"
     save_model(model, path)
@@ -354,7 +354,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     write_weights(path, missing, meta)
     with pytest.raises(WeightsError, match="has no 'score.bias'"):
         load_model(path)
-    for options in ({"decoder": -1}, {"decoder": 1.5}, {"widths": 3}, {"colour": 1}):
+    for options in ({"decoder": -1}, {"decoder": 1.5}, {"widths": 3}, {"color": 1}):
         write_weights(path, state, replace(meta, options=options))
         with pytest.raises(WeightsError, match="net.safetensors"):
             load_model(path)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fcnfast.models import border, create_model
 from fcnfast.models.canvas import plan_for, stages_of
-from tests.model_tools import narrow_trunks, randomise_scores
+from tests.model_tools import narrow_trunks, randomize_scores
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def narrow(monkeypatch):
 
 
 def make(name="fcn8s_vgg16", dtype=torch.float64, **options):
-    model = randomise_scores(create_model(name, num_classes=3, **options))
+    model = randomize_scores(create_model(name, num_classes=3, **options))
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.bias)  # what the canvas holds comes from these

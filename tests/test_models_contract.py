@@ -14,7 +14,7 @@ from fcnfast.models import FCN, IMAGENET, create_model, list_models, load_model,
 from fcnfast.models.decoder import Upscore
 from fcnfast.models.skipnet import SkipNet
 from fcnfast.models.table import MODELS, Row
-from tests.model_tools import is_score, narrow_trunks, randomise_scores
+from tests.model_tools import is_score, narrow_trunks, randomize_scores
 
 NAMES = list_models()
 SIZE = (65, 90)
@@ -34,7 +34,7 @@ def heads_of(name):
 
 def talking(name, **options):
     torch.manual_seed(2)
-    return randomise_scores(create_model(name, **options)).double().eval()
+    return randomize_scores(create_model(name, **options)).double().eval()
 
 
 def some_input(model, size=SIZE, count=2):
@@ -192,7 +192,7 @@ def test_every_network_has_a_factory_and_survives_a_file(name, tmp_path):
     assert "weights" in inspect.signature(factory).parameters
     assert name in dir(fcnfast.models)
     assert MODELS[name].about in factory.__doc__
-    model = randomise_scores(factory(num_classes=4)).eval()
+    model = randomize_scores(factory(num_classes=4)).eval()
     save_model(model, tmp_path / "net.safetensors")
     loaded = load_model(tmp_path / "net.safetensors")
     assert loaded.name == name
@@ -210,7 +210,7 @@ def test_options_travel_in_files(tmp_path):
         ("fcn_resnet50", {"aux_loss": False, "aligned": True}),
     ]
     for name, options in cases:
-        model = randomise_scores(create_model(name, num_classes=2, **options)).eval()
+        model = randomize_scores(create_model(name, num_classes=2, **options)).eval()
         save_model(model, tmp_path / "net.safetensors")
         loaded = load_model(tmp_path / "net.safetensors")
         assert loaded.options == options
@@ -302,7 +302,7 @@ def test_what_is_on_the_meta_device_gets_starting_values():
     kept = nn.Parameter(torch.full((3, 8, 1, 1), 7.0))
     assert model.score_layer3.weight.shape == kept.shape
     model.score_layer3.weight = kept
-    model.materialise()
+    model.materialize()
     assert model.score_layer3.weight is kept
     assert not model.score_layer3.bias.any()
     assert model.layer1[0].conv1.weight.std() > 0
@@ -347,7 +347,7 @@ def test_one_short_class_and_one_row_make_a_network(monkeypatch, tmp_path):
 
 def test_compilers_see_one_graph():
     """The forward pass with targets, as training calls it."""
-    model = randomise_scores(create_model("fcn8s_resnet18", num_classes=3)).eval()
+    model = randomize_scores(create_model("fcn8s_resnet18", num_classes=3)).eval()
     x, targets = some_input(model).float(), torch.randint(0, 3, (2, *SIZE))
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     assert torch.allclose(compiled(x, targets)["loss"], model(x, targets)["loss"])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fcnfast.models import create_model
-from tests.model_tools import narrow_trunks, randomise_scores
+from tests.model_tools import narrow_trunks, randomize_scores
 from tests.test_geometry import bilinear_filter
 
 
@@ -40,7 +40,7 @@ def crop(x, offset, size):
 
 
 def lrn(x):
-    """Caffe's, written out: the squares of five neighbouring channels."""
+    """Caffe's, written out: the squares of five neighboring channels."""
     squares = F.pad(x * x, (0, 0, 0, 0, 2, 2))
     total = sum(squares[:, i : i + x.shape[1]] for i in range(5))
     return x / (1 + 1e-4 / 5 * total) ** 0.75
@@ -61,7 +61,7 @@ def random_state(model):
             layer.running_mean.normal_()
         elif isinstance(layer, nn.Conv2d) and layer.bias is not None:
             nn.init.normal_(layer.bias)
-    return randomise_scores(model).double().eval()
+    return randomize_scores(model).double().eval()
 
 
 def assert_same(out, expected):

@@ -9,7 +9,7 @@ from torch import nn
 from fcnfast.data import CAMVID
 from fcnfast.models import create_model
 from fcnfast.models.surgery import expand_input, expand_score, refine, transplant
-from tests.model_tools import narrow_trunks, randomise_scores
+from tests.model_tools import narrow_trunks, randomize_scores
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +71,8 @@ def test_other_names_suffixes_and_layers_to_skip():
 
 def test_two_nets_fill_the_streams_of_a_late_fusion():
     nets = {
-        "color": randomise_scores(create_model("nyud_fcn32s_vgg16_color")),
-        "hha": randomise_scores(create_model("nyud_fcn32s_vgg16_hha")),
+        "color": randomize_scores(create_model("nyud_fcn32s_vgg16_color")),
+        "hha": randomize_scores(create_model("nyud_fcn32s_vgg16_hha")),
     }
     fused = create_model("nyud_fcn32s_vgg16_color_hha").eval()
     for suffix, net in nets.items():
@@ -106,7 +106,7 @@ def test_a_transplant_that_does_not_fit_changes_nothing(state, arguments, messag
 @pytest.mark.parametrize("family", ["{}_vgg16", "{}_googlenet", "siftflow_{}_vgg16"])
 def test_stages_begin_where_the_coarser_net_ended(family):
     """The paper's unmodified predictions: the skip is silent at first."""
-    net = randomise_scores(create_model(family.format("fcn32s"), num_classes=11)).eval()
+    net = randomize_scores(create_model(family.format("fcn32s"), num_classes=11)).eval()
     net.table = CAMVID
     x = torch.randn(1, 3, 300, 320)
     for stage, names in (("fcn16s", 2), ("fcn8s", 3)):
@@ -122,7 +122,7 @@ def test_stages_begin_where_the_coarser_net_ended(family):
         out, coarse = finer(x)["out"], net(x)["out"]
         inner = (..., slice(64, -64), slice(64, -64))
         assert (out - coarse)[inner].abs().mean() < 0.25 * coarse[inner].std()
-        randomise_scores(finer)
+        randomize_scores(finer)
         net = finer
     with pytest.raises(ValueError, match="no next stage"):
         refine(net)
@@ -151,7 +151,7 @@ def test_stages_keep_options_dtype_and_what_upsamplings_learned():
     ],
 )
 def test_more_classes_leave_the_scores_of_the_old_ones(name, options):
-    net = randomise_scores(create_model(name, num_classes=4, **options)).double().eval()
+    net = randomize_scores(create_model(name, num_classes=4, **options)).double().eval()
     more = expand_score(net, 6)
     assert more.num_classes == 6
     x = torch.randn(1, 3, 70, 80, dtype=torch.float64)

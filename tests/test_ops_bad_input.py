@@ -209,7 +209,7 @@ def test_counts(out, error, message):
     ("make", "error", "message"),
     [
         (lambda: nn.Upsample(GRID), TypeError, "grid must make a SamplingGrid"),
-        (lambda: nn.Upsample(nn.CentresGrid(4, 0))(X), ValueError, "needs the size"),
+        (lambda: nn.Upsample(nn.CentersGrid(4, 0))(X), ValueError, "needs the size"),
         (lambda: nn.Upsample(nn.ResizeGrid())(X), ValueError, "exactly one"),
         (lambda: nn.Upsample(nn.ResizeGrid(2.0))(X, (8, 10)), ValueError, "exactly one"),
         (lambda: nn.Upsample(nn.DeconvGrid(8, 17))(X), ValueError, "kernel 17"),

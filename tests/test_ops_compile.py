@@ -30,9 +30,9 @@ def by_a_factor(x):
     return ops.upsample(x, SamplingGrid.resize(x.shape[-2:], scale_factor=2.5))
 
 
-def by_centres(x):
+def by_centers(x):
     h, w = x.shape[-2:]
-    return ops.upsample(x, SamplingGrid.centres((h, w), 4, 3.5, (4 * h, 4 * w), "clamp"))
+    return ops.upsample(x, SamplingGrid.centers((h, w), 4, 3.5, (4 * h, 4 * w), "clamp"))
 
 
 def rescaled(x):
@@ -75,11 +75,11 @@ def loss_of_each_pixel(x):
     return loss(x, "none")
 
 
-LINEAR = [as_deconv, as_resize, with_aligned_corners, by_a_factor, by_centres, rescaled]
+LINEAR = [as_deconv, as_resize, with_aligned_corners, by_a_factor, by_centers, rescaled]
 DIFFERENTIABLE = [*LINEAR, cropped_sum, fused, learned, loss, loss_of_each_pixel]
 
 
-def labelled(x):
+def labeled(x):
     h, w = x.shape[-2:]
     grid = SamplingGrid.resize((h, w), (4 * h, 4 * w))
     return ops.upsample_argmax(x, grid), ops.upsample_argmax(x, grid, confidence=True)[1]
@@ -127,7 +127,7 @@ def test_one_graph_for_all_sizes_with_gradients(function, counter):
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("function", [labelled, counted])
+@pytest.mark.parametrize("function", [labeled, counted])
 def test_one_graph_for_all_sizes_without_gradients(function, counter):
     compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
     for x in maps():

@@ -183,8 +183,8 @@ def test_fcn32s_end_to_end(x, height):
 
     expected = weights(rows, x.shape[2]) @ x @ weights(columns, x.shape[3]).T
     assert_equal(ops.upsample(x, grid), expected)
-    centres = SamplingGrid.centres(size_of(x), 32, 12.5, size, "zero")
-    assert centres == grid
+    centers = SamplingGrid.centers(size_of(x), 32, 12.5, size, "zero")
+    assert centers == grid
 
 
 @given(maps(), strides)

@@ -27,9 +27,9 @@ def test_upsample_makes_its_grid_for_every_map():
     aligned = nn.Upsample(nn.ResizeGrid(align_corners=True))(X, (9, 9))
     expected = F.interpolate(X, (9, 9), mode="bilinear", align_corners=True)
     torch.testing.assert_close(aligned, expected, rtol=0, atol=1e-6)
-    centred = nn.Upsample(nn.CentresGrid(4, 1.5, "clamp"))(X, (16, 20))
+    centered = nn.Upsample(nn.CentersGrid(4, 1.5, "clamp"))(X, (16, 20))
     resized = nn.Upsample(nn.ResizeGrid(4.0))(X)
-    assert torch.equal(centred, resized)
+    assert torch.equal(centered, resized)
 
 
 def test_fusion():

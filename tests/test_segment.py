@@ -60,11 +60,11 @@ class TestInputs:
         assert result.labels.shape == (37, 51)
         assert np.array_equal(result.labels, labels[0].numpy())
 
-    def test_grey_is_equal_channels(self, segmenter):
-        grey = np.asarray(make_photo().convert("L"))
-        expected = segmenter(np.repeat(grey[..., None], 3, axis=2)).labels
-        assert np.array_equal(segmenter(grey).labels, expected)
-        assert np.array_equal(segmenter(Image.fromarray(grey)).labels, expected)
+    def test_gray_is_equal_channels(self, segmenter):
+        gray = np.asarray(make_photo().convert("L"))
+        expected = segmenter(np.repeat(gray[..., None], 3, axis=2)).labels
+        assert np.array_equal(segmenter(gray).labels, expected)
+        assert np.array_equal(segmenter(Image.fromarray(gray)).labels, expected)
 
     def test_strided_arrays(self, segmenter):
         pixels = np.asarray(make_photo())
@@ -232,7 +232,7 @@ class TestLegend:
         "size", [(1, 1), (30, 20), (20, 30), (480, 360), (360, 480), (3000, 200), (200, 3000)]
     )
     @pytest.mark.parametrize("classes", [1, 11, 200])
-    def test_every_class_has_its_colour_at_any_size(self, size, classes):
+    def test_every_class_has_its_color_at_any_size(self, size, classes):
         sheet, red = self.legend_pixels(size, classes)
         assert red >= classes * 9 * 9
         if size[0] >= size[1]:
@@ -248,8 +248,8 @@ class TestLegend:
         shares = {"Sky": 0.6, "Road": 0.4, "Car": 0.0}
         sheet = np.asarray(add_legend(Image.new("RGB", (200, 100)), CAMVID, shares))
         for name, there in (("Sky", True), ("Road", True), ("Car", False)):
-            colour = CAMVID.palette[CAMVID.names.index(name)]
-            assert bool((sheet == colour).all(axis=2).any()) == there
+            color = CAMVID.palette[CAMVID.names.index(name)]
+            assert bool((sheet == color).all(axis=2).any()) == there
 
     def test_a_picture_of_nothing_has_no_legend(self):
         assert add_legend(Image.new("RGB", (8, 6)), CAMVID, {"Sky": 0.0}).size == (8, 6)

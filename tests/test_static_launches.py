@@ -79,11 +79,11 @@ def test_a_launch_is_recorded_by_name(kernel) -> None:
         ({"more": 0.5}, ("*fp32", "i32", "i32", "fp32"), {}, ["x_ptr"]),
     ],
 )
-def test_a_launch_is_specialised_as_on_a_device(
+def test_a_launch_is_specialized_as_on_a_device(
     kernel, values, signature, constants, divisible
 ) -> None:
     found = launch(kernel, **values)
-    types, fixed, attributes = launches.specialised(found, amd=False)
+    types, fixed, attributes = launches.specialized(found, amd=False)
     assert tuple(types.values()) == (*signature, "constexpr")
     assert fixed.items() >= {**constants, "BLOCK": 8}.items()
     names = list(found.arguments)
@@ -93,17 +93,17 @@ def test_a_launch_is_specialised_as_on_a_device(
 def test_pointers(kernel) -> None:
     whole = torch.empty(64, dtype=torch.bfloat16, device="meta")
     for x, facts in ((whole[8:], [["tt.divisibility", 16]]), (whole[1:], None)):
-        types, _, attributes = launches.specialised(launch(kernel, x), amd=False)
+        types, _, attributes = launches.specialized(launch(kernel, x), amd=False)
         assert types["x_ptr"] == "*bf16" and attributes.get((0,)) == facts
     small, large = torch.empty(64, device="meta"), torch.empty(2**29, device="meta")
     for x, buffers in ((small, True), (large, False)):
-        _, _, attributes = launches.specialised(launch(kernel, x), amd=True)
+        _, _, attributes = launches.specialized(launch(kernel, x), amd=True)
         assert (["tt.pointer_range", 32] in attributes[(0,)]) is buffers
 
 
 def test_unknown_arguments_are_named(kernel) -> None:
     with pytest.raises(TypeError, match="kernel: stride is a str"):
-        launches.specialised(launch(kernel, stride="far"), amd=False)
+        launches.specialized(launch(kernel, stride="far"), amd=False)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Drawn street scenes: deterministic, any size, and labelled as they are painted."""
+"""Drawn street scenes: deterministic, any size, and labeled as they are painted."""
 
 import hashlib
 import random
@@ -170,12 +170,12 @@ def test_labels_cover_what_is_painted(brush, label):
     brush(stage)
     pixels, labels = stage.canvas.result()
     change = np.abs(pixels.astype(int) - PINK).max(-1)
-    labelled = labels != 99
-    assert set(np.unique(labels[labelled])) == label
-    assert labelled.sum() > 40
-    # A pixel's nine samples make its colour and the middle one its label: a pixel's difference.
-    assert not ((change > 127) & ~grown(labelled)).any()
-    assert not (labelled & ~grown(change > 60)).any()
+    labeled = labels != 99
+    assert set(np.unique(labels[labeled])) == label
+    assert labeled.sum() > 40
+    # A pixel's nine samples make its color and the middle one its label: a pixel's difference.
+    assert not ((change > 127) & ~grown(labeled)).any()
+    assert not (labeled & ~grown(change > 60)).any()
 
 
 def test_bars_count_as_the_surface_that_they_fill():

@@ -78,10 +78,10 @@ def test_a_unit_depends_on_just_its_field(spec, seed):
     unit = out.shape[2] // 2
     (grad,) = torch.autograd.grad(out[0, 0, unit, unit], x)
     rows = grad.abs().sum((0, 1, 3)).nonzero()[:, 0]
-    centre = seen.stride * unit + seen.offset
+    center = seen.stride * unit + seen.offset
     ends = (int(rows[0]), int(rows[-1]))
     reach = Fraction(seen.size - 1, 2)
-    assert ends == (centre - reach, centre + reach)
+    assert ends == (center - reach, center + reach)
 
 
 def test_skips_and_fused_ops_count():
@@ -383,17 +383,17 @@ def test_a_stack_of_deconvolutions_interpolates_in_place(strides, height, width,
     assert wanted.shape[2:] == (factor * height, factor * width)
     # A ramp stays the same ramp where no border is seen: nothing shifts.
     ramp = torch.arange(12, dtype=torch.float64).expand(1, 2, 12, 12)
-    centres = (torch.arange(12 * factor, dtype=torch.float64) + 0.5) / factor - 0.5
+    centers = (torch.arange(12 * factor, dtype=torch.float64) + 0.5) / factor - 0.5
     inner = slice(4 * factor, -4 * factor)
-    assert torch.allclose(stack(ramp)[0, 0, 6 * factor, inner], centres[inner])
+    assert torch.allclose(stack(ramp)[0, 0, 6 * factor, inner], centers[inner])
 
 
 def test_a_stack_of_deconvolutions_learns_what_no_interpolation_can():
     """The edge of a disc from its blurred picture, which no linear map restores."""
     generator = torch.Generator().manual_seed(0)
     y, x = torch.meshgrid(torch.arange(48.0), torch.arange(48.0), indexing="ij")
-    centres = torch.rand(8, 2, 1, 1, generator=generator) * 24 + 12
-    sharp = ((y - centres[:, 0]) ** 2 + (x - centres[:, 1]) ** 2 < 100).float()[:, None]
+    centers = torch.rand(8, 2, 1, 1, generator=generator) * 24 + 12
+    sharp = ((y - centers[:, 0]) ** 2 + (x - centers[:, 1]) ** 2 < 100).float()[:, None]
     coarse = F.avg_pool2d(sharp, 4)
     ends = {}
     for activation in (None, nn.PReLU):

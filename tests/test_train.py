@@ -257,7 +257,7 @@ def test_pictures_without_a_label_do_not_stop_a_run(scenes, tmp_path):
     losses = [row["loss"] for row in rows(tmp_path / "run")]
     assert len(losses) == 24 and losses.count("") == 12
     assert all(float(loss) > 0 for loss in losses if loss)
-    with pytest.raises(InputError, match="no labelled pixel"):
+    with pytest.raises(InputError, match="no labeled pixel"):
         start(
             small(root, tmp_path / "b", include="drive0_[02]*", class_weights="median-frequency"),
             evaluate_model,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fcnfast.data.classes import VOC
 from fcnfast.data.transforms import (
-    MEAN_COLOUR,
+    MEAN_COLOR,
     ColorJitter,
     Compose,
     Pad,
@@ -50,7 +50,7 @@ PHOTOMETRIC = [
 def _scene(
     height: int, width: int, seed: int, cell: int = 12, classes: int = 6
 ) -> tuple[Image.Image, np.ndarray]:
-    """Return blocks of labels and a picture in which each label has its colour."""
+    """Return blocks of labels and a picture in which each label has its color."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, classes, (math.ceil(height / cell), math.ceil(width / cell)))
     labels = blocks.repeat(cell, 0).repeat(cell, 1)[:height, :width].astype(np.uint8)
@@ -59,7 +59,7 @@ def _scene(
 
 
 def _photo(height: int = 60, width: int = 80) -> Image.Image:
-    """Return a picture of smooth colours and some texture."""
+    """Return a picture of smooth colors and some texture."""
     y, x = np.mgrid[0:height, 0:width]
     texture = np.random.default_rng(3).integers(0, 40, (height, width))
     channels = (60 + 2 * x + texture, 40 + 2 * y + texture, 180 - x + texture)
@@ -67,12 +67,12 @@ def _photo(height: int = 60, width: int = 80) -> Image.Image:
 
 
 def _misplaced(image: Image.Image, labels: np.ndarray, radius: int = 2) -> tuple[int, int]:
-    """Return how many pixels well inside their label lack its colour, and how many are inside.
+    """Return how many pixels well inside their label lack its color, and how many are inside.
 
     Inside means that all labels up to `radius` pixels away are known and equal, so that no blend
-    of two colours can be there.
+    of two colors can be there.
     """
-    palette = np.array((*VOC.palette[:6], *[(0, 0, 0)] * 249, MEAN_COLOUR), int)
+    palette = np.array((*VOC.palette[:6], *[(0, 0, 0)] * 249, MEAN_COLOR), int)
     off = np.abs(np.asarray(image).astype(int) - palette[labels]).max(axis=-1) > 3
     around = np.lib.stride_tricks.sliding_window_view(labels, (2 * radius + 1,) * 2)
     inside = around.min(axis=(2, 3)) == around.max(axis=(2, 3))
@@ -112,7 +112,7 @@ def test_scale_crop_keeps_every_pixel_aligned(
     event(f"shrunk: {low * spread < 1}")
     assert inside.any()
     np.testing.assert_array_equal(
-        pixels[~inside], np.broadcast_to(MEAN_COLOUR, pixels[~inside].shape)
+        pixels[~inside], np.broadcast_to(MEAN_COLOR, pixels[~inside].shape)
     )
     # The rows and columns inside make one rectangle.
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
@@ -140,8 +140,8 @@ def test_scale_crop_keeps_every_pixel_aligned(
     ),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_geometry_keeps_colours_on_their_labels(transforms: tuple, seed: int) -> None:
-    """Labels drawn as colours still lie under their colours."""
+def test_geometry_keeps_colors_on_their_labels(transforms: tuple, seed: int) -> None:
+    """Labels drawn as colors still lie under their colors."""
     image, labels = _scene(140, 160, seed, cell=20)
     rng = np.random.default_rng(seed)
     for transform in transforms:
@@ -203,7 +203,7 @@ def test_no_drift_between_picture_and_labels(scale: float) -> None:
     assert abs(np.mean(offsets)) < 0.1
 
 
-def test_resize_takes_the_nearest_pixel_centre() -> None:
+def test_resize_takes_the_nearest_pixel_center() -> None:
     """Labels doubled repeat each pixel; labels thirded take the middle one."""
     labels = np.arange(54, dtype=np.uint8).reshape(6, 9)
     image = Image.fromarray(np.stack([labels] * 3, axis=-1))
@@ -232,7 +232,7 @@ def test_pad() -> None:
     padded, padded_labels = Pad((8, 4))(image, labels, np.random.default_rng(0))
     assert padded.size == (7, 8)
     np.testing.assert_array_equal(np.asarray(padded)[:5], np.asarray(image))
-    assert (np.asarray(padded)[5:] == MEAN_COLOUR).all()
+    assert (np.asarray(padded)[5:] == MEAN_COLOR).all()
     np.testing.assert_array_equal(padded_labels[:5], labels)
     assert (padded_labels[5:] == 255).all()
 
@@ -278,15 +278,15 @@ def test_color_jitter_parts() -> None:
         contrast = jitter(seed, contrast=0.3)
         assert abs((contrast @ luma).mean() - (before @ luma).mean()) < 2.5
         assert 0.69 < (contrast @ luma).std() / (before @ luma).std() < 1.31
-        for colour in (jitter(seed, saturation=0.3), jitter(seed, hue=0.03)):
-            unclipped = ((colour > 0) & (colour < 255)).all(axis=-1)
+        for color in (jitter(seed, saturation=0.3), jitter(seed, hue=0.03)):
+            unclipped = ((color > 0) & (color < 255)).all(axis=-1)
             np.testing.assert_allclose(
-                (colour @ luma)[unclipped], (before @ luma)[unclipped], atol=2
+                (color @ luma)[unclipped], (before @ luma)[unclipped], atol=2
             )
-    grey = ColorJitter(0.0, 0.0, 0.0, 0.5, p=1.0)
+    gray = ColorJitter(0.0, 0.0, 0.0, 0.5, p=1.0)
     flat = Image.new("RGB", (4, 4), (90, 90, 90))
-    turned = np.asarray(grey(flat, labels[:4, :4], np.random.default_rng(0))[0])
-    assert np.abs(turned.astype(int) - 90).max() <= 1  # grey has no hue
+    turned = np.asarray(gray(flat, labels[:4, :4], np.random.default_rng(0))[0])
+    assert np.abs(turned.astype(int) - 90).max() <= 1  # gray has no hue
 
 
 def test_exposure_forgets_the_camera() -> None:
@@ -334,7 +334,7 @@ def test_train_transform(seed: int, strength: float) -> None:
 
 
 def test_train_transform_settings() -> None:
-    """Strength 0 leaves colours alone; a negative one, like a bad size, is refused."""
+    """Strength 0 leaves colors alone; a negative one, like a bad size, is refused."""
     image, labels = _photo(), np.zeros((60, 80), np.uint8)
     plain = train_transform((60, 80), scale=(1.0, 1.0), strength=0.0)
     pixels, _ = plain(image, labels, np.random.default_rng(0))
@@ -388,8 +388,8 @@ def test_collate() -> None:
         outside = torch.ones(6, 9, dtype=torch.bool)
         outside[:height, :width] = False
         assert (targets[index][outside] == 255).all()
-        colours = images[index].permute(1, 2, 0)[outside]
-        assert (colours == torch.tensor(MEAN_COLOUR, dtype=torch.uint8)).all()
+        colors = images[index].permute(1, 2, 0)[outside]
+        assert (colors == torch.tensor(MEAN_COLOR, dtype=torch.uint8)).all()
     same = collate([samples[0], samples[0]])
     assert torch.equal(same[0], torch.zeros(2, 3, 4, 9, dtype=torch.uint8))
     with pytest.raises(ValueError, match="no samples"):

@@ -17,7 +17,7 @@ import fcnfast
 from fcnfast.errors import WeightsError
 from fcnfast.models import FCN
 from tests import foreign_nets
-from tests.foreign_nets import randomise
+from tests.foreign_nets import randomize
 from tests.model_tools import narrow_trunks
 from tests.weights_tools import Unchanged, narrow_vgg, new_model, refuse, weights
 from tests.wire_tools import caffemodel, hdf5_model, integer, layer_v2, message
@@ -238,7 +238,7 @@ def test_weights_of_other_networks_are_refused(tmp_path: Path, model: FCN) -> No
     vgg19 = {f"features.{k}.weight": torch.ones(1) for k in (0, 2, 5, 7, 10, 12, 14, 16)}
     torch.save(vgg19, path)
     refuse(model, path, "neither VGG-16's nor AlexNet's")
-    caffenet = randomise(foreign_nets.AlexNet()).state_dict()
+    caffenet = randomize(foreign_nets.AlexNet()).state_dict()
     path.write_bytes(caffemodel(caffenet))
     with pytest.raises(WeightsError, match="has no 'conv1_1.weight'.*not of fcn16s_vgg16"):
         fcnfast.load_weights(model, path)
@@ -286,9 +286,9 @@ def test_a_missing_layer_has_the_files_name(tmp_path: Path, monkeypatch) -> None
 
 def test_alexnet_is_not_caffenet(tmp_path: Path) -> None:
     """BVLC's AlexNet has CaffeNet's layers in another order."""
-    state = randomise(foreign_nets.AlexNet()).state_dict()
+    state = randomize(foreign_nets.AlexNet()).state_dict()
     layers = {name: layer_v2(name, "LRN", []) for name in ("norm1", "pool1")}
     path = tmp_path / "net.caffemodel"
     path.write_bytes(layers["norm1"] + layers["pool1"] + caffemodel(state))
-    with pytest.raises(WeightsError, match="BVLC's AlexNet, which normalises before it pools"):
+    with pytest.raises(WeightsError, match="BVLC's AlexNet, which normalizes before it pools"):
         fcnfast.load_model(path)

@@ -12,7 +12,7 @@ import fcnfast
 from fcnfast.errors import WeightsError
 from fcnfast.models import IMAGENET, Preprocessing
 from fcnfast.weights import write_weights
-from tests.foreign_nets import VGG, randomise
+from tests.foreign_nets import VGG, randomize
 from tests.foreign_torch_nets import VGG16
 from tests.model_tools import narrow_trunks
 from tests.weights_tools import narrow_vgg
@@ -26,7 +26,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def classifier(path: Path) -> dict[str, Tensor]:
     """A narrow VGG-16 of torchvision's layout."""
-    state = randomise(VGG16()).weights()
+    state = randomize(VGG16()).weights()
     torch.save(state, path)
     return state
 
@@ -58,7 +58,7 @@ class TestReport:
         assert "score_fr.weight: as it was" in text and "classifier.6.bias: the classifier" in text
 
     def test_another_number_of_classes(self, tmp_path):
-        state = randomise(VGG(16, heads={"": 5})).state_dict()
+        state = randomize(VGG(16, heads={"": 5})).state_dict()
         torch.save(state, tmp_path / "net.pth")
         model = fcnfast.create_model("fcn16s_vgg16", num_classes=3, weights=tmp_path / "net.pth")
         assert model.num_classes == 3 and model.upsampling == "fixed"
@@ -78,7 +78,7 @@ class TestReport:
     def test_a_finer_net_takes_what_a_coarser_one_has_and_the_other_way_round(self, tmp_path):
         """Staging, 32s to 16s to 8s: score_fr stays, the new skip keeps its start."""
         coarse = fcnfast.create_model("fcn32s_vgg16", num_classes=5)
-        coarse.load_state_dict(randomise(VGG(32)).state_dict(), strict=False)
+        coarse.load_state_dict(randomize(VGG(32)).state_dict(), strict=False)
         fcnfast.save_model(coarse, tmp_path / "32s.safetensors")
         report = fcnfast.load_weights(
             model := fcnfast.create_model("fcn16s_vgg16", num_classes=5),
@@ -86,7 +86,7 @@ class TestReport:
         )
         assert report.missing == ("score_pool4.weight", "score_pool4.bias")
         assert torch.equal(model.score_fr.weight, coarse.score_fr.weight)
-        torch.save(randomise(VGG(8)).state_dict(), tmp_path / "8s.pth")
+        torch.save(randomize(VGG(8)).state_dict(), tmp_path / "8s.pth")
         report = fcnfast.load_weights(coarse, tmp_path / "8s.pth")
         assert report.missing == ()
         assert report.unexpected == (
@@ -100,7 +100,7 @@ class TestReport:
         )
 
     def test_bilinear_weights_are_dropped_and_learned_ones_are_not(self, tmp_path):
-        theirs = randomise(VGG(16))
+        theirs = randomize(VGG(16))
         fixed = VGG(16)
         theirs.upscore16.load_state_dict(fixed.upscore16.state_dict())
         torch.save(theirs.state_dict(), tmp_path / "net.pth")
@@ -165,7 +165,7 @@ class TestReport:
 
     def test_the_family_brings_its_preprocessing_whatever_was_there_before(self, tmp_path):
         classifier(tmp_path / "vgg16.pth")
-        torch.save(randomise(VGG(32, heads={"": 40})).state_dict(), tmp_path / "fcn.pth")
+        torch.save(randomize(VGG(32, heads={"": 40})).state_dict(), tmp_path / "fcn.pth")
         model = fcnfast.create_model("nyud_fcn32s_vgg16_color", weights=tmp_path / "vgg16.pth")
         assert model.preprocessing == IMAGENET
         fcnfast.load_weights(model, tmp_path / "fcn.pth")
@@ -183,22 +183,22 @@ class TestReport:
             ("FCN8s", "fcn8s_vgg16", "fcn8s_atonce_vgg16"),
             ("FCN8sAtOnce", "fcn8s_atonce_vgg16", "fcn8s_vgg16"),
         ):
-            state = randomise(VGG(8)).state_dict()
+            state = randomize(VGG(8)).state_dict()
             torch.save({"arch": arch, "model_state_dict": state}, path)
             assert fcnfast.load_model(path).name == name
             with pytest.raises(WeightsError, match="two networks"):
                 fcnfast.create_model(other, weights=path)
 
     def test_another_padding_than_released_networks_have_is_not_silent(self, tmp_path):
-        torch.save(randomise(VGG(16)).state_dict(), tmp_path / "net.pth")
-        (tmp_path / "net.caffemodel").write_bytes(caffemodel(randomise(VGG(16)).state_dict()))
+        torch.save(randomize(VGG(16)).state_dict(), tmp_path / "net.pth")
+        (tmp_path / "net.caffemodel").write_bytes(caffemodel(randomize(VGG(16)).state_dict()))
         for path in (tmp_path / "net.pth", tmp_path / "net.caffemodel"):
             for padding in (None, 120):
                 model = fcnfast.create_model("fcn16s_vgg16", num_classes=5, padding=padding)
                 with pytest.warns(UserWarning, match=f"{path}.*padding=100.*padding={padding}"):
                     report = fcnfast.load_weights(model, path)
                 assert report.notes and report.notes[0] in str(report)
-                assert torch.equal(model.fc7.bias, randomise(VGG(16)).fc7.bias)
+                assert torch.equal(model.fc7.bias, randomize(VGG(16)).fc7.bias)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 model = fcnfast.create_model("fcn16s_vgg16", weights=path)
@@ -224,7 +224,7 @@ class TestReport:
         assert torch.equal(model.conv1_1.weight, state["features.0.weight"].double())
 
     def test_what_a_file_lacks_starts_as_in_a_new_network(self, tmp_path):
-        torch.save(randomise(foreign_resnet()).state_dict(), tmp_path / "net.pth")
+        torch.save(randomize(foreign_resnet()).state_dict(), tmp_path / "net.pth")
         model = fcnfast.create_model("fcn_resnet50", num_classes=4, weights=tmp_path / "net.pth")
         assert model.classifier[0].weight.std() > 0 and not model.classifier[0].weight.is_meta
         assert not model.classifier[4].weight.any() and not model.classifier[4].bias.any()

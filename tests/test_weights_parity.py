@@ -1,6 +1,6 @@
 """Networks loaded from other projects' files give what those projects' networks give.
 
-The definitions are those of `foreign_nets` and its neighbours, the files are written from raw bytes
+The definitions are those of `foreign_nets` and its neighbors, the files are written from raw bytes
 or by torch and h5py; every comparison begins with the same uint8 pictures.
 """
 
@@ -16,7 +16,7 @@ import fcnfast
 from fcnfast.models import alexnet, googlenet, resnet, vgg
 from tests import foreign_nets, foreign_torch_nets
 from tests.foreign_mmseg import EncoderDecoder
-from tests.foreign_nets import randomise
+from tests.foreign_nets import randomize
 from tests.wire_tools import caffemodel, close, hdf5_model
 
 SIZES = ((33, 47), (65, 39), (51, 97))
@@ -85,7 +85,7 @@ WRAPPINGS: dict[str, Callable[[dict], object]] = {
     ],
 )
 def test_pytorch_fcn(tmp_path: Path, name: str, stride: int, at_once: bool) -> None:
-    theirs = randomised(foreign_nets.VGG(stride, at_once))
+    theirs = randomized(foreign_nets.VGG(stride, at_once))
     path = tmp_path / "net.pth"
     torch.save(theirs.state_dict(), path, _use_new_zipfile_serialization=stride == 16)
     model = fcnfast.create_model(name, weights=path)
@@ -98,17 +98,17 @@ def test_pytorch_fcn(tmp_path: Path, name: str, stride: int, at_once: bool) -> N
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 def test_wrapped_checkpoints(tmp_path: Path, wrapping: str, zipped: bool) -> None:
-    theirs = randomised(foreign_nets.VGG(16))
+    theirs = randomized(foreign_nets.VGG(16))
     path = tmp_path / "checkpoint.pth.tar"
     content = WRAPPINGS[wrapping](theirs.state_dict())
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     check(fcnfast.load_model(path), theirs, sizes=ONE_SIZE)
 
 
-def randomised(net: nn.Module) -> nn.Module:
+def randomized(net: nn.Module) -> nn.Module:
     """Random weights, but for the upsampling, which stays bilinear."""
     kept = {k: v.clone() for k, v in net.state_dict().items() if "upscore" in k}
-    randomise(net).load_state_dict(kept, strict=False)
+    randomize(net).load_state_dict(kept, strict=False)
     return net
 
 
@@ -128,7 +128,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_caffe_layouts(tmp_path: Path, layout: str) -> None:
-    theirs = randomised(foreign_nets.VGG(16))
+    theirs = randomized(foreign_nets.VGG(16))
     path = tmp_path / "net"
     path.write_bytes(caffemodel(theirs.state_dict(), **LAYOUTS[layout]))
     model = fcnfast.load_model(path)
@@ -137,7 +137,7 @@ def test_caffe_layouts(tmp_path: Path, layout: str) -> None:
 
 
 def test_caffe_at_once_has_its_scales_in_the_file(tmp_path: Path) -> None:
-    theirs = randomised(foreign_nets.VGG(8, at_once=True))
+    theirs = randomized(foreign_nets.VGG(8, at_once=True))
     scales = {
         "scale_pool4.weight": torch.full((foreign_nets.STAGES[3][-1],), 0.01),
         "scale_pool3.weight": torch.full((foreign_nets.STAGES[2][-1],), 0.0001),
@@ -157,7 +157,7 @@ def test_caffe_at_once_has_its_scales_in_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("generation", [2, 1])
 def test_caffenet(tmp_path: Path, generation: int) -> None:
-    theirs = randomised(foreign_nets.AlexNet())
+    theirs = randomized(foreign_nets.AlexNet())
     path = tmp_path / "net.caffemodel"
     path.write_bytes(caffemodel(theirs.state_dict(), generation, legacy=generation == 1))
     model = fcnfast.load_model(path)
@@ -167,7 +167,7 @@ def test_caffenet(tmp_path: Path, generation: int) -> None:
 
 @pytest.mark.parametrize("kind", ["caffemodel", "hdf5"])
 def test_bvlc_googlenet(tmp_path: Path, kind: str) -> None:
-    theirs = randomised(foreign_nets.GoogLeNet())
+    theirs = randomized(foreign_nets.GoogLeNet())
     state = theirs.state_dict() | {"loss3/classifier.weight": torch.ones(7, 3)}
     path = tmp_path / "net"
     if kind == "hdf5":
@@ -182,7 +182,7 @@ def test_bvlc_googlenet(tmp_path: Path, kind: str) -> None:
 
 def test_hdf5(tmp_path: Path) -> None:
     pytest.importorskip("h5py")
-    theirs = randomised(foreign_nets.VGG(8))
+    theirs = randomized(foreign_nets.VGG(8))
     hdf5_model(tmp_path / "net.caffemodel.h5", theirs.state_dict())
     model = fcnfast.load_model(tmp_path / "net.caffemodel.h5")
     assert model.name == "fcn8s_vgg16"
@@ -192,7 +192,7 @@ def test_hdf5(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stride", [32, 16, 8])
 def test_siftflow_has_two_heads_and_its_own_mean(tmp_path: Path, stride: int) -> None:
     mean = (114.578, 115.294, 108.353)
-    theirs = randomised(foreign_nets.VGG(stride, heads={"_sem": 33, "_geo": 3}, mean=mean))
+    theirs = randomized(foreign_nets.VGG(stride, heads={"_sem": 33, "_geo": 3}, mean=mean))
     path = tmp_path / "net.caffemodel"
     path.write_bytes(caffemodel(theirs.state_dict()))
     model = fcnfast.load_model(path)
@@ -201,7 +201,7 @@ def test_siftflow_has_two_heads_and_its_own_mean(tmp_path: Path, stride: int) ->
 
 
 def test_nyud_late_fusion(tmp_path: Path) -> None:
-    theirs = randomised(foreign_nets.LateFusion())
+    theirs = randomized(foreign_nets.LateFusion())
     path = tmp_path / "net.caffemodel"
     path.write_bytes(caffemodel(theirs.weights()))
     model = fcnfast.load_model(path)
@@ -215,7 +215,7 @@ def test_nyud_late_fusion(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("old", [False, True])
 def test_torchvision_vgg16(tmp_path: Path, old: bool) -> None:
-    theirs = randomised(foreign_torch_nets.VGG16())
+    theirs = randomized(foreign_torch_nets.VGG16())
     path = tmp_path / "vgg16.pth"
     torch.save(theirs.weights(), path, _use_new_zipfile_serialization=not old)
     model = fcnfast.create_model("fcn8s_vgg16", num_classes=5, weights=path)
@@ -224,7 +224,7 @@ def test_torchvision_vgg16(tmp_path: Path, old: bool) -> None:
 
 
 def test_caffe_values_in_an_early_layout_of_torchvisions(tmp_path: Path) -> None:
-    theirs = randomised(foreign_torch_nets.VGG16(dropout_first=True))
+    theirs = randomized(foreign_torch_nets.VGG16(dropout_first=True))
     theirs.prepare = lambda images: foreign_nets.bgr(images, (103.939, 116.779, 123.68))
     torch.save(theirs.weights(), tmp_path / "vgg16.pth")
     model = fcnfast.create_model("fcn8s_vgg16", num_classes=5, weights=tmp_path / "vgg16.pth")
@@ -242,7 +242,7 @@ def test_caffe_values_in_an_early_layout_of_torchvisions(tmp_path: Path) -> None
 def test_torchvision_classifiers_choose_their_layers(
     tmp_path: Path, name: str, definition: type[nn.Module]
 ) -> None:
-    theirs = randomised(definition())
+    theirs = randomized(definition())
     torch.save(theirs.weights(), tmp_path / "net.pth")
     model = fcnfast.create_model(name, num_classes=5, weights=tmp_path / "net.pth")
     assert model.options["family"] == "torchvision"
@@ -254,7 +254,7 @@ def test_torchvision_classifiers_choose_their_layers(
 
 @pytest.mark.parametrize("dilated", [False, True])
 def test_torchvision_resnet(tmp_path: Path, dilated: bool) -> None:
-    theirs = randomise(foreign_torch_nets.ResNet(dilated))
+    theirs = randomize(foreign_torch_nets.ResNet(dilated))
     state = theirs.state_dict() | {"fc.weight": torch.ones(9, 4), "fc.bias": torch.ones(9)}
     torch.save(state, tmp_path / "net.pth")
     name = "fcn_resnet50" if dilated else "fcn8s_resnet50"
@@ -269,7 +269,7 @@ def test_torchvision_resnet(tmp_path: Path, dilated: bool) -> None:
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
 def test_torchvision_segmentation(tmp_path: Path, kind: str) -> None:
-    theirs = randomise(foreign_torch_nets.Segmentation())
+    theirs = randomize(foreign_torch_nets.Segmentation())
     path = tmp_path / "net"
     if kind == "pth":
         torch.save(theirs.state_dict(), path)
@@ -285,7 +285,7 @@ def test_torchvision_segmentation(tmp_path: Path, kind: str) -> None:
 
 
 def test_mmsegmentation(tmp_path: Path) -> None:
-    theirs = randomise(EncoderDecoder())
+    theirs = randomize(EncoderDecoder())
     meta = {"CLASSES": tuple("abcde"), "PALETTE": [[k, 2 * k, 3 * k] for k in range(5)]}
     path = tmp_path / "iter_80000.pth"
     torch.save({"meta": meta, "state_dict": theirs.state_dict(), "optimizer": {}}, path)
@@ -302,7 +302,7 @@ def test_mmsegmentation(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mixing", [False, True])
 def test_learned_upsampling_stays_learned(tmp_path: Path, changed: str, mixing: bool) -> None:
     """A dense one as it is; one whose classes do not mix without its zeros."""
-    theirs = randomised(foreign_nets.VGG(8))
+    theirs = randomized(foreign_nets.VGG(8))
     weight = getattr(theirs, changed).weight.data
     weight[1, 2 if mixing else 1, 0, 1] += 1e-3
     torch.save(theirs.state_dict(), tmp_path / "net.pth")
@@ -316,7 +316,7 @@ def test_learned_upsampling_stays_learned(tmp_path: Path, changed: str, mixing: 
 
 
 def test_ours_after_theirs_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
-    theirs = randomised(foreign_nets.VGG(8))
+    theirs = randomized(foreign_nets.VGG(8))
     torch.save(theirs.state_dict(), tmp_path / "net.pth")
     first = fcnfast.create_model("fcn8s_vgg16", weights=tmp_path / "net.pth").eval()
     fcnfast.save_model(first, tmp_path / "ours.safetensors")

@@ -9,7 +9,7 @@ import fcnfast
 from fcnfast.errors import WeightsError
 from fcnfast.models.identify import identify
 from fcnfast.models.loading import load_file
-from fcnfast.weights import Stored, WeightsFile, recognise
+from fcnfast.weights import Stored, WeightsFile, recognize
 
 
 class TestIdentify:
@@ -21,7 +21,7 @@ class TestIdentify:
         return WeightsFile(Path("net"), form, tensors, None, notes)
 
     def identify(self, file: WeightsFile) -> str:
-        return identify(file, recognise(file))[0]
+        return identify(file, recognize(file))[0]
 
     @pytest.mark.parametrize(
         ("name", "form", "notes"),
@@ -195,7 +195,7 @@ class TestRealWidths:
         file = self.file(tmp_path / "net", shapes())
         assert len(file.tensors) == count
         model = on_meta(name, **options)
-        report = load_file(model, file, recognise(file))
+        report = load_file(model, file, recognize(file))
         assert len(report.loaded) == loaded and report.unexpected == ()
         heads = ("score", "classifier", "aux_classifier")
         assert report.missing and all(key.startswith(heads) for key in report.missing)
@@ -222,5 +222,5 @@ class TestRealWidths:
         shapes |= {f"{k}.weight": (21, 21, size, size) for k, size in up[stride].items()}
         assert len(shapes) == keys
         file = self.file(tmp_path / "net", shapes)
-        report = load_file(on_meta(f"fcn{stride}s_vgg16"), file, recognise(file))
+        report = load_file(on_meta(f"fcn{stride}s_vgg16"), file, recognize(file))
         assert len(report.loaded) == keys and not report.missing and not report.unexpected

@@ -10,7 +10,7 @@ import fcnfast
 from fcnfast.errors import WeightsError
 from fcnfast.models import FCN, vgg
 from tests import foreign_nets
-from tests.foreign_nets import VGG, randomise
+from tests.foreign_nets import VGG, randomize
 
 
 def narrow_vgg(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +26,7 @@ def new_model() -> FCN:
 
 
 def weights() -> dict[str, Tensor]:
-    return randomise(VGG(16)).state_dict()
+    return randomize(VGG(16)).state_dict()
 
 
 class Unchanged:

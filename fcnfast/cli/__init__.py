@@ -91,7 +91,7 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     )
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder or pattern")
     predict.add_argument("--output-dir", default="out", metavar="DIR", help="(%(default)s)")
-    predict.add_argument("--opacity", type=_opacity, default=0.5, help="of the colours (0.5)")
+    predict.add_argument("--opacity", type=_opacity, default=0.5, help="of the colors (0.5)")
     _add_model_options(predict)
 
     evaluate = command(

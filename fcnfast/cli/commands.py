@@ -59,7 +59,7 @@ def demo(args: argparse.Namespace) -> int:
     for name, share in result.shares.items():
         if share > 0:
             print(f"  {name:<12} {percent(share):>8}")
-    print(f"{100 * matrix.scores().pixel_accuracy:.1f} % of the pixels are labelled right.")
+    print(f"{100 * matrix.scores().pixel_accuracy:.1f} % of the pixels are labeled right.")
     print("The pictures:")
     print(f"  {folder / 'photo.png'}    the scene")
     print(f"  {folder / 'overlay.png'}  what the network sees in it")
@@ -233,7 +233,7 @@ def info(args: argparse.Namespace) -> int:
         print("  ".join(cells).rstrip())
     total = sum(parameter.numel() for parameter in model.parameters())
     print(f"{total:,} parameters, {seen.macs / 1e9:.1f} GMAC on {args.size} x {args.size} pixels")
-    print("field: pixels that a unit sees. Unit u is centred on pixel stride * u + offset.")
+    print("field: pixels that a unit sees. Unit u is centered on pixel stride * u + offset.")
     if isinstance(model, FCNGoogLeNet):
         print(
             "The paper's 907 pixels count the classifier's 7 x 7 average pooling, which an FCN "

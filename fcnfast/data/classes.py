@@ -1,4 +1,4 @@
-"""Class tables: which label value means what, and the colour it is drawn in."""
+"""Class tables: which label value means what, and the color it is drawn in."""
 
 import json
 from dataclasses import dataclass
@@ -39,11 +39,11 @@ class ClassTable:
             raise ValueError(f"class table {self.name!r} repeats the name {repeated[0]!r}")
         if len(self.palette) != count:
             raise ValueError(
-                f"class table {self.name!r} has {count} names but {len(self.palette)} colours"
+                f"class table {self.name!r} has {count} names but {len(self.palette)} colors"
             )
-        for name, colour in zip(self.names, self.palette, strict=True):
-            if len(colour) != 3 or not all(0 <= channel <= 255 for channel in colour):
-                raise ValueError(f"class {name!r}: colour {colour!r} is not three values 0 to 255")
+        for name, color in zip(self.names, self.palette, strict=True):
+            if len(color) != 3 or not all(0 <= channel <= 255 for channel in color):
+                raise ValueError(f"class {name!r}: color {color!r} is not three values 0 to 255")
         for value in self.void_values:
             if not 0 <= value <= 255:
                 raise ValueError(f"void value {value} of {self.name!r} is not in 0..255")
@@ -58,25 +58,25 @@ class ClassTable:
 
 
 def voc_palette(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Return the first `count` colours of PASCAL VOC's palette, a default for any table.
+    """Return the first `count` colors of PASCAL VOC's palette, a default for any table.
 
-    Colour k takes the bits 0, 1, 2 of k as the top bits of red, green and blue, the bits 3, 4, 5
-    as the next lower ones, and so on; no two of the 256 colours are equal.
+    Color k takes the bits 0, 1, 2 of k as the top bits of red, green and blue, the bits 3, 4, 5
+    as the next lower ones, and so on; no two of the 256 colors are equal.
 
     Raises:
         ValueError: `count` outside 0..256.
     """
     if not 0 <= count <= 256:
-        raise ValueError(f"a palette has 0 to 256 colours, not {count}")
-    colours = []
+        raise ValueError(f"a palette has 0 to 256 colors, not {count}")
+    colors = []
     for index in range(count):
         channels = [0, 0, 0]
         for level in range(3):  # 8 bits of the index: three each for red and green, two for blue
             for channel in range(3):
                 bit = index >> (3 * level + channel) & 1
                 channels[channel] |= bit << (7 - level)
-        colours.append((channels[0], channels[1], channels[2]))
-    return tuple(colours)
+        colors.append((channels[0], channels[1], channels[2]))
+    return tuple(colors)
 
 
 CAMVID = ClassTable(
@@ -109,7 +109,7 @@ CAMVID = ClassTable(
     ),
     void_values=(11, 255),
 )
-"""CamVid's 11 classes in SegNet's order; 11 is "unlabelled"."""
+"""CamVid's 11 classes in SegNet's order; 11 is "unlabeled"."""
 
 VOC = ClassTable(
     name="voc",
@@ -189,10 +189,10 @@ def _from_json(name: str, entries: object) -> ClassTable:
     void_values = entries.get("void_values", [IGNORE_INDEX])
     if not isinstance(void_values, list) or not all(type(item) is int for item in void_values):
         raise TypeError('"void_values" is not a list of integers')
-    colours = []
-    for colour in palette:
-        red, green, blue = colour
+    colors = []
+    for color in palette:
+        red, green, blue = color
         if not all(type(channel) is int for channel in (red, green, blue)):
-            raise TypeError(f"colour {colour!r} is not three integers")
-        colours.append((red, green, blue))
-    return ClassTable(name, tuple(names), tuple(colours), tuple(void_values))
+            raise TypeError(f"color {color!r} is not three integers")
+        colors.append((red, green, blue))
+    return ClassTable(name, tuple(names), tuple(colors), tuple(void_values))

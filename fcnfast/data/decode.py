@@ -124,12 +124,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):
-        return _grey(np.asarray(image).astype(np.float32) / 257.0)
+        return _gray(np.asarray(image).astype(np.float32) / 257.0)
     if image.mode in ("I", "F"):
-        # Releases of PIL before 11 open 16-bit grey PNGs, and all of them PGMs, as mode I.
+        # Releases of PIL before 11 open 16-bit gray PNGs, and all of them PGMs, as mode I.
         sixteen_bits = image.mode == "I" and image.format in ("PNG", "PPM")
         values = np.asarray(image).astype(np.float64)
-        return _grey(values / 257.0 if sixteen_bits else _stretch(values, image.mode == "F"))
+        return _gray(values / 257.0 if sixteen_bits else _stretch(values, image.mode == "F"))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         if image.mode in ("La", "RGBa"):  # premultiplied
             image = image.convert("LA" if image.mode == "La" else "RGBA")
@@ -150,6 +150,6 @@ def _stretch(values: np.ndarray, floating: bool) -> np.ndarray:
     return (np.where(finite, values, low) - low) / ((high - low) or 1.0) * 255.0
 
 
-def _grey(values: np.ndarray) -> Image.Image:
+def _gray(values: np.ndarray) -> Image.Image:
     """Make an RGB picture with equal channels from values in 0..255."""
     return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")

@@ -2,7 +2,7 @@
 
 Every transform here is a frozen dataclass called as ``transform(image, labels, rng)``; the picture
 is interpolated, the labels take the nearest pixel at exactly the same positions, and what lies
-outside the picture gets the mean colour and the label 255.
+outside the picture gets the mean color and the label 255.
 """
 
 import math
@@ -13,7 +13,7 @@ from PIL import Image
 
 from .classes import IGNORE_INDEX
 
-MEAN_COLOUR = (124, 116, 104)
+MEAN_COLOR = (124, 116, 104)
 """ImageNet's mean (0.485, 0.456, 0.406) in 0..255, rounded: what lies outside a picture."""
 
 Pair = tuple[Image.Image, np.ndarray]
@@ -30,7 +30,7 @@ class RandomScaleCrop:
 
     With scale s and aspect ratio a, one pixel of the picture becomes s·√a by s/√a pixels of the
     result; both are drawn evenly on a logarithmic axis. Where the window is larger than the
-    picture, the picture lies at a random place in it, on the mean colour and the label 255.
+    picture, the picture lies at a random place in it, on the mean color and the label 255.
     The picture is interpolated (antialiased when it shrinks); labels take the nearest pixel.
 
     Args:
@@ -101,19 +101,19 @@ def _nearest(
     rows: tuple[float, float],
     columns: tuple[float, float],
 ) -> np.ndarray:
-    """Sample labels at the centres of `size` pixels that cover the source box rows × columns."""
+    """Sample labels at the centers of `size` pixels that cover the source box rows × columns."""
     picks = []
     for count, (start, stop), extent in zip(size, (rows, columns), labels.shape, strict=True):
-        centres = start + (np.arange(count) + 0.5) * ((stop - start) / count)
-        picks.append(np.clip(np.floor(centres).astype(np.intp), 0, extent - 1))
+        centers = start + (np.arange(count) + 0.5) * ((stop - start) / count)
+        picks.append(np.clip(np.floor(centers).astype(np.intp), 0, extent - 1))
     return labels[picks[0]].take(picks[1], axis=1)
 
 
 def _on_canvas(
     image: Image.Image, labels: np.ndarray, size: tuple[int, int], corner: tuple[int, int]
 ) -> Pair:
-    """Lay a pair on a mean-coloured canvas of `size` with its first pixel at `corner` (y, x)."""
-    canvas = Image.new("RGB", (size[1], size[0]), MEAN_COLOUR)
+    """Lay a pair on a mean-colored canvas of `size` with its first pixel at `corner` (y, x)."""
+    canvas = Image.new("RGB", (size[1], size[0]), MEAN_COLOR)
     canvas.paste(image, (corner[1], corner[0]))
     padded = np.full(size, IGNORE_INDEX, dtype=np.uint8)
     height, width = labels.shape
@@ -138,7 +138,7 @@ class RandomHorizontalFlip:
 class RandomRotate:
     """Turn about the middle by up to `degrees` either way with probability `p`.
 
-    The corners that come into view get the mean colour and the label 255.
+    The corners that come into view get the mean color and the label 255.
     """
 
     degrees: float = 5.0
@@ -149,7 +149,7 @@ class RandomRotate:
         if rng.random() >= self.p:
             return image, labels
         angle = rng.uniform(-self.degrees, self.degrees)
-        turned = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=MEAN_COLOUR)
+        turned = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=MEAN_COLOR)
         plane = Image.fromarray(np.ascontiguousarray(labels))
         return turned, np.asarray(
             plane.rotate(angle, Image.Resampling.NEAREST, fillcolor=IGNORE_INDEX)

@@ -27,10 +27,10 @@ _temporary_number = itertools.count()
 def read_image(path: PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a picture as 8-bit RGB, upright.
 
-    The EXIF orientation is applied. Grey, palette and bilevel pictures get equal channels or their
-    palette's colours; transparency is laid over white; 16-bit samples are scaled from 0..65535;
+    The EXIF orientation is applied. Gray, palette and bilevel pictures get equal channels or their
+    palette's colors; transparency is laid over white; 16-bit samples are scaled from 0..65535;
     32-bit integers and floats are stretched from their own smallest to their own largest value
-    (floats that lie within 0..1 are scaled from there); CMYK is converted without a colour profile.
+    (floats that lie within 0..1 are scaled from there); CMYK is converted without a color profile.
     Of an animation or a multi-page file the first picture is taken.
 
     Args:
@@ -69,7 +69,7 @@ def picture_size(path: PathLike) -> tuple[int, int]:
 def read_labels(
     path: PathLike, table: ClassTable, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Read a label picture: palette indices or grey values are the labels.
+    """Read a label picture: palette indices or gray values are the labels.
 
     Args:
         path: the file, usually a PNG of mode P or L.
@@ -124,11 +124,11 @@ def write_labels(
     if labels.ndim != 2 or labels.size == 0:
         raise ValueError(f"labels must be H×W with at least one pixel, not {labels.shape}")
     if len(palette) > 256:
-        raise ValueError(f"a palette has at most 256 colours, not {len(palette)}")
-    colours = [channel for colour in palette for channel in colour]
+        raise ValueError(f"a palette has at most 256 colors, not {len(palette)}")
+    colors = [channel for color in palette for channel in color]
     image = Image.fromarray(np.ascontiguousarray(labels))
-    # All 256 entries, so that PIL keeps 8 bits for a label and 255 has a colour.
-    image.putpalette(colours + [0] * (768 - len(colours)))
+    # All 256 entries, so that PIL keeps 8 bits for a label and 255 has a color.
+    image.putpalette(colors + [0] * (768 - len(colors)))
     write_image(path, image, format="PNG")
 
 
@@ -156,7 +156,7 @@ def write_image(path: PathLike, image: Image.Image, **options: object) -> None:
 
 
 def write_bytes(path: PathLike, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all: a temporary neighbour takes its name when it is complete.
+    """Write a file whole or not at all: a temporary neighbor takes its name when it is complete.
 
     Raises:
         OSError: no room, no right, no such folder; the temporary file is removed.
@@ -232,12 +232,12 @@ def _why_nothing(spec: str) -> str:
 
 
 def _label_values(path: PathLike, picture: Picture) -> np.ndarray:
-    """Return the stored integers of an index or grey picture, H×W."""
+    """Return the stored integers of an index or gray picture, H×W."""
     image = picture.image
     if image.mode == "P":
         return np.asarray(image)
     if image.mode == "L":
-        # PIL stretches grey values of 2 and 4 bits to 0..255; labels are the values themselves.
+        # PIL stretches gray values of 2 and 4 bits to 0..255; labels are the values themselves.
         stretched = {"L;2": 85, "L;4": 17}.get(picture.raw_mode, 1)
         return np.asarray(image) // np.uint8(stretched)
     if image.mode == "1":
@@ -245,7 +245,7 @@ def _label_values(path: PathLike, picture: Picture) -> np.ndarray:
     if image.mode == "I" or image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.int64)
     raise LabelError(
-        f"{path}: labels must be palette indices or grey values, not a picture of mode {image.mode}"
+        f"{path}: labels must be palette indices or gray values, not a picture of mode {image.mode}"
     )
 
 

@@ -18,7 +18,7 @@ def as_photo(image: Photo) -> Image.Image:
 
     Args:
         image: a path; a PIL image of any mode (converted as `read_image` does, its EXIF
-            orientation applied); or a uint8 array, H×W×3 in RGB order or H×W grey.
+            orientation applied); or a uint8 array, H×W×3 in RGB order or H×W gray.
 
     Raises:
         ImageError: a file that cannot be read, or a picture without pixels.
@@ -51,11 +51,11 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
-    """Make an RGB picture from a uint8 array, grey or RGB."""
+    """Make an RGB picture from a uint8 array, gray or RGB."""
     if pixels.dtype != np.uint8:
         raise TypeError(f"a picture's array holds uint8 values 0 to 255, not {pixels.dtype}")
     if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[2] != 3):
-        raise ValueError(f"a picture's array is H×W×3 (RGB) or H×W (grey), not {pixels.shape}")
+        raise ValueError(f"a picture's array is H×W×3 (RGB) or H×W (gray), not {pixels.shape}")
     if pixels.size == 0:
         raise ImageError(f"the picture has no pixels: its array is {pixels.shape}")
     return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")

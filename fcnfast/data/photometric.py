@@ -1,7 +1,7 @@
-"""Paired colour, light, blur and noise: the picture changes, its labels are handed through.
+"""Paired color, light, blur and noise: the picture changes, its labels are handed through.
 
 Every transform here is a frozen dataclass called as ``transform(image, labels, rng)``. The work is
-done by lookup tables and colour matrices on 8-bit pixels, a fraction of a millisecond each.
+done by lookup tables and color matrices on 8-bit pixels, a fraction of a millisecond each.
 """
 
 import io
@@ -25,8 +25,8 @@ class ColorJitter:
     """Change brightness, contrast, saturation and hue, each by a random amount.
 
     Brightness, contrast and saturation are multiplied by a factor from 1 - x to 1 + x (not below
-    0); contrast is about the picture's mean grey. Hue turns by up to `hue` of the full circle at
-    constant luma. All four are one linear map of the colours, clipped once at the end.
+    0); contrast is about the picture's mean gray. Hue turns by up to `hue` of the full circle at
+    constant luma. All four are one linear map of the colors, clipped once at the end.
     """
 
     brightness: float = 0.4
@@ -36,7 +36,7 @@ class ColorJitter:
     p: float = 0.8
 
     def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the pair with other colours."""
+        """Return the pair with other colors."""
         if rng.random() >= self.p:
             return image, labels
         brightness = _factor(rng, self.brightness)
@@ -50,9 +50,9 @@ class ColorJitter:
                 [0.0, math.sin(angle), math.cos(angle)],
             ]
         )
-        colour = saturation * np.eye(3) + (1.0 - saturation) * _LUMA  # each row: towards the luma
-        linear = brightness * contrast * (_YIQ_INVERSE @ turn @ _YIQ @ colour)
-        mean = _mean_grey(image)
+        color = saturation * np.eye(3) + (1.0 - saturation) * _LUMA  # each row: towards the luma
+        linear = brightness * contrast * (_YIQ_INVERSE @ turn @ _YIQ @ color)
+        mean = _mean_gray(image)
         offset = (1.0 - contrast) * brightness * mean
         return _linear(image, linear, offset), labels
 
@@ -63,7 +63,7 @@ def _factor(rng: np.random.Generator, spread: float) -> float:
 
 
 def _linear(image: Image.Image, matrix: np.ndarray, offset: float) -> Image.Image:
-    """Map every colour c to matrix @ c + offset, rounded and clipped."""
+    """Map every color c to matrix @ c + offset, rounded and clipped."""
     rows = (*matrix[0], offset, *matrix[1], offset, *matrix[2], offset)
     return image.convert("RGB", tuple(float(value) for value in rows))
 
@@ -88,14 +88,14 @@ def _power(image: Image.Image, exponent: float) -> Image.Image:
     return _curves(image, [255.0 * (np.arange(256) / 255.0) ** exponent] * 3)
 
 
-def _mean_grey(image: Image.Image) -> float:
+def _mean_gray(image: Image.Image) -> float:
     """Return the mean luma in 0..255."""
     return float(np.asarray(image.resize((1, 1), Image.Resampling.BOX))[0, 0] @ _LUMA)
 
 
 @dataclass(frozen=True)
 class RandomExposure:
-    """Expose anew: the tone curve that brings the mean grey to a random value between `means`.
+    """Expose anew: the tone curve that brings the mean gray to a random value between `means`.
 
     `RandomGamma` varies about the exposure that the camera chose; this one forgets it, so that a
     data set of dark pictures also teaches bright ones. The curve's exponent stays in 1/3..3.
@@ -109,14 +109,14 @@ class RandomExposure:
         if rng.random() >= self.p:
             return image, labels
         wanted = rng.uniform(*self.means)
-        mean = min(max(_mean_grey(image), 1.0), 250.0)
+        mean = min(max(_mean_gray(image), 1.0), 250.0)
         exponent = math.log(wanted / 255.0) / math.log(mean / 255.0)
         return _power(image, min(max(exponent, 1.0 / 3.0), 3.0)), labels
 
 
 @dataclass(frozen=True)
 class RandomAutoContrast:
-    """Stretch the greys to the full range with probability `p`, as many cameras do.
+    """Stretch the grays to the full range with probability `p`, as many cameras do.
 
     Args:
         cutoff: percent of the darkest and of the brightest pixels that may be clipped.
@@ -135,7 +135,7 @@ class RandomAutoContrast:
 
 @dataclass(frozen=True)
 class RandomWhiteBalance:
-    """Another colour of light: each channel is multiplied by up to `gain` or its inverse."""
+    """Another color of light: each channel is multiplied by up to `gain` or its inverse."""
 
     gain: float = 1.2
     p: float = 0.5
@@ -157,12 +157,12 @@ def _curves(image: Image.Image, curves: Sequence[np.ndarray]) -> Image.Image:
 
 @dataclass(frozen=True)
 class RandomGrayscale:
-    """Drop all colour with probability `p`."""
+    """Drop all color with probability `p`."""
 
     p: float = 0.05
 
     def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the pair, grey or not."""
+        """Return the pair, gray or not."""
         if rng.random() >= self.p:
             return image, labels
         return image.convert("L").convert("RGB"), labels

@@ -1,4 +1,4 @@
-"""Label maps drawn for people: the classes' colours over the photo, and a legend beside them."""
+"""Label maps drawn for people: the classes' colors over the photo, and a legend beside them."""
 
 import math
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ _LONGEST_NAME = 28
 
 
 def blend(image: Image.Image, labels: np.ndarray, table: ClassTable, opacity: float) -> Image.Image:
-    """Lay the classes' colours over a picture; pixels of no class keep the picture's.
+    """Lay the classes' colors over a picture; pixels of no class keep the picture's.
 
     Args:
         image: RGB.
         labels: uint8 H×W of the picture's size.
         table: the classes.
-        opacity: 0 (the picture alone) to 1 (the colours alone).
+        opacity: 0 (the picture alone) to 1 (the colors alone).
 
     Returns:
         An RGB picture of the same size.
@@ -33,8 +33,8 @@ def blend(image: Image.Image, labels: np.ndarray, table: ClassTable, opacity: fl
     if labels.shape != (image.height, image.width):
         raise ValueError(f"labels {labels.shape} for a picture {image.height}×{image.width}")
     indices = Image.fromarray(np.ascontiguousarray(labels))
-    colours = [channel for colour in table.palette for channel in colour]
-    indices.putpalette(colours + [0] * (768 - len(colours)))
+    colors = [channel for color in table.palette for channel in color]
+    indices.putpalette(colors + [0] * (768 - len(colors)))
     mixed = Image.blend(image, indices.convert("RGB"), opacity)
     void = labels >= len(table)
     return Image.composite(image, mixed, Image.fromarray(void)) if void.any() else mixed
@@ -47,7 +47,7 @@ def check_opacity(opacity: float) -> None:
 
 
 def add_legend(image: Image.Image, table: ClassTable, shares: Mapping[str, float]) -> Image.Image:
-    """Put a picture on a sheet with the classes' colours, names and shares.
+    """Put a picture on a sheet with the classes' colors, names and shares.
 
     The legend stands below a landscape picture and to the right of a portrait one, never over it.
     Its letters grow with the picture and do not shrink below what can be read; a small picture
@@ -104,8 +104,8 @@ def _draw_legend(
         column, row = divmod(index, lines)
         x, y = em + column * cell, (em + line) // 2 + row * line  # y: the middle of the line
         box = (x, y - em // 2, x + em, y - em // 2 + em)
-        colour = table.palette[table.names.index(name)]
-        draw.rectangle(box, fill=colour, outline=INK, width=max(1, em // 16))
+        color = table.palette[table.names.index(name)]
+        draw.rectangle(box, fill=color, outline=INK, width=max(1, em // 16))
         draw.text((x + em + gap, y), names[index], INK, font, anchor="lm")
         right = x + em + gap + name_width + em + share_width
         draw.text((right, y), percent(share), INK, font, anchor="rm")

@@ -38,7 +38,7 @@ def draw_scene(seed: int, size: tuple[int, int] = (360, 480)) -> tuple[Image.Ima
 
     Returns:
         The picture (RGB) and its labels (H x W uint8, classes 0 to 10 of ``CAMVID``). A pixel
-        has the class of the front-most thing drawn at its centre; foliage and webs of twigs
+        has the class of the front-most thing drawn at its center; foliage and webs of twigs
         count where they are dense, railings and wheels with the gaps between bars and spokes.
 
     Raises:

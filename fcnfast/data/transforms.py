@@ -1,5 +1,5 @@
 """Paired transforms: a picture and its labels go through the same geometry, the picture alone
-through colour, light, blur and noise.
+through color, light, blur and noise.
 
 A transform is a small frozen dataclass called as ``transform(image, labels, rng)`` with an RGB
 `PIL.Image`, its uint8 label array H×W and a `numpy.random.Generator`; it returns the new pair and
@@ -15,7 +15,7 @@ from PIL import Image
 
 from .classes import IGNORE_INDEX
 from .geometric import (
-    MEAN_COLOUR,
+    MEAN_COLOR,
     Pad,
     Pair,
     RandomHorizontalFlip,
@@ -37,7 +37,7 @@ from .photometric import (
 )
 
 __all__ = [
-    "MEAN_COLOUR",
+    "MEAN_COLOR",
     "ColorJitter",
     "Compose",
     "Pad",
@@ -114,7 +114,7 @@ def train_transform(
     Args:
         crop_size: (height, width) of the result, or one number for a square.
         scale: smallest and largest random scale.
-        strength: how far colour, light, blur, noise, aspect and rotation go; 0 leaves only scale,
+        strength: how far color, light, blur, noise, aspect and rotation go; 0 leaves only scale,
             crop and mirror, 1 is meant to cover other cameras, weather and times of day.
     """
     if strength < 0:
@@ -162,7 +162,7 @@ def collate(
         samples: (uint8 3×H×W, uint8 H×W) pairs, at least one.
 
     Returns:
-        (uint8 N×3×H×W padded with the mean colour, uint8 N×H×W padded with 255), H and W the
+        (uint8 N×3×H×W padded with the mean color, uint8 N×H×W padded with 255), H and W the
         largest height and width.
     """
     if not samples:
@@ -170,7 +170,7 @@ def collate(
     height = max(labels.shape[0] for _, labels in samples)
     width = max(labels.shape[1] for _, labels in samples)
     images = np.empty((len(samples), 3, height, width), dtype=np.uint8)
-    images[:] = np.array(MEAN_COLOUR, dtype=np.uint8)[:, None, None]
+    images[:] = np.array(MEAN_COLOR, dtype=np.uint8)[:, None, None]
     targets = np.full((len(samples), height, width), IGNORE_INDEX, dtype=np.uint8)
     for index, (image, labels) in enumerate(samples):
         images[index, :, : image.shape[1], : image.shape[2]] = image.numpy()

@@ -31,7 +31,7 @@ def check_family(family: str) -> None:
 def alexnet(
     family: Family, padding: int | None, fc6_padding: int, dropout: float
 ) -> dict[str, nn.Module]:
-    """The layers up to fc7. CaffeNet pools before it normalises, and groups three convolutions."""
+    """The layers up to fc7. CaffeNet pools before it normalizes, and groups three convolutions."""
     caffe = family == "caffe"
     w1, w2, w3, w4, w5 = WIDTHS[family]
     groups = 2 if caffe else 1
@@ -66,9 +66,9 @@ class FCNAlexNet(SkipNet):
 
     Args:
         num_classes: C.
-        family: "caffe" for CaffeNet (what the paper used: groups, local response normalisation),
+        family: "caffe" for CaffeNet (what the paper used: groups, local response normalization),
             "torchvision" for the layers of torchvision's AlexNet (other widths, no groups, no
-            normalisation, dropout before fc6 and fc7; poolings round up here, so that crops fit).
+            normalization, dropout before fc6 and fc7; poolings round up here, so that crops fit).
         padding: of the first convolution, at least 82; weights belong to one padding. None: no
             padded canvas, images of at least 189 x 189.
         fc6_padding: with padding=None, cells that fc6 pads, 0 to 3.

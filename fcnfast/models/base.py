@@ -55,7 +55,7 @@ class Preprocessing:
         return asdict(self)
 
 
-# The ILSVRC mean that the Caffe networks subtract, and torchvision's normalisation.
+# The ILSVRC mean that the Caffe networks subtract, and torchvision's normalization.
 CAFFE = Preprocessing(mean=(104.00699, 116.66877, 122.67892), order="bgr")
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=1 / 255)
 
@@ -89,7 +89,7 @@ class FCN(nn.Module):
 
     Attributes:
         num_classes: channels of the main head.
-        table: the classes' names and colours, when they are known.
+        table: the classes' names and colors, when they are known.
         name, options: the arguments of `create_model` that made the network.
         preprocessing: what `preprocess` does; it travels with the weights.
         default_preprocessing: what the network's own released weights expect.
@@ -145,7 +145,7 @@ class FCN(nn.Module):
         # float32 at least, then the dtype of a network after half() or double().
         return ((images * settings.scale - self._mean) / self._std).to(self._mean.dtype)
 
-    def initialise(self, name: str, layer: nn.Module) -> None:
+    def initialize(self, name: str, layer: nn.Module) -> None:
         """Give one layer its starting values: scores are zero, other convolutions never.
 
         `name` is the layer's in `named_modules`. A network whose layers start otherwise, or whose
@@ -162,7 +162,7 @@ class FCN(nn.Module):
         elif hasattr(layer, "reset_parameters"):
             layer.reset_parameters()  # type: ignore[operator]
 
-    def materialise(self, device: str | torch.device = "cpu") -> None:
+    def materialize(self, device: str | torch.device = "cpu") -> None:
         """Give starting values to all that is still on the meta device."""
         for name, layer in self.named_modules():
             tensors = [
@@ -173,7 +173,7 @@ class FCN(nn.Module):
             ]
             if any(tensor.is_meta for _, _, tensor in tensors):
                 layer.to_empty(device=device, recurse=False)
-                self.initialise(name, layer)
+                self.initialize(name, layer)
                 for owner, key, tensor in tensors:
                     if not tensor.is_meta:
                         owner[key] = tensor

@@ -155,9 +155,9 @@ def small_length(length: int, stages: Sequence[Stage]) -> int:
     step, pad = int(stages[-1].place.stride), stages[0].window.padding
     for small in range(length % step or step, length, step):
         for stage in stages:
-            centre = _middle(small, stage.place)[1]
+            center = _middle(small, stage.place)[1]
             radius = Fraction(stage.place.size - 1, 2)
-            if centre - radius < -pad or centre + radius > small - 1 + pad:
+            if center - radius < -pad or center + radius > small - 1 + pad:
                 break
         else:
             return small
@@ -165,7 +165,7 @@ def small_length(length: int, stages: Sequence[Stage]) -> int:
 
 
 def _middle(length: int, field: ReceptiveField) -> tuple[int, Fraction]:
-    """The unit in the middle of an image, and the pixel that it is centred on."""
+    """The unit in the middle of an image, and the pixel that it is centered on."""
     unit = round((Fraction(length - 1, 2) - field.offset) / field.stride)
     return unit, field.stride * unit + field.offset
 

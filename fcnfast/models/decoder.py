@@ -240,8 +240,8 @@ class Upscore(nn.ConvTranspose2d):
 def bilinear_filter(kernel: int) -> Tensor:
     """The k x k filter of a bilinear transposed convolution, float32: a tent in both directions."""
     half = (kernel + 1) // 2
-    centre = half - 1 if kernel % 2 else half - 0.5
-    tent = 1 - (torch.arange(kernel, device="cpu", dtype=torch.float64) - centre).abs() / half
+    center = half - 1 if kernel % 2 else half - 0.5
+    tent = 1 - (torch.arange(kernel, device="cpu", dtype=torch.float64) - center).abs() / half
     return torch.outer(tent, tent).float()
 
 
@@ -268,7 +268,7 @@ def fuse(
     field = skip.field.crop(offset)
     moved = step._replace(origin=step.origin - offset)
     if up is None:
-        grid = SamplingGrid.centres(sizes, step.stride, moved.origin, size, border)
+        grid = SamplingGrid.centers(sizes, step.stride, moved.origin, size, border)
         return Located(upsample_crop_add(coarse.x, skip.x, grid, (offset, offset)), field)
     x = up.sample(coarse.x, moved, size, border)
     return Located(crop_add(x, skip.x, (offset, offset)), field)
@@ -307,4 +307,4 @@ def image_grid_aligned(scores: Located, size: Sequence[int]) -> SamplingGrid:
     """Each pixel of an image of `size` (H, W) samples the scores where it lies among them."""
     field = scores.field
     in_size = tuple(scores.x.shape[-2:])
-    return SamplingGrid.centres(in_size, field.stride, field.offset, size, "clamp")
+    return SamplingGrid.centers(in_size, field.stride, field.offset, size, "clamp")

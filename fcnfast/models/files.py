@@ -18,7 +18,7 @@ from ..weights import (
     WeightsMeta,
     bundled_path,
     open_weights,
-    recognise,
+    recognize,
 )
 from ..weights import write_weights as _write
 from .base import FCN
@@ -95,7 +95,7 @@ def load_as(
     if name is not None:
         find(name)
     with open_weights(path) as file:
-        family = recognise(file)
+        family = recognize(file)
         if name is not None:
             model = _build(name, num_classes, options or {}, file, family)
         else:

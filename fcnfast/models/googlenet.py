@@ -158,7 +158,7 @@ class FCNGoogLeNet(SkipNet):
         num_classes: C.
         stride: 32, 16 or 8: the stride of the finest scores.
         family: "caffe" for BVLC's layers, "torchvision" for those of torchvision's weights (batch
-            norm instead of local response normalisation, a 3 x 3 kernel in the 5 x 5 branches, a
+            norm instead of local response normalization, a 3 x 3 kernel in the 5 x 5 branches, a
             2 x 2 fourth pooling).
         padding: of the first convolution; 3 is the trunk's own. None: as 3, but beyond their edges
             maps go on with their edge instead of zeros.

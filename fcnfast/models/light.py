@@ -36,7 +36,7 @@ class Residual(nn.Sequential):
 class FCNLight(FCN):
     """A small FCN whose skips are summed in feature space, by the paper's fused steps.
 
-    Every convolution pads its own border, so that unit u of a map of stride S is centred on pixel
+    Every convolution pads its own border, so that unit u of a map of stride S is centered on pixel
     S * u: no large padding, no crop, and any image from 1 x 1 up has scores at stride 4.
 
     Args:
@@ -85,9 +85,9 @@ class FCNLight(FCN):
             found.append(Located(x, field))
         return found
 
-    def initialise(self, name: str, layer: nn.Module) -> None:
-        """As `FCN.initialise`, with the variance of what goes backwards kept."""
-        super().initialise(name, layer)
+    def initialize(self, name: str, layer: nn.Module) -> None:
+        """As `FCN.initialize`, with the variance of what goes backwards kept."""
+        super().initialize(name, layer)
         if isinstance(layer, nn.Conv2d) and name != "score":
             _start(layer)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.classes import ClassTable
 from ..errors import WeightsError
-from ..weights import Family, PathLike, Stored, WeightsFile, open_weights, recognise
+from ..weights import Family, PathLike, Stored, WeightsFile, open_weights, recognize
 from .base import FCN, Preprocessing
 from .matching import check_options, check_scales, check_strict, matched, padding_notes
 from .report import LoadReport
@@ -44,7 +44,7 @@ def load_weights(model: FCN, path: PathLike) -> LoadReport:
     if not isinstance(model, FCN):
         raise TypeError(f"model must be a network of fcnfast, not {type(model).__name__}")
     with open_weights(path) as file:
-        return load_file(model, file, recognise(file))
+        return load_file(model, file, recognize(file))
 
 
 def load_file(model: FCN, file: WeightsFile, family: Family) -> LoadReport:
@@ -172,4 +172,4 @@ def _assign(model: FCN, state: dict[str, Tensor]) -> None:
             state[key] = tensor.clone()
         seen.add(tensor.data_ptr())
     model.load_state_dict(state, strict=False, assign=True)
-    model.materialise()
+    model.materialize()

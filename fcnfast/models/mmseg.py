@@ -103,15 +103,15 @@ class FCNMMSeg(FCN):
         auxiliary = Head(wide, wide // 4, 1, False, num_classes, dropout) if aux_loss else None
         self.auxiliary_head = auxiliary
         for name, layer in self.named_modules():
-            self.initialise(name, layer)
+            self.initialize(name, layer)
 
-    def initialise(self, name: str, layer: nn.Module) -> None:
+    def initialize(self, name: str, layer: nn.Module) -> None:
         """He for all but the scores, which start at zero."""
         if name.endswith("conv_seg"):
             for parameter in layer.parameters(recurse=False):
                 nn.init.zeros_(parameter)
         else:
-            super().initialise(name, layer)
+            super().initialize(name, layer)
 
     def features(self, images: Tensor) -> dict[str, Located]:
         """The maps of layer3 and layer4, both of stride 8."""

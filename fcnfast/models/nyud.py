@@ -1,4 +1,4 @@
-"""FCN-32s from colour and depth (NYUDv2): early fusion of channels, late fusion of two nets."""
+"""FCN-32s from color and depth (NYUDv2): early fusion of channels, late fusion of two nets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .skipnet import SkipNet
 # Channel means of the data set: BGR, and HHA in the order in which its pictures store it.
 NYUD_COLOR = Preprocessing(mean=(116.190, 97.203, 92.318), order="bgr")
 NYUD_HHA = Preprocessing(mean=(132.431, 94.076, 118.477), order="rgb")
-# Mean of the logarithm of the depth in millimetres.
+# Mean of the logarithm of the depth in millimeters.
 NYUD_LOG_DEPTH = 7.844
 
 
@@ -59,14 +59,14 @@ class FCNColorDepth(SkipNet):
 
         Args:
             images: uint8 RGB, N x 3 x H x W.
-            depth: N x 1 x H x W in millimetres, of a floating type or int32; pixels without a
+            depth: N x 1 x H x W in millimeters, of a floating type or int32; pixels without a
                 depth (0, or not finite) get the mean, as one that says nothing.
 
         Raises:
             InputError: without a depth.
             TypeError, ValueError: as `FCN.preprocess`, and for a depth of another shape or type.
         """
-        colour = super().preprocess(images)
+        color = super().preprocess(images)
         wanted = (images.shape[0], 1, *images.shape[2:])
         if depth is None:
             raise InputError(f"{self.name or 'this network'} needs the depth of a photo, too")
@@ -80,15 +80,15 @@ class FCNColorDepth(SkipNet):
         known = (depth > 0) & depth.isfinite()
         logs = torch.where(known, depth, 1.0).log() - self.depth_mean
         logs = torch.where(known, logs, 0.0)
-        return torch.cat((colour, logs.to(colour)), 1)
+        return torch.cat((color, logs.to(color)), 1)
 
 
 class FCNColorHHA(SkipNet):
-    """Two FCN-32s over VGG-16, for colour and for HHA, whose coarse scores are averaged.
+    """Two FCN-32s over VGG-16, for color and for HHA, whose coarse scores are averaged.
 
     HHA is depth as three channels: disparity, height, angle. Layers carry the names of the
     reference implementation: those of one net with "color" or "hha" behind them. The network's own
-    input is N x 6 x H x W, colour first, what `preprocess` makes of a photo and its HHA picture.
+    input is N x 6 x H x W, color first, what `preprocess` makes of a photo and its HHA picture.
 
     Args:
         num_classes: C.
@@ -143,7 +143,7 @@ class FCNColorHHA(SkipNet):
             InputError: without HHA pictures.
             TypeError, ValueError: as `FCN.preprocess`, for both.
         """
-        colour = super().preprocess(images)
+        color = super().preprocess(images)
         if hha is None:
             raise InputError(f"{self.name or 'this network'} needs the HHA picture of a photo, too")
         if not isinstance(hha, Tensor) or hha.dtype != torch.uint8:
@@ -152,7 +152,7 @@ class FCNColorHHA(SkipNet):
         if hha.shape != images.shape:
             raise ValueError(f"hha must be {tuple(images.shape)}, not {tuple(hha.shape)}")
         mean = torch.tensor(self.hha.mean, device=hha.device).view(3, 1, 1)
-        return torch.cat((colour, (hha - mean).to(colour)), 1)
+        return torch.cat((color, (hha - mean).to(color)), 1)
 
     def features(self, images: Tensor) -> dict[str, Located]:
         """The maps of fc7 of both streams."""

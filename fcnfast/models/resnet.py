@@ -159,9 +159,9 @@ class FCNResNet(FCN):
         self.classifier = FCNHead(widths["layer4"], num_classes, dropout)
         self.aux_classifier = FCNHead(widths["layer3"], num_classes, dropout) if aux_loss else None
         for name, layer in self.named_modules():
-            self.initialise(name, layer)
+            self.initialize(name, layer)
 
-    def initialise(self, name: str, layer: nn.Module) -> None:
+    def initialize(self, name: str, layer: nn.Module) -> None:
         """As torchvision, He for the backbone, torch's own start for the heads; scores are zero."""
         if name in ("classifier.4", "aux_classifier.4"):
             for parameter in layer.parameters(recurse=False):
@@ -228,8 +228,8 @@ class FCN8sResNet(SkipNet):
         self._add_heads({name: widths[name] for name in LAYERS[:0:-1]})
         self._start(upsampling, final_upsampling)
 
-    def initialise(self, name: str, layer: nn.Module) -> None:
-        """As `FCN.initialise`, with the variance of what goes backwards kept, as torchvision."""
-        super().initialise(name, layer)
+    def initialize(self, name: str, layer: nn.Module) -> None:
+        """As `FCN.initialize`, with the variance of what goes backwards kept, as torchvision."""
+        super().initialize(name, layer)
         if isinstance(layer, nn.Conv2d) and not name.startswith("score"):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

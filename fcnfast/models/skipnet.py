@@ -85,7 +85,7 @@ class SkipNet(FCN):
         if self.border == "zero":
             self._check_padding()
         for name, layer in self.named_modules():
-            self.initialise(name, layer)
+            self.initialize(name, layer)
         self.set_upsampling(upsampling, final_upsampling)
 
     def _check_padding(self) -> None:

@@ -59,10 +59,10 @@ MODELS: dict[str, Row] = {
         FCNGoogLeNet, "FCN-16s over GoogLeNet (not the paper's)", {"stride": 16}
     ),
     "fcn8s_googlenet": Row(FCNGoogLeNet, "FCN-8s over GoogLeNet (not the paper's)", {"stride": 8}),
-    "nyud_fcn32s_vgg16_color": _vgg(32, "NYUDv2 from colour", 40, NYUD_COLOR),
+    "nyud_fcn32s_vgg16_color": _vgg(32, "NYUDv2 from color", 40, NYUD_COLOR),
     "nyud_fcn32s_vgg16_hha": _vgg(32, "NYUDv2 from HHA pictures of the depth", 40, NYUD_HHA),
-    "nyud_fcn32s_vgg16_color_d": Row(FCNColorDepth, "NYUDv2, colour and depth, early", classes=40),
-    "nyud_fcn32s_vgg16_color_hha": Row(FCNColorHHA, "NYUDv2, colour and HHA, late", classes=40),
+    "nyud_fcn32s_vgg16_color_d": Row(FCNColorDepth, "NYUDv2, color and depth, early", classes=40),
+    "nyud_fcn32s_vgg16_color_hha": Row(FCNColorHHA, "NYUDv2, color and HHA, late", classes=40),
     "siftflow_fcn32s_vgg16": _vgg(32, "SIFT Flow, two heads", 33, SIFT_FLOW, geo_classes=3),
     "siftflow_fcn16s_vgg16": _vgg(16, "SIFT Flow, two heads", 33, SIFT_FLOW, geo_classes=3),
     "siftflow_fcn8s_vgg16": _vgg(8, "SIFT Flow, two heads", 33, SIFT_FLOW, geo_classes=3),

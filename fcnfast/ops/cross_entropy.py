@@ -239,7 +239,7 @@ def upsample_cross_entropy(
         weight: C class weights of any floating dtype.
         ignore_index: the label of pixels that do not count.
         reduction: "mean" over the (weighted) pixels that count, "sum", "none" (N x H x W), or
-            "batch": the sum divided by N, the unnormalised loss of the reference implementation.
+            "batch": the sum divided by N, the unnormalized loss of the reference implementation.
         label_smoothing: in [0, 1].
 
     Returns:

@@ -17,7 +17,7 @@ def stacked_deconvolutions(
     """A stack of learnable deconvolutions, which can learn even a nonlinear upsampling.
 
     Each deconvolution takes C x h x w to C x s h x s w and begins as the bilinear interpolation of
-    each channel, so that the whole stack begins as one interpolation after the other. The centres
+    each channel, so that the whole stack begins as one interpolation after the other. The centers
     of its outputs lie where `SamplingGrid.resize` has them: nothing shifts.
 
     Args:

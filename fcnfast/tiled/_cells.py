@@ -1,6 +1,6 @@
 """Tiles of upsampled classes in the layout of cells: what the fused heads work on.
 
-Between two neighbouring columns of the coarse map lies a cell, the pixels that read them both. A
+Between two neighboring columns of the coarse map lies a cell, the pixels that read them both. A
 tile holds its pixels in the order of places: first pixels of all its cells, then second pixels,
 ... With m pixels in the largest of B cells it is rows x classes x (m x B), and interpolating along
 a row is ``left + weight * (right - left)`` over contiguous memory for any grid, its adjoint two
@@ -21,7 +21,7 @@ from ._tiles import Strip, even_length, gather, masked_product, scatter, strips,
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Some neighbouring cells: B of them, of at most m pixels.
+    """Some neighboring cells: B of them, of at most m pixels.
 
     span: columns of the framed map that they read. left, right: into the span, every cell's two
     taps. w0, w1: m x B weights of the taps. reads_all: none of them is 0. first: of their places

@@ -2,7 +2,7 @@
 
 Bilinear sampling is a product with one small banded matrix for the rows and one for the columns, a
 strip of either at a time. Products read taps of weight 0 (0 * inf is NaN), so maps that are not
-finite, and devices where looking would mean a synchronisation, gather instead.
+finite, and devices where looking would mean a synchronization, gather instead.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def coarse(x: Tensor) -> Tensor:
 def is_finite(x: Tensor) -> bool:
     """Whether products and differences may be used: no NaN, no infinity, none of the largest.
 
-    Never a synchronisation: on other devices than a CPU the answer is no.
+    Never a synchronization: on other devices than a CPU the answer is no.
     """
     if x.device.type != "cpu" or x.numel() == 0:
         return x.device.type == "cpu"

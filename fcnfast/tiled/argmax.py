@@ -1,6 +1,6 @@
 """upsample_argmax in plain torch: in tiles, without the classes that cannot win there.
 
-Every pixel of a cell (between four neighbours of the coarse map) is a convex combination of its
+Every pixel of a cell (between four neighbors of the coarse map) is a convex combination of its
 corners. A class that lies everywhere below the smallest corner of another can win no pixel of the
 cell, so that a tile of a map with regions interpolates the few classes that meet in it.
 """

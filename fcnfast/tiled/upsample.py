@@ -156,7 +156,7 @@ def _raised(planes: Tensor, grid: SamplingGrid) -> Tensor:
         low = _adjoint(planes.view(many, grid.size[0], -1), grid, 0, scatters)
         result = _adjoint(low.view(-1, width, inner), grid, 1, scatters)
         # In a product a NaN or an infinity spreads, so that the small result tells whether there
-        # is one. Other devices keep the products: looking means a synchronisation there, and the
+        # is one. Other devices keep the products: looking means a synchronization there, and the
         # sums of `scatter` have no fixed order.
         if planes.device.type != "cpu" or is_finite(result):
             break

@@ -181,7 +181,7 @@ class Run:
     def step(self, images: Tensor, targets: Tensor) -> Tensor:
         """One batch of uint8 images and labels: forward, backward, update. Gives the loss."""
         s = self.settings
-        labelled = bool((targets != IGNORE_INDEX).any())
+        labeled = bool((targets != IGNORE_INDEX).any())
         images = self.model.preprocess(images.to(self.device, non_blocking=True))
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=s.amp):
@@ -200,7 +200,7 @@ class Run:
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.iteration += 1
-        if labelled:  # the mean over no pixel is NaN, and its gradient zero
+        if labeled:  # the mean over no pixel is NaN, and its gradient zero
             self.losses.append(loss.detach())
         return loss.detach()
 

@@ -29,7 +29,7 @@ def make_optimizer(model: FCN, s: TrainSettings) -> torch.optim.Optimizer:
 def median_frequency(labels: Iterable[np.ndarray], classes: int, power: float = 1.0) -> Tensor:
     """Class weights: the median class frequency over the class' own, to a power.
 
-    A class' frequency is its pixels over the labelled pixels of the pictures that hold it; a class
+    A class' frequency is its pixels over the labeled pixels of the pictures that hold it; a class
     that no picture holds weighs 1.
 
     Args:
@@ -41,7 +41,7 @@ def median_frequency(labels: Iterable[np.ndarray], classes: int, power: float = 
         C weights, float32.
 
     Raises:
-        InputError: when there is no labelled pixel.
+        InputError: when there is no labeled pixel.
     """
     pixels, room = np.zeros(classes), np.zeros(classes)
     for picture in labels:
@@ -49,7 +49,7 @@ def median_frequency(labels: Iterable[np.ndarray], classes: int, power: float = 
         pixels += count
         room += np.where(count > 0, count.sum(), 0)
     if not pixels.any():
-        raise InputError("--class-weights: the pictures have no labelled pixel")
+        raise InputError("--class-weights: the pictures have no labeled pixel")
     frequency = np.divide(pixels, room, out=np.zeros(classes), where=room > 0)
     median = np.median(frequency[frequency > 0])
     weights = np.divide(median, frequency, out=np.ones(classes), where=frequency > 0)

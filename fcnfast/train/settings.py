@@ -40,7 +40,7 @@ class TrainSettings:
     crop_size: int = _flag(288, "side of the square crops, pixels")
     scale_min: float = _flag(0.5, "smallest random scale")
     scale_max: float = _flag(2.0, "largest random scale")
-    augment: float = _flag(1.0, "strength of the colour, light, blur and noise; 0 for none")
+    augment: float = _flag(1.0, "strength of the color, light, blur and noise; 0 for none")
     # how the network learns
     epochs: int = _flag(100, "passes over the pictures")
     batch_size: int = _flag(8, "crops in a batch", short="-b")

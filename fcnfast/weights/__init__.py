@@ -1,6 +1,6 @@
 """Weights on disk: files of every kind, whose they are, and the one that comes with the package."""
 
-from .families import Family, recognise
+from .families import Family, recognize
 from .files import WeightsFile, open_weights
 from .native import WeightsMeta, bundled_path, read_weights, write_weights
 from .source import PathLike, Stored
@@ -14,6 +14,6 @@ __all__ = [
     "bundled_path",
     "open_weights",
     "read_weights",
-    "recognise",
+    "recognize",
     "write_weights",
 ]

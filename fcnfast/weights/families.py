@@ -23,7 +23,7 @@ from .source import Stored
 # Preprocessing settings, as fields of `fcnfast.models.Preprocessing`.
 Settings = Mapping[str, Any]
 IMAGENET: Settings = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "scale": 1 / 255}
-# torchvision's GoogLeNet normalises its (already normalised) input again: RGB in -1..1.
+# torchvision's GoogLeNet normalizes its (already normalized) input again: RGB in -1..1.
 INCEPTION: Settings = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "scale": 1 / 255}
 # The weights that torchvision names IMAGENET1K_FEATURES, from the SSD implementation.
 FEATURES: Settings = {"mean": (0.48235, 0.45882, 0.40784), "std": (1 / 255,) * 3, "scale": 1 / 255}
@@ -82,7 +82,7 @@ class Family:
         preprocess: fields of a `Preprocessing`; None: what the network itself is made for.
         options: options of `create_model` that a network needs for these layers.
         network: the name of the network that they are of, where the file says it itself.
-        classes, palette: the classes' names and colours, where the file tells them.
+        classes, palette: the classes' names and colors, where the file tells them.
         partial: the trunk's last layers may be missing, or unusable and dropped.
         padding: of the first convolution, with which the released networks of these layers were
             trained; None where there is no such number.
@@ -102,7 +102,7 @@ class Family:
     theirs: Callable[[str], str] = str
 
 
-def recognise(file: WeightsFile) -> Family:
+def recognize(file: WeightsFile) -> Family:
     """Tell whose weights an open file holds: it says so itself, or its tensors' names do.
 
     Raises:
@@ -165,11 +165,11 @@ def _mmseg_classes(
     """The classes in a checkpoint's meta data, under the names of either release; or none."""
     meta = file.notes.get("meta")
     inner = meta.get("dataset_meta") if isinstance(meta, dict) else None
-    for place, names, colours in ((inner, "classes", "palette"), (meta, "CLASSES", "PALETTE")):
+    for place, names, colors in ((inner, "classes", "palette"), (meta, "CLASSES", "PALETTE")):
         if isinstance(place, dict):
             try:
                 classes = tuple(place[names])
-                palette = tuple((int(r), int(g), int(b)) for r, g, b in place[colours])
+                palette = tuple((int(r), int(g), int(b)) for r, g, b in place[colors])
             except (KeyError, TypeError, ValueError):
                 continue
             if all(isinstance(name, str) for name in classes):
@@ -190,7 +190,7 @@ def _caffe(file: WeightsFile) -> Family:
     order = file.notes.get("layers", ())
     if "norm1" in order and "pool1" in order and order.index("norm1") < order.index("pool1"):
         raise WeightsError(
-            f"{file.path}: of BVLC's AlexNet, which normalises before it pools; fcnfast's network, "
+            f"{file.path}: of BVLC's AlexNet, which normalizes before it pools; fcnfast's network, "
             "as the paper's, is CaffeNet, which pools first"
         )
     title = "Caffe's network" if file.format in ("Caffe", "HDF5") else "a network of Caffe's names"

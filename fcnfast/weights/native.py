@@ -37,7 +37,7 @@ class WeightsMeta:
         options: the other arguments of `create_model`; JSON values only.
         num_classes: channels of the score map.
         classes: the names of the classes, or empty when they have none.
-        palette: their colours, (red, green, blue) in 0..255, or empty.
+        palette: their colors, (red, green, blue) in 0..255, or empty.
         preprocess: what the network expects of its input; JSON values only.
 
     Tuples inside `options` and `preprocess` come back from a file as lists.
@@ -68,9 +68,9 @@ class WeightsMeta:
         for entry in self.classes:
             if not isinstance(entry, str):
                 raise ValueError(f"class name {entry!r} is not a string")
-        for colour in self.palette:
-            if len(colour) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in colour):
-                raise ValueError(f"colour {colour!r} is not three integers 0 to 255")
+        for color in self.palette:
+            if len(color) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in color):
+                raise ValueError(f"color {color!r} is not three integers 0 to 255")
 
 
 def bundled_path() -> Path:
@@ -180,7 +180,7 @@ def parse_meta(path: Path, metadata: Mapping[str, Any]) -> WeightsMeta | None:
                 f"reads format {FORMAT_VERSION}"
             )
         entries["classes"] = tuple(entries["classes"])
-        entries["palette"] = tuple(tuple(colour) for colour in entries["palette"])
+        entries["palette"] = tuple(tuple(color) for color in entries["palette"])
         return WeightsMeta(**entries)
     except WeightsError:
         raise

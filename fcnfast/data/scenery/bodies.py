@@ -1,4 +1,4 @@
-"""Shapes, colours and places of the drawn street's vehicles."""
+"""Shapes, colors and places of the drawn street's vehicles."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 import random
 from dataclasses import dataclass
 
-from .canvas import Colour
+from .canvas import Color
 from .stage import Point3
 
-PAINTS: list[Colour] = [
+PAINTS: list[Color] = [
     (172, 176, 180), (196, 198, 200), (60, 64, 70), (28, 30, 34), (36, 52, 96), (70, 92, 132),
     (140, 24, 26), (226, 226, 224), (22, 62, 50), (104, 108, 112), (150, 158, 150), (88, 22, 30),
     (40, 44, 52), (124, 130, 138),
@@ -56,7 +56,7 @@ class Vehicle:
     s: float
     z: float
     turn: float
-    paint: Colour
+    paint: Color
     seed: int
 
     @property
@@ -70,7 +70,7 @@ class Vehicle:
         return (self.s + along * n + across * c, up, self.z + along * c - across * n)
 
     def footprint(self, grow: float) -> list[Point3]:
-        """The rectangle it covers on the ground, ``grow`` metres larger on each side."""
+        """The rectangle it covers on the ground, ``grow`` meters larger on each side."""
         front, back = self.body[1][0] + grow, self.body[-2][0] - grow
         half = self.body[2][2] + grow
         corners = ((front, -half), (front, half), (back, half), (back, -half))
@@ -78,7 +78,7 @@ class Vehicle:
 
 
 def random_vehicle(rng: random.Random, s: float, z: float, turn: float) -> Vehicle:
-    """A vehicle of some kind and colour at a place; large ones are rare."""
+    """A vehicle of some kind and color at a place; large ones are rare."""
     kind = rng.choices(["hatch", "saloon", "estate", "van", "bus"], [40, 25, 20, 10, 5])[0]
     paint = rng.choice(PAINTS)
     if kind == "bus":

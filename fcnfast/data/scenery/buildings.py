@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .canvas import BUILDING, Colour
+from .canvas import BUILDING, Color
 from .facades import Facade, fit_out
 from .stage import Point3, Stage, scale, turning
 
-WALLS: dict[str, list[Colour]] = {
+WALLS: dict[str, list[Color]] = {
     "yellow brick": [(176, 158, 124), (152, 138, 112), (188, 172, 138)],
     "red brick": [(142, 96, 78), (126, 86, 72), (152, 110, 92)],
     "plaster": [(226, 220, 206), (214, 206, 186), (236, 234, 230), (206, 190, 164)],
@@ -20,12 +20,12 @@ WALLS: dict[str, list[Colour]] = {
     "modern": [(160, 160, 158), (132, 134, 138), (186, 182, 176)],
 }
 ROUGH = {"yellow brick": 0.1, "red brick": 0.1, "stone": 0.12, "plaster": 0.025, "modern": 0.03}
-ROOFS: list[Colour] = [(82, 78, 78), (100, 80, 70), (72, 74, 80), (116, 86, 70)]
+ROOFS: list[Color] = [(82, 78, 78), (100, 80, 70), (72, 74, 80), (116, 86, 70)]
 
 
 @dataclass
 class House:
-    """One building on a plot; metres in street coordinates."""
+    """One building on a plot; meters in street coordinates."""
 
     sign: int  # -1 left of the street, +1 right
     near: float
@@ -37,7 +37,7 @@ class House:
     wall: str
     shop: bool
     seed: int
-    hidden: float = 0.0  # height up to which a neighbour covers the end wall
+    hidden: float = 0.0  # height up to which a neighbor covers the end wall
     shade_to: float = 0.0  # height up to which the facade lies in the shadow of the other side
 
     def corners(self) -> list[tuple[float, float]]:
@@ -49,20 +49,20 @@ class House:
 def draw_house(stage: Stage, house: House) -> None:
     """Paint one building: the end wall towards the camera, the roof, the facade."""
     rng = random.Random(house.seed)
-    colour = scale(rng.choice(WALLS[house.wall]), rng.uniform(0.78, 1.05))
+    color = scale(rng.choice(WALLS[house.wall]), rng.uniform(0.78, 1.05))
     roof = scale(rng.choice(ROOFS), rng.uniform(0.8, 1.15))
     if house.near > 1.0:
-        _end_wall(stage, house, colour)
+        _end_wall(stage, house, color)
     if house.ridge:
         _roof(stage, house, roof)
         if house.near > 1.0 and rng.random() < 0.8:
-            _chimney(stage, house, colour, house.near + 0.3)
+            _chimney(stage, house, color, house.near + 0.3)
     elif house.near > 1.0 and rng.random() < 0.3:
         _roof_box(stage, house)
-    _front(stage, house, colour, rng)
+    _front(stage, house, color, rng)
 
 
-def _roof(stage: Stage, house: House, colour: Colour) -> None:
+def _roof(stage: Stage, house: House, color: Color) -> None:
     sign, z0, z1 = house.sign, max(house.near, 1.0), house.far
     low = (sign * (house.front - 0.25), house.height - 0.1)
     high = (sign * (house.front + house.depth / 2), house.height + house.ridge)
@@ -77,12 +77,12 @@ def _roof(stage: Stage, house: House, colour: Colour) -> None:
     step = 1 - 0.12 * (rows % 1 < 0.3) if size[0] > 24 else 1.0
     tone = level * step * (1 + 0.1 * stage.noise.crop(size, house.seed % 887))
     tone = tone * (1 + 0.06 * stage.noise.crop(size, house.seed % 883, "grain"))
-    pixels = np.clip(tone[..., None] * np.array(colour, np.float32), 0, 255).astype(np.uint8)
+    pixels = np.clip(tone[..., None] * np.array(color, np.float32), 0, 255).astype(np.uint8)
     image = stage.hazed(Image.fromarray(pixels), (z0 + z1) / 2)
     stage.canvas.quad(points, image, BUILDING)
 
 
-def _chimney(stage: Stage, house: House, colour: Colour, z: float) -> None:
+def _chimney(stage: Stage, house: House, color: Color, z: float) -> None:
     s = house.sign * (house.front + house.depth / 2)
     y = house.height + house.ridge
     side: Point3 = (-float(house.sign), 0.0, 0.0)
@@ -91,7 +91,7 @@ def _chimney(stage: Stage, house: House, colour: Colour, z: float) -> None:
         (s - house.sign * 0.45, s - house.sign * 0.45, z, z + 0.6, side),
     ):
         wall = [(a, y - 0.6, z0), (b, y - 0.6, z1), (b, y + 1.1, z1), (a, y + 1.1, z0)]
-        stage.canvas.fill(stage.camera.project(wall), stage.light.shade(colour, normal, z),
+        stage.canvas.fill(stage.camera.project(wall), stage.light.shade(color, normal, z),
                           BUILDING)  # fmt: skip
     for k in (-0.25, 0.2):
         left, right = s + k - 0.1, s + k + 0.1
@@ -104,17 +104,17 @@ def _roof_box(stage: Stage, house: House) -> None:
     """Plant room or lift head on a flat roof."""
     s, z, y = house.sign * (house.front + house.depth / 2), house.near + 1.5, house.height
     box = [(s - 1.4, y, z), (s + 1.4, y, z), (s + 1.4, y + 1.8, z), (s - 1.4, y + 1.8, z)]
-    grey = stage.light.shade((120, 122, 124), (0, 0, -1), z)
-    stage.canvas.fill(stage.camera.project(box), grey, BUILDING)
+    gray = stage.light.shade((120, 122, 124), (0, 0, -1), z)
+    stage.canvas.fill(stage.camera.project(box), gray, BUILDING)
 
 
-def _end_wall(stage: Stage, house: House, colour: Colour) -> None:
+def _end_wall(stage: Stage, house: House, color: Color) -> None:
     """The wall that faces the camera, and the gable above it."""
     z, h = house.near, house.height
     a, b = house.sign * house.front, house.sign * (house.front + house.depth)
     left, right = min(a, b), max(a, b)
     level = stage.light.level((0.0, 0.0, -1.0), 0.9)
-    shade = scale(colour, level)
+    shade = scale(color, level)
     if stage.camera.misses((a + b) / 2, z, house.depth / 2):
         return
     ridge = [(left, h, z), ((left + right) / 2, h + house.ridge, z), (right, h, z)]
@@ -132,7 +132,7 @@ def _end_wall(stage: Stage, house: House, colour: Colour) -> None:
         stage.canvas.stroke(edge, wide, board, BUILDING)
 
 
-def _end_face(stage: Stage, house: House, shade: Colour, level: float) -> Image.Image:
+def _end_face(stage: Stage, house: House, shade: Color, level: float) -> Image.Image:
     """The end wall with its gable and a few windows, see-through above the gable."""
     top = house.height + house.ridge
     up = min(1.3 * stage.camera.focal / house.near, 600 / top)
@@ -156,7 +156,7 @@ def _end_face(stage: Stage, house: House, shade: Colour, level: float) -> Image.
     return image
 
 
-def _front(stage: Stage, house: House, colour: Colour, rng: random.Random) -> None:
+def _front(stage: Stage, house: House, color: Color, rng: random.Random) -> None:
     """The facade along the street, cut where it leaves the picture's side."""
     camera, sign, z1, top = stage.camera, house.sign, house.far, house.height
     s = sign * house.front
@@ -175,9 +175,9 @@ def _front(stage: Stage, house: House, colour: Colour, rng: random.Random) -> No
     level = stage.light.level((-float(sign), 0.0, 0.0), 0.95)
     warm = min(1.0, 1.5 * (level - dark) / level)  # sunlight is yellower than the sky's
     tint = (
-        colour[0] * level * (0.97 + 0.07 * warm),
-        colour[1] * level,
-        colour[2] * level * (1.04 - 0.12 * warm),
+        color[0] * level * (0.97 + 0.07 * warm),
+        color[1] * level,
+        color[2] * level * (1.04 - 0.12 * warm),
     )
     face = Facade(z0 - house.near, z1 - z0, top, across, up, tint, stage.noise, house.seed,
                   ROUGH[house.wall], house.shade_to, dark / level)  # fmt: skip

@@ -10,10 +10,10 @@ from PIL import Image, ImageDraw, ImageFilter
 
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(11)
 
-SUPERSAMPLE = 3  # odd, so that the middle sample of a pixel lies at its centre
+SUPERSAMPLE = 3  # odd, so that the middle sample of a pixel lies at its center
 
 Point = tuple[float, float]
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 class Canvas:
@@ -31,29 +31,29 @@ class Canvas:
         self._draw = ImageDraw.Draw(self.image)
         self._mark = ImageDraw.Draw(self.labels)
 
-    def fill(self, points: Sequence[Point], colour: Colour, label: int | None = None) -> None:
+    def fill(self, points: Sequence[Point], color: Color, label: int | None = None) -> None:
         """Fill a polygon; without a label it is a detail of what lies under it."""
         if len(points) < 3:
             return
         k = SUPERSAMPLE
         scaled = [(x * k - 0.5, y * k - 0.5) for x, y in points]
-        self._draw.polygon(scaled, fill=colour)
+        self._draw.polygon(scaled, fill=color)
         if label is not None:
             self._mark.polygon(scaled, fill=label)
 
     def ellipse(
-        self, centre: Point, rx: float, ry: float, colour: Colour, label: int | None = None
+        self, center: Point, rx: float, ry: float, color: Color, label: int | None = None
     ) -> None:
-        """Fill an upright ellipse given by its centre and half axes in pixels."""
+        """Fill an upright ellipse given by its center and half axes in pixels."""
         k = SUPERSAMPLE
-        x, y = centre[0] * k - 0.5, centre[1] * k - 0.5
+        x, y = center[0] * k - 0.5, center[1] * k - 0.5
         box = (x - rx * k, y - ry * k, x + rx * k, y + ry * k)
-        self._draw.ellipse(box, fill=colour)
+        self._draw.ellipse(box, fill=color)
         if label is not None:
             self._mark.ellipse(box, fill=label)
 
     def stroke(
-        self, points: Sequence[Point], width: float, colour: Colour, label: int | None = None
+        self, points: Sequence[Point], width: float, color: Color, label: int | None = None
     ) -> None:
         """Draw a line ``width`` pixels wide (at least a third of one)."""
         if len(points) < 2:
@@ -62,23 +62,23 @@ class Canvas:
         scaled = [(x * k - 0.5, y * k - 0.5) for x, y in points]
         thick = max(1, round(width * k))
         joint = "curve" if len(points) > 2 and thick > 4 else None
-        self._draw.line(scaled, fill=colour, width=thick, joint=joint)
+        self._draw.line(scaled, fill=color, width=thick, joint=joint)
         if label is not None:
             self._mark.line(scaled, fill=label, width=thick, joint=joint)
 
     def patch(
         self,
-        pixels: np.ndarray | Colour,
+        pixels: np.ndarray | Color,
         alpha: np.ndarray,
         corner: Point,
         span: Point,
         label: int,
         dense: np.ndarray | None = None,
     ) -> None:
-        """Paste soft-edged pixels (h x w x 3 uint8, or one colour) over a box and label them.
+        """Paste soft-edged pixels (h x w x 3 uint8, or one color) over a box and label them.
 
         ``corner`` is the box's top left and ``span`` its (width, height) in picture pixels.
-        Labelled is where ``alpha`` (h x w uint8), or ``dense`` if given, is 128 or more.
+        Labeled is where ``alpha`` (h x w uint8), or ``dense`` if given, is 128 or more.
         """
         k = SUPERSAMPLE
         x, y = corner[0] * k, corner[1] * k

@@ -7,18 +7,18 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .canvas import Colour
+from .canvas import Color
 from .stage import Noise, mix, rgb, scale
 
-TRADE: list[Colour] = [
+TRADE: list[Color] = [
     (150, 28, 30), (28, 48, 118), (22, 74, 52), (30, 30, 34), (186, 142, 44), (110, 34, 80),
     (222, 220, 212), (40, 96, 140), (190, 84, 34), (58, 60, 66), (34, 36, 60),
 ]  # fmt: skip
-GOODS: list[Colour] = [(150, 120, 96), (186, 176, 160), (92, 80, 76), (120, 60, 52), (70, 84, 110)]
+GOODS: list[Color] = [(150, 120, 96), (186, 176, 160), (92, 80, 76), (120, 60, 52), (70, 84, 110)]
 
 
 class Facade:
-    """A drawing of one wall in metres: u along it from ``start``, v up from the ground."""
+    """A drawing of one wall in meters: u along it from ``start``, v up from the ground."""
 
     def __init__(
         self,
@@ -36,8 +36,8 @@ class Facade:
     ) -> None:
         """Lay the bare wall.
 
-        ``across`` and ``up`` are texture pixels a metre, ``tint`` the lit wall's colour, ``rough``
-        the strength of its grain (bricks above 0.05); below ``shade_to`` metres a shadow lies on
+        ``across`` and ``up`` are texture pixels a meter, ``tint`` the lit wall's color, ``rough``
+        the strength of its grain (bricks above 0.05); below ``shade_to`` meters a shadow lies on
         it in which it is ``shade`` times as bright.
         """
         self.start, self.across, self.up, self.height = start, across, up, height
@@ -55,16 +55,16 @@ class Facade:
         self.image = Image.fromarray(np.clip(wall, 0, 255).astype(np.uint8))
         self.draw = ImageDraw.Draw(self.image)
 
-    def rect(self, u0: float, v0: float, u1: float, v1: float, colour: Colour) -> None:
+    def rect(self, u0: float, v0: float, u1: float, v1: float, color: Color) -> None:
         """Fill [u0, u1] x [v0, v1]."""
         left, right = (u0 - self.start) * self.across, (u1 - self.start) * self.across
         if right < 0 or left > self.size[1]:
             return
         top, bottom = (self.height - v1) * self.up, (self.height - v0) * self.up
         if v1 < self.shade_to:
-            colour = scale(colour, self.shade)
+            color = scale(color, self.shade)
         box = (left, top, max(left, right - 1), max(top, bottom - 1))
-        self.draw.rectangle(box, fill=colour)
+        self.draw.rectangle(box, fill=color)
 
 
 def fit_out(
@@ -109,7 +109,7 @@ def _window(
     face: Facade,
     corner: tuple[float, float],
     size: tuple[float, float],
-    frame: Colour,
+    frame: Color,
     rng: random.Random,
     level: float,
 ) -> None:
@@ -139,12 +139,12 @@ def _window(
 
 
 def _door(face: Facade, u: float, rng: random.Random, level: float) -> None:
-    colour = scale(rng.choice(TRADE), level * 0.75)
+    color = scale(rng.choice(TRADE), level * 0.75)
     face.rect(u - 0.62, 0, u + 0.62, 2.55, scale((200, 196, 186), level))
-    face.rect(u - 0.45, 0.1, u + 0.45, 2.1, colour)
+    face.rect(u - 0.45, 0.1, u + 0.45, 2.1, color)
     face.rect(u - 0.45, 2.14, u + 0.45, 2.45, (48, 52, 58))
-    face.rect(u - 0.3, 1.2, u + 0.3, 1.9, scale(colour, 0.7))
-    face.rect(u - 0.3, 0.3, u + 0.3, 1.0, scale(colour, 0.8))
+    face.rect(u - 0.3, 1.2, u + 0.3, 1.9, scale(color, 0.7))
+    face.rect(u - 0.3, 0.3, u + 0.3, 1.0, scale(color, 0.8))
     face.rect(u - 0.7, 0, u + 0.7, 0.12, scale((170, 166, 156), level))
 
 
@@ -174,7 +174,7 @@ def _shop(face: Facade, length: float, rng: random.Random, level: float) -> None
         face.rect(0.2, 2.1, length - 0.2, 2.75, scale(rng.choice(TRADE), 0.4 + 0.6 * level))
 
 
-def _lettering(face: Facade, length: float, board: Colour, rng: random.Random) -> None:
+def _lettering(face: Facade, length: float, board: Color, rng: random.Random) -> None:
     """Strokes that read as a shop's name from across the street."""
     ink = rgb(236, 230, 212) if sum(board) < 420 else rgb(44, 40, 44)
     u, end = length * rng.uniform(0.1, 0.3), length * rng.uniform(0.65, 0.9)

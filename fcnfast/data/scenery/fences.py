@@ -7,12 +7,12 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .canvas import BUILDING, FENCE, TREE, Colour
+from .canvas import BUILDING, FENCE, TREE, Color
 from .plants import LEAVES
 from .stage import Point3, Stage, scale
 
 HEIGHTS = {"railings": 1.15, "boards": 1.75, "wall": 1.1, "hedge": 1.5}
-IRON: list[Colour] = [(40, 42, 44), (30, 32, 34), (96, 100, 100), (34, 46, 40)]
+IRON: list[Color] = [(40, 42, 44), (30, 32, 34), (96, 100, 100), (34, 46, 40)]
 
 
 def draw_boundary(
@@ -20,7 +20,7 @@ def draw_boundary(
 ) -> None:
     """Paint a boundary at distance ``s`` from ``near`` to ``far``.
 
-    Railings and boards are fence, a wall is building, a hedge is tree. Railings are labelled as
+    Railings and boards are fence, a wall is building, a hedge is tree. Railings are labeled as
     the whole surface that they fill, gaps between the bars included.
     """
     rng = random.Random(seed)
@@ -50,11 +50,11 @@ def draw_boundary(
         stage.canvas.quad(points, stage.hazed(image, middle), label)
 
 
-def _railings(size: tuple[int, int], tone: Colour, across: float, up: float) -> Image.Image:
+def _railings(size: tuple[int, int], tone: Color, across: float, up: float) -> Image.Image:
     alpha = Image.new("L", size, 0)
     draw = ImageDraw.Draw(alpha)
     pitch = 0.13 * across
-    if pitch < 3:  # bars finer than the texture: an even grey
+    if pitch < 3:  # bars finer than the texture: an even gray
         draw.rectangle((0, 0, *size), fill=130)
     else:
         x = 0.0
@@ -70,9 +70,9 @@ def _railings(size: tuple[int, int], tone: Colour, across: float, up: float) -> 
 
 
 def _boards(
-    stage: Stage, size: tuple[int, int], colour: Colour, seed: int, across: float, up: float
+    stage: Stage, size: tuple[int, int], color: Color, seed: int, across: float, up: float
 ) -> Image.Image:
-    """Planks ``across`` texture pixels a metre apart, or brickwork if that is 0."""
+    """Planks ``across`` texture pixels a meter apart, or brickwork if that is 0."""
     shape = (size[1], size[0])
     tone = 1 + 0.07 * stage.noise.crop(shape, seed % 991, "grain")
     tone = tone + 0.07 * stage.noise.crop(shape, seed % 97)
@@ -83,7 +83,7 @@ def _boards(
         tone[np.arange(shape[0]) / up % 0.15 < 0.035] *= 0.86
     tone[: max(1, shape[0] // 12)] *= 1.25
     tone[max(1, shape[0] // 12) : max(2, shape[0] // 8)] *= 0.8
-    pixels = tone[..., None] * np.array(colour, np.float32)
+    pixels = tone[..., None] * np.array(color, np.float32)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
@@ -97,6 +97,6 @@ def _hedge(
     v = np.linspace(0, 1, shape[0], dtype=np.float32)[:, None]
     tone = level * (1.05 - 0.45 * v) * np.clip(1 + 0.35 * fine + 0.18 * rough, 0.2, 2)
     veil = stage.light.veil(z)
-    colour = tone[..., None] * leaf * (1 - veil) + np.array(stage.light.haze, np.float32) * veil
+    color = tone[..., None] * leaf * (1 - veil) + np.array(stage.light.haze, np.float32) * veil
     cover = np.clip((v * 12 - 1.6 + 0.7 * rough + 0.5 * fine) * 1.5 + 0.5, 0, 1)
-    return Image.fromarray(np.dstack([np.clip(colour, 0, 255), cover * 255]).astype(np.uint8))
+    return Image.fromarray(np.dstack([np.clip(color, 0, 255), cover * 255]).astype(np.uint8))

@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw, ImageFilter
 from .canvas import PAVEMENT, ROAD, SKY, TREE
 from .stage import TILE, Camera, Light, Noise, Point3
 
-KERB = 0.16  # metres of kerb stone between road and pavement
-CORNER = 3.5  # metres of rounding where a side street opens
+KERB = 0.16  # meters of kerb stone between road and pavement
+CORNER = 3.5  # meters of rounding where a side street opens
 
 
 @dataclass
 class Side:
-    """One side of the street; distances in metres from the kerb outwards."""
+    """One side of the street; distances in meters from the kerb outwards."""
 
     sign: int  # -1 left, +1 right
     pavement: float
@@ -32,7 +32,7 @@ class Side:
         return self.pavement + self.verge
 
     def open_at(self, z: float, margin: float) -> bool:
-        """Whether a side street opens within ``margin`` metres of z."""
+        """Whether a side street opens within ``margin`` meters of z."""
         return any(near - margin < z < far + margin for near, far in self.mouths)
 
 
@@ -63,11 +63,11 @@ class Street:
 
 _TOPS = {
     "white": (246, 250, 253), "blue": (158, 203, 242), "broken": (158, 186, 216),
-    "grey": (198, 205, 210), "dusk": (122, 134, 148),
+    "gray": (198, 205, 210), "dusk": (122, 134, 148),
 }  # fmt: skip
 _CLOUDS = {  # how much of them, and their light and dark parts
     "white": (0.15, 255, 236), "blue": (0.6, 253, 236), "broken": (1.0, 250, 196),
-    "grey": (0.7, 224, 188), "dusk": (0.9, 168, 112),
+    "gray": (0.7, 224, 188), "dusk": (0.9, 168, 112),
 }  # fmt: skip
 
 
@@ -114,8 +114,8 @@ class Ground:
         shift = camera.heading * z + 0.5 * camera.bend * z * z - camera.lateral
         self.z = z
         self.s = columns[None, :] * (z / camera.focal)[:, None] - shift[:, None]
-        self.foot = (z / camera.focal)[:, None]  # metres across a pixel
-        self.deep = z * z / (camera.focal * camera.eye)  # metres along a pixel
+        self.foot = (z / camera.focal)[:, None]  # meters across a pixel
+        self.deep = z * z / (camera.focal * camera.eye)  # meters along a pixel
 
     def between(self, value: np.ndarray, low: float, high: float) -> np.ndarray:
         """Share of each pixel's width inside [low, high], for thin lines along the street."""
@@ -129,11 +129,11 @@ class Ground:
         share = np.minimum(self.z + half, high) - np.maximum(self.z - half, low)
         return np.clip(share / self.deep, 0, 1)[:, None]
 
-    def texture(self, per_metre: float, kind: str, stretch: float = 1.0) -> np.ndarray:
+    def texture(self, per_meter: float, kind: str, stretch: float = 1.0) -> np.ndarray:
         """Noise that lies on the ground, faded out where its cells get smaller than pixels."""
-        along = per_metre / stretch
+        along = per_meter / stretch
         place = self.noise.seed * 29 % TILE
-        column = ((self.s + 700.0) * per_metre).astype(np.int32) + place
+        column = ((self.s + 700.0) * per_meter).astype(np.int32) + place
         row = (self.z * along).astype(np.int32) + place
         tile = self.noise.tiles[kind]
         fade = np.clip(2.5 / (1 + self.deep * along), 0, 1)
@@ -141,7 +141,7 @@ class Ground:
         return tile.ravel().take(index) * fade[:, None]
 
     def paint(self, light: Light, shadow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Colours (h x W x 3 float32, 0..255) and labels (h x W uint8) of rows ``top`` and on.
+        """Colors (h x W x 3 float32, 0..255) and labels (h x W uint8) of rows ``top`` and on.
 
         ``shadow`` (H x W) is the share of sunlight that does not reach each pixel.
         """
@@ -156,12 +156,12 @@ class Ground:
         sun = light.level((0, 1, 0)) - shade
         sunlit = sun * (1 - shadow[self.top :])
         air = (1 - np.exp(-self.z / light.visibility))[:, None]
-        colour = np.empty((*self.s.shape, 3), np.float32)
+        color = np.empty((*self.s.shape, 3), np.float32)
         # Shade is lit by the sky alone: bluer than the sun's light.
         for i, (cool, warm) in enumerate(((0.96, 1.05), (1.0, 1.0), (1.06, 0.92))):
             lit = (shade * cool + sunlit * warm) * (1 - air)
-            colour[..., i] = channels[i] * lit + light.haze[i] * air
-        return colour, labels
+            color[..., i] = channels[i] * lit + light.haze[i] * air
+        return color, labels
 
     def _road(self, grain: np.ndarray, stains: np.ndarray) -> np.ndarray:
         """Brightness of asphalt, its repairs, covers and white paint."""
@@ -219,9 +219,9 @@ class Ground:
         out = side.sign * self.s - edge
         smooth = 1 + 0.05 * grain + 0.04 * stains
 
-        def blend(colour: Sequence[float], share: np.ndarray, rough: np.ndarray) -> None:
+        def blend(color: Sequence[float], share: np.ndarray, rough: np.ndarray) -> None:
             for i in range(3):
-                channels[i] += (colour[i] * rough - channels[i]) * share
+                channels[i] += (color[i] * rough - channels[i]) * share
 
         for k in range(side.lines):
             line = self.between(out, -0.34 - 0.2 * k, -0.26 - 0.2 * k)

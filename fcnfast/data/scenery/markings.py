@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .canvas import Colour
+from .canvas import Color
 from .stage import Point3, Stage, mix, scale
 
 # Letters as strokes on a grid of three columns from the left by five rows from the foot; a point
@@ -19,7 +19,7 @@ _ARROW = [
 ]  # fmt: skip
 
 
-def _paint(stage: Stage, z: float, lit: float) -> Colour:
+def _paint(stage: Stage, z: float, lit: float) -> Color:
     """Worn white paint on asphalt."""
     white = scale((176, 176, 172), stage.light.level((0.0, 1.0, 0.0), lit))
     return mix(stage.light.air(white, z), (110, 112, 116), 0.1)
@@ -33,7 +33,7 @@ def draw_arrow(stage: Stage, lit: float, s: float, z: float, way: int) -> None:
 
 def draw_word(stage: Stage, lit: float, s: float, z: float, text: str, way: int) -> None:
     """Paint lines of capitals (parted by ``/``), readable driving ahead (``way`` 1) or back."""
-    colour, thick = _paint(stage, z, lit), 0.07
+    color, thick = _paint(stage, z, lit), 0.07
     for k, line in enumerate(text.split("/")):
         foot = z + way * 2.4 * k
         left = -0.5 * (0.62 * len(line) - 0.2)
@@ -47,4 +47,4 @@ def draw_word(stage: Stage, lit: float, s: float, z: float, text: str, way: int)
                     quad = [(u0 - du, v0 - dv), (u1 - du, v1 - dv), (u1 + du, v1 + dv),
                             (u0 + du, v0 + dv)]  # fmt: skip
                     ground = [(s + way * u, 0.0, foot + way * v) for u, v in quad]
-                    stage.canvas.fill(stage.camera.project(ground), colour)
+                    stage.canvas.fill(stage.camera.project(ground), color)

@@ -6,16 +6,16 @@ import math
 import random
 from dataclasses import dataclass
 
-from .canvas import BICYCLIST, PEDESTRIAN, Colour, Point
+from .canvas import BICYCLIST, PEDESTRIAN, Color, Point
 from .stage import Stage, mix, scale
 
-COATS: list[Colour] = [
+COATS: list[Color] = [
     (38, 40, 46), (30, 30, 32), (44, 50, 70), (70, 62, 54), (110, 34, 34), (60, 66, 54),
     (140, 150, 160), (54, 42, 60), (150, 120, 84), (36, 58, 92), (178, 60, 44), (90, 94, 98),
 ]  # fmt: skip
-TROUSERS: list[Colour] = [(34, 38, 52), (26, 26, 28), (52, 56, 72), (64, 58, 50), (44, 44, 46)]
-SKINS: list[Colour] = [(196, 150, 126), (168, 120, 96), (120, 82, 62), (206, 164, 142)]
-HAIR: list[Colour] = [(34, 26, 22), (60, 44, 32), (96, 74, 48), (120, 116, 112), (22, 20, 20)]
+TROUSERS: list[Color] = [(34, 38, 52), (26, 26, 28), (52, 56, 72), (64, 58, 50), (44, 44, 46)]
+SKINS: list[Color] = [(196, 150, 126), (168, 120, 96), (120, 82, 62), (206, 164, 142)]
+HAIR: list[Color] = [(34, 26, 22), (60, 44, 32), (96, 74, 48), (120, 116, 112), (22, 20, 20)]
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Person:
 
 
 class _Figure:
-    """Draws in metres around a foot point, all in one class and one light."""
+    """Draws in meters around a foot point, all in one class and one light."""
 
     def __init__(self, stage: Stage, who: Person, label: int, lit: float) -> None:
         self.canvas, self.light, self.label, self.z = stage.canvas, stage.light, label, who.z
@@ -41,35 +41,35 @@ class _Figure:
         self.level = stage.light.level((0.0, 0.1, -1.0), 0.0) + 0.45 * stage.light.strength * lit
         self.flip = who.facing
 
-    def tone(self, colour: Colour, share: float = 1.0) -> Colour:
-        """A colour in this light and at this distance."""
-        return self.light.air(scale(colour, self.level * share), self.z)
+    def tone(self, color: Color, share: float = 1.0) -> Color:
+        """A color in this light and at this distance."""
+        return self.light.air(scale(color, self.level * share), self.z)
 
     def at(self, u: float, v: float) -> Point:
-        """The picture point u metres ahead of the foot and v above it."""
+        """The picture point u meters ahead of the foot and v above it."""
         return self.x + u * self.flip * self.k, self.y - v * self.k
 
-    def shape(self, points: list[Point], colour: Colour, share: float = 1.0) -> None:
+    def shape(self, points: list[Point], color: Color, share: float = 1.0) -> None:
         """Fill a polygon with rounded corners."""
         path = [self.at(*p) for p in points]
         if self.k > 20:
             path = _rounded(path)
-        self.canvas.fill(path, self.tone(colour, share), self.label)
+        self.canvas.fill(path, self.tone(color, share), self.label)
 
-    def limb(self, points: list[Point], width: float, colour: Colour, share: float = 1.0) -> None:
+    def limb(self, points: list[Point], width: float, color: Color, share: float = 1.0) -> None:
         """Draw a bent limb of even width."""
         path = [self.at(*p) for p in points]
-        self.canvas.stroke(path, width * self.k, self.tone(colour, share), self.label)
+        self.canvas.stroke(path, width * self.k, self.tone(color, share), self.label)
 
     def oval(
-        self, u: float, v: float, ru: float, rv: float, colour: Colour, share: float = 1.0
+        self, u: float, v: float, ru: float, rv: float, color: Color, share: float = 1.0
     ) -> None:
         """Fill an upright ellipse."""
-        centre = self.at(u, v)
-        tone = self.tone(colour, share)
-        self.canvas.ellipse(centre, ru * self.k, rv * self.k, tone, self.label)
+        center = self.at(u, v)
+        tone = self.tone(color, share)
+        self.canvas.ellipse(center, ru * self.k, rv * self.k, tone, self.label)
 
-    def head(self, u: float, v: float, view: str, skin: Colour, hair: Colour, long: bool) -> None:
+    def head(self, u: float, v: float, view: str, skin: Color, hair: Color, long: bool) -> None:
         """Neck, hair and face around the middle of the head."""
         if long:
             low = [(u - 0.11, v + 0.03), (u + 0.07, v + 0.05), (u + 0.06, v - 0.2),
@@ -122,14 +122,14 @@ def draw_pedestrian(stage: Stage, who: Person, lit: float) -> None:
 
 @dataclass
 class _Look:
-    coat: Colour
-    trousers: Colour
-    skin: Colour
-    hair: Colour
+    coat: Color
+    trousers: Color
+    skin: Color
+    hair: Color
     hem: float
     long_hair: bool
-    bag: Colour | None
-    scarf: Colour | None
+    bag: Color | None
+    scarf: Color | None
 
 
 def _walk_along(pen: _Figure, look: _Look, lift: float, view: str) -> None:
@@ -202,7 +202,7 @@ def draw_cyclist(stage: Stage, who: Person, lit: float) -> None:
         _end_rider(pen, rng, clothes, frame, who.view)
 
 
-Clothes = tuple[Colour, Colour, Colour, Colour]
+Clothes = tuple[Color, Color, Color, Color]
 
 
 def _wheel(pen: _Figure, u: float) -> None:
@@ -217,7 +217,7 @@ def _wheel(pen: _Figure, u: float) -> None:
     pen.oval(u, 0.34, 0.05, 0.05, (70, 70, 72))
 
 
-def _side_rider(pen: _Figure, rng: random.Random, clothes: Clothes, frame: Colour) -> None:
+def _side_rider(pen: _Figure, rng: random.Random, clothes: Clothes, frame: Color) -> None:
     coat, legs, skin, hair = clothes
     crank, seat, bars = (0.0, 0.3), (-0.22, 0.92), (0.42, 1.0)
     angle = rng.uniform(0, 2 * math.pi)
@@ -247,7 +247,7 @@ def _side_rider(pen: _Figure, rng: random.Random, clothes: Clothes, frame: Colou
 
 
 def _end_rider(
-    pen: _Figure, rng: random.Random, clothes: Clothes, frame: Colour, view: str
+    pen: _Figure, rng: random.Random, clothes: Clothes, frame: Color, view: str
 ) -> None:
     coat, legs, skin, hair = clothes
     pen.oval(0, 0.34, 0.045, 0.34, (22, 22, 24))
@@ -287,7 +287,7 @@ def _end_rider(
 
 
 def _helmet(
-    pen: _Figure, rng: random.Random, u: float, v: float, view: str, skin: Colour, hair: Colour
+    pen: _Figure, rng: random.Random, u: float, v: float, view: str, skin: Color, hair: Color
 ) -> None:
     pen.head(u, v, view, skin, hair, rng.random() < 0.3)
     if rng.random() < 0.5:

@@ -15,7 +15,7 @@ class Film:
     exposure: float  # 1 leaves brightness as drawn
     contrast: float  # slope of the bright part, below 2
     warmth: float  # red against blue
-    colour: float  # 0 is grey, 1 leaves colours as drawn
+    color: float  # 0 is gray, 1 leaves colors as drawn
     glare: float  # share of bright areas' light that spreads
     noise: float  # standard deviation in 8-bit steps
     sharpen: float  # 0 is soft, 1 leaves bright rims at edges
@@ -42,9 +42,9 @@ def photograph(pixels: np.ndarray, film: Film, seed: int) -> Image.Image:
     light -= dark
     light *= film.contrast
     light += dark * ((2 - film.contrast) + (film.contrast - 1) / 0.4 * dark)
-    grey = light @ np.array([0.3, 0.59, 0.11], np.float32)
-    light *= film.colour
-    light += (1 - film.colour) * grey[..., None]
+    gray = light @ np.array([0.3, 0.59, 0.11], np.float32)
+    light *= film.color
+    light += (1 - film.color) * gray[..., None]
     return _develop(light, film.noise, seed)
 
 
@@ -70,8 +70,8 @@ def _develop(light: np.ndarray, noise: float, seed: int) -> Image.Image:
     light += (1 - knee) * (1 - over)
     light *= 255
     grain = rng.standard_normal((height, width, 1), dtype=np.float32)
-    colour = rng.standard_normal(((height + 1) // 2, (width + 1) // 2, 3), dtype=np.float32)
-    colour *= 0.5 * noise
+    color = rng.standard_normal(((height + 1) // 2, (width + 1) // 2, 3), dtype=np.float32)
+    color *= 0.5 * noise
     light += 0.8 * noise * grain + 0.5
-    light += colour.repeat(2, 0).repeat(2, 1)[:height, :width]
+    light += color.repeat(2, 0).repeat(2, 1)[:height, :width]
     return Image.fromarray(np.clip(light, 0, 255).astype(np.uint8))

@@ -64,13 +64,13 @@ class Scene:
 
 def empty_street(rng: random.Random, height: int, width: int) -> Scene:
     """A street without things; only the camera depends on the picture's size."""
-    sky = rng.choices(["white", "blue", "broken", "grey", "dusk"], [44, 22, 12, 13, 9])[0]
+    sky = rng.choices(["white", "blue", "broken", "gray", "dusk"], [44, 22, 12, 13, 9])[0]
     light = _light(rng, sky)
     film = Film(
         exposure=rng.uniform(0.9, 1.65),
         contrast=rng.uniform(1.25, 1.6),
         warmth=rng.uniform(0.95, 1.04),
-        colour=rng.uniform(0.65, 1.0),
+        color=rng.uniform(0.65, 1.0),
         glare=rng.uniform(0.02, 0.07),
         noise=rng.uniform(1.5, 4.0),
         sharpen=rng.uniform(0.4, 0.8),
@@ -91,14 +91,14 @@ def _light(rng: random.Random, sky: str) -> Light:
         "white": (rng.choice([0.15, rng.uniform(0.4, 0.9)]), 0.56),
         "blue": (rng.uniform(0.7, 1.05), 0.42),
         "broken": (rng.uniform(0.3, 0.9), 0.5),
-        "grey": (0.06, 0.7),
+        "gray": (0.06, 0.7),
         "dusk": (0.03, 0.46),
     }[sky]
     haze = {
         "white": (240, 245, 247),
         "blue": (216, 233, 244),
         "broken": (208, 219, 229),
-        "grey": (208, 214, 218),
+        "gray": (208, 214, 218),
         "dusk": (150, 158, 166),
     }[sky]
     return Light(sun, strength, ambient, haze, rng.uniform(180, 450))

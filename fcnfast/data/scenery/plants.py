@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from .canvas import BUILDING, TREE, Colour
+from .canvas import BUILDING, TREE, Color
 from .stage import Stage, scale
 
-LEAVES: list[Colour] = [
+LEAVES: list[Color] = [
     (72, 92, 46), (60, 80, 42), (88, 100, 54), (54, 68, 46), (98, 98, 58), (66, 84, 52),
 ]  # fmt: skip
 
 
 @dataclass
 class Tree:
-    """A tree; ``crown`` is the crown's half width in metres."""
+    """A tree; ``crown`` is the crown's half width in meters."""
 
     s: float
     z: float
@@ -53,7 +53,7 @@ def draw_tree(stage: Stage, tree: Tree, lit: float) -> None:
     stage.canvas.patch(pixels, alpha, (x - width / 2, y - tall * 0.97), (width, tall), TREE)
 
 
-def _trunk(stage: Stage, tree: Tree, top: float, bark: Colour) -> None:
+def _trunk(stage: Stage, tree: Tree, top: float, bark: Color) -> None:
     r, s, z = 0.03 * tree.height, tree.s, tree.z
     outline = [(s - r, 0.0), (s - r * 0.6, top), (s + r * 0.6, top), (s + r, 0.0)]
     stage.canvas.fill(stage.camera.project([(a, y, z) for a, y in outline]), bark, TREE)
@@ -90,7 +90,7 @@ def _lumps(
 def _foliage(
     stage: Stage, size: tuple[int, int], tree: Tree, rng: random.Random, lit: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Colours (h x w x 3) and opacity (h x w) of a crown made of lit clumps of leaves."""
+    """Colors (h x w x 3) and opacity (h x w) of a crown made of lit clumps of leaves."""
     light = stage.light
     field, shape = _lumps(size, tree, rng, light.sun[0])
     rough = stage.noise.crop(size, tree.seed % 997)
@@ -130,7 +130,7 @@ def _bare(stage: Stage, tree: Tree, lit: float) -> None:
     dense = np.asarray(ImageChops.lighter(limbs, web.point([0] * 20 + [255] * 236)))
     bark = stage.light.shade((92, 84, 76), (0.0, 0.2, -1.0), tree.z, lit)
     x, y = stage.camera.at(tree.s, 0.0, tree.z)
-    pixels: Colour | np.ndarray = bark
+    pixels: Color | np.ndarray = bark
     if tall > 150:  # near enough to see that the bark is rough
         rough = 1 + 0.16 * stage.noise.crop(alpha.shape, tree.seed % 871, "speckle")
         pixels = np.clip(rough[..., None] * np.array(bark, np.float32), 0, 255).astype(np.uint8)

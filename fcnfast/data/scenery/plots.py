@@ -12,7 +12,7 @@ from .plan import Scene
 from .plants import Tree, draw_tree
 from .posts import draw_hanging_sign
 
-END = 120.0  # metres: beyond it there is only the skyline
+END = 120.0  # meters: beyond it there is only the skyline
 MATERIALS = ["yellow brick", "red brick", "plaster", "stone", "modern"]
 
 
@@ -25,11 +25,11 @@ def build_side(scene: Scene, side: Side, mood: str, rng: random.Random) -> None:
     line = scene.street.half + side.front
     setback = {"town": 0.0, "suburb": rng.uniform(2.5, 6.0), "park": 0.0}[mood]
     green = {"town": 0.08, "suburb": 0.22, "park": 0.75}[mood]
-    wall, neighbour = rng.choice([*MATERIALS, "yellow brick", "plaster"]), 0.0
+    wall, neighbor = rng.choice([*MATERIALS, "yellow brick", "plaster"]), 0.0
     while z < END:
         mouth = next((m for m in side.mouths if m[0] - 2 <= z < m[1] + 2), None)
         if mouth is not None:
-            z, neighbour = mouth[1] + 2.0, 0.0
+            z, neighbor = mouth[1] + 2.0, 0.0
             continue
         stop = min([m[0] - 2 for m in side.mouths if m[0] - 2 > z], default=1e9)
         chance = rng.random()
@@ -37,13 +37,13 @@ def build_side(scene: Scene, side: Side, mood: str, rng: random.Random) -> None:
         end = min(z + width, stop)
         if chance < green or end - z < 3:
             _garden(scene, side, line, z, end, rng)
-            neighbour = 0.0
+            neighbor = 0.0
         else:
             if rng.random() < 0.4:
                 wall = rng.choice([*MATERIALS, "plaster"])
             house = _house(scene, side, mood, line + setback, (z, end), wall, rng)
-            house.hidden = neighbour
-            neighbour = house.height if mood != "suburb" else 0.0
+            house.hidden = neighbor
+            neighbor = house.height if mood != "suburb" else 0.0
             if setback:
                 _boundary(scene, side.sign * line, z, end, rng)
         z = end

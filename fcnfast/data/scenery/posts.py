@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 
-from .canvas import POLE, SIGN, Colour
+from .canvas import POLE, SIGN, Color
 from .stage import Stage, mix, scale
 
-METAL: list[Colour] = [(120, 124, 124), (70, 74, 74), (40, 48, 44), (150, 154, 154), (34, 34, 36)]
+METAL: list[Color] = [(120, 124, 124), (70, 74, 74), (40, 48, 44), (150, 154, 154), (34, 34, 36)]
 
 
 class _Post:
-    """Draws upright things at one place, in metres, facing the camera."""
+    """Draws upright things at one place, in meters, facing the camera."""
 
     def __init__(self, stage: Stage, s: float, z: float, lit: float) -> None:
         self.canvas, self.camera, self.light = stage.canvas, stage.camera, stage.light
@@ -19,15 +19,15 @@ class _Post:
         self.k = stage.camera.focal / z
         self.level = stage.light.ambient * 0.75 + 0.5 * stage.light.strength * lit
 
-    def tone(self, colour: Colour, share: float = 1.0) -> Colour:
-        """A colour in this light and at this distance."""
-        return self.light.air(scale(colour, self.level * share), self.z)
+    def tone(self, color: Color, share: float = 1.0) -> Color:
+        """A color in this light and at this distance."""
+        return self.light.air(scale(color, self.level * share), self.z)
 
     def bar(
-        self, u: float, low: float, high: float, wide: float, colour: Colour, label: int = POLE
+        self, u: float, low: float, high: float, wide: float, color: Color, label: int = POLE
     ) -> None:
-        """An upright bar ``wide`` metres across, with a lit and a dark side."""
-        at, c = self.camera.at, self.tone(colour)
+        """An upright bar ``wide`` meters across, with a lit and a dark side."""
+        at, c = self.camera.at, self.tone(color)
         wide = max(wide, 0.7 / self.k)
         left, right = self.s + u - wide / 2, self.s + u + wide / 2
         q = [
@@ -48,7 +48,7 @@ class _Post:
         low: float,
         high: float,
         wide: float,
-        colour: Colour,
+        color: Color,
         label: int | None = SIGN,
         share: float = 1.0,
     ) -> None:
@@ -60,21 +60,21 @@ class _Post:
             at(self.s + u + wide / 2, low, self.z),
             at(self.s + u - wide / 2, low, self.z),
         ]
-        self.canvas.fill(q, self.tone(colour, share), label)
+        self.canvas.fill(q, self.tone(color, share), label)
 
     def disc(
         self,
         u: float,
         v: float,
         radius: float,
-        colour: Colour,
+        color: Color,
         label: int | None = SIGN,
         share: float = 1.0,
     ) -> None:
         """A round plate."""
-        centre = self.camera.at(self.s + u, v, self.z)
+        center = self.camera.at(self.s + u, v, self.z)
         r = radius * self.k
-        self.canvas.ellipse(centre, r, r, self.tone(colour, share), label)
+        self.canvas.ellipse(center, r, r, self.tone(color, share), label)
 
 
 def draw_lamp(stage: Stage, s: float, z: float, seed: int, lit: float) -> None:
@@ -114,12 +114,12 @@ def draw_signal(stage: Stage, s: float, z: float, seed: int, lit: float) -> None
         (2.4, "green", (60, 250, 150), (22, 52, 40)),
     ):
         bright = name == state
-        centre = post.camera.at(s, v, z)
+        center = post.camera.at(s, v, z)
         post.canvas.ellipse(
-            centre, 0.11 * post.k, 0.11 * post.k, stage.light.air(on if bright else off, z * 0.3)
+            center, 0.11 * post.k, 0.11 * post.k, stage.light.air(on if bright else off, z * 0.3)
         )
         if bright:
-            post.canvas.ellipse(centre, 0.05 * post.k, 0.05 * post.k, mix(on, (255, 255, 255), 0.5))
+            post.canvas.ellipse(center, 0.05 * post.k, 0.05 * post.k, mix(on, (255, 255, 255), 0.5))
     if rng.random() < 0.5:
         post.box(0, 0.9, 1.3, 0.22, (190, 170, 40), POLE)
 
@@ -154,37 +154,37 @@ def _disc(post: _Post, v: float, blue: bool) -> None:
 
 def _triangle(post: _Post, v: float) -> None:
     """A warning."""
-    parts: list[tuple[float, Colour, int | None]] = [
+    parts: list[tuple[float, Color, int | None]] = [
         (0.42, (190, 30, 34), SIGN),
         (0.29, (238, 238, 232), None),
     ]
-    for size, colour, label in parts:
+    for size, color, label in parts:
         half, low = size * 0.95, v - size * 0.62
         corners = [(0.0, v + size), (half, low), (-half, low)]
         points = [post.camera.at(post.s + a, b, post.z) for a, b in corners]
-        post.canvas.fill(points, post.tone(colour, 1.1), label)
+        post.canvas.fill(points, post.tone(color, 1.1), label)
     post.box(0, v - 0.1, v + 0.18, 0.07, (30, 30, 32), None)
 
 
 def _plate(post: _Post, high: float, rng: random.Random) -> None:
     """A direction sign with lines of text."""
-    colour = rng.choice([(24, 92, 60), (30, 66, 150), (236, 236, 232), (212, 176, 40)])
+    color = rng.choice([(24, 92, 60), (30, 66, 150), (236, 236, 232), (212, 176, 40)])
     wide, tall = rng.uniform(0.5, 1.2), rng.uniform(0.4, 0.9)
-    ink = (236, 236, 232) if sum(colour) < 400 else (30, 30, 32)
+    ink = (236, 236, 232) if sum(color) < 400 else (30, 30, 32)
     post.box(0, high - tall, high, wide, ink, share=1.1)
-    post.box(0, high - tall + 0.03, high - 0.03, wide - 0.06, colour, None, 1.1)
+    post.box(0, high - tall + 0.03, high - 0.03, wide - 0.06, color, None, 1.1)
     for row in range(max(1, int(tall / 0.22))):
         v, u = high - 0.16 - row * 0.2, rng.uniform(-0.05, 0.05)
         post.box(u, v, v + 0.09, wide * rng.uniform(0.4, 0.75), ink, None)
 
 
 def _panel(post: _Post, rng: random.Random) -> None:
-    colour = rng.choice([(30, 56, 140), (150, 26, 32), (232, 230, 222), (34, 90, 60), (40, 42, 48)])
+    color = rng.choice([(30, 56, 140), (150, 26, 32), (232, 230, 222), (34, 90, 60), (40, 42, 48)])
     wide, tall = rng.uniform(0.9, 1.3), rng.uniform(1.8, 3.0)
-    ink = (238, 238, 236) if sum(colour) < 400 else (50, 50, 60)
+    ink = (238, 238, 236) if sum(color) < 400 else (50, 50, 60)
     post.bar(-wide / 2, 0, tall, 0.09, (150, 152, 152))
     post.bar(wide / 2, 0, tall, 0.09, (150, 152, 152))
-    post.box(0, 0.25, tall, wide, colour, share=1.05)
+    post.box(0, 0.25, tall, wide, color, share=1.05)
     post.box(0, tall - 0.5, tall - 0.15, wide * 0.7, ink, None)
     v = tall - 0.8
     while v > 0.7:
@@ -206,9 +206,9 @@ def draw_hanging_sign(stage: Stage, s: float, z: float, seed: int, lit: float) -
     rng = random.Random(seed)
     hand = -1 if s > 0 else 1
     post = _Post(stage, s, z, lit)
-    colour = rng.choice([(30, 60, 130), (150, 30, 32), (30, 80, 56), (230, 226, 214), (28, 28, 30)])
-    ink = (232, 226, 200) if sum(colour) < 400 else (40, 40, 44)
+    color = rng.choice([(30, 60, 130), (150, 30, 32), (30, 80, 56), (230, 226, 214), (28, 28, 30)])
+    ink = (232, 226, 200) if sum(color) < 400 else (40, 40, 44)
     low, tall, wide = rng.uniform(2.8, 3.6), rng.uniform(0.6, 1.1), rng.uniform(0.6, 0.9)
     post.box(hand * (wide / 2 + 0.1), low, low + tall, wide, ink)
-    post.box(hand * (wide / 2 + 0.1), low + 0.05, low + tall - 0.05, wide - 0.1, colour, None)
+    post.box(hand * (wide / 2 + 0.1), low + 0.05, low + tall - 0.05, wide - 0.1, color, None)
     post.box(hand * (wide / 2 + 0.1), low + tall * 0.4, low + tall * 0.6, wide * 0.6, ink, None)

@@ -1,6 +1,6 @@
 """What the drawn street scenes are seen with: a camera, a light and noise.
 
-Street coordinates are in metres: ``s`` to the right of the road's middle, ``y`` up from the road,
+Street coordinates are in meters: ``s`` to the right of the road's middle, ``y`` up from the road,
 ``z`` ahead of the camera along the road. A bend of the road only shifts ``s`` with ``z``, so that
 the things along a street are placed as if it were straight.
 Picture coordinates are continuous: pixel (row i, column j) covers [j, j + 1) x [i, i + 1).
@@ -16,15 +16,15 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from .canvas import Canvas, Colour, Point
+from .canvas import Canvas, Color, Point
 
-NEAR = 0.4  # metres; nothing closer to the camera is drawn
+NEAR = 0.4  # meters; nothing closer to the camera is drawn
 
 Point3 = tuple[float, float, float]
 
 
-def rgb(red: float, green: float, blue: float) -> Colour:
-    """A colour clipped to the 8-bit range."""
+def rgb(red: float, green: float, blue: float) -> Color:
+    """A color clipped to the 8-bit range."""
     return (
         min(255, max(0, int(red))),
         min(255, max(0, int(green))),
@@ -32,15 +32,15 @@ def rgb(red: float, green: float, blue: float) -> Colour:
     )
 
 
-def mix(a: Sequence[float], b: Sequence[float], share: float) -> Colour:
+def mix(a: Sequence[float], b: Sequence[float], share: float) -> Color:
     """``a`` with ``share`` of ``b`` in it."""
     keep = 1 - share
     return rgb(a[0] * keep + b[0] * share, a[1] * keep + b[1] * share, a[2] * keep + b[2] * share)
 
 
-def scale(colour: Sequence[float], factor: float) -> Colour:
-    """A colour made brighter or darker."""
-    return rgb(colour[0] * factor, colour[1] * factor, colour[2] * factor)
+def scale(color: Sequence[float], factor: float) -> Color:
+    """A color made brighter or darker."""
+    return rgb(color[0] * factor, color[1] * factor, color[2] * factor)
 
 
 def turning(points: Sequence[Point]) -> float:
@@ -62,13 +62,13 @@ class Camera:
     focal: float
     cx: float
     cy: float
-    eye: float  # metres above the road
+    eye: float  # meters above the road
     lateral: float  # the camera's s
     heading: float  # slope of the road's direction against the camera's
     bend: float  # curvature of the road, 1/m
 
     def shift(self, z: float) -> float:
-        """How far right of the optical axis the point s = 0 lies at distance z, in metres."""
+        """How far right of the optical axis the point s = 0 lies at distance z, in meters."""
         return self.heading * z + 0.5 * self.bend * z * z - self.lateral
 
     def at(self, s: float, y: float, z: float) -> Point:
@@ -91,7 +91,7 @@ class Camera:
         return [self.at(*p) for p in kept]
 
     def misses(self, s: float, z: float, half: float) -> bool:
-        """Whether a thing ``half`` metres to either side of (s, z) lies beside the picture."""
+        """Whether a thing ``half`` meters to either side of (s, z) lies beside the picture."""
         k = self.focal / max(z, NEAR)
         x = self.cx + (s + self.shift(z)) * k
         return x + half * k < 0 or x - half * k > self.width
@@ -104,8 +104,8 @@ class Light:
     sun: Point3
     strength: float
     ambient: float
-    haze: Colour
-    visibility: float  # metres after which 63 % of what is seen is haze
+    haze: Color
+    visibility: float  # meters after which 63 % of what is seen is haze
 
     def level(self, normal: Point3, lit: float = 1.0) -> float:
         """Brightness of a white surface of this orientation, ``lit`` of it outside shadows."""
@@ -114,19 +114,19 @@ class Light:
         return self.ambient * (0.78 + 0.22 * n[1]) + self.strength * lit * facing
 
     def veil(self, z: float) -> float:
-        """Share of haze in what is seen from ``z`` metres."""
+        """Share of haze in what is seen from ``z`` meters."""
         return 1 - math.exp(-max(z, 0.0) / self.visibility)
 
-    def air(self, colour: Sequence[float], z: float) -> Colour:
-        """A colour seen through ``z`` metres of haze."""
-        return mix(colour, self.haze, self.veil(z))
+    def air(self, color: Sequence[float], z: float) -> Color:
+        """A color seen through ``z`` meters of haze."""
+        return mix(color, self.haze, self.veil(z))
 
-    def shade(self, colour: Sequence[float], normal: Point3, z: float, lit: float = 1.0) -> Colour:
-        """The colour of a lit surface seen from ``z`` metres."""
-        return self.air(scale(colour, self.level(normal, lit)), z)
+    def shade(self, color: Sequence[float], normal: Point3, z: float, lit: float = 1.0) -> Color:
+        """The color of a lit surface seen from ``z`` meters."""
+        return self.air(scale(color, self.level(normal, lit)), z)
 
     def cast(self, height: float) -> tuple[float, float]:
-        """Where the shadow of a point ``height`` metres up falls, as a step in (s, z)."""
+        """Where the shadow of a point ``height`` meters up falls, as a step in (s, z)."""
         flat = math.hypot(self.sun[0], self.sun[2]) or 1.0
         reach = height / max(self.sun[1] / flat, 0.2) / flat
         return -self.sun[0] * reach, -self.sun[2] * reach
@@ -188,6 +188,6 @@ class Stage:
     noise: Noise
 
     def hazed(self, image: Image.Image, z: float) -> Image.Image:
-        """A texture as seen from ``z`` metres."""
+        """A texture as seen from ``z`` meters."""
         veil = Image.new("RGB", image.size, self.light.haze)
         return Image.blend(image, veil, self.light.veil(z))

@@ -6,12 +6,12 @@ import math
 import random
 
 from .bodies import BACK, COWL, ROOF, TAIL, Vehicle
-from .canvas import CAR, Colour, Point
+from .canvas import CAR, Color, Point
 from .stage import Point3, Stage, mix, scale, turning
 
 Box = tuple[float, float, float, float]
-BLACK: Colour = (20, 20, 22)
-AMBER_PLATE: Colour = (196, 166, 44)
+BLACK: Color = (20, 20, 22)
+AMBER_PLATE: Color = (196, 166, 44)
 
 
 class _Painter:
@@ -20,23 +20,23 @@ class _Painter:
     def __init__(self, stage: Stage, car: Vehicle, lit: float) -> None:
         self.stage, self.car, self.lit = stage, car, lit
         self.canvas, self.camera, self.light = stage.canvas, stage.camera, stage.light
-        self.per_metre = stage.camera.focal / max(car.z, 1.0)
-        self.close = self.per_metre > 16
+        self.per_meter = stage.camera.focal / max(car.z, 1.0)
+        self.close = self.per_meter > 16
         self.sky = scale(self.light.haze, self.light.ambient)
 
-    def tone(self, colour: Colour) -> Colour:
-        """A fitting's own colour in this light."""
+    def tone(self, color: Color) -> Color:
+        """A fitting's own color in this light."""
         level = self.light.ambient * 0.85 + 0.5 * self.light.strength * self.lit
-        return self.light.air(scale(colour, level), self.car.z)
+        return self.light.air(scale(color, level), self.car.z)
 
-    def shade(self, corners: list[Point3]) -> Colour:
-        """Body colour under sky and sun, with some sky mirrored in faces that look up."""
+    def shade(self, corners: list[Point3]) -> Color:
+        """Body color under sky and sun, with some sky mirrored in faces that look up."""
         normal = _normal(corners)
         base = self.light.level(normal, self.lit)
         shine = max(0.0, normal[1]) ** 2 * 0.38 + 0.04
         return self.light.air(mix(scale(self.car.paint, base), self.sky, shine), self.car.z)
 
-    def patch(self, q: list[Point3], outline: list[Point], colour: Colour) -> None:
+    def patch(self, q: list[Point3], outline: list[Point], color: Color) -> None:
         """Paint a part of a face; ``outline`` is in fractions across and down the face."""
         out = []
         for u, v in outline:
@@ -44,16 +44,16 @@ class _Painter:
             b = [q[3][i] + (q[2][i] - q[3][i]) * u for i in range(3)]
             out.append((a[0] + (b[0] - a[0]) * v, a[1] + (b[1] - a[1]) * v,
                         a[2] + (b[2] - a[2]) * v))  # fmt: skip
-        self.canvas.fill(self.camera.project(out), colour)
+        self.canvas.fill(self.camera.project(out), color)
 
-    def detail(self, q: list[Point3], box: Box, colour: Colour) -> None:
+    def detail(self, q: list[Point3], box: Box, color: Color) -> None:
         """Paint a rectangle of a face: (left, top, right, bottom) as fractions."""
         u0, v0, u1, v1 = box
-        self.patch(q, [(u0, v0), (u1, v0), (u1, v1), (u0, v1)], colour)
+        self.patch(q, [(u0, v0), (u1, v0), (u1, v1), (u0, v1)], color)
 
-    def solid(self, points: list[Point3], colour: Colour) -> None:
+    def solid(self, points: list[Point3], color: Color) -> None:
         """Paint a polygon of the vehicle's outline."""
-        self.canvas.fill(self.camera.project(points), colour, CAR)
+        self.canvas.fill(self.camera.project(points), color, CAR)
 
 
 def _normal(corners: list[Point3]) -> Point3:
@@ -123,27 +123,27 @@ def _strip(pen: _Painter, i: int) -> None:
     points = pen.camera.project(q)
     if turning(points) <= 0:
         return
-    colour = pen.shade(q)
-    pen.canvas.fill(points, colour, CAR)
+    color = pen.shade(q)
+    pen.canvas.fill(points, color, CAR)
     if i in (COWL, BACK):
         _glass(pen, q, i == COWL)
     elif i == 2:
-        pen.detail(q, (0.14, 0.0, 0.86, 0.9), mix(colour, pen.sky, 0.08))
+        pen.detail(q, (0.14, 0.0, 0.86, 0.9), mix(color, pen.sky, 0.08))
     elif i == 0:
-        pen.detail(q, (0.0, 0.45, 1.0, 1.0), scale(colour, 0.55))
+        pen.detail(q, (0.0, 0.45, 1.0, 1.0), scale(color, 0.55))
         pen.detail(q, (0.22, 0.3, 0.78, 0.85), pen.tone((16, 16, 18)))
         pen.detail(q, (0.36, 0.02, 0.64, 0.42), pen.tone((214, 214, 206)))
     elif i == 1:
-        _nose(pen, q, colour)
+        _nose(pen, q, color)
     elif i == TAIL:
-        pen.detail(q, (0.0, 0.86, 1.0, 1.0), scale(colour, 0.75))
+        pen.detail(q, (0.0, 0.86, 1.0, 1.0), scale(color, 0.75))
         if car.kind == "saloon":
-            pen.detail(q, (0.04, 0.0, 0.96, 0.2), scale(colour, 0.9))
+            pen.detail(q, (0.04, 0.0, 0.96, 0.2), scale(color, 0.9))
         else:
             _lamps(pen, q, True)
     elif i == TAIL + 1:
         _lamps(pen, q, car.kind == "saloon")
-        pen.detail(q, (0.0, 0.62, 1.0, 1.0), scale(colour, 0.5))
+        pen.detail(q, (0.0, 0.62, 1.0, 1.0), scale(color, 0.5))
 
 
 def _glass(pen: _Painter, q: list[Point3], front: bool) -> None:
@@ -161,7 +161,7 @@ def _glass(pen: _Painter, q: list[Point3], front: bool) -> None:
     pen.patch(q, [(0.62, 0.08), (0.74, 0.08), (0.56, 0.9), (0.42, 0.9)], mix(glass, sheen, 0.35))
 
 
-def _nose(pen: _Painter, q: list[Point3], colour: Colour) -> None:
+def _nose(pen: _Painter, q: list[Point3], color: Color) -> None:
     """Grille and headlamps."""
     pen.detail(q, (0.3, 0.3, 0.7, 0.78), pen.tone((26, 27, 29)))
     pen.detail(q, (0.47, 0.4, 0.53, 0.66), pen.tone((150, 152, 154)))
@@ -173,7 +173,7 @@ def _nose(pen: _Painter, q: list[Point3], colour: Colour) -> None:
             ([(0.09, 0.36), (0.19, 0.42), (0.18, 0.68), (0.09, 0.68)], bright),
         ):
             pen.patch(q, [(1 - u, v) if flip else (u, v) for u, v in outline], tone)
-    pen.detail(q, (0.0, 0.92, 1.0, 1.0), scale(colour, 0.8))
+    pen.detail(q, (0.0, 0.92, 1.0, 1.0), scale(color, 0.8))
 
 
 def _lamps(pen: _Painter, q: list[Point3], plate: bool) -> None:
@@ -212,28 +212,28 @@ def _faces(pen: _Painter, hand: int) -> bool:
 def _flank(pen: _Painter, hand: int) -> None:
     """The side that looks at the camera: body, windows, doors, wheels."""
     car, body = pen.car, pen.car.body
-    w, colour = body[2][2], pen.shade(_wall(car, hand))
+    w, color = body[2][2], pen.shade(_wall(car, hand))
     lower = [car.place(a, hand * x, y) for a, y, x in [*body[: COWL + 1], *body[TAIL:]]]
     cabin = [car.place(a, hand * x, y) for a, y, x in body[COWL : TAIL + 1]]
-    pen.solid(lower, colour)
-    pen.solid(cabin, scale(colour, 0.96))
+    pen.solid(lower, color)
+    pen.solid(cabin, scale(color, 0.96))
     belt = body[COWL][1]
     front, back = body[2][0] - 0.12, body[TAIL][0] + 0.08
 
-    def band(low: float, high: float, tone: Colour) -> None:
+    def band(low: float, high: float, tone: Color) -> None:
         strip = [(front, low), (front, high), (back, high), (back, low)]
         points = [car.place(a, hand * w, y) for a, y in strip]
         pen.canvas.fill(pen.camera.project(points), tone)
 
     high = min(belt, body[2][1] + 0.06)
-    band(high - 0.12, high - 0.02, mix(colour, pen.sky, 0.18))
-    band(0.5, 0.56, scale(colour, 0.82))
-    band(max(body[0][1], body[-1][1]), 0.46, scale(colour, 0.6))
+    band(high - 0.12, high - 0.02, mix(color, pen.sky, 0.18))
+    band(0.5, 0.56, scale(color, 0.82))
+    band(max(body[0][1], body[-1][1]), 0.46, scale(color, 0.6))
     _side_windows(pen, hand)
     if pen.close and car.kind != "bus":
         for a in (0.78, -0.32, -1.15):
             door = [car.place(a, hand * w, 0.34), car.place(a - 0.04, hand * w, belt - 0.02)]
-            pen.canvas.stroke(pen.camera.project(door), 0.34, scale(colour, 0.6))
+            pen.canvas.stroke(pen.camera.project(door), 0.34, scale(color, 0.6))
     for a in (body[0][0] * 0.66, body[-1][0] * 0.66):
         _wheel(pen, a, hand * (w + 0.01), 0.48 if car.kind == "bus" else 0.31)
 
@@ -242,7 +242,7 @@ def _wheel(pen: _Painter, along: float, across: float, radius: float) -> None:
     rubber, car = pen.tone(BLACK), pen.car
     turns = [(math.cos(k * math.pi / 9), math.sin(k * math.pi / 9)) for k in range(18)]
     rim = pen.tone((150, 153, 156))
-    rings: list[tuple[float, Colour, int | None]] = [
+    rings: list[tuple[float, Color, int | None]] = [
         (radius + 0.06, pen.light.air((8, 8, 9), car.z), CAR),
         (radius, rubber, CAR),
         (radius * 0.66, rim, None),
