@@ -35,7 +35,7 @@ from bench.floor import Machine, issue_rate
 from bench.measure import Row, Settings, contestants, measured
 from bench.operations import OPERATIONS, Operation
 from bench.timing import copy_bandwidth
-from fcnfast.data import outputs
+from fcnfast.files import write_json
 
 # A suite of its own: no ops, but a network on a whole image and on its patches.
 AMORTIZATION = "amortization"
@@ -233,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def keep(done: list[Row]) -> None:
         if options.json:
-            outputs.write_json(options.json, result(done))
+            write_json(options.json, result(done))
 
     cases, notes = fitted(_cases(options), device)
     print(summary(about), *busy(), *notes, sep="\n")
@@ -253,7 +253,7 @@ def _amortization(options: argparse.Namespace, settings: Settings, about: dict[s
     try:
         found = amortization.measure(settings)
         if options.json:
-            outputs.write_json(options.json, {**about, **amortization.as_dict(found)})
+            write_json(options.json, {**about, **amortization.as_dict(found)})
     except (OSError, ValueError) as error:
         return _refuse(error)
     print(*amortization.lines(found), sep="\n")

@@ -12,54 +12,23 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .data.classes import CAMVID, IGNORE_INDEX, ClassTable, class_table
+from .data.classes import IGNORE_INDEX
 from .data.folder import FolderDataset, Sample
-from .data.images import PathLike, read_labels
-from .data.inputs import photo_tensor, shrink
-from .data.synthetic import SyntheticScenes
-from .errors import DatasetError, InputError, LabelError
+from .data.images import photo_tensor, read_labels, shrink
+from .errors import DatasetError, LabelError
+from .files import PathLike
 from .metrics import ConfusionMatrix
 from .models import FCN
 
-_FOLDER_OPTIONS = ("data_path", "split", "labels_dir", "include", "exclude", "classes")
-
 
 class Dataset(Protocol):
-    """Samples by number, such as `FolderDataset` and `SyntheticScenes`."""
+    """Samples by number, such as `FolderDataset`."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
 
     def __getitem__(self, index: int, /) -> Sample:
         """Return one sample; its labels are of the picture's size, 255 where there is none."""
-
-
-def open_dataset(kind: str, **options: Any) -> tuple[FolderDataset | SyntheticScenes, ClassTable]:
-    """Open a data set as the options of ``fcnfast evaluate`` name it.
-
-    Args:
-        kind: "folder" or "synthetic".
-        options: for a folder `data_path`, `split` ("val"), `labels_dir`, `include`, `exclude` and
-            `classes` ("camvid"), as in `FolderDataset`; for drawn scenes `count` (50) and `seed`
-            (10000, the first scene's).
-
-    Returns:
-        The data set and its classes.
-
-    Raises:
-        InputError: an option that is missing or has no meaning for this kind.
-    """
-    own = {"folder": _FOLDER_OPTIONS, "synthetic": ("count", "seed")}[kind]
-    strange = sorted(set(options) - set(own))
-    if strange:
-        raise InputError(f"--{strange[0].replace('_', '-')} has no meaning with --dataset {kind}")
-    if kind == "synthetic":
-        return SyntheticScenes(**{"count": 50, "seed": 10000, **options}), CAMVID
-    if "data_path" not in options:
-        raise InputError("--dataset folder needs --data-path")
-    table = class_table(options.pop("classes", "camvid"))
-    root, split = options.pop("data_path"), options.pop("split", "val")
-    return FolderDataset(root, split, table, options.pop("labels_dir", None), **options), table
 
 
 def evaluate_model(
@@ -97,7 +66,7 @@ def evaluate_model(
     try:
         # no_grad, not inference_mode: training goes on with the same network afterwards.
         with torch.no_grad(), tqdm(total=len(dataset), unit="image", disable=not progress) as bar:
-            for group in _groups(_samples(dataset), batch_size):
+            for group in _groups(map(dataset.__getitem__, range(len(dataset))), batch_size):
                 images = [photo_tensor(shrink(sample.image, max_size)) for sample in group]
                 pixels = model.preprocess(torch.cat(images).to(device))
                 predicted = model.predict(pixels, size=_size(group[0]))
@@ -171,12 +140,6 @@ def _check_classes(model: FCN, dataset: Dataset) -> None:
             f"the network has {model.num_classes} classes, the data set's table "
             f"{table.name!r} has {len(table)}"
         )
-
-
-def _samples(dataset: Dataset) -> Iterator[Sample]:
-    """Yield all samples in order."""
-    for index in range(len(dataset)):
-        yield dataset[index]
 
 
 def _size(sample: Sample) -> tuple[int, int]:

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from .data.classes import ClassTable, voc_palette
-from .data.images import IMAGE_EXTENSIONS, PathLike, write_image, write_labels
-from .data.inputs import Photo, as_photo, photo_tensor, shrink
-from .data.outputs import output_folders, output_names, refuse_replacing, write_json
+from .data.images import (
+    IMAGE_EXTENSIONS,
+    Photo,
+    as_photo,
+    check_channels,
+    check_positive,
+    photo_tensor,
+    shrink,
+    write_image,
+    write_labels,
+)
 from .data.render import add_legend, blend
 from .device import choose_device
 from .errors import ImageError, WeightsError
+from .files import PathLike, output_folders, output_names, refuse_replacing, write_json
+from .geometry import SamplingGrid
 from .models import load_model
+from .ops import upsample, upsample_argmax
 
 # zlib's default level makes an overlay 8 % smaller in three times the time.
 _PNG_LEVEL = 1
@@ -32,16 +45,21 @@ class Segmentation:
     """One segmented picture.
 
     Attributes:
-        image: the picture as the network saw it before shrinking: RGB, upright.
+        image: the picture at its own size: RGB, upright.
         labels: uint8 array H×W of the picture's own size; label k is ``table.names[k]``.
         table: the classes' names and colors.
-        name: the stem of the picture's file, or "image".
+        name: the stem of the picture's file; "image" without one, "image-1", ... in an iterable.
+        scores: the network's coarse class scores, 1×C×h×w on the CPU; `labels`, `confidence` and
+            `probabilities` come from them.
+        grid: where each pixel of the picture samples `scores`.
     """
 
     image: Image.Image
     labels: np.ndarray
     table: ClassTable
     name: str = "image"
+    scores: Tensor | None = field(default=None, repr=False)
+    grid: SamplingGrid | None = field(default=None, repr=False)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -50,21 +68,49 @@ class Segmentation:
         order = sorted(range(len(self.table)), key=lambda k: -counts[k])
         return {self.table.names[k]: float(counts[k] / self.labels.size) for k in order}
 
-    def overlay(self, opacity: float = 0.5) -> Image.Image:
-        """Draw the classes' colors over the picture, with a legend of those that are there.
+    @cached_property
+    def confidence(self) -> np.ndarray:
+        """The softmax of each pixel's label, float32 H×W in 0..1; computed once, on first use.
+
+        Raises:
+            ValueError: a result that was made without scores.
+        """
+        scores, grid = self._sampled()
+        with torch.inference_mode():
+            _, confidence = upsample_argmax(scores, grid, confidence=True)
+        return confidence[0].float().numpy()
+
+    def probabilities(self) -> np.ndarray:
+        """Return the softmax of all classes, float32 C×H×W; computed anew by every call.
+
+        Raises:
+            ValueError: a result that was made without scores.
+        """
+        scores, grid = self._sampled()
+        with torch.inference_mode():
+            return upsample(scores.float(), grid).softmax(1)[0].numpy()
+
+    def _sampled(self) -> tuple[Tensor, SamplingGrid]:
+        if self.scores is None or self.grid is None:
+            raise ValueError("this result has no scores: it was not made by a Segmenter")
+        return self.scores, self.grid
+
+    def overlay(self, opacity: float = 0.5, *, legend: bool = False) -> Image.Image:
+        """Draw the classes' colors over the picture.
 
         Args:
             opacity: 0 (the picture alone) to 1 (the colors alone).
+            legend: add the names and shares of the classes that are there, below a landscape
+                photo or to the right of a portrait: the result is larger than the photo by them.
 
         Returns:
-            An RGB picture, larger than the photo by the legend: below a landscape photo, to the
-            right of a portrait.
+            An RGB picture of exactly the photo's size, without a legend.
 
         Raises:
             ValueError: `opacity` outside 0..1.
         """
         drawn = blend(self.image, self.labels, self.table, opacity)
-        return add_legend(drawn, self.table, self.shares)
+        return add_legend(drawn, self.table, self.shares) if legend else drawn
 
     def save(
         self, folder: PathLike, name: str | None = None, *, opacity: float = 0.5
@@ -72,9 +118,9 @@ class Segmentation:
         """Write ``folder/labels/NAME.png`` (index PNG) and ``folder/overlays/NAME.png``.
 
         Args:
-            folder: made when it is missing.
+            folder: created when it is missing.
             name: the files' stem, by default the picture's.
-            opacity: of the overlay.
+            opacity: of the overlay, which has a legend.
 
         Returns:
             The two paths.
@@ -88,7 +134,7 @@ class Segmentation:
             raise ValueError(
                 f"{folder}: save() takes a folder; overlay().save({str(folder)!r}) writes a picture"
             )
-        overlay = self.overlay(opacity)
+        overlay = self.overlay(opacity, legend=True)
         paths = folder / "labels" / f"{name}.png", folder / "overlays" / f"{name}.png"
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,6 +146,20 @@ class Segmentation:
                 paths[0].unlink()
             raise
         return paths
+
+
+class _Prepared(NamedTuple):
+    """A picture, what the network sees of it, its name, and what it is called in an error."""
+
+    photo: Image.Image
+    seen: Image.Image
+    name: str
+    source: str
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What pictures of one batch have in common."""
+        return self.photo.size, self.seen.size
 
 
 class Segmenter:
@@ -116,7 +176,7 @@ class Segmenter:
 
     Raises:
         InputError: a device that this machine does not have.
-        WeightsError: a file that cannot be used; the message names it.
+        WeightsError: a file that cannot be used, or a network that does not take RGB pictures.
     """
 
     def __init__(
@@ -124,44 +184,140 @@ class Segmenter:
     ) -> None:
         self.device = choose_device(device)
         self.model = load_model(weights, self.device)
+        if self.model.channels != 3:
+            raise WeightsError(
+                f"{weights}: the network takes {self.model.channels} channels, a picture has 3"
+            )
         if self.device.type == "cpu":  # convolutions on a CPU are a quarter faster so
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.table = self.model.table or _numbered_table(self.model.num_classes)
 
-    @torch.inference_mode()
-    def __call__(self, image: Photo, *, max_size: int | None = None) -> Segmentation:
-        """Segment one picture.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a str is an iterable, too
+        self, image: Photo, *, max_size: int | None = ..., batch_size: int = ...
+    ) -> Segmentation: ...
+    @overload
+    def __call__(
+        self, image: Iterable[Photo], *, max_size: int | None = ..., batch_size: int = ...
+    ) -> Iterator[Segmentation]: ...
+    def __call__(
+        self,
+        image: Photo | Iterable[Photo],
+        *,
+        max_size: int | None = None,
+        batch_size: int = 8,
+    ) -> Segmentation | Iterator[Segmentation]:
+        """Segment one picture, or many.
 
         Args:
-            image: a path; a PIL image; or a uint8 array, H×W×3 in RGB order or H×W gray.
+            image: a path; the content of a picture file (bytes) or a file open for reading; a PIL
+                image; a uint8 array H×W (gray), H×W×3 (RGB) or H×W×4 (RGBA); a uint8 tensor C×H×W
+                with 1, 3 or 4 channels. Or many: a list or any iterable of these, an endless one
+                too, or a uint8 tensor N×C×H×W.
             max_size: longest side, in pixels, that the network sees. A larger picture is shrunk
                 for it; the labels still come at the picture's own size. By default the size
                 up to which the network learned, if its weights say so.
+            batch_size: of many pictures, up to so many neighbors of equal size go through the
+                network together; no more than these are held in memory.
 
         Returns:
-            Labels, shares and drawings, at the picture's own size.
+            The result at the picture's own size; for many pictures an iterator of results, in
+            order, that reads a picture when it is its turn. A bad picture raises there, after
+            the results of those before it.
 
         Raises:
             ImageError: a picture that cannot be read, or too large for the memory.
-            TypeError, ValueError: no picture, or no positive integer as `max_size`.
+            TypeError, ValueError: no picture, or `max_size` or `batch_size` is not a positive
+                integer.
         """
-        photo = as_photo(image)
         if max_size is None:
             max_size = self.model.preprocessing.max_size
-        seen = shrink(photo, max_size)
+        else:
+            check_positive("max_size", max_size)
+        check_positive("batch_size", batch_size)
+        if isinstance(image, Tensor):
+            check_channels(image)
+            many = image.dim() == 4
+        else:
+            single = (str, bytes, bytearray, memoryview, np.ndarray, Mapping)
+            many = isinstance(image, Iterable) and not isinstance(image, single)
+            many = many and not hasattr(image, "read")  # an open file iterates over its lines
+        if many:
+            return self._each(image, max_size, batch_size)  # type: ignore[arg-type]
+        return self._run([_prepare(image, max_size, "image")])[0]  # type: ignore[arg-type]
+
+    def _each(
+        self, images: Iterable[Photo], max_size: int | None, batch_size: int
+    ) -> Iterator[Segmentation]:
+        """Yield the results of many pictures."""
+        for batch in _batches(images, max_size, batch_size):
+            yield from self._run(batch)
+
+    @torch.inference_mode()
+    def _run(self, batch: Sequence[_Prepared]) -> list[Segmentation]:
+        """Segment pictures of equal size in one pass."""
+        photo, seen = batch[0].photo, batch[0].seen
         try:
-            pixels = self.model.preprocess(photo_tensor(seen).to(self.device))
-            labels = self.model.predict(pixels, size=(photo.height, photo.width))
+            images = torch.cat([photo_tensor(one.seen) for one in batch])
+            pixels = self.model.preprocess(images.to(self.device))
+            if self.device.type == "cpu":  # as in __init__
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
+            scores, grid = self.model.score_maps(pixels, ("out",))["out"]
+            grid = grid.rescaled((photo.height, photo.width))
+            labels = upsample_argmax(scores, grid).cpu().numpy()
+            scores = scores.cpu()
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
-            name = f"{image}: " if isinstance(image, (str, os.PathLike)) else ""
+            count = f"{len(batch)} times " if len(batch) > 1 else ""
             raise ImageError(
-                f"{name}{seen.width}x{seen.height} pixels are too many for the memory of "
-                f"{self.device}; give a smaller max_size"
+                f"{batch[0].source}: {count}{seen.width}x{seen.height} pixels are too many for the "
+                f"memory of {self.device}; give a smaller max_size or batch_size"
             ) from error
-        stem = Path(image).stem if isinstance(image, (str, os.PathLike)) else "image"
-        return Segmentation(photo, labels[0].cpu().numpy(), self.table, stem)
+        return [
+            # Of a batch each result gets its own copy, so that keeping one does not keep all.
+            Segmentation(
+                one.photo,
+                labels[k].copy() if len(batch) > 1 else labels[k],
+                self.table,
+                one.name,
+                scores[k : k + 1].clone() if len(batch) > 1 else scores,
+                grid,
+            )
+            for k, one in enumerate(batch)
+        ]
+
+
+def _prepare(image: Photo, max_size: int | None, name: str) -> _Prepared:
+    """Decode a picture and shrink it for the network; a file gives it another name."""
+    photo = as_photo(image)
+    source = "the picture"
+    if isinstance(image, (str, os.PathLike)):
+        name, source = Path(image).stem, os.fspath(image)
+    return _Prepared(photo, shrink(photo, max_size), name, source)
+
+
+def _batches(
+    images: Iterable[Photo], max_size: int | None, batch_size: int
+) -> Iterator[list[_Prepared]]:
+    """Yield neighbors of equal size together; an error comes after the pictures before it."""
+    batch: list[_Prepared] = []
+    try:
+        for number, image in enumerate(images, 1):
+            one = _prepare(image, max_size, f"image-{number}")
+            if batch and one.sizes != batch[0].sizes:
+                yield batch
+                batch = []
+            batch.append(one)
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+    except Exception:
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
 
 
 @dataclass

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-from fcnfast.evaluate import evaluate_model
 from fcnfast.train import TrainSettings, checkpoint, resume, start
 
 
@@ -27,9 +26,7 @@ def train(settings: TrainSettings) -> None:
     """Start the run, or go on with it."""
     torch.set_num_threads(1)
     path = Path(settings.output_dir) / "checkpoint.pt"
-    job = (
-        resume(str(path), {}, evaluate_model) if path.exists() else start(settings, evaluate_model)
-    )
+    job = resume(str(path), {}) if path.exists() else start(settings)
     job.train(progress=False)
 
 

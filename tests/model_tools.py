@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fcnfast.data.classes import CAMVID, ClassTable
+from fcnfast.data import CAMVID, ClassTable, demo_scene
+from fcnfast.data.transforms import RandomScaleCrop
 from fcnfast.models import alexnet, create_model, googlenet, resnet, save_model, vgg
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,6 +68,13 @@ def make_photo(height: int = 36, width: int = 48, seed: int = 0) -> Image.Image:
     rng = np.random.default_rng(seed)
     patches = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
     return patches.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def make_scene(seed: int, height: int = 36, width: int = 48) -> tuple[Image.Image, np.ndarray]:
+    """Cut a small street and its labels out of the package's own, another one for each seed."""
+    photo, labels, _ = demo_scene()
+    cut = RandomScaleCrop((height, width), scale=(0.15, 0.3), aspect=1.0)
+    return cut(photo, labels, np.random.default_rng(seed))
 
 
 def run_command(

@@ -20,9 +20,9 @@ import fcnfast.cli.commands
 from fcnfast import __version__
 from fcnfast.cli import main
 from fcnfast.data.classes import CAMVID
+from fcnfast.data.folder import demo_scene
 from fcnfast.data.images import read_labels, write_labels
-from fcnfast.data.synthetic import draw_scene
-from tests.model_tools import ROOT, make_photo, run_command, write_small_weights
+from tests.model_tools import ROOT, make_photo, make_scene, run_command, write_small_weights
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +66,11 @@ def bomb() -> bytes:
 
 
 def camvid_like(root: Path, count: int = 2) -> None:
-    """A data set of drawn scenes in CamVid's layout."""
+    """A data set of small streets in CamVid's layout."""
     for folder in ("val", "valannot"):
         (root / folder).mkdir(parents=True)
     for number in range(count):
-        image, labels = draw_scene(number, (36, 48))
+        image, labels = make_scene(number)
         image.save(root / "val" / f"s{number}.png")
         write_labels(root / "valannot" / f"s{number}.png", labels, CAMVID.palette)
 
@@ -323,15 +323,26 @@ class TestEvaluate:
         scores = json.loads(Path("s.json").read_text())
         assert {scores[n] for n in ("pixel_accuracy", "mean_accuracy", "mean_iu", "fw_iu")} == {1.0}
 
-    def test_drawn_scenes(self, here, weights):
-        arguments = ["--dataset", "synthetic", "--count", "1", "--seed", "7", "--max-size", "64"]
+    def test_scores_go_to_a_pipe(self, here, weights):
+        camvid_like(here / "data", 1)
+        before = files(here)
+        arguments = ["--data-path", "data", "--max-size", "32"]
         arguments += ["--weights", weights, "--json", "/dev/stdout"]
         done = run_command("evaluate", *arguments, cwd=here)  # its stdout is a pipe
         assert (done.returncode, done.stderr) == (0, "")
         scores, end = json.JSONDecoder().raw_decode(done.stdout)
-        assert np.sum(scores["confusion"]) == 360 * 480
+        assert np.sum(scores["confusion"]) == 36 * 48
         assert f"mean IU {100 * scores['mean_iu']:.1f}" in " ".join(done.stdout[end:].split())
-        assert files(here) == set()
+        assert files(here) == before
+
+    def test_filters(self, here, weights, capsys):
+        camvid_like(here / "data", 4)
+        arguments = ["--data-path", "data", "--weights", weights, "--json", "s.json"]
+        assert main(["evaluate", *arguments, "--include", "s[01]*", "--exclude", "s0*"]) == 0
+        assert json.loads(Path("s.json").read_text())["pictures"] == 1
+        os.rename("data/valannot", "labels")
+        assert main(["evaluate", *arguments, "--labels-dir", str(here / "labels")]) == 0
+        assert json.loads(Path("s.json").read_text())["pictures"] == 4
 
     def test_a_link_is_followed(self, here):
         camvid_like(here / "data")
@@ -349,7 +360,7 @@ class TestEvaluate:
         data = ("--data-path", "data")
         of = ("evaluate", "--weights", weights)
         with_files = ("evaluate", "--predictions")
-        refused(*of, says="needs --data-path")
+        refused(*of, says="required: --data-path")
         refused(*of, "--data-path", "nothing", says="nothing: no such")
         refused(*of, *data, "--split", "test", says="split 'test'")
         refused(*of, *data, "--classes", "nothing", says="nothing: no class table")
@@ -357,13 +368,10 @@ class TestEvaluate:
         refused(*of, *data, "--include", "x*", says="no pictures left")
         refused(*of, *data, "--json", "data", says="data: is a folder")
         refused(*of, *data, "--json", "short.json/s.json", says="is not a folder")
-        refused(*of, *data, "--count", "3", says="--count has no meaning")
-        refused(*of, "--dataset", "synthetic", *data, says="--data-path has no meaning")
-        refused(*of, "--dataset", "voc", says="--dataset.*voc")
+        refused(*of, *data, "--dataset", "voc", says="--dataset.*voc")
         refused(*with_files, "nothing", *data, says="nothing: no such folder")
         refused(*with_files, "labels", *data, says=r"labels: no prediction s1\.png")
         refused(*with_files, "labels", *data, "--device", "cpu", says="--device is for a network")
-        refused(*with_files, "labels", "--dataset", "synthetic", says="needs --dataset folder")
         short = ("--classes", "short.json")
         refused(*with_files, "data/valannot", *data, *short, says=r"s0\.png: value \d+ \(pixels")
         write_labels("labels/s1.png", np.zeros((48, 36), np.uint8), ())
@@ -371,16 +379,16 @@ class TestEvaluate:
 
 
 class TestDemo:
-    def test_it_draws_segments_and_tells(self, here, weights, monkeypatch, capsys):
+    def test_it_segments_and_tells(self, here, weights, monkeypatch, capsys):
         """With the tests' own network: the package's is looked at by its own tests."""
         monkeypatch.setattr("fcnfast.models.files.bundled_path", lambda: Path(weights))
-        assert main(["demo", "--seed", "4", "--device", "cpu"]) == 0
+        assert main(["demo", "--device", "cpu"]) == 0
         out, err = capsys.readouterr()
         assert err == ""
         folder = Path("out/demo")
         assert files(folder) == {"photo.png", "overlay.png", "labels.png", "truth.png"}
         assert all(str(folder / name) in out for name in files(folder))
-        scene, truth = draw_scene(4)
+        scene, truth, _ = demo_scene()
         assert np.array_equal(np.asarray(Image.open(folder / "photo.png")), np.asarray(scene))
         assert np.array_equal(read_labels(folder / "truth.png", CAMVID), truth)
         right = (read_labels(folder / "labels.png", CAMVID) == truth).mean()
@@ -392,7 +400,6 @@ class TestDemo:
         monkeypatch.setattr("fcnfast.models.files.bundled_path", lambda: Path(weights))
         Path("file").write_text("in the way")
         refused("demo", "--output-dir", "file", says="file: is not a folder")
-        refused("demo", "--seed", "-1", says="--seed")
         assert main(["demo", "--output-dir", "a/b"]) == 0
         assert Path("a/b/overlay.png").is_file()
 

@@ -10,14 +10,12 @@ from torch import nn
 
 from fcnfast.data.classes import CAMVID, ClassTable
 from fcnfast.data.folder import FolderDataset, Sample
-from fcnfast.data.images import write_labels
-from fcnfast.data.inputs import shrink
-from fcnfast.data.synthetic import SyntheticScenes
-from fcnfast.errors import DatasetError, ImageError, InputError, LabelError
-from fcnfast.evaluate import evaluate_folder, evaluate_model, open_dataset, scores_as_json
+from fcnfast.data.images import shrink, write_labels
+from fcnfast.errors import DatasetError, ImageError, LabelError
+from fcnfast.evaluate import evaluate_folder, evaluate_model, scores_as_json
 from fcnfast.metrics import ConfusionMatrix
 from fcnfast.segment import Segmenter
-from tests.model_tools import make_photo, write_small_weights
+from tests.model_tools import make_photo, make_scene, write_small_weights
 
 TABLE = ClassTable("three", ("a", "b", "c"), ((9, 0, 0), (0, 9, 0), (0, 0, 9)), (7, 255))
 
@@ -133,9 +131,9 @@ class TestModel:
 
     def test_it_agrees_with_the_segmenter(self, tmp_path):
         segmenter = Segmenter(write_small_weights(tmp_path / "w.safetensors"), "cpu")
-        scenes = SyntheticScenes(2, size=(40, 56), seed=3)
+        scenes = [Sample(*make_scene(seed, 40, 56), "street") for seed in (3, 4)]
         expected = ConfusionMatrix(len(CAMVID))
-        for sample in (scenes[0], scenes[1]):
+        for sample in scenes:
             expected.update(sample.labels, segmenter(sample.image).labels)
         found = evaluate_model(segmenter.model, scenes, batch_size=2)
         assert found.matrix.sum() == 2 * 40 * 56
@@ -208,33 +206,6 @@ class TestFolder:
         predictions = write_predictions(tmp_path / "nothing", [(guess, truth)])
         with pytest.raises(LabelError, match=rf"p0\.png: no class in {20 - void} pixels"):
             evaluate_folder(predictions, dataset)
-
-
-class TestOptions:
-    def test_defaults(self, tmp_path):
-        write_dataset(tmp_path, PAIRS)
-        dataset, table = open_dataset("folder", data_path=tmp_path)
-        assert table is CAMVID
-        assert len(dataset) == len(PAIRS)
-        scenes, table = open_dataset("synthetic")
-        assert (len(scenes), scenes.seed, table) == (50, 10000, CAMVID)
-
-    def test_filters(self, tmp_path):
-        write_dataset(tmp_path, PAIRS)
-        chosen, _ = open_dataset("folder", data_path=tmp_path, include="p[01]*", exclude="p0*")
-        assert [image.name for image, _ in chosen.samples] == ["p1.png"]
-
-    @pytest.mark.parametrize(
-        ("kind", "options", "message"),
-        [
-            ("folder", {}, "needs --data-path"),
-            ("folder", {"data_path": ".", "count": 3}, "--count has no meaning"),
-            ("synthetic", {"labels_dir": "."}, "--labels-dir has no meaning"),
-        ],
-    )
-    def test_options_that_do_not_fit_are_refused(self, kind, options, message):
-        with pytest.raises(InputError, match=message):
-            open_dataset(kind, **options)
 
 
 def test_scores_as_json():

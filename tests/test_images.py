@@ -17,15 +17,10 @@ from hypothesis.extra import numpy as npst
 from PIL import Image
 
 from fcnfast.data.classes import CAMVID, VOC, ClassTable, class_table, voc_palette
-from fcnfast.data.images import (
-    image_paths,
-    read_image,
-    read_labels,
-    write_bytes,
-    write_image,
-    write_labels,
-)
+from fcnfast.data.folder import image_paths
+from fcnfast.data.images import read_image, read_labels, write_image, write_labels
 from fcnfast.errors import DatasetError, ImageError, LabelError
+from fcnfast.files import write_bytes
 
 
 def _photo(height: int = 30, width: int = 40) -> Image.Image:
@@ -340,7 +335,7 @@ class TestWriting:
         path.write_bytes(b"old")
         script = (
             "import resource, sys\n"
-            "from fcnfast.data.images import write_bytes\n"
+            "from fcnfast.files import write_bytes\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
             "try:\n"
             "    write_bytes(sys.argv[1], bytes(100_000))\n"

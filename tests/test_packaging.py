@@ -131,7 +131,8 @@ def test_wheel_holds_the_package_and_nothing_else(built: Built, root: Path) -> N
 
     wanted = {path.relative_to(root) for path in root.glob("fcnfast/**/*.py")}
     wanted |= {"fcnfast" / path.relative_to(root) for path in root.glob("kernels/**/*.py")}
-    wanted |= {path.relative_to(root) for path in root.glob("fcnfast/weights/bundled/*")}
+    for data in ("fcnfast/data/demo/*", "fcnfast/weights/bundled/*"):
+        wanted |= {path.relative_to(root) for path in root.glob(data)}
     wanted.add(Path("fcnfast/py.typed"))
     assert names - metadata == {path.as_posix() for path in wanted}
 

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import os
 from dataclasses import replace
@@ -14,13 +15,14 @@ from PIL import ExifTags, Image
 
 import fcnfast.segment
 from fcnfast.data.classes import CAMVID, ClassTable, voc_palette
-from fcnfast.data.inputs import as_photo, shrink
-from fcnfast.data.outputs import output_folders, output_names
+from fcnfast.data.images import as_photo, shrink
 from fcnfast.data.render import add_legend, blend, percent
 from fcnfast.device import choose_device
 from fcnfast.errors import ImageError, InputError, WeightsError
+from fcnfast.files import output_folders, output_names
+from fcnfast.models import create_model, save_model
 from fcnfast.segment import Segmentation, Segmenter, segment_files
-from tests.model_tools import make_photo, write_small_weights
+from tests.model_tools import make_photo, narrow_trunks, write_small_weights
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +42,20 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class TestInputs:
-    def test_path_image_and_array_are_one_picture(self, segmenter, tmp_path):
+    def test_whatever_holds_the_picture_it_is_one_picture(self, segmenter, tmp_path):
         photo = make_photo()
         path = save(photo, tmp_path / "street.png")
         expected = segmenter(photo).labels
         assert len(np.unique(expected)) > 2
-        for given in (path, str(path), np.asarray(photo), Image.open(path)):
-            assert np.array_equal(segmenter(given).labels, expected)
+        content, pixels = path.read_bytes(), np.array(photo)
+        opaque = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+        given = [path, str(path), content, bytearray(content), io.BytesIO(content)]
+        given += [Image.open(path), pixels, opaque]
+        given += [torch.from_numpy(array).permute(2, 0, 1) for array in (pixels, opaque)]
+        for one in given:
+            result = segmenter(one)
+            assert np.array_equal(result.labels, expected)
+            assert np.array_equal(np.asarray(result.image), pixels)
         assert segmenter(path).name == "street"
         assert segmenter(photo).name == "image"
 
@@ -61,10 +70,10 @@ class TestInputs:
         assert np.array_equal(result.labels, labels[0].numpy())
 
     def test_gray_is_equal_channels(self, segmenter):
-        gray = np.asarray(make_photo().convert("L"))
+        gray = np.array(make_photo().convert("L"))
         expected = segmenter(np.repeat(gray[..., None], 3, axis=2)).labels
-        assert np.array_equal(segmenter(gray).labels, expected)
-        assert np.array_equal(segmenter(Image.fromarray(gray)).labels, expected)
+        for one in (gray, gray[..., None], Image.fromarray(gray), torch.from_numpy(gray)[None]):
+            assert np.array_equal(segmenter(one).labels, expected)
 
     def test_strided_arrays(self, segmenter):
         pixels = np.asarray(make_photo())
@@ -82,7 +91,14 @@ class TestInputs:
 
     def test_transparency_lies_over_white(self):
         clear = Image.new("RGBA", (3, 2), (255, 0, 0, 0))
-        assert as_photo(clear).getpixel((0, 0)) == (255, 255, 255)
+        pixels = np.asarray(clear)
+        for given in (clear, pixels, torch.from_numpy(pixels.copy()).permute(2, 0, 1)):
+            assert as_photo(given).getpixel((0, 0)) == (255, 255, 255)
+
+    def test_the_result_is_not_the_caller_s_picture(self):
+        photo = make_photo()
+        as_photo(photo).paste((1, 2, 3), (0, 0, 9, 9))
+        assert photo == make_photo()
 
     @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 70), (53, 1), (33, 2)])
     def test_any_size(self, segmenter, height, width):
@@ -93,12 +109,21 @@ class TestInputs:
         [
             (np.zeros((4, 4, 3), np.float32), TypeError, "uint8.*float32"),
             (np.zeros((4, 4), np.uint16), TypeError, "uint16"),
-            (np.zeros((4, 4, 4), np.uint8), ValueError, r"\(4, 4, 4\)"),
+            (np.zeros((4, 4, 2), np.uint8), ValueError, r"\(4, 4, 2\)"),
             (np.zeros((1, 3, 4, 4), np.uint8), ValueError, r"\(1, 3, 4, 4\)"),
             (np.zeros((0, 4, 3), np.uint8), ImageError, "no pixels"),
             (Image.new("RGB", (0, 4)), ImageError, "no pixels: 0x4"),
-            (torch.zeros(3, 4, 4, dtype=torch.uint8), TypeError, "Tensor"),
+            (torch.zeros(3, 4, 4), TypeError, "uint8.*float32"),
+            (torch.zeros(2, 4, 4, dtype=torch.uint8), ValueError, r"\(2, 4, 4\)"),
+            (torch.zeros(4, 4, dtype=torch.uint8), ValueError, r"\(4, 4\)"),
+            (torch.zeros(1, 2, 4, 4, dtype=torch.uint8), ValueError, r"\(1, 2, 4, 4\)"),
+            (torch.zeros(3, 0, 4, dtype=torch.uint8), ImageError, "no pixels"),
             (None, TypeError, "NoneType"),
+            (3, TypeError, "must be a path.*not int"),
+            ({"image": 1}, TypeError, "not dict"),
+            (io.StringIO("text"), TypeError, "binary mode"),
+            (b"", ImageError, "the picture: the file is empty"),
+            (b"text", ImageError, "the picture: not a picture"),
             ("no-such-file.jpg", ImageError, "no-such-file.jpg: no such file"),
         ],
     )
@@ -114,6 +139,76 @@ class TestInputs:
             segmenter(image)
 
 
+class TestMany:
+    def test_results_are_those_of_one_by_one_in_order(self, segmenter, tmp_path):
+        sizes = ((36, 48), (36, 48), (20, 31), (36, 48), (36, 48), (36, 48))
+        photos = [make_photo(*size, seed) for seed, size in enumerate(sizes)]
+        given = [*photos[:5], save(photos[5], tmp_path / "last.png")]
+        results = segmenter(given, batch_size=2)
+        assert iter(results) is results
+        results = list(results)
+        names = [f"image-{number}" for number in range(1, 6)]
+        assert [result.name for result in results] == [*names, "last"]
+        for photo, result in zip(photos, results, strict=True):
+            alone = segmenter(photo)
+            assert np.array_equal(np.asarray(result.image), np.asarray(photo))
+            assert (result.labels == alone.labels).mean() > 0.99
+            np.testing.assert_allclose(result.confidence, alone.confidence, atol=1e-4)
+            assert result.scores.shape[0] == 1 and result.scores._base is None
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 64])
+    def test_neighbors_of_equal_size_share_a_batch(self, segmenter, monkeypatch, batch_size):
+        seen = []
+        whole = segmenter.model.score_maps
+        monkeypatch.setattr(
+            segmenter.model, "score_maps", lambda x, heads: seen.append(len(x)) or whole(x, heads)
+        )
+        photos = [make_photo(36, 48), make_photo(36, 48), make_photo(48, 36), make_photo(36, 48)]
+        assert len(list(segmenter((photo for photo in photos), batch_size=batch_size))) == 4
+        assert seen == {1: [1, 1, 1, 1], 2: [2, 1, 1], 64: [2, 1, 1]}[batch_size]
+
+    def test_pictures_shrunk_to_one_size_keep_their_own(self, segmenter):
+        photos = [make_photo(72, 96), make_photo(72, 97), make_photo(36, 48)]
+        results = list(segmenter(photos, max_size=48))
+        assert [result.labels.shape for result in results] == [(72, 96), (72, 97), (36, 48)]
+
+    @pytest.mark.parametrize("channels", [1, 3, 4])
+    def test_a_batch_of_tensors(self, segmenter, channels):
+        torch.manual_seed(0)
+        images = torch.randint(0, 256, (3, channels, 20, 30), dtype=torch.uint8)
+        results = list(segmenter(images))
+        assert len(results) == 3
+        for image, result in zip(images, results, strict=True):
+            assert (result.labels == segmenter(image).labels).mean() > 0.99
+        assert list(segmenter(images[:0])) == []
+
+    def test_an_endless_iterator_is_read_as_it_is_needed(self, segmenter):
+        read = []
+        endless = (read.append(number) or make_photo(seed=number) for number in itertools.count())
+        results = segmenter(endless, batch_size=3)
+        assert read == []
+        for _ in range(7):
+            next(results)
+        assert len(read) == 9
+
+    def test_a_bad_picture_raises_after_those_before_it(self, segmenter):
+        results = segmenter([make_photo(), make_photo(), "gone.jpg", make_photo()])
+        assert next(results).name == "image-1"
+        assert next(results).name == "image-2"
+        with pytest.raises(ImageError, match="gone.jpg: no such file"):
+            next(results)
+        with pytest.raises(TypeError, match="not int"):
+            list(segmenter([1, 2, 3]))
+
+    def test_nothing_gives_nothing(self, segmenter):
+        assert list(segmenter([])) == []
+
+    @pytest.mark.parametrize(("value", "error"), [(0, ValueError), ("8", TypeError)])
+    def test_other_batch_sizes_are_refused_at_once(self, segmenter, value, error):
+        with pytest.raises(error, match="batch_size"):
+            segmenter([make_photo()], batch_size=value)
+
+
 class TestMaxSize:
     def test_labels_come_at_the_pictures_own_size(self, segmenter):
         photo = make_photo(60, 90)
@@ -123,6 +218,7 @@ class TestMaxSize:
         seen = photo.resize((45, 30), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None]
         expected = segmenter.model.predict(segmenter.model.preprocess(pixels), size=(60, 90))
+        assert result.confidence.shape == (60, 90)
         assert np.array_equal(result.labels, expected[0].numpy())
 
     def test_pictures_are_never_enlarged(self, segmenter):
@@ -162,10 +258,12 @@ class TestSegmentation:
         ]
         assert set(shares) == set(CAMVID.names)
 
-    def test_overlay_keeps_the_picture_and_adds_a_legend(self):
+    def test_overlay_has_the_picture_s_size_and_a_legend_when_asked_for(self):
         result = self.result([[3] * 400] * 300)
-        overlay = result.overlay(opacity=0.25)
-        assert overlay.mode == "RGB"
+        plain, overlay = result.overlay(opacity=0.25), result.overlay(0.25, legend=True)
+        assert overlay.mode == plain.mode == "RGB"
+        assert plain.size == (400, 300)
+        assert np.array_equal(np.asarray(plain), np.asarray(overlay)[:300, :400])
         expected = [
             round(0.75 * a + 0.25 * b)
             for a, b in zip((200, 100, 0), CAMVID.palette[3], strict=True)
@@ -191,6 +289,19 @@ class TestSegmentation:
         with pytest.raises(ValueError, match="picture"):
             blend(make_photo(4, 5), np.zeros((5, 4), np.uint8), CAMVID, 0.5)
 
+    def test_confidence_and_probabilities_need_no_second_pass(self, segmenter, monkeypatch):
+        result = segmenter(make_photo(37, 51), max_size=40)
+        monkeypatch.setattr(segmenter.model, "score_maps", None)
+        confidence, probabilities = result.confidence, result.probabilities()
+        assert confidence.dtype == probabilities.dtype == np.float32
+        assert confidence.shape == (37, 51) and probabilities.shape == (11, 37, 51)
+        np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
+        np.testing.assert_allclose(probabilities.max(0), confidence, atol=1e-5)
+        assert (probabilities.argmax(0) == result.labels).mean() > 0.99
+        assert result.confidence is confidence
+        with pytest.raises(ValueError, match="no scores"):
+            self.result([[0]]).confidence  # noqa: B018
+
     def test_saved_labels_are_read_back(self, tmp_path):
         result = self.result([[3, 0, 10], [1, 1, 255]])
         labels, overlay = result.save(tmp_path / "new" / "folder")
@@ -200,7 +311,7 @@ class TestSegmentation:
             assert np.array_equal(np.asarray(image), result.labels)
             assert tuple(image.getpalette()[9:12]) == CAMVID.palette[3]
         with Image.open(overlay) as image:
-            assert np.array_equal(np.asarray(image), np.asarray(result.overlay()))
+            assert np.array_equal(np.asarray(image), np.asarray(result.overlay(legend=True)))
         assert result.save(tmp_path, "other")[1] == tmp_path / "overlays" / "other.png"
 
     def test_save_takes_a_folder(self, tmp_path):
@@ -294,6 +405,12 @@ class TestNetworks:
         with pytest.raises(WeightsError, match="300"):
             Segmenter(path, "cpu")
 
+    def test_a_network_of_other_channels_is_refused(self, tmp_path, monkeypatch):
+        narrow_trunks(monkeypatch)
+        save_model(create_model("nyud_fcn32s_vgg16_color_d"), tmp_path / "w.safetensors")
+        with pytest.raises(WeightsError, match="takes 4 channels, a picture has 3"):
+            Segmenter(tmp_path / "w.safetensors", "cpu")
+
     def test_training_goes_on_after_a_prediction(self, segmenter):
         segmenter(make_photo())
         model = segmenter.model
@@ -311,15 +428,23 @@ class TestNetworks:
             raise error
 
         path = save(make_photo(), tmp_path / "large.png")
-        monkeypatch.setattr(segmenter.model, "predict", fail)
+        monkeypatch.setattr(segmenter.model, "score_maps", fail)
         with pytest.raises(ImageError, match=r"large\.png: 48x36 pixels.*max_size"):
             segmenter(path)
+
+    def test_a_batch_without_memory_says_its_number(self, segmenter, monkeypatch):
+        def fail(*_: object) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(segmenter.model, "score_maps", fail)
+        with pytest.raises(ImageError, match="2 times 48x36 pixels.*max_size or batch_size"):
+            next(segmenter([make_photo(), make_photo()]))
 
     def test_other_errors_are_not_hidden(self, segmenter, monkeypatch):
         def fail(*_: object, **__: object) -> None:
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr(segmenter.model, "predict", fail)
+        monkeypatch.setattr(segmenter.model, "score_maps", fail)
         with pytest.raises(RuntimeError, match="a bug"):
             segmenter(make_photo())
 

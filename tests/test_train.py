@@ -16,24 +16,24 @@ import pytest
 import torch
 
 from fcnfast.data import CAMVID, write_labels
-from fcnfast.data.synthetic import draw_scene
 from fcnfast.errors import DivergenceError, InputError, WeightsError
 from fcnfast.evaluate import evaluate_model
 from fcnfast.models import create_model, load_model, save_model
 from fcnfast.train import TrainSettings, add_arguments, checkpoint, given, resume, start
-from fcnfast.train.batches import Crops, batches
-from fcnfast.train.log import Log
+from fcnfast.train.checkpoint import Log
+from fcnfast.train.recipe import batches
+from tests.model_tools import make_scene
 
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
-    """A data set of a few small drawn scenes: train and val."""
+    """A data set of a few small streets: train and val."""
     root = tmp_path_factory.mktemp("scenes")
     for split, seeds in (("train", range(6)), ("val", range(6, 8))):
         (root / split).mkdir()
         (root / f"{split}annot").mkdir()
         for seed in seeds:
-            image, labels = draw_scene(seed, (48, 64))
+            image, labels = make_scene(seed, 48, 64)
             image.save(root / split / f"drive{seed % 2}_{seed}.png")
             write_labels(
                 root / f"{split}annot" / f"drive{seed % 2}_{seed}.png", labels, CAMVID.palette
@@ -82,7 +82,7 @@ def rows(out: Path) -> list[dict]:
 
 def test_a_run_learns_and_keeps_what_describes_it(scenes, tmp_path):
     settings = small(scenes, tmp_path / "run", epochs=30, augment=0.0, lr=3e-3, val_freq=15)
-    start(settings, evaluate_model).train(progress=False)
+    start(settings).train(progress=False)
     losses = [float(row["loss"]) for row in rows(tmp_path / "run") if row["loss"]]
     assert losses[-1] < 0.6 * losses[0]
     files = (tmp_path / "run" / "files.txt").read_text().splitlines()
@@ -91,22 +91,20 @@ def test_a_run_learns_and_keeps_what_describes_it(scenes, tmp_path):
     scored = [row for row in rows(tmp_path / "run") if row["val_mean_iu"]]
     assert [row["iteration"] for row in scored] == ["45", "90"]
     model = load_model(tmp_path / "run" / "model.safetensors")
-    scores = evaluate_model(
-        model, resume(str(tmp_path / "run" / "checkpoint.pt"), {}, evaluate_model).val
-    ).scores()
+    scores = evaluate_model(model, resume(str(tmp_path / "run" / "checkpoint.pt"), {}).val).scores()
     assert f"{scores.mean_iu:.4f}" == scored[-1]["val_mean_iu"]
     assert model.table.names == CAMVID.names
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"amp": True, "workers": 1}, {"optimizer": "sgd", "ema_decay": 0.0, "synthetic": 2}],
+    [{}, {"amp": True, "workers": 1}, {"optimizer": "sgd", "ema_decay": 0.0, "cache": False}],
 )
 def test_a_resumed_run_ends_with_the_same_bits(scenes, tmp_path, changes):
     whole, parted = tmp_path / "whole", tmp_path / "parted"
-    start(small(scenes, whole, **changes), evaluate_model).train(progress=False)
+    start(small(scenes, whole, **changes)).train(progress=False)
     settings = small(scenes, parted, **changes)
-    run = start(settings, evaluate_model)
+    run = start(settings)
     run.iterations = 4  # stop early, as a kill behind the checkpoint would
     run.schedule.lr_lambdas = [lambda i: start_factor(settings, run, i)] * len(
         run.schedule.lr_lambdas
@@ -115,7 +113,7 @@ def test_a_resumed_run_ends_with_the_same_bits(scenes, tmp_path, changes):
     torch.manual_seed(1)
     random.seed(1)
     np.random.seed(1)
-    resume(str(parted / "checkpoint.pt"), {}, evaluate_model).train(progress=False)
+    resume(str(parted / "checkpoint.pt"), {}).train(progress=False)
     a, b = final_state(whole), final_state(parted)
     for key in ("iteration", "model", "optimizer", "average", "random"):
         assert same(a[key], b[key]), key
@@ -158,25 +156,18 @@ def test_killed_twenty_times_it_ends_with_the_same_bits(scenes, tmp_path, root):
 
 
 def test_batches_depend_on_the_iteration_alone(scenes, tmp_path):
-    run = start(small(scenes, tmp_path / "run"), evaluate_model)
+    run = start(small(scenes, tmp_path / "run"))
     whole = list(batches(run.crops, 2, 5, 0, 7, 0, False))
     rest = list(batches(run.crops, 2, 5, 4, 7, 1, False))
     assert same([list(b) for b in whole[4:]], [list(b) for b in rest])
     order = [
-        item
-        for batch in batches(_Named(run.crops), 2, 5, 0, 3, 0, False).batch_sampler
-        for item in batch
+        item for batch in batches(run.crops, 2, 5, 0, 3, 0, False).batch_sampler for item in batch
     ]
     assert sorted(index for _, index in order) == list(range(6))  # every picture once an epoch
 
 
-class _Named(Crops):
-    def __init__(self, crops):
-        super().__init__(crops.parts, crops.transform, crops.seed)
-
-
 def test_class_weights_are_median_over_frequency(scenes, tmp_path):
-    run = start(small(scenes, tmp_path / "run", class_weights="median-frequency"), evaluate_model)
+    run = start(small(scenes, tmp_path / "run", class_weights="median-frequency"))
     count = np.zeros((6, 11))
     for i in range(6):
         count[i] = np.bincount(run.pictures[i].labels.ravel(), minlength=11)[:11]
@@ -185,13 +176,12 @@ def test_class_weights_are_median_over_frequency(scenes, tmp_path):
     assert torch.allclose(run.weight, torch.tensor(expected, dtype=torch.float32))
     soft = start(
         small(scenes, tmp_path / "b", class_weights="median-frequency", class_weight_power=0.5),
-        evaluate_model,
     )
     assert torch.allclose(soft.weight, run.weight.sqrt())
 
 
 def test_weight_decay_spares_biases_and_norms(scenes, tmp_path):
-    run = start(small(scenes, tmp_path / "run", weight_decay=0.3), evaluate_model)
+    run = start(small(scenes, tmp_path / "run", weight_decay=0.3))
     decayed, spared = run.optimizer.param_groups
     assert decayed["weight_decay"] == 0.3 and spared["weight_decay"] == 0.0
     assert {p.dim() for p in decayed["params"]} == {4}
@@ -199,14 +189,14 @@ def test_weight_decay_spares_biases_and_norms(scenes, tmp_path):
 
 
 def test_the_schedule_rises_then_falls_as_a_power(scenes, tmp_path):
-    run = start(small(scenes, tmp_path / "run", epochs=20, warmup=9, power=2.0), evaluate_model)
+    run = start(small(scenes, tmp_path / "run", epochs=20, warmup=9, power=2.0))
     factors = [run._lr_factor(i) for i in range(run.iterations + 1)]
     assert factors[0] == pytest.approx(0.1) and factors[-1] == 0
     assert factors[30] == pytest.approx((1 - 30 / 60) ** 2)
 
 
 def test_the_average_follows_its_formula(scenes, tmp_path):
-    run = start(small(scenes, tmp_path / "run", ema_decay=0.9), evaluate_model)
+    run = start(small(scenes, tmp_path / "run", ema_decay=0.9))
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     target = torch.randint(0, 11, (2, 32, 32), dtype=torch.uint8)
     expected = None
@@ -220,7 +210,7 @@ def test_the_average_follows_its_formula(scenes, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(scenes, tmp_path):
-    run = start(small(scenes, tmp_path / "run"), evaluate_model)
+    run = start(small(scenes, tmp_path / "run"))
     torch.nn.init.constant_(run.model.score.bias, float("nan"))
     with pytest.raises(DivergenceError, match="iteration 2"):
         run.train(progress=False)
@@ -230,7 +220,7 @@ def test_a_loss_that_is_no_number_stops_the_run(scenes, tmp_path):
 def test_no_weight_that_is_no_number_is_ever_written(scenes, tmp_path):
     """Neither when rows of the log are far apart, nor when the loss was still a number."""
     out = tmp_path / "run"
-    run = start(small(scenes, out, print_freq=100, checkpoint_freq=1, val_freq=1), evaluate_model)
+    run = start(small(scenes, out, print_freq=100, checkpoint_freq=1, val_freq=1))
     whole = run.step
 
     def step(*batch):
@@ -253,20 +243,19 @@ def test_pictures_without_a_label_do_not_stop_a_run(scenes, tmp_path):
     for path in sorted((root / "trainannot").iterdir())[:3]:
         write_labels(path, np.full((48, 64), 255, np.uint8), CAMVID.palette)
     settings = small(root, tmp_path / "run", batch_size=1, print_freq=1, crop_size=64, val_split="")
-    start(settings, evaluate_model).train(progress=False)
+    start(settings).train(progress=False)
     losses = [row["loss"] for row in rows(tmp_path / "run")]
     assert len(losses) == 24 and losses.count("") == 12
     assert all(float(loss) > 0 for loss in losses if loss)
     with pytest.raises(InputError, match="no labeled pixel"):
         start(
             small(root, tmp_path / "b", include="drive0_[02]*", class_weights="median-frequency"),
-            evaluate_model,
         )
 
 
 def stopped_after(scenes, out: Path, iteration: int, **changes) -> None:
     """A run that is killed when a checkpoint of `iteration` is there and more has been done."""
-    run = start(small(scenes, out, **changes), evaluate_model)
+    run = start(small(scenes, out, **changes))
     whole = run.step
 
     def step(*batch):
@@ -281,9 +270,9 @@ def stopped_after(scenes, out: Path, iteration: int, **changes) -> None:
 
 def test_a_resumed_log_is_that_of_a_run_in_one_go(scenes, tmp_path):
     changes = {"print_freq": 5, "checkpoint_freq": 2, "val_split": ""}
-    start(small(scenes, tmp_path / "whole", **changes), evaluate_model).train(progress=False)
+    start(small(scenes, tmp_path / "whole", **changes)).train(progress=False)
     stopped_after(scenes, tmp_path / "parted", 8, **changes)
-    resume(str(tmp_path / "parted" / "checkpoint.pt"), {}, evaluate_model).train(progress=False)
+    resume(str(tmp_path / "parted" / "checkpoint.pt"), {}).train(progress=False)
     logs = [[{**row, "seconds": 0} for row in rows(tmp_path / n)] for n in ("whole", "parted")]
     assert logs[0] == logs[1] and len(logs[0]) == 3
 
@@ -293,11 +282,10 @@ def test_a_run_goes_on_where_its_checkpoint_lies(scenes, tmp_path):
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     (tmp_path / "copy" / ".fcnfast-1-0.tmp").write_bytes(b"a write that was killed")
-    (tmp_path / "copy" / "checkpoint.pt-1.tmp").write_bytes(b"another")
     path = str(tmp_path / "copy" / "checkpoint.pt")
     with pytest.raises(InputError, match="--output-dir elsewhere"):
-        resume(path, {"output_dir": "elsewhere"}, evaluate_model)
-    resume(path, {"output_dir": str(tmp_path / "copy")}, evaluate_model).train(progress=False)
+        resume(path, {"output_dir": "elsewhere"})
+    resume(path, {"output_dir": str(tmp_path / "copy")}).train(progress=False)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
     names = {p.name for p in (tmp_path / "copy").iterdir()}
     assert names == {"checkpoint.pt", "files.txt", "log.csv", "model.safetensors", "settings.json"}
@@ -309,11 +297,11 @@ def test_a_moved_data_set_is_found_and_another_one_refused(scenes, tmp_path):
     path = str(tmp_path / "run" / "checkpoint.pt")
     shutil.copytree(scenes, tmp_path / "moved")
     changes = {"data_path": str(tmp_path / "moved")}
-    assert resume(path, changes, evaluate_model).settings.data_path == changes["data_path"]
+    assert resume(path, changes).settings.data_path == changes["data_path"]
     for folder in ("train", "trainannot"):
         (tmp_path / "moved" / folder / "drive0_0.png").unlink()
     with pytest.raises(InputError, match="other pictures.*6 then, 5 now"):
-        resume(path, changes, evaluate_model)
+        resume(path, changes)
 
 
 def test_a_run_goes_on_without_the_weights_it_began_with(scenes, tmp_path):
@@ -322,10 +310,10 @@ def test_a_run_goes_on_without_the_weights_it_began_with(scenes, tmp_path):
     )
     save_model(first, tmp_path / "first.safetensors")
     weights = str(tmp_path / "first.safetensors")
-    start(small(scenes, tmp_path / "whole", weights=weights), evaluate_model).train(progress=False)
+    start(small(scenes, tmp_path / "whole", weights=weights)).train(progress=False)
     stopped_after(scenes, tmp_path / "parted", 4, weights=weights)
     (tmp_path / "first.safetensors").unlink()
-    resume(str(tmp_path / "parted" / "checkpoint.pt"), {}, evaluate_model).train(progress=False)
+    resume(str(tmp_path / "parted" / "checkpoint.pt"), {}).train(progress=False)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parted")]
     assert files[0] == files[1]
 
@@ -335,7 +323,6 @@ def test_leaving_pictures_out(scenes, tmp_path):
         small(
             scenes, tmp_path / "run", exclude="drive0*", val_split="train", val_include="drive0*"
         ),
-        evaluate_model,
     )
     assert {p.stem[:6] for p, _ in run.pictures.samples} == {"drive1"}
     assert {p.stem[:6] for p, _ in run.val.samples} == {"drive0"}
@@ -367,7 +354,6 @@ def test_flags_are_the_settings(scenes):
         ({"lr": float("nan")}, "--lr"),
         ({"scale_min": 3.0}, "--scale-min"),
         ({"label_smoothing": 2.0}, "--label-smoothing"),
-        ({"synthetic": 3, "classes": "voc"}, "--synthetic"),
         ({"power": -1.0}, "--power"),
         ({"batch_size": 7}, "--batch-size 7 is more than the 6 pictures"),
         ({"data_path": ""}, "--data-path is needed"),
@@ -396,22 +382,22 @@ def test_flags_are_the_settings(scenes):
 )
 def test_bad_settings_are_named(scenes, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        start(small(scenes, tmp_path / "run", **changes), evaluate_model)
+        start(small(scenes, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_not_overwritten_and_settings_are_kept(scenes, tmp_path):
-    start(small(scenes, tmp_path / "run"), evaluate_model)
+    start(small(scenes, tmp_path / "run"))
     with pytest.raises(InputError, match="already holds a run"):
-        start(small(scenes, tmp_path / "run"), evaluate_model)
+        start(small(scenes, tmp_path / "run"))
     path = str(tmp_path / "run" / "checkpoint.pt")
     with pytest.raises(InputError, match="--lr 0.5 differs"):
-        resume(path, {"lr": 0.5}, evaluate_model)
-    assert resume(path, {"workers": 1}, evaluate_model).settings.workers == 1
+        resume(path, {"lr": 0.5})
+    assert resume(path, {"workers": 1}).settings.workers == 1
 
 
 def test_checkpoints_that_cannot_be_used(scenes, tmp_path):
-    start(small(scenes, tmp_path / "run"), evaluate_model)
+    start(small(scenes, tmp_path / "run"))
     path = tmp_path / "run" / "checkpoint.pt"
     content = path.read_bytes()
     with pytest.raises(WeightsError, match="no such checkpoint"):
@@ -442,11 +428,11 @@ def test_checkpoints_that_cannot_be_used(scenes, tmp_path):
     }.items():
         torch.save({**state, key: value}, path)
         with pytest.raises(WeightsError, match="checkpoint.pt: "):
-            resume(str(path), {}, evaluate_model)
+            resume(str(path), {})
         torch.save({k: v for k, v in state.items() if k != key}, path)
         if key != "network":  # older checkpoints have none
             with pytest.raises(WeightsError, match="checkpoint.pt: "):
-                resume(str(path), {}, evaluate_model)
+                resume(str(path), {})
 
 
 def umask() -> int:
@@ -511,5 +497,5 @@ def test_the_log_goes_on_without_rows_behind_the_checkpoint(tmp_path):
 
 
 def test_the_weights_say_up_to_which_size_the_network_learned(scenes, tmp_path):
-    run = start(small(scenes, tmp_path / "run", scale_max=1.5), evaluate_model)
+    run = start(small(scenes, tmp_path / "run", scale_max=1.5))
     assert run.model.preprocessing.max_size == 96  # 64 pixels wide, at 1.5

@@ -18,10 +18,7 @@ from typing import Any, NoReturn
 from .._version import __version__
 from ..errors import InputError
 from . import commands
-from .commands import CLOSED, INTERRUPTED, UNUSABLE, complain, flag
-
-# A scene with all classes in it. Training draws other seeds (from a million up).
-DEMO_SEED = 175
+from .commands import CLOSED, INTERRUPTED, UNUSABLE, complain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +80,6 @@ def _parser(training: bool) -> argparse.ArgumentParser:
 
     demo = command("demo", commands.demo, "segment the sample scene with the bundled weights")
     demo.add_argument("--output-dir", default="out/demo", metavar="DIR", help="(%(default)s)")
-    demo.add_argument("--seed", type=_at_least(0), default=DEMO_SEED, help="which scene is drawn")
     demo.add_argument("--device", help="cpu, cuda, ...; by default a GPU if there is one")
 
     predict = command(
@@ -98,10 +94,15 @@ def _parser(training: bool) -> argparse.ArgumentParser:
         "evaluate", commands.evaluate, "score a network, or label pictures, on a data set"
     )
     evaluate.add_argument("--predictions", metavar="DIR", help="score these label PNGs instead")
-    evaluate.add_argument("--dataset", choices=("folder", "synthetic"), default="folder")
-    for name, text in (commands.FOLDER_OPTIONS | commands.SYNTHETIC_OPTIONS).items():
-        kind = _at_least(0 if name == "seed" else 1) if name in commands.SYNTHETIC_OPTIONS else str
-        evaluate.add_argument(flag(name), help=text, type=kind, default=argparse.SUPPRESS)
+    evaluate.add_argument("--dataset", choices=("folder",), default="folder", help="its layout")
+    evaluate.add_argument("--data-path", metavar="DIR", required=True, help="the data set's folder")
+    evaluate.add_argument("--split", default="val", help="which part of it (%(default)s)")
+    evaluate.add_argument("--labels-dir", metavar="DIR", help="where its labels are, if elsewhere")
+    evaluate.add_argument("--include", metavar="PATTERN", help="only names that match this pattern")
+    evaluate.add_argument("--exclude", metavar="PATTERN", help="no names that match this pattern")
+    evaluate.add_argument(
+        "--classes", metavar="TABLE", default="camvid", help="a name or a JSON file (%(default)s)"
+    )
     evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file")
     _add_model_options(evaluate)
 

@@ -13,20 +13,6 @@ from ..errors import InputError
 FAILED, UNUSABLE, INTERRUPTED, CLOSED = 1, 2, 130, 141
 """Exit codes: some pictures failed; nothing could be done; Ctrl-C; the reader of stdout left."""
 
-# Options of `evaluate` that belong to one kind of data set.
-FOLDER_OPTIONS = {
-    "data_path": "folder: where the data set is",
-    "split": "folder: which part of it (val)",
-    "labels_dir": "folder: where its labels are, if elsewhere",
-    "include": "folder: only names that match this pattern",
-    "exclude": "folder: no names that match this pattern",
-    "classes": "folder: a class table by name, or a JSON file (camvid)",
-}
-SYNTHETIC_OPTIONS = {
-    "count": "synthetic: the number of scenes (50)",
-    "seed": "synthetic: the first scene (10000)",
-}
-
 
 def complain(message: str) -> int:
     """Print one line on stderr; the exit code that goes with it."""
@@ -35,42 +21,40 @@ def complain(message: str) -> int:
 
 
 def demo(args: argparse.Namespace) -> int:
-    """Draw a scene, segment it, and compare with the labels that it was drawn with."""
-    from ..data.classes import CAMVID
-    from ..data.images import write_image, write_labels
-    from ..data.outputs import output_folders
+    """Segment the package's own street and compare with its exact labels."""
+    from ..data import CAMVID, demo_scene, write_image, write_labels
     from ..data.render import percent
-    from ..data.synthetic import draw_scene
+    from ..files import output_folders
     from ..metrics import ConfusionMatrix
     from ..segment import Segmenter
 
     folder = Path(args.output_dir)
     with output_folders(folder):
         segmenter = Segmenter(device=args.device)
-        scene, truth = draw_scene(args.seed)
-        result = segmenter(scene)
-        write_image(folder / "photo.png", scene)
-        write_image(folder / "overlay.png", result.overlay())
+        photo, truth, _ = demo_scene()
+        result = segmenter(photo)
+        write_image(folder / "photo.png", photo)
+        write_image(folder / "overlay.png", result.overlay(legend=True))
         write_labels(folder / "labels.png", result.labels, result.table.palette)
         write_labels(folder / "truth.png", truth, CAMVID.palette)
     matrix = ConfusionMatrix(len(CAMVID))
     matrix.update(truth, result.labels)
-    print(f"A drawn street scene of {scene.width}x{scene.height} pixels. The network sees:")
+    print(f"A drawn street of {photo.width}x{photo.height} pixels. The network sees:")
     for name, share in result.shares.items():
         if share > 0:
             print(f"  {name:<12} {percent(share):>8}")
     print(f"{100 * matrix.scores().pixel_accuracy:.1f} % of the pixels are labeled right.")
     print("The pictures:")
-    print(f"  {folder / 'photo.png'}    the scene")
+    print(f"  {folder / 'photo.png'}    the street")
     print(f"  {folder / 'overlay.png'}  what the network sees in it")
     print(f"  {folder / 'labels.png'}   the same as labels")
-    print(f"  {folder / 'truth.png'}    the labels it was drawn with")
+    print(f"  {folder / 'truth.png'}    the exact labels")
     return 0
 
 
 def predict(args: argparse.Namespace) -> int:
     """Segment files into a folder; failures are listed at the end."""
-    from ..data.images import image_paths
+    from ..data import image_paths
     from ..data.render import percent
     from ..segment import Segmenter, segment_files
 
@@ -114,24 +98,29 @@ def _count(number: int, noun: str) -> str:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Print the four metrics and the table of classes."""
-    from ..data.folder import FolderDataset
-    from ..data.outputs import output_folders, write_json
-    from ..evaluate import evaluate_folder, evaluate_model, open_dataset, scores_as_json
+    from ..data import FolderDataset, class_table
+    from ..evaluate import evaluate_folder, evaluate_model, scores_as_json
+    from ..files import output_folders, write_json
     from ..metrics import format_scores
 
     for name in ("weights", "device", "max_size"):
         if args.predictions and getattr(args, name) is not None:
-            raise InputError(f"{flag(name)} is for a network, --predictions brings its own labels")
-    if args.predictions and args.dataset != "folder":
-        raise InputError("--predictions needs --dataset folder")
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"{option} is for a network, --predictions brings its own labels")
     if args.json and Path(args.json).is_dir():
         raise InputError(f"{args.json}: is a folder, --json needs a file")
-    own = FOLDER_OPTIONS.keys() | SYNTHETIC_OPTIONS.keys()
-    given = {name: value for name, value in vars(args).items() if name in own}
-    dataset, table = open_dataset(args.dataset, **given)
+    table = class_table(args.classes)
+    dataset = FolderDataset(
+        args.data_path,
+        args.split,
+        table,
+        args.labels_dir,
+        include=args.include,
+        exclude=args.exclude,
+    )
     progress = sys.stderr.isatty()
     with output_folders(Path(args.json).parent) if args.json else contextlib.nullcontext():
-        if isinstance(dataset, FolderDataset) and args.predictions:
+        if args.predictions:
             matrix = evaluate_folder(args.predictions, dataset, progress=progress)
         else:
             from ..segment import Segmenter
@@ -144,17 +133,11 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-def flag(name: str) -> str:
-    """The option of an argument's name."""
-    return "--" + name.replace("_", "-")
-
-
 def train(args: argparse.Namespace) -> int:
     """Train; everything about it is in `fcnfast.train`."""
-    from ..evaluate import evaluate_model
     from ..train import run
 
-    run(args, evaluate_model)
+    run(args)
     return 0
 
 

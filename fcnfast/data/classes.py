@@ -79,21 +79,15 @@ def voc_palette(count: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(colors)
 
 
+_CAMVID_NAMES = "Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist"
+_VOC_NAMES = (
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse "
+    "motorbike person pottedplant sheep sofa train tvmonitor"
+)
+
 CAMVID = ClassTable(
     name="camvid",
-    names=(
-        "Sky",
-        "Building",
-        "Pole",
-        "Road",
-        "Pavement",
-        "Tree",
-        "SignSymbol",
-        "Fence",
-        "Car",
-        "Pedestrian",
-        "Bicyclist",
-    ),
+    names=tuple(_CAMVID_NAMES.split()),
     palette=(
         (128, 128, 128),
         (128, 0, 0),
@@ -113,29 +107,7 @@ CAMVID = ClassTable(
 
 VOC = ClassTable(
     name="voc",
-    names=(
-        "background",
-        "aeroplane",
-        "bicycle",
-        "bird",
-        "boat",
-        "bottle",
-        "bus",
-        "car",
-        "cat",
-        "chair",
-        "cow",
-        "diningtable",
-        "dog",
-        "horse",
-        "motorbike",
-        "person",
-        "pottedplant",
-        "sheep",
-        "sofa",
-        "train",
-        "tvmonitor",
-    ),
+    names=tuple(_VOC_NAMES.split()),
     palette=voc_palette(21),
 )
 """PASCAL VOC's background and 20 object classes; 255 is the border around objects."""
@@ -161,7 +133,7 @@ def class_table(spec: str | Path | ClassTable) -> ClassTable:
     path = Path(spec)
     if path.suffix.lower() != ".json":
         known = ", ".join(sorted(_TABLES))
-        raise DatasetError(f"{spec}: no class table of that name ({known}) and no .json file")
+        raise DatasetError(f"{spec}: no class table of that name ({known}), nor a .json file")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,6 +1,8 @@
-"""A data set of pictures and label pictures in folders, paired by name."""
+"""Folders of pictures: those to segment, and a data set of pictures and labels paired by name."""
 
-from collections.abc import Sequence
+import glob
+import os
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
@@ -8,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..errors import DatasetError
-from .classes import ClassTable
-from .images import IMAGE_EXTENSIONS, PathLike, read_image, read_labels
+from ..errors import DatasetError, ImageError
+from ..files import PathLike
+from .classes import CAMVID, ClassTable
+from .images import IMAGE_EXTENSIONS, read_image, read_labels
 
 _LAYOUTS = (("{split}", "{split}annot"), ("images/{split}", "labels/{split}"))
 
@@ -21,6 +24,13 @@ class Sample(NamedTuple):
     image: Image.Image
     labels: np.ndarray
     name: str
+
+
+def demo_scene() -> Sample:
+    """Return the package's own picture: a drawn street, 480×360, with exact labels of `CAMVID`."""
+    folder = Path(__file__).with_name("demo")
+    labels = read_labels(folder / "street_labels.png", CAMVID)
+    return Sample(read_image(folder / "street.png"), labels, "street")
 
 
 class FolderDataset:
@@ -134,7 +144,7 @@ def _by_stem(
     """Return the pictures of a folder that pass the filters, keyed by stem."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_EXTENSIONS or path.name.startswith("."):
+        if not _is_picture(path):
             continue
         if include is not None and not _matches(path, include):
             continue
@@ -148,9 +158,59 @@ def _by_stem(
     return found
 
 
+def _is_picture(path: Path) -> bool:
+    """Tell by its name whether a file in a folder is a picture."""
+    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
+
+
 def _matches(path: Path, patterns: str | Sequence[str]) -> bool:
     """Tell whether the file name, or its stem, matches one of the glob patterns."""
     patterns = [patterns] if isinstance(patterns, str) else patterns
     return any(
         fnmatchcase(name, pattern) for name in (path.name, path.stem) for pattern in patterns
     )
+
+
+def image_paths(specs: PathLike | Iterable[PathLike]) -> list[Path]:
+    """Find the pictures that files, folders and glob patterns stand for.
+
+    A folder gives the pictures directly in it, by extension; a pattern (``**`` reaches into
+    subfolders) those that it matches; a file stands for itself whatever its extension. Each
+    folder's and pattern's pictures are sorted, the order of `specs` is kept, and a picture that
+    is met twice is returned once.
+
+    A spec that yields nothing is returned as it is when others yield pictures, so that reading it
+    fails as one picture among the others.
+
+    Raises:
+        ImageError: none of `specs` yields a picture.
+    """
+    if isinstance(specs, (str, os.PathLike)):
+        specs = [specs]
+    found: dict[str, Path] = {}
+    missing: list[str] = []
+    for spec in specs:
+        paths = _expand(os.fspath(spec))
+        if not paths:
+            missing.append(f"{spec}: {_why_nothing(os.fspath(spec))}")
+        for path in paths or [Path(spec)]:
+            found.setdefault(os.path.realpath(path), path)
+    if not any(os.path.isfile(path) for path in found):
+        raise ImageError("; ".join(missing) or "no picture was given")
+    return list(found.values())
+
+
+def _expand(spec: str) -> list[Path]:
+    """Return the pictures that one file, folder or pattern stands for, sorted; maybe none."""
+    if os.path.isfile(spec):
+        return [Path(spec)]
+    inside = os.path.isdir(spec)
+    candidates = Path(spec).iterdir() if inside else map(Path, glob.glob(spec, recursive=True))
+    return sorted(path for path in candidates if _is_picture(path) and os.path.isfile(path))
+
+
+def _why_nothing(spec: str) -> str:
+    """Say why a spec stands for no picture."""
+    if os.path.isdir(spec):
+        return "no pictures in this folder"
+    return "no picture matches" if glob.has_magic(spec) else "no such file or folder"

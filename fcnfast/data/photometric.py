@@ -1,18 +1,18 @@
-"""Paired color, light, blur and noise: the picture changes, its labels are handed through.
+"""Color, light, blur and noise: the picture changes, its labels stay.
 
-Every transform here is a frozen dataclass called as ``transform(image, labels, rng)``. The work is
-done by lookup tables and color matrices on 8-bit pixels, a fraction of a millisecond each.
+The work is done by lookup tables and color matrices on 8-bit pixels, a fraction of a millisecond
+each.
 """
 
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from .geometric import Pair, log_uniform
+Pair = tuple[Image.Image, np.ndarray]
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 # RGB to luma and two chroma axes (NTSC's YIQ): hue turns the chroma plane, luma stays.
@@ -20,8 +20,32 @@ _YIQ = np.array([_LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _YIQ_INVERSE = np.linalg.inv(_YIQ)
 
 
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """Draw from low..high, evenly on a logarithmic axis."""
+    return math.exp(rng.uniform(math.log(low), math.log(high)))
+
+
 @dataclass(frozen=True)
-class ColorJitter:
+class Photometric:
+    """A change of the picture alone, with probability `p`.
+
+    Called as ``transform(image, labels, rng)`` with an RGB picture; returns (image, labels).
+    """
+
+    _: KW_ONLY
+    p: float = 0.5
+
+    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Return the pair, with another picture or with the same."""
+        return (image if rng.random() >= self.p else self.change(image, rng)), labels
+
+    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Return the changed picture."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ColorJitter(Photometric):
     """Change brightness, contrast, saturation and hue, each by a random amount.
 
     Brightness, contrast and saturation are multiplied by a factor from 1 - x to 1 + x (not below
@@ -33,12 +57,10 @@ class ColorJitter:
     contrast: float = 0.4
     saturation: float = 0.4
     hue: float = 0.05
-    p: float = 0.8
+    p: float = field(default=0.8, kw_only=True)
 
-    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the pair with other colors."""
-        if rng.random() >= self.p:
-            return image, labels
+    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Return the picture with other colors."""
         brightness = _factor(rng, self.brightness)
         contrast = _factor(rng, self.contrast)
         saturation = _factor(rng, self.saturation)
@@ -54,7 +76,7 @@ class ColorJitter:
         linear = brightness * contrast * (_YIQ_INVERSE @ turn @ _YIQ @ color)
         mean = _mean_gray(image)
         offset = (1.0 - contrast) * brightness * mean
-        return _linear(image, linear, offset), labels
+        return _linear(image, linear, offset)
 
 
 def _factor(rng: np.random.Generator, spread: float) -> float:
@@ -69,18 +91,15 @@ def _linear(image: Image.Image, matrix: np.ndarray, offset: float) -> Image.Imag
 
 
 @dataclass(frozen=True)
-class RandomGamma:
+class RandomGamma(Photometric):
     """Another exposure and tone curve: v becomes 255·(v/255)^g, g up to `gamma` or its inverse."""
 
     gamma: float = 1.6
-    p: float = 0.5
 
-    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the pair with another tone curve."""
-        if rng.random() >= self.p:
-            return image, labels
+    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Return the picture with another tone curve."""
         exponent = log_uniform(rng, 1.0 / self.gamma, self.gamma)
-        return _power(image, exponent), labels
+        return _power(image, exponent)
 
 
 def _power(image: Image.Image, exponent: float) -> Image.Image:
@@ -94,7 +113,7 @@ def _mean_gray(image: Image.Image) -> float:
 
 
 @dataclass(frozen=True)
-class RandomExposure:
+class RandomExposure(Photometric):
     """Expose anew: the tone curve that brings the mean gray to a random value between `means`.
 
     `RandomGamma` varies about the exposure that the camera chose; this one forgets it, so that a
@@ -102,51 +121,43 @@ class RandomExposure:
     """
 
     means: tuple[float, float] = (50.0, 160.0)
-    p: float = 0.25
+    p: float = field(default=0.25, kw_only=True)
 
-    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the pair with another exposure."""
-        if rng.random() >= self.p:
-            return image, labels
+    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Return the picture with another exposure."""
         wanted = rng.uniform(*self.means)
         mean = min(max(_mean_gray(image), 1.0), 250.0)
         exponent = math.log(wanted / 255.0) / math.log(mean / 255.0)
-        return _power(image, min(max(exponent, 1.0 / 3.0), 3.0)), labels
+        return _power(image, min(max(exponent, 1.0 / 3.0), 3.0))
 
 
 @dataclass(frozen=True)
-class RandomAutoContrast:
+class RandomAutoContrast(Photometric):
     """Stretch the grays to the full range with probability `p`, as many cameras do.
 
     Args:
         cutoff: percent of the darkest and of the brightest pixels that may be clipped.
-        p: probability.
     """
 
     cutoff: float = 1.0
-    p: float = 0.25
+    p: float = field(default=0.25, kw_only=True)
 
-    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the pair, stretched or not."""
-        if rng.random() >= self.p:
-            return image, labels
-        return ImageOps.autocontrast(image, cutoff=self.cutoff, preserve_tone=True), labels
+    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Return the picture stretched."""
+        return ImageOps.autocontrast(image, cutoff=self.cutoff, preserve_tone=True)
 
 
 @dataclass(frozen=True)
-class RandomWhiteBalance:
+class RandomWhiteBalance(Photometric):
     """Another color of light: each channel is multiplied by up to `gain` or its inverse."""
 
     gain: float = 1.2
-    p: float = 0.5
 
-    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the pair under another light."""
-        if rng.random() >= self.p:
-            return image, labels
+    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Return the picture under another light."""
         levels = np.arange(256.0)
         gains = [log_uniform(rng, 1.0 / self.gain, self.gain) for _ in range(3)]
-        return _curves(image, [gain * levels for gain in gains]), labels
+        return _curves(image, [gain * levels for gain in gains])
 
 
 def _curves(image: Image.Image, curves: Sequence[np.ndarray]) -> Image.Image:
@@ -156,75 +167,66 @@ def _curves(image: Image.Image, curves: Sequence[np.ndarray]) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class RandomGrayscale:
+class RandomGrayscale(Photometric):
     """Drop all color with probability `p`."""
 
-    p: float = 0.05
+    p: float = field(default=0.05, kw_only=True)
 
-    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the pair, gray or not."""
-        if rng.random() >= self.p:
-            return image, labels
-        return image.convert("L").convert("RGB"), labels
+    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Return the picture in gray."""
+        return image.convert("L").convert("RGB")
 
 
 @dataclass(frozen=True)
-class RandomLighting:
+class RandomLighting(Photometric):
     """Uneven light, as of shadows and haze of sun: two exposures mixed by a smooth random field.
 
     The darker exposure is multiplied by `shade` to 1; the field is a coarse random grid, blown up.
     """
 
     shade: float = 0.4
-    p: float = 0.3
+    p: float = field(default=0.3, kw_only=True)
 
-    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the pair, unevenly lit or not."""
-        if rng.random() >= self.p:
-            return image, labels
+    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Return the picture unevenly lit."""
         darker = _curves(image, [np.arange(256.0) * rng.uniform(self.shade, 1.0)] * 3)
         rows, columns = (int(count) for count in rng.integers(2, 6, size=2))
         grid = Image.fromarray(rng.integers(0, 256, (rows, columns), dtype=np.uint8))
-        field = grid.resize(image.size, Image.Resampling.BICUBIC)
-        return Image.composite(image, darker, field), labels
+        shading = grid.resize(image.size, Image.Resampling.BICUBIC)
+        return Image.composite(image, darker, shading)
 
 
 @dataclass(frozen=True)
-class RandomBlur:
+class RandomBlur(Photometric):
     """Soften or sharpen, about as often each: box-blur, or push away from the blurred picture.
 
     Args:
         radius: largest radius of the blur in pixels.
         sharpen: largest weight of the difference to the blurred picture that is added.
-        p: probability.
     """
 
     radius: float = 1.5
     sharpen: float = 1.0
-    p: float = 0.3
+    p: float = field(default=0.3, kw_only=True)
 
-    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the pair with another sharpness."""
-        if rng.random() >= self.p:
-            return image, labels
+    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Return the picture with another sharpness."""
         if rng.random() < 0.5:
             radius = rng.uniform(0.0, self.radius)
-            return image.filter(ImageFilter.BoxBlur(radius)), labels
+            return image.filter(ImageFilter.BoxBlur(radius))
         soft = image.filter(ImageFilter.BoxBlur(1.0))
-        return Image.blend(soft, image, 1.0 + rng.uniform(0.0, self.sharpen)), labels
+        return Image.blend(soft, image, 1.0 + rng.uniform(0.0, self.sharpen))
 
 
 @dataclass(frozen=True)
-class RandomNoise:
+class RandomNoise(Photometric):
     """Sensor noise of a random strength up to a standard deviation of `sigma` (of 255)."""
 
     sigma: float = 12.0
-    p: float = 0.3
+    p: float = field(default=0.3, kw_only=True)
 
-    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the pair, noisy or not."""
-        if rng.random() >= self.p:
-            return image, labels
+    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Return the picture with noise."""
         # The difference of two uniform bytes is cheap, symmetric, and has a deviation of
         # 256/sqrt(6); times gain/256 in int16 it cannot overflow below sigma = 50.
         gain = round(rng.uniform(0.0, min(self.sigma, 50.0)) * math.sqrt(6.0))
@@ -235,22 +237,20 @@ class RandomNoise:
         noise += 128  # rounds the shift to the nearest
         noise >>= 8
         pixels += noise
-        return Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8)), labels
+        return Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8))
 
 
 @dataclass(frozen=True)
-class RandomJPEG:
+class RandomJPEG(Photometric):
     """Compression marks of a JPEG quality between `quality`'s two numbers, with probability `p`."""
 
     quality: tuple[int, int] = (25, 90)
-    p: float = 0.2
+    p: float = field(default=0.2, kw_only=True)
 
-    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the pair, compressed or not."""
-        if rng.random() >= self.p:
-            return image, labels
+    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Return the picture compressed."""
         buffer = io.BytesIO()
         quality = int(rng.integers(self.quality[0], self.quality[1] + 1))
         image.save(buffer, "JPEG", quality=quality)
         with Image.open(buffer) as decoded:
-            return decoded.convert("RGB"), labels
+            return decoded.convert("RGB")

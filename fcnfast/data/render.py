@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .classes import ClassTable
+from .images import colored
 
 PAPER = (255, 255, 255)
 INK = (32, 32, 32)
@@ -29,21 +30,13 @@ def blend(image: Image.Image, labels: np.ndarray, table: ClassTable, opacity: fl
     Raises:
         ValueError: `opacity` outside 0..1, or labels of another size.
     """
-    check_opacity(opacity)
-    if labels.shape != (image.height, image.width):
-        raise ValueError(f"labels {labels.shape} for a picture {image.height}×{image.width}")
-    indices = Image.fromarray(np.ascontiguousarray(labels))
-    colors = [channel for color in table.palette for channel in color]
-    indices.putpalette(colors + [0] * (768 - len(colors)))
-    mixed = Image.blend(image, indices.convert("RGB"), opacity)
-    void = labels >= len(table)
-    return Image.composite(image, mixed, Image.fromarray(void)) if void.any() else mixed
-
-
-def check_opacity(opacity: float) -> None:
-    """Raise ValueError unless `opacity` is a number in 0..1."""
     if isinstance(opacity, bool) or not isinstance(opacity, (int, float)) or not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be a number from 0 to 1, not {opacity!r}")
+    if labels.shape != (image.height, image.width):
+        raise ValueError(f"labels {labels.shape} for a picture {image.height}×{image.width}")
+    mixed = Image.blend(image, colored(labels, table.palette).convert("RGB"), opacity)
+    void = labels >= len(table)
+    return Image.composite(image, mixed, Image.fromarray(void)) if void.any() else mixed
 
 
 def add_legend(image: Image.Image, table: ClassTable, shares: Mapping[str, float]) -> Image.Image:

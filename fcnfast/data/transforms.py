@@ -3,9 +3,12 @@ through color, light, blur and noise.
 
 A transform is a small frozen dataclass called as ``transform(image, labels, rng)`` with an RGB
 `PIL.Image`, its uint8 label array H×W and a `numpy.random.Generator`; it returns the new pair and
-changes neither argument. All chance comes from `rng`: equal generators give equal results.
+changes neither argument. All chance comes from `rng`: equal generators give equal results. In the
+geometry the picture is interpolated, the labels take the nearest pixel at exactly the same
+positions, and what lies outside the picture gets the mean color and the label 255.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,17 +17,9 @@ import torch
 from PIL import Image
 
 from .classes import IGNORE_INDEX
-from .geometric import (
-    MEAN_COLOR,
-    Pad,
-    Pair,
-    RandomHorizontalFlip,
-    RandomRotate,
-    RandomScaleCrop,
-    Resize,
-)
 from .photometric import (
     ColorJitter,
+    Pair,
     RandomAutoContrast,
     RandomBlur,
     RandomExposure,
@@ -34,33 +29,179 @@ from .photometric import (
     RandomLighting,
     RandomNoise,
     RandomWhiteBalance,
+    log_uniform,
 )
 
-__all__ = [
-    "MEAN_COLOR",
-    "ColorJitter",
-    "Compose",
-    "Pad",
-    "RandomAutoContrast",
-    "RandomBlur",
-    "RandomExposure",
-    "RandomGamma",
-    "RandomGrayscale",
-    "RandomHorizontalFlip",
-    "RandomJPEG",
-    "RandomLighting",
-    "RandomNoise",
-    "RandomRotate",
-    "RandomScaleCrop",
-    "RandomWhiteBalance",
-    "Resize",
-    "collate",
-    "eval_transform",
-    "to_tensor",
-    "train_transform",
-]
+MEAN_COLOR = (124, 116, 104)
+"""ImageNet's mean (0.485, 0.456, 0.406) in 0..255, rounded: what lies outside a picture."""
 
 Transform = Callable[[Image.Image, np.ndarray, np.random.Generator], Pair]
+
+
+@dataclass(frozen=True)
+class RandomScaleCrop:
+    """Cut a random window at a random scale and aspect ratio, in one resampling.
+
+    With scale s and aspect ratio a, one pixel of the picture becomes s·√a by s/√a pixels of the
+    result; both are drawn evenly on a logarithmic axis. Where the window is larger than the
+    picture, the picture lies at a random place in it, on the mean color and the label 255.
+    The picture is interpolated (antialiased when it shrinks); labels take the nearest pixel.
+
+    Args:
+        size: (height, width) of the result.
+        scale: smallest and largest s.
+        aspect: largest a, at least 1; the smallest is its inverse.
+
+    Raises:
+        ValueError: a size below 1, a scale not above 0 or with its ends swapped, an aspect below 1.
+    """
+
+    size: tuple[int, int]
+    scale: tuple[float, float] = (0.5, 2.0)
+    aspect: float = 1.25
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        if not 0.0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale must be (smallest, largest) above 0, not {self.scale}")
+        if not self.aspect >= 1.0:
+            raise ValueError(f"aspect must be at least 1, not {self.aspect}")
+
+    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Return the window."""
+        scale = log_uniform(rng, *self.scale)
+        root = math.sqrt(log_uniform(rng, 1.0 / self.aspect, self.aspect))
+        height, width = self.size
+        top, rows, y0, y1 = _window(image.height, height, scale / root, rng)
+        left, columns, x0, x1 = _window(image.width, width, scale * root, rng)
+        part = image.resize((columns, rows), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1))
+        part_labels = _nearest(labels, (rows, columns), (y0, y1), (x0, x1))
+        if (rows, columns) == (height, width):
+            return part, part_labels
+        return _on_canvas(part, part_labels, (height, width), (top, left))
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    """Refuse a result without pixels."""
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size must be (height, width) of at least 1, not {size}")
+
+
+def _window(
+    extent: int, size: int, scale: float, rng: np.random.Generator
+) -> tuple[int, int, float, float]:
+    """Place a window of `size` result pixels along an axis of `extent` source pixels.
+
+    Returns (first, count, start, stop): the result pixels first..first+count-1 lie wholly within
+    the picture and cover the source interval [start, stop]; the others are padding.
+    """
+    covered = size / scale  # source pixels under the window
+    slack = extent - covered
+    origin = rng.uniform(min(slack, 0.0), max(slack, 0.0))
+    first = max(0, math.ceil(-origin * scale - 1e-9))
+    last = min(size, math.floor((extent - origin) * scale + 1e-9))
+    if last <= first:  # less than one result pixel of picture: the one around its middle
+        middle = (extent / 2 - origin) * scale
+        first = min(max(math.floor(middle), 0), size - 1)
+        return first, 1, 0.0, float(extent)
+    start = min(max(origin + first / scale, 0.0), float(extent))
+    stop = min(max(origin + last / scale, 0.0), float(extent))
+    return first, last - first, start, stop
+
+
+def _nearest(
+    labels: np.ndarray,
+    size: tuple[int, int],
+    rows: tuple[float, float],
+    columns: tuple[float, float],
+) -> np.ndarray:
+    """Sample labels at the centers of `size` pixels that cover the source box rows × columns."""
+    picks = []
+    for count, (start, stop), extent in zip(size, (rows, columns), labels.shape, strict=True):
+        centers = start + (np.arange(count) + 0.5) * ((stop - start) / count)
+        picks.append(np.clip(np.floor(centers).astype(np.intp), 0, extent - 1))
+    return labels[picks[0]].take(picks[1], axis=1)
+
+
+def _on_canvas(
+    image: Image.Image, labels: np.ndarray, size: tuple[int, int], corner: tuple[int, int]
+) -> Pair:
+    """Lay a pair on a mean-colored canvas of `size` with its first pixel at `corner` (y, x)."""
+    canvas = Image.new("RGB", (size[1], size[0]), MEAN_COLOR)
+    canvas.paste(image, (corner[1], corner[0]))
+    padded = np.full(size, IGNORE_INDEX, dtype=np.uint8)
+    height, width = labels.shape
+    padded[corner[0] : corner[0] + height, corner[1] : corner[1] + width] = labels
+    return canvas, padded
+
+
+@dataclass(frozen=True)
+class RandomHorizontalFlip:
+    """Mirror left and right with probability `p`."""
+
+    p: float = 0.5
+
+    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Return the pair, mirrored or not."""
+        if rng.random() >= self.p:
+            return image, labels
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), labels[:, ::-1]
+
+
+@dataclass(frozen=True)
+class RandomRotate:
+    """Turn about the middle by up to `degrees` either way with probability `p`.
+
+    The corners that come into view get the mean color and the label 255.
+    """
+
+    degrees: float = 5.0
+    p: float = 0.5
+
+    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Return the pair, turned or not."""
+        if rng.random() >= self.p:
+            return image, labels
+        angle = rng.uniform(-self.degrees, self.degrees)
+        turned = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=MEAN_COLOR)
+        plane = Image.fromarray(np.ascontiguousarray(labels))
+        return turned, np.asarray(
+            plane.rotate(angle, Image.Resampling.NEAREST, fillcolor=IGNORE_INDEX)
+        )
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Bring a pair to `size` (height, width), whatever its aspect ratio was."""
+
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+
+    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Return the resized pair; nothing is drawn from `rng`."""
+        height, width = self.size
+        resized = image.resize((width, height), Image.Resampling.BILINEAR)
+        box = (0.0, float(labels.shape[0])), (0.0, float(labels.shape[1]))
+        return resized, _nearest(labels, self.size, *box)
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Extend a pair at the bottom and the right to at least `size` (height, width)."""
+
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+
+    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Return the padded pair; nothing is drawn from `rng`."""
+        size = (max(self.size[0], image.height), max(self.size[1], image.width))
+        if size == (image.height, image.width):
+            return image, labels
+        return _on_canvas(image, labels, size, (0, 0))
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from .begin import resume, start
-from .loop import Run, Validate
+from .loop import Run, resume, start
 from .settings import TrainSettings, add_arguments, given
 
-__all__ = ["Run", "TrainSettings", "Validate", "add_arguments", "resume", "run", "start"]
+__all__ = ["Run", "TrainSettings", "add_arguments", "resume", "run", "start"]
 
 
-def run(args: argparse.Namespace, validate: Validate) -> None:
-    """What ``fcnfast train`` does with its arguments; `validate` scores a network on a data set."""
-    if args.resume:
-        job = resume(args.resume, given(args), validate)
-    else:
-        job = start(TrainSettings(**given(args)), validate)
+def run(args: argparse.Namespace) -> None:
+    """Do what ``fcnfast train`` does with its arguments."""
+    job = resume(args.resume, given(args)) if args.resume else start(TrainSettings(**given(args)))
     job.train()

@@ -1,7 +1,8 @@
-"""Checkpoints that hold everything to go on, and are whole or not there at all."""
+"""What a run keeps on disk: checkpoints that hold everything to go on, and a CSV log."""
 
 from __future__ import annotations
 
+import csv
 import os
 import random
 import warnings
@@ -12,12 +13,14 @@ import numpy as np
 import torch
 
 from ..errors import WeightsError
+from ..files import replacing
 
 FORMAT = "fcnfast checkpoint 1"
+COLUMNS = ("iteration", "epoch", "lr", "loss", "seconds", "val_mean_iu", "val_pixel_accuracy")
 
 
 def random_states() -> dict[str, Any]:
-    """Every global random state, as tensors and plain values."""
+    """Return every global random state, as tensors and plain values."""
     kind, keys, position, has_gauss, gauss = cast(
         tuple[str, np.ndarray, int, int, float], np.random.get_state(legacy=True)
     )
@@ -52,19 +55,14 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: when it cannot be written; the old checkpoint stays.
     """
-    name = path.with_name(f"{path.name}-{os.getpid()}.tmp")
     try:
-        with name.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save({"format": FORMAT, **content}, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException as error:
-        name.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError):  # torch's zip writer hides a full disk behind its own
-            cause = error.__context__ if isinstance(error.__context__, OSError) else error
-            raise OSError(f"{path}: the checkpoint cannot be written: {cause}") from error
-        raise
+    except RuntimeError as error:  # torch's zip writer hides a full disk behind its own
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise OSError(f"{path}: the checkpoint cannot be written: {cause}") from error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -89,8 +87,33 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def clear_unfinished(folder: Path, name: str) -> None:
-    """Remove what writes of checkpoints and weights that were killed left behind."""
-    for pattern in (f"{name}-*.tmp", ".fcnfast-*.tmp"):
-        for leftover in folder.glob(pattern):
-            leftover.unlink(missing_ok=True)
+class Log:
+    """The CSV log of a run; going on from an iteration drops the rows after it."""
+
+    def __init__(self, path: Path, iteration: int) -> None:
+        rows = []
+        if path.exists():
+            with path.open(newline="") as file:
+                rows = [r for r in csv.DictReader(file) if _before(r, iteration)]
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        self.seconds = float(rows[-1]["seconds"]) if rows else 0.0
+        self._file = path.open("a", newline="")
+        self._writer = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
+
+    def write(self, **row: Any) -> None:
+        """Append a row; columns without a value stay empty."""
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _before(row: dict[str, Any], iteration: int) -> bool:
+    # A killed run may have cut its last row.
+    whole = None not in row.values() and None not in row
+    return whole and row["iteration"].isdigit() and int(row["iteration"]) <= iteration

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,71 +20,56 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from ..data import IGNORE_INDEX, ClassTable, FolderDataset, class_table, train_transform
+from ..data import IGNORE_INDEX, FolderDataset, class_table, train_transform
 from ..data.images import picture_size
-from ..data.synthetic import SyntheticScenes
 from ..device import choose_device
-from ..errors import DivergenceError, InputError
-from ..metrics import ConfusionMatrix
+from ..errors import DivergenceError, InputError, WeightsError
+from ..evaluate import evaluate_model
+from ..files import remove_unfinished, write_bytes, write_json
 from ..models import FCN, Preprocessing, create_model, save_model
 from . import checkpoint
-from .batches import Cached, Crops, Samples, batches
-from .log import Log
-from .recipe import make_optimizer, median_frequency, moving_average
-from .settings import TrainSettings
+from .checkpoint import Log
+from .recipe import Crops, batches, make_optimizer, median_frequency, moving_average
+from .settings import TrainSettings, resumed
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
-# Drawn scenes are learned from seeds of their own; the ones below are for demos and tests.
-FIRST_SCENE = 1_000_000
-
-# Scores a network on a data set: `fcnfast.evaluate.evaluate_model`, handed in from above.
-Validate = Callable[[FCN, FolderDataset], ConfusionMatrix]
-
-
-def _folder(
-    settings: TrainSettings, table: ClassTable, split: str, include: str, exclude: str
-) -> FolderDataset:
-    return FolderDataset(
-        settings.data_path, split, table, include=include or None, exclude=exclude or None
-    )
 
 
 class Run:
     """One training run: everything that changes while it goes on, and the loop.
 
-    network: options and preprocessing of a run that goes on, which may not have its `weights` file
-    any more.
+    network: options and preprocessing of a resumed run, whose `weights` file may be gone.
     """
 
-    def __init__(
-        self,
-        settings: TrainSettings,
-        validate: Validate,
-        network: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, settings: TrainSettings, network: dict[str, Any] | None = None) -> None:
         for name in ("data_path", "output_dir"):
             if not getattr(settings, name):
                 raise InputError(f"--{name.replace('_', '-')} is needed")
         self.settings = s = settings
-        self.validate = validate
         self.out = Path(s.output_dir)
         self.device = choose_device(s.device or None)
         self.table = class_table(s.classes)
         self.val = None
         if s.val_split:
-            self.val = _folder(s, self.table, s.val_split, s.val_include, "")
-        self.pictures = _folder(s, self.table, s.split, s.include, s.exclude)
+            self.val = self._folder(s.val_split, s.val_include)
+        self.pictures = self._folder(s.split, s.include, s.exclude, cache=s.cache)
         torch.manual_seed(s.seed)
         np.random.seed(s.seed % 2**32)
         random.seed(s.seed)
         self.model = self._make_model(network)
         self.optimizer = make_optimizer(self.model, s)
-        self.crops = self._crops()
+        transform = train_transform(
+            s.crop_size, scale=(s.scale_min, s.scale_max), strength=s.augment
+        )
+        self.crops = Crops(self.pictures, transform, s.seed)
         if len(self.crops) < s.batch_size:
             raise InputError(
                 f"--batch-size {s.batch_size} is more than the {len(self.crops)} pictures"
             )
+        if s.cache:  # read here, once, and not by every worker
+            for index in range(len(self.pictures)):
+                self.pictures[index]
         self.per_epoch = len(self.crops) // s.batch_size
         self.iterations = s.epochs * self.per_epoch
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
@@ -96,6 +81,18 @@ class Run:
         self.weight = self._class_weights()
         self.iteration = 0
         self.losses: list[Tensor] = []  # since the last row of the log
+
+    def _folder(
+        self, split: str, include: str, exclude: str = "", cache: bool = False
+    ) -> FolderDataset:
+        return FolderDataset(
+            self.settings.data_path,
+            split,
+            self.table,
+            include=include or None,
+            exclude=exclude or None,
+            cache=cache,
+        )
 
     def _make_model(self, network: dict[str, Any] | None) -> FCN:
         s = self.settings
@@ -109,16 +106,6 @@ class Run:
             model.set_preprocessing(Preprocessing(**network["preprocessing"]))
         model.table = self.table
         return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def _crops(self) -> Crops:
-        s = self.settings
-        parts: list[Samples] = [Cached(self.pictures) if s.cache else self.pictures]
-        if s.synthetic:
-            parts.append(Cached(SyntheticScenes(s.synthetic, seed=FIRST_SCENE + s.seed)))
-        transform = train_transform(
-            s.crop_size, scale=(s.scale_min, s.scale_max), strength=s.augment
-        )
-        return Crops(parts, transform, s.seed)
 
     def _lr_factor(self, iteration: int) -> float:
         """Linear warm-up, then poly."""
@@ -140,7 +127,7 @@ class Run:
         return self.model if self.average is None else cast(FCN, self.average.module)
 
     def state(self) -> dict[str, Any]:
-        """Everything that is needed to go on."""
+        """Return everything that is needed to go on."""
         return {
             "settings": self.settings.to_json(),
             "pictures": [image.name for image, _ in self.pictures.samples],
@@ -277,7 +264,7 @@ class Run:
     def finish(self, log: Log, row: dict[str, Any]) -> None:
         """Validate, and write the weights as they are now."""
         if self.val is not None:
-            scores = self.validate(self.averaged.eval(), self.val).scores()
+            scores = evaluate_model(self.averaged.eval(), self.val).scores()
             log.write(
                 val_mean_iu=f"{scores.mean_iu:.4f}",
                 val_pixel_accuracy=f"{scores.pixel_accuracy:.4f}",
@@ -285,3 +272,52 @@ class Run:
             )
             tqdm.write(f"epoch {row['epoch']:g}: mean IU {100 * scores.mean_iu:.1f}")
         save_model(self.averaged, self.out / WEIGHTS)
+
+
+def start(settings: TrainSettings) -> Run:
+    """A new run; its folder gets the settings, the list of files, and a first checkpoint.
+
+    Raises:
+        InputError: when the folder already holds a run, or a setting cannot be used.
+    """
+    out = Path(settings.output_dir)
+    if settings.output_dir and (out / CHECKPOINT).exists():
+        raise InputError(f"{out} already holds a run: go on with --resume {out / CHECKPOINT}")
+    run = Run(settings)
+    out.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(out)
+    root = Path(settings.data_path)
+    names = [
+        p.relative_to(root) if p.is_relative_to(root) else p
+        for s in run.pictures.samples
+        for p in s
+    ]
+    write_bytes(out / "files.txt", "".join(f"{name.as_posix()}\n" for name in names).encode())
+    write_json(out / "settings.json", settings.to_json())
+    (out / "log.csv").unlink(missing_ok=True)
+    checkpoint.save(out / CHECKPOINT, run.state())
+    return run
+
+
+def resume(path: str, changes: dict[str, Any]) -> Run:
+    """The run of a checkpoint, in the checkpoint's folder; `changes` may say where it runs.
+
+    Raises:
+        WeightsError: when the checkpoint cannot be read, or not by this release.
+        InputError: when a change is not allowed, or the pictures are not those of the run.
+    """
+    state = checkpoint.load(Path(path))
+    try:
+        saved = TrainSettings(**{**state["settings"], "output_dir": str(Path(path).parent)})
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: not of this release of fcnfast: {error}") from None
+    try:
+        run = Run(resumed(saved, changes), state.get("network"))
+        run.restore(state)
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{path}: does not fit {saved.model}: {reason}") from None
+    remove_unfinished(run.out)
+    return run

@@ -1,13 +1,16 @@
-"""What the loop learns with: the optimizer, the class weights, the average of the weights."""
+"""What a run learns from and with: batches, optimizer, class weights, average of the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from ..data import FolderDataset, collate
+from ..data.transforms import Compose
 from ..errors import InputError
 from ..models import FCN
 from .settings import TrainSettings
@@ -15,8 +18,72 @@ from .settings import TrainSettings
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
+class Crops(Dataset[tuple[Tensor, Tensor]]):
+    """Random crops of a data set; item (epoch, index) has a random generator of its own."""
+
+    def __init__(self, pictures: FolderDataset, transform: Compose, seed: int) -> None:
+        self.pictures, self.transform, self.seed = pictures, transform, seed
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.pictures)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return the crop of picture `index` in `epoch`: uint8 3 x h x w and h x w."""
+        epoch, index = item
+        image, labels, _ = self.pictures[index]
+        return self.transform(image, labels, np.random.default_rng([self.seed, epoch, index]))
+
+
+class _Order:
+    """The batches of indices of iterations [first, last); every epoch is shuffled by itself.
+
+    They depend on (seed, iteration) alone: a resumed run sees what it would have seen. The last
+    pictures of an epoch that do not fill a batch wait for another shuffle.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, first: int, last: int) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.first, self.last = first, last
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch = self.count // self.batch_size
+        known, order = -1, np.empty(0, dtype=int)
+        for iteration in range(self.first, self.last):
+            epoch, place = divmod(iteration, per_epoch)
+            if epoch != known:
+                known = epoch
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+            picked = order[place * self.batch_size : (place + 1) * self.batch_size]
+            yield [(epoch, int(index)) for index in picked]
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+
+def batches(
+    crops: Crops, batch_size: int, seed: int, first: int, last: int, workers: int, pin: bool
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Load the batches of iterations [first, last): uint8 N x 3 x h x w and N x h x w."""
+    return DataLoader(
+        crops,
+        batch_sampler=_Order(len(crops), batch_size, seed, first, last),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        worker_init_fn=_one_thread,
+        # The loader's own seed is drawn from a generator of its own: the global one is untouched,
+        # so that a resumed run draws the same dropout.
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
 def make_optimizer(model: FCN, s: TrainSettings) -> torch.optim.Optimizer:
-    """Weight decay holds for the weights of convolutions, not for biases and norms."""
+    """Return the optimizer; weight decay is for the weights of convolutions alone."""
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": s.weight_decay}]
@@ -27,10 +94,10 @@ def make_optimizer(model: FCN, s: TrainSettings) -> torch.optim.Optimizer:
 
 
 def median_frequency(labels: Iterable[np.ndarray], classes: int, power: float = 1.0) -> Tensor:
-    """Class weights: the median class frequency over the class' own, to a power.
+    """Return class weights: (median class frequency / class frequency) ** power.
 
-    A class' frequency is its pixels over the labeled pixels of the pictures that hold it; a class
-    that no picture holds weighs 1.
+    The frequency of a class is its pixels over the labeled pixels of the pictures that contain it;
+    a class that no picture contains gets weight 1.
 
     Args:
         labels: uint8 arrays, 255 ignored.

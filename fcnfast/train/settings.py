@@ -29,7 +29,6 @@ class TrainSettings:
     split: str = _flag("train", "the split to learn from")
     include: str = _flag("", "learn only from the pictures whose names match this pattern")
     exclude: str = _flag("", "leave out the pictures whose names match this pattern")
-    synthetic: int = _flag(0, "drawn street scenes to mix in (classes of camvid)")
     cache: bool = _flag(False, "keep the decoded pictures in memory")
     val_split: str = _flag("val", "the split to validate on; '' for none")
     val_include: str = _flag("", "validate only on the pictures whose names match this pattern")
@@ -68,7 +67,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         self._check_types()
         least = {"epochs": 1, "batch_size": 1, "crop_size": 1, "print_freq": 1, "val_freq": 1}
-        least |= {"checkpoint_freq": 1, "workers": 0, "synthetic": 0, "warmup": 0, "augment": 0}
+        least |= {"checkpoint_freq": 1, "workers": 0, "warmup": 0, "augment": 0}
         least |= {"momentum": 0, "weight_decay": 0, "power": 0, "clip_grad_norm": 0, "seed": 0}
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
@@ -91,8 +90,6 @@ class TrainSettings:
         for name, (unused, needed) in idle.items():
             if unused and getattr(self, name) != getattr(TrainSettings, name):
                 raise InputError(f"{_name(name)} has no meaning without {needed}")
-        if self.synthetic and self.classes != "camvid":
-            raise InputError("--synthetic scenes have the classes of camvid: use --classes camvid")
 
     def _check_types(self) -> None:
         for f in fields(self):
@@ -110,7 +107,7 @@ class TrainSettings:
             raise InputError(f"--seed must be less than 2**63, not {self.seed}")
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON values."""
+        """Return the settings as JSON values."""
         return asdict(self)
 
 
@@ -143,7 +140,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings written on the command line."""
+    """Return the settings that were written on the command line."""
     return {f.name: getattr(args, f.name) for f in fields(TrainSettings) if hasattr(args, f.name)}
 
 

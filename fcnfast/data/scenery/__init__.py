@@ -1,1 +1,0 @@
-"""What a drawn street scene is made of: the plan, the parts, and how they are painted."""

@@ -1,0 +1,124 @@
+"""Files that are written: whole or not at all, under names that do not collide."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .errors import InputError
+
+PathLike = str | os.PathLike[str]
+
+_temporary_number = itertools.count()
+
+
+@contextlib.contextmanager
+def replacing(path: PathLike) -> Iterator[Path]:
+    """Write a file whole or not at all: yield a temporary neighbor that then takes its place.
+
+    Killed at any moment, `path` is the old file or the new one.
+
+    Raises:
+        OSError: the body or the final rename failed. The temporary file is removed, and the error
+            names `path`.
+    """
+    path = Path(path)
+    temporary = path.parent / f".fcnfast-{os.getpid()}-{next(_temporary_number)}.tmp"
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None:
+            # The system names the temporary file; the user knows only the real one.
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote into `folder` left behind."""
+    for leftover in folder.glob(".fcnfast-*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def write_bytes(path: PathLike, content: bytes | memoryview) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OSError: no room, no permission, no such folder.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: PathLike, content: object) -> None:
+    """Write a JSON file whole or not at all.
+
+    A link is followed and stays. A pipe or a terminal, as /dev/stdout may be, is written to.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    if os.path.exists(path) and not os.path.isfile(path):
+        Path(path).write_text(text, encoding="utf-8")
+    else:
+        write_bytes(os.path.realpath(path), text.encode())
+
+
+def output_names(paths: Sequence[PathLike]) -> list[str]:
+    """Return a name for each path: its stem, with a number where another path has that stem.
+
+    Upper and lower case count as the same letter, as they do in some file systems.
+    """
+    stems = [Path(path).stem for path in paths]
+    reserved = {stem.casefold() for stem in stems}
+    taken: set[str] = set()
+    names = []
+    for stem in stems:
+        name, number = stem, 1
+        while name.casefold() in taken or (number > 1 and name.casefold() in reserved):
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def refuse_replacing(inputs: Sequence[PathLike], outputs: Sequence[PathLike]) -> None:
+    """Raise InputError when an output would replace one of the inputs."""
+    taken = {os.path.realpath(path) for path in outputs}
+    for path in inputs:
+        if os.path.realpath(path) in taken:
+            raise InputError(f"{path}: would be replaced by an output; choose another folder")
+
+
+@contextlib.contextmanager
+def output_folders(*folders: Path) -> Iterator[None]:
+    """Create folders and check that they can be written; on exit remove new ones that are empty.
+
+    Raises:
+        InputError, OSError: a folder cannot be created or written.
+    """
+    made = []
+    try:
+        for folder in folders:
+            for path in reversed([folder, *folder.parents]):
+                if not path.is_dir():
+                    if path.exists():
+                        raise InputError(f"{path}: is not a folder; no output can be written there")
+                    path.mkdir()
+                    made.append(path)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        yield
+    finally:
+        for path in reversed(made):
+            with contextlib.suppress(OSError):
+                path.rmdir()
