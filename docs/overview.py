@@ -15,8 +15,7 @@ import numpy as np
 from matplotlib.patches import Patch
 
 from fcnfast import CAMVID, Segmenter
-from fcnfast.cli import DEMO_SEED
-from fcnfast.data.synthetic import draw_scene
+from fcnfast.data import demo_scene
 
 OURS, EAGER = "#1f6feb", "#9aa4af"
 SHOWN = {
@@ -54,7 +53,7 @@ def figures(measured):
 
 def main(path):
     """Draw and write the picture."""
-    scene, truth = draw_scene(DEMO_SEED)
+    scene, truth, _ = demo_scene()
     result = Segmenter(device="cpu")(scene)
     colors = np.array(CAMVID.palette, dtype=np.uint8)
     figure = plt.figure(figsize=(13, 7.6), layout="constrained")
