@@ -1,4 +1,4 @@
-"""Where things run."""
+"""The device that a network runs on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .errors import InputError
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """Return the device that is meant: a CUDA GPU where there is one, else the CPU, by default.
+    """Return a device that is there; by default a CUDA GPU if there is one, else the CPU.
 
     Raises:
         InputError: a name that torch does not know, or a device that this machine does not have.

@@ -1,16 +1,16 @@
-"""The exceptions that name a mistake of the user's; the command line makes one line of each."""
+"""The exceptions for a user's mistakes; the command line prints each as one line."""
 
 
 class InputError(ValueError):
-    """Something given from outside (a file, a folder, an option) cannot be used."""
+    """An input (a file, a folder, an option) cannot be used."""
 
 
 class ImageError(InputError):
-    """A picture is missing, damaged, too large, or no picture at all."""
+    """A picture is missing, damaged or too large, or the file is not a picture."""
 
 
 class LabelError(InputError):
-    """A label picture does not fit its image or holds values that are no class."""
+    """A label picture does not fit its image, or some of its values are not classes."""
 
 
 class DatasetError(InputError):
@@ -18,7 +18,7 @@ class DatasetError(InputError):
 
 
 class DivergenceError(InputError):
-    """A training's loss is no number any more; its settings do not work."""
+    """The loss or a weight is no longer finite."""
 
 
 class WeightsError(InputError):

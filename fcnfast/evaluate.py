@@ -22,13 +22,13 @@ from .models import FCN
 
 
 class Dataset(Protocol):
-    """Samples by number, such as `FolderDataset`."""
+    """Samples by index, such as `FolderDataset`."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
 
     def __getitem__(self, index: int, /) -> Sample:
-        """Return one sample; its labels are of the picture's size, 255 where there is none."""
+        """Return one sample; its labels have the picture's size, 255 for none."""
 
 
 def evaluate_model(
@@ -80,18 +80,18 @@ def evaluate_model(
 def evaluate_folder(
     predictions: PathLike, dataset: FolderDataset, *, progress: bool = False
 ) -> ConfusionMatrix:
-    """Count the pixels of label pictures that were written before, by whatever program.
+    """Score label pictures that any program has written.
 
     Args:
-        predictions: a folder with ``NAME.png`` for every picture of the data set: indices or gray
-            values, of the picture's size. Other files in it are not looked at.
+        predictions: a folder with ``NAME.png`` for every picture of the data set: palette indices
+            or gray values, of the picture's size. Other files are ignored.
         dataset: the true labels.
         progress: show a bar on stderr.
 
     Raises:
         DatasetError: no such folder, or predictions are missing; they are named.
-        LabelError: a damaged prediction, one of another size, with values that are no class, or
-            without a class where the truth has one.
+        LabelError: a prediction that is damaged, of another size, or that has values that are
+            not classes, or no class where the truth has one.
     """
     paths = _prediction_paths(Path(predictions), dataset.samples)
     matrix = ConfusionMatrix(len(dataset.table))
@@ -108,10 +108,7 @@ def evaluate_folder(
 
 
 def scores_as_json(matrix: ConfusionMatrix, names: Sequence[str]) -> dict[str, Any]:
-    """Return the scores as fractions, and the matrix they come from, as JSON values.
-
-    None stands where there is nothing to score: a class without pixels, say.
-    """
+    """Return the scores as fractions, and the confusion matrix, as JSON values; None for NaN."""
     scores = matrix.scores()
 
     def number(value: float) -> float | None:
@@ -131,7 +128,7 @@ def scores_as_json(matrix: ConfusionMatrix, names: Sequence[str]) -> dict[str, A
 
 
 def _check_classes(model: FCN, dataset: Dataset) -> None:
-    """Refuse a data set that is empty or whose classes cannot be the network's."""
+    """Refuse a data set that is empty or has another number of classes than the network."""
     if len(dataset) == 0:
         raise DatasetError("the data set has no pictures")
     table = getattr(dataset, "table", None)

@@ -8,7 +8,7 @@ With n_ij the pixels of true class i labeled j, t_i = Σ_j n_ij, and C classes:
     frequency-weighted IU    Σ_i t_i n_ii / (t_i + Σ_j n_ji - n_ii) / Σ_k t_k
 
 (Long, Shelhamer, Darrell, "Fully Convolutional Networks for Semantic Segmentation", section 5).
-The formulas do not say what a class without pixels counts; `ConfusionMatrix.scores` asks.
+The formulas leave open what a class without pixels counts as; see `ConfusionMatrix.scores`.
 """
 
 from collections.abc import Sequence
@@ -25,15 +25,15 @@ Absent = Literal["union", "truth", "zero"]
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores as fractions of 1; NaN where nothing was there to be scored.
+    """Scores as fractions of 1; NaN where there is nothing to score.
 
     Attributes:
         pixel_accuracy: correct pixels among all.
         mean_accuracy: mean of `accuracy` over the classes that count.
         mean_iu: mean of `iu` over the classes that count.
-        fw_iu: mean of `iu` weighted by the pixels of the truth.
-        iu: intersection over union of each class, float64 C; NaN for one that does not count.
-        accuracy: correct pixels among each class's own, float64 C; likewise.
+        fw_iu: mean of `iu` weighted by the true pixels of each class.
+        iu: intersection over union of each class, float64 C; NaN for a class that does not count.
+        accuracy: share of each class's true pixels that are correct, float64 C; NaN likewise.
     """
 
     pixel_accuracy: float
@@ -70,9 +70,9 @@ class ConfusionMatrix:
             prediction: predicted labels of the same shape.
 
         Raises:
-            TypeError: labels that are no integers.
-            ValueError: unequal shapes; a true label that is no class and not 255; a predicted
-                label that is no class where the truth has one. Nothing is added then.
+            TypeError: labels that are not integers.
+            ValueError: unequal shapes; a true label that is neither a class nor 255; a predicted
+                label that is not a class where the truth is one. Nothing is added then.
         """
         truth, guess = _labels(target, "target"), _labels(prediction, "prediction")
         if truth.shape != guess.shape:
@@ -91,7 +91,7 @@ class ConfusionMatrix:
             value = self.num_classes + int(bad[0])
             extra = ", or 255 to ignore" if what == "target" else ""
             raise ValueError(
-                f"{what}: value {value} (pixels: {counts[value]}) is no class "
+                f"{what}: value {value} (pixels: {counts[value]}) is not a class "
                 f"(0 to {self.num_classes - 1}{extra})"
             )
 
@@ -131,7 +131,7 @@ class ConfusionMatrix:
 
 
 def _labels(labels: np.ndarray | torch.Tensor, what: str) -> np.ndarray:
-    """Return labels as uint8, refusing what does not fit instead of wrapping it round."""
+    """Return labels as uint8; values that do not fit are refused, not wrapped around."""
     values = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else labels
     values = np.asarray(values)
     if not np.issubdtype(values.dtype, np.integer):
@@ -142,26 +142,26 @@ def _labels(labels: np.ndarray | torch.Tensor, what: str) -> np.ndarray:
     if outside.any():
         value = int(values[outside].flat[0])
         count = int((values == value).sum())
-        raise ValueError(f"{what}: value {value} (pixels: {count}) is no label")
+        raise ValueError(f"{what}: value {value} (pixels: {count}) is not a label")
     return values.astype(np.uint8)
 
 
 def _ratio(
     numerator: np.ndarray, denominator: np.ndarray, where: np.ndarray, fill: float
 ) -> np.ndarray:
-    """Divide where told, `fill` elsewhere."""
+    """Divide where `where` is true; `fill` elsewhere."""
     result = np.full(numerator.shape, fill)
     return np.divide(numerator, denominator, out=result, where=where)
 
 
 def _mean(values: np.ndarray) -> float:
-    """Return the mean of what is not NaN; NaN when nothing is left."""
+    """Return the mean of the values that are not NaN; NaN if there are none."""
     kept = values[~np.isnan(values)]
     return float(kept.mean()) if kept.size else float("nan")
 
 
 def format_scores(scores: Scores, names: Sequence[str]) -> str:
-    """Lay scores out as a table in percent with one decimal; a class that does not count has "-".
+    """Format scores as a table in percent with one decimal; a class that does not count has "-".
 
     Args:
         scores: from `ConfusionMatrix.scores`.

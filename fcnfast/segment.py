@@ -227,7 +227,7 @@ class Segmenter:
 
         Raises:
             ImageError: a picture that cannot be read, or too large for the memory.
-            TypeError, ValueError: no picture, or `max_size` or `batch_size` is not a positive
+            TypeError, ValueError: not a picture, or `max_size` or `batch_size` is not a positive
                 integer.
         """
         if max_size is None:

@@ -121,7 +121,7 @@ def test_unpaired_files_are_named(camvid: Path) -> None:
 
 
 def test_labels_that_do_not_fit(camvid: Path) -> None:
-    """Another size or a value that is no class is a LabelError that names the file."""
+    """Another size or a value that is not a class is a LabelError that names the file."""
     path = camvid / "trainannot" / "drive1_a.png"
     dataset = FolderDataset(camvid, "train", CAMVID)
     Image.fromarray(np.zeros((8, 6), np.uint8)).save(path)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fcnfast.data.classes import CAMVID, VOC, ClassTable, class_table, voc_palette
 from fcnfast.data.folder import image_paths
-from fcnfast.data.images import read_image, read_labels, write_image, write_labels
+from fcnfast.data.images import picture_size, read_image, read_labels, write_image, write_labels
 from fcnfast.errors import DatasetError, ImageError, LabelError
 from fcnfast.files import write_bytes
 
@@ -153,6 +153,12 @@ class TestKinds:
         )
         assert pixels.shape == (30, 40, 3)
 
+    def test_damaged_tags_beside_the_orientation(self, tmp_path: Path) -> None:
+        tags = [(0x010F, 5, 1, 0), (0x0112, 3, 1, 6)]  # a maker that is a fraction
+        entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+        exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+        assert _read(tmp_path, _photo(), "a.jpg", exif=exif).shape == (40, 30, 3)
+
 
 class TestRefusals:
     """Whatever is wrong with a file, ImageError names it in one line."""
@@ -173,6 +179,12 @@ class TestRefusals:
         self._refused(tmp_path, "is a folder")
         (tmp_path / "empty.jpg").touch()
         self._refused(tmp_path / "empty.jpg", "empty (0 bytes)")
+
+    def test_sizes_come_from_the_head_of_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "head.png").write_bytes(_png(300, 20, 8, 2, b"")[:60])
+        assert picture_size(tmp_path / "head.png") == (300, 20)
+        with pytest.raises(ImageError, match="none.png: no such file"):
+            picture_size(tmp_path / "none.png")
 
     def test_text_named_jpg(self, tmp_path: Path) -> None:
         (tmp_path / "notes.jpg").write_text("buy milk\n")

@@ -19,7 +19,7 @@ _LAYOUTS = (("{split}", "{split}annot"), ("images/{split}", "labels/{split}"))
 
 
 class Sample(NamedTuple):
-    """One picture with its labels: RGB, uint8 H×W (255 is no class), and the file's stem."""
+    """A picture (RGB), its labels (uint8 H×W, 255 for no class), and the file's stem."""
 
     image: Image.Image
     labels: np.ndarray
@@ -44,7 +44,7 @@ class FolderDataset:
         root: the data set's folder.
         split: the split's name, such as "train".
         table: the classes that the labels must fit.
-        labels: the folder with the labels, relative to `root` or absolute, when it is another one.
+        labels: another folder with the labels, absolute or relative to `root`.
         include: glob pattern(s) of the names to keep, matched against the file name and its stem.
         exclude: glob pattern(s) of the names to leave out, such as "0016E5*" for one drive.
         cache: keep decoded samples in memory (H·W·4 bytes each) after their first use.
@@ -82,7 +82,7 @@ class FolderDataset:
         """Read one sample; its labels are read-only.
 
         Raises:
-            ImageError, LabelError: a file is damaged, the sizes differ, or a value is no class.
+            ImageError, LabelError: a file is damaged, sizes differ, or a value is not a class.
             IndexError: no such sample.
         """
         index = range(len(self.samples))[index]  # negative indices, IndexError

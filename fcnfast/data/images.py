@@ -25,8 +25,8 @@ IMAGE_EXTENSIONS = frozenset(
 )
 """The extensions (in lower case) by which a picture in a folder is known."""
 
-# Only these decoders are tried, whatever the file is called: PIL knows formats that start other
-# programs (EPS runs Ghostscript), and a photo never needs them.
+# Only these decoders are tried, whatever the file's extension: some of PIL's others start programs
+# (EPS runs Ghostscript), and no photo needs them.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
 Photo = PathLike | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
@@ -36,7 +36,7 @@ Photo = PathLike | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
 def _opened(
     source: PathLike | bytes, failure: type[InputError], max_pixels: int = MAX_PIXELS
 ) -> Iterator[Image.Image]:
-    """Open a picture without decoding it; every error in the body, too, becomes a `failure`.
+    """Open a picture without decoding it; any error, in the body too, is raised as `failure`.
 
     Args:
         source: a file, or the content of one; the content, not the extension, tells the format.
@@ -57,7 +57,7 @@ def _opened(
         if size == 0:
             raise failure(f"{name}: the file is empty (0 bytes)")
         with warnings.catch_warnings():
-            # PIL warns of oddities that it copes with, and of half the size that it refuses.
+            # PIL warns of oddities that it can handle, and of half the size that it refuses.
             warnings.simplefilter("ignore")
             with Image.open(file, formats=formats) as image:
                 pixels = image.width * image.height
@@ -69,7 +69,7 @@ def _opened(
                 yield image
     except failure:
         raise
-    except Exception as error:  # decoders raise anything at all on a damaged file
+    except Exception as error:  # decoders raise any exception on a damaged file
         raise failure(f"{name}: {_reason(error)}") from error
 
 
@@ -107,7 +107,7 @@ def read_image(path: PathLike | bytes, max_pixels: int = MAX_PIXELS) -> Image.Im
         A loaded picture of mode RGB.
 
     Raises:
-        ImageError: missing, a folder, empty, cut, no picture, or too large; it names the file.
+        ImageError: the file is missing, a folder, empty, cut, not a picture, or too large.
     """
     with _opened(path, ImageError, max_pixels) as image:
         return _upright_rgb(image)
@@ -195,19 +195,18 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     """Convert a picture of any mode to RGB, turned as its EXIF orientation says; a copy.
 
     Raises:
-        Anything: decoding and conversion raise whatever they like on a damaged picture.
+        Exception: of any kind, on a damaged picture.
     """
     image.load()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged EXIF data
         try:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:  # it says nothing about the pixels
+        except Exception:  # the pixels may be sound all the same
             orientation = 1
     rgb = _to_rgb(image)
     rgb = rgb.copy() if rgb is image else rgb
-    # The orientation alone goes with the pixels: exif_transpose writes all tags anew, and fails
-    # when any of them is damaged. The result has none, so that nobody turns it twice.
+    # Only the orientation is kept: exif_transpose rewrites every tag, and fails if one is damaged.
     rgb.info = {}
     rgb.getexif()[ExifTags.Base.Orientation] = orientation
     return ImageOps.exif_transpose(rgb)
@@ -234,7 +233,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _stretch(values: np.ndarray, floating: bool) -> np.ndarray:
-    """Map values (float64) to 0..255 by their own range; what is not finite becomes the lowest."""
+    """Stretch values (float64) to 0..255; values that are not finite become the lowest."""
     finite = np.isfinite(values)
     if not finite.any():
         return np.zeros_like(values)
@@ -292,8 +291,8 @@ def read_labels(
         uint8 array H×W with values 0..len(table)-1 and 255.
 
     Raises:
-        LabelError: no readable index picture, another size, or values that are no class; the
-            message names the file, the value and how many pixels have it.
+        LabelError: an unreadable file, another size, a picture in colors, or values that are not
+            classes; the message names the file, the value and its number of pixels.
     """
     with _opened(path, LabelError) as image:
         if size is not None and (image.height, image.width) != tuple(size):
@@ -311,7 +310,7 @@ def read_labels(
     for value, count in found:
         if value >= len(table) and value not in voids or value < 0:
             raise LabelError(
-                f"{path}: value {value} (pixels: {count}) is no class of {table.name!r}: "
+                f"{path}: value {value} (pixels: {count}) is not a class of {table.name!r}: "
                 f"0 to {len(table) - 1}, or {', '.join(map(str, sorted(voids)))} for none"
             )
     lookup = np.full(256, IGNORE_INDEX, dtype=np.uint8)

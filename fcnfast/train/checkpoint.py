@@ -1,4 +1,4 @@
-"""What a run keeps on disk: checkpoints that hold everything to go on, and a CSV log."""
+"""What a run keeps on disk: checkpoints with everything that a resumed run needs, a CSV log."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Put back what `random_states` gave."""
+    """Restore what `random_states` returned."""
     torch.set_rng_state(states["torch"])
     kind, keys, position, has_gauss, gauss = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
@@ -66,11 +66,11 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; nothing in it is ever run.
+    """Read a checkpoint without running anything in it.
 
     Raises:
-        WeightsError: when the file is missing, damaged or no checkpoint of fcnfast.
-        OSError: when it may not be read.
+        WeightsError: when the file is missing, damaged or not a checkpoint of fcnfast.
+        OSError: when it cannot be read.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such checkpoint")

@@ -166,7 +166,7 @@ class Run:
         checkpoint.set_random_states(state["random"])
 
     def step(self, images: Tensor, targets: Tensor) -> Tensor:
-        """One batch of uint8 images and labels: forward, backward, update. Gives the loss."""
+        """Train on one batch, uint8 images and labels; return the loss."""
         s = self.settings
         labeled = bool((targets != IGNORE_INDEX).any())
         images = self.model.preprocess(images.to(self.device, non_blocking=True))
@@ -187,7 +187,7 @@ class Run:
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.iteration += 1
-        if labeled:  # the mean over no pixel is NaN, and its gradient zero
+        if labeled:  # without labels the mean is NaN, and its gradient zero
             self.losses.append(loss.detach())
         return loss.detach()
 
@@ -195,7 +195,7 @@ class Run:
         """Run to the last iteration, with the log, the checkpoints and the validations.
 
         Raises:
-            DivergenceError: when the loss or a weight is no number; nothing of it is written.
+            DivergenceError: when the loss or a weight is not finite; neither is then written.
         """
         with closing(Log(self.out / "log.csv", self.iteration)) as log:
             started = time.perf_counter() - log.seconds
@@ -234,12 +234,12 @@ class Run:
         if loss is not None and not np.isfinite(loss):
             what = f"the loss is {loss}"
         elif not all(bool(torch.isfinite(v).all()) for v in state if v.is_floating_point()):
-            what = "a weight is no number"
+            what = "a weight is not finite"
         else:
             return
         raise DivergenceError(
             f"{what} at iteration {self.iteration}: try a lower --lr or --clip-grad-norm; "
-            f"{self.out / CHECKPOINT} is as it was"
+            f"{self.out / CHECKPOINT} still holds the last good state"
         )
 
     def _progress(self, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
@@ -275,7 +275,7 @@ class Run:
 
 
 def start(settings: TrainSettings) -> Run:
-    """A new run; its folder gets the settings, the list of files, and a first checkpoint.
+    """Begin a new run; write the settings, the list of files and a first checkpoint.
 
     Raises:
         InputError: when the folder already holds a run, or a setting cannot be used.
@@ -300,7 +300,7 @@ def start(settings: TrainSettings) -> Run:
 
 
 def resume(path: str, changes: dict[str, Any]) -> Run:
-    """The run of a checkpoint, in the checkpoint's folder; `changes` may say where it runs.
+    """Go on from a checkpoint, in its folder; `changes` may say where the run runs.
 
     Raises:
         WeightsError: when the checkpoint cannot be read, or not by this release.
@@ -310,7 +310,7 @@ def resume(path: str, changes: dict[str, Any]) -> Run:
     try:
         saved = TrainSettings(**{**state["settings"], "output_dir": str(Path(path).parent)})
     except (KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: not of this release of fcnfast: {error}") from None
+        raise WeightsError(f"{path}: not from this release of fcnfast: {error}") from None
     try:
         run = Run(resumed(saved, changes), state.get("network"))
         run.restore(state)

@@ -108,7 +108,7 @@ def median_frequency(labels: Iterable[np.ndarray], classes: int, power: float = 
         C weights, float32.
 
     Raises:
-        InputError: when there is no labeled pixel.
+        InputError: when no pixel is labeled.
     """
     pixels, room = np.zeros(classes), np.zeros(classes)
     for picture in labels:
@@ -124,7 +124,7 @@ def median_frequency(labels: Iterable[np.ndarray], classes: int, power: float = 
 
 
 def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """An exponential average that forgets its first, untrained values sooner than its decay."""
+    """Return the update of an exponential average that forgets its first values sooner."""
 
     @torch.no_grad()
     def update(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:

@@ -1,10 +1,10 @@
-"""What a training run is: every setting, its command-line flag, and what it is for."""
+"""The settings of a training run; each is also a command-line flag."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ..errors import InputError
@@ -36,52 +36,48 @@ class TrainSettings:
     model: str = _flag("fcn4s_light", "the network, by name")
     weights: str = _flag("", "weights file to start from")
     # how the pictures are varied
-    crop_size: int = _flag(288, "side of the square crops, pixels")
+    crop_size: int = _flag(288, "side of the square crops, pixels", least=1)
     scale_min: float = _flag(0.5, "smallest random scale")
     scale_max: float = _flag(2.0, "largest random scale")
-    augment: float = _flag(1.0, "strength of the color, light, blur and noise; 0 for none")
+    augment: float = _flag(1.0, "strength of the color, light, blur and noise; 0 for none", least=0)
     # how the network learns
-    epochs: int = _flag(100, "passes over the pictures")
-    batch_size: int = _flag(8, "crops in a batch", short="-b")
+    epochs: int = _flag(100, "passes over the pictures", least=1)
+    batch_size: int = _flag(8, "crops in a batch", short="-b", least=1)
     optimizer: str = _flag("adamw", "the optimizer", choices=("adamw", "sgd"))
     lr: float = _flag(1e-3, "highest learning rate")
-    momentum: float = _flag(0.9, "momentum of sgd")
-    weight_decay: float = _flag(0.01, "weight decay of the convolution weights")
-    warmup: int = _flag(200, "iterations over which the learning rate rises")
-    power: float = _flag(0.9, "power of the poly schedule: lr * (1 - i/n)**power")
+    momentum: float = _flag(0.9, "momentum of sgd", least=0)
+    weight_decay: float = _flag(0.01, "weight decay of the convolution weights", least=0)
+    warmup: int = _flag(200, "iterations over which the learning rate rises", least=0)
+    power: float = _flag(0.9, "power of the poly schedule: lr * (1 - i/n)**power", least=0)
     class_weights: str = _flag("none", "weights in the loss", choices=("none", "median-frequency"))
-    class_weight_power: float = _flag(1.0, "power that softens the class weights, 0 to 1")
-    label_smoothing: float = _flag(0.0, "label smoothing, 0 to 1")
-    clip_grad_norm: float = _flag(0.0, "largest norm of the gradient; 0 for no limit")
-    ema_decay: float = _flag(0.999, "decay of the averaged weights; 0 for no average")
+    class_weight_power: float = _flag(
+        1.0, "power that softens the class weights, 0 to 1", least=0, most=1
+    )
+    label_smoothing: float = _flag(0.0, "label smoothing, 0 to 1", least=0, most=1)
+    clip_grad_norm: float = _flag(0.0, "largest norm of the gradient; 0 for no limit", least=0)
+    ema_decay: float = _flag(
+        0.999, "decay of the averaged weights; 0 for no average", least=0, most=1
+    )
     amp: bool = _flag(False, "bfloat16 autocast")
-    seed: int = _flag(0, "seed of everything random")
+    seed: int = _flag(0, "seed of everything random", least=0, most=2**63 - 1)
     # how the run runs
     output_dir: str = _flag("", "folder for the checkpoint, the log and the weights")
     device: str = _flag("", "cpu, cuda, ...; by default a GPU if there is one", free=True)
-    workers: int = _flag(1, "processes that prepare crops", short="-j", free=True)
-    print_freq: int = _flag(20, "iterations between rows of the log")
-    val_freq: int = _flag(10, "epochs between validations")
-    checkpoint_freq: int = _flag(200, "iterations between checkpoints", free=True)
+    workers: int = _flag(1, "processes that prepare crops", short="-j", free=True, least=0)
+    print_freq: int = _flag(20, "iterations between rows of the log", least=1)
+    val_freq: int = _flag(10, "epochs between validations", least=1)
+    checkpoint_freq: int = _flag(200, "iterations between checkpoints", free=True, least=1)
 
     def __post_init__(self) -> None:
-        self._check_types()
-        least = {"epochs": 1, "batch_size": 1, "crop_size": 1, "print_freq": 1, "val_freq": 1}
-        least |= {"checkpoint_freq": 1, "workers": 0, "warmup": 0, "augment": 0}
-        least |= {"momentum": 0, "weight_decay": 0, "power": 0, "clip_grad_norm": 0, "seed": 0}
-        for name, bound in least.items():
-            if not getattr(self, name) >= bound:
-                raise InputError(f"{_name(name)} must be at least {bound}: {getattr(self, name)}")
+        for f in fields(self):
+            self._check(f)
         if not self.lr > 0:
-            raise InputError(f"--lr must be positive: {self.lr}")
+            raise InputError(f"--lr must be positive, not {self.lr}")
         if not 0 < self.scale_min <= self.scale_max:
             raise InputError(
                 f"--scale-min and --scale-max must be positive and in order: {self.scale_min}, "
                 f"{self.scale_max}"
             )
-        for name in ("class_weight_power", "label_smoothing", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{_name(name)} must lie in 0..1: {getattr(self, name)}")
         idle = {
             "momentum": (self.optimizer != "sgd", "--optimizer sgd"),
             "class_weight_power": (self.class_weights == "none", "--class-weights"),
@@ -91,20 +87,22 @@ class TrainSettings:
             if unused and getattr(self, name) != getattr(TrainSettings, name):
                 raise InputError(f"{_name(name)} has no meaning without {needed}")
 
-    def _check_types(self) -> None:
-        for f in fields(self):
-            value, kind = getattr(self, f.name), type(f.default)
-            fits = type(value) is kind
-            if kind is float:
-                fits = isinstance(value, (int, float)) and math.isfinite(value)
-            if not fits:
-                wanted = "a finite number" if kind is float else f"of type {kind.__name__}"
-                raise InputError(f"{_name(f.name)} must be {wanted}, not {value!r}")
-            choices = f.metadata.get("choices", (value,))
-            if value not in choices:
-                raise InputError(f"{_name(f.name)} must be {' or '.join(choices)}, not {value!r}")
-        if not self.seed < 1 << 63:
-            raise InputError(f"--seed must be less than 2**63, not {self.seed}")
+    def _check(self, f: Field[Any]) -> None:
+        """Check the type and the range of one setting."""
+        value, kind, name = getattr(self, f.name), type(f.default), _name(f.name)
+        fits = type(value) is kind
+        if kind is float:
+            fits = isinstance(value, (int, float)) and math.isfinite(value)
+        if not fits:
+            wanted = "a finite number" if kind is float else f"of type {kind.__name__}"
+            raise InputError(f"{name} must be {wanted}, not {value!r}")
+        choices = f.metadata.get("choices", (value,))
+        if value not in choices:
+            raise InputError(f"{name} must be {' or '.join(choices)}, not {value!r}")
+        if value < f.metadata.get("least", value):
+            raise InputError(f"{name} must be at least {f.metadata['least']}, not {value}")
+        if value > f.metadata.get("most", value):
+            raise InputError(f"{name} must be at most {f.metadata['most']}, not {value}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
@@ -123,8 +121,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on from this checkpoint, in its folder, with the settings kept in it",
     )
     for f in fields(TrainSettings):
-        if f.default is MISSING:
-            raise TypeError(f"setting {f.name} has no default")
         names = [_name(f.name)]
         if "short" in f.metadata:
             names.insert(0, f.metadata["short"])
@@ -145,7 +141,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def resumed(saved: TrainSettings, changes: dict[str, Any]) -> TrainSettings:
-    """The settings of a run that goes on: only where and how it runs may change.
+    """Return the settings of a resumed run: only where and how it runs may change.
 
     Raises:
         InputError: when another setting differs from the one in the checkpoint.
