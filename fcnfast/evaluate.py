@@ -66,7 +66,7 @@ def evaluate_model(
     try:
         # no_grad, not inference_mode: training goes on with the same network afterwards.
         with torch.no_grad(), tqdm(total=len(dataset), unit="image", disable=not progress) as bar:
-            for group in _groups(map(dataset.__getitem__, range(len(dataset))), batch_size):
+            for group in _groups(_samples(dataset), batch_size):
                 images = [photo_tensor(shrink(sample.image, max_size)) for sample in group]
                 pixels = model.preprocess(torch.cat(images).to(device))
                 predicted = model.predict(pixels, size=_size(group[0]))
@@ -137,6 +137,12 @@ def _check_classes(model: FCN, dataset: Dataset) -> None:
             f"the network has {model.num_classes} classes, the data set's table "
             f"{table.name!r} has {len(table)}"
         )
+
+
+def _samples(dataset: Dataset) -> Iterator[Sample]:
+    """Yield all samples in order."""
+    for index in range(len(dataset)):
+        yield dataset[index]
 
 
 def _size(sample: Sample) -> tuple[int, int]:

@@ -81,7 +81,7 @@ class Segmentation:
         return confidence[0].float().numpy()
 
     def probabilities(self) -> np.ndarray:
-        """Return the softmax of all classes, float32 C×H×W; computed anew by every call.
+        """Return the softmax of all classes, float32 C×H×W; every call computes it anew.
 
         Raises:
             ValueError: a result that was made without scores.
@@ -322,12 +322,12 @@ def _batches(
 
 @dataclass
 class Report:
-    """What `segment_files` did.
+    """What `segment_files` did, as in ``predictions.json``.
 
     Attributes:
-        done: for each segmented picture what ``predictions.json`` says of it: "input", "labels"
-            and "overlay" (relative to the folder), "width", "height", "shares".
-        failed: for each other picture its "input" and the "error".
+        done: for each segmented picture "input", "labels" and "overlay" (relative to the folder),
+            "width", "height" and "shares".
+        failed: for each other picture "input" and "error".
     """
 
     done: list[dict[str, Any]] = field(default_factory=list)
@@ -345,20 +345,17 @@ def segment_files(
 ) -> Report:
     """Segment picture files one by one into a folder.
 
-    Writes ``labels/NAME.png`` (index PNG), ``overlays/NAME.png`` and, at the end, also when it was
-    interrupted, ``predictions.json``. NAME is the stem of the picture's file; where several
-    pictures have one stem, all but the first get ``-2``, ``-3``, ... in the order given.
+    Writes ``labels/NAME.png`` (index PNG), ``overlays/NAME.png`` and at the end, even after an
+    interruption, ``predictions.json``. NAME is the stem of the picture's file; of several pictures
+    with one stem, all but the first get ``-2``, ``-3``, ... in the order given.
 
     Args:
         segmenter: the network.
-        paths: the pictures.
-        folder: made when it is missing; existing files of the same names are replaced.
+        paths: the pictures. A bad one does not stop the others.
+        folder: created when it is missing; existing files of the same names are replaced.
         max_size: longest side that the network sees, by default as in a call of `segmenter`.
         opacity: of the overlays.
         progress: show a bar on stderr.
-
-    Returns:
-        What was done, and which pictures failed: a bad one does not stop the others.
 
     Raises:
         InputError: an output would replace one of the pictures; nothing was done.
