@@ -106,6 +106,8 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
 
 def test_unpaired_files_are_named(camvid: Path) -> None:
     """A picture without labels, labels without a picture, two pictures of one name."""
+    (camvid / "train" / "notes.txt").touch()  # not a picture: no labels are expected
+    assert len(FolderDataset(camvid, "train", CAMVID)) == 3
     (camvid / "trainannot" / "drive1_b.png").unlink()
     with pytest.raises(DatasetError, match=r"no labels for drive1_b\.png"):
         FolderDataset(camvid, "train", CAMVID)

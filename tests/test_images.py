@@ -1,5 +1,6 @@
 """Pictures of every kind and condition are read as expected or refused in one clear line."""
 
+import errno
 import io
 import os
 import struct
@@ -112,6 +113,8 @@ class TestKinds:
         assert _read(tmp_path, integers, "i.tif")[0, :, 0].tolist() == [0, 128, 255]
         flat = Image.fromarray(np.full((2, 2), 7, np.int32))
         assert _read(tmp_path, flat, "flat.tif").max() == 0
+        nothing = Image.fromarray(np.full((2, 2), np.nan, np.float32))
+        assert _read(tmp_path, nothing, "nan.tif").max() == 0
 
     def test_cmyk(self, tmp_path: Path) -> None:
         """CMYK JPEGs carry inverted values, as Adobe writes them; TIFFs do not."""
@@ -185,6 +188,24 @@ class TestRefusals:
         assert picture_size(tmp_path / "head.png") == (300, 20)
         with pytest.raises(ImageError, match="none.png: no such file"):
             picture_size(tmp_path / "none.png")
+
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [
+            (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "Permission denied"),
+            (MemoryError(), "too large for the memory"),
+            (EOFError(), "the picture is damaged: EOFError"),
+        ],
+    )
+    def test_every_reason_is_one_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise error
+
+        _photo().save(tmp_path / "a.png")
+        monkeypatch.setattr(Image, "open", fail)
+        self._refused(tmp_path / "a.png", reason)
 
     def test_text_named_jpg(self, tmp_path: Path) -> None:
         (tmp_path / "notes.jpg").write_text("buy milk\n")
@@ -291,6 +312,11 @@ class TestLabels:
         path = tmp_path / "a.png"
         path.write_bytes(_png(len(expected), 1, depth, 0, bytes([0, row])))
         assert read_labels(path, CAMVID).tolist() == [expected]
+
+    @pytest.mark.parametrize("name", ["a.tif", "a.bmp", "a.pgm"])
+    def test_other_formats(self, tmp_path: Path, name: str) -> None:
+        Image.fromarray(np.array([[1, 10, 255]], np.uint8)).save(tmp_path / name)
+        assert read_labels(tmp_path / name, CAMVID).tolist() == [[1, 10, 255]]
 
     def test_other_size(self, tmp_path: Path) -> None:
         path = tmp_path / "a.png"
@@ -457,6 +483,8 @@ class TestClassTables:
             ('{"names": ["a"], "palette": [[1, 2]]}', "unpack"),
             ('{"names": ["a"], "palette": [[1, 2, 999]]}', "999"),
             ('{"names": ["a"], "palette": [[1, 2, 3], [4, 5, 6]]}', "1 names but 2 colors"),
+            ('{"names": ["a"], "palette": [[1, 2, "3"]]}', "three integers"),
+            ('{"names": ["a"], "void_values": 7}', "not a list of integers"),
             ('{"names": ["a"], "void_values": [0]}', "also the class 'a'"),
             ('{"names": ["a"], "void_values": [256]}', "256"),
             ('{"names": ["a"], "colors": []}', "unknown entry 'colors'"),

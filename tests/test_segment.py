@@ -92,7 +92,12 @@ class TestInputs:
     def test_transparency_lies_over_white(self):
         clear = Image.new("RGBA", (3, 2), (255, 0, 0, 0))
         pixels = np.asarray(clear)
-        for given in (clear, pixels, torch.from_numpy(pixels.copy()).permute(2, 0, 1)):
+        for given in (
+            clear,
+            clear.convert("RGBa"),
+            pixels,
+            torch.from_numpy(pixels.copy()).permute(2, 0, 1),
+        ):
             assert as_photo(given).getpixel((0, 0)) == (255, 255, 255)
 
     def test_the_result_is_not_the_caller_s_picture(self):
@@ -199,6 +204,8 @@ class TestMany:
             next(results)
         with pytest.raises(TypeError, match="not int"):
             list(segmenter([1, 2, 3]))
+        with pytest.raises(ValueError, match=r"C×H×W, not \(1, 3, 4, 4\)"):
+            list(segmenter([torch.zeros(1, 3, 4, 4, dtype=torch.uint8)]))
 
     def test_nothing_gives_nothing(self, segmenter):
         assert list(segmenter([])) == []
