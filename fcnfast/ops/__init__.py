@@ -6,7 +6,7 @@ grid is a list of integers, and what is forced of the implementations an argumen
 compile torch.func.grad of any op that is not its own.)
 """
 
-from ._dispatch import backend
+from ._registry import backend
 from .argmax import upsample_argmax
 from .confusion import upsample_confusion
 from .crop_add import crop_add
