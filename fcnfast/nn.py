@@ -6,7 +6,6 @@ A layer that samples at a grid holds a rule, which makes the grid for the map th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
@@ -234,7 +233,11 @@ class Deconv(nn.Module):
         default = 2 * self.stride - self.stride % 2
         self.kernel = default if kernel is None else as_integer(kernel, "kernel")
         self.crop = as_pair(crop, "crop")
-        for name, value in (("channels", channels), ("stride", self.stride), ("kernel", self.kernel)):
+        for name, value in (
+            ("channels", channels),
+            ("stride", self.stride),
+            ("kernel", self.kernel),
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be positive, not {value}")
         if min(self.padding, *self.crop) < 0:

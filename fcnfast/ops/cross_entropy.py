@@ -123,9 +123,9 @@ def _backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | 
 
 
 def _of_entry(scores: Tensor, *args: Any) -> Any:
-    """The loss of an entry of a batch, which tells itself whether it requires a gradient."""
-    *settings, _, backend = args
-    return _cross_entropy(scores, *settings, scores.requires_grad, backend)
+    """The loss of an entry of a batch; unlike the batch, it tells whether it requires a gradient."""
+    *settings, with_gradient, backend = args
+    return _cross_entropy(scores, *settings, with_gradient or scores.requires_grad, backend)
 
 
 def _scaled(
@@ -254,8 +254,9 @@ def upsample_cross_entropy(
     check_smoothing(label_smoothing)
     if weight is not None:
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
+            kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
             raise TypeError(
-                f"weight must be a floating-point tensor of C class weights, not {weight!r}"
+                f"weight must be a floating-point tensor of C class weights, not {kind}"
             )
         weight = weight.to(compute_dtype(scores))
     settings = (ignore_index, reduction, float(label_smoothing))

@@ -42,9 +42,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     return _upsample_backward(grad_output, ctx.grid, ctx.clamp, ctx.backend), None, None, None
 
 
-def _adjoint(
-    grad_output: Tensor, grid: Integers, clamp: bool, backend: str | None
-) -> Tensor:
+def _adjoint(grad_output: Tensor, grid: Integers, clamp: bool, backend: str | None) -> Tensor:
     check_map(grad_output, "grad_output")
     sampled = unpacked(grid, clamp)
     check_result(grad_output, sampled)
