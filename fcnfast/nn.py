@@ -233,11 +233,8 @@ class Deconv(nn.Module):
         default = 2 * self.stride - self.stride % 2
         self.kernel = default if kernel is None else as_integer(kernel, "kernel")
         self.crop = as_pair(crop, "crop")
-        for name, value in (
-            ("channels", channels),
-            ("stride", self.stride),
-            ("kernel", self.kernel),
-        ):
+        positive = {"channels": channels, "stride": self.stride, "kernel": self.kernel}
+        for name, value in positive.items():
             if value < 1:
                 raise ValueError(f"{name} must be positive, not {value}")
         if min(self.padding, *self.crop) < 0:

@@ -41,6 +41,12 @@ def check_map(x: Tensor, name: str, shape: str = MAP) -> None:
     check_tensor(x, name, shape)
 
 
+def check_device(x: Tensor, other: Tensor, x_name: str, name: str) -> None:
+    """Both are on one device. The public functions ask, too: a meta tensor reaches no raw op."""
+    if other.device != x.device:
+        raise ValueError(f"{x_name} is on {x.device} but {name} is on {other.device}")
+
+
 def check_dense(x: Tensor, name: str) -> None:
     """Not sparse."""
     if x.layout != torch.strided:
@@ -93,7 +99,9 @@ def grid_for_target(
     """`grid_for` scores that are compared with labels: resized to the size of `target`."""
     check_tensor(target, "target", TARGET)
     size = target.shape[-2:] if grid is None and scale_factor is None else None
-    return grid_for(scores, "scores", grid, size, scale_factor, align_corners)
+    grid = grid_for(scores, "scores", grid, size, scale_factor, align_corners)
+    check_device(scores, target, "scores", "target")
+    return grid
 
 
 def check_on_grid(x: Tensor, grid: SamplingGrid, name: str) -> None:
@@ -116,8 +124,7 @@ def check_skip(x: Tensor, skip: Tensor) -> None:
     check_map(skip, "skip")
     if skip.dtype != x.dtype:
         raise TypeError(f"x and skip must share a dtype, not {x.dtype} and {skip.dtype}")
-    if skip.device != x.device:
-        raise ValueError(f"x is on {x.device} but skip on {skip.device}")
+    check_device(x, skip, "x", "skip")
 
 
 def check_pair(values: Sequence[int], name: str) -> None:
@@ -148,8 +155,7 @@ def check_weight(x: Tensor, weight: Tensor) -> None:
     """The filters of a depthwise transposed convolution of `x`: C x 1 x k x k."""
     check_map(weight, "weight", FILTERS)
     check_weight_dtype(x, weight.dtype)
-    if weight.device != x.device:
-        raise ValueError(f"x is on {x.device} but weight on {weight.device}")
+    check_device(x, weight, "x", "weight")
     channels, one, rows, columns = weight.shape
     if channels != x.shape[1] or one != 1 or rows != columns or rows < 1:
         raise ValueError(
@@ -193,8 +199,7 @@ def check_target(scores: Tensor, target: Tensor) -> None:
     if target.dtype not in LABELS:
         raise TypeError(f"target must be uint8, int16, int32 or int64, not {target.dtype}")
     check_dense(target, "target")
-    if target.device != scores.device:
-        raise ValueError(f"scores are on {scores.device} but target is on {target.device}")
+    check_device(scores, target, "scores", "target")
     check_tensor(target, "target", TARGET)
 
 
@@ -222,8 +227,7 @@ def check_smoothing(label_smoothing: float) -> None:
 def check_class_weight(scores: Tensor, weight: Tensor) -> None:
     """C class weights in the dtype of the arithmetic, on the scores' device, without a gradient."""
     check_dense(weight, "weight")
-    if weight.device != scores.device:
-        raise ValueError(f"scores are on {scores.device} but weight is on {weight.device}")
+    check_device(scores, weight, "scores", "weight")
     if weight.requires_grad:
         raise ValueError("weight must not require a gradient: the loss has none for it")
     classes, dtype = scores.shape[1], compute_dtype(scores)
@@ -285,8 +289,7 @@ def check_out(scores: Tensor, out: Tensor) -> None:
         kind = out.dtype if isinstance(out, Tensor) else type(out).__name__
         raise TypeError(f"out must be an int64 tensor, not {kind}")
     check_dense(out, "out")
-    if out.device != scores.device:
-        raise ValueError(f"scores are on {scores.device} but out is on {out.device}")
+    check_device(scores, out, "scores", "out")
 
 
 def check_counts(out: Tensor, classes: int) -> None:

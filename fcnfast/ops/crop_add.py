@@ -9,7 +9,7 @@ from torch import Tensor
 from ..geometry import Size, as_pair
 from ..tiled import crop_add as tiled
 from ..tiled._formats import empty_like
-from ._checks import check_map, check_pair, check_skip, check_tensor, check_window
+from ._checks import check_device, check_map, check_pair, check_skip, check_tensor, check_window
 from ._registry import BACKEND, Integers, define, forced, uses_triton
 
 
@@ -93,4 +93,5 @@ def crop_add(x: Tensor, skip: Tensor, offset: Size) -> Tensor:
     """
     check_tensor(x, "x")
     check_tensor(skip, "skip")
+    check_device(x, skip, "x", "skip")
     return _crop_add(x, skip, as_pair(offset, "offset"), forced())

@@ -15,6 +15,7 @@ from ..tiled._tiles import compute_dtype
 from ._checks import (
     check_class_weight,
     check_classes,
+    check_device,
     check_ignore_index,
     check_labels,
     check_map,
@@ -123,7 +124,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | 
 
 
 def _of_entry(scores: Tensor, *args: Any) -> Any:
-    """The loss of an entry of a batch; unlike the batch, it tells whether it requires a gradient."""
+    """The loss of an entry of a batch, which tells whether it requires a gradient."""
     *settings, with_gradient, backend = args
     return _cross_entropy(scores, *settings, with_gradient or scores.requires_grad, backend)
 
@@ -255,9 +256,8 @@ def upsample_cross_entropy(
     if weight is not None:
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
             kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-            raise TypeError(
-                f"weight must be a floating-point tensor of C class weights, not {kind}"
-            )
+            raise TypeError(f"weight must be a floating-point tensor of class weights, not {kind}")
+        check_device(scores, weight, "scores", "weight")
         weight = weight.to(compute_dtype(scores))
     settings = (ignore_index, reduction, float(label_smoothing))
     with_gradient = scores.requires_grad and torch.is_grad_enabled()

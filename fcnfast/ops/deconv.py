@@ -13,6 +13,7 @@ from ..tiled._formats import empty_like, memory_format
 from ._checks import (
     FILTERS,
     check_deconv,
+    check_device,
     check_map,
     check_tensor,
     check_weight,
@@ -207,6 +208,7 @@ def deconv(
     """
     check_tensor(x, "x")
     check_tensor(weight, "weight", FILTERS)
+    check_device(x, weight, "x", "weight")
     stride, padding = as_integer(stride, "stride"), as_integer(padding, "padding")
     top, left = as_pair(crop, "crop")
     in_size, kernel = as_pair(x.shape[-2:], "x"), as_integer(weight.shape[-1], "kernel")

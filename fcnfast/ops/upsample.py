@@ -11,6 +11,7 @@ from ..geometry import SamplingGrid, Size, as_pair
 from ..tiled import upsample as tiled
 from ..tiled._formats import empty_like
 from ._checks import (
+    check_device,
     check_map,
     check_on_grid,
     check_result,
@@ -177,4 +178,5 @@ def upsample_crop_add(
     if grid is None and size is None and scale_factor is None:
         size = (skip.shape[2] - top, skip.shape[3] - left)
     grid = grid_for(x, "x", grid, size, scale_factor, align_corners)
+    check_device(x, skip, "x", "skip")
     return _upsample_crop_add(x, skip, *packed(grid), (top, left), forced())
