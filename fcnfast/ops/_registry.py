@@ -188,7 +188,8 @@ def define_without_gradient(
     """Register a raw op whose results have no gradient and return it."""
     op, name = _register(schema, body, fake)
     LIBRARY.impl(op, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_vmap(name, _one_by_one(op), lib=LIBRARY)
+    rule = _one_by_one(op, in_place="(a!)" in schema)
+    torch.library.register_vmap(name, rule, lib=LIBRARY)
     return op
 
 
@@ -200,10 +201,18 @@ def _register(schema: str, body: Callable[..., Any], fake: Callable[..., Any]) -
     return getattr(torch.ops.fcnfast, name).default, f"fcnfast::{name}"
 
 
-def _one_by_one(call: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-    """The rule for torch.func.vmap (see ``torch.library.register_vmap``): a call for each entry."""
+def _one_by_one(
+    call: Callable[..., Any], in_place: bool = False
+) -> Callable[..., tuple[Any, Any]]:
+    """The rule for torch.func.vmap (see ``torch.library.register_vmap``): a call for each entry.
+
+    in_place: the call changes its first argument and returns nothing.
+    """
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        if in_place and in_dims[0] is None:
+            raise ValueError("vmap of an op that adds to out needs an out for each entry")
+
         def entry(a: Any, dim: int | None, i: int) -> Any:
             if not isinstance(a, Tensor) or dim is None:
                 return a
@@ -214,7 +223,7 @@ def _one_by_one(call: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
             call(*(entry(a, dim, i) for a, dim in zip(args, in_dims, strict=True)))
             for i in range(max(info.batch_size, 1))
         ]
-        if results[0] is None:
+        if in_place:
             return None, None
         if isinstance(results[0], Tensor):
             return torch.stack(results)[: info.batch_size], 0
