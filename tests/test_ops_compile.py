@@ -123,7 +123,7 @@ def counter():
 
 
 @pytest.mark.parametrize(
-    "function", [*LINEAR, cropped_sum, fused, learned, loss, loss_of_each_pixel, plain_resize]
+    "function", [*LINEAR, cropped_sum, fused, learned, loss, loss_of_each_pixel]
 )
 def test_one_graph_for_all_sizes_with_gradients(function, counter):
     compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
@@ -136,6 +136,17 @@ def test_one_graph_for_all_sizes_with_gradients(function, counter):
         for eager, traced in zip(*results, strict=True):
             torch.testing.assert_close(traced, eager)
     assert counter.frame_count == 1
+
+
+def test_calls_without_a_grid_compile():
+    compiled = torch.compile(plain_resize, backend="aot_eager", fullgraph=True, dynamic=True)
+    for x in maps():
+        leaves = x.clone().requires_grad_(), x.clone().requires_grad_()
+        results = [run(leaf) for run, leaf in zip((plain_resize, compiled), leaves, strict=True)]
+        torch.testing.assert_close(*results)
+        for result in results:
+            result.backward()
+        torch.testing.assert_close(*(leaf.grad for leaf in leaves))
 
 
 @pytest.mark.parametrize("function", [labeled, counted])

@@ -1,7 +1,7 @@
 """The ops: upsampling and skip fusion, and upsampling fused with the loss and the labels.
 
 These functions are the public ones. Each checks its arguments and calls a raw op of its name under
-``torch.ops.fcnfast``, which is what torch.compile, torch.export and torch.func work with; there the
+``torch.ops.fcnfast``, which torch.compile, torch.export and torch.func work with; there the
 grid is a list of integers, and what is forced of the implementations an argument. (torch cannot
 compile torch.func.grad of any op that is not its own.)
 """

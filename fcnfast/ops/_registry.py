@@ -201,9 +201,7 @@ def _register(schema: str, body: Callable[..., Any], fake: Callable[..., Any]) -
     return getattr(torch.ops.fcnfast, name).default, f"fcnfast::{name}"
 
 
-def _one_by_one(
-    call: Callable[..., Any], in_place: bool = False
-) -> Callable[..., tuple[Any, Any]]:
+def _one_by_one(call: Callable[..., Any], in_place: bool = False) -> Callable[..., tuple[Any, Any]]:
     """The rule for torch.func.vmap (see ``torch.library.register_vmap``): a call for each entry.
 
     in_place: the call changes its first argument and returns nothing.
