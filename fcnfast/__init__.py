@@ -9,13 +9,26 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import data, nn, ops, reference, theory
+    from . import data as data
+    from . import nn as nn
+    from . import ops as ops
+    from . import reference as reference
+    from . import theory as theory
     from .data import CAMVID, ClassTable, FolderDataset
     from .errors import InputError
     from .evaluate import evaluate_folder, evaluate_model
     from .geometry import ReceptiveField, SamplingGrid
     from .metrics import ConfusionMatrix
     from .models import create_model, list_models, load_model, load_weights, save_model
+    from .ops import (
+        crop_add,
+        deconv,
+        upsample,
+        upsample_argmax,
+        upsample_confusion,
+        upsample_crop_add,
+        upsample_cross_entropy,
+    )
     from .segment import Segmentation, Segmenter
 
 # An installed fcnfast holds its kernels as a folder of its own. In a checkout they stand beside the
@@ -36,12 +49,19 @@ _HOMES = {
     "Segmentation": "segment",
     "Segmenter": "segment",
     "create_model": "models",
+    "crop_add": "ops",
+    "deconv": "ops",
     "evaluate_folder": "evaluate",
     "evaluate_model": "evaluate",
     "list_models": "models",
     "load_model": "models",
     "load_weights": "models",
     "save_model": "models",
+    "upsample": "ops",
+    "upsample_argmax": "ops",
+    "upsample_confusion": "ops",
+    "upsample_crop_add": "ops",
+    "upsample_cross_entropy": "ops",
 }
 _ROOMS = ("data", "nn", "ops", "reference", "theory")
 
@@ -72,15 +92,17 @@ __all__ = [
     "Segmenter",
     "__version__",
     "create_model",
-    "data",
+    "crop_add",
+    "deconv",
     "evaluate_folder",
     "evaluate_model",
     "list_models",
     "load_model",
     "load_weights",
-    "nn",
-    "ops",
-    "reference",
     "save_model",
-    "theory",
+    "upsample",
+    "upsample_argmax",
+    "upsample_confusion",
+    "upsample_crop_add",
+    "upsample_cross_entropy",
 ]

@@ -19,6 +19,7 @@ from .errors import DatasetError, LabelError
 from .files import PathLike
 from .metrics import ConfusionMatrix
 from .models import FCN
+from .ops import upsample_confusion
 
 
 class Dataset(Protocol):
@@ -53,14 +54,16 @@ def evaluate_model(
 
     Raises:
         DatasetError: a data set without samples, or with another number of classes.
-        ValueError: `batch_size` or `max_size` below 1.
+        ValueError: `batch_size` or `max_size` below 1, or a label that is not a class.
         ImageError, LabelError: a damaged file.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     _check_classes(model, dataset)
     device = next(model.parameters()).device
-    matrix = ConfusionMatrix(model.num_classes)
+    classes = model.num_classes
+    matrix = ConfusionMatrix(classes)
+    counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
     was_training = model.training
     model.eval()
     try:
@@ -69,11 +72,16 @@ def evaluate_model(
             for group in _groups(_samples(dataset), batch_size):
                 images = [photo_tensor(shrink(sample.image, max_size)) for sample in group]
                 pixels = model.preprocess(torch.cat(images).to(device))
-                predicted = model.predict(pixels, size=_size(group[0]))
-                matrix.update(np.stack([sample.labels for sample in group]), predicted)
+                if device.type == "cpu":  # convolutions are a quarter faster so
+                    pixels = pixels.contiguous(memory_format=torch.channels_last)
+                scores, grid = model.score_maps(pixels, ("out",))["out"]
+                labels = torch.from_numpy(np.stack([sample.labels for sample in group]))
+                grid = grid.rescaled(_size(group[0]))
+                upsample_confusion(scores, labels.to(device), grid, out=counts)
                 bar.update(len(group))
     finally:
         model.train(was_training)
+    matrix.matrix += counts.cpu().numpy()
     return matrix
 
 

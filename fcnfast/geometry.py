@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from numbers import Rational, Real
-from typing import Literal, cast
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 Border = Literal["zero", "clamp"]
 Pair = tuple[int, int]
+# A size as ``F.interpolate`` takes it: see `as_pair`.
+Size = int | Sequence[int] | torch.Tensor | np.ndarray
 
 # A scale factor such as 1.1 is meant as 11/10, not as the nearest binary fraction: denominators
 # up to this bound are tried. It is large enough that any float64 is met to its own precision.
@@ -28,17 +31,46 @@ MAX_FACTOR = 1 << 31
 MAX_POSITION = 1 << 62
 
 
-def as_pair(value: int | Sequence[int] | None, name: str) -> Pair:
-    """`value` as (rows, columns); one integer stands for both.
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
 
-    Raises TypeError when it is neither an integer nor two of them.
+
+def _as_python(value: Any) -> Any:
+    """A NumPy or torch value as Python numbers; anything else as it is."""
+    return value.tolist() if isinstance(value, (torch.Tensor, np.generic, np.ndarray)) else value
+
+
+def as_integer(value: Any, name: str) -> int:
+    """`value` as an integer: an int, a NumPy integer or a 0-d tensor.
+
+    Raises:
+        TypeError: when it is anything else.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value, value
-    if isinstance(value, (tuple, list, torch.Size)) and len(value) == 2:
-        rows, columns = value
-        if all(isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in value):
-            return cast(Pair, (rows, columns))
+    number = _as_python(value)
+    if not _is_integer(number):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    return number
+
+
+def as_pair(value: Size | None, name: str) -> Pair:
+    """`value` as (rows, columns), in any form that ``F.interpolate`` takes a size in.
+
+    Args:
+        value: an integer for both axes, or two of them in a tuple, a list, a ``torch.Size``, an
+            array or a tensor. An integer may be an int, a NumPy integer or a 0-d tensor.
+        name: for the error.
+
+    Raises:
+        TypeError: when `value` is anything else.
+    """
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+        return value
+    found = value if _is_integer(value) else _as_python(value)
+    pair = found if isinstance(found, (tuple, list)) else (found, found)
+    if len(pair) == 2:
+        rows, columns = (v if _is_integer(v) else _as_python(v) for v in pair)
+        if _is_integer(rows) and _is_integer(columns):
+            return rows, columns
     raise TypeError(f"{name} must be an integer or a pair of integers, not {value!r}")
 
 
@@ -57,20 +89,13 @@ def _fraction(value: int | float | Fraction, name: str) -> Fraction:
     return Fraction(value).limit_denominator(MAX_DENOMINATOR)
 
 
-def check_integers(**values: int) -> None:
-    """Every value, by its name, is an integer."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-            raise TypeError(f"{name} must be an integer, not {value!r}")
-
-
 def _scaled(n: int, factor: float) -> int:
     """``floor(n * factor)`` as torch rounds it, in integers where that is the same."""
     up, down = factor.as_integer_ratio()
     return n * up // down if down <= 1024 else math.floor(n * factor)
 
 
-def _is_symbolic(*values: int) -> bool:
+def is_symbolic(*values: int) -> bool:
     """Whether code is being traced, so that a size may stand for all sizes.
 
     What a tracer cannot follow, or would take for a condition on the sizes, waits until an op
@@ -81,7 +106,7 @@ def _is_symbolic(*values: int) -> bool:
 
 def _reduced(num: int, off: int, den: int) -> tuple[int, int, int]:
     """The same map in lowest terms; symbolic sizes are left as they are."""
-    return (num, off, den) if _is_symbolic(num, off, den) else lowest_terms(num, off, den)
+    return (num, off, den) if is_symbolic(num, off, den) else lowest_terms(num, off, den)
 
 
 def lowest_terms(num: int, off: int, den: int) -> tuple[int, int, int]:
@@ -96,7 +121,7 @@ def deconv_size(
     kernel: int,
     padding: int,
     crop: Pair,
-    size: int | Sequence[int] | None,
+    size: Size | None,
 ) -> Pair:
     """The (H, W) kept of a transposed convolution: `size`, or all that is left from `crop` on.
 
@@ -177,7 +202,7 @@ class SamplingGrid:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.border not in ("zero", "clamp"):
             raise ValueError(f"border must be 'zero' or 'clamp', not {self.border!r}")
-        if _is_symbolic(*self.in_size, *self.size, *self.num, *self.off, *self.den):
+        if is_symbolic(*self.in_size, *self.size, *self.num, *self.off, *self.den):
             return
         axes = zip(self.in_size, self.size, self.num, self.off, self.den, strict=True)
         if any(num * n + abs(off) + (m + 2) * den >= MAX_POSITION for m, n, num, off, den in axes):
@@ -189,12 +214,12 @@ class SamplingGrid:
     @classmethod
     def deconv(
         cls,
-        in_size: int | Sequence[int],
+        in_size: Size,
         stride: int,
         kernel: int | None = None,
         padding: int = 0,
-        crop: int | Sequence[int] = (0, 0),
-        size: int | Sequence[int] | None = None,
+        crop: Size = (0, 0),
+        size: Size | None = None,
     ) -> SamplingGrid:
         """A transposed convolution with the bilinear filter, then a crop of its result.
 
@@ -212,10 +237,8 @@ class SamplingGrid:
                 the result.
         """
         in_size, crop = as_pair(in_size, "in_size"), as_pair(crop, "crop")
-        check_integers(stride=stride, padding=padding)
-        if kernel is not None:
-            check_integers(kernel=kernel)
-        kernel = 2 * stride - stride % 2 if kernel is None else kernel
+        stride, padding = as_integer(stride, "stride"), as_integer(padding, "padding")
+        kernel = 2 * stride - stride % 2 if kernel is None else as_integer(kernel, "kernel")
         wanted = deconv_size(in_size, stride, kernel, padding, crop, size)
         bilinear = sorted({2 * stride - 1, 2 * stride - stride % 2})
         if kernel not in bilinear:
@@ -230,11 +253,11 @@ class SamplingGrid:
     @classmethod
     def resize(
         cls,
-        in_size: int | Sequence[int],
-        size: int | Sequence[int] | None = None,
+        in_size: Size,
+        size: Size | None = None,
         *,
         scale_factor: float | Sequence[float] | None = None,
-        align_corners: bool = False,
+        align_corners: bool | None = None,
     ) -> SamplingGrid:
         """What ``F.interpolate(mode="bilinear")`` does with the same arguments.
 
@@ -248,14 +271,15 @@ class SamplingGrid:
                 be empty.
         """
         in_size = as_pair(in_size, "in_size")
-        if not isinstance(align_corners, bool):
+        if align_corners is not None and not isinstance(align_corners, bool):
             raise TypeError(f"align_corners must be True or False, not {align_corners!r}")
         if (size is None) == (scale_factor is None):
             raise ValueError("give exactly one of size and scale_factor")
         scales: list[Fraction | None] = [None, None]
         if scale_factor is not None:
-            pair = isinstance(scale_factor, (tuple, list))
-            factors = cast(Sequence[float], scale_factor if pair else [scale_factor] * 2)
+            found = _as_python(scale_factor)
+            factors = found if isinstance(found, (tuple, list)) else (found, found)
+            factors = [_as_python(f) for f in factors]
             if not all(isinstance(f, Real) for f in factors):
                 raise TypeError(f"scale_factor must be a number or two, not {scale_factor!r}")
             given = [float(f) for f in factors]
@@ -283,10 +307,10 @@ class SamplingGrid:
     @classmethod
     def centers(
         cls,
-        in_size: int | Sequence[int],
+        in_size: Size,
         stride: int | float | Fraction,
         offset: int | float | Fraction,
-        size: int | Sequence[int],
+        size: Size,
         border: Border,
     ) -> SamplingGrid:
         """Unit u of the map sits at pixel ``stride * u + offset``: sample at (y - offset)/stride.
@@ -307,7 +331,7 @@ class SamplingGrid:
         nums, offs, dens = zip(axis, axis, strict=True)
         return cls(as_pair(in_size, "in_size"), as_pair(size, "size"), nums, offs, dens, border)
 
-    def rescaled(self, size: int | Sequence[int]) -> SamplingGrid:
+    def rescaled(self, size: Size) -> SamplingGrid:
         """The same picture drawn at another size, in one sampling of the same map.
 
         Pixel Y of the new size lies over pixel (Y + 1/2) H / H' - 1/2 of this grid's H x W, as in

@@ -6,7 +6,6 @@ A layer that samples at a grid holds a rule, which makes the grid for the map th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
@@ -15,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .geometry import Border, Pair, SamplingGrid, as_pair, check_integers
+from .geometry import Border, Pair, SamplingGrid, Size, as_integer, as_pair
 from .ops._checks import check_ignore_index, check_reduction, check_smoothing
-
-Size = int | Sequence[int]
 
 
 class GridRule(Protocol):
@@ -175,11 +172,10 @@ class UpsampleCrossEntropy(_OnGrid):
         super().__init__(ResizeGrid() if grid is None else grid)
         if weight is not None and not isinstance(weight, Tensor):
             raise TypeError(f"weight must be a tensor of C class weights, not {weight!r}")
-        check_ignore_index(ignore_index)
+        self.ignore_index = check_ignore_index(ignore_index)
         check_reduction(reduction)
         check_smoothing(label_smoothing)
         self.register_buffer("weight", weight)
-        self.ignore_index = ignore_index
         self.reduction: ops.Reduction = reduction
         self.label_smoothing = label_smoothing
 
@@ -232,15 +228,17 @@ class Deconv(nn.Module):
         crop: Size = (0, 0),
     ) -> None:
         super().__init__()
-        check_integers(channels=channels, stride=stride, padding=padding)
-        self.stride, self.padding, self.crop = stride, padding, as_pair(crop, "crop")
-        self.kernel = 2 * stride - stride % 2 if kernel is None else kernel
-        check_integers(kernel=self.kernel)
-        for name, value in (("channels", channels), ("stride", stride), ("kernel", self.kernel)):
+        channels = as_integer(channels, "channels")
+        self.stride, self.padding = as_integer(stride, "stride"), as_integer(padding, "padding")
+        default = 2 * self.stride - self.stride % 2
+        self.kernel = default if kernel is None else as_integer(kernel, "kernel")
+        self.crop = as_pair(crop, "crop")
+        positive = {"channels": channels, "stride": self.stride, "kernel": self.kernel}
+        for name, value in positive.items():
             if value < 1:
                 raise ValueError(f"{name} must be positive, not {value}")
-        if min(padding, *self.crop) < 0:
-            raise ValueError(f"padding and crop must not be negative: {padding}, {self.crop}")
+        if min(self.padding, *self.crop) < 0:
+            raise ValueError(f"padding and crop must not be negative: {self.padding}, {self.crop}")
         self.weight = nn.Parameter(torch.empty(channels, 1, self.kernel, self.kernel))
         self.reset_parameters()
 
@@ -268,7 +266,7 @@ def bilinear_filter(kernel: int, dtype: torch.dtype = torch.float32) -> Tensor:
         TypeError: when `kernel` is no integer.
         ValueError: when it is not positive.
     """
-    check_integers(kernel=kernel)
+    kernel = as_integer(kernel, "kernel")
     if kernel < 1:
         raise ValueError(f"kernel must be positive, not {kernel}")
     half = (kernel + 1) // 2

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
@@ -13,7 +14,9 @@ from fcnfast.data.folder import FolderDataset, Sample
 from fcnfast.data.images import shrink, write_labels
 from fcnfast.errors import DatasetError, ImageError, LabelError
 from fcnfast.evaluate import evaluate_folder, evaluate_model, scores_as_json
+from fcnfast.geometry import SamplingGrid
 from fcnfast.metrics import ConfusionMatrix
+from fcnfast.models.base import ScoreMap
 from fcnfast.segment import Segmenter
 from tests.model_tools import make_photo, make_scene, write_small_weights
 
@@ -33,12 +36,12 @@ class Reader(nn.Module):
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         return images.float()
 
-    def predict(self, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def score_maps(self, images: torch.Tensor, heads: tuple[str]) -> dict[str, ScoreMap]:
         self.batches.append(tuple(images.shape))
         self.was_training.add(self.training)
-        rows = torch.arange(size[0]) * images.shape[2] // size[0]
-        columns = torch.arange(size[1]) * images.shape[3] // size[1]
-        return images[:, 0][:, rows][:, :, columns].to(torch.uint8)
+        scores = F.one_hot(images[:, 0].long(), self.num_classes).permute(0, 3, 1, 2).float()
+        size = tuple(images.shape[2:])
+        return {"out": ScoreMap(scores, SamplingGrid.resize(size, size))}
 
 
 class Listed:
@@ -116,7 +119,7 @@ class TestModel:
 
     def test_the_network_is_left_as_it_was_after_an_error(self):
         model = Reader()
-        bad = (np.full((2, 2), 77, np.uint8), np.zeros((2, 2), np.uint8))
+        bad = (np.zeros((2, 2), np.uint8), np.full((2, 2), 77, np.uint8))
         with pytest.raises(ValueError, match="77"):
             evaluate_model(model, Listed(bad))
         assert model.training

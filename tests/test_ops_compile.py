@@ -75,8 +75,17 @@ def loss_of_each_pixel(x):
     return loss(x, "none")
 
 
+def plain_resize(x):
+    size = 3 * x.shape[2], 2 * x.shape[3]
+    target = labels_for(x, size)
+    full = ops.upsample(x, size=size, align_corners=True)
+    skip = full.sum(1, keepdim=True).expand_as(full)
+    fused = ops.upsample_crop_add(x, skip, offset=(1, 2))
+    loss = ops.upsample_cross_entropy(x, target, ignore_index=3)
+    return full.sum() + fused.sum() + loss + ops.upsample(x, scale_factor=1.5).sum()
+
+
 LINEAR = [as_deconv, as_resize, with_aligned_corners, by_a_factor, by_centers, rescaled]
-DIFFERENTIABLE = [*LINEAR, cropped_sum, fused, learned, loss, loss_of_each_pixel]
 
 
 def labeled(x):
@@ -113,7 +122,9 @@ def counter():
     return CompileCounterWithBackend("aot_eager")
 
 
-@pytest.mark.parametrize("function", DIFFERENTIABLE)
+@pytest.mark.parametrize(
+    "function", [*LINEAR, cropped_sum, fused, learned, loss, loss_of_each_pixel]
+)
 def test_one_graph_for_all_sizes_with_gradients(function, counter):
     compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
     for x in maps():
@@ -125,6 +136,17 @@ def test_one_graph_for_all_sizes_with_gradients(function, counter):
         for eager, traced in zip(*results, strict=True):
             torch.testing.assert_close(traced, eager)
     assert counter.frame_count == 1
+
+
+def test_calls_without_a_grid_compile():
+    compiled = torch.compile(plain_resize, backend="aot_eager", fullgraph=True, dynamic=True)
+    for x in maps():
+        leaves = x.clone().requires_grad_(), x.clone().requires_grad_()
+        results = [run(leaf) for run, leaf in zip((plain_resize, compiled), leaves, strict=True)]
+        torch.testing.assert_close(*results)
+        for result in results:
+            result.backward()
+        torch.testing.assert_close(*(leaf.grad for leaf in leaves))
 
 
 @pytest.mark.parametrize("function", [labeled, counted])
@@ -202,14 +224,15 @@ def test_errors_of_compiled_code_are_those_of_eager_code():
         compiled(x, target[:, :9])
 
 
-def test_a_forced_backend_compiles_again(counter, monkeypatch):
+def test_a_compiled_graph_keeps_the_backend_of_its_tracing(counter, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     compiled = torch.compile(as_resize, backend=counter, fullgraph=True)
     x = next(maps())
-    compiled(x)
-    with ops.backend("torch"):
-        compiled(x)
-    assert counter.frame_count == 2
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    expected = compiled(x)
+    with ops.backend("triton"):
+        assert torch.equal(compiled(x), expected)
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
     with ops.backend("triton"), pytest.raises(ValueError, match="Triton"):
         compiled(x)
 

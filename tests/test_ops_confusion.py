@@ -105,7 +105,7 @@ def test_the_out_that_is_changed_has_a_new_version():
     before = out._version
     target = torch.zeros(1, 40, 50, dtype=torch.uint8)
     torch.ops.fcnfast.upsample_confusion(
-        out, torch.randn(1, 3, 4, 5), target, [4, 5, 40, 50, 1, 1, 0, 0, 10, 10], True, 255
+        out, torch.randn(1, 3, 4, 5), target, [4, 5, 40, 50, 1, 1, 0, 0, 10, 10], True, 255, None
     )
     assert out._version > before and out.sum() == 2000
     with torch.inference_mode():

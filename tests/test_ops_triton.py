@@ -5,12 +5,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fcnfast import ops
-from fcnfast.ops._dispatch import uses_triton
+from fcnfast.geometry import SamplingGrid
+from fcnfast.ops._registry import uses_triton
 from tests.kernel_tools import DEVICE
 from tests.test_ops_library import FORMATS, cases, public_calls, raw
-
-CPU = torch.device("cpu")
-GPU = torch.device("cuda")
 
 
 def on_device(value):
@@ -23,18 +21,12 @@ def facts(x):
     return x.shape, strides, x.storage_offset(), x.dtype
 
 
-def forced(op, args, backend):
-    """The arguments, with `backend` for the last of the op."""
-    names = [argument.name for argument in op._schema.arguments]
-    return (*args, *([None] * (len(names) - 1 - len(args))), backend)
-
-
 @pytest.mark.parametrize("form", FORMATS)
 def test_fakes_know_what_the_kernels_give(form):
     one_of_each = dict(reversed(list(cases(form))))
     for name, args in one_of_each.items():
         op = getattr(raw, name).default
-        args = forced(op, [on_device(a) for a in args], "triton")
+        args = (*(on_device(a) for a in args[:-1]), "triton")
         with torch.no_grad():
             real = op(*args)
         with FakeTensorMode() as mode:
@@ -62,20 +54,28 @@ def test_both_backends_agree_with_their_gradients(name, call, inputs, monkeypatc
 
 
 def test_who_takes_which_tensors(monkeypatch):
-    monkeypatch.setattr("fcnfast.ops._dispatch.is_interpreted", lambda: False)
-    assert not uses_triton("upsample", "forward", None, CPU)
-    assert uses_triton("upsample", "forward", None, GPU)
-    assert uses_triton("upsample", "forward", "triton", GPU)
-    assert not uses_triton("upsample", "forward", "torch", GPU)
-    assert not uses_triton("upsample", "forward", None, torch.device("mps"))
-    with pytest.raises(ValueError, match="GPU, or TRITON_INTERPRET=1"):
-        uses_triton("upsample", "forward", "triton", CPU)
-    # An op without a kernel: plain torch does it, and says so only when it is forced.
-    assert not uses_triton("upsample", "sideways", None, GPU)
-    assert not uses_triton("downsample", "forward", None, GPU)
-    with pytest.raises(NotImplementedError, match="upsample has no kernel: sideways"):
-        uses_triton("upsample", "sideways", "triton", GPU)
-    monkeypatch.setattr("fcnfast.ops._dispatch._has_triton", lambda: False)
-    assert not uses_triton("upsample", "forward", None, GPU)
+    class On:
+        def __init__(self, kind, dtype=torch.float32):
+            self.device, self.dtype = torch.device(kind), dtype
+
+    near = SamplingGrid.resize((4, 5), (8, 10))
+    far = SamplingGrid.centers((4, 5), 1 / 3, 1e-7, 1000, "zero")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for kind in ("cpu", "mps"):
+        assert not uses_triton(None, On(kind))
+    gpu, double = On("cuda"), On("cuda", torch.float64)
+    assert uses_triton(None, gpu) and uses_triton(None, gpu, near) and uses_triton("triton", gpu)
+    assert not uses_triton("torch", gpu)
+    assert not uses_triton(None, double) and not uses_triton(None, gpu, far)
+    for name, x, grid, message in (
+        ("triton", On("cpu"), None, "GPU, or TRITON_INTERPRET=1"),
+        ("triton", double, None, "float64"),
+        ("triton", gpu, far, "int32"),
+        ("numpy", gpu, None, "'torch' or 'triton', not 'numpy'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            uses_triton(name, x, grid)
+    monkeypatch.setattr("fcnfast.ops._registry._has_triton", lambda: False)
+    assert not uses_triton(None, gpu)
     with pytest.raises(ValueError, match="not installed"):
-        uses_triton("upsample", "forward", "triton", GPU)
+        uses_triton("triton", gpu)

@@ -1,7 +1,9 @@
 """upsample, crop_add and upsample_crop_add against their definitions, in every dtype."""
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
@@ -215,3 +217,62 @@ def test_the_backend_can_be_forced_and_a_wrong_name_is_refused(monkeypatch):
     monkeypatch.setenv("FCNFAST_BACKEND", "numpy")
     with pytest.raises(ValueError, match="FCNFAST_BACKEND"):
         ops.upsample(X, GRID)
+
+
+SIZES = {
+    "torch.Size": torch.Size((9, 11)),
+    "a list": [9, 11],
+    "numpy integers": (np.int64(9), np.uint8(11)),
+    "0-d tensors": (torch.tensor(9), torch.tensor(11)),
+    "an array": np.array([9, 11]),
+    "a tensor": torch.tensor([9, 11]),
+}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_sizes_are_taken_as_interpolate_takes_them(kind):
+    x = torch.randn(1, 2, 4, 5, dtype=torch.float64)
+    expected = F.interpolate(x, (9, 11), mode="bilinear")
+    assert (ops.upsample(x, size=SIZES[kind]) - expected).abs().max() < 1e-14
+    assert SamplingGrid.resize(np.array([4, 5]), SIZES[kind]) == SamplingGrid.resize(
+        (4, 5), (9, 11)
+    )
+    assert ops.upsample(x, size=np.int32(7)).shape == (1, 2, 7, 7)
+
+
+@pytest.mark.parametrize("align_corners", [None, False, True])
+def test_without_a_grid_the_ops_resize(align_corners):
+    x, option = torch.randn(2, 3, 4, 5, dtype=torch.float64), {"align_corners": align_corners}
+    for how in ({"size": (9, 11)}, {"scale_factor": 1.5}, {"scale_factor": (2.0, 3.0)}):
+        full = F.interpolate(x, mode="bilinear", **how, **option)
+        assert (ops.upsample(x, **how, **option) - full).abs().max() < 1e-14
+        assert torch.equal(ops.upsample_argmax(x, **how, **option).long(), full.argmax(1))
+        target = (torch.arange(full[:, 0].numel()) % 3).view(full[:, 0].shape)
+        factor = {key: value for key, value in how.items() if key == "scale_factor"}
+        loss = ops.upsample_cross_entropy(x, target, **factor, **option)
+        assert (loss - F.cross_entropy(full, target)).abs() < 1e-14
+        counts = ops.upsample_confusion(x, target, **factor, **option)
+        rows = torch.bincount(target.flatten() * 3 + full.argmax(1).flatten(), minlength=9)
+        assert torch.equal(counts, rows.view(3, 3))
+        skip = torch.randn(2, 3, full.shape[2] + 1, full.shape[3] + 2, dtype=torch.float64)
+        fused = ops.upsample_crop_add(x, skip, offset=(1, 2), **factor, **option)
+        assert (fused - full - skip[..., 1:, 2:]).abs().max() < 1e-14
+
+
+def test_a_grid_or_a_size_but_not_both():
+    x, target = torch.zeros(1, 3, 4, 5), torch.zeros(1, 8, 10, dtype=torch.uint8)
+    grid = SamplingGrid.resize((4, 5), (8, 10))
+    for option in ({"size": 8}, {"scale_factor": 2}, {"align_corners": False}):
+        with pytest.raises(ValueError, match=f"either a grid or {next(iter(option))}, not both"):
+            ops.upsample(x, grid, **option)
+        if "size" not in option:
+            with pytest.raises(ValueError, match="either a grid or"):
+                ops.upsample_cross_entropy(x, target, grid, **option)
+    for wrong in ({}, {"size": 8, "scale_factor": 2}):
+        with pytest.raises(ValueError, match="exactly one of size and scale_factor"):
+            ops.upsample(x, **wrong)
+    with pytest.raises(ValueError, match=r"target must be N x H x W = \(1, 6, 7\)"):
+        ops.upsample_cross_entropy(x, target, scale_factor=1.5)
+    for wrong in (8.0, True, "8", (8,), torch.tensor(8.0), np.array([8.0, 9.0])):
+        with pytest.raises(TypeError, match="size must be an integer or a pair"):
+            ops.upsample(x, size=wrong)

@@ -1,12 +1,12 @@
 """The ops: upsampling and skip fusion, and upsampling fused with the loss and the labels.
 
 These functions are the public ones. Each checks its arguments and calls a raw op of its name under
-``torch.ops.fcnfast``, which is what torch.compile, torch.export and torch.func work with; there the
+``torch.ops.fcnfast``, which torch.compile, torch.export and torch.func work with; there the
 grid is a list of integers, and what is forced of the implementations an argument. (torch cannot
 compile torch.func.grad of any op that is not its own.)
 """
 
-from ._dispatch import backend
+from ._registry import backend
 from .argmax import upsample_argmax
 from .confusion import upsample_confusion
 from .crop_add import crop_add

@@ -1,47 +1,107 @@
-"""Checks of arguments shared by the ops; every message names the argument and what it may be.
+"""Checks of the ops' arguments; every message names the argument and what it must be.
 
-The public functions check what is known while code is traced: types, ranks, dtypes and devices.
-Sizes and values are checked where a raw op runs, so that graphs for any size are safe, too, and
-need no conditions on the sizes; so is all the rest, for those who call the raw op.
+The raw ops check all that they get, where they run: sizes and values are known there, so that one
+graph serves all sizes. The public functions check only what a raw op cannot be given or what they
+need to build its arguments: Python types and ranks.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..geometry import SamplingGrid
+from ..geometry import SamplingGrid, Size, as_integer, as_pair, is_symbolic
+from ..tiled._tiles import compute_dtype
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 REDUCTIONS = ("mean", "sum", "none", "batch")
+MAP, FILTERS, TARGET = "N x C x h x w", "C x 1 x k x k", "N x H x W"
 
 
-def check_map(x: Tensor, name: str) -> None:
-    """A score map: N x C x h x w, floating."""
+def check_tensor(x: Any, name: str, shape: str = MAP) -> None:
+    """A tensor with the dimensions of `shape`, such as "N x H x W"."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
+    if x.dim() != shape.count(" x ") + 1:
+        raise ValueError(f"{name} must be {shape}, not of shape {tuple(x.shape)}")
+
+
+def check_map(x: Tensor, name: str, shape: str = MAP) -> None:
+    """A dense floating-point tensor."""
     if x.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, not {x.dtype}")
     check_dense(x, name)
-    if x.dim() != 4:
-        raise ValueError(f"{name} must be N x C x h x w, not of shape {tuple(x.shape)}")
+    check_tensor(x, name, shape)
+
+
+def check_device(x: Tensor, other: Tensor, x_name: str, name: str) -> None:
+    """Both are on one device. The public functions ask, too: a meta tensor reaches no raw op."""
+    if other.device != x.device:
+        raise ValueError(f"{x_name} is on {x.device} but {name} is on {other.device}")
 
 
 def check_dense(x: Tensor, name: str) -> None:
-    """Every value has its place in memory."""
+    """Not sparse."""
     if x.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, not {x.layout}")
 
 
-def check_grid(grid: SamplingGrid) -> None:
-    """A `SamplingGrid`."""
+_resized = lru_cache(maxsize=1024)(SamplingGrid.resize)
+
+
+def grid_for(
+    x: Tensor,
+    name: str,
+    grid: SamplingGrid | None,
+    size: Size | None,
+    scale_factor: float | Sequence[float] | None,
+    align_corners: bool | None,
+) -> SamplingGrid:
+    """The grid of a call: `grid`, or else what ``F.interpolate`` does with the other arguments.
+
+    Raises:
+        TypeError: when `x` is not a tensor, or `grid` not a `SamplingGrid`.
+        ValueError: for both a grid and another argument, and as `SamplingGrid.resize`.
+    """
+    check_tensor(x, name)
+    if grid is None:
+        in_size = as_pair(x.shape[-2:], name)
+        if size is None or scale_factor is not None or is_symbolic(*in_size):
+            return SamplingGrid.resize(
+                in_size, size, scale_factor=scale_factor, align_corners=align_corners
+            )
+        size = as_pair(size, "size")
+        resize = SamplingGrid.resize if is_symbolic(*size) else _resized
+        return resize(in_size, size, align_corners=align_corners)
     if not isinstance(grid, SamplingGrid):
         raise TypeError(f"grid must be a SamplingGrid, not {type(grid).__name__}")
+    others = {"size": size, "scale_factor": scale_factor, "align_corners": align_corners}
+    for other, value in others.items():
+        if value is not None:
+            raise ValueError(f"give either a grid or {other}, not both")
+    return grid
+
+
+def grid_for_target(
+    scores: Tensor,
+    target: Tensor,
+    grid: SamplingGrid | None,
+    scale_factor: float | Sequence[float] | None,
+    align_corners: bool | None,
+) -> SamplingGrid:
+    """`grid_for` scores that are compared with labels: resized to the size of `target`."""
+    check_tensor(target, "target", TARGET)
+    size = target.shape[-2:] if grid is None and scale_factor is None else None
+    grid = grid_for(scores, "scores", grid, size, scale_factor, align_corners)
+    check_device(scores, target, "scores", "target")
+    return grid
 
 
 def check_on_grid(x: Tensor, grid: SamplingGrid, name: str) -> None:
@@ -52,10 +112,11 @@ def check_on_grid(x: Tensor, grid: SamplingGrid, name: str) -> None:
         )
 
 
-def check_result(grad: Tensor, grid: SamplingGrid) -> None:
-    """`grad` has the size of the grid's result."""
-    if tuple(grad.shape[-2:]) != grid.size:
-        raise ValueError(f"grad must be of the grid's {grid.size}, not {tuple(grad.shape[-2:])}")
+def check_result(grad_output: Tensor, grid: SamplingGrid) -> None:
+    """`grad_output` has the size of the grid's result."""
+    size = tuple(grad_output.shape[-2:])
+    if size != grid.size:
+        raise ValueError(f"grad_output must be of the grid's {grid.size}, not {size}")
 
 
 def check_skip(x: Tensor, skip: Tensor) -> None:
@@ -63,8 +124,7 @@ def check_skip(x: Tensor, skip: Tensor) -> None:
     check_map(skip, "skip")
     if skip.dtype != x.dtype:
         raise TypeError(f"x and skip must share a dtype, not {x.dtype} and {skip.dtype}")
-    if skip.device != x.device:
-        raise ValueError(f"x is on {x.device} but skip on {skip.device}")
+    check_device(x, skip, "x", "skip")
 
 
 def check_pair(values: Sequence[int], name: str) -> None:
@@ -93,12 +153,9 @@ def check_window(skip: Sequence[int], shape: Sequence[int], offset: Sequence[int
 
 def check_weight(x: Tensor, weight: Tensor) -> None:
     """The filters of a depthwise transposed convolution of `x`: C x 1 x k x k."""
-    if isinstance(weight, Tensor) and weight.dim() != 4:
-        raise ValueError(f"weight must be C x 1 x k x k, not of shape {tuple(weight.shape)}")
-    check_map(weight, "weight")
+    check_map(weight, "weight", FILTERS)
     check_weight_dtype(x, weight.dtype)
-    if weight.device != x.device:
-        raise ValueError(f"x is on {x.device} but weight on {weight.device}")
+    check_device(x, weight, "x", "weight")
     channels, one, rows, columns = weight.shape
     if channels != x.shape[1] or one != 1 or rows != columns or rows < 1:
         raise ValueError(
@@ -139,15 +196,11 @@ def check_deconv(
 
 def check_target(scores: Tensor, target: Tensor) -> None:
     """Labels of an integer type on the scores' device, N x H x W."""
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a tensor, not {type(target).__name__}")
     if target.dtype not in LABELS:
         raise TypeError(f"target must be uint8, int16, int32 or int64, not {target.dtype}")
     check_dense(target, "target")
-    if target.device != scores.device:
-        raise ValueError(f"scores are on {scores.device} but target is on {target.device}")
-    if target.dim() != 3:
-        raise ValueError(f"target must be N x H x W, not of shape {tuple(target.shape)}")
+    check_device(scores, target, "scores", "target")
+    check_tensor(target, "target", TARGET)
 
 
 def check_target_on_grid(scores: Tensor, target: Tensor, grid: SamplingGrid) -> None:
@@ -171,25 +224,26 @@ def check_smoothing(label_smoothing: float) -> None:
         raise ValueError(f"label_smoothing must lie in [0, 1], not {label_smoothing}")
 
 
-def check_class_weights(scores: Tensor, weight: Tensor) -> None:
-    """A floating tensor on the scores' device, which needs no gradient."""
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor of C class weights, not {weight!r}")
-    if not weight.is_floating_point():
-        raise TypeError(f"weight must be floating class weights, not {weight.dtype}")
+def check_class_weight(scores: Tensor, weight: Tensor) -> None:
+    """C class weights in the dtype of the arithmetic, on the scores' device, without a gradient."""
     check_dense(weight, "weight")
-    if weight.device != scores.device:
-        raise ValueError(f"scores are on {scores.device} but weight is on {weight.device}")
+    check_device(scores, weight, "scores", "weight")
     if weight.requires_grad:
         raise ValueError("weight must not require a gradient: the loss has none for it")
+    classes, dtype = scores.shape[1], compute_dtype(scores)
+    if weight.dtype != dtype or tuple(weight.shape) != (classes,):
+        raise ValueError(
+            f"weight must hold {classes} class weights in {dtype}, not {tuple(weight.shape)} in "
+            f"{weight.dtype}"
+        )
 
 
-def check_ignore_index(ignore_index: int) -> None:
-    """An integer that int64 holds."""
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be an integer, not {ignore_index!r}")
+def check_ignore_index(ignore_index: int) -> int:
+    """An integer that int64 holds, as a Python integer."""
+    ignore_index = as_integer(ignore_index, "ignore_index")
     if not -(1 << 63) <= ignore_index < 1 << 63:
         raise ValueError(f"ignore_index must fit int64, not {ignore_index}")
+    return ignore_index
 
 
 def _out_of_range(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
@@ -221,9 +275,11 @@ def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
         bad = _out_of_range(labels, classes, ignore_index)
         if bad.any():
             count = sum(int(_out_of_range(t, classes, ignore_index).sum()) for t in target)
+            value = int(labels[bad][0])
+            hint = "; pass ignore_index=-100 for torch's default" if value == -100 else ""
             raise ValueError(
-                f"target holds {int(labels[bad][0])} ({count} pixels out of range): a label must "
-                f"lie in [0, {classes}) or be ignore_index ({ignore_index})"
+                f"target holds {value} ({count} pixels out of range): a label must lie in "
+                f"[0, {classes}) or be ignore_index ({ignore_index}){hint}"
             )
 
 
@@ -233,8 +289,7 @@ def check_out(scores: Tensor, out: Tensor) -> None:
         kind = out.dtype if isinstance(out, Tensor) else type(out).__name__
         raise TypeError(f"out must be an int64 tensor, not {kind}")
     check_dense(out, "out")
-    if out.device != scores.device:
-        raise ValueError(f"scores are on {scores.device} but out is on {out.device}")
+    check_device(scores, out, "scores", "out")
 
 
 def check_counts(out: Tensor, classes: int) -> None:

@@ -3,97 +3,112 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from ..geometry import SamplingGrid
-from ._checks import check_classes, check_grid, check_label_dtype, check_map, check_on_grid
-from ._dispatch import forced, launcher
-from ._library import BACKEND, GRID, define, packed, unpacked
-from ._vmap import into_images
+from ..geometry import SamplingGrid, Size
+from ..tiled import argmax as tiled
+from ..tiled._tiles import compute_dtype
+from ._checks import check_classes, check_label_dtype, check_map, check_on_grid, grid_for
+from ._registry import (
+    BACKEND,
+    GRID,
+    Integers,
+    define_without_gradient,
+    forced,
+    packed,
+    unpacked,
+    uses_triton,
+)
 
 
 def _forward(
     scores: Tensor,
-    grid: Sequence[int],
+    grid: Integers,
     clamp: bool,
     dtype: torch.dtype,
     confidence: bool,
-    backend: str | None = None,
+    backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     check_map(scores, "scores")
     check_label_dtype(dtype)
     sampled = unpacked(grid, clamp)
     check_on_grid(scores, sampled, "scores")
     check_classes(scores.shape[1], dtype, "labels")
-    run = launcher("argmax", "forward", backend, scores)
-    labels, probability = run(scores, sampled, dtype, confidence)
+    if uses_triton(backend, scores, sampled):
+        from ..kernels import argmax as triton
+
+        labels, probability = triton.forward(scores, sampled, dtype, confidence)
+    else:
+        labels, probability = tiled.forward(scores, sampled, dtype, confidence)
     return labels, scores.new_empty(0) if probability is None else probability
 
 
-def _forward_fake(
+def _fake(
     scores: Tensor,
-    grid: Sequence[int],
+    grid: Integers,
     clamp: bool,
     dtype: torch.dtype,
     confidence: bool,
-    backend: str | None = None,
+    backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    shape = (scores.shape[0], grid[2], grid[3])
+    shape = (scores.shape[0], *grid[2:4])
     labels = scores.new_empty(shape, dtype=dtype)
     if not confidence:
         return labels, scores.new_empty(0)
-    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    return labels, scores.new_empty(shape, dtype=wide)
+    return labels, scores.new_empty(shape, dtype=compute_dtype(scores))
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(*output)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, *_: None) -> tuple[None, ...]:
-    return (None,) * 6
-
-
-_argmax = define(
+_argmax = define_without_gradient(
     f"upsample_argmax(Tensor scores, {GRID}, ScalarType dtype, bool confidence, {BACKEND}) "
     "-> (Tensor, Tensor)",
     _forward,
-    _forward_fake,
-    setup=_setup,
-    backward=_backward,
-    vmap=into_images,
-    jvp=lambda *_: (None, None),
+    _fake,
 )
 
 
 @overload
 def upsample_argmax(
     scores: Tensor,
-    grid: SamplingGrid,
+    grid: SamplingGrid | None = ...,
     *,
+    size: Size | None = ...,
+    scale_factor: float | Sequence[float] | None = ...,
+    align_corners: bool | None = ...,
     dtype: torch.dtype = ...,
     confidence: Literal[False] = ...,
 ) -> Tensor: ...
 @overload
 def upsample_argmax(
-    scores: Tensor, grid: SamplingGrid, *, dtype: torch.dtype = ..., confidence: Literal[True]
+    scores: Tensor,
+    grid: SamplingGrid | None = ...,
+    *,
+    size: Size | None = ...,
+    scale_factor: float | Sequence[float] | None = ...,
+    align_corners: bool | None = ...,
+    dtype: torch.dtype = ...,
+    confidence: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 def upsample_argmax(
     scores: Tensor,
-    grid: SamplingGrid,
+    grid: SamplingGrid | None = None,
     *,
+    size: Size | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    align_corners: bool | None = None,
     dtype: torch.dtype = torch.uint8,
     confidence: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The label map of upsampled scores, without the upsampled scores.
 
+    ``F.interpolate(scores, size, mode="bilinear").argmax(1)``, or at any `SamplingGrid`.
+
     Args:
-        scores: N x C x h x w, float32, bfloat16, float16 or float64.
+        scores: N x C x h x w, float32, bfloat16, float16 or float64; any strides.
         grid: from h x w to H x W.
+        size, scale_factor, align_corners: instead of a grid, as in ``F.interpolate``.
         dtype: of the labels: uint8, int16, int32 or int64.
         confidence: also return the winner's softmax.
 
@@ -103,12 +118,10 @@ def upsample_argmax(
         has a gradient.
 
     Raises:
-        TypeError: on other dtypes or types.
-        ValueError: on another rank, a grid made for another map, or more classes than `dtype` can
-            name (256 in uint8).
+        TypeError: for other types or dtypes.
+        ValueError: as `upsample`, and for more classes than `dtype` can name (256 in uint8).
     """
-    check_map(scores, "scores")
-    check_grid(grid)
+    grid = grid_for(scores, "scores", grid, size, scale_factor, align_corners)
     check_label_dtype(dtype)
     if not isinstance(confidence, bool):
         raise TypeError(f"confidence must be True or False, not {confidence!r}")

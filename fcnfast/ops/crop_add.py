@@ -2,103 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from ..geometry import as_pair
+from ..geometry import Size, as_pair
+from ..tiled import crop_add as tiled
 from ..tiled._formats import empty_like
-from ..tiled.crop_add import window
-from ._checks import check_map, check_pair, check_skip, check_window
-from ._dispatch import forced, launcher
-from ._library import BACKEND, define
-from ._vmap import into_images
+from ._checks import check_device, check_map, check_pair, check_skip, check_tensor, check_window
+from ._registry import BACKEND, Integers, define, forced, uses_triton
 
 
-def _forward(x: Tensor, skip: Tensor, offset: Sequence[int], backend: str | None = None) -> Tensor:
+def _forward(x: Tensor, skip: Tensor, offset: Integers, backend: str | None) -> Tensor:
     check_map(x, "x")
     check_skip(x, skip)
     check_window(skip.shape, x.shape, offset)
-    return launcher("crop_add", "forward", backend, x)(x, skip, offset)
+    if uses_triton(backend, x):
+        from ..kernels import crop_add as triton
 
-
-def _forward_fake(
-    x: Tensor, skip: Tensor, offset: Sequence[int], backend: str | None = None
-) -> Tensor:
-    return empty_like(x, x.shape)
+        return triton.forward(x, skip, offset)
+    return tiled.forward(x, skip, offset)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, skip, ctx.offset, ctx.backend = inputs
-    ctx.size = skip.shape[-2:]
+    ctx.skip_size = skip.shape[-2:]
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, skip = ctx.needs_input_grad[:2]
-    placed = place(grad, ctx.size, ctx.offset, ctx.backend) if skip else None
-    return grad if x else None, placed, None, None
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    for_x, for_skip = ctx.needs_input_grad[:2]
+    place = (ctx.skip_size, ctx.offset, ctx.backend)
+    grad_skip = backward_skip(grad_output, *place) if for_skip else None
+    return grad_output if for_x else None, grad_skip, None, None
 
 
-def _push(ctx: Any, x: Tensor, skip: Tensor, *_: None) -> Tensor:
-    return _crop_add(x, skip, ctx.offset, ctx.backend)
-
-
-def _place(
-    grad: Tensor, size: Sequence[int], offset: Sequence[int], backend: str | None = None
+def _skip_forward(
+    grad_output: Tensor, size: Integers, offset: Integers, backend: str | None
 ) -> Tensor:
-    check_map(grad, "grad")
+    check_map(grad_output, "grad_output")
     check_pair(size, "size")
-    shape = (*grad.shape[:2], *size)
-    check_window(shape, grad.shape, offset)
-    return launcher("crop_add", "backward_skip", backend, grad)(grad, shape, offset)
+    shape = (*grad_output.shape[:2], *size)
+    check_window(shape, grad_output.shape, offset)
+    if uses_triton(backend, grad_output):
+        from ..kernels import crop_add as triton
+
+        return triton.backward_skip(grad_output, shape, offset)
+    return tiled.backward_skip(grad_output, shape, offset)
 
 
-def _place_fake(
-    grad: Tensor, size: Sequence[int], offset: Sequence[int], backend: str | None = None
-) -> Tensor:
-    return empty_like(grad, (*grad.shape[:2], *size))
+def _skip_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.size, ctx.offset = inputs[0].shape[-2:], inputs[2]
 
 
-def _place_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, ctx.size, ctx.offset, ctx.backend = inputs
-    ctx.window = grad.shape[-2:]
-
-
-def _place_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return window(grad, ctx.window, ctx.offset), None, None, None
-
-
-def _place_push(ctx: Any, grad: Tensor, *_: None) -> Tensor:
-    return place(grad, ctx.size, ctx.offset, ctx.backend)
+def _skip_backward(ctx: Any, grad_skip: Tensor) -> tuple[Tensor | None, ...]:
+    return tiled.window(grad_skip, ctx.size, ctx.offset), None, None, None
 
 
 _crop_add = define(
     f"crop_add(Tensor x, Tensor skip, SymInt[] offset, {BACKEND}) -> Tensor",
     _forward,
-    _forward_fake,
-    setup=_setup,
-    backward=_backward,
-    vmap=into_images,
-    jvp=_push,
+    lambda x, *_: empty_like(x, x.shape),
+    _setup,
+    _backward,
 )
-# The adjoint of a crop: `grad` at `offset` in zeros of `size`.
-place = define(
-    f"crop_add_adjoint(Tensor grad, SymInt[] size, SymInt[] offset, {BACKEND}) -> Tensor",
-    _place,
-    _place_fake,
-    setup=_place_setup,
-    backward=_place_backward,
-    vmap=into_images,
-    jvp=_place_push,
+# The gradient of `skip`: `grad_output` at `offset` in zeros of `size`.
+backward_skip = define(
+    f"crop_add_backward_skip(Tensor grad_output, SymInt[] size, SymInt[] offset, {BACKEND}) "
+    "-> Tensor",
+    _skip_forward,
+    lambda grad_output, size, *_: empty_like(grad_output, (*grad_output.shape[:2], *size)),
+    _skip_setup,
+    _skip_backward,
 )
 
 
-def crop_add(x: Tensor, skip: Tensor, offset: int | Sequence[int]) -> Tensor:
-    """``x + skip[..., oy:oy+h, ox:ox+w]`` in one pass, both ways.
+def crop_add(x: Tensor, skip: Tensor, offset: Size) -> Tensor:
+    """``x + skip[..., oy:oy+h, ox:ox+w]`` in one pass, forward and backward.
 
     Args:
-        x: N x C x h x w.
+        x: N x C x h x w, float32, bfloat16, float16 or float64; any strides.
         skip: N x C x h' x w' of the same dtype and device.
         offset: first (row, column) of the window.
 
@@ -106,9 +88,10 @@ def crop_add(x: Tensor, skip: Tensor, offset: int | Sequence[int]) -> Tensor:
         N x C x h x w of the dtype of `x`. Differentiable in both, any number of times.
 
     Raises:
-        TypeError: on other dtypes.
-        ValueError: on other shapes or devices, a negative offset, or a window that leaves `skip`.
+        TypeError: for other types or dtypes.
+        ValueError: for other shapes or devices, a negative offset, or a window that leaves `skip`.
     """
-    check_map(x, "x")
-    check_skip(x, skip)
+    check_tensor(x, "x")
+    check_tensor(skip, "skip")
+    check_device(x, skip, "x", "skip")
     return _crop_add(x, skip, as_pair(offset, "offset"), forced())

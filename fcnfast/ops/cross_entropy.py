@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ..geometry import SamplingGrid
+from ..tiled import cross_entropy as tiled
 from ..tiled._formats import empty_like, memory_format
+from ..tiled._tiles import compute_dtype
 from ._checks import (
-    check_class_weights,
+    check_class_weight,
     check_classes,
-    check_grid,
+    check_device,
     check_ignore_index,
     check_labels,
     check_map,
@@ -22,33 +24,35 @@ from ._checks import (
     check_smoothing,
     check_target,
     check_target_on_grid,
+    grid_for_target,
     looks_at_labels,
 )
-from ._dispatch import forced, launcher, uses_triton
-from ._library import BACKEND, GRID, define, packed, unpacked
-from ._vmap import one_by_one
+from ._registry import BACKEND, GRID, Integers, define, forced, packed, unpacked, uses_triton
 
 Reduction = Literal["mean", "sum", "none", "batch"]
 
 
-def _wide(scores: Tensor) -> torch.dtype:
-    """The type of the loss, and of the arithmetic."""
-    return torch.float64 if scores.dtype == torch.float64 else torch.float32
+def _implementation(backend: str | None, scores: Tensor, grid: SamplingGrid | None) -> Any:
+    if uses_triton(backend, scores, grid):
+        from ..kernels import cross_entropy as triton
+
+        return triton
+    return tiled
 
 
 def _forward(
     scores: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    grid: Sequence[int],
+    grid: Integers,
     clamp: bool,
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
     with_gradient: bool,
-    backend: str | None = None,
+    backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, what its gradient needs, too, and the gradient but for a factor."""
+    """Returns (loss, scale, unscaled gradient of the scores)."""
     check_map(scores, "scores")
     check_target(scores, target)
     check_reduction(reduction)
@@ -58,131 +62,118 @@ def _forward(
     check_target_on_grid(scores, target, sampled)
     check_classes(classes, target.dtype, "target")
     if weight is not None:
-        check_class_weights(scores, weight)
-        if weight.dtype != _wide(scores) or tuple(weight.shape) != (classes,):
-            raise ValueError(
-                f"weight must hold {classes} class weights in {_wide(scores)}, not "
-                f"{tuple(weight.shape)} in {weight.dtype}"
-            )
+        check_class_weight(scores, weight)
     if looks_at_labels(target):
         check_labels(target, classes, ignore_index)
-    run = launcher("cross_entropy", "forward", backend, scores)
-    settings = (sampled, ignore_index, reduction, label_smoothing, with_gradient)
-    loss, kept, gradient = run(scores, target, weight, *settings)
-    if gradient is kept:  # what is not made may be one tensor, but an op's results are not
-        gradient = torch.empty_like(kept)
-    return loss, kept, gradient
+    run = _implementation(backend, scores, sampled).forward
+    settings = (ignore_index, reduction, label_smoothing, with_gradient)
+    loss, scale, gradient = run(scores, target, weight, sampled, *settings)
+    if gradient is scale:  # one empty tensor for both, but an op's results must differ
+        gradient = torch.empty_like(scale)
+    return loss, scale, gradient
 
 
-def _forward_fake(
+def _fake(
     scores: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    grid: Sequence[int],
+    grid: Integers,
     clamp: bool,
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
     with_gradient: bool,
-    backend: str | None = None,
+    backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    wide = _wide(scores)
-    if reduction == "none":
-        loss = scores.new_empty(target.shape, dtype=wide)
-        kept, gradient = (scores.new_empty(0, dtype=wide) for _ in range(2))
-        return loss, kept, gradient
-    loss, kept = (scores.new_empty((), dtype=wide) for _ in range(2))
-    if not with_gradient:
-        gradient = scores.new_empty(0, dtype=wide)
-    elif uses_triton("cross_entropy", "forward", backend, scores.device):
-        images, channels, height, width = scores.shape  # a row of all maps at a time
-        rows = scores.new_empty((height, images, channels, width), dtype=wide)
-        gradient = rows.permute(1, 2, 0, 3)
-    else:
-        gradient = scores.new_empty(scores.shape, dtype=wide)
-    return loss, kept, gradient
+    per_pixel = reduction == "none"
+
+    def empty(*shape: int) -> Tensor:
+        return scores.new_empty(shape, dtype=compute_dtype(scores))
+
+    loss, scale = (empty(*target.shape), empty(0)) if per_pixel else (empty(), empty())
+    if per_pixel or not with_gradient:
+        return loss, scale, empty(0)
+    if uses_triton(backend, scores):  # which makes a row of all maps at a time
+        images, channels, height, width = scores.shape
+        return loss, scale, empty(height, images, channels, width).permute(1, 2, 0, 3)
+    return loss, scale, empty(*scores.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    scores, target, weight, *ctx.settings, reduction, smoothing, _, ctx.backend = inputs
-    ctx.settings.append(smoothing)
-    _, kept, gradient = output
-    ctx.mark_non_differentiable(kept, gradient)
+    scores, target, weight, *grid, ignore_index, reduction, smoothing, _, ctx.backend = inputs
+    _, scale, gradient = output
+    ctx.mark_non_differentiable(scale, gradient)
     ctx.set_materialize_grads(False)
-    ctx.by_pixel = reduction == "none"
-    if ctx.by_pixel:
-        ctx.save_for_backward(scores, target, weight, kept)
+    ctx.settings = None
+    if reduction == "none":
+        ctx.settings = (*grid, ignore_index, smoothing)
+        ctx.save_for_backward(scores, target, weight)
     else:
-        ctx.save_for_backward(scores, gradient, kept)
+        ctx.save_for_backward(scores, gradient, scale)
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     others = (None,) * 9
-    if grad is None:
+    if grad_output is None:
         return None, *others
-    # What was saved may be unpacked once only: activation checkpointing insists.
+    # Saved tensors may be unpacked only once: activation checkpointing insists.
     saved = ctx.saved_tensors
-    if ctx.by_pixel:
-        return _by_pixel(grad, *saved, *ctx.settings, ctx.backend), *others
-    return _scaled(grad, *saved, ctx.backend), *others
+    if ctx.settings is None:
+        return _cross_entropy_backward(grad_output, *saved, ctx.backend), *others
+    return _pixel_backward(grad_output, *saved, *ctx.settings, ctx.backend), *others
 
 
-def _scale(
-    grad: Tensor, scores: Tensor, gradient: Tensor, factor: Tensor, backend: str | None = None
+def _of_entry(scores: Tensor, *args: Any) -> Any:
+    """The loss of an entry of a batch, which tells whether it requires a gradient."""
+    *settings, with_gradient, backend = args
+    return _cross_entropy(scores, *settings, with_gradient or scores.requires_grad, backend)
+
+
+def _scaled(
+    grad_output: Tensor,
+    scores: Tensor,
+    gradient: Tensor,
+    scale: Tensor,
+    backend: str | None,
 ) -> Tensor:
     if gradient.shape != scores.shape:
         raise ValueError(
-            "upsample_cross_entropy was called with with_gradient=False, but its gradient is wanted"
+            "upsample_cross_entropy was called with with_gradient=False: it has no gradient"
         )
-    run = launcher("cross_entropy", "scaled", backend, grad)
-    result = run(gradient, factor, grad, scores.dtype)
+    # Float64 scores have a gradient in float64: both go to the same implementation.
+    run = _implementation(backend, gradient, None).scaled
+    result = run(gradient, scale, grad_output, scores.dtype)
     return result.contiguous(memory_format=memory_format(scores))
 
 
-def _scale_fake(
-    grad: Tensor, scores: Tensor, gradient: Tensor, factor: Tensor, backend: str | None = None
-) -> Tensor:
-    return empty_like(scores, scores.shape)
-
-
-def _gradient(
-    grad: Tensor,
+def _pixel_gradient(
+    grad_output: Tensor,
     scores: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    kept: Tensor,
-    grid: Sequence[int],
+    grid: Integers,
     clamp: bool,
     ignore_index: int,
     label_smoothing: float,
-    backend: str | None = None,
+    backend: str | None,
 ) -> Tensor:
+    check_map(scores, "scores")
+    check_target(scores, target)
     sampled = unpacked(grid, clamp)
     check_on_grid(scores, sampled, "scores")
     check_target_on_grid(scores, target, sampled)
-    check_target_on_grid(scores, grad, sampled)
-    run = launcher("cross_entropy", "per_pixel_gradient", backend, scores)
-    result = run(scores, target, weight, sampled, ignore_index, label_smoothing, kept, grad)
+    check_target_on_grid(scores, grad_output, sampled)
+    if weight is not None:
+        check_class_weight(scores, weight)
+    run = _implementation(backend, scores, sampled).per_pixel_gradient
+    nothing = scores.new_empty(0, dtype=compute_dtype(scores))
+    settings = (ignore_index, label_smoothing, nothing)
+    result = run(scores, target, weight, sampled, *settings, grad_output)
     return result.contiguous(memory_format=memory_format(scores))
 
 
-def _gradient_fake(
-    grad: Tensor,
-    scores: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    kept: Tensor,
-    grid: Sequence[int],
-    clamp: bool,
-    ignore_index: int,
-    label_smoothing: float,
-    backend: str | None = None,
-) -> Tensor:
-    return empty_like(scores, scores.shape)
-
-
-def _once(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Nothing to keep: there is no second derivative."""
+def _setup_once(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Nothing is saved: there is no second derivative."""
 
 
 def _refuse(*_: Any) -> None:
@@ -194,74 +185,80 @@ _cross_entropy = define(
     f"{GRID}, int ignore_index, str reduction, float label_smoothing, bool with_gradient, "
     f"{BACKEND}) -> (Tensor, Tensor, Tensor)",
     _forward,
-    _forward_fake,
-    setup=_setup,
-    backward=_backward,
-    vmap=one_by_one,
+    _fake,
+    _setup,
+    _backward,
+    _of_entry,
 )
 # The gradients take the scores, so that a second derivative is refused, not missed.
-_scaled = define(
-    "upsample_cross_entropy_scaled(Tensor grad, Tensor scores, Tensor gradient, Tensor factor, "
-    f"{BACKEND}) -> Tensor",
-    _scale,
-    _scale_fake,
-    setup=_once,
-    backward=_refuse,
-    vmap=one_by_one,
+_cross_entropy_backward = define(
+    "upsample_cross_entropy_backward(Tensor grad_output, Tensor scores, Tensor gradient, "
+    f"Tensor scale, {BACKEND}) -> Tensor",
+    _scaled,
+    lambda grad_output, scores, *_: empty_like(scores, scores.shape),
+    _setup_once,
+    _refuse,
 )
-_by_pixel = define(
-    "upsample_cross_entropy_by_pixel(Tensor grad, Tensor scores, Tensor target, Tensor? weight, "
-    f"Tensor kept, {GRID}, int ignore_index, float label_smoothing, {BACKEND}) -> Tensor",
-    _gradient,
-    _gradient_fake,
-    setup=_once,
-    backward=_refuse,
-    vmap=one_by_one,
+_pixel_backward = define(
+    "upsample_cross_entropy_pixel_backward(Tensor grad_output, Tensor scores, Tensor target, "
+    f"Tensor? weight, {GRID}, int ignore_index, float label_smoothing, {BACKEND}) -> Tensor",
+    _pixel_gradient,
+    lambda grad_output, scores, *_: empty_like(scores, scores.shape),
+    _setup_once,
+    _refuse,
 )
 
 
 def upsample_cross_entropy(
     scores: Tensor,
     target: Tensor,
-    grid: SamplingGrid,
+    grid: SamplingGrid | None = None,
     *,
+    scale_factor: float | Sequence[float] | None = None,
+    align_corners: bool | None = None,
     weight: Tensor | None = None,
     ignore_index: int = 255,
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """What ``F.cross_entropy(upsample(scores, grid), target, ...)`` gives, without the logits.
+    """The cross-entropy of upsampled scores, without the upsampled scores.
+
+    ``F.cross_entropy(F.interpolate(scores, target.shape[-2:], mode="bilinear"), target, ...)``, or
+    at any `SamplingGrid`.
 
     Args:
-        scores: N x C x h x w coarse scores, float32, bfloat16, float16 or float64.
+        scores: N x C x h x w coarse scores, float32, bfloat16, float16 or float64; any strides.
         target: N x H x W labels, uint8, int16, int32 or int64.
-        grid: from h x w to H x W.
-        weight: C class weights of any floating dtype.
-        ignore_index: the label of pixels that do not count.
+        grid: from h x w to H x W; by default the scores are resized to the target's size.
+        scale_factor, align_corners: instead of a grid, as in ``F.interpolate``.
+        weight: C class weights of any floating-point dtype.
+        ignore_index: the label of pixels that do not count: 255, not torch's -100.
         reduction: "mean" over the (weighted) pixels that count, "sum", "none" (N x H x W), or
             "batch": the sum divided by N, the unnormalized loss of the reference implementation.
         label_smoothing: in [0, 1].
 
     Returns:
-        float32, or float64 for float64 scores. The gradient with respect to the scores is made in
-        the forward pass ("none": in the backward pass) and has no gradient itself. When nothing
-        counts (every pixel is ignored, or its class has weight 0) the mean is NaN, as torch's, and
-        the gradient exactly zero; "batch" of no images is NaN, too.
+        float32, or float64 for float64 scores. The gradient of the scores is computed in the
+        forward pass ("none": in the backward pass) and has no gradient itself. When nothing counts
+        (every pixel is ignored, or its class has weight 0) the mean is NaN, as torch's, and the
+        gradient exactly zero; "batch" of no images is NaN, too.
 
     Raises:
-        TypeError: on other dtypes or types, or an ignore_index that is no integer.
-        ValueError: on other shapes or devices, or a label out of range that is not ignored. On a
-            GPU such a label makes the loss and the gradient NaN, unless FCNFAST_CHECK=1 is set.
+        TypeError: for other types or dtypes.
+        ValueError: for other shapes or devices, a grid beside another argument for it, or a label
+            out of range that is not ignored. On a GPU such a label makes the loss and the gradient
+            NaN, unless FCNFAST_CHECK=1 is set.
     """
-    check_map(scores, "scores")
-    check_grid(grid)
-    check_target(scores, target)
-    check_ignore_index(ignore_index)
+    grid = grid_for_target(scores, target, grid, scale_factor, align_corners)
+    ignore_index = check_ignore_index(ignore_index)
     check_reduction(reduction)
     check_smoothing(label_smoothing)
     if weight is not None:
-        check_class_weights(scores, weight)
-        weight = weight.to(_wide(scores))
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+            kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+            raise TypeError(f"weight must be a floating-point tensor of class weights, not {kind}")
+        check_device(scores, weight, "scores", "weight")
+        weight = weight.to(compute_dtype(scores))
     settings = (ignore_index, reduction, float(label_smoothing))
     with_gradient = scores.requires_grad and torch.is_grad_enabled()
     return _cross_entropy(

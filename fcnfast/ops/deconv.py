@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..geometry import as_pair, deconv_size
+from ..geometry import Size, as_integer, as_pair, deconv_size
+from ..tiled import deconv as tiled
 from ..tiled._formats import empty_like, memory_format
-from ._checks import check_deconv, check_map, check_weight, check_weight_dtype
-from ._dispatch import forced, launcher
-from ._library import BACKEND, define
-from ._vmap import into_channels
+from ._checks import (
+    FILTERS,
+    check_deconv,
+    check_device,
+    check_map,
+    check_tensor,
+    check_weight,
+    check_weight_dtype,
+)
+from ._registry import BACKEND, Integers, define, forced, uses_triton
 
-Integers = Sequence[int]
+
+def _implementation(backend: str | None, x: Tensor) -> Any:
+    if uses_triton(backend, x):
+        from ..kernels import deconv as triton
+
+        return triton
+    return tiled
 
 
 def _forward(
@@ -24,163 +36,144 @@ def _forward(
     stride: int,
     start: Integers,
     size: Integers,
-    backend: str | None = None,
+    backend: str | None,
 ) -> Tensor:
     check_map(x, "x")
     check_weight(x, weight)
     check_deconv(x.shape, weight.shape, stride, start, size)
-    return launcher("deconv", "forward", backend, x)(x, weight, stride, start, size)
-
-
-def _forward_fake(
-    x: Tensor,
-    weight: Tensor,
-    stride: int,
-    start: Integers,
-    size: Integers,
-    backend: str | None = None,
-) -> Tensor:
-    return empty_like(x, (*x.shape[:2], *size))
+    return _implementation(backend, x).forward(x, weight, stride, start, size)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, ctx.stride, ctx.start, _, ctx.backend = inputs
     ctx.in_size, ctx.kernel, ctx.dtype = x.shape[-2:], weight.shape[-1], weight.dtype
-    first, second = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(x if second else None, weight if first else None)
+    for_x, for_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     place = (ctx.stride, ctx.start)
+    grad_x = grad_weight = None
     if weight is not None:
-        weight = _input_gradient(grad, weight, *place, ctx.in_size, ctx.backend)
+        grad_x = _input_gradient(grad_output, weight, *place, ctx.in_size, ctx.backend)
     if x is not None:
-        x = _weight_gradient(grad, x, *place, ctx.kernel, ctx.dtype, ctx.backend)
-    return weight, x, None, None, None, None
+        grad_weight = _weight_gradient(grad_output, x, *place, ctx.kernel, ctx.dtype, ctx.backend)
+    return grad_x, grad_weight, None, None, None, None
 
 
-def _to_input(
-    grad: Tensor,
+def _input_forward(
+    grad_output: Tensor,
     weight: Tensor,
     stride: int,
     start: Integers,
     in_size: Integers,
-    backend: str | None = None,
+    backend: str | None,
 ) -> Tensor:
-    check_map(grad, "grad")
-    check_weight(grad, weight)
-    check_deconv((*grad.shape[:2], *in_size), weight.shape, stride, start, grad.shape[2:])
-    run = launcher("deconv", "input_gradient", backend, grad)
-    result = run(grad, weight, stride, start, in_size)
-    return result.contiguous(memory_format=memory_format(grad))
+    check_map(grad_output, "grad_output")
+    check_weight(grad_output, weight)
+    shape = (*grad_output.shape[:2], *in_size)
+    check_deconv(shape, weight.shape, stride, start, grad_output.shape[2:])
+    run = _implementation(backend, grad_output).input_gradient
+    result = run(grad_output, weight, stride, start, in_size)
+    return result.contiguous(memory_format=memory_format(grad_output))
 
 
-def _to_input_fake(
-    grad: Tensor,
-    weight: Tensor,
-    stride: int,
-    start: Integers,
-    in_size: Integers,
-    backend: str | None = None,
-) -> Tensor:
-    return empty_like(grad, (*grad.shape[:2], *in_size))
+def _input_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad_output, weight, ctx.stride, ctx.start, _, ctx.backend = inputs
+    ctx.size, ctx.kernel, ctx.dtype = grad_output.shape[-2:], weight.shape[-1], weight.dtype
+    for_grad, for_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(grad_output if for_weight else None, weight if for_grad else None)
 
 
-def _to_input_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, weight, ctx.stride, ctx.start, _, ctx.backend = inputs
-    ctx.size, ctx.kernel, ctx.dtype = grad.shape[-2:], weight.shape[-1], weight.dtype
-    first, second = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(grad if second else None, weight if first else None)
-
-
-def _to_input_backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-    # <outer, input_gradient(grad, weight)> = <deconv(outer, weight), grad>
-    grad, weight = ctx.saved_tensors
+def _input_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # <grad, input_gradient(grad_output, weight)> = <deconv(grad, weight), grad_output>
+    grad_output, weight = ctx.saved_tensors
     place = (ctx.stride, ctx.start)
     if weight is not None:
-        weight = _deconv(outer, weight, *place, ctx.size, ctx.backend)
-    if grad is not None:
-        grad = _weight_gradient(grad, outer, *place, ctx.kernel, ctx.dtype, ctx.backend)
-    return weight, grad, None, None, None, None
+        weight = _deconv(grad, weight, *place, ctx.size, ctx.backend)
+    if grad_output is not None:
+        grad_output = _weight_gradient(
+            grad_output, grad, *place, ctx.kernel, ctx.dtype, ctx.backend
+        )
+    return weight, grad_output, None, None, None, None
 
 
-def _to_weight(
-    grad: Tensor,
+def _weight_forward(
+    grad_output: Tensor,
     x: Tensor,
     stride: int,
     start: Integers,
     kernel: int,
     dtype: torch.dtype,
-    backend: str | None = None,
+    backend: str | None,
 ) -> Tensor:
-    check_map(grad, "grad")
+    check_map(grad_output, "grad_output")
     check_map(x, "x")
     check_weight_dtype(x, dtype)
-    if grad.shape[0] != x.shape[0]:
-        raise ValueError(f"grad and x must share a batch, not {grad.shape[0]} and {x.shape[0]}")
-    shape = (grad.shape[1], 1, kernel, kernel)
-    check_deconv(x.shape, shape, stride, start, grad.shape[2:])
-    run = launcher("deconv", "weight_gradient", backend, grad)
-    return run(grad, x, stride, start, kernel, dtype).contiguous()
+    if grad_output.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"grad_output and x must share a batch, not {grad_output.shape[0]} and {x.shape[0]}"
+        )
+    shape = (grad_output.shape[1], 1, kernel, kernel)
+    check_deconv(x.shape, shape, stride, start, grad_output.shape[2:])
+    run = _implementation(backend, grad_output).weight_gradient
+    return run(grad_output, x, stride, start, kernel, dtype).contiguous()
 
 
-def _to_weight_fake(
-    grad: Tensor,
+def _weight_fake(
+    grad_output: Tensor,
     x: Tensor,
     stride: int,
     start: Integers,
     kernel: int,
     dtype: torch.dtype,
-    backend: str | None = None,
+    backend: str | None,
 ) -> Tensor:
-    return grad.new_empty((x.shape[1], 1, kernel, kernel), dtype=dtype)
+    return x.new_empty((x.shape[1], 1, kernel, kernel), dtype=dtype)
 
 
-def _to_weight_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, x, ctx.stride, ctx.start, _, _, ctx.backend = inputs
-    ctx.size, ctx.in_size = grad.shape[-2:], x.shape[-2:]
-    first, second = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(grad if second else None, x if first else None)
+def _weight_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad_output, x, ctx.stride, ctx.start, _, _, ctx.backend = inputs
+    ctx.size, ctx.in_size = grad_output.shape[-2:], x.shape[-2:]
+    for_grad, for_x = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(grad_output if for_x else None, x if for_grad else None)
 
 
-def _to_weight_backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-    # <outer, weight_gradient(grad, x)> = <deconv(x, outer), grad>
-    grad, x = ctx.saved_tensors
+def _weight_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # <grad, weight_gradient(grad_output, x)> = <deconv(x, grad), grad_output>
+    grad_output, x = ctx.saved_tensors
     place = (ctx.stride, ctx.start)
     if x is not None:
-        x = _deconv(x, outer, *place, ctx.size, ctx.backend)
-    if grad is not None:
-        grad = _input_gradient(grad, outer, *place, ctx.in_size, ctx.backend)
-    return x, grad, None, None, None, None, None
+        x = _deconv(x, grad, *place, ctx.size, ctx.backend)
+    if grad_output is not None:
+        grad_output = _input_gradient(grad_output, grad, *place, ctx.in_size, ctx.backend)
+    return x, grad_output, None, None, None, None, None
 
 
 _deconv = define(
     f"deconv(Tensor x, Tensor weight, int stride, SymInt[] start, SymInt[] size, {BACKEND}) "
     "-> Tensor",
     _forward,
-    _forward_fake,
-    setup=_setup,
-    backward=_backward,
-    vmap=lambda call: into_channels(call, (1, 0), 1),
+    lambda x, weight, stride, start, size, *_: empty_like(x, (*x.shape[:2], *size)),
+    _setup,
+    _backward,
 )
 _input_gradient = define(
-    "deconv_input_gradient(Tensor grad, Tensor weight, int stride, SymInt[] start, "
+    "deconv_input_gradient(Tensor grad_output, Tensor weight, int stride, SymInt[] start, "
     f"SymInt[] in_size, {BACKEND}) -> Tensor",
-    _to_input,
-    _to_input_fake,
-    setup=_to_input_setup,
-    backward=_to_input_backward,
-    vmap=lambda call: into_channels(call, (1, 0), 1),
+    _input_forward,
+    lambda grad, weight, stride, start, size, *_: empty_like(grad, (*grad.shape[:2], *size)),
+    _input_setup,
+    _input_backward,
 )
 _weight_gradient = define(
-    "deconv_weight_gradient(Tensor grad, Tensor x, int stride, SymInt[] start, int kernel, "
+    "deconv_weight_gradient(Tensor grad_output, Tensor x, int stride, SymInt[] start, int kernel, "
     f"ScalarType dtype, {BACKEND}) -> Tensor",
-    _to_weight,
-    _to_weight_fake,
-    setup=_to_weight_setup,
-    backward=_to_weight_backward,
-    vmap=lambda call: into_channels(call, (1, 1), 0),
+    _weight_forward,
+    _weight_fake,
+    _weight_setup,
+    _weight_backward,
 )
 
 
@@ -189,8 +182,8 @@ def deconv(
     weight: Tensor,
     stride: int,
     padding: int = 0,
-    crop: int | Sequence[int] = (0, 0),
-    size: int | Sequence[int] | None = None,
+    crop: Size = (0, 0),
+    size: Size | None = None,
 ) -> Tensor:
     """A depthwise transposed convolution and a crop of its result.
 
@@ -210,14 +203,14 @@ def deconv(
         N x C x H x W of the dtype of `x`. Differentiable in both, any number of times.
 
     Raises:
-        TypeError: on other dtypes or types.
-        ValueError: on other shapes or devices, or a crop that leaves the result.
+        TypeError: for other types or dtypes.
+        ValueError: for other shapes or devices, or a crop that leaves the result.
     """
-    check_map(x, "x")
-    check_weight(x, weight)
-    if type(stride) is not int or type(padding) is not int:
-        raise TypeError(f"stride and padding must be integers, not {stride!r} and {padding!r}")
+    check_tensor(x, "x")
+    check_tensor(weight, "weight", FILTERS)
+    check_device(x, weight, "x", "weight")
+    stride, padding = as_integer(stride, "stride"), as_integer(padding, "padding")
     top, left = as_pair(crop, "crop")
-    in_size, kernel = as_pair(x.shape[-2:], "x"), weight.shape[-1]
+    in_size, kernel = as_pair(x.shape[-2:], "x"), as_integer(weight.shape[-1], "kernel")
     kept = deconv_size(in_size, stride, kernel, padding, (top, left), size)
     return _deconv(x, weight, stride, (padding + top, padding + left), kept, forced())

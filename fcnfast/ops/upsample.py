@@ -7,175 +7,176 @@ from typing import Any
 
 from torch import Tensor
 
-from ..geometry import SamplingGrid, as_pair
+from ..geometry import SamplingGrid, Size, as_pair
+from ..tiled import upsample as tiled
 from ..tiled._formats import empty_like
-from ._checks import check_grid, check_map, check_on_grid, check_result, check_skip, check_window
-from ._dispatch import forced, launcher
-from ._library import BACKEND, GRID, define, packed, unpacked
-from ._vmap import into_images
-from .crop_add import place
+from ._checks import (
+    check_device,
+    check_map,
+    check_on_grid,
+    check_result,
+    check_skip,
+    check_tensor,
+    check_window,
+    grid_for,
+)
+from ._registry import BACKEND, GRID, Integers, define, forced, packed, unpacked, uses_triton
+from .crop_add import backward_skip
 
-Integers = Sequence[int]
 
-
-def _forward(x: Tensor, grid: Integers, clamp: bool, backend: str | None = None) -> Tensor:
+def _forward(x: Tensor, grid: Integers, clamp: bool, backend: str | None) -> Tensor:
     check_map(x, "x")
     sampled = unpacked(grid, clamp)
     check_on_grid(x, sampled, "x")
-    return launcher("upsample", "forward", backend, x)(x, sampled)
+    if uses_triton(backend, x, sampled):
+        from ..kernels import upsample as triton
 
-
-def _forward_fake(x: Tensor, grid: Integers, clamp: bool, backend: str | None = None) -> Tensor:
-    return empty_like(x, (*x.shape[:2], grid[2], grid[3]))
+        return triton.forward(x, sampled)
+    return tiled.forward(x, sampled)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, ctx.grid, ctx.clamp, ctx.backend = inputs
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _adjoint(grad, ctx.grid, ctx.clamp, ctx.backend), None, None, None
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    return _upsample_backward(grad_output, ctx.grid, ctx.clamp, ctx.backend), None, None, None
 
 
-def _push(ctx: Any, x: Tensor, *_: None) -> Tensor:
-    return _upsample(x, ctx.grid, ctx.clamp, ctx.backend)
-
-
-def _gather(grad: Tensor, grid: Integers, clamp: bool, backend: str | None = None) -> Tensor:
-    check_map(grad, "grad")
+def _adjoint(grad_output: Tensor, grid: Integers, clamp: bool, backend: str | None) -> Tensor:
+    check_map(grad_output, "grad_output")
     sampled = unpacked(grid, clamp)
-    check_result(grad, sampled)
-    return launcher("upsample", "adjoint", backend, grad)(grad, sampled)
+    check_result(grad_output, sampled)
+    if uses_triton(backend, grad_output, sampled):
+        from ..kernels import upsample_adjoint as triton
+
+        return triton.adjoint(grad_output, sampled)
+    return tiled.adjoint(grad_output, sampled)
 
 
-def _gather_fake(grad: Tensor, grid: Integers, clamp: bool, backend: str | None = None) -> Tensor:
-    return empty_like(grad, (*grad.shape[:2], grid[0], grid[1]))
+def _adjoint_backward(ctx: Any, grad_input: Tensor) -> tuple[Tensor | None, ...]:
+    return _upsample(grad_input, ctx.grid, ctx.clamp, ctx.backend), None, None, None
 
 
-def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _upsample(grad, ctx.grid, ctx.clamp, ctx.backend), None, None, None
-
-
-def _gather_push(ctx: Any, grad: Tensor, *_: None) -> Tensor:
-    return _adjoint(grad, ctx.grid, ctx.clamp, ctx.backend)
-
-
-def _fuse(
+def _fused(
     x: Tensor,
     skip: Tensor,
     grid: Integers,
     clamp: bool,
     offset: Integers,
-    backend: str | None = None,
+    backend: str | None,
 ) -> Tensor:
     check_map(x, "x")
     check_skip(x, skip)
     sampled = unpacked(grid, clamp)
     check_on_grid(x, sampled, "x")
     check_window(skip.shape, (*x.shape[:2], *sampled.size), offset)
-    return launcher("upsample", "forward_add", backend, x)(x, skip, sampled, offset)
+    if uses_triton(backend, x, sampled):
+        from ..kernels import upsample as triton
+
+        return triton.forward_add(x, skip, sampled, offset)
+    return tiled.forward_add(x, skip, sampled, offset)
 
 
-def _fuse_fake(
-    x: Tensor,
-    skip: Tensor,
-    grid: Integers,
-    clamp: bool,
-    offset: Integers,
-    backend: str | None = None,
-) -> Tensor:
-    return empty_like(x, (*x.shape[:2], grid[2], grid[3]))
-
-
-def _fuse_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _fused_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, skip, ctx.grid, ctx.clamp, ctx.offset, ctx.backend = inputs
-    ctx.size = skip.shape[-2:]
+    ctx.skip_size = skip.shape[-2:]
 
 
-def _fuse_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x = skip = None
+def _fused_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x = grad_skip = None
     if ctx.needs_input_grad[0]:
-        x = _adjoint(grad, ctx.grid, ctx.clamp, ctx.backend)
+        grad_x = _upsample_backward(grad_output, ctx.grid, ctx.clamp, ctx.backend)
     if ctx.needs_input_grad[1]:
-        skip = place(grad, ctx.size, ctx.offset, ctx.backend)
-    return x, skip, None, None, None, None
-
-
-def _fuse_push(ctx: Any, x: Tensor, skip: Tensor, *_: None) -> Tensor:
-    return _upsample_crop_add(x, skip, ctx.grid, ctx.clamp, ctx.offset, ctx.backend)
+        grad_skip = backward_skip(grad_output, ctx.skip_size, ctx.offset, ctx.backend)
+    return grad_x, grad_skip, None, None, None, None
 
 
 _upsample = define(
     f"upsample(Tensor x, {GRID}, {BACKEND}) -> Tensor",
     _forward,
-    _forward_fake,
-    setup=_setup,
-    backward=_backward,
-    vmap=into_images,
-    jvp=_push,
+    lambda x, grid, *_: empty_like(x, (*x.shape[:2], *grid[2:4])),
+    _setup,
+    _backward,
 )
-_adjoint = define(
-    f"upsample_adjoint(Tensor grad, {GRID}, {BACKEND}) -> Tensor",
-    _gather,
-    _gather_fake,
-    setup=_setup,
-    backward=_gather_backward,
-    vmap=into_images,
-    jvp=_gather_push,
+_upsample_backward = define(
+    f"upsample_backward(Tensor grad_output, {GRID}, {BACKEND}) -> Tensor",
+    _adjoint,
+    lambda grad_output, grid, *_: empty_like(grad_output, (*grad_output.shape[:2], *grid[:2])),
+    _setup,
+    _adjoint_backward,
 )
 _upsample_crop_add = define(
     f"upsample_crop_add(Tensor x, Tensor skip, {GRID}, SymInt[] offset, {BACKEND}) -> Tensor",
-    _fuse,
-    _fuse_fake,
-    setup=_fuse_setup,
-    backward=_fuse_backward,
-    vmap=into_images,
-    jvp=_fuse_push,
+    _fused,
+    lambda x, skip, grid, *_: empty_like(x, (*x.shape[:2], *grid[2:4])),
+    _fused_setup,
+    _fused_backward,
 )
 
 
-def upsample(x: Tensor, grid: SamplingGrid) -> Tensor:
-    """Sample `x` bilinearly at every position of `grid`.
+def upsample(
+    x: Tensor,
+    grid: SamplingGrid | None = None,
+    *,
+    size: Size | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    align_corners: bool | None = None,
+) -> Tensor:
+    """Bilinear upsampling: ``F.interpolate(x, size, mode="bilinear")``, or any `SamplingGrid`.
 
     With ``SamplingGrid.deconv`` this is the fixed transposed convolution of an FCN and its crop
-    (section 3.3 of the paper); with ``SamplingGrid.resize`` it is ``F.interpolate``.
+    (section 3.3 of the paper).
 
     Args:
         x: N x C x h x w, float32, bfloat16, float16 or float64; any strides.
-        grid: positions for maps of h x w.
+        grid: from h x w to H x W.
+        size, scale_factor, align_corners: instead of a grid, as in ``F.interpolate``.
 
     Returns:
-        N x C x H x W of the same dtype. The gradient is the gathered adjoint: deterministic, and
-        differentiable again.
+        N x C x H x W of the same dtype. The gradient is deterministic, and differentiable again.
 
     Raises:
-        TypeError: on other dtypes or types.
-        ValueError: on another rank, or a grid made for maps of another size.
+        TypeError: for other types or dtypes.
+        ValueError: for another rank, a grid made for maps of another size, a grid beside `size`,
+            `scale_factor` or `align_corners`, or without a grid not exactly one of `size` and
+            `scale_factor`.
     """
-    check_map(x, "x")
-    check_grid(grid)
+    grid = grid_for(x, "x", grid, size, scale_factor, align_corners)
     return _upsample(x, *packed(grid), forced())
 
 
 def upsample_crop_add(
-    x: Tensor, skip: Tensor, grid: SamplingGrid, offset: int | Sequence[int]
+    x: Tensor,
+    skip: Tensor,
+    grid: SamplingGrid | None = None,
+    offset: Size = 0,
+    *,
+    size: Size | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    align_corners: bool | None = None,
 ) -> Tensor:
-    """One fusion step of an FCN: ``upsample(x, grid)`` plus a window of the finer scores.
+    """One fusion step of an FCN: the upsampled `x` plus a window of the finer scores.
 
     Args:
         x: N x C x h x w coarse scores.
         skip: N x C x h' x w' finer scores of the same dtype and device.
         grid: from h x w to the H x W of the result.
         offset: first (row, column) of the window of `skip`.
+        size, scale_factor, align_corners: instead of a grid, as in ``F.interpolate``; by default
+            `x` is resized to all of `skip` from `offset` on.
 
     Returns:
         N x C x H x W of the dtype of `x`. Differentiable in both, any number of times.
 
     Raises:
-        TypeError: on other dtypes or types.
+        TypeError: for other types or dtypes.
         ValueError: as `upsample` and `crop_add`.
     """
-    check_map(x, "x")
-    check_grid(grid)
-    check_skip(x, skip)
-    return _upsample_crop_add(x, skip, *packed(grid), as_pair(offset, "offset"), forced())
+    check_tensor(skip, "skip")
+    top, left = as_pair(offset, "offset")
+    if grid is None and size is None and scale_factor is None:
+        size = (skip.shape[2] - top, skip.shape[3] - left)
+    grid = grid_for(x, "x", grid, size, scale_factor, align_corners)
+    check_device(x, skip, "x", "skip")
+    return _upsample_crop_add(x, skip, *packed(grid), (top, left), forced())
