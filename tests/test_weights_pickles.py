@@ -57,7 +57,7 @@ def test_archives_of_something_else_are_refused(tmp_path: Path, model: FCN) -> N
 
 def test_a_rezipped_file_is_refused(tmp_path: Path, model: FCN) -> None:
     torch.save(weights(), tmp_path / "whole")
-    for name, wanted in (("compressed", "compressed"), ("without", "storage '0' is missing")):
+    for name, wanted in (("compressed", "compressed"), ("without", "failed locating file data/0")):
         with (
             zipfile.ZipFile(tmp_path / "whole") as old,
             zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as new,
@@ -84,7 +84,7 @@ class Runs:
 @pytest.mark.parametrize(
     "function", [os.system, open, exec, eval, subprocess.call, __import__, os.mkdir, print]
 )
-def test_a_pickle_with_code_is_refused_and_not_run(
+def test_code_beside_the_weights_is_not_run(
     tmp_path: Path, model: FCN, function: Callable, container: str, capfd: pytest.CaptureFixture
 ) -> None:
     target = tmp_path / "made"
@@ -99,9 +99,39 @@ def test_a_pickle_with_code_is_refused_and_not_run(
     content = {"state_dict": weights(), "meta": Runs(function, *arguments)}
     path = tmp_path / "net.pth"
     torch.save(content, path, _use_new_zipfile_serialization=container == "zip")
-    refuse(model, path, r"net\.pth: its pickle asks for .*, which weights do not need; nothing")
+    assert not fcnfast.load_weights(model, path).missing
     assert not target.exists()
     assert capfd.readouterr().out == ""
+
+
+class Nested:
+    """Makes a file when it is called, set, or filled: in every way that a pickle has."""
+
+    class Inner(list):
+        def __reduce__(self) -> tuple:
+            made = Runs(os.mkdir, os.environ["MADE"])
+            return Nested.Inner, (made,), {"state": made}, iter([made, made]), iter([(1, made)])
+
+        def __setstate__(self, state: object) -> None:
+            os.mkdir(os.environ["MADE"])
+
+        def __setitem__(self, key: object, value: object) -> None:
+            os.mkdir(os.environ["MADE"])
+
+
+@pytest.mark.parametrize(("zipped", "protocol"), [(True, 1), (True, 2), (True, 4), (False, 2)])
+def test_no_way_of_a_pickle_to_code_is_open(
+    tmp_path: Path, model: FCN, monkeypatch: pytest.MonkeyPatch, zipped: bool, protocol: int
+) -> None:
+    """A nested class, its state, its items, an attribute of it, and a call in each."""
+    monkeypatch.setenv("MADE", str(tmp_path / "made"))
+    made = Runs(os.mkdir, str(tmp_path / "made"))
+    nested = [made] if protocol == 1 else [Nested.Inner(), made]  # 1: no names of nested classes
+    content = {"state_dict": weights(), "meta": nested, "more": {"made": made}}
+    path = tmp_path / "net.pth"
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    assert not fcnfast.load_weights(model, path).missing
+    assert not (tmp_path / "made").exists()
 
 
 def test_that_code_does_run_in_other_readers(tmp_path: Path) -> None:
@@ -220,18 +250,13 @@ def test_a_flipped_bit_in_a_zip_is_found(tmp_path: Path, model: FCN) -> None:
         content[place] ^= 1
         path.write_bytes(content)
         if summed:
-            refuse(model, path, r"damaged: .*data/\d+' .* CRC-32 differs\): it holds 'fc7.weight'")
+            refuse(model, path, r"damaged: Bad CRC-32 for file 'net/data/\d+'")
+            content[place] ^= 1
             content[content.index(b"conv1_1")] ^= 1
             path.write_bytes(content)
-            refuse(model, path, r"damaged: the bytes of '.*data\.pkl'")
+            refuse(model, path, r"damaged: Bad CRC-32 for file 'net/data\.pkl'")
         else:
             assert not fcnfast.load_weights(model, path).missing
-    # What no network asks for need not be whole.
-    torch.save({**weights(), "optimizer": torch.full((4,), 7.25)}, path)
-    content = bytearray(path.read_bytes())
-    content[content.index(torch.full((4,), 7.25).numpy().tobytes())] ^= 1
-    path.write_bytes(content)
-    assert fcnfast.load_weights(model, path).unexpected == ("optimizer",)
 
 
 def test_a_zip_that_claims_more_than_it_holds_is_refused(tmp_path: Path, model: FCN) -> None:
@@ -248,4 +273,4 @@ def test_a_zip_that_claims_more_than_it_holds_is_refused(tmp_path: Path, model: 
         for info in zipfile.ZipFile(tmp_path / "whole").infolist():
             old = zipfile.ZipFile(tmp_path / "whole").read(info)
             archive.writestr(info.filename, bigger if info.filename.endswith(".pkl") else old)
-    refuse(model, tmp_path / "net", "damaged: storage '0' holds 324 bytes")
+    refuse(model, tmp_path / "net", "damaged: .*324 bytes")
