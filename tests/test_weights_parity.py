@@ -249,9 +249,8 @@ def test_torchvision_classifiers_choose_their_layers(
     assert model.options["family"] == "torchvision"
     model.load_state_dict(theirs.scores(), strict=False)
     check(model, theirs)
-    with pytest.raises(
-        fcnfast.InputError, match=f"family='caffe'; create_model\\('{name}', weights_b"
-    ):
+    says = f"family='caffe'; create_model\\('{name}', weights_backbone="
+    with pytest.raises(fcnfast.InputError, match=says):
         fcnfast.load_weights(fcnfast.create_model(name, num_classes=5), tmp_path / "net.pth")
 
 
