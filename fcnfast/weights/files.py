@@ -10,10 +10,12 @@ import contextlib
 import errno
 import itertools
 import json
+import math
 import os
 import pickletools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,11 +192,12 @@ class _Safetensors:
     """Reads the tensors of a safetensors file, each into memory of its own."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._used = path, 0
+        self.path = path
         self._open()
         self.metadata = self._file.metadata() or {}
 
     def _open(self) -> None:
+        self._used = 0
         try:
             self._file = safe_open(self.path, "pt", device="cpu")
         except (SafetensorError, OSError) as error:
@@ -205,19 +208,24 @@ class _Safetensors:
     def tensors(self) -> dict[str, Stored]:
         names: list[str] = self._file.keys()
         shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in names}
-        return {name: Stored(shape, self._reader(name)) for name, shape in shapes.items()}
+        return {n: Stored(shape, partial(self._read, n, shape)) for n, shape in shapes.items()}
 
-    def _reader(self, key: str) -> Callable[[], Tensor]:
-        def read() -> Tensor:
-            if self._used > _MAPPED_BYTES:
-                self._open()
-                self._used = 0
-            with torch.device("cpu"):  # whatever the default is
-                tensor = self._file.get_tensor(key).clone()
-            self._used += tensor.nbytes
-            return tensor
-
-        return read
+    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Copy the tensor out of the mapped file, a few megabytes at a time."""
+        tensor, start = torch.empty(0, device="cpu"), 0
+        with torch.device("cpu"):  # whatever the default is
+            if 0 in shape or not shape:
+                return self._file.get_tensor(name).clone()
+            step = max(1, _MAPPED_BYTES // (8 * math.prod(shape[1:])))  # of 8 bytes at most
+            while start < shape[0]:
+                if self._used > _MAPPED_BYTES:
+                    self._open()
+                part = self._file.get_slice(name)[start : start + step]
+                tensor = tensor if start else part.new_empty(shape)
+                tensor[start : start + step] = part
+                self._used += part.nbytes
+                start += step
+        return tensor
 
 
 def parse_meta(path: Path, metadata: Mapping[str, Any]) -> WeightsMeta | None:
