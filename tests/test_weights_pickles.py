@@ -1,14 +1,22 @@
 """Files of torch.save: what is in them besides tensors is never run, nor even looked up."""
 
+import argparse
 import collections
+import datetime
+import decimal
+import functools
 import io
 import os
 import pickle
+import random
 import struct
 import subprocess
 import sys
 import tarfile
 import types
+import typing
+import uuid
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -200,6 +208,14 @@ def test_objects_beside_the_weights_are_inert(
         "dtype": torch.float16,
         "size": torch.Size([1, 2]),
         "device": torch.device("cpu"),
+        "any": typing.Any,
+        "partial": functools.partial(vanished.rebuild, 1, key=2),
+        "decimal": decimal.Decimal("1.5"),
+        "uuid": uuid.UUID(int=7),
+        "namespace": argparse.Namespace(lr=0.1),
+        "date": datetime.datetime(2020, 1, 2, tzinfo=datetime.timezone.utc),
+        "random": random.Random(3),
+        "generic": list[int],
     }
     path = tmp_path / "net.pth"
     torch.save({"meta": meta, "state_dict": weights()}, path, pickle_protocol=protocol)
@@ -208,6 +224,20 @@ def test_objects_beside_the_weights_are_inert(
         del sys.modules[vanished.__name__]
     assert not fcnfast.load_weights(model, path).missing
     assert vanished.calls == []
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_module_beside_the_weights_is_a_placeholder(
+    tmp_path: Path, model: FCN, monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
+    """Older files hold the sources of its class, which torch would compare, and write a patch."""
+    monkeypatch.chdir(tmp_path)
+    content = {"state_dict": weights(), "criterion": nn.CrossEntropyLoss(torch.ones(5))}
+    torch.save(content, "net.pth", _use_new_zipfile_serialization=zipped)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not fcnfast.load_weights(model, "net.pth").missing
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pth"]
 
 
 def test_tensors_of_every_layout_are_read(tmp_path: Path, model: FCN) -> None:
@@ -220,11 +250,13 @@ def test_tensors_of_every_layout_are_read(tmp_path: Path, model: FCN) -> None:
     state["conv1_2.bias"] = state["conv1_2.bias"].double()
     state["score_fr.bias"] = state["score_fr.bias"][:1].expand(5)
     state["conv3_1.bias"].note = "an attribute"
+    state["a.sparse.one"] = torch.ones(3).to_sparse()
+    state["a.quantized.one"] = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
     ordered = collections.OrderedDict(state)
     ordered._metadata = {"": {"version": 1}}
     for zipped in (True, False):
         torch.save(ordered, tmp_path / "net", _use_new_zipfile_serialization=zipped)
-        fcnfast.load_weights(model, tmp_path / "net")
+        assert fcnfast.load_weights(model, tmp_path / "net").unexpected == ()
         for key, value in model.state_dict().items():
             assert torch.equal(value, state[key].float()), key
         fresh = fcnfast.create_model("fcn16s_vgg16", weights=tmp_path / "net")
