@@ -26,7 +26,8 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 # The fields of a NetParameter that are messages or strings (name, layers, input, input_dim, state,
 # input_shape, layer), and those that are integers (input_dim, force_backward, debug_info).
 _NET_BYTES, _NET_VARINT = (1, 2, 3, 4, 6, 8, 100), (4, 5, 7)
-_V1_LAYERS, _V2_LAYER = 2, 100
+# The fields of layers (V1 and V2), and in them those of their name and of their blobs.
+_LAYERS = {2: (4, 6), 100: (1, 7)}
 # A blob's numbers by their field: type, and the wire type of one that is not packed.
 _NUMBERS = {5: ("<f4", FIXED32), 8: ("<f8", FIXED64)}
 _LEGACY_DIMS = (1, 2, 3, 4)  # num, channels, height, width
@@ -94,7 +95,7 @@ def read_caffe(path: Path) -> tuple[dict[str, Stored], list[str]]:
             f"{path}: a Caffe model that is cut or damaged: the file ends inside what begins at "
             f"byte {broken}, or that is no layer"
         )
-    layers = [field for field in fields if field.number in (_V1_LAYERS, _V2_LAYER)]
+    layers = [field for field in fields if field.number in _LAYERS]
     tensors, names = _tensors(path, data, layers)
     if not tensors:
         raise NotCaffeError(True)
@@ -111,7 +112,7 @@ def _tensors(
     names: list[str] = []
     for field in layers:
         try:
-            name, blobs = _layer(data, field)
+            name, blobs = _layer(data, field, *_LAYERS[field.number])
         except _BrokenError as error:
             if not tensors:
                 raise NotCaffeError(True) from None
@@ -171,23 +172,20 @@ def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
     raise _BrokenError(at)
 
 
-def _layer(data: mmap.mmap, layer: _Field) -> tuple[str, list[_Blob]]:
-    """Return a layer's name and its blobs."""
+def _layer(
+    data: mmap.mmap, layer: _Field, name_field: int, blobs_field: int
+) -> tuple[str, list[_Blob]]:
+    """Return a layer's name and its blobs, of these fields."""
     name, blobs = "", []
-    name_field, blobs_field = (1, 7) if layer.number == _V2_LAYER else (4, 6)
     for field in _fields(data, layer.start, layer.end):
         if field.wire != BYTES:
             continue
-        if layer.number == _V1_LAYERS and field.number == 1:  # V0: the layer is inside
-            for inner in _fields(data, field.start, field.end):
-                if inner.wire == BYTES and inner.number == 1:
-                    name = data[inner.start : inner.end].decode("utf-8", "replace")
-                elif inner.wire == BYTES and inner.number == 50:
-                    blobs.append(_blob(data, inner))
-        elif field.number == name_field:
+        if field.number == name_field:
             name = data[field.start : field.end].decode("utf-8", "replace")
         elif field.number == blobs_field:
             blobs.append(_blob(data, field))
+        elif (name_field, field.number) == (4, 1):  # V0: the layer is inside of one of V1
+            name, blobs = _layer(data, field, 1, 50)
     return name, blobs
 
 
