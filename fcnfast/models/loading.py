@@ -8,6 +8,7 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,8 +144,8 @@ def load_as(
     if name is not None:
         find(name)
     with open_weights(path) as file:
-        family = recognize(file)
         if name is None:
+            family = recognize(file)
             name, told = identify(file, family)
             try:
                 model = _build_for(name, num_classes, told | (options or {}), file, family)
@@ -153,10 +154,17 @@ def load_as(
             except (TypeError, ValueError, RuntimeError) as error:  # what no network can have
                 raise WeightsError(f"{path}: {error}") from None
         else:
+            family = recognize(file, lambda: _layers(name))
             _check_kind(name, file, family, classifier)
             model = _build_for(name, num_classes, options or {}, file, family)
         load_file(model, file, family)
         return model
+
+
+def _layers(name: str) -> Iterable[str]:
+    """The names of a network's tensors."""
+    with unfilled():
+        return build(name, None, {}).state_dict()
 
 
 def _check_kind(name: str, file: WeightsFile, family: Family, classifier: bool | None) -> None:
@@ -213,7 +221,7 @@ def load_weights(model: FCN, path: PathLike) -> LoadReport:
     if not isinstance(model, FCN):
         raise TypeError(f"model must be a network of fcnfast, not {type(model).__name__}")
     with open_weights(path) as file:
-        return load_file(model, file, recognize(file))
+        return load_file(model, file, recognize(file, model.state_dict))
 
 
 def load_file(model: FCN, file: WeightsFile, family: Family) -> LoadReport:

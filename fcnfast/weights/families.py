@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -85,7 +85,6 @@ _ANCHORS = (
     ("conv1/7x7_s2.weight",),
     ("conv1.7x7_s2.weight",),
     ("conv1.7x7_s2.conv.weight",),
-    ("stem.0.0.weight", "lateral.0.0.weight"),
     ("score_fr.weight",),
     ("conv1.weight",),
 )
@@ -122,8 +121,10 @@ class Family:
     theirs: Callable[[str], str] = str
 
 
-def recognize(file: WeightsFile) -> Family:
+def recognize(file: WeightsFile, layers: Callable[[], Iterable[str]] = tuple) -> Family:
     """Tell whose weights an open file holds: it says so itself, or its tensors' names do.
+
+    `layers` gives the names of the wanted network's tensors, for files of none that is known here.
 
     Raises:
         WeightsError: of a network whose layers no network of fcnfast has.
@@ -139,7 +140,9 @@ def recognize(file: WeightsFile) -> Family:
             classes=meta.classes,
             palette=meta.palette,
         )
-    prefix = find_prefix(file.tensors)
+    prefix = _prefix(file.tensors, _ANCHORS)
+    if prefix is None:
+        prefix = _prefix(file.tensors, [(name,) for name in layers()]) or ""
     inside = {k.removeprefix(prefix): v for k, v in file.tensors.items() if k.startswith(prefix)}
     family = _family(replace(file, tensors=inside))
     theirs = family.theirs
@@ -151,17 +154,17 @@ def recognize(file: WeightsFile) -> Family:
     )
 
 
-def find_prefix(names: Collection[str]) -> str:
+def _prefix(names: Collection[str], anchors: Iterable[tuple[str, ...]]) -> str | None:
     """What stands before the names of a network's layers: where most of the file's names are."""
-    found: list[str] = []
-    for first, *others in _ANCHORS:
+    found: dict[str, int] = {}
+    for first, *others in anchors:
         for name in names:
             prefix = name.removesuffix(first)
             # The anchor begins a name, or follows a dot.
-            begins = prefix != name and prefix[-1:] in ("", ".")
+            begins = prefix != name and prefix[-1:] in ("", ".") and prefix not in found
             if begins and all(prefix + other in names for other in others):
-                found.append(prefix)
-    return max(found, key=lambda p: sum(name.startswith(p) for name in names), default="")
+                found[prefix] = sum(each.startswith(prefix) for each in names)
+    return max(found, key=lambda prefix: found[prefix], default=None)
 
 
 def _family(file: WeightsFile) -> Family:
