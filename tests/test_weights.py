@@ -12,7 +12,14 @@ import safetensors.torch
 import torch
 
 from fcnfast.errors import WeightsError
-from fcnfast.weights import WeightsMeta, bundled_path, open_weights, read_weights, write_weights
+from fcnfast.weights import (
+    WeightsMeta,
+    bundled_path,
+    files,
+    open_weights,
+    read_weights,
+    write_weights,
+)
 
 META = WeightsMeta(
     model="street",
@@ -139,6 +146,17 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
     assert raised.value.filename == str(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_safetensors_cannot_write_is_an_os_error(tmp_path, monkeypatch):
+    def no_room(*_: object) -> None:
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left")
+
+    monkeypatch.setattr(files, "save_file", no_room)
+    with pytest.raises(OSError, match="No space left") as raised:
+        write(tmp_path / "w.safetensors")
+    assert raised.value.filename == str(tmp_path / "w.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path):

@@ -129,6 +129,16 @@ class TestReport:
         model = fcnfast.create_model("fcn32s_vgg16", weights=tmp_path / "net.pth")
         assert model.final_upsampling == "depthwise"
 
+    def test_filters_for_each_class_go_into_a_dense_upsampling(self, tmp_path):
+        theirs = fcnfast.create_model("fcn32s_vgg16", num_classes=5, upsampling="depthwise")
+        torch.nn.init.normal_(theirs.upscore.weight)
+        fcnfast.save_model(theirs, tmp_path / "net.safetensors")
+        model = fcnfast.create_model("fcn32s_vgg16", num_classes=5, upsampling="dense")
+        fcnfast.load_weights(model, tmp_path / "net.safetensors")
+        own = model.upscore.weight.diagonal().permute(2, 0, 1)
+        assert torch.equal(own, theirs.upscore.weight[:, 0])
+        assert int(model.upscore.weight.count_nonzero()) == 5 * 64 * 64
+
     def test_a_classifier_without_values_is_left_out(self, tmp_path):
         """torchvision's IMAGENET1K_FEATURES: the classifier is there, but holds nothing."""
         state = classifier(tmp_path / "whole.pth")

@@ -2,11 +2,13 @@
 
 import argparse
 import collections
+import copyreg
 import datetime
 import decimal
 import functools
 import io
 import os
+import pathlib
 import pickle
 import random
 import struct
@@ -200,6 +202,7 @@ def test_objects_beside_the_weights_are_inert(
         "settings": settings,
         "method": vanished.Buffer.mean,  # pickled as getattr(Buffer, "mean")
         "call": Runs(vanished.rebuild, 1),
+        "call of it": Runs(vanished.Buffer.mean, 1),
         "path": Path("work_dirs"),
         "scalar": np.float64(0.5),
         "sets": {1, 2},
@@ -217,13 +220,26 @@ def test_objects_beside_the_weights_are_inert(
         "random": random.Random(3),
         "generic": list[int],
     }
-    path = tmp_path / "net.pth"
-    torch.save({"meta": meta, "state_dict": weights()}, path, pickle_protocol=protocol)
+    path, state = tmp_path / "net.pth", weights()
+    state["fc6.weight"] = nn.Parameter(state["fc6.weight"])
+    state["fc7.bias"].note = "an attribute"
+    torch.save({"meta": meta, "state_dict": state}, path, pickle_protocol=protocol)
     vanished.calls.clear()
     if not installed:
         del sys.modules[vanished.__name__]
     assert not fcnfast.load_weights(model, path).missing
     assert vanished.calls == []
+    assert torch.equal(model.fc6.weight, state["fc6.weight"])
+    assert torch.equal(model.fc7.bias, state["fc7.bias"])
+
+
+def test_numbers_for_classes_of_another_program_are_refused(tmp_path: Path, model: FCN) -> None:
+    copyreg.add_extension("pathlib", "PurePosixPath", 77)
+    try:
+        torch.save({"path": pathlib.PurePosixPath("a"), **weights()}, tmp_path / "net.pth")
+    finally:
+        copyreg.remove_extension("pathlib", "PurePosixPath", 77)
+    refuse(model, tmp_path / "net.pth", "names what only another program knows")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
