@@ -390,8 +390,9 @@ class _Match:
             theirs, arch = MODELS.get(self.family.network), self.file.notes.get("arch")
             if layer in self.keys:
                 self.dropped[self.keys[layer]] = "a constant, which the network has"
-                low, high = torch.aminmax(self._stored(layer).read())
-                there = float(low) if math.isclose(low, high, rel_tol=1e-6) else math.nan
+                scales = self._stored(layer).read().flatten().tolist() or [math.nan]
+                low, high = min(scales), max(scales)
+                there = low if math.isclose(low, high, rel_tol=1e-6) else math.nan
             elif arch in ("FCN8s", "FCN8sAtOnce"):  # classes of pytorch-fcn
                 there = scale if arch == "FCN8sAtOnce" else 1.0
             elif theirs is not None:
