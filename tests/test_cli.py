@@ -220,7 +220,7 @@ class TestPredict:
         Path("cut.safetensors").write_bytes(whole[:-100])
         Path("text.safetensors").write_text("these are no weights")
         for name, reason in (
-            ("cut.safetensors", "cut: 100 of its bytes"),
+            ("cut.safetensors", "is cut or damaged"),
             ("text.safetensors", "not a weights file"),
             ("missing.safetensors", "no such"),
             ("in", "is a folder"),

@@ -103,7 +103,7 @@ def test_the_files_of_the_docs(monkeypatch, tmp_path):
     with pytest.raises(fcnfast.InputError, match="has no 'conv1_1_bgrd.weight'.*expand_input"):
         fcnfast.load_weights(names["depth"], "vgg16.pth")
     with pytest.raises(fcnfast.InputError, match="suffix='color'"):
-        fcnfast.create_model("nyud_fcn32s_vgg16_color_hha", weights="vgg16.pth")
+        fcnfast.create_model("nyud_fcn32s_vgg16_color_hha", weights_backbone="vgg16.pth")
 
 
 def test_the_network_of_the_docs(monkeypatch):

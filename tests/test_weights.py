@@ -12,7 +12,14 @@ import safetensors.torch
 import torch
 
 from fcnfast.errors import WeightsError
-from fcnfast.weights import WeightsMeta, bundled_path, open_weights, read_weights, write_weights
+from fcnfast.weights import (
+    WeightsMeta,
+    bundled_path,
+    files,
+    open_weights,
+    read_weights,
+    write_weights,
+)
 
 META = WeightsMeta(
     model="street",
@@ -72,23 +79,6 @@ def test_what_the_reference_library_writes_is_read(tmp_path):
     assert all(torch.equal(tensors[name], value) for name, value in some_tensors().items())
 
 
-def test_tensors_begin_in_the_file_as_they_do_in_memory(tmp_path):
-    """Only then is a network on a file's own pages the same to the last bit."""
-    state = {
-        "odd": torch.ones(21),
-        "a": torch.ones(64, 4),
-        "b": torch.zeros(16),
-        "z": torch.ones(3),
-    }
-    write_weights(tmp_path / "w", state, META)
-    content = (tmp_path / "w").read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    begins = {name: 8 + length + header[name]["data_offsets"][0] for name in state}
-    assert [begins[name] % 64 for name in ("a", "b", "odd")] == [0, 0, 0]
-    assert all(tensor.data_ptr() % 64 == 0 for tensor in read_weights(tmp_path / "w")[0].values())
-
-
 def test_float16_halves_the_floats_and_leaves_integers(tmp_path):
     tensors, _ = read_weights(write(tmp_path / "w.safetensors", dtype=torch.float16))
     source = some_tensors()
@@ -120,7 +110,7 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize(
     ("state", "dtype", "message"),
-    [({"a": [1.0]}, None, "'a' is no tensor"), ({}, torch.int8, "torch.int8")],
+    [({"a": [1.0]}, None, "'a' must be a tensor, not list"), ({}, torch.int8, "torch.int8")],
 )
 def test_what_cannot_be_stored_is_refused(tmp_path, state, dtype, message):
     with pytest.raises(TypeError, match=message):
@@ -156,6 +146,17 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
     assert raised.value.filename == str(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_safetensors_cannot_write_is_an_os_error(tmp_path, monkeypatch):
+    def no_room(*_: object) -> None:
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left")
+
+    monkeypatch.setattr(files, "save_file", no_room)
+    with pytest.raises(OSError, match="No space left") as raised:
+        write(tmp_path / "w.safetensors")
+    assert raised.value.filename == str(tmp_path / "w.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path):

@@ -129,6 +129,16 @@ class TestReport:
         model = fcnfast.create_model("fcn32s_vgg16", weights=tmp_path / "net.pth")
         assert model.final_upsampling == "depthwise"
 
+    def test_filters_for_each_class_go_into_a_dense_upsampling(self, tmp_path):
+        theirs = fcnfast.create_model("fcn32s_vgg16", num_classes=5, upsampling="depthwise")
+        torch.nn.init.normal_(theirs.upscore.weight)
+        fcnfast.save_model(theirs, tmp_path / "net.safetensors")
+        model = fcnfast.create_model("fcn32s_vgg16", num_classes=5, upsampling="dense")
+        fcnfast.load_weights(model, tmp_path / "net.safetensors")
+        own = model.upscore.weight.diagonal().permute(2, 0, 1)
+        assert torch.equal(own, theirs.upscore.weight[:, 0])
+        assert int(model.upscore.weight.count_nonzero()) == 5 * 64 * 64
+
     def test_a_classifier_without_values_is_left_out(self, tmp_path):
         """torchvision's IMAGENET1K_FEATURES: the classifier is there, but holds nothing."""
         state = classifier(tmp_path / "whole.pth")
@@ -159,14 +169,15 @@ class TestReport:
         classifier(tmp_path / "net.pth")
         digest = hashlib.md5((tmp_path / "net.pth").read_bytes()).hexdigest()
         monkeypatch.setattr(families, "_VGG16_FROM_CAFFE", digest)
-        model = fcnfast.create_model("fcn8s_vgg16", weights=tmp_path / "net.pth")
+        model = fcnfast.create_model("fcn8s_vgg16", weights_backbone=tmp_path / "net.pth")
         assert model.preprocessing.order == "bgr"
         assert model.preprocessing.mean == (104.00699, 116.66877, 122.67892)
 
     def test_the_family_brings_its_preprocessing_whatever_was_there_before(self, tmp_path):
         classifier(tmp_path / "vgg16.pth")
         torch.save(randomize(VGG(32, heads={"": 40})).state_dict(), tmp_path / "fcn.pth")
-        model = fcnfast.create_model("nyud_fcn32s_vgg16_color", weights=tmp_path / "vgg16.pth")
+        path = tmp_path / "vgg16.pth"
+        model = fcnfast.create_model("nyud_fcn32s_vgg16_color", weights_backbone=path)
         assert model.preprocessing == IMAGENET
         fcnfast.load_weights(model, tmp_path / "fcn.pth")
         assert model.preprocessing == Preprocessing((116.190, 97.203, 92.318), order="bgr")
@@ -225,7 +236,8 @@ class TestReport:
 
     def test_what_a_file_lacks_starts_as_in_a_new_network(self, tmp_path):
         torch.save(randomize(foreign_resnet()).state_dict(), tmp_path / "net.pth")
-        model = fcnfast.create_model("fcn_resnet50", num_classes=4, weights=tmp_path / "net.pth")
+        path = tmp_path / "net.pth"
+        model = fcnfast.create_model("fcn_resnet50", num_classes=4, weights_backbone=path)
         assert model.classifier[0].weight.std() > 0 and not model.classifier[0].weight.is_meta
         assert not model.classifier[4].weight.any() and not model.classifier[4].bias.any()
         assert torch.equal(model.classifier[1].running_var, torch.ones(512))

@@ -218,7 +218,7 @@ def test_torchvision_vgg16(tmp_path: Path, old: bool) -> None:
     theirs = randomized(foreign_torch_nets.VGG16())
     path = tmp_path / "vgg16.pth"
     torch.save(theirs.weights(), path, _use_new_zipfile_serialization=not old)
-    model = fcnfast.create_model("fcn8s_vgg16", num_classes=5, weights=path)
+    model = fcnfast.create_model("fcn8s_vgg16", num_classes=5, weights_backbone=path)
     model.load_state_dict(theirs.scores(), strict=False)
     check(model, theirs)
 
@@ -227,7 +227,8 @@ def test_caffe_values_in_an_early_layout_of_torchvisions(tmp_path: Path) -> None
     theirs = randomized(foreign_torch_nets.VGG16(dropout_first=True))
     theirs.prepare = lambda images: foreign_nets.bgr(images, (103.939, 116.779, 123.68))
     torch.save(theirs.weights(), tmp_path / "vgg16.pth")
-    model = fcnfast.create_model("fcn8s_vgg16", num_classes=5, weights=tmp_path / "vgg16.pth")
+    path = tmp_path / "vgg16.pth"
+    model = fcnfast.create_model("fcn8s_vgg16", num_classes=5, weights_backbone=path)
     model.load_state_dict(theirs.scores(), strict=False)
     check(model, theirs)
 
@@ -244,11 +245,12 @@ def test_torchvision_classifiers_choose_their_layers(
 ) -> None:
     theirs = randomized(definition())
     torch.save(theirs.weights(), tmp_path / "net.pth")
-    model = fcnfast.create_model(name, num_classes=5, weights=tmp_path / "net.pth")
+    model = fcnfast.create_model(name, num_classes=5, weights_backbone=tmp_path / "net.pth")
     assert model.options["family"] == "torchvision"
     model.load_state_dict(theirs.scores(), strict=False)
     check(model, theirs)
-    with pytest.raises(fcnfast.InputError, match=f"family='caffe'; create_model\\('{name}', w"):
+    says = f"family='caffe'; create_model\\('{name}', weights_backbone="
+    with pytest.raises(fcnfast.InputError, match=says):
         fcnfast.load_weights(fcnfast.create_model(name, num_classes=5), tmp_path / "net.pth")
 
 
@@ -258,7 +260,7 @@ def test_torchvision_resnet(tmp_path: Path, dilated: bool) -> None:
     state = theirs.state_dict() | {"fc.weight": torch.ones(9, 4), "fc.bias": torch.ones(9)}
     torch.save(state, tmp_path / "net.pth")
     name = "fcn_resnet50" if dilated else "fcn8s_resnet50"
-    model = fcnfast.create_model(name, weights=tmp_path / "net.pth").eval()
+    model = fcnfast.create_model(name, weights_backbone=tmp_path / "net.pth").eval()
     for size in SIZES:
         images = photos(*size)
         with torch.no_grad():

@@ -7,8 +7,8 @@ import torch
 
 import fcnfast
 from fcnfast.errors import WeightsError
-from fcnfast.models.identify import identify
 from fcnfast.models.loading import load_file
+from fcnfast.models.table import identify
 from fcnfast.weights import Stored, WeightsFile, recognize
 
 
@@ -17,7 +17,7 @@ class TestIdentify:
 
     @staticmethod
     def file(state: dict[str, tuple[int, ...]], form: str = "PyTorch", **notes: object):
-        tensors = {key: Stored(shape, torch.float32, pytest.fail) for key, shape in state.items()}
+        tensors = {key: Stored(shape, pytest.fail) for key, shape in state.items()}
         return WeightsFile(Path("net"), form, tensors, None, notes)
 
     def identify(self, file: WeightsFile) -> str:
@@ -69,7 +69,9 @@ class TestIdentify:
 
     def test_a_classifier_is_no_segmentation_network(self, tmp_path):
         shapes = {k: v for k, v in alexnet_shapes().items() if not k.startswith("classifier.6")}
-        with pytest.raises(WeightsError, match=r"create_model\('fcn32s_alexnet', weights=...\)"):
+        with pytest.raises(
+            WeightsError, match=r"create_model\('fcn32s_alexnet', weights_backbone=...\)"
+        ):
             self.identify(self.file(shapes))
 
 
@@ -173,9 +175,9 @@ class TestRealWidths:
     def file(path: Path, state: dict[str, tuple[int, ...]], form: str = "PyTorch") -> WeightsFile:
         def stored(shape: tuple[int, ...]) -> Stored:
             if not shape:
-                return Stored(shape, torch.int64, lambda: torch.tensor(1))
+                return Stored(shape, lambda: torch.tensor(1))
             line = torch.linspace(0.1, 0.2, shape[0]).view(-1, *[1] * (len(shape) - 1))
-            return Stored(shape, torch.float32, lambda: line.expand(shape))
+            return Stored(shape, lambda: line.expand(shape))
 
         path.touch()
         return WeightsFile(path, form, {key: stored(shape) for key, shape in state.items()})

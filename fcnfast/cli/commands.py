@@ -147,7 +147,7 @@ def convert(args: argparse.Namespace) -> int:
 
     from ..data.classes import class_table
     from ..models import save_model
-    from ..models.files import load_as
+    from ..models.loading import load_as
 
     output = Path(args.output)
     if output.is_dir():
@@ -155,7 +155,7 @@ def convert(args: argparse.Namespace) -> int:
     if output.exists() and Path(args.input).exists() and output.samefile(args.input):
         raise InputError(f"{output}: would replace the file that is converted")
     table = None if args.classes is None else class_table(args.classes)
-    model, report = load_as(args.model, args.input)
+    model = load_as(args.model, args.input)
     if table is not None and len(table) != model.num_classes:
         raise InputError(
             f"--classes {args.classes}: {len(table)} classes, but {args.input} has "
@@ -166,7 +166,7 @@ def convert(args: argparse.Namespace) -> int:
         save_model(model, output, dtype=torch.float16 if args.half else None)
     except ValueError as error:  # a number that float16 does not reach
         raise InputError(f"{args.input}: {error}") from None
-    print(report)
+    print(model.load_report)
     named = "classes" if model.table is None else f"classes of {model.table.name!r}"
     print(f"Written as {model.name}, {model.num_classes} {named}: {output}")
     return 0

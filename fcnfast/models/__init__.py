@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from .base import CAFFE, FCN, IMAGENET, Preprocessing, ScoreMap
-from .files import create_model, load_model, save_model
+from .base import CAFFE, FCN, IMAGENET, LoadReport, Preprocessing, ScoreMap
 from .light import FCNLight
-from .loading import load_weights
-from .report import LoadReport
+from .loading import create_model, load_model, load_weights, save_model
 from .surgery import expand_input, expand_score, refine, transplant
 from .table import MODELS, list_models
 from .vgg import FCNVGG16

@@ -8,8 +8,8 @@ from torch import nn
 
 from .base import CAFFE, IMAGENET
 from .decoder import Upsampling
-from .fully_connected import fully_connected
 from .skipnet import SkipNet
+from .vgg import fully_connected
 
 Family = Literal["caffe", "torchvision"]
 FAMILIES = ("caffe", "torchvision")

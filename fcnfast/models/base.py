@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from ..data.classes import IGNORE_INDEX, ClassTable
 from ..geometry import SamplingGrid
 from ..ops import Reduction, upsample, upsample_argmax, upsample_cross_entropy
+
+Shape = tuple[int, ...]
 
 # The share of each head in the loss; heads that are not named count fully.
 HEAD_WEIGHTS = {"aux": 0.5}
@@ -60,6 +63,49 @@ CAFFE = Preprocessing(mean=(104.00699, 116.66877, 122.67892), order="bgr")
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=1 / 255)
 
 
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a weights file.
+
+    Attributes:
+        path: the file.
+        format: "safetensors", "PyTorch", "Caffe" or "HDF5".
+        family: whose weights they are.
+        loaded: the network's tensors that the file gave, by the network's names.
+        reshaped: those of them that had another shape in the file, as fully connected layers have:
+            the file's shape and the network's.
+        missing: the network's tensors that keep their starting values.
+        unexpected: the file's tensors, by its names, that mean nothing to this network.
+        dropped: those that do, but that were not used, and why.
+        preprocessing: what ``model.preprocess`` does now.
+        notes: what may make the weights worse than where they come from; warnings say it, too.
+    """
+
+    path: Path
+    format: str
+    family: str
+    loaded: tuple[str, ...]
+    reshaped: dict[str, tuple[Shape, Shape]]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    dropped: dict[str, str]
+    preprocessing: Preprocessing
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        p = self.preprocessing
+        mean, std = (", ".join(f"{v:g}" for v in values) for values in (p.mean, p.std))
+        lines = [f"{self.path}: {self.family} ({self.format})"]
+        lines.append(f"  loaded      {len(self.loaded)} tensors")
+        lines += [f"  reshaped    {key}: {a} to {b}" for key, (a, b) in self.reshaped.items()]
+        lines += [f"  missing     {key}: as it was" for key in self.missing]
+        lines += [f"  unexpected  {key}" for key in self.unexpected]
+        lines += [f"  dropped     {key}: {why}" for key, why in self.dropped.items()]
+        lines.append(f"  input       {p.order.upper()} * {p.scale:g}, mean {mean}, std {std}")
+        lines += [f"  note        {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
 def check_count(name: str, value: object) -> None:
     """Refuse what is no number of classes.
 
@@ -93,6 +139,7 @@ class FCN(nn.Module):
         name, options: the arguments of `create_model` that made the network.
         preprocessing: what `preprocess` does; it travels with the weights.
         default_preprocessing: what the network's own released weights expect.
+        load_report: what the last weights file gave, where one was loaded.
         transplanting: how it gets the trunk of a network whose first layer is another one, where
             loading a file cannot do that; errors say it.
     """
@@ -109,6 +156,7 @@ class FCN(nn.Module):
         self.table: ClassTable | None = None
         self.name = ""
         self.options: dict[str, Any] = {}
+        self.load_report: LoadReport | None = None
         self.default_preprocessing = preprocessing
         self.set_preprocessing(preprocessing)
 

@@ -202,7 +202,7 @@ class Upscore(nn.ConvTranspose2d):
         kernel = bilinear_filter(_one(self.kernel_size, "kernel_size")).to(self.weight)
         with torch.no_grad():
             self.weight.zero_()
-            channel = torch.arange(self.weight.shape[0])
+            channel = torch.arange(self.weight.shape[0], device=self.weight.device)
             self.weight[channel, channel if self.groups == 1 else 0] = kernel
 
     def forward(  # type: ignore[override]
@@ -308,3 +308,34 @@ def image_grid_aligned(scores: Located, size: Sequence[int]) -> SamplingGrid:
     field = scores.field
     in_size = tuple(scores.x.shape[-2:])
     return SamplingGrid.centers(in_size, field.stride, field.offset, size, "clamp")
+
+
+def upsampling_of(weight: Tensor) -> Upsampling:
+    """What a transposed convolution's weight, C x C x k x k or C x 1 x k x k, needs to be.
+
+    "fixed" only when every class has exactly the bilinear filter (as the weight's type holds it)
+    and the classes do not mix; "depthwise" when they do not mix; otherwise "dense".
+    """
+    own = weight
+    if weight.shape[1] > 1:
+        own = weight.diagonal().permute(2, 0, 1).unsqueeze(1)
+        # What is not zero must be on the diagonal.
+        if int(weight.count_nonzero()) != int(own.count_nonzero()):
+            return "dense"
+    tent = bilinear_filter(weight.shape[-1]).to(weight.dtype)
+    # Caffe and others make the filter in float32, where thirds and fifths round differently.
+    slack = 2**-23 if weight.dtype in (torch.float32, torch.float64) else 0.0
+    same = weight.shape[-1] == weight.shape[-2] and bool(((own - tent).abs() <= slack).all())
+    return "fixed" if same else "depthwise"
+
+
+def as_upsampling(weight: Tensor, dense: bool) -> Tensor:
+    """The same upsampling as C x C x k x k, or without its zeros as C x 1 x k x k."""
+    if weight.shape[0] == 1 or dense == (weight.shape[1] > 1):
+        return weight
+    if not dense:
+        return weight.diagonal().permute(2, 0, 1).unsqueeze(1).contiguous()
+    full = weight.new_zeros(weight.shape[0], weight.shape[0], *weight.shape[2:])
+    channel = torch.arange(weight.shape[0], device=weight.device)
+    full[channel, channel] = weight[:, 0]
+    return full

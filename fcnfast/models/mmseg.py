@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ..geometry import SamplingGrid
-from .base import FCN, Preprocessing, ScoreMap, dropout_layer
-from .decoder import IMAGE, Located, after
-from .resnet import LAYERS, resnet
+from .base import Preprocessing, dropout_layer
+from .resnet import DilatedFCN, resnet
 
 # RGB in 0..255.
 MMSEG = Preprocessing(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
@@ -64,7 +61,7 @@ def _deep_stem(width: int) -> nn.Sequential:
     return stem
 
 
-class FCNMMSeg(FCN):
+class FCNMMSeg(DilatedFCN):
     """mmsegmentation's FCN: a dilated ResNet of stride 8, a head on layer4, another on layer3.
 
     Keys, inputs and outputs are those of its ``fcn_r50-d8`` and ``fcn_r101-d8``, whose scores are
@@ -78,6 +75,8 @@ class FCNMMSeg(FCN):
         aux_loss: have the auxiliary head, output "aux"; it counts half in the loss.
         dropout: before the scores, elementwise.
     """
+
+    head_names = ("decode_head", "auxiliary_head")
 
     def __init__(
         self,
@@ -112,25 +111,3 @@ class FCNMMSeg(FCN):
                 nn.init.zeros_(parameter)
         else:
             super().initialize(name, layer)
-
-    def features(self, images: Tensor) -> dict[str, Located]:
-        """The maps of layer3 and layer4, both of stride 8."""
-        found, here = {}, Located(images, IMAGE)
-        for name, layer in self.backbone.items():
-            here = found[name] = Located(layer(here.x), after(here.field, layer))
-        return {name: found[name] for name in LAYERS[2:]}
-
-    def score_maps(
-        self, images: Tensor, heads: Collection[str] | None = None
-    ) -> dict[str, ScoreMap]:
-        """Scores at stride 8: "out", and "aux" where there is that head."""
-        features, found, size = self.features(images), {}, tuple(images.shape[-2:])
-        for head, name, layer in (
-            ("out", LAYERS[3], self.decode_head),
-            ("aux", LAYERS[2], self.auxiliary_head),
-        ):
-            if layer is not None and (heads is None or head in heads):
-                scores = layer(features[name].x)
-                grid = SamplingGrid.resize(tuple(scores.shape[-2:]), size)
-                found[head] = ScoreMap(scores, grid)
-        return found

@@ -128,7 +128,46 @@ class FCNHead(nn.Sequential):
         )
 
 
-class FCNResNet(FCN):
+class DilatedFCN(FCN):
+    """A dilated ResNet of stride 8, a head on its layer4 ("out"), and one on layer3 ("aux").
+
+    Scores are resized to the image without regard to where their units lie, as torchvision's and
+    mmsegmentation's networks do.
+
+    Attributes:
+        backbone: the ResNet's layers; head_names: attributes with the two heads, the second of
+            which may be None.
+    """
+
+    backbone: nn.ModuleDict
+    head_names: tuple[str, str]
+
+    def features(self, images: Tensor) -> dict[str, Located]:
+        """The maps of layer3 and layer4, both of stride 8."""
+        found, here = {}, Located(images, IMAGE)
+        for name, layer in self.backbone.items():
+            here = found[name] = Located(layer(here.x), after(here.field, layer))
+        return {name: found[name] for name in LAYERS[2:]}
+
+    def score_maps(
+        self, images: Tensor, heads: Collection[str] | None = None
+    ) -> dict[str, ScoreMap]:
+        """Scores at stride 8: "out", and "aux" where there is that head."""
+        features, found = self.features(images), {}
+        for head, name, attribute in zip(
+            ("out", "aux"), ("layer4", "layer3"), self.head_names, strict=True
+        ):
+            layer = getattr(self, attribute)
+            if layer is not None and (heads is None or head in heads):
+                scores = Located(layer(features[name].x), features[name].field)
+                found[head] = ScoreMap(scores.x, self._grid(scores, tuple(images.shape[-2:])))
+        return found
+
+    def _grid(self, scores: Located, size: tuple[int, ...]) -> SamplingGrid:
+        return SamplingGrid.resize(tuple(scores.x.shape[-2:]), size)
+
+
+class FCNResNet(DilatedFCN):
     """torchvision's FCN: a dilated ResNet of stride 8, a head on layer4, an auxiliary on layer3.
 
     Keys, inputs and outputs are torchvision's, its resize included: unit u of the scores lies on
@@ -142,6 +181,8 @@ class FCNResNet(FCN):
         aligned: sample the scores where their units lie.
         dropout: before the scores, elementwise.
     """
+
+    head_names = ("classifier", "aux_classifier")
 
     def __init__(
         self,
@@ -171,33 +212,8 @@ class FCNResNet(FCN):
         elif isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)):
             layer.reset_parameters()
 
-    def features(self, images: Tensor) -> dict[str, Located]:
-        """The maps of layer3 and layer4, both of stride 8."""
-        found, here = {}, Located(images, IMAGE)
-        for name, layer in self.backbone.items():
-            here = found[name] = Located(layer(here.x), after(here.field, layer))
-        return {name: found[name] for name in LAYERS[2:]}
-
-    def score_maps(
-        self, images: Tensor, heads: Collection[str] | None = None
-    ) -> dict[str, ScoreMap]:
-        """Scores at stride 8: "out", and "aux" where there is that head."""
-        features, found = self.features(images), {}
-        for head, name, layer in (
-            ("out", "layer4", self.classifier),
-            ("aux", "layer3", self.aux_classifier),
-        ):
-            if layer is not None and (heads is None or head in heads):
-                x, field = features[name]
-                scores = Located(layer(x), field)
-                found[head] = ScoreMap(scores.x, self._grid(scores, images))
-        return found
-
-    def _grid(self, scores: Located, images: Tensor) -> SamplingGrid:
-        size = tuple(images.shape[-2:])
-        if self.aligned:
-            return image_grid_aligned(scores, size)
-        return SamplingGrid.resize(tuple(scores.x.shape[-2:]), size)
+    def _grid(self, scores: Located, size: tuple[int, ...]) -> SamplingGrid:
+        return image_grid_aligned(scores, size) if self.aligned else super()._grid(scores, size)
 
 
 class FCN8sResNet(SkipNet):

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..geometry import Border, ReceptiveField
 from .base import FCN, Preprocessing, ScoreMap
-from .border import Borders
 from .decoder import (
     IMAGE,
     UPSAMPLINGS,
@@ -43,8 +42,6 @@ class SkipNet(FCN):
         padding: of the first convolution, with which all maps are padded and cropped as in the
             paper; None: every layer pads its own border, and maps are sampled where they lie.
         upsampling, final_upsampling: "fixed" (bilinear), "depthwise" or "dense" (learned).
-        keep_borders: in evaluation without gradients on a CPU, remember between pictures what the
-            padded canvas holds around them (see `fcnfast.models.border`): the same results, sooner.
     """
 
     def __init__(
@@ -59,8 +56,6 @@ class SkipNet(FCN):
         self.taps: tuple[str, ...] = ()
         self.scales: dict[str, float] = {}
         self.heads: dict[str, str] = {}
-        self.keep_borders = True
-        self._borders: dict[str, Borders] = {}
         self.upsampling: Upsampling = "fixed"
         self.final_upsampling: Upsampling = "fixed"
 
@@ -141,6 +136,15 @@ class SkipNet(FCN):
         """Of `upscores`, those of the last step to the image."""
         return [self._upscore_names(suffix)[-1] for suffix in self.heads.values()]
 
+    def upscore_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The weights of `upscores` where classes do not mix: C x 1 x k x k."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for suffix in self.heads.values():
+            score = cast(nn.Conv2d, getattr(self, self._score_name(self.taps[0], suffix)))
+            for name, step in zip(self._upscore_names(suffix), self._steps(), strict=True):
+                shapes[name] = (score.out_channels, 1, step.kernel, step.kernel)
+        return shapes
+
     def set_upsampling(self, kind: Upsampling, final: Upsampling | None = None) -> None:
         """Make the upsampling fixed or learned from now on.
 
@@ -166,7 +170,8 @@ class SkipNet(FCN):
                 if wanted == "fixed":
                     self._modules.pop(name, None)
                 elif (up := self._up(name)) is None or up.dense != (wanted == "dense"):
-                    new = Upscore(score.out_channels, step, wanted == "dense")
+                    with torch.device(score.weight.device):
+                        new = Upscore(score.out_channels, step, wanted == "dense")
                     self.add_module(name, new.to(score.weight))
         self.upsampling, self.final_upsampling = kind, final
         settings = {"upsampling": kind, "final_upsampling": final}
@@ -212,31 +217,14 @@ class SkipNet(FCN):
     ) -> dict[str, Located]:
         """Those maps of a trunk that are wanted."""
         found, here, blob = {}, Located(images, IMAGE), "the image"
-        layers = [(name, getattr(self, name)) for name in trunk]
-        if self._may_keep_borders(images):
-            begun = self._borders.setdefault(layers[0][0], Borders()).walk(layers, images, wanted)
-            if begun is not None:
-                layers, blob, here, found = layers[begun.done :], *begun[1:]
-        for name, layer in layers:
+        for name in trunk:
+            layer = getattr(self, name)
             self._check_size(here.x.shape[-2:], blob, name, layer, images.shape[-2:])
             here = Located(layer(here.x), after(here.field, layer))
             blob = blob if isinstance(layer, POINTWISE) else name
             if blob in wanted:
                 found[blob] = here
         return found
-
-    def _may_keep_borders(self, images: Tensor) -> bool:
-        """Whether this is plain evaluation on a CPU, of a padded canvas."""
-        return bool(
-            self.keep_borders
-            and self.padding
-            and not self.training
-            and not torch.is_grad_enabled()
-            and images.device.type == "cpu"
-            and type(images) is Tensor
-            and not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()
-        )
 
     def _check_size(
         self, size: Sequence[int], blob: str, name: str, layer: nn.Module, image: Sequence[int]

@@ -118,11 +118,13 @@ def _copy(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         own[key].copy_(tensor.reshape(own[key].shape))
 
 
-def _like(model: FCN, new: FCN) -> FCN:
-    """Give a new net what belongs to `model` beside its weights: mode, device, dtype, input."""
+def _like(model: FCN, name: str, num_classes: int) -> FCN:
+    """A new net of a name, with what belongs to `model` beside its weights."""
     parameter = next(model.parameters())
+    with torch.device(parameter.device):
+        new = build(name, num_classes, model.options)
     new.set_preprocessing(model.preprocessing)
-    return new.to(parameter.device, parameter.dtype).train(model.training)
+    return new.to(parameter.dtype).train(model.training)
 
 
 def _check_model(model: object) -> None:
@@ -149,7 +151,7 @@ def refine(model: FCN) -> FCN:
     for coarse, fine in zip(STAGES[:-1], STAGES[1:], strict=True):
         name = model.name.replace(coarse, fine)
         if coarse in model.name and name in MODELS:
-            new = _like(model, build(name, model.num_classes, model.options))
+            new = _like(model, name, model.num_classes)
             transplant(model, new)
             new.table = model.table
             return new
@@ -175,7 +177,7 @@ def expand_score(model: FCN, num_classes: int) -> FCN:
         raise ValueError(f"num_classes must be at least {model.num_classes}, not {num_classes}")
     if model.name not in MODELS:
         raise ValueError("only nets that create_model made can be made again with more classes")
-    new = _like(model, build(model.name, num_classes, model.options))
+    new = _like(model, model.name, num_classes)
     own = new.state_dict(keep_vars=True)
     with torch.no_grad():
         for key, tensor in model.state_dict().items():

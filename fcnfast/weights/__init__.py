@@ -1,9 +1,16 @@
 """Weights on disk: files of every kind, whose they are, and the one that comes with the package."""
 
 from .families import Family, recognize
-from .files import WeightsFile, open_weights
-from .native import WeightsMeta, bundled_path, read_weights, write_weights
-from .source import PathLike, Stored
+from .files import (
+    PathLike,
+    WeightsFile,
+    WeightsMeta,
+    bundled_path,
+    open_weights,
+    read_weights,
+    write_weights,
+)
+from .stored import Stored
 
 __all__ = [
     "Family",

@@ -1,19 +1,17 @@
 """Caffe's binary models (``.caffemodel``), read from the protobuf wire format.
 
-Read by hand rather than with the protobuf package: that copies every number into its own objects,
-so that loading would take three times the size of the file, and only the few fields below matter.
-Here the numbers go from the file into their tensor.
-
-The format has no mark; field numbers are those of Caffe's schema. Its three generations differ in
-where a layer keeps its name and its blobs: ``layer`` (V2), ``layers`` (V1), and ``layers`` around a
-``layer`` (V0).
+Read by hand rather than with the protobuf package, which needs Caffe's schema and copies every
+number into objects of its own. Field numbers are those of Caffe's schema. Its three generations
+differ in where a layer keeps its name and its blobs: ``layer`` (V2), ``layers`` (V1), and
+``layers`` around a ``layer`` (V0).
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterator
-from mmap import mmap
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,26 +19,17 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
-from .source import Source, Stored
+from .stored import Stored
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
-# Fields of NetParameter with the wire types that they have: name, layers (V1), input, input_dim,
-# force_backward, state, debug_info, input_shape, layer (V2).
-_NET = {
-    1: (BYTES,),
-    2: (BYTES,),
-    3: (BYTES,),
-    4: (VARINT, BYTES),
-    5: (VARINT,),
-    6: (BYTES,),
-    7: (VARINT,),
-    8: (BYTES,),
-    100: (BYTES,),
-}
-_V1_LAYERS, _V2_LAYER = 2, 100
+# The fields of a NetParameter that are messages or strings (name, layers, input, input_dim, state,
+# input_shape, layer), and those that are integers (input_dim, force_backward, debug_info).
+_NET_BYTES, _NET_VARINT = (1, 2, 3, 4, 6, 8, 100), (4, 5, 7)
+# The fields of layers (V1 and V2), and in them those of their name and of their blobs.
+_LAYERS = {2: (4, 6), 100: (1, 7)}
 # A blob's numbers by their field: type, and the wire type of one that is not packed.
-_NUMBERS = {5: (torch.float32, FIXED32), 8: (torch.float64, FIXED64)}
+_NUMBERS = {5: ("<f4", FIXED32), 8: ("<f8", FIXED64)}
 _LEGACY_DIMS = (1, 2, 3, 4)  # num, channels, height, width
 # How many numbers that are not packed are looked at in one go.
 _BLOCK = 1 << 16
@@ -56,20 +45,11 @@ class _Field(NamedTuple):
     end: int
 
 
-class _Run(NamedTuple):
-    """So many numbers, of which the first is at `start`, one every `step` bytes."""
-
-    start: int
-    length: int
-    step: int
-
-
 class _Blob(NamedTuple):
-    """A blob's shape, type and numbers."""
+    """A blob's shape, and its numbers as they lie in the file."""
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
-    runs: list[_Run]
+    runs: list[np.ndarray]
 
 
 class _BrokenError(Exception):
@@ -80,7 +60,7 @@ class NotCaffeError(Exception):
     """The file holds no network of Caffe; the argument tells if it is a protobuf message at all."""
 
 
-def read_caffe(source: Source) -> tuple[dict[str, Stored], list[str]]:
+def read_caffe(path: Path) -> tuple[dict[str, Stored], list[str]]:
     """Find the blobs of all layers.
 
     Returns:
@@ -92,72 +72,77 @@ def read_caffe(source: Source) -> tuple[dict[str, Stored], list[str]]:
         NotCaffeError: it is something else, as far as one can see.
         WeightsError: cut, damaged, or a blob whose shape is not that of its numbers.
     """
-    data = source.mapped()
-    if _is_text(data[:512]):  # some words are messages
+    with open(path, "rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if all(byte >= 32 or byte in b"\t\n\f\r" for byte in data[:512]):  # text; words are messages
         raise NotCaffeError(False)
-    fields, broken = _top(data, source.size)
-    if any(field.wire not in _NET.get(field.number, (field.wire,)) for field in fields):
-        raise NotCaffeError(broken is None)
+    fields: list[_Field] = []
+    broken = None
+    try:
+        for field in _fields(data, 0, len(data)):
+            fields.append(field)
+    except _BrokenError:
+        broken = fields[-1].end if fields else 0
+    for field in fields:
+        known = {BYTES: _NET_BYTES, VARINT: _NET_VARINT}.get(field.wire, ())
+        if field.number in (*_NET_BYTES, *_NET_VARINT) and field.number not in known:
+            raise NotCaffeError(broken is None)
     if broken is not None:
-        if not (any(field.number in _NET for field in fields) or _starts_layer(data, broken)):
+        begins = data[broken : broken + 1] == b"\x12" or data[broken : broken + 2] == b"\xa2\x06"
+        if not (begins or any(f.number in (*_NET_BYTES, *_NET_VARINT) for f in fields)):
             raise NotCaffeError(False)
         raise WeightsError(
-            f"{source.path}: a Caffe model that is cut or damaged: the file ends inside what "
-            f"begins at byte {broken}, or that is no layer"
+            f"{path}: a Caffe model that is cut or damaged: the file ends inside what begins at "
+            f"byte {broken}, or that is no layer"
         )
-    layers = [field for field in fields if field.number in (_V1_LAYERS, _V2_LAYER)]
-    tensors, names = _blobs(source, data, layers)
+    layers = [field for field in fields if field.number in _LAYERS]
+    tensors, names = _tensors(path, data, layers)
     if not tensors:
         raise NotCaffeError(True)
     if len({field.number for field in layers}) > 1:
-        raise WeightsError(f"{source.path}: damaged Caffe model: it has 'layer' beside 'layers'")
+        raise WeightsError(f"{path}: damaged Caffe model: it has 'layer' beside 'layers'")
     return tensors, names
 
 
-def _blobs(source: Source, data: mmap, layers: list[_Field]) -> tuple[dict[str, Stored], list[str]]:
+def _tensors(
+    path: Path, data: mmap.mmap, layers: list[_Field]
+) -> tuple[dict[str, Stored], list[str]]:
     """Read the layers one by one; the first that is no layer shows what the file is not."""
     tensors: dict[str, Stored] = {}
     names: list[str] = []
     for field in layers:
         try:
-            name, blobs = _layer(data, field)
+            name, blobs = _layer(data, field, *_LAYERS[field.number])
         except _BrokenError as error:
             if not tensors:
                 raise NotCaffeError(True) from None
             raise WeightsError(
-                f"{source.path}: damaged Caffe model: no layer can be read at byte {error}"
+                f"{path}: damaged Caffe model: no layer can be read at byte {error}"
             ) from None
         names.append(name)
         if blobs and f"{name}.weight" in tensors:
-            raise WeightsError(f"{source.path}: two of its layers are called {name!r}")
+            raise WeightsError(f"{path}: two of its layers are called {name!r}")
         for index, blob in enumerate(blobs):
             key = f"{name}.{('weight', 'bias')[index] if index < 2 else index}"
-            tensors[key] = _stored(source, data, key, blob)
+            count = sum(run.size for run in blob.runs)
+            if math.prod(blob.shape) != count:
+                raise WeightsError(
+                    f"{path}: damaged Caffe model: {key!r} has the shape {blob.shape}, but holds "
+                    f"{count} numbers"
+                )
+            tensors[key] = _stored(blob)
     return tensors, names
 
 
-def _top(data: mmap, size: int) -> tuple[list[_Field], int | None]:
-    """Return the fields of the whole file, and where the first one begins that is broken."""
-    found: list[_Field] = []
-    try:
-        for field in _fields(data, 0, size):
-            found.append(field)
-    except _BrokenError:
-        return found, found[-1].end if found else 0
-    return found, None
+def _stored(blob: _Blob) -> Stored:
+    def read() -> Tensor:
+        flat = np.concatenate([np.empty(0, "f4"), *blob.runs])
+        return torch.from_numpy(flat).view(blob.shape)
+
+    return Stored(blob.shape, read)
 
 
-def _starts_layer(data: mmap, at: int) -> bool:
-    """Tell whether the tag of a layer stands here, of a file that is cut inside its first one."""
-    return data[at : at + 1] == b"\x12" or data[at : at + 2] == b"\xa2\x06"
-
-
-def _is_text(head: bytes) -> bool:
-    """Tell whether these are characters only, as no binary model's first numbers are."""
-    return all(byte >= 32 or byte in b"\t\n\f\r" for byte in head)
-
-
-def _fields(data: mmap, start: int, end: int) -> Iterator[_Field]:
+def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[_Field]:
     """Yield the fields of the message in these bytes."""
     while start < end:
         tag, at = _varint(data, start, end)
@@ -177,7 +162,7 @@ def _fields(data: mmap, start: int, end: int) -> Iterator[_Field]:
         start = stop
 
 
-def _varint(data: mmap, at: int, end: int) -> tuple[int, int]:
+def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
     """Read 7 bits a byte, the lowest first; return the number and where the next field begins."""
     value = 0
     for index, byte in enumerate(data[at : min(end, at + 10)]):
@@ -187,57 +172,53 @@ def _varint(data: mmap, at: int, end: int) -> tuple[int, int]:
     raise _BrokenError(at)
 
 
-def _layer(data: mmap, layer: _Field) -> tuple[str, list[_Blob]]:
-    """Return a layer's name and its blobs."""
+def _layer(
+    data: mmap.mmap, layer: _Field, name_field: int, blobs_field: int
+) -> tuple[str, list[_Blob]]:
+    """Return a layer's name and its blobs, of these fields."""
     name, blobs = "", []
-    name_field, blobs_field = (1, 7) if layer.number == _V2_LAYER else (4, 6)
     for field in _fields(data, layer.start, layer.end):
         if field.wire != BYTES:
             continue
-        if layer.number == _V1_LAYERS and field.number == 1:  # V0: the layer is inside
-            for inner in _fields(data, field.start, field.end):
-                if inner.wire == BYTES and inner.number == 1:
-                    name = data[inner.start : inner.end].decode("utf-8", "replace")
-                elif inner.wire == BYTES and inner.number == 50:
-                    blobs.append(_blob(data, inner))
-        elif field.number == name_field:
+        if field.number == name_field:
             name = data[field.start : field.end].decode("utf-8", "replace")
         elif field.number == blobs_field:
             blobs.append(_blob(data, field))
+        elif (name_field, field.number) == (4, 1):  # V0: the layer is inside of one of V1
+            name, blobs = _layer(data, field, 1, 50)
     return name, blobs
 
 
-def _blob(data: mmap, blob: _Field) -> _Blob:
+def _blob(data: mmap.mmap, blob: _Field) -> _Blob:
     """Read a blob's shape and find its numbers: those of double precision, if it has any."""
     shape: tuple[int, ...] = ()
     legacy: dict[int, int] = {}
-    runs: dict[int, list[_Run]] = {5: [], 8: []}
+    runs: dict[int, list[np.ndarray]] = {5: [], 8: []}
     at = blob.start
     while at < blob.end:
         field = next(_fields(data, at, blob.end))
+        at = field.end
         if field.number in _NUMBERS:
-            dtype, single = _NUMBERS[field.number]
+            kind, single = _NUMBERS[field.number]
             if field.wire == BYTES:
-                count, rest = divmod(field.end - field.start, dtype.itemsize)
+                count, rest = divmod(field.end - field.start, np.dtype(kind).itemsize)
                 if rest:
-                    raise _BrokenError(at)
-                runs[field.number].append(_Run(field.start, count, dtype.itemsize))
+                    raise _BrokenError(field.start)
+                runs[field.number].append(np.frombuffer(data, kind, count, field.start))
             elif field.wire == single:
-                runs[field.number].append(run := _unpacked(data, at, blob.end, dtype.itemsize))
-                at += run.length * run.step
-                continue
+                run = _unpacked(data, field.start, blob.end, kind)
+                runs[field.number].append(run)
+                at = field.start - 1 + run.size * run.strides[0]
         elif field.number == 7 and field.wire == BYTES:
             shape = _dims(data, field)
         elif field.number in _LEGACY_DIMS and field.wire == VARINT:
             legacy[field.number] = field.value
-        at = field.end
     if legacy:
         shape = tuple(legacy.get(number, 0) for number in _LEGACY_DIMS)
-    chosen = 8 if any(run.length for run in runs[8]) else 5
-    return _Blob(shape, _NUMBERS[chosen][0], runs[chosen])
+    return _Blob(shape, runs[8] if any(run.size for run in runs[8]) else runs[5])
 
 
-def _dims(data: mmap, field: _Field) -> tuple[int, ...]:
+def _dims(data: mmap.mmap, field: _Field) -> tuple[int, ...]:
     """Read a BlobShape: field 1, packed or not."""
     dims: list[int] = []
     for dim in _fields(data, field.start, field.end):
@@ -251,38 +232,15 @@ def _dims(data: mmap, field: _Field) -> tuple[int, ...]:
     return tuple(dims)
 
 
-def _unpacked(data: mmap, start: int, end: int, size: int) -> _Run:
-    """Find how many numbers follow one another, each behind the same one-byte tag."""
-    step, tag, count = size + 1, data[start], 0
-    most = (end - start) // step
+def _unpacked(data: mmap.mmap, start: int, end: int, kind: str) -> np.ndarray:
+    """The numbers that follow one another from `start` on, each behind the same one-byte tag."""
+    step, tag, count = np.dtype(kind).itemsize + 1, data[start - 1], 0
+    most = (end - start + 1) // step
     while count < most:
         block = min(_BLOCK, most - count)
-        tags = np.ndarray((block,), np.uint8, data, start + count * step, (step,))
+        tags = np.ndarray((block,), np.uint8, data, start - 1 + count * step, (step,))
         other = np.flatnonzero(tags != tag)
+        count += int(other[0]) if other.size else block
         if other.size:
-            return _Run(start + 1, count + int(other[0]), step)
-        count += block
-    return _Run(start + 1, count, step)
-
-
-def _stored(source: Source, data: mmap, key: str, blob: _Blob) -> Stored:
-    """Make the blob a tensor that is read when it is wanted."""
-    count = sum(run.length for run in blob.runs)
-    if math.prod(blob.shape) != count:
-        raise WeightsError(
-            f"{source.path}: damaged Caffe model: {key!r} has the shape {blob.shape}, but holds "
-            f"{count} numbers"
-        )
-
-    def read() -> Tensor:
-        if len(blob.runs) == 1 and blob.runs[0].step == blob.dtype.itemsize:
-            return source.copy(blob.runs[0].start, blob.dtype, blob.shape)
-        flat, done = torch.empty(count, dtype=blob.dtype), 0
-        kind = "<f4" if blob.dtype == torch.float32 else "<f8"
-        for run in blob.runs:
-            numbers = np.ndarray((run.length,), kind, data, run.start, (run.step,))
-            flat.numpy()[done : done + run.length] = numbers
-            done += run.length
-        return flat.view(blob.shape)
-
-    return Stored(blob.shape, blob.dtype, read)
+            break
+    return np.ndarray((count,), kind, data, start, (step,))

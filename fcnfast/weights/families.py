@@ -10,15 +10,15 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ..errors import WeightsError
 from .files import WeightsFile
-from .source import Stored
+from .stored import Stored
 
 # Preprocessing settings, as fields of `fcnfast.models.Preprocessing`.
 Settings = Mapping[str, Any]
@@ -71,6 +71,25 @@ _CLASSIFIER = "the classifier's own scores"
 _AUXILIARY = "an auxiliary classifier"
 
 
+# Layers by which the networks are known. What stands before them in a file is a wrapper's prefix
+# (``module.``, ``model.``, a task's own), and what does not begin with it is not the network's.
+_ANCHORS = (
+    ("features.0.weight",),
+    ("inception3a.branch1.conv.weight",),
+    ("backbone.layer1.0.conv1.weight", "decode_head.conv_seg.weight"),
+    ("backbone.layer1.0.conv1.weight", "classifier.4.weight"),
+    ("layer1.0.conv1.weight",),
+    ("conv1_1.weight",),
+    ("conv1_1_bgrd.weight",),
+    ("conv1_1color.weight",),
+    ("conv1/7x7_s2.weight",),
+    ("conv1.7x7_s2.weight",),
+    ("conv1.7x7_s2.conv.weight",),
+    ("score_fr.weight",),
+    ("conv1.weight",),
+)
+
+
 @dataclass(frozen=True)
 class Family:
     """What a file's tensors are called in fcnfast.
@@ -102,25 +121,56 @@ class Family:
     theirs: Callable[[str], str] = str
 
 
-def recognize(file: WeightsFile) -> Family:
+def recognize(file: WeightsFile, layers: Callable[[], Iterable[str]] = tuple) -> Family:
     """Tell whose weights an open file holds: it says so itself, or its tensors' names do.
+
+    `layers` gives the names of the wanted network's tensors, for files of none that is known here.
 
     Raises:
         WeightsError: of a network whose layers no network of fcnfast has.
     """
-    names = file.tensors.keys()
-    same = {name: name for name in names}
     if file.meta is not None:
         meta = file.meta
         return Family(
             meta.model,
-            same,
+            {name: name for name in file.tensors},
             preprocess=meta.preprocess or None,
             options=meta.options,
             network=meta.model,
             classes=meta.classes,
             palette=meta.palette,
         )
+    prefix = _prefix(file.tensors, _ANCHORS)
+    if prefix is None:
+        prefix = _prefix(file.tensors, [(name,) for name in layers()]) or ""
+    inside = {k.removeprefix(prefix): v for k, v in file.tensors.items() if k.startswith(prefix)}
+    family = _family(replace(file, tensors=inside))
+    theirs = family.theirs
+    return replace(
+        family,
+        names={prefix + key: name for key, name in family.names.items()},
+        dropped={prefix + key: why for key, why in family.dropped.items()},
+        theirs=lambda layer: prefix + theirs(layer),
+    )
+
+
+def _prefix(names: Collection[str], anchors: Iterable[tuple[str, ...]]) -> str | None:
+    """What stands before the names of a network's layers: where most of the file's names are."""
+    found: dict[str, int] = {}
+    for first, *others in anchors:
+        for name in names:
+            prefix = name.removesuffix(first)
+            # The anchor begins a name, or follows a dot.
+            begins = prefix != name and prefix[-1:] in ("", ".") and prefix not in found
+            if begins and all(prefix + other in names for other in others):
+                found[prefix] = sum(each.startswith(prefix) for each in names)
+    return max(found, key=lambda prefix: found[prefix], default=None)
+
+
+def _family(file: WeightsFile) -> Family:
+    """Tell the family by the names of the layers."""
+    names = file.tensors.keys()
+    same = {name: name for name in names}
     training = _training(file)
     if training is not None:
         name, options, preprocess = training
@@ -135,12 +185,10 @@ def recognize(file: WeightsFile) -> Family:
         return Family(
             "mmsegmentation's FCN", same, {}, MMSEG, options, classes=classes, palette=palette
         )
-    if {"backbone.conv1.weight", "classifier.0.weight"} <= names:
+    if {"backbone.layer1.0.conv1.weight", "classifier.4.weight"} <= names:
         return Family("torchvision's segmentation network", same, {}, IMAGENET)
     if {"conv1.weight", "bn1.weight", "layer1.0.conv1.weight"} <= names:
-        dropped = {key: _CLASSIFIER for key in names if key.startswith("fc.")}
-        kept = {key: key for key in names if key not in dropped}
-        return Family("torchvision's ResNet", kept, dropped, IMAGENET)
+        return _classifier(file, "torchvision's ResNet", {}, ("fc.",), IMAGENET)
     return _caffe(file)
 
 
@@ -205,7 +253,7 @@ def _slashed(layer: str) -> str:
 
 
 def _sequential(file: WeightsFile) -> Family:
-    """torchvision's VGG-16 and AlexNet, whose layers have numbers."""
+    """torchvision's and timm's VGG-16 and torchvision's AlexNet, whose layers have numbers."""
     numbers = {
         int(key.split(".")[1])
         for key in file.tensors
@@ -218,34 +266,39 @@ def _sequential(file: WeightsFile) -> Family:
             f"{file.path}: convolutions features.{{{','.join(map(str, sorted(numbers)))}}} are "
             "neither VGG-16's nor AlexNet's"
         )
-    numbered = {f"features.{number}": name for number, name in _ALEXNET.items()}
-    numbered |= {"classifier.1": "fc6", "classifier.4": "fc7"}
-    dropped = {key: _CLASSIFIER for key in file.tensors if key.startswith("classifier.6.")}
-    names = _renamed((key for key in file.tensors if key not in dropped), numbered)
-    title = "torchvision's AlexNet"
-    options = {"family": "torchvision"}
-    return Family(title, names, dropped, IMAGENET, options, theirs=_inverse(numbered))
+    layers = {f"features.{number}": name for number, name in _ALEXNET.items()}
+    layers |= {"classifier.1": "fc6", "classifier.4": "fc7"}
+    family = _classifier(file, "torchvision's AlexNet", layers, ("classifier.6.",), IMAGENET)
+    return replace(family, options={"family": "torchvision"})
 
 
 def _vgg16(file: WeightsFile) -> Family:
-    """VGG-16 in torchvision's layout: its own weights, Caffe's values, and features alone."""
+    """VGG-16 in torchvision's or timm's layout: their weights, Caffe's values, features alone."""
     title, preprocess = "torchvision's VGG-16", IMAGENET
     fully_connected = {"classifier.0": "fc6", "classifier.3": "fc7"}
-    if "classifier.1.weight" in file.tensors:  # dropout came first in an early conversion
+    if "pre_logits.fc1.weight" in file.tensors:
+        title = "timm's VGG-16"
+        fully_connected = {"pre_logits.fc1": "fc6", "pre_logits.fc2": "fc7"}
+    elif "classifier.1.weight" in file.tensors:  # dropout came first in an early conversion
         title, preprocess = "Caffe's VGG-16 in an early layout of torchvision's", VGG_BGR
         fully_connected = {"classifier.1": "fc6", "classifier.4": "fc7"}
     elif _md5(file) == _VGG16_FROM_CAFFE:
         title, preprocess = "Caffe's VGG-16 in torchvision's layout", CAFFE_BGR
-    numbered = {f"features.{number}": name for number, name in _VGG16.items()} | fully_connected
-    dropped = {key: _CLASSIFIER for key in file.tensors if key.startswith("classifier.6.")}
-    names = _renamed((key for key in file.tensors if key not in dropped), numbered)
-    gone = [key for key, name in names.items() if name.startswith("fc")]
-    if any(names[key] == "fc6.weight" and not _usable(file.tensors[key]) for key in gone):
-        title, preprocess = "torchvision's VGG-16 without a classifier", FEATURES
-        dropped |= dict.fromkeys(gone, "no weights: these have features only")
-        names = {key: name for key, name in names.items() if key not in gone}
-    partial, theirs = ("fc6", "fc7"), _inverse(numbered)
-    return Family(title, names, dropped, preprocess, partial=partial, theirs=theirs)
+    layers = {f"features.{number}": name for number, name in _VGG16.items()} | fully_connected
+    family = _classifier(file, title, layers, ("classifier.6.", "head.fc."), preprocess)
+    unusable = [key for key, name in family.names.items() if name.startswith("fc")]
+    if any(
+        family.names[key] == "fc6.weight" and not _usable(file.tensors[key]) for key in unusable
+    ):
+        family = replace(
+            family,
+            title="torchvision's VGG-16 without a classifier",
+            preprocess=FEATURES,
+            names={key: name for key, name in family.names.items() if key not in unusable},
+            dropped=family.dropped
+            | dict.fromkeys(unusable, "no weights: these have features only"),
+        )
+    return replace(family, partial=("fc6", "fc7"))
 
 
 def _googlenet(file: WeightsFile) -> Family:
@@ -253,27 +306,33 @@ def _googlenet(file: WeightsFile) -> Family:
     units = dict(_GOOGLENET)
     for block in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"):
         units |= {f"inception{block}.{a}": f"inception_{block}.{b}" for a, b in _BRANCHES.items()}
-    dropped = {key: _CLASSIFIER for key in file.tensors if key.startswith("fc.")}
-    dropped |= {key: _AUXILIARY for key in file.tensors if key.startswith(("aux1.", "aux2."))}
-    units = {f"{unit}.{kind}": f"{name}.{kind}" for unit, name in units.items() for kind in _PARTS}
-    renamed = _renamed((key for key in file.tensors if key not in dropped), units)
-    title, options = "torchvision's GoogLeNet", {"family": "torchvision"}
-    return Family(title, renamed, dropped, INCEPTION, options, theirs=_inverse(units))
+    layers = {f"{unit}.{part}": f"{name}.{part}" for unit, name in units.items() for part in _PARTS}
+    family = _classifier(file, "torchvision's GoogLeNet", layers, ("fc.",), INCEPTION)
+    auxiliary = [key for key in family.names if key.startswith(("aux1.", "aux2."))]
+    return replace(
+        family,
+        names={key: name for key, name in family.names.items() if key not in auxiliary},
+        dropped=family.dropped | dict.fromkeys(auxiliary, _AUXILIARY),
+        options={"family": "torchvision"},
+    )
 
 
-def _renamed(keys: Iterable[str], layers: Mapping[str, str]) -> dict[str, str]:
-    """Rename the layers of ``LAYER.weight`` and ``LAYER.bias``; other names stay."""
-    found = {}
-    for key in keys:
+def _classifier(
+    file: WeightsFile,
+    title: str,
+    layers: Mapping[str, str],
+    scores: tuple[str, ...],
+    preprocess: Settings,
+) -> Family:
+    """A classifier without its own scores; `layers`: fcnfast's by the file's, others stay."""
+    dropped = {key: _CLASSIFIER for key in file.tensors if key.startswith(scores)}
+    names = {}
+    for key in file.tensors:
         layer, _, what = key.rpartition(".")
-        found[key] = f"{layers[layer]}.{what}" if layer in layers else key
-    return found
-
-
-def _inverse(layers: Mapping[str, str]) -> Callable[[str], str]:
-    """The function from fcnfast's names to the file's; other names stay."""
-    theirs = {name: key for key, name in layers.items()}
-    return lambda layer: theirs.get(layer, layer)
+        if key not in dropped:
+            names[key] = f"{layers[layer]}.{what}" if layer in layers else key
+    theirs = {name: layer for layer, name in layers.items()}
+    return Family(title, names, dropped, preprocess, theirs=lambda layer: theirs.get(layer, layer))
 
 
 def _usable(stored: Stored) -> bool:

@@ -1,33 +1,91 @@
-"""Any weights file, told by its content: what tensors are in it, and what it says of itself."""
+"""Weights files: any kind is opened, told by its content; fcnfast's own (safetensors) are written.
+
+A file of fcnfast says in its metadata which network it belongs to, how that was built, what its
+classes are called and which preprocessing it expects, so that loading it needs nothing else.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
+import json
+import math
+import os
 import pickletools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import WeightsError
-from .archives import ZIP_MARK, read_zip
 from .caffe import NotCaffeError, read_caffe
 from .hdf5 import is_hdf5, open_hdf5, read_hdf5
-from .native import WeightsMeta, parse_meta
-from .pickles import LEGACY_MARK, read_legacy
-from .safe import is_safetensors, read_safetensors
-from .source import PathLike, Source, Stored
+from .pytorch import LEGACY_MARK, ZIP_MARK, read_pytorch
+from .stored import Stored
 
-# Where checkpoints keep their state dict, and what wrappers put before each of its names.
-_WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
-_MAX_NESTING = 4
-# Values that are no objects of a class, as modules are.
-_PLAIN = (int, float, str, bytes, list, tuple, type(None))
+PathLike = str | os.PathLike[str]
+METADATA_KEY = "fcnfast"
+FORMAT_VERSION = 1
+# What the safetensors library accepts as the length of a header.
+_MAX_HEADER_BYTES = 100_000_000
+# safetensors maps the file; after so many bytes were read, their pages are let go.
+_MAPPED_BYTES = 1 << 23
 # A pickle shows what it is in its first opcodes.
 _SNIFFED_BYTES = 1 << 16
+
+_temporary_number = itertools.count()
+
+
+@dataclass(frozen=True)
+class WeightsMeta:
+    """What a weights file says about its network.
+
+    Args:
+        model: the network's name, as `fcnfast.create_model` takes it.
+        options: the other arguments of `create_model`; JSON values only.
+        num_classes: channels of the score map.
+        classes: the names of the classes, or empty when they have none.
+        palette: their colors, (red, green, blue) in 0..255, or empty.
+        preprocess: what the network expects of its input; JSON values only.
+
+    Tuples inside `options` and `preprocess` come back from a file as lists.
+
+    Raises:
+        ValueError: the fields contradict each other; the message says how.
+    """
+
+    model: str
+    options: dict[str, Any]
+    num_classes: int
+    classes: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+    preprocess: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise ValueError(f"the model's name must be a non-empty string, not {self.model!r}")
+        for name in ("options", "preprocess"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"{name} must be a dict, not {getattr(self, name)!r}")
+        if type(self.num_classes) is not int or self.num_classes < 1:
+            raise ValueError(f"num_classes must be a positive integer, not {self.num_classes!r}")
+        for name in ("classes", "palette"):
+            count = len(getattr(self, name))
+            if count not in (0, self.num_classes):
+                raise ValueError(f"{name} has {count} entries for {self.num_classes} classes")
+        for entry in self.classes:
+            if not isinstance(entry, str):
+                raise ValueError(f"class name {entry!r} is not a string")
+        for color in self.palette:
+            if len(color) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in color):
+                raise ValueError(f"color {color!r} is not three integers 0 to 255")
 
 
 @dataclass(frozen=True)
@@ -37,7 +95,7 @@ class WeightsFile:
     Attributes:
         path: where it is.
         format: "safetensors", "PyTorch", "Caffe" or "HDF5".
-        tensors: by the names that the file has, without wrappers' prefixes.
+        tensors: by the names that the file has.
         meta: our description of the network, in files of fcnfast.
         notes: what else a checkpoint holds beside its state dict; of a Caffe model, all "layers".
     """
@@ -53,101 +111,234 @@ class WeightsFile:
 def open_weights(path: PathLike) -> Iterator[WeightsFile]:
     """Open a weights file of any kind; its tensors are read inside the ``with`` block.
 
-    Safetensors and zip archives of ``torch.save`` are mapped: their tensors are views of the
-    file. Nothing in a file is ever run.
+    Nothing in a file is ever run, and no tensor is a view of it.
 
     Raises:
-        WeightsError: missing, cut, damaged, of no known kind, or with code in it; the message
-            names the file.
+        TypeError: `path` is not a path.
+        WeightsError: missing, cut, damaged, or of no known kind; the message names the file.
     """
-    with Source(path) as source:
-        head = source.bytes_at(0, 512)
-        if is_safetensors(head):
-            tensors, metadata = read_safetensors(source)
-            meta = parse_meta(source.path, metadata)
-            yield WeightsFile(source.path, "safetensors", tensors, meta)
-        elif head.startswith(ZIP_MARK):
-            yield _checkpoint(source, read_zip(source))
-        elif head.startswith(LEGACY_MARK):
-            yield _checkpoint(source, read_legacy(source))
-        elif is_hdf5(source):
-            with open_hdf5(source) as file:
-                yield WeightsFile(source.path, "HDF5", read_hdf5(source, file))
-        elif head[257:262] == b"ustar":
-            raise WeightsError(
-                f"{path}: a tar archive; PyTorch's oldest files are such: save the weights again "
-                "with a PyTorch that reads them"
-            )
-        elif _is_pickle(head[:1], source):
-            raise WeightsError(f"{path}: a Python pickle, not of torch.save, and is not run")
-        else:
-            tensors, layers = _caffe(source)
-            yield WeightsFile(source.path, "Caffe", tensors, None, {"layers": layers})
+    path, head = _begin(path)
+    if _is_safetensors(head):
+        reader = _Safetensors(path)
+        yield WeightsFile(path, "safetensors", reader.tensors(), parse_meta(path, reader.metadata))
+    elif head.startswith((ZIP_MARK, LEGACY_MARK)) and not _is_tar(head):
+        tensors, notes = read_pytorch(path)
+        yield WeightsFile(path, "PyTorch", tensors, None, notes)
+    elif is_hdf5(path):
+        with open_hdf5(path) as file:
+            yield WeightsFile(path, "HDF5", read_hdf5(path, file))
+    elif _is_tar(head):
+        raise WeightsError(
+            f"{path}: a tar archive; PyTorch's oldest files are such: save the weights again "
+            "with a PyTorch that reads them"
+        )
+    elif _is_pickle(path):
+        raise WeightsError(f"{path}: a Python pickle, not of torch.save, and is not run")
+    else:  # Caffe's models have no mark
+        try:
+            tensors, layers = read_caffe(path)
+        except NotCaffeError as error:
+            what = "not a weights file that fcnfast reads (safetensors, PyTorch, Caffe or HDF5)"
+            if error.args[0]:
+                what = "a protobuf message, but no Caffe model: it holds no layers with weights"
+            raise WeightsError(f"{path}: {what}") from None
+        yield WeightsFile(path, "Caffe", tensors, None, {"layers": layers})
 
 
-def _caffe(source: Source) -> tuple[dict[str, Stored], list[str]]:
-    """Read what has no mark of its own: a Caffe model, or no weights at all."""
+def _begin(path: PathLike) -> tuple[Path, bytes]:
+    """The path of a regular file and its first 512 bytes."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"a weights file is given by its path, not by {type(path).__name__}")
+    if path == "":
+        raise WeightsError("the path of the weights file is empty ('')")
+    path = Path(path)
+    if path.is_dir():
+        raise WeightsError(f"{path}: is a folder, not a weights file")
+    if not path.exists():
+        raise WeightsError(f"{path}: no such weights file")
+    if not path.is_file():  # a pipe would block, a device might never end
+        raise WeightsError(f"{path}: not a regular file")
     try:
-        return read_caffe(source)
-    except NotCaffeError as error:
-        what = "not a weights file that fcnfast reads (safetensors, PyTorch, Caffe or HDF5)"
-        if error.args[0]:
-            what = "a protobuf message, but no Caffe model: it holds no layers with weights"
-        raise WeightsError(f"{source.path}: {what}") from None
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+    if not head:
+        raise WeightsError(f"{path}: the file is empty (0 bytes)")
+    return path, head
 
 
-def _is_pickle(first: bytes, source: Source) -> bool:
+def _is_safetensors(head: bytes) -> bool:
+    return int.from_bytes(head[:8], "little") <= _MAX_HEADER_BYTES and head[8:9] == b"{"
+
+
+def _is_tar(head: bytes) -> bool:
+    return head[257:262] == b"ustar"
+
+
+def _is_pickle(path: Path) -> bool:
     """Tell whether the file is a bare pickle; it is not run."""
-    if first == b"\x80":
-        return source.bytes_at(1, 1) in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")
+    with open(path, "rb") as file:
+        head = file.read(_SNIFFED_BYTES)
+    if head[:1] == b"\x80":
+        return head[1:2] in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")
     try:  # the oldest protocol has no mark; genops only reads opcodes
-        opcodes = pickletools.genops(source.bytes_at(0, _SNIFFED_BYTES))
-        return any(code.name == "STOP" for code, _, _ in opcodes)
+        return any(code.name == "STOP" for code, _, _ in pickletools.genops(head))
     except Exception:
         return False
 
 
-def _checkpoint(source: Source, tree: Any) -> WeightsFile:
-    """Find the state dict in what a checkpoint holds."""
-    notes: dict[str, Any] = {}
-    for _ in range(_MAX_NESTING):
-        if not isinstance(tree, dict):
-            break
-        inner = next((key for key in _WRAPPINGS if isinstance(tree.get(key), dict)), None)
-        if inner is None:
-            break
-        notes.update({key: value for key, value in tree.items() if key != inner})
-        tree = tree[inner]
-    if isinstance(tree, dict):
-        tensors = {k: v for k, v in tree.items() if isinstance(k, str) and isinstance(v, Stored)}
-        if tensors:
-            tensors = {key: _named(key, stored) for key, stored in _bare(tensors).items()}
-            return WeightsFile(source.path, "PyTorch", tensors, None, notes)
-        if all(isinstance(value, _PLAIN) for value in tree.values()):
-            raise WeightsError(f"{source.path}: a PyTorch file without a state dict: no tensors")
-    raise WeightsError(
-        f"{source.path}: a PyTorch file without a state dict (a whole module? save its "
-        "state_dict() instead)"
-    )
+class _Safetensors:
+    """Reads the tensors of a safetensors file, each into memory of its own."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._open()
+        self.metadata = self._file.metadata() or {}
 
-def _named(key: str, stored: Stored) -> Stored:
-    """Let what is wrong with a tensor's bytes be said with the tensor's name."""
-
-    def read() -> Tensor:
+    def _open(self) -> None:
+        self._used = 0
         try:
-            return stored.read()
-        except WeightsError as error:
-            raise WeightsError(f"{error}: it holds {key!r}") from None
+            self._file = safe_open(self.path, "pt", device="cpu")
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"{self.path}: a safetensors file that is cut or damaged: {error}"
+            ) from error
 
-    return replace(stored, read=read)
+    def tensors(self) -> dict[str, Stored]:
+        names: list[str] = self._file.keys()
+        shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in names}
+        return {n: Stored(shape, partial(self._read, n, shape)) for n, shape in shapes.items()}
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Copy the tensor out of the mapped file, a few megabytes at a time."""
+        tensor, start = torch.empty(0, device="cpu"), 0
+        with torch.device("cpu"):  # whatever the default is
+            if 0 in shape or not shape:
+                return self._file.get_tensor(name).clone()
+            step = max(1, _MAPPED_BYTES // (8 * math.prod(shape[1:])))  # of 8 bytes at most
+            while start < shape[0]:
+                if self._used > _MAPPED_BYTES:
+                    self._open()
+                part = self._file.get_slice(name)[start : start + step]
+                tensor = tensor if start else part.new_empty(shape)
+                tensor[start : start + step] = part
+                self._used += part.nbytes
+                start += step
+        return tensor
 
 
-def _bare(tensors: dict[str, Stored]) -> dict[str, Stored]:
-    """Strip what wrappers such as DataParallel put before every name."""
-    for _ in range(_MAX_NESTING):
-        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in tensors)), None)
-        if prefix is None:
-            break
-        tensors = {key[len(prefix) :]: value for key, value in tensors.items()}
-    return tensors
+def parse_meta(path: Path, metadata: Mapping[str, Any]) -> WeightsMeta | None:
+    """Return our description from the metadata of a safetensors file, None where it has none.
+
+    Raises:
+        WeightsError: damaged, or of another release.
+    """
+    if METADATA_KEY not in metadata:
+        return None
+    try:
+        entries = json.loads(metadata[METADATA_KEY])
+        version = entries.pop("format")
+        if version != FORMAT_VERSION:
+            raise WeightsError(
+                f"{path}: written in format {version!r}; this release of fcnfast "
+                f"reads format {FORMAT_VERSION}"
+            )
+        entries["classes"] = tuple(entries["classes"])
+        entries["palette"] = tuple(tuple(color) for color in entries["palette"])
+        return WeightsMeta(**entries)
+    except WeightsError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise WeightsError(
+            f"{path}: its description of the network is damaged: {detail}"
+        ) from error
+
+
+def bundled_path() -> Path:
+    """Return where the weights that come with the package are (a street-scene network)."""
+    return Path(__file__).parent / "bundled" / "street.safetensors"
+
+
+def read_weights(path: PathLike) -> tuple[dict[str, Tensor], WeightsMeta]:
+    """Read a weights file of `write_weights`.
+
+    Returns:
+        The tensors, on the CPU and in the type they are stored in (``load_state_dict`` converts
+        them to the network's), and the description.
+
+    Raises:
+        WeightsError: missing, cut, damaged, no safetensors file, or one without a description of
+            ours; the message names the file.
+    """
+    path, head = _begin(path)
+    if not _is_safetensors(head):
+        raise WeightsError(f"{path}: not a safetensors weights file of fcnfast")
+    with open_weights(path) as file:
+        if file.meta is None:
+            raise WeightsError(
+                f"{path}: a safetensors file, but not of fcnfast: it does not say which network "
+                "it belongs to"
+            )
+        return {name: stored.read() for name, stored in file.tensors.items()}, file.meta
+
+
+def write_weights(
+    path: PathLike,
+    state_dict: Mapping[str, Tensor],
+    meta: WeightsMeta,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a weights file whole or not at all.
+
+    Args:
+        path: the file to make or replace; links are followed.
+        state_dict: the network's tensors, on any device.
+        meta: the description that goes with them.
+        dtype: floating-point type to store floating-point tensors in (``torch.float16`` halves the
+            file); integer tensors keep theirs. ``None`` keeps all.
+
+    Raises:
+        TypeError: something in `state_dict` is not a tensor, `dtype` is not a floating-point type,
+            or `meta` holds what JSON cannot.
+        ValueError: a finite value becomes infinite in `dtype`; the message names the tensor.
+        OSError: the file cannot be written; nothing is left behind.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"weights are stored in a floating-point type, not {dtype}")
+    tensors, places = {}, set()
+    for name, tensor in state_dict.items():
+        stored = _as_stored(name, tensor, dtype)
+        # The format does not know tensors that share their memory.
+        tensors[name] = stored.clone() if stored.data_ptr() in places else stored
+        places.add(tensors[name].data_ptr())
+    described = json.dumps({"format": FORMAT_VERSION, **asdict(meta)}, allow_nan=False)
+    target = Path(os.path.realpath(path))
+    temporary = target.parent / f".fcnfast-{os.getpid()}-{next(_temporary_number)}.tmp"
+    try:
+        if target.exists() and not target.is_file():  # renaming would replace a device by a file
+            raise OSError(errno.EINVAL, "not a regular file")
+        with open(temporary, "xb") as file:
+            save_file(tensors, temporary, {METADATA_KEY: described})
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, SafetensorError):
+            raise OSError(errno.EIO, str(error), str(path)) from error
+        if isinstance(error, OSError):  # name the file that the user knows
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def _as_stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return `tensor` contiguous on the CPU, in the type that the file gets."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name!r} must be a tensor, not {type(tensor).__name__}")
+    tensor = tensor.detach().cpu()
+    stored = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    if stored.dtype != tensor.dtype and bool((stored.isinf() & tensor.isfinite()).any()):
+        raise ValueError(f"{name!r} holds values that are too large for {dtype}")
+    return stored.contiguous()

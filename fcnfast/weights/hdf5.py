@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import WeightsError
-from .source import Source, Stored
+from .stored import Stored
 
 HDF5_MARK = b"\x89HDF\r\n\x1a\n"
 
@@ -16,17 +17,19 @@ HDF5_MARK = b"\x89HDF\r\n\x1a\n"
 _MAX_DEPTH = 8
 
 
-def is_hdf5(source: Source) -> bool:
+def is_hdf5(path: Path) -> bool:
     """Tell whether the mark stands where it may: at 0, 512, 1024, ..."""
-    offset = 0
-    while offset < source.size:
-        if source.bytes_at(offset, len(HDF5_MARK)) == HDF5_MARK:
-            return True
-        offset = max(512, 2 * offset)
+    size, offset = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        while offset < size:
+            file.seek(offset)
+            if file.read(len(HDF5_MARK)) == HDF5_MARK:
+                return True
+            offset = max(512, 2 * offset)
     return False
 
 
-def open_hdf5(source: Source) -> Any:
+def open_hdf5(path: Path) -> Any:
     """Open the file with h5py, which is closed by the caller.
 
     Raises:
@@ -36,15 +39,15 @@ def open_hdf5(source: Source) -> Any:
         import h5py
     except ImportError as error:
         raise WeightsError(
-            f"{source.path}: an HDF5 file, which takes h5py: pip install 'fcnfast[caffe]'"
+            f"{path}: an HDF5 file, which takes h5py: pip install 'fcnfast[caffe]'"
         ) from error
     try:
-        return h5py.File(source.path, "r")
+        return h5py.File(path, "r")
     except OSError as error:
-        raise WeightsError(f"{source.path}: a cut or damaged HDF5 file: {error}") from error
+        raise WeightsError(f"{path}: a cut or damaged HDF5 file: {error}") from error
 
 
-def read_hdf5(source: Source, file: Any) -> dict[str, Stored]:
+def read_hdf5(path: Path, file: Any) -> dict[str, Stored]:
     """Find the blobs of all layers in what `open_hdf5` gave, while it is open.
 
     Returns:
@@ -57,15 +60,14 @@ def read_hdf5(source: Source, file: Any) -> dict[str, Stored]:
     try:
         data = _child(file, "data")
         if data is not None and not hasattr(data, "dtype"):
-            _visit(source, data, "", 0, tensors)
+            _visit(path, data, "", 0, tensors)
     except WeightsError:
         raise
     except Exception as error:  # h5py raises whatever a damaged file leads it to
-        raise WeightsError(f"{source.path}: damaged HDF5 file: {error}") from error
+        raise WeightsError(f"{path}: damaged HDF5 file: {error}") from error
     if not tensors:
         raise WeightsError(
-            f"{source.path}: an HDF5 file, but no Caffe model: there are no layers in its "
-            "group 'data'"
+            f"{path}: an HDF5 file, but no Caffe model: there are no layers in its group 'data'"
         )
     return tensors
 
@@ -78,39 +80,37 @@ def _child(group: Any, name: str) -> Any:
     return group[name] if isinstance(link, h5py.HardLink) else None
 
 
-def _visit(source: Source, group: Any, name: str, depth: int, tensors: dict[str, Stored]) -> None:
+def _visit(path: Path, group: Any, name: str, depth: int, tensors: dict[str, Stored]) -> None:
     """Collect the datasets 0, 1, ... of a layer, and the layers in it."""
     for key in group:
         member = _child(group, key)
         if member is None or depth > _MAX_DEPTH:
             continue
         if not hasattr(member, "dtype"):
-            _visit(source, member, f"{name}/{key}" if name else key, depth + 1, tensors)
+            _visit(path, member, f"{name}/{key}" if name else key, depth + 1, tensors)
         elif name and key.isdecimal():
             blob = {"0": "weight", "1": "bias"}.get(key, key)
-            tensors[f"{name}.{blob}"] = _stored(source, f"{name}.{blob}", member)
+            tensors[f"{name}.{blob}"] = _stored(path, f"{name}.{blob}", member)
 
 
-def _stored(source: Source, key: str, dataset: Any) -> Stored:
+def _stored(path: Path, key: str, dataset: Any) -> Stored:
     """Make a dataset a tensor that is read when it is wanted."""
     if dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (2, 4, 8):
-        raise WeightsError(f"{source.path}: {key!r} holds {dataset.dtype}, no weights")
+        raise WeightsError(f"{path}: {key!r} holds {dataset.dtype}, no weights")
     if dataset.is_virtual or dataset.external:
-        raise WeightsError(f"{source.path}: {key!r} lies in another file, which is not read")
-    dtype = {2: torch.float16, 4: torch.float32, 8: torch.float64}[dataset.dtype.itemsize]
+        raise WeightsError(f"{path}: {key!r} lies in another file, which is not read")
     shape = tuple(int(n) for n in dataset.shape)
 
     def read() -> Tensor:
         if dataset.size and not dataset.id.get_storage_size():  # h5py would give zeros
-            raise WeightsError(
-                f"{source.path}: {key!r} of shape {shape} has no numbers in the file"
-            )
-        tensor = torch.empty(shape, dtype=dtype)
+            raise WeightsError(f"{path}: {key!r} of shape {shape} has no numbers in the file")
+        dtype = {2: torch.float16, 4: torch.float32, 8: torch.float64}[dataset.dtype.itemsize]
+        tensor = torch.empty(shape, dtype=dtype, device="cpu")
         try:
             if dataset.size:
                 dataset.read_direct(tensor.numpy())
         except (OSError, RuntimeError, ValueError, TypeError) as error:
-            raise WeightsError(f"{source.path}: {key!r} cannot be read: {error}") from error
+            raise WeightsError(f"{path}: {key!r} cannot be read: {error}") from error
         return tensor
 
-    return Stored(shape, dtype, read)
+    return Stored(shape, read)

@@ -1,0 +1,192 @@
+"""Files of ``torch.save``: nothing that their pickles name is imported or run."""
+
+from __future__ import annotations
+
+import pickle
+import types
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from ..errors import WeightsError
+from .stored import Stored
+
+ZIP_MARK = b"PK\x03\x04"
+# What the older files start with: the pickle of a magic number, in protocol 2.
+LEGACY_MARK = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+# Where checkpoints keep their state dict.
+_WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
+_AVERAGES = ("ema", "state_dict_ema", "model_ema")
+_MAX_NESTING = 4
+# Values that are no objects of a class, as modules are.
+_PLAIN = (int, float, str, bytes, list, tuple, type(None))
+
+
+class _Placeholder:
+    """Stands for whatever a pickle names beside tensors: takes everything, does nothing."""
+
+    dump_patches = False  # torch asks the classes of modules in its older files
+
+    def __new__(cls, *args: object, **kwargs: object) -> _Placeholder:
+        return object.__new__(_Placeholder)
+
+    def _take(*args: object, **kwargs: object) -> None:
+        pass
+
+    def __call__(self, *args: object, **kwargs: object) -> _Placeholder:
+        return self
+
+    __init__ = __setstate__ = __setitem__ = append = extend = add = _take
+
+
+class _Dict(dict):
+    """Stands for an ordered dict: a plain one, and attributes of it are let go."""
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _data(data: Tensor, *_: object) -> Tensor:
+    return data
+
+
+_KNOWN: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): _Dict,
+    ("torch", "Size"): torch.Size,
+    ("torch", "device"): torch.device,
+    ("torch", "UntypedStorage"): torch.UntypedStorage,
+    ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
+    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): _data,
+    ("torch._utils", "_rebuild_parameter_with_state"): _data,
+    # A tensor with attributes, or of a subclass: as a plain one.
+    ("torch._tensor", "_rebuild_from_type_v2"): lambda make, kind, args, state: make(*args),
+}
+
+
+class _Unpickler(pickle._Unpickler):
+    """Knows what puts tensors together, and has a placeholder for every other name.
+
+    In Python, because the one in C makes room for as many objects as a damaged file says it has.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _KNOWN.get((module, name), _Placeholder)
+
+    def get_extension(self, code: int) -> None:
+        raise pickle.UnpicklingError("it names what only another program knows")
+
+
+# What `torch.load` takes for Python's own module; it reads storages itself.
+_INERT = types.SimpleNamespace(
+    __name__="inert pickles",
+    Unpickler=_Unpickler,
+    load=lambda file, **options: _Unpickler(file, **options).load(),
+)
+
+
+def read_pytorch(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
+    """The state dict of a file of ``torch.save``, and what else a checkpoint holds beside it.
+
+    What training frameworks pickle besides tensors and plain values (settings, loggers, arrays)
+    becomes placeholders.
+
+    Raises:
+        WeightsError: cut, damaged, a TorchScript program, or without a state dict.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) == ZIP_MARK:
+            _check_archive(path)
+        try:
+            tree = _load(file)
+        except Exception as error:  # of any kind: the bytes may be anything
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise WeightsError(f"{path}: a PyTorch file that is cut or damaged: {why}") from error
+    notes: dict[str, Any] = {}
+    for _ in range(_MAX_NESTING):
+        inner = next((key for key in _WRAPPINGS + _AVERAGES if _is_dict(tree, key)), None)
+        if inner is None:
+            break
+        notes.update({key: value for key, value in dict.items(tree) if key != inner})
+        tree = tree[inner]
+    if isinstance(tree, dict):
+        values = dict.items(tree)
+        tensors = {k: _stored(v) for k, v in values if isinstance(k, str) and _is_tensor(v)}
+        if tensors:
+            return tensors, notes
+        if all(isinstance(value, _PLAIN) for _, value in values):
+            raise WeightsError(f"{path}: a PyTorch file without a state dict: no tensors")
+    raise WeightsError(
+        f"{path}: a PyTorch file without a state dict (a whole module? save its "
+        "state_dict() instead)"
+    )
+
+
+def _load(file: BinaryIO) -> Any:
+    # "latin1": any string of Python 2 is read. A map would make tensors views of the file.
+    options: dict[str, Any] = {"map_location": "cpu", "mmap": False, "encoding": "latin1"}
+    with warnings.catch_warnings(), torch.device("cpu"):  # whatever the default device is
+        warnings.simplefilter("ignore")
+        try:
+            file.seek(0)
+            return torch.load(file, weights_only=True, **options)
+        except pickle.UnpicklingError:
+            pass  # here, so that nothing keeps what was read
+        file.seek(0)
+        return torch.load(file, weights_only=False, pickle_module=_INERT, **options)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive of something else, and one whose checksums differ from its content."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if sum(n.count("/") == 1 and n.endswith("/data.pkl") for n in names) != 1:
+                raise WeightsError(f"{path}: a zip archive, but none of torch.save")
+            if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+                raise WeightsError(f"{path}: holds a TorchScript program, not only weights")
+            for record in archive.infolist():
+                if record.compress_type != zipfile.ZIP_STORED:
+                    raise WeightsError(
+                        f"{path}: record {record.filename!r} is compressed, which torch.save does "
+                        "not do"
+                    )
+                if record.CRC:  # 0: torch was told to write none
+                    with archive.open(record) as content:
+                        while content.read(1 << 20):
+                            pass
+    except WeightsError:
+        raise
+    except Exception as error:  # of any kind: the bytes may be anything
+        raise WeightsError(
+            f"{path}: a zip archive (PyTorch's files are such) that is cut or damaged: {error}"
+        ) from error
+
+
+def _is_dict(tree: Any, key: str) -> bool:
+    return isinstance(tree, dict) and isinstance(dict.get(tree, key), dict)
+
+
+def _is_tensor(value: object) -> bool:
+    """Tell whether this is a tensor that holds its numbers one by one."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not value.is_quantized
+        and value.device.type == "cpu"
+    )
+
+
+def _stored(tensor: Tensor) -> Stored:
+    def read() -> Tensor:
+        own = tensor.detach().contiguous()
+        # A part of a larger storage would keep all of it.
+        return own.clone() if own.untyped_storage().nbytes() > own.nbytes else own
+
+    return Stored(tuple(tensor.shape), read)
