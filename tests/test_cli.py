@@ -381,7 +381,7 @@ class TestEvaluate:
 class TestDemo:
     def test_it_segments_and_tells(self, here, weights, monkeypatch, capsys):
         """With the tests' own network: the package's is looked at by its own tests."""
-        monkeypatch.setattr("fcnfast.models.files.bundled_path", lambda: Path(weights))
+        monkeypatch.setattr("fcnfast.models.loading.bundled_path", lambda: Path(weights))
         assert main(["demo", "--device", "cpu"]) == 0
         out, err = capsys.readouterr()
         assert err == ""
@@ -397,7 +397,7 @@ class TestDemo:
     def test_it_can_write_elsewhere_and_says_when_it_cannot(
         self, here, weights, monkeypatch, refused
     ):
-        monkeypatch.setattr("fcnfast.models.files.bundled_path", lambda: Path(weights))
+        monkeypatch.setattr("fcnfast.models.loading.bundled_path", lambda: Path(weights))
         Path("file").write_text("in the way")
         refused("demo", "--output-dir", "file", says="file: is not a folder")
         assert main(["demo", "--output-dir", "a/b"]) == 0
