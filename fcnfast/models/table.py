@@ -18,6 +18,7 @@ from ..errors import InputError, WeightsError
 from ..weights import Family, WeightsFile
 from .alexnet import FCNAlexNet
 from .base import CAFFE, FCN, Preprocessing
+from .efficientnet_lite import FCNLite
 from .googlenet import FCNGoogLeNet
 from .light import FCNLight
 from .mmseg import FCNMMSeg
@@ -86,6 +87,9 @@ MODELS: dict[str, Row] = {
     "fcn8s_resnet34": Row(FCN8sResNet, "FCN-8s over ResNet-34", {"depth": 34}),
     "fcn8s_resnet50": Row(FCN8sResNet, "FCN-8s over ResNet-50", {"depth": 50}),
     "fcn8s_resnet101": Row(FCN8sResNet, "FCN-8s over ResNet-101", {"depth": 101}),
+    "fcn4s_lite0": Row(FCNLite, "FCN-4s over EfficientNet-Lite0", {"scaling": 0}, 11),
+    "fcn4s_lite1": Row(FCNLite, "FCN-4s over EfficientNet-Lite1", {"scaling": 1}, 11),
+    "fcn4s_lite2": Row(FCNLite, "FCN-4s over EfficientNet-Lite2", {"scaling": 2}, 11),
     "fcn4s_light": Row(FCNLight, "the bundled network: small, for CPUs, CamVid", classes=11),
 }
 
@@ -182,6 +186,7 @@ _CLASSIFIERS = (
     ("inception_5b.pool_proj.conv.weight", "fcn32s_googlenet"),
     ("layer4.2.conv3.weight", "fcn8s_resnet50"),
     ("layer4.1.conv2.weight", "fcn8s_resnet18"),
+    ("stages.6.0.project.0.weight", "fcn4s_lite0"),
 )
 
 

@@ -64,6 +64,15 @@ _BRANCHES = {
     "branch3.1": "5x5",
     "branch4.1": "pool_proj",
 }
+# EfficientNet-Lite as TensorFlow's weights were converted to PyTorch.
+_LITE = {
+    "_expand_conv": "expand.0",
+    "_bn0": "expand.1",
+    "_depthwise_conv": "depthwise.0",
+    "_bn1": "depthwise.1",
+    "_project_conv": "project.0",
+    "_bn2": "project.1",
+}
 # Weights beyond this are no weights: an unused classifier was saved as it lay in the memory.
 _MOST = 1e4
 
@@ -85,6 +94,7 @@ _ANCHORS = (
     ("conv1/7x7_s2.weight",),
     ("conv1.7x7_s2.weight",),
     ("conv1.7x7_s2.conv.weight",),
+    ("_conv_stem.weight", "_blocks.0._project_conv.weight"),
     ("score_fr.weight",),
     ("conv1.weight",),
 )
@@ -189,6 +199,8 @@ def _family(file: WeightsFile) -> Family:
         return Family("torchvision's segmentation network", same, {}, IMAGENET)
     if {"conv1.weight", "bn1.weight", "layer1.0.conv1.weight"} <= names:
         return _classifier(file, "torchvision's ResNet", {}, ("fc.",), IMAGENET)
+    if "_blocks.0._project_conv.weight" in names:
+        return _efficientnet_lite(file)
     return _caffe(file)
 
 
@@ -315,6 +327,20 @@ def _googlenet(file: WeightsFile) -> Family:
         dropped=family.dropped | dict.fromkeys(auxiliary, _AUXILIARY),
         options={"family": "torchvision"},
     )
+
+
+def _efficientnet_lite(file: WeightsFile) -> Family:
+    """EfficientNet-Lite, whose blocks are numbered through: each stage has a width of its own."""
+    layers = {"_conv_stem": "stem.0", "_bn0": "stem.1"}
+    stage, number, width, block = -1, 0, 0, 0
+    while (project := f"_blocks.{block}._project_conv.weight") in file.tensors:
+        out = file.tensors[project].shape[0]
+        stage, number = (stage, number + 1) if out == width else (stage + 1, 0)
+        for theirs, ours in _LITE.items():
+            layers[f"_blocks.{block}.{theirs}"] = f"stages.{stage}.{number}.{ours}"
+        width, block = out, block + 1
+    scores = ("_conv_head.", "_bn1.", "_fc.")
+    return replace(_classifier(file, "EfficientNet-Lite", layers, scores, {}), preprocess=None)
 
 
 def _classifier(

@@ -1,0 +1,164 @@
+"""FCN over EfficientNet-Lite: an ImageNet trunk that is fast on a CPU, skips at strides 4 to 32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import FCN, Preprocessing, ScoreMap, dropout_layer
+from .decoder import IMAGE, Located, after, fuse, on_image
+
+# What the TensorFlow models learned from: RGB, (x - 127) / 128.
+LITE = Preprocessing(mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))
+# Width and depth multipliers of Lite0, Lite1 and Lite2.
+SCALINGS = {0: (1.0, 1.0), 1: (1.0, 1.1), 2: (1.1, 1.2)}
+# The stages of Lite0: blocks, kernel, stride, expansion, channels.
+STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+STEM = 32
+# The stages whose maps the scores are read from: strides 4, 8, 16 and 32.
+TAPS = (1, 2, 4, 6)
+
+
+def conv_bn(
+    channels: int, width: int, kernel: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """A convolution that pads its own border, and its batch norm."""
+    conv = nn.Conv2d(
+        channels, width, kernel, stride, padding=kernel // 2, groups=groups, bias=False
+    )
+    return [conv, nn.BatchNorm2d(width, eps=1e-3)]  # TensorFlow's eps
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block: 1 x 1 to wide, depthwise k x k, 1 x 1 to narrow (arXiv 1801.04381).
+
+    Args:
+        channels, width: C in and out; the input is added where they agree and the stride is 1.
+        kernel, stride: of the depthwise convolution.
+        expansion: the wide map has `expansion` times C channels.
+    """
+
+    def __init__(self, channels: int, width: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = channels * expansion
+        self.expand = nn.Sequential()
+        if expansion != 1:
+            self.expand = nn.Sequential(*conv_bn(channels, wide, 1), nn.ReLU6(inplace=True))
+        self.depthwise = nn.Sequential(
+            *conv_bn(wide, wide, kernel, stride, wide), nn.ReLU6(inplace=True)
+        )
+        self.project = nn.Sequential(*conv_bn(wide, width, 1))
+        self.adds = stride == 1 and channels == width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x h x w to N x C' x h' x w', h' = h / stride rounded up."""
+        y = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.adds else y
+
+    def branches(self) -> list[list[nn.Module]]:
+        """The layers that move the receptive field."""
+        return [[self.expand, self.depthwise, self.project]]
+
+
+def _round_channels(channels: float) -> int:
+    """To a multiple of 8, and never more than 10 % down."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
+
+
+class FCNLite(FCN):
+    """An FCN over EfficientNet-Lite whose skips are summed in feature space, coarse to fine.
+
+    The trunk's weights are TensorFlow's. There a strided convolution pads one pixel less in front,
+    so that a map of stride S lies at S u + S - 1. Here every convolution pads evenly, as
+    everywhere in this package: the same map of a picture moved by S - 1 pixels but for the border,
+    unit u on pixel S u, and pictures of any size from 1 x 1 up.
+
+    Args:
+        num_classes: C.
+        scaling: 0, 1 or 2, as in EfficientNet-Lite0.
+        decoder: channels in which the skips are summed.
+        dropout: before the classifier, elementwise.
+
+    Raises:
+        ValueError: for another scaling or no channels.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 11,
+        *,
+        scaling: int = 0,
+        decoder: int = 80,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(num_classes, LITE)
+        if scaling not in SCALINGS:
+            raise ValueError(f"scaling must be 0, 1 or 2, not {scaling!r}")
+        if decoder < 1:
+            raise ValueError(f"decoder must be a number of channels, not {decoder!r}")
+        width, depth = SCALINGS[scaling]
+        self.stem = nn.Sequential(*conv_bn(3, STEM, 3, 2), nn.ReLU6(inplace=True))
+        self.stages, channels, taps = nn.ModuleList(), STEM, []
+        for index, (count, kernel, stride, expansion, out) in enumerate(STAGES):
+            out = _round_channels(out * width)
+            # The first and the last stage keep their depth (EfficientNet-Lite).
+            count = count if index in (0, len(STAGES) - 1) else math.ceil(count * depth)
+            blocks = nn.Sequential()
+            for number in range(count):
+                step = stride if number == 0 else 1
+                blocks.append(InvertedResidual(channels, out, kernel, step, expansion))
+                channels = out
+            self.stages.append(blocks)
+            if index in TAPS:
+                taps.append(out)
+        self.lateral = nn.ModuleList(nn.Sequential(*conv_bn(out, decoder, 1)) for out in taps)
+        self.blend = nn.ModuleList(
+            nn.Sequential(*conv_bn(decoder, decoder, 3), nn.ReLU(inplace=True)) for _ in taps[1:]
+        )
+        self.drop = dropout_layer(dropout)
+        self.score = nn.Conv2d(decoder, num_classes, 1)
+        for name, layer in self.named_modules():
+            self.initialize(name, layer)
+
+    def initialize(self, name: str, layer: nn.Module) -> None:
+        """As `FCN.initialize`, with the variance of what goes backwards kept."""
+        super().initialize(name, layer)
+        if isinstance(layer, nn.Conv2d) and name != "score":
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def features(self, images: Tensor) -> list[Located]:
+        """The maps of strides 4, 8, 16 and 32."""
+        x, field = self.stem(images), after(IMAGE, self.stem)
+        found = []
+        for index, stage in enumerate(self.stages):
+            x, field = stage(x), after(field, stage)
+            if index in TAPS:
+                found.append(Located(x, field))
+        return found
+
+    def score_maps(
+        self, images: Tensor, heads: Collection[str] | None = None
+    ) -> dict[str, ScoreMap]:
+        """Scores at stride 4."""
+        maps = [
+            Located(lateral(x), field)
+            for lateral, (x, field) in zip(self.lateral, self.features(images), strict=True)
+        ]
+        here = maps.pop()
+        for blend, skip in zip(reversed(self.blend), reversed(maps), strict=True):
+            x, field = fuse(here, skip, "clamp")
+            here = Located(blend(F.relu(x, inplace=True)), after(field, blend))
+        x = self.score(self.drop(here.x))
+        return {"out": on_image(Located(x, here.field), images.shape[-2:], "clamp")}

