@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .errors import InputError
     from .evaluate import evaluate_folder, evaluate_model
     from .geometry import ReceptiveField, SamplingGrid
+    from .lazy import UpsampledLogits, fuse, fuse_report, lazy_logits, unfuse
     from .metrics import ConfusionMatrix
     from .models import create_model, list_models, load_model, load_weights, save_model
     from .segment import Segmentation, Segmenter
@@ -35,13 +36,18 @@ _HOMES = {
     "SamplingGrid": "geometry",
     "Segmentation": "segment",
     "Segmenter": "segment",
+    "UpsampledLogits": "lazy",
     "create_model": "models",
     "evaluate_folder": "evaluate",
     "evaluate_model": "evaluate",
+    "fuse": "lazy",
+    "fuse_report": "lazy",
+    "lazy_logits": "lazy",
     "list_models": "models",
     "load_model": "models",
     "load_weights": "models",
     "save_model": "models",
+    "unfuse": "lazy",
 }
 _ROOMS = ("data", "nn", "ops", "reference", "theory")
 
@@ -70,11 +76,15 @@ __all__ = [
     "SamplingGrid",
     "Segmentation",
     "Segmenter",
+    "UpsampledLogits",
     "__version__",
     "create_model",
     "data",
     "evaluate_folder",
     "evaluate_model",
+    "fuse",
+    "fuse_report",
+    "lazy_logits",
     "list_models",
     "load_model",
     "load_weights",
@@ -83,4 +93,5 @@ __all__ = [
     "reference",
     "save_model",
     "theory",
+    "unfuse",
 ]
