@@ -2,7 +2,7 @@
 
 `fuse` makes a module's bilinear resizes return `UpsampledLogits`. Such a tensor holds the coarse
 score map and a `SamplingGrid`; a loss or an argmax of it runs as one fused op on the coarse map.
-Everything else reads it through an ordinary tensor, made once by ``F.interpolate`` itself.
+Everything else reads the real tensor, which ``F.interpolate`` itself makes once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
@@ -35,71 +35,76 @@ from .tiled._formats import memory_format
 
 Make = Callable[[Tensor], Tensor]
 Module = TypeVar("Module", bound=nn.Module)
+_as_wrapper = torch._C.DisableTorchFunctionSubclass  # what a lazy tensor says of itself
 
 
 @dataclass
 class Resize:
-    """One resize that `fuse_report` saw.
+    """One ``F.interpolate`` that `fuse_report` saw.
 
-    where: file and line of the call. shape: of its input. size: H x W of its result. mode: as in
-    ``F.interpolate``. fused: what ran on the coarse map. real: the function that needed the real
-    tensor, "not lazy" where the resize was left to torch, None while the result is lazy.
+    where: file and line of the call. shape: of its input. fused: what ran on the coarse map.
+    real: what needed the real tensor; None while there is none.
     """
 
     where: str
     shape: tuple[int, ...]
-    size: tuple[int, ...]
+    size: tuple[int, ...] | None
     mode: str
     fused: list[str] = field(default_factory=list)
     real: str | None = None
 
     def __str__(self) -> str:
-        end = f"real for {self.real}" if self.real else "still lazy"
-        end = self.real if self.real == "not lazy" else end
-        shape, size = ("x".join(map(str, n)) for n in (self.shape, self.size))
-        return f"{self.where}: {shape} to {size}, {self.mode}: " + ", ".join([*self.fused, end])
+        ends = [*self.fused, f"real for {self.real}" if self.real else "still lazy"]
+        return f"{self.where}: {self.mode}, {self.shape} to {self.size}: {', '.join(ends)}"
 
 
 @dataclass
 class _State:
-    """What a lazy tensor is made of; dropped when the real one exists.
+    """What a lazy tensor is made of, until it is real.
 
-    make: the real tensor from `source`, as a function that autograd follows. parent, view: the lazy
-    tensor that this one is a view of, and how. node: grad_fn as it was made. version: of `source`.
-    scores: the coarse maps behind an `UpsampledLogits`, after: what is done to its logits ("",
-    "softmax" or "log_softmax"), single: it is one image, C x H x W.
+    make: the real tensor from `source`, followed by autograd. parent, view: the lazy tensor of
+    which this is a view, and how. node, version: grad_fn, and `source`'s version, as at the start.
+    scores, grid: behind an `UpsampledLogits`. after: what is done to its logits: "", "softmax" or
+    "log_softmax". single: it is one image, C x H x W.
     """
 
     source: Tensor
     make: Make
+    scores: Any = None
+    grid: Any = None
+    after: str = ""
+    single: bool = False
     parent: LazyTensor | None = None
     view: Make | None = None
     node: Any = None
     version: int = 0
-    scores: Tensor | None = None
-    grid: SamplingGrid | None = None
-    after: str = ""
-    single: bool = False
     record: Resize | None = None
 
-
-@contextmanager
-def _quiet(device: torch.device) -> Iterator[None]:
-    """For our own calls of torch: no modes, no subclasses, no autocast."""
-    with torch._C.DisableTorchFunction():
-        if torch.is_autocast_enabled(device.type):
-            with torch.autocast(device.type, enabled=False):
-                yield
-        else:
-            yield
+    def check(self) -> None:
+        if _version(self.source) != self.version:
+            raise RuntimeError(
+                "the score map behind lazy logits was changed in place after its resize: use the "
+                "logits, or call materialize() on them, before that, or resize a clone of the map"
+            )
 
 
 def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
+@contextmanager
+def _quiet(device: torch.device) -> Iterator[None]:
+    """For our own calls of torch: no modes, no subclasses, no autocast."""
+    with torch._C.DisableTorchFunction():
+        if not torch.is_autocast_enabled(device.type):
+            yield
+        else:
+            with torch.autocast(device.type, enabled=False):
+                yield
+
+
 class _Promise(torch.autograd.Function):
-    """Ties a lazy tensor to its source, for C++ code that knows it only by its grad_fn."""
+    """Ties a lazy tensor to its source, for code that knows it only by its grad_fn."""
 
     @staticmethod
     def forward(ctx: Any, source: Tensor, make: Make, build: Callable[[], Tensor]) -> Tensor:
@@ -116,7 +121,7 @@ class _Promise(torch.autograd.Function):
 
 
 class _Read(torch.autograd.Function):
-    """The values of a lazy tensor whose grad_fn is no longer the one it was made with."""
+    """The values of a lazy tensor whose grad_fn is not the one it was made with."""
 
     @staticmethod
     def forward(ctx: Any, lazy: Tensor, values: Tensor) -> Tensor:
@@ -128,10 +133,10 @@ class _Read(torch.autograd.Function):
 
 
 class LazyTensor(Tensor):
-    """A tensor whose values are made when something reads them, once and for all.
+    """A tensor whose values are made when something reads them, once.
 
-    It knows its shape, dtype, device and gradient function. Once it is real, all functions and
-    methods, in-place ones too, work on the ordinary tensor behind it.
+    It knows its shape, dtype and device. When it is real, all functions and methods, in-place ones
+    too, work on the ordinary tensor behind it.
     """
 
     _state: _State | None
@@ -140,14 +145,14 @@ class LazyTensor(Tensor):
 
     @property
     def is_lazy(self) -> bool:
-        """Whether no function has needed the real tensor yet, here or where this is a view of."""
+        """Whether nothing has needed the real tensor yet, here or where this is a view of."""
         state = self._state
         if state is None or (state.parent is not None and not state.parent.is_lazy):
             return False
-        with torch._C.DisableTorchFunctionSubclass():
-            return self.grad_fn is state.node
+        with _as_wrapper():
+            return self.grad_fn is state.node  # or else it went through a foreign Function
 
-    def real(self) -> Tensor:
+    def materialize(self) -> Tensor:
         """The ordinary tensor behind this one; the first call makes it."""
         with self._lock:
             if self._state is not None:
@@ -156,22 +161,15 @@ class LazyTensor(Tensor):
         return self._real
 
     def _made(self, state: _State) -> Tensor:
-        with torch._C.DisableTorchFunctionSubclass():
-            grad, same = self.requires_grad, self.grad_fn is state.node
-        with (
-            torch.inference_mode(False),
-            torch.set_grad_enabled(grad and same),
-            _quiet(state.source.device),
-        ):
+        with _as_wrapper():
+            grad, foreign = self.requires_grad, self.grad_fn is not state.node
+        with torch.inference_mode(False), torch.set_grad_enabled(grad), _quiet(state.source.device):
             if state.parent is not None and state.view is not None:
-                values = state.view(state.parent.real())
+                values = state.view(state.parent.materialize())
             else:
-                _check_unchanged(state)
+                state.check()
                 values = state.make(state.source)
-            if grad and not same:  # an autograd.Function of someone else's has returned it
-                with torch.enable_grad():
-                    values = _Read.apply(self, values.detach())
-        return values
+            return _Read.apply(self, values.detach()) if foreign else values
 
     @classmethod
     def __torch_function__(
@@ -179,34 +177,32 @@ class LazyTensor(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _METADATA and args[0].is_lazy:
-            with torch._C.DisableTorchFunctionSubclass():
+            with _as_wrapper():
                 return func(*args, **kwargs)
-        if func in _FUSED:
-            result = _fused(func, args, kwargs)
-            if result is not NotImplemented:
-                return result
-        return _on_real(func, args, kwargs)
+        result = _fused(func, args, kwargs) if func in _FUSED else NotImplemented
+        return _on_real(func, args, kwargs) if result is NotImplemented else result
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """What C++ code, which sees no torch functions, calls: by values, below autograd."""
-        kwargs = kwargs or {}
+        """What C++ code calls, which sees no torch functions: values, below autograd."""
         for argument, value in zip(func._schema.arguments, args, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                if any(isinstance(leaf, LazyTensor) for leaf in tree_leaves(value)):
-                    raise RuntimeError(f"{func} cannot write into lazy logits: pass x.real()")
-        args, kwargs = tree_map_only(LazyTensor, LazyTensor.real, (tuple(args), kwargs))
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and any(isinstance(leaf, LazyTensor) for leaf in tree_leaves(value)):
+                raise RuntimeError(f"{func} cannot write into lazy logits: pass x.materialize()")
+        args, kwargs = tree_map_only(
+            LazyTensor, LazyTensor.materialize, (tuple(args), kwargs or {})
+        )
         return func(*args, **kwargs)
 
 
 class UpsampledLogits(LazyTensor):
     """N x C x H x W logits that are a coarse score map and where to sample it.
 
-    ``F.cross_entropy`` and ``F.nll_loss(F.log_softmax(...))`` with class labels, ``argmax``,
+    ``F.cross_entropy`` and ``F.nll_loss(F.log_softmax(...))`` with class labels, and ``argmax``,
     ``max`` and ``topk(1)`` over the classes, also after a softmax, run as fcnfast's fused ops.
-    Images and slices of the batch stay lazy. All else reads the real tensor, which is made once.
+    Images and slices of the batch stay lazy. All else reads the real tensor.
 
     Args:
         scores: N x C x h x w, float32, bfloat16, float16 or float64.
@@ -217,7 +213,7 @@ class UpsampledLogits(LazyTensor):
         ValueError: on another rank, or a grid made for maps of another size.
     """
 
-    def __new__(cls, scores: Tensor, grid: SamplingGrid) -> Any:
+    def __new__(cls, scores: Tensor, grid: SamplingGrid) -> Any:  # noqa: D102
         check_map(scores, "scores")
         check_grid(grid)
         check_on_grid(scores, grid, "scores")
@@ -226,25 +222,17 @@ class UpsampledLogits(LazyTensor):
 
     @property
     def scores(self) -> Tensor | None:
-        """The coarse score map; None once the tensor is real."""
+        """The coarse score map; None when the tensor is real."""
         return self._state.scores if self._state is not None else None
 
     @property
     def grid(self) -> SamplingGrid | None:
-        """Where the map is sampled; None once the tensor is real."""
+        """Where the map is sampled; None when the tensor is real."""
         return self._state.grid if self._state is not None else None
 
 
-def _check_unchanged(state: _State) -> None:
-    if _version(state.source) != state.version:
-        raise RuntimeError(
-            "the score map behind lazy logits was changed in place after its resize; use the "
-            "logits (or call .real()) before that, or resize a clone of the map"
-        )
-
-
-def _can_wait(x: Tensor) -> bool:
-    """Whether `x` may stand for its resize: an ordinary score map, and nothing is tracing."""
+def _can_wait(x: Any) -> bool:
+    """Whether a resize of `x` may be lazy: an ordinary score map, and nothing is tracing."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if not isinstance(x, Tensor) or getattr(forward_ad, "_current_level", -1) >= 0:
@@ -254,229 +242,167 @@ def _can_wait(x: Tensor) -> bool:
 
 def _new(cls: type[LazyTensor], like: Tensor, state: _State) -> Any:
     """A lazy tensor with the shape, strides and dtype of the meta tensor `like`."""
-    grad = torch.is_grad_enabled() and state.source.requires_grad
-    device = state.source.device
-
-    def build() -> Tensor:
-        wrap = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
-        return wrap(cls, like.shape, strides=like.stride(), dtype=like.dtype, device=device)
-
+    wrap = partial(Tensor._make_wrapper_subclass, cls, like.shape, strides=like.stride())
+    build = partial(wrap, dtype=like.dtype, device=state.source.device)
     state.version = _version(state.source)
-    if grad:
+    if torch.is_grad_enabled() and state.source.requires_grad:
         x = _Promise.apply(state.source, state.make, build)
-        with torch._C.DisableTorchFunctionSubclass():
+        with _as_wrapper():
             state.node = x.grad_fn
-    else:  # what is computed from this one later has no gradient either
+    else:  # then nothing that is computed from it later has a gradient
         x, state.source = build(), state.source.detach()
         state.scores = state.scores.detach() if state.scores is not None else None
     x._state, x._real, x._lock = state, None, threading.RLock()
     return x
 
 
-def _upsampled(scores: Tensor, grid: SamplingGrid, make: Make, record: Resize | None = None) -> Any:
-    shape = (*scores.shape[:2], *grid.size)
-    with _quiet(scores.device):
-        form = memory_format(scores)
-        like = torch.empty(shape, dtype=scores.dtype, device="meta", memory_format=form)
-        return _new(
-            UpsampledLogits, like, _State(scores, make, scores=scores, grid=grid, record=record)
-        )
+def _upsampled(x: Tensor, grid: SamplingGrid, make: Make, record: Resize | None = None) -> Any:
+    shape = (*x.shape[:2], *grid.size)
+    with _quiet(x.device):
+        form = memory_format(x)
+        like = torch.empty(shape, dtype=x.dtype, device="meta", memory_format=form)
+        return _new(UpsampledLogits, like, _State(x, make, x, grid, record=record))
 
 
-def _derived(
-    x: UpsampledLogits,
-    function: Make,
-    scores: Tensor | None,
-    *,
-    view: bool = False,
-    detach: bool = False,
-    **changes: Any,
-) -> Any:
-    """``function(x)``, lazy again; one that is no view is made from the map, whatever `x` becomes.
+def _derived(x: LazyTensor, function: Make, scores: Tensor | None, **changes: Any) -> Any:
+    """``function(x)``, lazy too. Unless it is a view, what is done to `x` later does not change it.
 
-    scores: the coarse maps of the result; None where it is no map of logits any more.
+    scores: the coarse maps of the result; None where it is no map of logits.
     """
-    with _quiet(x.device), torch._C.DisableTorchFunction():
+    with _quiet(x.device):
         old = x._state
         assert old is not None
-        like = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
-        source = old.source.detach() if detach else old.source
-        state = _State(
-            source,
-            lambda s: function(old.make(s)),
-            x if view else None,
-            function if view else None,
-            scores=scores,
-            **{"grid": old.grid, "after": old.after, "single": old.single, **changes},
-            record=old.record,
-        )
-        return _new(LazyTensor if scores is None else UpsampledLogits, function(like), state)
+        like = function(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta"))
+        made = {"make": lambda s: function(old.make(s)), "scores": scores, "node": None}
+        state = replace(old, **{"parent": None, "view": None, **made, **changes})
+        return _new(LazyTensor if scores is None else UpsampledLogits, like, state)
 
 
-# --- what runs on the coarse map. Each function has the signature of torch's; NotImplemented means
-# that the real tensor is needed after all.
+# What runs on the coarse map: torch's signatures. NotImplemented: it needs the real tensor.
 
 
-def _is_class_axis(x: UpsampledLogits, dim: Any) -> bool:
+def _has_classes(x: Tensor, dim: Any) -> bool:
     return isinstance(dim, int) and not isinstance(dim, bool) and dim in (x.dim() - 3, -3)
 
 
-def _winners(x: UpsampledLogits, dim: int, keepdim: bool) -> Tensor:
-    """int64 labels; a softmax makes NaN of all classes of a pixel, and 0 of its label."""
-    state = x._state
-    assert state is not None and state.scores is not None and state.grid is not None
-    labels = upsample_argmax(state.scores.detach(), state.grid, dtype=torch.int64)
-    if state.after and (bad := _undefined(state.scores, state.grid)) is not None:
-        labels = labels.masked_fill(bad, 0)
-    labels = labels[0] if state.single else labels
-    return labels.unsqueeze(dim) if keepdim else labels
-
-
-def _undefined(scores: Tensor, grid: SamplingGrid) -> Tensor | None:
-    """N x H x W: where the softmax is NaN, because a NaN or an infinity takes part."""
-    bad = (scores.detach().amax(1, keepdim=True) - scores.detach().amin(1, keepdim=True)).isnan()
-    bad |= scores.detach().isposinf().any(1, keepdim=True)
-    if scores.device.type == "cpu" and not bad.any():
+def _undefined(state: _State) -> Tensor | None:
+    """N x H x W: where a softmax is NaN, because a NaN or an infinity takes part; None: nowhere."""
+    scores = state.scores.detach()
+    bad = (scores.isnan() | scores.isposinf()).any(1, keepdim=True)
+    if bad.device.type == "cpu" and not bad.any():
         return None
-    return upsample(bad.float(), grid)[:, 0] > 0
+    return upsample(bad.float(), state.grid)[:, 0] > 0
+
+
+def _winners(state: _State, dim: int, keepdim: bool, share: bool = False) -> Tensor:
+    """int64 labels, or with `share` the softmax of the winners, of all images."""
+    found: Tensor = upsample_argmax(state.scores, state.grid, dtype=torch.int64, confidence=share)  # type: ignore
+    found = found[1] if share else found
+    if state.after and (bad := _undefined(state)) is not None:
+        found = found.masked_fill(bad, math.nan if share else 0)  # of NaNs only, the first wins
+    found = found[0] if state.single else found
+    return found.unsqueeze(dim) if keepdim else found
 
 
 def _argmax(input: UpsampledLogits, dim: Any = None, keepdim: bool = False) -> Any:
-    return _winners(input, dim, keepdim) if _is_class_axis(input, dim) else NotImplemented
+    return _winners(input._state, dim, keepdim) if _has_classes(input, dim) else NotImplemented  # type: ignore
 
 
-def _best(x: UpsampledLogits, dim: Any, keepdim: bool, kind: Any) -> Any:
-    """The largest values, lazy, and where they are."""
-    if not _is_class_axis(x, dim):
+def _max(
+    input: UpsampledLogits,
+    dim: Any = None,
+    keepdim: bool = False,
+    kind: Any = torch.return_types.max,
+) -> Any:
+    """Labels, and the values, which are lazy: most callers want the labels alone."""
+    state, dtype = input._state, input.dtype
+    if state is None or not _has_classes(input, dim):
         return NotImplemented
-    state, dtype = x._state, x.dtype
-    assert state is not None and state.scores is not None and state.grid is not None
-    scores, grid, single = state.scores, state.grid, state.single
-
-    def largest(logits: Tensor) -> Tensor:
-        return logits.max(dim, keepdim).values
-
-    def confidence(like: Tensor) -> Tensor:
-        if like.is_meta:
-            return largest(like)
-        _, share = upsample_argmax(scores, grid, confidence=True, dtype=torch.int64)
-        if (bad := _undefined(scores, grid)) is not None:
-            share = share.masked_fill(bad, float("nan"))
-        share = (share[0] if single else share).to(dtype)
-        return share.unsqueeze(dim) if keepdim else share
-
-    values = _derived(x, largest, None)
-    if state.after == "softmax" and not x.requires_grad:
-        values._state.make = lambda _: confidence(scores)
-    return kind((values, _winners(x, dim, keepdim)))
-
-
-def _max(input: UpsampledLogits, dim: Any = None, keepdim: bool = False) -> Any:
-    return _best(input, dim, keepdim, torch.return_types.max)
+    values = _derived(input, lambda logits: logits.max(dim, keepdim).values, None)
+    if state.after == "softmax" and not input.requires_grad:
+        values._state.make = lambda _: _winners(state, dim, keepdim, share=True).to(dtype)
+    return kind((values, _winners(state, dim, keepdim)))
 
 
 def _topk(
     input: UpsampledLogits, k: int, dim: Any = -1, largest: bool = True, sorted: bool = True
 ) -> Any:
-    if k != 1 or not largest:
-        return NotImplemented
-    return _best(input, dim, True, torch.return_types.topk)
+    only = k == 1 and largest
+    return _max(input, dim, True, torch.return_types.topk) if only else NotImplemented
 
 
-def _softmax(
-    input: UpsampledLogits,
-    dim: Any = None,
-    _stacklevel: int = 3,
-    dtype: torch.dtype | None = None,
-    *,
-    name: str,
-) -> Any:
-    state = input._state
-    assert state is not None
-    single = input.dtype in (torch.bfloat16, torch.float16) and (
-        dtype is not None or torch.is_autocast_enabled(input.device.type)
-    )
-    if single or state.after or dtype not in (None, input.dtype):
-        return NotImplemented
-    if not _is_class_axis(input, dim):
-        return NotImplemented
-    return _derived(input, partial(getattr(torch, name), dim=dim), state.scores, after=name)
+def _softmax(name: str) -> Callable[..., Any]:
+    function = getattr(torch, name)
+
+    def run(
+        input: UpsampledLogits, dim: Any = None, _stacklevel: int = 3, dtype: Any = None
+    ) -> Any:
+        state = input._state
+        wide = input.dtype in (torch.float32, torch.float64)  # autocast does nothing to those
+        wide |= not torch.is_autocast_enabled(input.device.type)
+        if state is None or state.after or not wide or dtype not in (None, input.dtype):
+            return NotImplemented
+        if not _has_classes(input, dim):
+            return NotImplemented
+        return _derived(input, lambda logits: function(logits, dim), state.scores, after=name)
+
+    return run
 
 
 def _loss(
     after: str,
     input: UpsampledLogits,
     target: Any,
-    weight: Tensor | None = None,
+    weight: Any = None,
     size_average: Any = None,
     ignore_index: int = -100,
     reduce: Any = None,
     reduction: Any = "mean",
     label_smoothing: float = 0.0,
 ) -> Any:
-    """F.cross_entropy of logits, and F.nll_loss of their log_softmax: both the same op."""
-    state = input._state
-    assert state is not None and state.scores is not None and state.grid is not None
-    mixed = torch.is_autocast_enabled(input.device.type)
-    fits = (
-        state.after == after
-        and type(target) is Tensor
-        and target.dtype == torch.int64
-        and target.device == input.device
-        and not state.single
-        and tuple(target.shape) == (input.shape[0], *input.shape[2:])
-        and size_average is None
-        and reduce is None
-        and reduction in ("mean", "sum", "none")
-        and isinstance(label_smoothing, (int, float))
-        and 0 <= label_smoothing <= 1
-    )
+    """F.cross_entropy of logits, and F.nll_loss of their log_softmax, where torch takes it."""
+    state, mixed = input._state, torch.is_autocast_enabled(input.device.type)
+    if state is None or state.after != after or state.single or type(target) is not Tensor:
+        return NotImplemented
+    fits = target.dtype == torch.int64 and target.device == input.device
+    fits &= tuple(target.shape) == (input.shape[0], *input.shape[2:])
+    fits &= size_average is None and reduce is None and reduction in ("mean", "sum", "none")
+    fits &= isinstance(label_smoothing, (int, float)) and 0 <= label_smoothing <= 1
     if fits and weight is not None:
-        fits = isinstance(weight, Tensor) and weight.shape == input.shape[1:2]
-        fits = fits and weight.device == input.device and not weight.requires_grad
-        fits = fits and (weight.dtype == input.dtype or (mixed and weight.is_floating_point()))
+        fits = weight.shape == input.shape[1:2] and weight.device == input.device
+        fits &= not weight.requires_grad and weight.is_floating_point()
+        fits &= mixed or weight.dtype == input.dtype
     if not fits:
         return NotImplemented
-    options = dict(weight=weight, ignore_index=ignore_index, reduction=reduction)
-    loss = upsample_cross_entropy(
-        state.scores, target, state.grid, label_smoothing=label_smoothing, **options
-    )
+    options = {"ignore_index": ignore_index, "reduction": reduction}
+    options |= {"weight": weight, "label_smoothing": label_smoothing}
+    loss = upsample_cross_entropy(state.scores, target, state.grid, **options)  # type: ignore
     return loss if mixed else loss.to(input.dtype)
 
 
 def _item(input: UpsampledLogits, key: Any) -> Any:
-    """Images and slices of the batch; None makes a batch of an image."""
+    """Images and slices of the batch; of an image, None makes a batch."""
     state = input._state
     assert state is not None and state.scores is not None
-    scores, changes = state.scores, {"single": False}
-    if state.single:
-        if key is not None:
-            return NotImplemented
-    elif isinstance(key, int) and not isinstance(key, bool):
-        if not -len(scores) <= key < len(scores):
-            return NotImplemented
-        first = key % len(scores)
-        scores, changes = scores[first : first + 1], {"single": True}
-    elif isinstance(key, slice):
+    scores, single = state.scores, False
+    count = len(scores)
+    if type(key) is int and not state.single and -count <= key < count:
+        first, single = key % count, True
+        scores = scores[first : first + 1]
+    elif isinstance(key, slice) and not state.single:
         scores = scores[key]
-    else:
+    elif key is not None or not state.single:
         return NotImplemented
-    return _derived(input, lambda t: t[key], scores, view=True, **changes)
+    return _view(input, lambda t: t[key], scores, single=single)
 
 
-def _unsqueeze(input: UpsampledLogits, dim: int) -> Any:
-    return _item(input, None) if input.dim() == 3 and dim in (0, -4) else NotImplemented
-
-
-def _squeeze(input: UpsampledLogits, dim: Any = None) -> Any:
-    one = input.dim() == 4 and dim in (0, -4) and input.shape[0] == 1
-    return _item(input, 0) if one else NotImplemented
+def _view(input: UpsampledLogits, function: Make, scores: Any, **changes: Any) -> Any:
+    return _derived(input, function, scores, parent=input, view=function, **changes)
 
 
 def _unbind(input: UpsampledLogits, dim: int = 0) -> Any:
-    if input.dim() != 4 or dim not in (0, -4):
-        return NotImplemented
-    return tuple(_item(input, index) for index in range(input.shape[0]))
+    batch = input.dim() == 4 and dim in (0, -4)
+    return tuple(_item(input, n) for n in range(input.shape[0])) if batch else NotImplemented
 
 
 def _iter(input: UpsampledLogits) -> Any:
@@ -484,41 +410,31 @@ def _iter(input: UpsampledLogits) -> Any:
     return images if images is NotImplemented else iter(images)
 
 
+def _unsqueeze(input: UpsampledLogits, dim: int) -> Any:
+    return _item(input, None) if dim in (0, -4) else NotImplemented
+
+
+def _squeeze(input: UpsampledLogits, dim: Any = None) -> Any:
+    one = input.dim() == 4 and dim in (0, -4) and input.shape[0] == 1
+    return _item(input, 0) if one else NotImplemented
+
+
 def _detach(input: UpsampledLogits) -> Any:
-    assert input._state is not None and input._state.scores is not None
-    scores = input._state.scores.detach()
-    return _derived(input, Tensor.detach, scores, view=True, detach=True)
+    state = input._state
+    assert state is not None and state.scores is not None
+    scores, source = state.scores.detach(), state.source.detach()
+    return _view(input, Tensor.detach, scores, source=source)
 
 
 def _to(input: UpsampledLogits, target: Any) -> Any:
-    """To another floating dtype, or to where it is already."""
-    if not isinstance(target, torch.dtype):
-        here = isinstance(target, (str, torch.device)) and torch.device(target) == input.device
-        return input if here else NotImplemented
-    state = input._state
-    assert state is not None and state.scores is not None
-    if target == input.dtype:
+    """To a floating dtype, or to the device where it is."""
+    if isinstance(target, (str, torch.device)) and torch.device(target) == input.device:
         return input
-    if target not in FLOATS or state.after:
+    state = input._state
+    if target not in FLOATS or state is None or state.scores is None or state.after:
         return NotImplemented
-    return _derived(input, lambda t: t.to(target), state.scores.to(target))
-
-
-def _float(input: UpsampledLogits) -> Any:
-    return _to(input, torch.float32)
-
-
-def _cpu(input: UpsampledLogits) -> Any:
-    return _to(input, "cpu")
-
-
-def _contiguous(input: UpsampledLogits) -> Any:
-    return input if input.is_contiguous() else NotImplemented
-
-
-def _is_identity(grid: SamplingGrid) -> bool:
-    axes = zip(grid.in_size, grid.size, grid.num, grid.off, grid.den, strict=True)
-    return all(n == m and o == 0 and (m == 1 or a == b) for n, m, a, o, b in axes)
+    scores = state.scores.to(target)
+    return input if target == input.dtype else _derived(input, lambda t: t.to(target), scores)
 
 
 def _resize(
@@ -529,129 +445,113 @@ def _resize(
     align_corners: bool | None = None,
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
-    *,
     records: list[Resize] | None = None,
 ) -> Any:
-    """A bilinear resize: lazy, and composed with the one before where one of the two is a copy."""
-    if isinstance(input, UpsampledLogits) and not (input.is_lazy and _is_map(input)):
-        input = input.real()
-    given = (size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
-    options = dict(zip(_RESIZE, given, strict=True))
-
-    def make(s: Tensor) -> Tensor:
-        return F.interpolate(s, **options)
-
-    before = input._state if isinstance(input, UpsampledLogits) else None
-    scores = input if before is None else before.scores
+    """A resize of a lazy tensor is composed with the first where one of the two is a copy."""
+    state = input._state if isinstance(input, UpsampledLogits) and input.is_lazy else None
+    if isinstance(input, UpsampledLogits) and (state is None or state.after or state.single):
+        input, state = input.materialize(), None
+    x = input if state is None else state.scores
     grid = None
-    if mode == "bilinear" and not antialias and _can_wait(scores) and _keeps_dtype(scores):
-        shape = tuple(input.shape[2:])
-        grid = _resized(shape, size, scale_factor, bool(align_corners), recompute_scale_factor)
+    if mode == "bilinear" and not antialias and _can_wait(x):
+        shape, align = tuple(input.shape[2:]), bool(align_corners)
+        grid = _grid(shape, _pair(size), _pair(scale_factor), align, bool(recompute_scale_factor))
     record = None
     if records is not None:
-        record = Resize(_caller(), tuple(input.shape), grid.size if grid else (), mode)
-        record.real = None if grid else "not lazy"
+        new = grid.size if grid is not None else None
+        record = Resize(_caller(), tuple(input.shape), new, mode, real=None if grid else "torch")
         records.append(record)
     if grid is None:
         return NotImplemented
-    if before is None:
-        return _upsampled(input, grid, make, record)
-    assert before.grid is not None
-    if _is_identity(grid):
-        return _derived(input, make, scores)
-    if _is_identity(before.grid):
-        return _derived(input, make, scores, grid=grid)
-    return _upsampled(input.real(), grid, make, record)
+    options = {"size": size, "scale_factor": scale_factor, "mode": mode}
+    options |= {"align_corners": align_corners, "recompute_scale_factor": recompute_scale_factor}
+    make, dtype = partial(F.interpolate, **options), _resized_dtype(x)
+    if state is not None and dtype == x.dtype and (_is_copy(grid) or _is_copy(state.grid)):
+        return _derived(input, make, x, grid=state.grid if _is_copy(grid) else grid)
+    x = input if state is None else input.materialize()
+    return _upsampled(x.to(dtype), grid, make, record)
 
 
-_RESIZE = tuple(inspect.signature(_resize).parameters)[1:7]
+def _pair(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (tuple, list)) else value
 
 
-def _is_map(x: UpsampledLogits) -> bool:
-    """Whether its values are the samples of its map: a whole batch, and nothing done to them."""
-    return x._state is not None and not x._state.after and not x._state.single
-
-
-def _resized(
-    shape: tuple[int, ...], size: Any, scale_factor: Any, align_corners: bool, recompute: Any
+@lru_cache(maxsize=1024)
+def _grid(
+    shape: tuple[int, int], size: Any, factor: Any, align_corners: bool, recompute: bool
 ) -> SamplingGrid | None:
-    """The grid of ``F.interpolate``'s arguments; None where torch has to refuse them."""
+    """The grid of ``F.interpolate``'s arguments; None where torch is to refuse them."""
     try:
         if recompute and size is None:
-            pair = isinstance(scale_factor, (tuple, list))
-            factors = scale_factor if pair else (scale_factor, scale_factor)
-            size, scale_factor = (
-                [math.trunc(n * f) for n, f in zip(shape, factors, strict=True)],
-                None,
-            )
+            factors = factor if isinstance(factor, tuple) else (factor, factor)
+            size = tuple(math.trunc(n * f) for n, f in zip(shape, factors, strict=True))
+            factor = None
         if size is not None:
-            pair = isinstance(size, (tuple, list))
-            size = tuple(map(operator.index, size if pair else (size, size)))
-        return SamplingGrid.resize(
-            shape, size, scale_factor=scale_factor, align_corners=align_corners
-        )
+            pair = size if isinstance(size, tuple) else (size, size)
+            size = tuple(map(operator.index, pair))
+        return SamplingGrid.resize(shape, size, scale_factor=factor, align_corners=align_corners)
     except (TypeError, ValueError):
         return None
 
 
-def _keeps_dtype(x: Tensor) -> bool:
-    """Whether autocast leaves a bilinear resize alone."""
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind):
-        return True
-    return _autocast_keeps(x.device, x.dtype, torch.get_autocast_dtype(kind))
+def _is_copy(grid: SamplingGrid) -> bool:
+    axes = zip(grid.in_size, grid.size, grid.num, grid.off, grid.den, strict=True)
+    return all(n == m and o == 0 and (m == 1 or a == b) for n, m, a, o, b in axes)
+
+
+def _resized_dtype(x: Tensor) -> torch.dtype:
+    """Of a bilinear resize of `x`: autocast widens it on some devices."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x.dtype
+    return _autocast_dtype(x.device, x.dtype, torch.get_autocast_dtype(x.device.type))
 
 
 @lru_cache(maxsize=64)
-def _autocast_keeps(device: torch.device, dtype: torch.dtype, cast_to: torch.dtype) -> bool:
-    with torch._C.DisableTorchFunction(), torch.autocast(device.type, cast_to):
+def _autocast_dtype(device: torch.device, dtype: torch.dtype, fast: torch.dtype) -> torch.dtype:
+    with torch._C.DisableTorchFunction(), torch.autocast(device.type, fast):
         one = torch.zeros(1, 1, 1, 1, dtype=dtype, device=device)
-        return F.interpolate(one, size=(1, 1), mode="bilinear").dtype == dtype
+        return F.interpolate(one, size=(1, 1), mode="bilinear").dtype
 
 
 def _caller() -> str:
     """The line that called torch."""
     frame = sys._getframe(1)
-    inside = (__file__, *(f"/torch/{part}" for part in ("nn/", "overrides", "_tensor")))
+    inside = (__file__, "/torch/nn/", "/torch/overrides", "/torch/_tensor")
     while frame.f_back and any(part in frame.f_code.co_filename for part in inside):
         frame = frame.f_back
     return f"{'/'.join(frame.f_code.co_filename.split('/')[-2:])}:{frame.f_lineno}"
 
 
-_FUSED: dict[Any, Callable[..., Any]] = {
-    F.interpolate: _resize,
-    F.cross_entropy: partial(_loss, ""),
-    F.nll_loss: partial(_loss, "log_softmax"),
-    F.softmax: partial(_softmax, name="softmax"),
-    F.log_softmax: partial(_softmax, name="log_softmax"),
-    Tensor.__iter__: _iter,
-    Tensor.__getitem__: _item,
-    Tensor.to: _to,
-    Tensor.float: _float,
-    Tensor.cpu: _cpu,
-    Tensor.contiguous: _contiguous,
-}
-for _name, _function in {
+_BY_NAME: dict[str, Callable[..., Any]] = {
     "argmax": _argmax,
     "max": _max,
     "topk": _topk,
-    "softmax": partial(_softmax, name="softmax"),
-    "log_softmax": partial(_softmax, name="log_softmax"),
+    "softmax": _softmax("softmax"),
+    "log_softmax": _softmax("log_softmax"),
     "unsqueeze": _unsqueeze,
     "squeeze": _squeeze,
     "unbind": _unbind,
     "detach": _detach,
-}.items():
-    _FUSED[getattr(Tensor, _name)] = _FUSED[getattr(torch, _name)] = _function
-
-# What a lazy tensor says of itself.
-_PROPERTIES = (
-    "shape dtype device ndim layout requires_grad grad_fn is_leaf is_cuda is_cpu is_meta is_sparse "
-    "is_quantized is_nested is_mkldnn is_mps is_xpu itemsize nbytes output_nr"
-)
+}
+_FUSED: dict[Any, Callable[..., Any]] = {
+    **{getattr(home, name): run for name, run in _BY_NAME.items() for home in (torch, Tensor)},
+    F.interpolate: _resize,
+    F.cross_entropy: partial(_loss, ""),
+    F.nll_loss: partial(_loss, "log_softmax"),
+    F.softmax: _BY_NAME["softmax"],
+    F.log_softmax: _BY_NAME["log_softmax"],
+    Tensor.__iter__: _iter,
+    Tensor.__getitem__: _item,
+    Tensor.to: _to,
+    Tensor.float: lambda input: _to(input, torch.float32),
+    Tensor.cpu: lambda input: _to(input, "cpu"),
+    Tensor.contiguous: lambda input: input if input.is_contiguous() else NotImplemented,
+}
+_REPORTED = ("argmax", "max", "topk", "cross_entropy", "nll_loss")
+_PROPERTIES = "shape dtype device ndim layout requires_grad is_cuda is_cpu is_meta is_sparse nbytes"
 _METHODS = (
     "size dim ndimension stride numel nelement is_floating_point is_complex is_contiguous "
-    "element_size get_device storage_offset __len__ is_inference"
+    "element_size get_device storage_offset __len__"
 )
 _METADATA = {
     *(getattr(Tensor, name).__get__ for name in _PROPERTIES.split()),
@@ -660,39 +560,40 @@ _METADATA = {
 }
 
 
+@lru_cache(maxsize=64)
+def _signature(func: Any) -> inspect.Signature:
+    return inspect.signature(_FUSED[func])
+
+
 def _fused(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What `func` gives from the coarse map; NotImplemented where it has to see the real tensor."""
     try:
-        call = inspect.signature(_FUSED[func]).bind(*args, **kwargs)
+        given = _signature(func).bind(*args, **kwargs).arguments
     except TypeError:
         return NotImplemented
-    x = call.arguments.get("input")
-    others = [v for name, v in call.arguments.items() if name != "input"]
-    if not isinstance(x, UpsampledLogits) or not x.is_lazy:
+    x = given.pop("input", None)
+    if not isinstance(x, UpsampledLogits) or not x.is_lazy or (state := x._state) is None:
         return NotImplemented
-    state = x._state
-    if state is None or any(isinstance(leaf, LazyTensor) for leaf in tree_leaves(others)):
+    if any(isinstance(leaf, LazyTensor) for leaf in tree_leaves(given)):
         return NotImplemented
-    _check_unchanged(state)
-    with torch._C.DisableTorchFunctionSubclass():
+    state.check()
+    with _as_wrapper():
         result = _FUSED[func](*args, **kwargs)
-    if state.record is not None and result is not NotImplemented:
-        name = getattr(func, "__name__", str(func))
-        if name in ("argmax", "max", "topk", "cross_entropy", "nll_loss"):
-            state.record.fused.append(f"fused {name}")
+    name = getattr(func, "__name__", "")
+    if state.record is not None and name in _REPORTED and result is not NotImplemented:
+        state.record.fused.append(f"fused {name}")
     return result
 
 
 def _on_real(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """``func`` of the real tensors, wherever among the arguments; in place it returns its own."""
+    """`func` of real tensors; the lazy tensor itself where the real one is what it returns."""
     used: list[LazyTensor] = []
 
     def real(x: LazyTensor) -> Tensor:
-        state = x._state
-        if state is not None and state.record is not None and state.record.real is None:
-            state.record.real = resolve_name(func) or str(func)
+        if (state := x._state) is not None and state.record is not None:
+            state.record.real = state.record.real or resolve_name(func) or str(func)
         used.append(x)
-        return x.real()
+        return x.materialize()
 
     args, kwargs = tree_map_only(LazyTensor, real, (tuple(args), dict(kwargs)))
     result = func(*args, **kwargs)
@@ -700,12 +601,11 @@ def _on_real(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 class _Mode(TorchFunctionMode):
-    """Bilinear resizes are lazy. seen: the modes of all resizes."""
+    """Bilinear resizes are lazy. seen: the modes of all resizes. records: for `fuse_report`."""
 
     def __init__(self, records: list[Resize] | None = None) -> None:
         super().__init__()
-        self.records = records
-        self.seen: set[str] = set()
+        self.records, self.seen = records, set[str]()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -713,7 +613,7 @@ class _Mode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.interpolate:
             self.seen.add(kwargs.get("mode", "nearest"))
-            lazy = _resize(*args, **kwargs, records=self.records)
+            lazy = _resize(*args, **{**kwargs, "records": self.records})
             if lazy is not NotImplemented:
                 return lazy
         return func(*args, **kwargs)
@@ -722,64 +622,59 @@ class _Mode(TorchFunctionMode):
 def lazy_logits() -> AbstractContextManager[Any]:
     """Within ``with lazy_logits():``, bilinear resizes of 4-D maps return `UpsampledLogits`.
 
-    It holds for the thread, and for code that calls ``F.interpolate`` or a module that does.
+    It holds for this thread and for all code called there.
     """
     return _Mode()
 
-
-# --- modules
 
 _entered = threading.local()
 _told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @torch.compiler.assume_constant_result
-def _tell_compiled() -> None:
-    """Called while a compiler traces, once for each graph."""
+def _warn_compiled() -> None:
+    """For a compiler, which carries it out while it traces."""
     warnings.warn(
-        "torch.compile cannot follow lazy logits: the graph of a fused module makes real ones. "
-        "Compile the network up to its scores, and call fcnfast.ops.upsample_cross_entropy or "
-        "upsample_argmax on them.",
+        "torch.compile makes the full logits of a fused module; instead compile the network up "
+        "to its scores and call upsample_cross_entropy or upsample_argmax of fcnfast.ops on them",
         stacklevel=2,
     )
 
 
 def _enter(module: nn.Module, args: Any) -> None:
     if torch.compiler.is_compiling():
-        _tell_compiled()
+        _warn_compiled()
         return
     stack = _entered.__dict__.setdefault("stack", [])
-    while any(module is other for other, _ in stack):  # left by a KeyboardInterrupt
+    while any(module is other for other, _ in stack):  # a KeyboardInterrupt went past _leave
         stack.pop()[1].__exit__(None, None, None)
-    mode = _Mode()
-    mode.__enter__()
-    stack.append((module, mode))
+    stack.append((module, _Mode()))
+    stack[-1][1].__enter__()
 
 
 def _leave(module: nn.Module, args: Any, output: Any) -> None:
-    if torch.compiler.is_compiling():
-        return
-    stack = _entered.__dict__.get("stack", [])
-    if not stack or stack[-1][0] is not module:  # a hook before ours has failed
+    stack = [] if torch.compiler.is_compiling() else _entered.__dict__.get("stack", [])
+    if not stack or stack[-1][0] is not module:  # a hook before _enter has failed
         return
     mode = stack.pop()[1]
     mode.__exit__(None, None, None)
-    if "bilinear" not in mode.seen and output is not None and module not in _told:
-        _told.add(module)
-        kinds = sorted({type(m).__name__ for m in module.modules()})
-        modes = f"only of mode {', '.join(sorted(mode.seen))}" if mode.seen else "none"
-        warnings.warn(
-            f"fuse: no bilinear resize ran in {type(module).__name__} ({modes}; modules: "
-            f"{', '.join(kinds)}); for a resize outside the module use fcnfast.lazy_logits()",
-            stacklevel=2,
-        )
+    if "bilinear" in mode.seen or output is None or module in _told:
+        return
+    _told.add(module)
+    kinds = ", ".join(sorted({type(m).__name__ for m in module.modules()}))
+    warnings.warn(
+        f"fuse: {type(module).__name__} has resized nothing bilinearly, only "
+        f"{', '.join(sorted(mode.seen)) or 'nothing at all'} (its modules: {kinds}); around a "
+        "resize outside the module use fcnfast.lazy_logits()",
+        stacklevel=2,
+    )
 
 
 def fuse(model: Module) -> Module:
     """Let the bilinear resizes in a module's forward pass return `UpsampledLogits`.
 
-    It adds two hooks to the module, which keeps its class and its state dict; copies and pickles
-    are fused, too. Fusing twice is fusing once.
+    It adds two hooks. The module keeps its class, state dict and mode, and its copies and pickles
+    are fused, too. To fuse twice is to fuse once.
 
     Returns:
         The module itself.
@@ -789,8 +684,8 @@ def fuse(model: Module) -> Module:
     """
     if isinstance(model, torch.jit.ScriptModule) or not isinstance(model, nn.Module):
         raise TypeError(
-            f"fuse takes a torch.nn.Module that is not scripted, not {type(model).__name__}; "
-            "use fcnfast.lazy_logits() around other code"
+            f"fuse takes a torch.nn.Module, not {type(model).__name__} (TorchScript has no hooks); "
+            "around other code use fcnfast.lazy_logits()"
         )
     if _enter not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_enter)
@@ -799,7 +694,7 @@ def fuse(model: Module) -> Module:
 
 
 def unfuse(model: Module) -> Module:
-    """Undo `fuse`; the module itself. One that is not fused is left as it is."""
+    """Undo `fuse`, and return the module; one that is not fused is left as it is."""
     for hooks, ours in ((model._forward_pre_hooks, _enter), (model._forward_hooks, _leave)):
         for key in [key for key, hook in hooks.items() if hook is ours]:
             del hooks[key]
@@ -808,24 +703,24 @@ def unfuse(model: Module) -> Module:
 
 
 def fuse_report(model: nn.Module, inputs: Any) -> list[Resize]:
-    """Run a module once and say of every ``F.interpolate`` in it what became of it.
+    """Run a module, fused or not, and say of every ``F.interpolate`` in it what became of it.
 
     Args:
-        inputs: its argument: a tensor, a tuple of arguments, or a mapping of named ones.
+        model: in the mode to look at; it runs once.
+        inputs: its argument, a tuple of arguments, or a mapping of named ones.
 
     Returns:
-        One entry a resize, in order; print them.
+        One entry a resize, in order. Print them.
     """
     records: list[Resize] = []
     fused = _enter in model._forward_pre_hooks.values()
-    with _Mode(records):
-        unfuse(model)
-        try:
+    try:
+        with _Mode(records):
             if isinstance(inputs, Mapping):
-                model(**inputs)
+                unfuse(model)(**inputs)
             else:
-                model(*inputs if isinstance(inputs, (tuple, list)) else (inputs,))
-        finally:
-            if fused:
-                fuse(model)
+                unfuse(model)(*inputs if isinstance(inputs, (tuple, list)) else (inputs,))
+    finally:
+        if fused:
+            fuse(model)
     return records
