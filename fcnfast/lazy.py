@@ -658,14 +658,16 @@ def _leave(module: nn.Module, args: Any, output: Any) -> None:
         return
     mode = stack.pop()[1]
     mode.__exit__(None, None, None)
+    for _, outer in stack:
+        outer.seen |= mode.seen
     if "bilinear" in mode.seen or output is None or module in _told:
         return
     _told.add(module)
     kinds = ", ".join(sorted({type(m).__name__ for m in module.modules()}))
     warnings.warn(
-        f"fuse: {type(module).__name__} has resized nothing bilinearly, only "
-        f"{', '.join(sorted(mode.seen)) or 'nothing at all'} (its modules: {kinds}); around a "
-        "resize outside the module use fcnfast.lazy_logits()",
+        f"fuse: no bilinear resize ran in {type(module).__name__} (other resizes: "
+        f"{', '.join(sorted(mode.seen)) or 'none'}; modules: {kinds}); around a resize outside the "
+        "module use fcnfast.lazy_logits()",
         stacklevel=2,
     )
 
