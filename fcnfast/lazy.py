@@ -454,8 +454,8 @@ def _resize(
     x = input if state is None else state.scores
     grid = None
     if mode == "bilinear" and not antialias and _can_wait(x):
-        shape, align = tuple(input.shape[2:]), bool(align_corners)
-        grid = _grid(shape, _pair(size), _pair(scale_factor), align, bool(recompute_scale_factor))
+        given = size, scale_factor, bool(align_corners), bool(recompute_scale_factor)
+        grid = _grid(input.shape[2:], *given)
     record = None
     if records is not None:
         new = grid.size if grid is not None else None
@@ -472,26 +472,29 @@ def _resize(
     return _upsampled(x.to(dtype), grid, make, record)
 
 
-def _pair(value: Any) -> Any:
-    return tuple(value) if isinstance(value, (tuple, list)) else value
-
-
-@lru_cache(maxsize=1024)
 def _grid(
-    shape: tuple[int, int], size: Any, factor: Any, align_corners: bool, recompute: bool
+    shape: Sequence[int], size: Any, factor: Any, align_corners: bool, recompute: bool
 ) -> SamplingGrid | None:
     """The grid of ``F.interpolate``'s arguments; None where torch is to refuse them."""
     try:
+        factors = factor if isinstance(factor, (tuple, list)) else (factor, factor)
+        sizes = size if isinstance(size, (tuple, list)) else (size, size)
         if recompute and size is None:
-            factors = factor if isinstance(factor, tuple) else (factor, factor)
-            size = tuple(math.trunc(n * f) for n, f in zip(shape, factors, strict=True))
+            sizes = [math.trunc(n * f) for n, f in zip(shape, factors, strict=True)]
             factor = None
-        if size is not None:
-            pair = size if isinstance(size, tuple) else (size, size)
-            size = tuple(map(operator.index, pair))
-        return SamplingGrid.resize(shape, size, scale_factor=factor, align_corners=align_corners)
+        height, width = (None, None) if sizes[0] is None else map(operator.index, sizes)
+        scale = None if factor is None else tuple(map(float, factors))
+        return _known_grid(tuple(shape), height, width, scale, align_corners)
     except (TypeError, ValueError):
         return None
+
+
+@lru_cache(maxsize=1024)
+def _known_grid(
+    shape: tuple[int, ...], height: Any, width: Any, scale: Any, align_corners: bool
+) -> SamplingGrid:
+    size = None if height is None else (height, width)
+    return SamplingGrid.resize(shape, size, scale_factor=scale, align_corners=align_corners)
 
 
 def _is_copy(grid: SamplingGrid) -> bool:

@@ -246,9 +246,7 @@ def _side_rider(pen: _Figure, rng: random.Random, clothes: Clothes, frame: Color
     _helmet(pen, rng, 0.2, 1.66, "side", skin, hair)
 
 
-def _end_rider(
-    pen: _Figure, rng: random.Random, clothes: Clothes, frame: Color, view: str
-) -> None:
+def _end_rider(pen: _Figure, rng: random.Random, clothes: Clothes, frame: Color, view: str) -> None:
     coat, legs, skin, hair = clothes
     pen.oval(0, 0.34, 0.045, 0.34, (22, 22, 24))
     pen.limb([(0, 0.5), (0, 0.95)], 0.05, frame)
