@@ -437,6 +437,11 @@ def _to(input: UpsampledLogits, target: Any) -> Any:
     return input if target == input.dtype else _derived(input, lambda t: t.to(target), scores)
 
 
+def _factory(function: Any, input: UpsampledLogits, *args: Any, **kwargs: Any) -> Any:
+    """``new_zeros`` and the like, which ask for the dtype and the device alone."""
+    return function(torch.empty(0, dtype=input.dtype, device=input.device), *args, **kwargs)
+
+
 def _resize(
     input: Any,
     size: Any = None,
@@ -545,6 +550,11 @@ _FUSED: dict[Any, Callable[..., Any]] = {
     F.log_softmax: _BY_NAME["log_softmax"],
     Tensor.__iter__: _iter,
     Tensor.__getitem__: _item,
+    **{
+        new: partial(_factory, new)
+        for new in (Tensor.new_empty, Tensor.new_full, Tensor.new_ones, Tensor.new_tensor)
+    },
+    Tensor.new_zeros: partial(_factory, Tensor.new_zeros),
     Tensor.to: _to,
     Tensor.float: lambda input: _to(input, torch.float32),
     Tensor.cpu: lambda input: _to(input, "cpu"),

@@ -66,6 +66,8 @@ def test_it_says_of_itself_what_the_real_tensor_says(case):
         return [*said, *(getattr(t, name) for name in names.split()), strides]
 
     assert said(y) == said(z)
+    for new in (y.new_zeros(2), y.new_ones((1, 2)), y.new_full((1,), 3), y.new_tensor([1, 2])):
+        assert type(new) is torch.Tensor and new.dtype == y.dtype and not new.requires_grad
     assert y.is_lazy and y.scores is x and y.grid.in_size == x.shape[2:]
     assert torch.equal(y.materialize(), z)
     assert not y.is_lazy and y.scores is None and y.grid is None
