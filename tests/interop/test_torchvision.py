@@ -59,8 +59,8 @@ def test_metrics_of_torchmetrics():
 
 
 def test_compiled():
-    head = segmentation.fcn.FCNHead(3, CLASSES)
-    model = nn.Sequential(head, nn.UpsamplingBilinear2d(scale_factor=4)).eval()
+    head = segmentation.fcn.FCNHead(8, CLASSES)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), head, nn.UpsamplingBilinear2d(scale_factor=4)).eval()
     with torch.no_grad():
         wanted = model(images())
         compiled = torch.compile(fuse(model), backend="aot_eager", fullgraph=True)
