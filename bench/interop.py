@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bench.measure import Settings
 from bench.timing import peak_bytes
-from fcnfast import fuse, unfuse
+from fcnfast.lazy import fuse, unfuse
 
 SIZE, BATCH = 512, 4
 CLASSES = (150, 21)

@@ -15,7 +15,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -95,12 +95,10 @@ def _version(x: Tensor) -> int:
 @contextmanager
 def _quiet(device: torch.device) -> Iterator[None]:
     """For our own calls of torch: no modes, no subclasses, no autocast."""
-    with torch._C.DisableTorchFunction():
-        if not torch.is_autocast_enabled(device.type):
-            yield
-        else:
-            with torch.autocast(device.type, enabled=False):
-                yield
+    mixed = torch.is_autocast_enabled(device.type)
+    plain = torch.autocast(device.type, enabled=False) if mixed else nullcontext()
+    with torch._C.DisableTorchFunction(), plain:
+        yield
 
 
 class _Promise(torch.autograd.Function):
@@ -294,10 +292,12 @@ def _undefined(state: _State) -> Tensor | None:
     return upsample(bad.float(), state.grid)[:, 0] > 0
 
 
-def _winners(state: _State, dim: int, keepdim: bool, share: bool = False) -> Tensor:
+def _winners(state: Any, dim: int, keepdim: bool, share: bool = False) -> Tensor:
     """int64 labels, or with `share` the softmax of the winners, of all images."""
-    found: Tensor = upsample_argmax(state.scores, state.grid, dtype=torch.int64, confidence=share)  # type: ignore
-    found = found[1] if share else found
+    if share:
+        found = upsample_argmax(state.scores, state.grid, dtype=torch.int64, confidence=True)[1]
+    else:
+        found = upsample_argmax(state.scores, state.grid, dtype=torch.int64)
     if state.after and (bad := _undefined(state)) is not None:
         found = found.masked_fill(bad, math.nan if share else 0)  # of NaNs only, the first wins
     found = found[0] if state.single else found
@@ -305,7 +305,7 @@ def _winners(state: _State, dim: int, keepdim: bool, share: bool = False) -> Ten
 
 
 def _argmax(input: UpsampledLogits, dim: Any = None, keepdim: bool = False) -> Any:
-    return _winners(input._state, dim, keepdim) if _has_classes(input, dim) else NotImplemented  # type: ignore
+    return _winners(input._state, dim, keepdim) if _has_classes(input, dim) else NotImplemented
 
 
 def _max(
@@ -315,11 +315,11 @@ def _max(
     kind: Any = torch.return_types.max,
 ) -> Any:
     """Labels, and the values, which are lazy: most callers want the labels alone."""
-    state, dtype = input._state, input.dtype
-    if state is None or not _has_classes(input, dim):
+    if not _has_classes(input, dim):
         return NotImplemented
+    state, dtype = input._state, input.dtype
     values = _derived(input, lambda logits: logits.max(dim, keepdim).values, None)
-    if state.after == "softmax" and not input.requires_grad:
+    if state is not None and state.after == "softmax" and not input.requires_grad:
         values._state.make = lambda _: _winners(state, dim, keepdim, share=True).to(dtype)
     return kind((values, _winners(state, dim, keepdim)))
 
@@ -337,12 +337,11 @@ def _softmax(name: str) -> Callable[..., Any]:
     def run(
         input: UpsampledLogits, dim: Any = None, _stacklevel: int = 3, dtype: Any = None
     ) -> Any:
-        state = input._state
+        state: Any = input._state
         wide = input.dtype in (torch.float32, torch.float64)  # autocast does nothing to those
         wide |= not torch.is_autocast_enabled(input.device.type)
-        if state is None or state.after or not wide or dtype not in (None, input.dtype):
-            return NotImplemented
-        if not _has_classes(input, dim):
+        usual = wide and dtype in (None, input.dtype) and _has_classes(input, dim)
+        if state.after or not usual:
             return NotImplemented
         return _derived(input, lambda logits: function(logits, dim), state.scores, after=name)
 
@@ -361,29 +360,30 @@ def _loss(
     label_smoothing: float = 0.0,
 ) -> Any:
     """F.cross_entropy of logits, and F.nll_loss of their log_softmax, where torch takes it."""
-    state, mixed = input._state, torch.is_autocast_enabled(input.device.type)
-    if state is None or state.after != after or state.single or type(target) is not Tensor:
+    state: Any = input._state
+    mixed = torch.is_autocast_enabled(input.device.type)
+    if state.after != after or state.single or type(target) is not Tensor:
         return NotImplemented
     fits = target.dtype == torch.int64 and target.device == input.device
     fits &= tuple(target.shape) == (input.shape[0], *input.shape[2:])
     fits &= size_average is None and reduce is None and reduction in ("mean", "sum", "none")
     fits &= isinstance(label_smoothing, (int, float)) and 0 <= label_smoothing <= 1
     if fits and weight is not None:
-        fits = weight.shape == input.shape[1:2] and weight.device == input.device
+        fits = isinstance(weight, Tensor) and weight.shape == input.shape[1:2]
+        fits &= weight.device == input.device
         fits &= not weight.requires_grad and weight.is_floating_point()
         fits &= mixed or weight.dtype == input.dtype
     if not fits:
         return NotImplemented
     options = {"ignore_index": ignore_index, "reduction": reduction}
     options |= {"weight": weight, "label_smoothing": label_smoothing}
-    loss = upsample_cross_entropy(state.scores, target, state.grid, **options)  # type: ignore
+    loss = upsample_cross_entropy(state.scores, target, state.grid, **options)
     return loss if mixed else loss.to(input.dtype)
 
 
 def _item(input: UpsampledLogits, key: Any) -> Any:
     """Images and slices of the batch; of an image, None makes a batch."""
-    state = input._state
-    assert state is not None and state.scores is not None
+    state: Any = input._state
     scores, single = state.scores, False
     count = len(scores)
     if type(key) is int and not state.single and -count <= key < count:
@@ -420,18 +420,16 @@ def _squeeze(input: UpsampledLogits, dim: Any = None) -> Any:
 
 
 def _detach(input: UpsampledLogits) -> Any:
-    state = input._state
-    assert state is not None and state.scores is not None
-    scores, source = state.scores.detach(), state.source.detach()
-    return _view(input, Tensor.detach, scores, source=source)
+    state: Any = input._state
+    return _view(input, Tensor.detach, state.scores.detach(), source=state.source.detach())
 
 
 def _to(input: UpsampledLogits, target: Any) -> Any:
     """To a floating dtype, or to the device where it is."""
     if isinstance(target, (str, torch.device)) and torch.device(target) == input.device:
         return input
-    state = input._state
-    if target not in FLOATS or state is None or state.scores is None or state.after:
+    state: Any = input._state
+    if target not in FLOATS or state.after:
         return NotImplemented
     scores = state.scores.to(target)
     return input if target == input.dtype else _derived(input, lambda t: t.to(target), scores)
@@ -468,13 +466,16 @@ def _resize(
         records.append(record)
     if grid is None:
         return NotImplemented
-    options = {"size": size, "scale_factor": scale_factor, "mode": mode}
+    options = {"size": grid.size if size is not None else None, "scale_factor": scale_factor}
     options |= {"align_corners": align_corners, "recompute_scale_factor": recompute_scale_factor}
-    make, dtype = partial(F.interpolate, **options), _resized_dtype(x)
+    make, dtype = partial(F.interpolate, mode=mode, **options), _resized_dtype(x)
     if state is not None and dtype == x.dtype and (_is_copy(grid) or _is_copy(state.grid)):
         return _derived(input, make, x, grid=state.grid if _is_copy(grid) else grid)
     x = input if state is None else input.materialize()
     return _upsampled(x.to(dtype), grid, make, record)
+
+
+_resized = lru_cache(maxsize=1024)(SamplingGrid.resize)
 
 
 def _grid(
@@ -487,19 +488,11 @@ def _grid(
         if recompute and size is None:
             sizes = [math.trunc(n * f) for n, f in zip(shape, factors, strict=True)]
             factor = None
-        height, width = (None, None) if sizes[0] is None else map(operator.index, sizes)
+        new = None if sizes[0] is None else tuple(map(operator.index, sizes))
         scale = None if factor is None else tuple(map(float, factors))
-        return _known_grid(tuple(shape), height, width, scale, align_corners)
+        return _resized(tuple(shape), new, scale_factor=scale, align_corners=align_corners)
     except (TypeError, ValueError):
         return None
-
-
-@lru_cache(maxsize=1024)
-def _known_grid(
-    shape: tuple[int, ...], height: Any, width: Any, scale: Any, align_corners: bool
-) -> SamplingGrid:
-    size = None if height is None else (height, width)
-    return SamplingGrid.resize(shape, size, scale_factor=scale, align_corners=align_corners)
 
 
 def _is_copy(grid: SamplingGrid) -> bool:
@@ -511,14 +504,8 @@ def _resized_dtype(x: Tensor) -> torch.dtype:
     """Of a bilinear resize of `x`: autocast widens it on some devices."""
     if not torch.is_autocast_enabled(x.device.type):
         return x.dtype
-    return _autocast_dtype(x.device, x.dtype, torch.get_autocast_dtype(x.device.type))
-
-
-@lru_cache(maxsize=64)
-def _autocast_dtype(device: torch.device, dtype: torch.dtype, fast: torch.dtype) -> torch.dtype:
-    with torch._C.DisableTorchFunction(), torch.autocast(device.type, fast):
-        one = torch.zeros(1, 1, 1, 1, dtype=dtype, device=device)
-        return F.interpolate(one, size=(1, 1), mode="bilinear").dtype
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        return F.interpolate(x[:1, :1, :1, :1], size=(1, 1), mode="bilinear").dtype
 
 
 def _caller() -> str:
@@ -541,6 +528,7 @@ _BY_NAME: dict[str, Callable[..., Any]] = {
     "unbind": _unbind,
     "detach": _detach,
 }
+_FACTORIES = ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros")
 _FUSED: dict[Any, Callable[..., Any]] = {
     **{getattr(home, name): run for name, run in _BY_NAME.items() for home in (torch, Tensor)},
     F.interpolate: _resize,
@@ -550,11 +538,7 @@ _FUSED: dict[Any, Callable[..., Any]] = {
     F.log_softmax: _BY_NAME["log_softmax"],
     Tensor.__iter__: _iter,
     Tensor.__getitem__: _item,
-    **{
-        new: partial(_factory, new)
-        for new in (Tensor.new_empty, Tensor.new_full, Tensor.new_ones, Tensor.new_tensor)
-    },
-    Tensor.new_zeros: partial(_factory, Tensor.new_zeros),
+    **{getattr(Tensor, name): partial(_factory, getattr(Tensor, name)) for name in _FACTORIES},
     Tensor.to: _to,
     Tensor.float: lambda input: _to(input, torch.float32),
     Tensor.cpu: lambda input: _to(input, "cpu"),
@@ -585,13 +569,15 @@ def _fused(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     except TypeError:
         return NotImplemented
     x = given.pop("input", None)
-    if not isinstance(x, UpsampledLogits) or not x.is_lazy or (state := x._state) is None:
+    others = any(isinstance(leaf, LazyTensor) for leaf in tree_leaves(given))
+    if others or not isinstance(x, UpsampledLogits):
         return NotImplemented
-    if any(isinstance(leaf, LazyTensor) for leaf in tree_leaves(given)):
-        return NotImplemented
-    state.check()
-    with _as_wrapper():
-        result = _FUSED[func](*args, **kwargs)
+    with x._lock:  # no other thread makes it real meanwhile
+        if not x.is_lazy or (state := x._state) is None:
+            return NotImplemented
+        state.check()
+        with _as_wrapper():
+            result = _FUSED[func](*args, **kwargs)
     name = getattr(func, "__name__", "")
     if state.record is not None and name in _REPORTED and result is not NotImplemented:
         state.record.fused.append(f"fused {name}")

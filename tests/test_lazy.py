@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -244,6 +244,7 @@ def test_the_loss(case, reduction, weighted, ignore_index, label_smoothing, seed
         assert y.is_lazy
 
 
+@settings(max_examples=20)
 @given(resizes(), st.booleans())
 def test_labels(case, keepdim):
     x, options = case
@@ -340,7 +341,7 @@ def test_half_precision_and_autocast(monkeypatch):
             assert y.softmax(1).dtype == z.softmax(1).dtype
             ours.backward()
     # On a GPU autocast resizes in float32.
-    monkeypatch.setattr(lazy, "_autocast_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(lazy, "_resized_dtype", lambda x: torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         y = lazily(x, size=8)
         assert y.dtype == y.scores.dtype == torch.float32
@@ -659,15 +660,12 @@ def test_models_without_a_bilinear_resize_warn_once():
 def test_compiled_models_warn_once_and_are_right():
     net = Net()
     wanted = net(IMAGES)["out"]
-    target = torch.zeros(2, 8, 8, dtype=torch.long)
     compiled = torch.compile(fuse(net), backend="eager", fullgraph=True)
     with pytest.warns(UserWarning, match="upsample_cross_entropy") as caught:
         out = compiled(IMAGES)["out"]
     assert len([w for w in caught if "torch.compile makes" in str(w.message)]) == 1
     torch.testing.assert_close(out, wanted)
     assert type(out) is torch.Tensor
-    step = torch.compile(lambda y: F.cross_entropy(y, target), backend="eager")
-    torch.testing.assert_close(step(net(IMAGES)["out"]), F.cross_entropy(wanted, target))
 
 
 def test_what_leaves_torch():

@@ -67,6 +67,9 @@ def test_compiled():
         with pytest.warns(UserWarning, match="upsample_cross_entropy"):
             found = compiled(images())
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    loss = torch.compile(lambda x: F.cross_entropy(x, labels(CLASSES)[:, 4:, 4:]), backend="eager")
+    wanted = F.cross_entropy(wanted[..., :60, :60], labels(CLASSES)[:, 4:, 4:])
+    torch.testing.assert_close(loss(model(images())[..., :60, :60]), wanted)
 
 
 @pytest.mark.parametrize("depth", [50, 101])
