@@ -8,6 +8,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 VENV = .venv
+INTEROP = .venv-interop
 
 # The same examples on every run and machine; HYPOTHESIS_PROFILE=dev looks for new ones.
 export HYPOTHESIS_PROFILE ?= ci
@@ -22,7 +23,7 @@ TEST = $(VENV)/.test
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: demo test lint static venv clean help
+.PHONY: demo test interop lint static venv clean help
 
 demo: $(CORE)  ## segment the sample scene with the bundled weights, pictures in out/demo
 	$(BIN)/fcnfast demo
@@ -30,6 +31,11 @@ demo: $(CORE)  ## segment the sample scene with the bundled weights, pictures in
 # loadfile: what a file's tests share, such as a built wheel, is made once and not by each worker.
 test: $(TEST)  ## run the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests $(PYTEST_ARGS)
+
+# One thread: the networks are small. test_lazy.py: once with the newest torch, too.
+interop: $(INTEROP)/.made  ## try fuse on torchvision, transformers and others, in .venv-interop
+	FCNFAST_INTEROP=1 OMP_NUM_THREADS=1 $(INTEROP)/bin/python -m pytest \
+	    tests/interop tests/test_lazy.py tests/test_ops_library.py $(PYTEST_ARGS)
 
 lint: $(TEST)  ## check style and types
 	$(BIN)/ruff check .
@@ -41,13 +47,13 @@ static: $(CORE)  ## compile the kernels for every GPU they are meant for, and ju
 
 venv: $(TEST)  ## make .venv with fcnfast (editable) and the tools of test and lint
 
-clean:  ## remove .venv, the demo's pictures and what the tools left
-	rm -rf $(VENV) out/demo build dist fcnfast.egg-info
+clean:  ## remove .venv and .venv-interop, the demo's pictures and what the tools left
+	rm -rf $(VENV) $(INTEROP) out/demo build dist fcnfast.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find fcnfast kernels bench tests -name __pycache__ -prune -exec rm -rf {} +
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
 
 $(MADE):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
@@ -67,3 +73,11 @@ $(CORE): $(MADE) pyproject.toml constraints.txt
 $(TEST): $(MADE) pyproject.toml constraints.txt
 	$(INSTALL) -e '.[test,lint]'
 	@touch $(CORE) $@
+
+# PyPI's torchvision does not import beside a CPU build of torch: all of it comes from one index.
+$(INTEROP)/.made: pyproject.toml constraints-interop.txt
+	$(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip --disable-pip-version-check install -c constraints-interop.txt \
+	    $(PIP_ARGS) -e . torchvision transformers accelerate segmentation_models_pytorch timm \
+	    torchmetrics pytest hypothesis
+	@touch $@

@@ -28,7 +28,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read by the profiler, which gr
 
 import torch
 
-from bench import amortization, compare, plots, report
+from bench import amortization, compare, interop, plots, report
 from bench.cases import CONTENTS, DRAWN, SUITES, Case, content, drawn, fitted, undecided
 from bench.conditions import busy, conditions, summary
 from bench.floor import Machine, issue_rate
@@ -37,8 +37,9 @@ from bench.operations import OPERATIONS, Operation
 from bench.timing import copy_bandwidth
 from fcnfast.files import write_json
 
-# A suite of its own: no ops, but a network on a whole image and on its patches.
-AMORTIZATION = "amortization"
+# Suites of their own: no ops, but a network on a whole image and on its patches, and other people's
+# networks with and without `fuse`.
+AMORTIZATION, INTEROP = "amortization", "interop"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
@@ -77,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     ops = f"any of {', '.join(names)} (default: all)"
     option("--op", choices=names, default=names, help=ops, **several)
     named = ", ".join([*SUITES, DRAWN])
-    suites = f"which cases: any of {named} (default: quick); or {AMORTIZATION}"
-    choices = [*SUITES, DRAWN, AMORTIZATION]
+    suites = f"which cases: any of {named} (default: quick); or {AMORTIZATION}, {INTEROP}"
+    choices = [*SUITES, DRAWN, AMORTIZATION, INTEROP]
     option("--suite", choices=choices, default=["quick"], help=suites, **several)
     seed = f"of the suite {DRAWN}: the same cases again (default: others every time)"
     option("--seed", type=int, metavar="N", help=seed)
@@ -181,8 +182,9 @@ def _checked(options: argparse.Namespace) -> tuple[torch.device, dict[str, Any] 
     device = _device(options.device)
     path = options.json
     alone = len(options.suite) == 1 and not options.plot and not options.against
-    if AMORTIZATION in options.suite and not alone:
-        raise ValueError(f"--suite {AMORTIZATION} takes no other suite, --plot or --against")
+    for name in (AMORTIZATION, INTEROP):
+        if name in options.suite and not alone:
+            raise ValueError(f"--suite {name} takes no other suite, --plot or --against")
     if options.seed is not None and DRAWN not in options.suite:
         raise ValueError(f"--seed belongs to --suite {DRAWN}")
     if path and (path.is_dir() or not path.absolute().parent.is_dir()):
@@ -227,6 +229,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     if options.suite == [AMORTIZATION]:
         return _amortization(options, settings, about)
+    if options.suite == [INTEROP]:
+        return _interop(options, settings, about)
 
     def result(done: list[Row]) -> dict[str, Any]:
         return {**about, "rows": [report.as_dict(row) for row in done]}
@@ -257,6 +261,23 @@ def _amortization(options: argparse.Namespace, settings: Settings, about: dict[s
     except (OSError, ValueError) as error:
         return _refuse(error)
     print(*amortization.lines(found), sep="\n")
+    return 0
+
+
+def _interop(options: argparse.Namespace, settings: Settings, about: dict[str, Any]) -> int:
+    """Other people's networks, fused and not; the exit code."""
+    print(summary(about), *busy(), interop.HEADER, sep="\n")
+    begin, found = time.monotonic(), []
+    try:
+        for row in interop.measure(settings):
+            print(interop.line(row), flush=True)
+            found.append(row)
+            if options.json:
+                outputs.write_json(options.json, {**about, "interop": found})
+            if time.monotonic() - begin > 60 * (options.minutes or math.inf):
+                break
+    except (ImportError, OSError, ValueError) as error:
+        return _refuse(error)
     return 0
 
 

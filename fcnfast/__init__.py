@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .errors import InputError
     from .evaluate import evaluate_folder, evaluate_model
     from .geometry import ReceptiveField, SamplingGrid
+    from .lazy import UpsampledLogits, fuse, fuse_report, lazy_logits, unfuse
     from .metrics import ConfusionMatrix
     from .models import create_model, list_models, load_model, load_weights, save_model
     from .ops import (
@@ -48,15 +49,20 @@ _HOMES = {
     "SamplingGrid": "geometry",
     "Segmentation": "segment",
     "Segmenter": "segment",
+    "UpsampledLogits": "lazy",
     "create_model": "models",
     "crop_add": "ops",
     "deconv": "ops",
     "evaluate_folder": "evaluate",
     "evaluate_model": "evaluate",
+    "fuse": "lazy",
+    "fuse_report": "lazy",
+    "lazy_logits": "lazy",
     "list_models": "models",
     "load_model": "models",
     "load_weights": "models",
     "save_model": "models",
+    "unfuse": "lazy",
     "upsample": "ops",
     "upsample_argmax": "ops",
     "upsample_confusion": "ops",
@@ -90,16 +96,21 @@ __all__ = [
     "SamplingGrid",
     "Segmentation",
     "Segmenter",
+    "UpsampledLogits",
     "__version__",
     "create_model",
     "crop_add",
     "deconv",
     "evaluate_folder",
     "evaluate_model",
+    "fuse",
+    "fuse_report",
+    "lazy_logits",
     "list_models",
     "load_model",
     "load_weights",
     "save_model",
+    "unfuse",
     "upsample",
     "upsample_argmax",
     "upsample_confusion",

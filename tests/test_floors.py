@@ -26,6 +26,7 @@ FLOORS = {
     "fcnfast.evaluate": 3.8,  # training scores with it
     "fcnfast.segment": 4,
     "fcnfast.models": 3,
+    "fcnfast.lazy": 3,
     "bench": 3.5,  # above the networks
     "fcnfast.nn": 2.5,  # between the ops and the networks
     "fcnfast.ops": 2,
