@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .geometry import SamplingGrid
 from .ops import upsample, upsample_argmax, upsample_cross_entropy
-from .ops._checks import FLOATS, check_grid, check_map, check_on_grid
+from .ops._checks import FLOATS, check_map, check_on_grid, grid_for
 from .tiled._formats import memory_format
 
 Make = Callable[[Tensor], Tensor]
@@ -212,7 +212,7 @@ class UpsampledLogits(LazyTensor):
 
     def __new__(cls, scores: Tensor, grid: SamplingGrid) -> Any:  # noqa: D102
         check_map(scores, "scores")
-        check_grid(grid)
+        grid = grid_for(scores, "scores", grid, None, None, None)
         check_on_grid(scores, grid, "scores")
         make = partial(upsample, grid=grid)
         return _upsampled(scores, grid, make) if _can_wait(scores) else make(scores)
