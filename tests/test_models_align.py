@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fcnfast.models import create_model, list_models, vgg
+from fcnfast.models.efficientnet_lite import InvertedResidual
 from fcnfast.models.light import Residual as LightResidual
 from fcnfast.models.resnet import Residual
 from tests.model_tools import narrow_trunks
@@ -18,6 +19,7 @@ SHARES = (0.5, 0.3125, 0.171875, 0.015625)
 TORCHVISION = ("fcn_resnet50", "fcn_resnet101")
 
 CHEAP = {"fcn4s_light": {"widths": (4,) * 5, "decoder": 4}}
+CHEAP |= {f"fcn4s_lite{scaling}": {"decoder": 4} for scaling in (0, 1, 2)}
 VARIANTS = [
     (name, CHEAP.get(name, {})) for name in list_models() if not name.startswith("fcn_resnet")
 ]
@@ -78,10 +80,12 @@ def make_linear(model):
                 average = nn.AvgPool2d(kernel, stride, padding, ceil_mode=inner.ceil_mode)
                 # One that keeps the size keeps the place; borders would reach far through many.
                 setattr(layer, key, nn.Identity() if stride == 1 else average)
-            elif isinstance(inner, (nn.BatchNorm2d, nn.LocalResponseNorm)):
+            elif isinstance(inner, (nn.BatchNorm2d, nn.LocalResponseNorm, nn.ReLU6)):
                 setattr(layer, key, nn.Identity())
             elif isinstance(inner, Residual | LightResidual):
                 inner.register_forward_hook(halve)  # the branch and the shortcut are added
+            elif isinstance(inner, InvertedResidual) and inner.adds:
+                inner.register_forward_hook(halve)
     return model.double().eval()
 
 
