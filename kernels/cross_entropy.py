@@ -20,7 +20,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .crop_add import plan
 from .cross_entropy_corners import (
     SIZES,
     Launch,
@@ -53,9 +52,11 @@ from .cross_entropy_progressions import (
     weighted_factors,
 )
 from .grid import (
+    VECTOR_BYTES,
     Axis,
     Corners,
     Strided,
+    check_rows,
     check_supported,
     dense_block,
     fraction,
@@ -68,8 +69,10 @@ from .grid import (
 if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
 
-# Values of a block of the two small kernels.
+# Values of a block of the two small kernels; rows and values of one of `scale_kernel`, the same for
+# every size, so that pictures of any size share it.
 BLOCK = 1024
+SCALE_ROWS, SCALE_BLOCK = 16, 64
 
 
 # ---- the labels of a patch
@@ -499,37 +502,35 @@ def forward(
             (`check_supported`).
     """
     check_supported(scores, grid)
-    launch, table = (
-        launch_of(tuple(scores.shape), grid),
-        class_table(class_weight, label_smoothing, scores),
-    )
+    launch = launch_of(tuple(scores.shape), grid)
+    table = class_table(class_weight, label_smoothing, scores)
     ignored, ignores = _ignored(target, ignore_index)
-    nothing = torch.empty(0, dtype=torch.float32, device=scores.device)
     sizes = (*launch.sizes, ignored, *scores.stride(), *target.stride())
     options = {"TABLE": table is not None, "IGNORES": ignores, **launch.options}
-    table = nothing if table is None else table
     with on_device(scores):
         if reduction == "none":
             loss = torch.empty(target.shape, dtype=torch.float32, device=scores.device)
+            table = loss if table is None else table  # for what is not used, any tensor
             if loss.numel():
                 exact_kernel[(launch.programs,)](
-                    scores, target, table, nothing, nothing, nothing, nothing, nothing, loss,
+                    scores, target, table, loss, loss, loss, loss, loss, loss,
                     *sizes, 0, 0, 0, PIXELS=True, GRADIENT=False, **options, **OPTIONS,
                 )  # fmt: skip
-            return loss, nothing, nothing
+            return loss, loss.new_empty(0), loss.new_empty(0)
         partial = torch.empty(2 * launch.programs, dtype=torch.float32, device=scores.device)
+        table = partial if table is None else table
         left_over = torch.empty(launch.programs, dtype=torch.int64, device=scores.device)
-        upper, lower = _planes(scores, launch) if with_gradient else (nothing, nothing)
+        upper, lower = _planes(scores, launch) if with_gradient else (partial, partial)
         if launch.programs:
             pointers = (scores, target, table, partial, left_over, upper, lower)
             patch_kernel[(launch.programs,)](*pointers, *sizes, GRADIENT=with_gradient, **options)
             exact_kernel[(launch.programs,)](
-                *pointers, nothing, nothing, *sizes, 0, 0, 0,
+                *pointers, partial, partial, *sizes, 0, 0, 0,
                 PIXELS=False, GRADIENT=with_gradient, **options, **OPTIONS,
             )  # fmt: skip
         loss, scale = _finished(partial, scores.shape[0], reduction)
         if not with_gradient:
-            return loss, scale, nothing
+            return loss, scale, loss.new_empty(0)
         return loss, scale, _combined(upper, lower, grid, launch)
 
 
@@ -563,10 +564,15 @@ def scaled(
         channels_last = False
         out = torch.empty(tuple(gradient.shape), dtype=dtype, device=gradient.device)
     if out.numel():
-        programs, _, options = plan(tuple(out.shape), dtype, channels_last)
-        sizes = (*out.shape, *gradient.stride())
+        rows, length = check_rows(out.shape, channels_last)
+        align = VECTOR_BYTES // dtype.itemsize
+        programs = triton.cdiv(rows, SCALE_ROWS) * triton.cdiv(length, SCALE_BLOCK)
         with on_device(gradient):
-            scale_kernel[(programs,)](gradient, scale, grad_output, out, *sizes, **options)
+            scale_kernel[(programs,)](
+                gradient, scale, grad_output, out, *out.shape, *gradient.stride(),
+                CHANNELS_LAST=channels_last, ALIGN=1 if length % align else align,
+                ROWS=SCALE_ROWS, BLOCK=SCALE_BLOCK, num_warps=4,
+            )  # fmt: skip
     return out
 
 
@@ -594,10 +600,8 @@ def per_pixel_gradient(
         ValueError: as `forward`.
     """
     check_supported(scores, grid)
-    launch, table = (
-        launch_of(tuple(scores.shape), grid),
-        class_table(class_weight, label_smoothing, scores),
-    )
+    launch = launch_of(tuple(scores.shape), grid)
+    table = class_table(class_weight, label_smoothing, scores)
     ignored, ignores = _ignored(target, ignore_index)
     sizes = (*launch.sizes, ignored, *scores.stride(), *target.stride(), *grad_output.stride())
     options = {"TABLE": table is not None, "IGNORES": ignores, **launch.options}

@@ -167,9 +167,7 @@ def scores_like(
     return values[:, :1].expand(values.shape) if layout == "expanded" else values
 
 
-def shared_out(
-    patch: int = 8, groups: int = 4, lanes: int = 32
-) -> AbstractContextManager[None]:
+def shared_out(patch: int = 8, groups: int = 4, lanes: int = 32) -> AbstractContextManager[None]:
     """Patches of at most `patch` pixels along an axis, `groups` lanes to a cell, other programs."""
     return planned(cross_entropy_corners, PATCH=patch, GROUPS=groups, LANES=lanes)
 

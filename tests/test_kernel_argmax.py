@@ -105,7 +105,11 @@ def assert_largest(result, x, grid, exact=False):
     expected, found = full.argmax(1, keepdim=True), result.cpu().long()[:, None]
     short = full.gather(1, expected) - full.gather(1, found)
     corners = x.double()[x.isfinite()].abs()
-    allowed = 4 * torch.finfo(torch.float32).eps * corners.amax() if corners.numel() and not exact else -1.0
+    allowed = (
+        4 * torch.finfo(torch.float32).eps * corners.amax()
+        if corners.numel() and not exact
+        else -1.0
+    )
     assert ((found == expected) | (short <= allowed)).all()
 
 
