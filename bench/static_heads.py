@@ -158,10 +158,10 @@ def argmax_cases() -> Iterator[Case]:
 def confusion_cases() -> Iterator[Case]:
     """Counts by true class and label, of every type of scores and of labels; and of others."""
     # Every type of scores and of labels, not all pairs.
-    types = [*TYPES.items(), next(iter(TYPES.items()))]
-    for (name, dtype), (kind, labels) in zip(types, LABELS.items(), strict=True):
+    types = {**TYPES, "fp32 int64": torch.float32}
+    for (name, dtype), labels in zip(types.items(), LABELS.values(), strict=True):
         target = torch.empty(SHAPE[0], *SIZE, dtype=labels, device="meta")
         for rows, rest in ((SHAPE[1], ""), (SHAPE[1] + 1, " and others")):
             out = torch.empty(rows, SHAPE[1], dtype=torch.int64, device="meta")
             call = partial(confusion.add, out, meta(SHAPE, dtype), target, GRID, 255)
-            yield Case(f"upsample_confusion.add {name} {kind}{rest}", call, CONFUSION_WORK)
+            yield Case(f"upsample_confusion.add {name}{rest}", call, CONFUSION_WORK)

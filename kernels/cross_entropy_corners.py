@@ -272,6 +272,7 @@ def class_table(class_weight: Tensor | None, smoothing: float, scores: Tensor) -
         if smoothing == 0:
             return None
         class_weight = torch.ones(num_classes, dtype=torch.float32, device=scores.device)
+    class_weight = class_weight.to(torch.float32)
     soft = class_weight * (smoothing / num_classes)
     return torch.cat([class_weight, class_weight * (1 - smoothing), soft, soft.sum()[None]])
 
