@@ -221,13 +221,13 @@ def exact_kernel(
         left_over = tl.load(left_over_ptr + program)
         if left_over == 0:
             return
-    ring: tl.constexpr = 0 if CLAMP else 2  # rows and columns of zeros around the map
+    padding: tl.constexpr = 0 if CLAMP else 2  # rows and columns of zeros around the map
     rows_axis = Axis(
-        height + ring, row_size, row_num, row_off, row_den,
+        height + padding, row_size, row_num, row_off, row_den,
         row_first, row_cells, row_head, row_inner, 0,
     )  # fmt: skip
     columns_axis = Axis(
-        width + ring, column_size, column_num, column_off, column_den, column_first, 0, 0, 0, 0
+        width + padding, column_size, column_num, column_off, column_den, column_first, 0, 0, 0, 0
     )
     tile = tile_of(
         images, lane_cells, row_patches, plane_shift, rows_axis, columns_axis,

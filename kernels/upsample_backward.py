@@ -111,7 +111,7 @@ def adjoint_kernel(
     The gradient's rows, TILE values of them, are summed cell by cell, and of these sums those of
     the columns that read each of BLOCK results, at most WINDOW: always in the same order. Columns
     that no tile holds come in `chunks`; that needs a strip of 1. Every other strip is walked
-    upwards, so that neighbours read the cells that they share at about the same time, and only
+    upwards, so that neighbors read the cells that they share at about the same time, and only
     one of them from memory.
     """
     groups = tl.cdiv(channels, GROUP) if CHANNELS_LAST else 1
@@ -199,7 +199,7 @@ class Shares(NamedTuple):
 def longest_window(
     n: int, size: int, num: int, off: int, den: int, clamp: bool, columns: int = 1
 ) -> int:
-    """At least as many as the outputs of an axis that read any of `columns` neighbouring values."""
+    """At least as many as the outputs of an axis that read any of `columns` neighboring values."""
     if num == 0 or columns >= n:
         return size
     longest = triton.cdiv((columns + 1) * den, num)
