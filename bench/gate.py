@@ -36,7 +36,7 @@ def family_of(name: str) -> str:
 
 
 def _row_faults(row: Row, case: Case, wide: bool) -> Iterator[str]:
-    if row["spills"] and not case.spills:
+    if row["spills"]:
         yield f"spills ({row['spills']})"
     if wide and row["wide_stores"] < row["stores"]:
         yield f"only {row['wide_stores']} of {row['stores']} stores are 16 bytes wide"

@@ -154,6 +154,8 @@ def source_text(kernel: JITFunction) -> str:
                 continue  # Triton's own: its version stands for them
             if isinstance(value, JITFunction):
                 visit(value)
+            elif isinstance(value, type) and issubclass(value, tuple):
+                texts[f"{function.__module__}.{used}"] = repr(getattr(value, "_fields", value))
             elif isinstance(value, int | float | str | tuple | triton.language.constexpr):
                 texts[f"{function.__module__}.{used}"] = repr(value)
 
@@ -172,6 +174,13 @@ def fingerprint(launch: Launch, target: str, work: object) -> str:
     ]
     parts += [str(sorted(launch.options.items())), str(work), target, triton.__version__]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def variant(launch: Launch) -> str:
+    """What tells a launch's compiled kernel from others on an NVIDIA GPU: two launches of one
+    variant share it, and the second one compiles nothing."""
+    kernel, options = launch.kernel, sorted(launch.options.items())
+    return f"{kernel.__module__}.{kernel.__name__} {specialized(launch, False)} {options}"
 
 
 def compiled(launch: Launch, target: str) -> Any:

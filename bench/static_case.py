@@ -35,7 +35,6 @@ class Case:
     work: how to count, by the names of the kernels that it launches: one unit or several.
     limits: the most for a unit, all kernels of the call together, on sm_90.
     wide: the kernels all of whose stores have to be of 16 bytes on NVIDIA GPUs.
-    spills: whether kernels may spill (float64 alone).
     """
 
     name: str
@@ -43,7 +42,6 @@ class Case:
     work: Mapping[str, tuple[Work, ...]] = field(default_factory=dict)
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     wide: tuple[str, ...] = ()
-    spills: bool = False
 
 
 # Scores of FCN-8s for a batch of 16 at 512 x 512, 21 classes, stride 8; and a map to add a skip to.
@@ -60,13 +58,7 @@ GRIDS = {
 }
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LABELS = {"uint8": torch.uint8, "int16": torch.int16, "int32": torch.int32, "int64": torch.int64}
-FP64 = ("fp64", torch.float64)
 FORMATS = {"": torch.contiguous_format, " channels_last": torch.channels_last}
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The type that scores of `dtype` are summed up in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def meta(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, form: str = "") -> Tensor:
@@ -74,15 +66,8 @@ def meta(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, form: str =
     return torch.empty(shape, dtype=dtype, device="meta", memory_format=FORMATS[form])
 
 
-def beyond_int32() -> SamplingGrid:
-    """The same positions in integers that int32 does not hold."""
-    large = ([v * 2**40 for v in values] for values in (GRID.num, GRID.off, GRID.den))
-    return SamplingGrid(SHAPE[2:], SIZE, *large, "zero")
-
-
 def forms() -> Iterator[tuple[str, torch.dtype, str]]:
     """The types and memory formats that every map op is compiled for: name, dtype, format."""
     for name, dtype in TYPES.items():
         for form in FORMATS:
             yield name + form, dtype, form
-    yield *FP64, ""

@@ -13,7 +13,6 @@ import torch
 from bench.launches import Launch
 from bench.static_case import (
     DECONV,
-    FP64,
     GRID,
     GRIDS,
     LABELS,
@@ -23,9 +22,7 @@ from bench.static_case import (
     TYPES,
     Case,
     Work,
-    beyond_int32,
     meta,
-    wide,
 )
 from fcnfast.geometry import SamplingGrid
 from fcnfast.kernels import argmax, confusion, cross_entropy
@@ -40,7 +37,7 @@ def _patch(launch: Launch) -> float:
 
 def _class_trips(launch: Launch) -> Mapping[str, float]:
     """All loops over classes; the labels' sums are of the pixels (below)."""
-    loops = ("highest_of: for _", "exponential_sums: for channel", "progressive: for channel")
+    loops = ("highest_of: for _", "exponential_sums: for channel", "patch_loss: for channel")
     return dict.fromkeys(loops, _patch(launch)) | {"label_sums: for i": inf}
 
 
@@ -58,7 +55,7 @@ def _pixel_trips(launch: Launch) -> Mapping[str, float]:
 # Classes whose labels a program sees, of 21: two regions, as in natural pictures.
 PRESENT = 2
 LOSS_WORK = (
-    Work("pixel-class", _class_trips, {"progressive: if named": PRESENT / SHAPE[1]}),
+    Work("pixel-class", _class_trips, {"patch_loss: if named": PRESENT / SHAPE[1]}),
     Work("pixel", _pixel_trips),
 )
 
@@ -76,7 +73,7 @@ def _loss(
 ) -> Case:
     shape = (*SHAPE[:2], *grid.in_size)
     target = torch.empty(SHAPE[0], *grid.size, dtype=labels, device="meta")
-    weight = torch.empty(SHAPE[1], dtype=wide(dtype), device="meta") if weighted else None
+    weight = meta(SHAPE[1:2]) if weighted else None
     smoothing = 0.1 if weighted else 0.0
     call = partial(
         cross_entropy.forward,
@@ -93,45 +90,33 @@ def cross_entropy_cases() -> Iterator[Case]:
     yield _loss("gradient bf16", torch.bfloat16, **counted)
     yield _loss("gradient fp16", torch.float16, **counted)
     yield _loss("gradient fp32 channels_last", form=" channels_last", **counted)
-    yield _loss("gradient fp64", torch.float64, spills=True)
     yield _loss("gradient fp32 zero", grid=DECONV, **counted)
-    yield _loss("gradient fp32 int64", grid=beyond_int32())
     yield _loss("gradient fp32 stride 4", grid=GRIDS[" stride 4"], **counted)
     yield _loss("gradient fp32 stride 32", grid=GRIDS[" stride 32"])
     for name, labels in LABELS.items():
         if labels != torch.int64:
             yield _loss(f"gradient fp32 {name}", labels=labels, **counted)
-    for name, dtype in (*TYPES.items(), FP64):
-        spills = dtype == torch.float64
-        yield _loss(f"gradient {name} weighted", dtype, weighted=True, spills=spills)
+    for name, dtype in TYPES.items():
+        yield _loss(f"gradient {name} weighted", dtype, weighted=True)
     yield _loss("loss fp32", gradient=False, **counted)
     target = torch.empty(SHAPE[0], *SIZE, dtype=torch.int64, device="meta")
-    for (name, dtype), weighted in product((*TYPES.items(), FP64), (False, True)):
-        kind, spills = f"{name}{' weighted' if weighted else ''}", dtype == torch.float64
-        yield _loss(f"pixels {kind}", dtype, reduction="none", weighted=weighted, spills=spills)
-        nothing, grad, weight = (
-            torch.empty(shape, dtype=wide(dtype), device="meta")
-            for shape in (0, (SHAPE[0], *SIZE), SHAPE[1])
-        )
+    for (name, dtype), weighted in product(TYPES.items(), (False, True)):
+        kind = f"{name}{' weighted' if weighted else ''}"
+        yield _loss(f"pixels {kind}", dtype, reduction="none", weighted=weighted)
+        nothing, grad, weight = meta((0,)), meta((SHAPE[0], *SIZE)), meta(SHAPE[1:2])
         given = (meta(SHAPE, dtype), target, weight if weighted else None, GRID, 255, 0.0)
         call = partial(cross_entropy.per_pixel_gradient, *given, nothing, grad)
-        yield Case(f"upsample_cross_entropy.pixel_gradient {kind}", call, spills=spills)
-    for name, dtype in (*TYPES.items(), FP64):
-        one = torch.empty((), dtype=wide(dtype), device="meta")
-        call = partial(cross_entropy.scaled, meta(SHAPE, wide(dtype)), one, one, dtype)
-        yield Case(
-            f"upsample_cross_entropy.scaled {name}",
-            call,
-            wide=("scale_kernel",),
-            spills=dtype == torch.float64,
-        )
+        yield Case(f"upsample_cross_entropy.pixel_gradient {kind}", call)
+    for name, dtype in TYPES.items():
+        call = partial(cross_entropy.scaled, meta(SHAPE), meta(()), meta(()), dtype)
+        yield Case(f"upsample_cross_entropy.scaled {name}", call, wide=("scale_kernel",))
 
 
 def _interpolated_trips(launch: Launch) -> Mapping[str, float]:
     """A cell whose corners differ, and a class that may be the largest: the worst, as in noise."""
     sizes = launch.arguments
     patch = sizes["ROWS"] * sizes["COLUMNS"] * sizes["BLOCK"] / launch.threads
-    return {"largest_classes: for channel": patch}
+    return {"largest_candidates: for channel": patch}
 
 
 def _point_trips(launch: Launch) -> Mapping[str, float]:
@@ -148,18 +133,17 @@ CONFUSION_WORK = POINT_WORK | {"confusion_kernel": (Work("pixel-class", _interpo
 
 def argmax_cases() -> Iterator[Case]:
     """Label maps of every type of scores; the winners' softmax."""
-    for name, dtype in (*TYPES.items(), FP64):
+    for name, dtype in TYPES.items():
         call = partial(argmax.forward, meta(SHAPE, dtype), GRID, torch.uint8, True)
-        yield Case(f"upsample_argmax.confidence {name}", call, spills=name == "fp64")
+        yield Case(f"upsample_argmax.confidence {name}", call)
         yield Case(
             f"upsample_argmax.forward {name}",
             partial(argmax.forward, meta(SHAPE, dtype), GRID, torch.uint8, False),
             ARGMAX_WORK,
             {"pixel-class": {"instructions": 5}} if name == "fp32" else {},
-            spills=name == "fp64",
         )
     scores = meta(SHAPE)
-    others = {" zero": DECONV, " int64": beyond_int32(), **GRIDS}
+    others = {" zero": DECONV, **GRIDS}
     for name, grid in others.items():
         call = partial(argmax.forward, meta((*SHAPE[:2], *grid.in_size)), grid)
         yield Case(f"upsample_argmax.forward fp32{name}", partial(call, torch.uint8, False))
@@ -173,12 +157,11 @@ def argmax_cases() -> Iterator[Case]:
 
 def confusion_cases() -> Iterator[Case]:
     """Counts by true class and label, of every type of scores and of labels; and of others."""
-    types = dict((*TYPES.items(), FP64))
+    # Every type of scores and of labels, not all pairs.
+    types = {**TYPES, "fp32 int64": torch.float32}
     for (name, dtype), labels in zip(types.items(), LABELS.values(), strict=True):
         target = torch.empty(SHAPE[0], *SIZE, dtype=labels, device="meta")
         for rows, rest in ((SHAPE[1], ""), (SHAPE[1] + 1, " and others")):
             out = torch.empty(rows, SHAPE[1], dtype=torch.int64, device="meta")
             call = partial(confusion.add, out, meta(SHAPE, dtype), target, GRID, 255)
-            yield Case(
-                f"upsample_confusion.add {name}{rest}", call, CONFUSION_WORK, spills=name == "fp64"
-            )
+            yield Case(f"upsample_confusion.add {name}{rest}", call, CONFUSION_WORK)

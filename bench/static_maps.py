@@ -11,7 +11,6 @@ import torch
 from bench.launches import Launch
 from bench.static_case import (
     DECONV,
-    FORMATS,
     GRID,
     GRIDS,
     OFFSET,
@@ -21,12 +20,11 @@ from bench.static_case import (
     STRIDE,
     Case,
     Work,
-    beyond_int32,
     forms,
     meta,
 )
 from fcnfast.geometry import SamplingGrid
-from fcnfast.kernels import crop_add, deconv, deconv_gradients, upsample
+from fcnfast.kernels import crop_add, deconv, upsample, upsample_backward
 
 
 def crop_add_cases() -> Iterator[Case]:
@@ -37,13 +35,11 @@ def crop_add_cases() -> Iterator[Case]:
             f"crop_add.forward {name}",
             partial(crop_add.forward, x, skip, OFFSET),
             wide=("forward_kernel",),
-            spills=name == "fp64",
         )
         yield Case(
             f"crop_add.backward_skip {name}",
             partial(crop_add.backward_skip, x, SKIP, OFFSET),
             wide=("backward_skip_kernel",),
-            spills=name == "fp64",
         )
 
 
@@ -82,24 +78,17 @@ def upsample_cases() -> Iterator[Case]:
             UPSAMPLE_WORK,
             {"output": {"loads": 0.1}},
             wide=("forward_kernel",),
-            spills=name == "fp64",
         )
         yield Case(
             f"upsample.adjoint {name}",
-            partial(upsample.adjoint, meta((*SHAPE[:2], *SIZE), dtype, form), grid),
+            partial(upsample_backward.adjoint, meta((*SHAPE[:2], *SIZE), dtype, form), grid),
             ADJOINT_WORK,
-            spills=name == "fp64",
         )
     x, small = meta(SHAPE), meta((16, 21, 63, 47))
     step = SamplingGrid.deconv(SHAPE[2:], 2, padding=1)
     skip = meta((16, 21, 146, 146))
     yield Case("upsample.forward fp32 uneven", partial(upsample.forward, small, GRIDS[" uneven"]))
     yield Case("upsample.forward_add fp32", partial(upsample.forward_add, x, skip, step, (9, 9)))
-    for form in FORMATS:
-        x, grad = (meta(s, torch.float32, form) for s in (SHAPE, (*SHAPE[:2], *SIZE)))
-        name, grid = f"fp32 int64{form}", beyond_int32()
-        yield Case(f"upsample.forward {name}", partial(upsample.forward, x, grid))
-        yield Case(f"upsample.adjoint {name}", partial(upsample.adjoint, grad, grid))
 
 
 def _phase_trips(kernel: str, launch: Launch) -> Mapping[str, float]:
@@ -124,24 +113,24 @@ def _deconv(
     start, size = [(kernel - stride) // 2] * 2, [n * stride for n in in_size]
     x, grad = (meta((*SHAPE[:2], *s), dtype, form) for s in (in_size, size))
     weight = meta((SHAPE[1], 1, kernel, kernel), dtype)
-    counted, spills = stride == STRIDE and name != "fp64", name == "fp64"
+    counted = stride == STRIDE
     calls = {
         "forward": (
             partial(deconv.forward, x, weight, stride, start, size),
             _phase_work("forward_kernel", "output"),
         ),
         "weight_gradient": (
-            partial(deconv_gradients.weight_gradient, grad, x, stride, start, kernel, dtype),
+            partial(deconv.weight_gradient, grad, x, stride, start, kernel, dtype),
             _phase_work("weight_kernel", "gradient value"),
         ),
         "input_gradient": (
-            partial(deconv_gradients.input_gradient, grad, weight, stride, start, in_size),
+            partial(deconv.input_gradient, grad, weight, stride, start, in_size),
             {"input_kernel": (Work("gradient value", _cell_trips),)},
         ),
     }
     for what, (call, work) in calls.items():
         wide = ("forward_kernel",) if what == "forward" and stride == STRIDE else ()
-        yield Case(f"deconv.{what} {name}", call, work if counted else {}, wide=wide, spills=spills)
+        yield Case(f"deconv.{what} {name}", call, work if counted else {}, wide=wide)
 
 
 def deconv_cases() -> Iterator[Case]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from math import gcd
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,20 +11,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import on_device
-from .labels import (
+from .grid import Strided, check_supported, joined, on_device
+from .winners import (
     SIZES,
-    aligned,
-    corner_winners,
+    exact_labels,
     lane_patches,
     pixels,
-    row_labels,
     row_scores,
     row_taps,
+    tables,
+    tile_labels,
     tiles,
 )
-from .patches import joined
-from .rivals import mixed_labels
 
 if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
@@ -30,90 +30,79 @@ if TYPE_CHECKING:
 
 @triton.jit
 def store_rows(
-    out_ptr, values, first, image, row_size, column_size, down, across, rows,
+    out_ptr, values, first, patch, lengths, row_size, column_size,
     ALIGN: tl.constexpr, COUNT: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Store COUNT rows of the patches from `first`, those below `rows`.
+    """Store COUNT rows of the patches from `first`, those below each lane's `lengths`.
 
     out_ptr: images x row_size x column_size, dense. values: COUNT x BLOCK x COLUMNS. The first
     column and the number of columns of every patch and column_size are multiples of ALIGN.
     """
     # Divided and multiplied by it, so that the compiler knows.
-    stride, columns = column_size // ALIGN * ALIGN, across[1] // ALIGN * ALIGN
-    patch = (image * row_size + down[0]) * stride + across[0] // ALIGN * ALIGN
-    i, j, there = pixels(first, rows, columns, COUNT, COLUMNS)
-    place = out_ptr + patch[None, :, None] + (i * stride + j)
-    tl.store(place, values.to(out_ptr.dtype.element_ty), mask=there)
+    pitch, columns = column_size // ALIGN * ALIGN, patch.columns.length // ALIGN * ALIGN
+    start = (patch.image * row_size + patch.rows.start) * pitch
+    start += patch.columns.start // ALIGN * ALIGN
+    i, j, valid = pixels(first, lengths, columns, COUNT, COLUMNS)
+    place = out_ptr + start[None, :, None] + (i * pitch + j)
+    tl.store(place, values.to(out_ptr.dtype.element_ty), mask=valid)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def label_kernel(
     scores_ptr, winner_ptr, table_ptr, fraction_ptr, out_ptr,
-    images, channels, height, width, row_size, column_size, row_patches, column_patches,
+    images, num_classes, height, width, row_size, column_size, row_patches, column_patches,
     xn, xc, xh, xw,
-    CLAMP: tl.constexpr, SPLIT: tl.constexpr, FAR: tl.constexpr, ACC: tl.constexpr,
-    ALIGN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    CLAMP: tl.constexpr, SPLIT: tl.constexpr, FAR: tl.constexpr, ALIGN: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: the labels of TILE_ROWS rows of patches, BLOCK in all.
+    """One program: the labels of TILE_ROWS rows of patches, BLOCK in all; a lane has one patch.
 
-    scores_ptr: images x channels x height x width, strides xn, xc, xh, xw.
-    winner_ptr, table_ptr, fraction_ptr: see `table_kernel`.
+    scores_ptr: images x num_classes x height x width, strides xn, xc, xh, xw.
+    winner_ptr, table_ptr, fraction_ptr: see `winners.table_kernel`.
     out_ptr: images x row_size x column_size, dense. Patches start at multiples of ALIGN.
     """
-    image, down, across, there = lane_patches(
-        table_ptr, fraction_ptr, images, height, width, row_size, column_size,
+    scores = Strided(scores_ptr, xn, xc, xh, xw)
+    patch = lane_patches(
+        table_ptr, fraction_ptr, images, height, width, row_size,
         row_patches, column_patches, CLAMP, TILE_ROWS, BLOCK,
     )  # fmt: skip
-    winners, mixed, special = corner_winners(winner_ptr, image, down, across, there, height, width)
-    if tl.max(mixed.to(tl.int32), 0) > 0:
-        labels = mixed_labels(
-            scores_ptr, image * xn, fraction_ptr, channels, row_size, column_size,
-            down, across, winners, mixed, xc, xh, xw,
-            CLAMP, SPLIT, FAR, ACC, ROWS, COLUMNS, BLOCK,
-        )  # fmt: skip
-    else:
-        labels = tl.broadcast_to(winners[0][None, :, None], [ROWS, BLOCK, COLUMNS])
-    rows = tl.where(there & ~special, down[1], 0)
-    store_rows(
-        out_ptr, labels, 0, image, row_size, column_size, down, across, rows, ALIGN, ROWS, COLUMNS
-    )
-    rows = tl.where(special, down[1], 0)
-    for i in range(tl.max(rows, 0)):
+    labels, special = tile_labels(
+        scores, winner_ptr, fraction_ptr, num_classes, height, width, row_size, column_size, patch,
+        CLAMP, SPLIT, FAR, ROWS, COLUMNS, BLOCK,
+    )  # fmt: skip
+    lengths = tl.where(patch.valid & ~special, patch.rows.length, 0)
+    store_rows(out_ptr, labels, 0, patch, lengths, row_size, column_size, ALIGN, ROWS, COLUMNS)
+    lengths = tl.where(special, patch.rows.length, 0)
+    for i in range(tl.max(lengths, 0)):
         taps = row_taps(
-            scores_ptr, image * xn, fraction_ptr, i, row_size, column_size, down, across, special,
-            xh, xw, CLAMP, COLUMNS, BLOCK,
-        )  # fmt: skip
-        found = row_labels(taps, channels, xc, xh, xw, ACC, COLUMNS, BLOCK)
-        store_rows(
-            out_ptr, found, i, image, row_size, column_size, down, across, rows, ALIGN, 1, COLUMNS
+            scores, fraction_ptr, i, row_size, column_size, patch, special, CLAMP, COLUMNS, BLOCK
         )
+        found = exact_labels(taps, scores, num_classes, COLUMNS, BLOCK)
+        store_rows(out_ptr, found, i, patch, lengths, row_size, column_size, ALIGN, 1, COLUMNS)
 
 
 @triton.jit
-def row_confidence(
-    taps, channels, xc, xh, xw, ACC: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
-):
+def row_confidence(taps, scores, num_classes, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
     """The softmax of the largest class of each pixel of a row, 1 x BLOCK x COLUMNS."""
-    corner, read, y, x = taps
     best, total = (), ()
     for _ in tl.static_range(COLUMNS):
-        best = best + (tl.full([BLOCK], float("-inf"), ACC),)
-        total = total + (tl.zeros([BLOCK], ACC),)
-    place = corner
-    for _channel in range(channels):
-        scores = row_scores(place, read, y, x, xh, xw, ACC, COLUMNS)
-        place += xc
+        best = best + (tl.full([BLOCK], float("-inf"), tl.float32),)
+        total = total + (tl.zeros([BLOCK], tl.float32),)
+    corner = taps.corner
+    for _channel in range(num_classes):
+        row = row_scores(corner, taps, scores, COLUMNS)
+        corner += scores.c
         larger = ()
         for j in tl.static_range(COLUMNS):
-            larger = larger + (tl.maximum(best[j], scores[j]),)
+            larger = larger + (tl.maximum(best[j], row[j]),)
         best = larger
-    for _channel in range(channels):
-        scores = row_scores(corner, read, y, x, xh, xw, ACC, COLUMNS)
-        corner += xc
+    corner = taps.corner
+    for _channel in range(num_classes):
+        row = row_scores(corner, taps, scores, COLUMNS)
+        corner += scores.c
         added = ()
         for j in tl.static_range(COLUMNS):
-            added = added + (total[j] + tl.exp(scores[j] - best[j]),)
+            added = added + (total[j] + tl.exp(row[j] - best[j]),)
         total = added
     result = tl.reshape(joined(total, BLOCK, COLUMNS), [1, BLOCK, COLUMNS])
     return 1 / result
@@ -122,31 +111,43 @@ def row_confidence(
 @triton.jit(do_not_specialize=SIZES)
 def confidence_kernel(
     scores_ptr, table_ptr, fraction_ptr, out_ptr,
-    images, channels, height, width, row_size, column_size, row_patches, column_patches,
+    images, num_classes, height, width, row_size, column_size, row_patches, column_patches,
     xn, xc, xh, xw,
-    CLAMP: tl.constexpr, ACC: tl.constexpr, ALIGN: tl.constexpr,
+    CLAMP: tl.constexpr, ALIGN: tl.constexpr,
     COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: the largest softmax of each pixel of TILE_ROWS rows of patches, BLOCK in all.
 
-    scores_ptr: images x channels x height x width, strides xn, xc, xh, xw.
-    table_ptr, fraction_ptr: see `table_kernel`.
+    scores_ptr: images x num_classes x height x width, strides xn, xc, xh, xw.
+    table_ptr, fraction_ptr: see `winners.table_kernel`.
     out_ptr: images x row_size x column_size, dense. Patches start at multiples of ALIGN.
     """
-    image, down, across, there = lane_patches(
-        table_ptr, fraction_ptr, images, height, width, row_size, column_size,
+    scores = Strided(scores_ptr, xn, xc, xh, xw)
+    patch = lane_patches(
+        table_ptr, fraction_ptr, images, height, width, row_size,
         row_patches, column_patches, CLAMP, TILE_ROWS, BLOCK,
     )  # fmt: skip
-    rows = tl.where(there, down[1], 0)
-    for i in range(tl.max(rows, 0)):
+    lengths = tl.where(patch.valid, patch.rows.length, 0)
+    for i in range(tl.max(lengths, 0)):
         taps = row_taps(
-            scores_ptr, image * xn, fraction_ptr, i, row_size, column_size, down, across, there,
-            xh, xw, CLAMP, COLUMNS, BLOCK,
+            scores, fraction_ptr, i, row_size, column_size, patch, patch.valid,
+            CLAMP, COLUMNS, BLOCK,
         )  # fmt: skip
-        found = row_confidence(taps, channels, xc, xh, xw, ACC, COLUMNS, BLOCK)
-        store_rows(
-            out_ptr, found, i, image, row_size, column_size, down, across, rows, ALIGN, 1, COLUMNS
-        )
+        found = row_confidence(taps, scores, num_classes, COLUMNS, BLOCK)
+        store_rows(out_ptr, found, i, patch, lengths, row_size, column_size, ALIGN, 1, COLUMNS)
+
+
+@lru_cache(maxsize=1024)
+def aligned(grid: SamplingGrid, length: int) -> int:
+    """What the patches' first columns and the width are multiples of: a power of two or 1.
+
+    All that the patches have in common, `length` at most, or nothing: no kernels between.
+    """
+    num, off, den = grid.num[1], grid.off[1], grid.den[1]
+    if num == 0 or den % num:
+        return 1
+    common = gcd(-(off // num), den // num, length)
+    return 1 if grid.size[1] % common else common
 
 
 def forward(
@@ -161,24 +162,29 @@ def forward(
         confidence: whether the winner's softmax is wanted.
 
     Returns:
-        N x H x W labels and, with `confidence`, probabilities: float32, or float64 for float64.
+        N x H x W labels and, with `confidence`, probabilities in float32.
 
     Raises:
         ValueError: when there are more than 2**30 patches, or points of the coarse map, or 2**27
-            pixels along an axis.
+            pixels along an axis, or the kernels do not compute it (`check_supported`).
     """
+    check_supported(scores, grid)
     shape, device = (scores.shape[0], *grid.size), scores.device
     labels = torch.empty(shape, dtype=dtype, device=device)
     probability = None
     if confidence:
-        kind = torch.float64 if scores.dtype == torch.float64 else torch.float32
-        probability = torch.empty(shape, dtype=kind, device=device)
+        probability = torch.empty(shape, dtype=torch.float32, device=device)
     if labels.numel():
+        plan = tiles(tuple(scores.shape), grid)
+        sizes, align = plan.sizes(scores), aligned(grid, plan.lengths[1])
         with on_device(scores):
-            programs, (winner, *tables), sizes, options, of_labels = tiles(scores, grid)
-            options["ALIGN"] = aligned(grid, options["COLUMNS"])
-            arrays = (scores, winner, *tables, labels)
-            label_kernel[(programs,)](*arrays, *sizes, **options, **of_labels)
+            winner, table, fraction = tables(scores, plan)
+            label_kernel[(plan.programs,)](
+                scores, winner, table, fraction, labels, *sizes,
+                ALIGN=align, **plan.options, **plan.label_options(scores),
+            )  # fmt: skip
             if confidence:
-                confidence_kernel[(programs,)](scores, *tables, probability, *sizes, **options)
+                confidence_kernel[(plan.programs,)](
+                    scores, table, fraction, probability, *sizes, ALIGN=align, **plan.options
+                )
     return labels, probability

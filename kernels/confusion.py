@@ -6,29 +6,31 @@ the few counts of the classes that are there, each adds up its own pixels first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import on_device
-from .labels import (
+from .grid import Strided, check_supported, on_device
+from .winners import (
     PATCH,
     SIZES,
-    corner_winners,
+    exact_labels,
     lane_patches,
     pixels,
-    row_labels,
     row_taps,
+    tables,
+    tile_labels,
     tiles,
 )
-from .rivals import mixed_labels
 
 if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
 
+# A stride of 1 from column to column is worth a kernel of its own, others are not: see `winners`.
+STRIDES = ["tn", "th", "on", "oc"]
 # A count that no pixel goes to.
 NONE = tl.constexpr(2**31 - 1)
 # Of so many counts a program adds up its pixels; those of others are added one by one.
@@ -50,64 +52,78 @@ def count(out_ptr, counts, ROUNDS: tl.constexpr):
         tl.atomic_add(out_ptr + counts, 1, mask=counts != NONE, sem="relaxed")
 
 
+class Target(NamedTuple):
+    """The true classes: pointers to those of each patch's first pixel, strides of rows and columns.
+
+    ignore_index: the truth that is not counted.
+    """
+
+    ptr: tl.tensor
+    h: tl.tensor
+    w: tl.tensor
+    ignore_index: tl.tensor
+
+
 @triton.jit
 def counts_of(
-    target, labels, first, rows, columns, ignore_index, channels, th, tw, on, oc,
+    target, labels, first, rows, columns, num_classes, on, oc,
     FAR: tl.constexpr, TRUTH: tl.constexpr, IGNORES: tl.constexpr, OTHERS: tl.constexpr,
     COUNT: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Which count each pixel goes to, COUNT x BLOCK x COLUMNS, given its label.
+    """Which count each pixel goes to, COUNT x BLOCK x COLUMNS, given its label: truth * on + label
+    * oc from out_ptr on.
 
-    target: pointers to the true class of the patches' first pixels. TRUTH: the type to compare it
-    in. The rest: see `confusion_kernel`.
+    target: a Target. rows, columns: how many each lane's patch has. TRUTH: the type to compare the
+    true class in. The rest: see `confusion_kernel`.
     """
-    i, j, there = pixels(first, rows, columns, COUNT, COLUMNS)
-    within = i.to(tl.int64) * th + j.to(tl.int64) * tw if FAR else i * th + j * tw
-    truth = tl.load(target[None, :, None] + within, mask=there, other=0).to(TRUTH)
-    if IGNORES:
-        there = there & (truth != ignore_index)
-    known = (truth >= 0) & (truth < channels)
-    if OTHERS:
-        truth = tl.where(known, truth, channels)
+    i, j, valid = pixels(first, rows, columns, COUNT, COLUMNS)
+    if FAR:
+        within = i.to(tl.int64) * target.h + j.to(tl.int64) * target.w
     else:
-        there = there & known
-    return tl.where(there, truth.to(tl.int32) * on + labels * oc, NONE)
+        within = i * target.h + j * target.w
+    truth = tl.load(target.ptr[None, :, None] + within, mask=valid, other=0).to(TRUTH)
+    if IGNORES:
+        valid = valid & (truth != target.ignore_index)
+    in_range = (truth >= 0) & (truth < num_classes)
+    if OTHERS:
+        truth = tl.where(in_range, truth, num_classes)
+    else:
+        valid = valid & in_range
+    return tl.where(valid, truth.to(tl.int32) * on + labels * oc, NONE)
 
 
-@triton.jit(do_not_specialize=[*SIZES, "ignore_index"])
+@triton.jit(do_not_specialize=[*SIZES, *STRIDES, "ignore_index"])
 def confusion_kernel(
     scores_ptr, winner_ptr, table_ptr, fraction_ptr, target_ptr, out_ptr,
-    images, channels, height, width, row_size, column_size, row_patches, column_patches,
+    images, num_classes, height, width, row_size, column_size, row_patches, column_patches,
     xn, xc, xh, xw, tn, th, tw, on, oc, ignore_index,
-    CLAMP: tl.constexpr, SPLIT: tl.constexpr, FAR: tl.constexpr, ACC: tl.constexpr,
+    CLAMP: tl.constexpr, SPLIT: tl.constexpr, FAR: tl.constexpr,
     TRUTH: tl.constexpr, IGNORES: tl.constexpr, OTHERS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
     ROUNDS: tl.constexpr,
 ):  # fmt: skip
-    """One program: the pixels of TILE_ROWS rows of patches, BLOCK in all.
+    """One program: the pixels of TILE_ROWS rows of patches, BLOCK in all; a lane has one patch.
 
-    scores_ptr: images x channels x height x width, strides xn, xc, xh, xw.
-    winner_ptr, table_ptr, fraction_ptr: see `table_kernel`.
+    scores_ptr: images x num_classes x height x width, strides xn, xc, xh, xw.
+    winner_ptr, table_ptr, fraction_ptr: see `winners.table_kernel`.
     target_ptr: images x row_size x column_size, strides tn, th, tw: the true classes. IGNORES
         says whether they may be ignore_index.
     out_ptr: int64, true classes x labels, strides on, oc; one row more for OTHERS that are neither
         classes nor ignored.
     """
-    image, down, across, there = lane_patches(
-        table_ptr, fraction_ptr, images, height, width, row_size, column_size,
+    scores = Strided(scores_ptr, xn, xc, xh, xw)
+    patch = lane_patches(
+        table_ptr, fraction_ptr, images, height, width, row_size,
         row_patches, column_patches, CLAMP, TILE_ROWS, BLOCK,
     )  # fmt: skip
-    winners, mixed, special = corner_winners(winner_ptr, image, down, across, there, height, width)
-    if tl.max(mixed.to(tl.int32), 0) > 0:
-        labels = mixed_labels(
-            scores_ptr, image * xn, fraction_ptr, channels, row_size, column_size,
-            down, across, winners, mixed, xc, xh, xw,
-            CLAMP, SPLIT, FAR, ACC, ROWS, COLUMNS, BLOCK,
-        )  # fmt: skip
-    else:
-        labels = tl.broadcast_to(winners[0][None, :, None], [ROWS, BLOCK, COLUMNS])
-    target = target_ptr + (image * tn + down[0].to(tl.int64) * th + across[0].to(tl.int64) * tw)
-    rows = tl.where(there & ~special, down[1], 0)
+    labels, special = tile_labels(
+        scores, winner_ptr, fraction_ptr, num_classes, height, width, row_size, column_size, patch,
+        CLAMP, SPLIT, FAR, ROWS, COLUMNS, BLOCK,
+    )  # fmt: skip
+    target_ptr += patch.image * tn + patch.rows.start.to(tl.int64) * th
+    target_ptr += patch.columns.start.to(tl.int64) * tw
+    target, columns = Target(target_ptr, th, tw, ignore_index), patch.columns.length
+    lengths = tl.where(patch.valid & ~special, patch.rows.length, 0)
     # In halves, because a program has not the registers for all labels and their truths.
     parts: tl.constexpr = 2 if ROWS > 1 else 1
     halves = (labels,)
@@ -116,19 +132,18 @@ def confusion_kernel(
         halves = tl.split(tl.permute(labels, [1, 2, 3, 0]))
     for k in tl.static_range(parts):
         counts = counts_of(
-            target, halves[k], k * (ROWS // 2), rows, across[1], ignore_index, channels,
-            th, tw, on, oc, FAR, TRUTH, IGNORES, OTHERS, ROWS // parts, COLUMNS,
+            target, halves[k], k * (ROWS // 2), lengths, columns, num_classes, on, oc,
+            FAR, TRUTH, IGNORES, OTHERS, ROWS // parts, COLUMNS,
         )  # fmt: skip
         count(out_ptr, counts, ROUNDS)
-    rows = tl.where(special, down[1], 0)
-    for i in range(tl.max(rows, 0)):
+    lengths = tl.where(special, patch.rows.length, 0)
+    for i in range(tl.max(lengths, 0)):
         taps = row_taps(
-            scores_ptr, image * xn, fraction_ptr, i, row_size, column_size, down, across, special,
-            xh, xw, CLAMP, COLUMNS, BLOCK,
-        )  # fmt: skip
-        found = row_labels(taps, channels, xc, xh, xw, ACC, COLUMNS, BLOCK)
+            scores, fraction_ptr, i, row_size, column_size, patch, special, CLAMP, COLUMNS, BLOCK
+        )
+        found = exact_labels(taps, scores, num_classes, COLUMNS, BLOCK)
         more = counts_of(
-            target, found, i, rows, across[1], ignore_index, channels, th, tw, on, oc,
+            target, found, i, lengths, columns, num_classes, on, oc,
             FAR, TRUTH, IGNORES, OTHERS, 1, COLUMNS,
         )  # fmt: skip
         count(out_ptr, more, ROUNDS)
@@ -148,24 +163,26 @@ def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_
 
     Raises:
         ValueError: when there are more than 2**30 patches, or points of the coarse map, or 2**27
-            pixels along an axis, or the counts do not lie within 2**31 - 1 elements.
+            pixels along an axis, or the counts do not lie within 2**31 - 1 elements, or the
+            kernels do not compute it (`check_supported`).
     """
+    check_supported(scores, grid)
     reach = sum((n - 1) * stride for n, stride in zip(out.shape, out.stride(), strict=True))
     if reach >= NONE.value:
         raise ValueError(f"out of shape {tuple(out.shape)} reaches over {reach} elements")
     if not target.numel():
         return
     kind = torch.iinfo(target.dtype)
+    plan = tiles(tuple(scores.shape), grid)
+    options = plan.options | plan.label_options(scores)
+    options["FAR"] |= PATCH * max(target.stride()[1:]) >= 2**31
     with on_device(scores):
-        programs, arrays, sizes, options, of_labels = tiles(scores, grid)
-        of_labels["FAR"] |= PATCH * max(target.stride()[1:]) >= 2**31
-        options |= {
-            "TRUTH": tl.int64 if target.dtype == torch.int64 else tl.int32,
-            "IGNORES": kind.min <= ignore_index <= kind.max,
-            "OTHERS": out.shape[0] > out.shape[1],
-            "ROUNDS": ROUNDS,
-        }
-        strides = (*target.stride(), *out.stride())
-        confusion_kernel[(programs,)](
-            scores, *arrays, target, out, *sizes, *strides, ignore_index, **options, **of_labels
-        )
+        arrays = tables(scores, plan)
+        confusion_kernel[(plan.programs,)](
+            scores, *arrays, target, out,
+            *plan.sizes(scores), *target.stride(), *out.stride(), ignore_index,
+            TRUTH=tl.int64 if target.dtype == torch.int64 else tl.int32,
+            IGNORES=kind.min <= ignore_index <= kind.max,
+            OTHERS=out.shape[0] > out.shape[1],
+            ROUNDS=ROUNDS, **options,
+        )  # fmt: skip

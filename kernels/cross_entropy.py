@@ -1,263 +1,491 @@
 """upsample_cross_entropy: the loss of upsampled scores, and its gradient, patch by patch.
 
-No full-resolution logit is written. What a patch gives to the gradient of its corners are four sums
-of each class; labels enter those of their own. Each corner of the coarse map gets a share from the
-rows of patches above and below it; they are kept apart and added afterwards, in a fixed order.
+No full-resolution logit is written. `patch_kernel` makes the loss of each patch from the sums of
+its exponentials, and what it gives to the gradient of the corners of its cell: four sums over its
+pixels for each class. `exact_kernel` adds the patches that were left over, `finish_kernel` sums the
+losses up, and `combine_kernel` the shares that each corner got. All in a fixed order: the same bits
+in every run.
+
+For a class that no label of the program names, the four sums are polynomials in the ratio of its
+progression; of one that labels name, the softmax of a pixel and its label cancel before anything
+is summed. docs/kernels.md explains it with pictures.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import on_device
-from ._corners import add_at_corners, highest_of, planes_of, source_of
-from ._pixels import direct_row
-from ._programs import SIZES, Launch, launch_of, patch_columns, patch_rows
-from ._softmax import progressive
-from ._sums import combined, totals
-from ._targets import label_codes
-from .crop_add import plan
-from .geometry import in_row, located, widened
-from .patches import fraction
+from .cross_entropy_corners import (
+    SIZES,
+    Launch,
+    add_at_corners,
+    class_table,
+    corners_of,
+    label_codes,
+    launch_of,
+    loaded,
+    next_class,
+    plane_of,
+    planes_of,
+    source_of,
+    tile_of,
+)
+from .cross_entropy_exact import OPTIONS, exact_kernel
+from .cross_entropy_progressions import (
+    LN2,
+    Middle,
+    Sums,
+    corner_shares,
+    dot,
+    exponential_sums,
+    gradient_sums,
+    highest_of,
+    labeled_sums,
+    plain_factors,
+    popcount,
+    relative,
+    weighted_factors,
+)
+from .grid import (
+    VECTOR_BYTES,
+    Axis,
+    Corners,
+    Strided,
+    check_rows,
+    check_supported,
+    dense_block,
+    fraction,
+    in_row,
+    is_channels_last,
+    on_device,
+    patches_of,
+)
 
 if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
 
-# Registers that the direct kernel's threads may have; NVIDIA's compiler would spill to need fewer.
-REGISTERS = 255
+# Values of a block of the two small kernels; rows and values of one of `scale_kernel`, the same for
+# every size, so that pictures of any size share it.
+BLOCK = 1024
+SCALE_ROWS, SCALE_BLOCK = 16, 64
+
+
+# ---- the labels of a patch
+
+
+class Labels(NamedTuple):
+    """The labels of each lane's patch.
+
+    ptr: pointers to that of the first pixel. h, w: from row to row, from column to column.
+    rows, columns: how many there are. ignore_index: the label that does not count.
+    """
+
+    ptr: tl.tensor
+    h: tl.tensor
+    w: tl.tensor
+    rows: tl.tensor
+    columns: tl.tensor
+    ignore_index: tl.tensor
+
+
+@triton.jit
+def row_pointers(labels, COLUMNS: tl.constexpr):
+    """Pointers to the labels of a patch's first row, for loops over rows to carry on."""
+    pointers = ()
+    for j in tl.static_range(COLUMNS):
+        pointers = pointers + (labels.ptr + j * labels.w,)
+    return pointers
+
+
+@triton.jit
+def next_row(pointers, labels, COLUMNS: tl.constexpr):
+    """Pointers to the labels of the next row."""
+    moved = ()
+    for j in tl.static_range(COLUMNS):
+        moved = moved + (pointers[j] + labels.h,)
+    return moved
+
+
+@triton.jit
+def bitwise_or(a, b):
+    """For reductions."""
+    return a | b
+
+
+@triton.jit
+def label_survey(
+    labels, num_classes, IGNORES: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Of each lane's labels: which pixels count, a bit for each, row by row; of all lanes' the
+    classes, modulo 32, a bit for each, with some that may not be there; whether one is out of
+    range."""
+    pointers = row_pointers(labels, COLUMNS)
+    valid = tl.zeros([BLOCK], tl.int64)
+    present, lowest = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
+    for i in range(labels.rows):
+        row = tl.zeros([BLOCK], tl.int32)
+        for j in tl.static_range(COLUMNS):
+            inside = j < labels.columns
+            code = label_codes(pointers[j], inside, labels.ignore_index, num_classes, IGNORES)
+            lowest = tl.minimum(lowest, code)
+            present = present | (1 << (code & 31))
+            row = row | tl.where(code >= 0, 1 << j, 0)
+        valid = valid | (row.to(tl.int64) << (i * COLUMNS))
+        pointers = next_row(pointers, labels, COLUMNS)
+    return valid, tl.reduce(present, 0, bitwise_or), lowest == -2
+
+
+@triton.jit
+def is_named(channel, present, ignore_index):
+    """Whether labels of the program may be of class `channel`."""
+    return ((present >> (channel & 31)) & 1) == 1 and channel != ignore_index
+
+
+@triton.jit
+def label_sums(
+    labels, channel, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """The Sums of 1 over the pixels of a class that counts; which pixels they are, a bit for each,
+    row by row."""
+    pointers = row_pointers(labels, COLUMNS)
+    s = tl.zeros([BLOCK], tl.float32)
+    s_x, s_y, s_xy = s, s, s
+    hits = tl.zeros([BLOCK], tl.int64)
+    for i in range(labels.rows):
+        row = tl.zeros([BLOCK], tl.int32)
+        row_x, bits = row, row
+        for j in tl.static_range(COLUMNS):
+            inside = j < labels.columns
+            hit = inside & (tl.load(pointers[j], mask=inside, other=0) == channel)
+            row += tl.where(hit, 1, 0)
+            row_x += tl.where(hit, j - COLUMNS // 2, 0)
+            bits = bits | tl.where(hit, 1 << j, 0)
+        y = i - ROWS // 2
+        s, s_x = s + row.to(tl.float32), s_x + row_x.to(tl.float32)
+        s_y, s_xy = s_y + (row * y).to(tl.float32), s_xy + (row_x * y).to(tl.float32)
+        hits = hits | (bits.to(tl.int64) << (i * COLUMNS))
+        pointers = next_row(pointers, labels, COLUMNS)
+    return Sums(s, s_x, s_y, s_xy), hits
+
+
+# ---- the loss of a patch
+
+
+class Weighted(NamedTuple):
+    """Where classes count differently: what replaces the plain factors, loss and weight.
+
+    factors: of each pixel, of its sum the reciprocal times what its softmax counts. loss: the sum
+    of the sums' logarithms to base 2, weighted. weight: the sum of the pixels' weights. valid: the
+    Sums of 1 over the pixels that count.
+    """
+
+    factors: tl.tuple
+    loss: tl.tensor
+    weight: tl.tensor
+    valid: Sums
+
+
+@triton.jit
+def weighted_by_class(
+    factors, labels, present, table_ptr, num_classes,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The plain factors and all else as Weighted by the `class_table`, class by class."""
+    zero = tl.zeros([BLOCK], tl.float32)
+    loss, total, valid = zero, zero, Sums(zero, zero, zero, zero)
+    soft = tl.load(table_ptr + 3 * num_classes)
+    for channel in range(num_classes):
+        if is_named(channel, present, labels.ignore_index):
+            own, hits = label_sums(labels, channel, ROWS, COLUMNS, BLOCK)
+            weight = tl.load(table_ptr + num_classes + channel) + soft
+            factors, logarithms = weighted_factors(factors, hits, weight, ROWS, COLUMNS, BLOCK)
+            loss -= weight * logarithms
+            total += tl.load(table_ptr + channel) * own.one
+            valid = Sums(valid.one + own.one, valid.x + own.x, valid.y + own.y, valid.xy + own.xy)
+    return Weighted(factors, loss, total, valid)
+
+
+@triton.jit
+def patch_loss(
+    source, middle, labels, planes, num_classes, table_ptr,
+    GRADIENT: tl.constexpr, CLAMP: tl.constexpr, TABLE: tl.constexpr, IGNORES: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """The loss of each lane's patch, and its weight; and whether it is one. Where scores range too
+    widely both are 0, and so is what the patch gives to its corners."""
+    highest = highest_of(source, num_classes, CLAMP, BLOCK)
+    sums, smooth, near = exponential_sums(
+        source, highest, middle, num_classes, table_ptr, CLAMP, TABLE, ROWS, COLUMNS, BLOCK
+    )
+    labels = Labels(
+        labels.ptr, labels.h, labels.w, labels.rows,
+        tl.where(near, labels.columns, 0), labels.ignore_index,
+    )  # fmt: skip
+    valid, present, invalid = label_survey(labels, num_classes, IGNORES, COLUMNS, BLOCK)
+    factors, loss = plain_factors(sums, valid, ROWS, COLUMNS, BLOCK)
+    total = popcount(valid).to(tl.float32)
+    if TABLE:
+        w = weighted_by_class(
+            factors, labels, present, table_ptr, num_classes, ROWS, COLUMNS, BLOCK
+        )
+        factors, loss, total, counted = w.factors, w.loss, w.weight, w.valid
+        loss -= dot(corner_shares(counted, middle), smooth)
+    pointers, upper, lower = corners_of(source), planes.upper, planes.lower
+    for channel in range(num_classes):
+        named = is_named(channel, present, labels.ignore_index)
+        if GRADIENT:
+            z = relative(loaded(pointers, source, CLAMP), highest)
+            g = gradient_sums(z, middle, factors, ROWS, COLUMNS, BLOCK)
+            hard = tl.full([], 1.0, tl.float32)
+            weight = hard
+            if TABLE:
+                # What the label takes is rounded as what the softmax adds (`weighted_by_class`): of
+                # one class they are the same. Smoothing takes of the pixels of other labels alone.
+                hard = tl.load(table_ptr + num_classes + channel)
+                k = tl.load(table_ptr + 2 * num_classes + channel)
+                weight, others = hard + k, counted
+            if named:
+                own, hits = label_sums(labels, channel, ROWS, COLUMNS, BLOCK)
+                loss -= hard * dot(corner_shares(own, middle), z)
+                g = labeled_sums(z, middle, factors, hits, weight, g, ROWS, COLUMNS, BLOCK)
+                if TABLE:
+                    others = Sums(
+                        others.one - own.one, others.x - own.x, others.y - own.y,
+                        others.xy - own.xy,
+                    )  # fmt: skip
+            if TABLE:
+                g = Sums(
+                    g.one - k * others.one, g.x - k * others.x, g.y - k * others.y,
+                    g.xy - k * others.xy,
+                )  # fmt: skip
+            shares = corner_shares(g, middle)
+            shares = Corners(
+                tl.where(near, shares.a, 0.0), tl.where(near, shares.b, 0.0),
+                tl.where(near, shares.c, 0.0), tl.where(near, shares.d, 0.0),
+            )  # fmt: skip
+            add_at_corners(upper, lower, planes, shares, BLOCK, GROUPS, False)
+            upper, lower = upper + planes.stride, lower + planes.stride
+        else:
+            if named:
+                z = relative(loaded(pointers, source, CLAMP), highest)
+                hard = tl.full([], 1.0, tl.float32)
+                if TABLE:
+                    hard = tl.load(table_ptr + num_classes + channel)
+                own, _ = label_sums(labels, channel, ROWS, COLUMNS, BLOCK)
+                loss -= hard * dot(corner_shares(own, middle), z)
+        pointers = next_class(pointers, source)
+    # A label out of range makes NaN of the weight, too, and so of all of the gradient.
+    loss = tl.where(invalid, float("nan"), loss * LN2)
+    return loss, tl.where(invalid, float("nan"), total), near
 
 
 @triton.jit(do_not_specialize=SIZES)
 def patch_kernel(
-    scores_ptr, target_ptr, table_ptr, partial_ptr, direct_ptr, upper_ptr, lower_ptr,
-    images, channels, height, width, ring, row_patches, row_turn, lane_cells,
-    row_n, row_size, row_num, row_off, row_den, row_first, row_cells, row_head, row_inner,
-    column_n, column_size, column_num, column_off, column_den, column_first,
+    scores_ptr, target_ptr, table_ptr, partial_ptr, left_over_ptr, upper_ptr, lower_ptr,
+    images, num_classes, height, width, row_patches, plane_shift, lane_cells,
+    row_size, row_num, row_off, row_den, row_first, row_cells, row_head, row_inner,
+    column_size, column_num, column_off, column_den, column_first,
     ignore_index,
     xn, xc, xh, xw, tn, th, tw,
     GRADIENT: tl.constexpr, CLAMP: tl.constexpr, TABLE: tl.constexpr, IGNORES: tl.constexpr,
-    WIDE: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    BLOCK: tl.constexpr, GROUPS: tl.constexpr, SHARES: tl.constexpr,
-):  # fmt: skip
-    """One program: a row of patches, ROWS x COLUMNS pixels each, of consecutive cells.
-
-    GROUPS neighbouring lanes share a cell, and SHARES programs share it further. The first cell of
-    a program is the last one of the program before: only what it gives to the corners on its right
-    counts.
-
-    scores_ptr: images x channels x height x width, strides xn, xc, xh, xw.
-    target_ptr: images x row_size x column_size labels, strides tn, th, tw.
-    table_ptr: if TABLE, what `priced` reads.
-    partial_ptr: 2 x programs: losses and weights, summed.
-    direct_ptr: programs: a bit for each lane whose scores range too widely: `direct_kernel` adds
-        what it gives.
-    upper_ptr, lower_ptr: if GRADIENT, SHARES x row_patches x images x channels x width each: what
-        each row of patches gives to the corners above and below it.
-    """
-    program, cells = tl.program_id(0), images * lane_cells
-    row_num, row_den = widened(row_num, WIDE), widened(row_den, WIDE)
-    column_num, column_den = widened(column_num, WIDE), widened(column_den, WIDE)
-    blocks = tl.cdiv(cells, BLOCK // GROUPS - 1)
-    first_cell = program % blocks * (BLOCK // GROUPS - 1) - 1
-    share = program // blocks // row_patches
-    cell_row, y, rows, plane = patch_rows(
-        program, blocks, row_patches, row_turn, row_n, row_size, row_num, row_off, row_den,
-        row_first, row_cells, row_head, row_inner, ROWS,
-    )  # fmt: skip
-    image, cell, x, columns = patch_columns(
-        first_cell, share, cells, lane_cells, column_n, column_size, column_num, column_off,
-        column_den, column_first, COLUMNS, BLOCK, GROUPS,
-    )  # fmt: skip
-    middle_y, middle_x = y + ROWS // 2, x + COLUMNS // 2
-    fy, sy = fraction(cell_row, middle_y, row_n, row_num, row_off, row_den, ACC, WIDE)
-    fx, sx = fraction(cell, middle_x, column_n, column_num, column_off, column_den, ACC, WIDE)
-    source = source_of(
-        scores_ptr, image, cell_row - ring, cell - ring, columns > 0, height, width,
-        xn, xc, xh, xw, CLAMP,
-    )  # fmt: skip
-    planes = planes_of(
-        upper_ptr, lower_ptr, first_cell, share * row_patches + plane, cells, lane_cells,
-        column_first, ring, images, channels, width, BLOCK, GROUPS,
-    )  # fmt: skip
-    labels = target_ptr + image * tn + y.to(tl.int64) * th + x.to(tl.int64) * tw
-    loss, weight, near = progressive(
-        source, highest_of(source, channels, CLAMP, ACC, BLOCK), (fx, sx, fy, sy),
-        (labels, th, tw, columns, rows, ignore_index), planes, channels, table_ptr,
-        GRADIENT, CLAMP, TABLE, IGNORES, ACC, ROWS, COLUMNS, BLOCK, GROUPS,
-    )  # fmt: skip
-    lane = tl.arange(0, BLOCK)
-    tl.store(partial_ptr + program, tl.sum(tl.where(lane >= GROUPS, loss, 0.0)))
-    weights_ptr = partial_ptr + tl.num_programs(0)
-    tl.store(weights_ptr + program, tl.sum(tl.where(lane >= GROUPS, weight, 0.0)))
-    bits = tl.full([BLOCK], 1, tl.int64) << lane
-    tl.store(direct_ptr + program, tl.sum(tl.where(near, 0, bits)))
-
-
-@triton.jit(do_not_specialize=SIZES)
-def direct_kernel(
-    scores_ptr, target_ptr, table_ptr, partial_ptr, direct_ptr, upper_ptr, lower_ptr,
-    grad_ptr, loss_ptr,
-    images, channels, height, width, ring, row_patches, row_turn, lane_cells,
-    row_n, row_size, row_num, row_off, row_den, row_first, row_cells, row_head, row_inner,
-    column_n, column_size, column_num, column_off, column_den, column_first,
-    ignore_index,
-    xn, xc, xh, xw, tn, th, tw, gn, gh, gw,
-    PIXELS: tl.constexpr, GRADIENT: tl.constexpr, CLAMP: tl.constexpr, TABLE: tl.constexpr,
-    IGNORES: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr, GROUPS: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
-    """The same, pixel by pixel: exact for any scores, and for each pixel by itself.
+    """One program: a row of patches, ROWS x COLUMNS pixels each, of consecutive cells; a patch for
+    each of its BLOCK lanes. See `cross_entropy_corners` for how programs share the pixels.
 
-    Unless PIXELS, only the lanes that `patch_kernel` left over (direct_ptr), added to the others.
-
-    grad_ptr: if PIXELS and GRADIENT, the gradients of the pixels' losses, strides gn, gh, gw.
-    loss_ptr: if PIXELS and not GRADIENT, images x row_size x column_size losses, dense.
+    scores_ptr: images x num_classes x height x width, strides xn, xc, xh, xw.
+    target_ptr: images x row_size x column_size labels, strides tn, th, tw.
+    table_ptr: if TABLE, the `class_table`: 3 * num_classes + 1.
+    partial_ptr: 2 x programs: the sums of the losses and of the weights of its pixels.
+    left_over_ptr: programs: a bit for each lane whose scores range too widely: `exact_kernel` adds
+        what it gives.
+    upper_ptr, lower_ptr: if GRADIENT, SHARES * row_patches x images x num_classes x width each:
+        what each row of patches gives to the corners above and below it.
     """
-    program, cells = tl.program_id(0), images * lane_cells
-    if not PIXELS:
-        left_over = tl.load(direct_ptr + program)
-        if left_over == 0:
-            return
-    row_num, row_den = widened(row_num, WIDE), widened(row_den, WIDE)
-    column_num, column_den = widened(column_num, WIDE), widened(column_den, WIDE)
-    blocks = tl.cdiv(cells, BLOCK // GROUPS - 1)
-    first_cell = program % blocks * (BLOCK // GROUPS - 1) - 1
-    share = program // blocks // row_patches
-    cell_row, y, rows, plane = patch_rows(
-        program, blocks, row_patches, row_turn, row_n, row_size, row_num, row_off, row_den,
-        row_first, row_cells, row_head, row_inner, ROWS,
+    padding: tl.constexpr = 0 if CLAMP else 2  # rows and columns of zeros around the map
+    rows_axis = Axis(
+        height + padding, row_size, row_num, row_off, row_den,
+        row_first, row_cells, row_head, row_inner, 0,
     )  # fmt: skip
-    image, cell, x, columns = patch_columns(
-        first_cell, share, cells, lane_cells, column_n, column_size, column_num, column_off,
-        column_den, column_first, COLUMNS, BLOCK, GROUPS,
+    columns_axis = Axis(
+        width + padding, column_size, column_num, column_off, column_den, column_first, 0, 0, 0, 0
+    )
+    tile = tile_of(
+        images, lane_cells, row_patches, plane_shift, rows_axis, columns_axis,
+        ROWS, COLUMNS, BLOCK, GROUPS,
     )  # fmt: skip
-    if not PIXELS:
-        columns = tl.where((left_over >> tl.arange(0, BLOCK)) & 1 == 1, columns, 0)
-    source = source_of(
-        scores_ptr, image, cell_row - ring, cell - ring, columns > 0, height, width,
-        xn, xc, xh, xw, CLAMP,
-    )  # fmt: skip
+    y, dy = fraction(tile.row, tile.y + ROWS // 2, rows_axis)
+    x, dx = fraction(tile.column, tile.x + COLUMNS // 2, columns_axis)
+    source = source_of(Strided(scores_ptr, xn, xc, xh, xw), tile, height, width, CLAMP)
     planes = planes_of(
-        upper_ptr, lower_ptr, first_cell, share * row_patches + plane, cells, lane_cells,
-        column_first, ring, images, channels, width, BLOCK, GROUPS,
+        upper_ptr, lower_ptr, tile, lane_cells, column_first, images, num_classes, width,
+        CLAMP, BLOCK, GROUPS,
     )  # fmt: skip
-    loss, weight = tl.zeros([BLOCK], ACC), tl.zeros([BLOCK], ACC)
-    if PIXELS and GRADIENT:
-        upper, lower = planes[0], planes[1]
-        for _ in range(channels):
-            add_at_corners((upper, lower), planes, (loss, loss, loss, loss), BLOCK, GROUPS, False)
-            upper, lower = upper + width, lower + width
-    parts_x = ()
-    for j in tl.static_range(COLUMNS):
-        part = fraction(cell, x + j, column_n, column_num, column_off, column_den, ACC, WIDE)
-        parts_x = parts_x + (part[0],)
-    counted = tl.arange(0, BLOCK) >= GROUPS
-    for i in range(rows):
-        part_y = fraction(cell_row, y + i, row_n, row_num, row_off, row_den, ACC, WIDE)
-        at = (y + i).to(tl.int64)
-        codes, rates = (), ()
-        for j in tl.static_range(COLUMNS):
-            pointers = target_ptr + image * tn + at * th + (x + j).to(tl.int64) * tw
-            code = label_codes(pointers, j < columns, ignore_index, channels, IGNORES)
-            codes = codes + (code,)
-            if PIXELS and GRADIENT:
-                pointers = grad_ptr + image * gn + at * gh + (x + j).to(tl.int64) * gw
-                rate = tl.load(pointers, mask=j < columns, other=0.0)
-                rates = rates + (rate.to(ACC),)
-        losses, weights = direct_row(
-            source, part_y[0], parts_x, codes, rates, columns, planes, channels, table_ptr,
-            PIXELS, GRADIENT, CLAMP, TABLE, ACC, COLUMNS, BLOCK, GROUPS,
-        )  # fmt: skip
-        for j in tl.static_range(COLUMNS):
-            loss += losses[j]
-            weight += weights[j]
-            if PIXELS and not GRADIENT:
-                pointers = loss_ptr + (image * row_size + at) * column_size + x + j
-                tl.store(pointers, losses[j], mask=(j < columns) & counted)
-    if not PIXELS:
-        partial_ptr += program
-        weights_ptr = partial_ptr + tl.num_programs(0)
-        loss, weight = tl.where(counted, loss, 0.0), tl.where(counted, weight, 0.0)
-        tl.store(partial_ptr, tl.load(partial_ptr) + tl.sum(loss))
-        tl.store(weights_ptr, tl.load(weights_ptr) + tl.sum(weight))
+    target_ptr += tile.image * tn + tile.y.to(tl.int64) * th + tile.x.to(tl.int64) * tw
+    loss, weight, near = patch_loss(
+        source, Middle(x, dx, y, dy),
+        Labels(target_ptr, th, tw, tile.rows, tile.columns, ignore_index), planes,
+        num_classes, table_ptr,
+        GRADIENT, CLAMP, TABLE, IGNORES, ROWS, COLUMNS, BLOCK, GROUPS,
+    )  # fmt: skip
+    program, lane = tl.program_id(0), tl.arange(0, BLOCK)
+    own = lane >= GROUPS  # not the first cell, which is another program's
+    tl.store(partial_ptr + program, tl.sum(tl.where(own, loss, 0.0)))
+    tl.store(partial_ptr + tl.num_programs(0) + program, tl.sum(tl.where(own, weight, 0.0)))
+    bits = tl.full([BLOCK], 1, tl.int64) << lane
+    tl.store(left_over_ptr + program, tl.sum(tl.where(near, 0, bits)))
 
 
-@triton.jit(do_not_specialize=["images", "channels", "height", "width"])
+# ---- what the programs leave, added up in a fixed order
+
+
+@triton.jit(do_not_specialize=["programs", "images"])
+def finish_kernel(
+    partial_ptr, loss_ptr, scale_ptr, programs, images,
+    REDUCTION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: the loss from the programs' sums, and its gradient's factor.
+
+    partial_ptr: 2 x programs, see `patch_kernel`. loss_ptr, scale_ptr: one value each.
+    """
+    loss = tl.zeros([BLOCK], tl.float64)
+    weight = loss
+    for start in range(0, programs, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        mask = place < programs
+        loss += tl.load(partial_ptr + place, mask=mask, other=0.0).to(tl.float64)
+        weight += tl.load(partial_ptr + programs + place, mask=mask, other=0.0).to(tl.float64)
+    result, total = tl.sum(loss), tl.sum(weight)
+    scale = total * 0 + 1
+    if REDUCTION == "mean":
+        # All pixels ignored, or of weight 0: the loss is NaN, as torch's, and the gradient zero.
+        result = tl.where(total == 0, float("nan"), result / total)
+        scale = tl.where(total == 0, 0.0, 1 / total)
+    elif REDUCTION == "batch":
+        result, scale = result / images, scale / images
+    tl.store(loss_ptr, result.to(tl.float32))
+    tl.store(scale_ptr, scale.to(tl.float32))
+
+
+@triton.jit(do_not_specialize=["length", "pad", *SIZES])
+def combine_kernel(
+    upper_ptr, lower_ptr, out_ptr,
+    length, width, pad, row_patches, plane_shift, lane_cells,
+    row_first, row_cells, row_head, row_inner, column_first,
+    SHARES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK of the `length` values of a row of corners: all images' and classes'.
+
+    upper_ptr, lower_ptr: as `patch_kernel` leaves them. out_ptr: height x length, dense; its rows
+    may be the rows of upper_ptr that are read for them. pad: rows of zeros above the map.
+    """
+    rows = Axis(0, 0, 0, 0, 0, row_first, row_cells, row_head, row_inner, 0)
+    blocks = tl.cdiv(length, BLOCK)
+    row = tl.program_id(0) // blocks
+    value = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    cell = value % width + pad  # the one to the right of the corner
+    seen = (cell >= column_first) & (cell < column_first + lane_cells) & (value < length)
+    total = tl.zeros([BLOCK], tl.float32)
+    stride = length.to(tl.int64)
+    for side in tl.static_range(2):  # the patches below the corner, then those above it
+        begin, end = patches_of(row + pad - side, rows, row_patches)
+        for share in range(SHARES):
+            for patch in range(begin, end):
+                plane = share * row_patches + plane_of(patch, row_patches, plane_shift)
+                if side == 0:
+                    total += tl.load(upper_ptr + plane * stride + value, mask=seen, other=0.0)
+                else:
+                    total += tl.load(lower_ptr + plane * stride + value, mask=seen, other=0.0)
+    tl.store(out_ptr + row * stride + value, total, mask=value < length)
+
+
+@triton.jit(do_not_specialize=["images", "channels", "height", "width", "xn", "xc", "xh"])
 def scale_kernel(
-    x_ptr, scale_ptr, grad_ptr, out_ptr,
+    x_ptr, scale_ptr, grad_output_ptr, out_ptr,
     images, channels, height, width, xn, xc, xh, xw,
     CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK contiguous values of each of ROWS rows of ``x * scale * grad``.
+    """One program: BLOCK contiguous values of each of ROWS rows of ``x * scale * grad_output``.
 
-    x_ptr: images x channels x height x width, strides xn, xc, xh, xw. scale_ptr, grad_ptr: one
-    value each. out_ptr: dense, as in crop_add's kernels.
+    x_ptr: images x channels x height x width, strides xn, xc, xh, xw. scale_ptr, grad_output_ptr:
+    one value each. out_ptr: dense, see `dense_block`.
     """
-    length = (width * channels if CHANNELS_LAST else width) // ALIGN * ALIGN
-    rows = images * height if CHANNELS_LAST else images * channels * height
-    blocks = tl.cdiv(length, BLOCK)
-    row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)[:, None]
-    value = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)[None, :]
-    inside = (row < rows) & (value < length)
-    n, c, x = located(row // height, value, channels, CHANNELS_LAST)
-    y = (row % height).to(tl.int64)
-    factor = tl.load(scale_ptr) * tl.load(grad_ptr)
-    result = tl.load(x_ptr + y * xh + in_row(n, c, x, xn, xc, xw), mask=inside) * factor
-    result = result.to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + row.to(tl.int64) * length + value, result, mask=inside)
+    at = dense_block(images, channels, height, width, CHANNELS_LAST, ALIGN, ROWS, BLOCK)
+    factor = tl.load(scale_ptr) * tl.load(grad_output_ptr)
+    x_ptr += at.y.to(tl.int64) * xh + in_row(at.n, at.c, at.x, xn, xc, xw)
+    result = tl.load(x_ptr, mask=at.inside) * factor
+    tl.store(out_ptr + at.offset, result.to(out_ptr.dtype.element_ty), mask=at.inside)
 
 
-def _direct_options() -> dict[str, Any]:
-    return {} if torch.version.hip else {"maxnreg": REGISTERS}
+# ---- launchers
 
 
-def table_of(weight: Tensor | None, smoothing: float, scores: Tensor) -> Tensor | None:
-    """What `priced` reads, or None where every pixel counts 1."""
-    if weight is None and smoothing == 0:
-        return None
-    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    if weight is None:
-        weight = torch.ones(scores.shape[1], dtype=wide, device=scores.device)
-    soft = weight * (smoothing / scores.shape[1])
-    return torch.cat([weight, weight * (1 - smoothing), soft, soft.sum()[None]])
-
-
-def _planes(scores: Tensor, launch: Launch, wide: torch.dtype) -> tuple[Tensor, Tensor]:
-    images, channels, _, width = scores.shape
-    shape = (launch.planes, images, channels, width)
-    upper, lower = (torch.empty(shape, dtype=wide, device=scores.device) for _ in range(2))
+def _planes(scores: Tensor, launch: Launch) -> tuple[Tensor, Tensor]:
+    images, num_classes, _, width = scores.shape
+    shape = (launch.planes, images, num_classes, width)
+    upper, lower = (torch.empty(shape, dtype=torch.float32, device=scores.device) for _ in range(2))
     return upper, lower
 
 
-def _ignores(target: Tensor, ignore_index: int) -> tuple[int, bool]:
+def _ignored(target: Tensor, ignore_index: int) -> tuple[int, bool]:
     """ignore_index as the kernels take it, and whether the labels' type can hold it."""
     limits = torch.iinfo(target.dtype)
     fits = limits.min <= ignore_index <= limits.max
     return ignore_index if fits else -1, fits  # -1: no class
 
 
+def _finished(partial: Tensor, images: int, reduction: str) -> tuple[Tensor, Tensor]:
+    """The loss from the programs' sums (see `finish_kernel`), and its gradient's factor."""
+    loss, scale = (torch.empty((), dtype=torch.float32, device=partial.device) for _ in range(2))
+    finish_kernel[(1,)](
+        partial, loss, scale, partial.numel() // 2, images,
+        REDUCTION=reduction, BLOCK=BLOCK, num_warps=4,
+    )  # fmt: skip
+    return loss, scale
+
+
+def _combined(upper: Tensor, lower: Tensor, grid: SamplingGrid, launch: Launch) -> Tensor:
+    """The gradient of the corners, N x C x h x w, from what patches gave them."""
+    rows, (images, num_classes, width) = launch.rows, upper.shape[1:]
+    height, length = grid.in_size[0], images * num_classes * width
+    if launch.in_place:
+        out = upper[:height]
+    else:
+        shape = (height, *upper.shape[1:])
+        out = torch.empty(shape, dtype=torch.float32, device=upper.device)
+    programs = height * triton.cdiv(length, BLOCK)
+    if programs:
+        combine_kernel[(programs,)](
+            upper, lower, out, length, width, int(grid.border == "zero"),
+            rows.patches, launch.plane_shift, launch.lane_cells,
+            rows.first, rows.cells, rows.head, rows.inner, launch.columns.first,
+            SHARES=launch.options["SHARES"], BLOCK=BLOCK, num_warps=4,
+        )  # fmt: skip
+    return out.permute(1, 2, 0, 3)
+
+
 def forward(
     scores: Tensor,
     target: Tensor,
-    weight: Tensor | None,
+    class_weight: Tensor | None,
     grid: SamplingGrid,
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss and what its gradient needs.
+    """The loss, and what `scaled` or `per_pixel_gradient` need for its gradient.
 
     Args:
         scores: N x C x h x w, any strides, h x w being the grid's in_size (nothing is checked).
         target: N x H x W labels, any strides, H x W being the grid's size.
-        weight: C class weights in the type of the arithmetic.
+        class_weight: C class weights in float32, or None.
         grid: exact positions of H x W pixels.
         ignore_index: the label that does not count.
         reduction: "mean", "sum", "batch" or "none".
@@ -265,86 +493,126 @@ def forward(
         with_gradient: whether to make the gradient, too ("none" makes it later).
 
     Returns:
-        The loss, N x H x W for "none", else a scalar; the factor that the gradient wants; the
-        gradient without it, N x C x h x w in the type of the arithmetic. An empty tensor for what
-        is not made. A label out of range makes NaN of the loss and of the gradient.
+        (loss, saved, gradient) in float32: the loss, N x H x W for "none", else a scalar; the
+        factor of its gradient; the gradient without that factor, N x C x h x w. An empty tensor for
+        what is not made. A label out of range makes NaN of the loss and of the gradient.
 
     Raises:
-        ValueError: on more than 2**31 programs.
+        ValueError: on more than 2**31 programs, or when the kernels do not compute it
+            (`check_supported`).
     """
-    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    launch, table = launch_of(scores, grid), table_of(weight, label_smoothing, scores)
-    ignored, ignores = _ignores(target, ignore_index)
-    nothing = torch.empty(0, dtype=wide, device=scores.device)
-    sizes = (*launch.sizes(scores), ignored, *scores.stride(), *target.stride())
+    check_supported(scores, grid)
+    launch = launch_of(tuple(scores.shape), grid)
+    table = class_table(class_weight, label_smoothing, scores)
+    ignored, ignores = _ignored(target, ignore_index)
+    sizes = (*launch.sizes, ignored, *scores.stride(), *target.stride())
     options = {"TABLE": table is not None, "IGNORES": ignores, **launch.options}
-    table = nothing if table is None else table
-    per_pixel = reduction == "none"
     with on_device(scores):
-        if per_pixel:
-            loss = torch.empty(target.shape, dtype=wide, device=scores.device)
+        if reduction == "none":
+            loss = torch.empty(target.shape, dtype=torch.float32, device=scores.device)
+            table = loss if table is None else table  # for what is not used, any tensor
             if loss.numel():
-                direct_kernel[(launch.programs,)](
-                    scores, target, table, nothing, nothing, nothing, nothing, nothing, loss,
-                    *sizes, 0, 0, 0, PIXELS=True, GRADIENT=False, **options,
-                    **_direct_options(),
+                exact_kernel[(launch.programs,)](
+                    scores, target, table, loss, loss, loss, loss, loss, loss,
+                    *sizes, 0, 0, 0, PIXELS=True, GRADIENT=False, **options, **OPTIONS,
                 )  # fmt: skip
-            return loss, nothing, nothing
-        partial = torch.empty(2 * launch.programs, dtype=wide, device=scores.device)
-        direct = torch.empty(launch.programs, dtype=torch.int64, device=scores.device)
-        upper = lower = nothing
-        if with_gradient:
-            upper, lower = _planes(scores, launch, wide)
+            return loss, loss.new_empty(0), loss.new_empty(0)
+        partial = torch.empty(2 * launch.programs, dtype=torch.float32, device=scores.device)
+        table = partial if table is None else table
+        left_over = torch.empty(launch.programs, dtype=torch.int64, device=scores.device)
+        upper, lower = _planes(scores, launch) if with_gradient else (partial, partial)
         if launch.programs:
-            pointers = (scores, target, table, partial, direct, upper, lower)
+            pointers = (scores, target, table, partial, left_over, upper, lower)
             patch_kernel[(launch.programs,)](*pointers, *sizes, GRADIENT=with_gradient, **options)
-            direct_kernel[(launch.programs,)](
-                *pointers, nothing, nothing, *sizes, 0, 0, 0,
-                PIXELS=False, GRADIENT=with_gradient, **options, **_direct_options(),
+            exact_kernel[(launch.programs,)](
+                *pointers, partial, partial, *sizes, 0, 0, 0,
+                PIXELS=False, GRADIENT=with_gradient, **options, **OPTIONS,
             )  # fmt: skip
-        loss, scale = totals(partial, scores.shape[0], reduction)
+        loss, scale = _finished(partial, scores.shape[0], reduction)
         if not with_gradient:
-            return loss, scale, nothing
-        return loss, scale, combined(upper, lower, scores.shape[2], launch)
+            return loss, scale, loss.new_empty(0)
+        return loss, scale, _combined(upper, lower, grid, launch)
 
 
-def scaled(gradient: Tensor, scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient of the scores, in their `dtype`, for the gradient `grad` of a scalar loss."""
-    out = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
+def scaled(
+    gradient: Tensor,
+    scale: Tensor,
+    grad_output: Tensor,
+    dtype: torch.dtype,
+    channels_last: bool = False,
+) -> Tensor:
+    """The gradient of the scores, for the gradient `grad_output` of a scalar loss.
+
+    Args:
+        gradient: N x C x h x w in float32, and scale: what `forward` returned third and second.
+        grad_output: a scalar in float32.
+        dtype: of the scores.
+        channels_last: whether that is their memory format.
+
+    Returns:
+        N x C x h x w of that dtype and in that format, dense.
+
+    Raises:
+        ValueError: when there are more than 2**30 rows, or values in one, or `gradient` is float64.
+    """
+    check_supported(gradient)
+    images, channels, height, width = gradient.shape
+    if channels_last and channels > 1:
+        out = torch.empty((images, height, width, channels), dtype=dtype, device=gradient.device)
+        out = out.permute(0, 3, 1, 2)
+    else:
+        channels_last = False
+        out = torch.empty(tuple(gradient.shape), dtype=dtype, device=gradient.device)
     if out.numel():
-        programs, _, options = plan(out, False)
-        sizes = (*out.shape, *gradient.stride())
+        rows, length = check_rows(out.shape, channels_last)
+        align = VECTOR_BYTES // dtype.itemsize
+        programs = triton.cdiv(rows, SCALE_ROWS) * triton.cdiv(length, SCALE_BLOCK)
         with on_device(gradient):
-            scale_kernel[(programs,)](gradient, scale, grad, out, *sizes, **options)
+            scale_kernel[(programs,)](
+                gradient, scale, grad_output, out, *out.shape, *gradient.stride(),
+                CHANNELS_LAST=channels_last, ALIGN=1 if length % align else align,
+                ROWS=SCALE_ROWS, BLOCK=SCALE_BLOCK, num_warps=4,
+            )  # fmt: skip
     return out
 
 
 def per_pixel_gradient(
     scores: Tensor,
     target: Tensor,
-    weight: Tensor | None,
+    class_weight: Tensor | None,
     grid: SamplingGrid,
     ignore_index: int,
     label_smoothing: float,
-    kept: Tensor,
-    grad: Tensor,
+    saved: Tensor,
+    grad_output: Tensor,
 ) -> Tensor:
-    """The gradient of the scores under reduction "none", for `grad` (N x H x W).
+    """The gradient of the scores under reduction "none".
 
-    kept: what `forward` returned second: nothing.
+    Args:
+        scores, target, class_weight, grid, ignore_index, label_smoothing: see `forward`.
+        saved: what `forward` returned second: empty.
+        grad_output: N x H x W in float32, the gradient of the pixels' losses, any strides.
+
+    Returns:
+        N x C x h x w of the dtype and in the memory format of `scores`, dense.
+
+    Raises:
+        ValueError: as `forward`.
     """
-    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    launch, table = launch_of(scores, grid), table_of(weight, label_smoothing, scores)
-    ignored, ignores = _ignores(target, ignore_index)
-    sizes = (*launch.sizes(scores), ignored, *scores.stride(), *target.stride(), *grad.stride())
+    check_supported(scores, grid)
+    launch = launch_of(tuple(scores.shape), grid)
+    table = class_table(class_weight, label_smoothing, scores)
+    ignored, ignores = _ignored(target, ignore_index)
+    sizes = (*launch.sizes, ignored, *scores.stride(), *target.stride(), *grad_output.stride())
     options = {"TABLE": table is not None, "IGNORES": ignores, **launch.options}
-    table = kept if table is None else table
-    upper, lower = _planes(scores, launch, wide)
+    table = saved if table is None else table
+    upper, lower = _planes(scores, launch)
     with on_device(scores):
         if launch.programs:
-            direct_kernel[(launch.programs,)](
-                scores, target, table, kept, kept, upper, lower, grad, kept, *sizes,
-                PIXELS=True, GRADIENT=True, **options, **_direct_options(),
+            exact_kernel[(launch.programs,)](
+                scores, target, table, saved, saved, upper, lower, grad_output, saved, *sizes,
+                PIXELS=True, GRADIENT=True, **options, **OPTIONS,
             )  # fmt: skip
-        gradient = combined(upper, lower, scores.shape[2], launch)
-    return gradient.to(scores.dtype, memory_format=torch.contiguous_format)
+        gradient = _combined(upper, lower, grid, launch)
+    memory_format = torch.channels_last if is_channels_last(scores) else torch.contiguous_format
+    return gradient.to(scores.dtype, memory_format=memory_format)

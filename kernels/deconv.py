@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import (
+from .deconv_backward import input_gradient as input_gradient
+from .deconv_backward import weight_gradient as weight_gradient
+from .grid import (
+    DECONV_SIZES,
     Plan,
-    accumulator,
     alignment,
     best_block,
     check_rows,
-    empty_like,
-    gathering_warps,
-    is_channels_last,
-    on_device,
-)
-from .deconv_gradients import input_gradient as input_gradient
-from .deconv_gradients import weight_gradient as weight_gradient
-from .deconv_taps import (
-    SIZES,
+    check_supported,
     coarse_pair,
     coarse_segment,
+    empty_like,
+    gathering_warps,
     group_of,
+    is_channels_last,
+    on_device,
     pairs_of,
     phase_rows,
     segment_length,
-    weight_pair,
 )
 
 # Values of a block, rows that a program makes, at most, and programs to aim at: short strips keep
@@ -37,14 +36,33 @@ from .deconv_taps import (
 TILE, STRIP, PROGRAMS = 1024, 32, 2048
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit
+def weight_pair(
+    w_ptr, row, c, channels, kernel, channel, column, near_valid, far_valid,
+    STRIDE: tl.constexpr, WEIGHTS: tl.constexpr, TABLE: tl.constexpr,
+):  # fmt: skip
+    """The weights of the near and the far values of a block, from row `row` of the kernels.
+
+    w_ptr: channels x kernel x kernel, dense. Of each channel from c on WEIGHTS are loaded, a power
+    of two of at least `kernel`: TABLE of them. channel, column: where the near ones are.
+    """
+    place = tl.arange(0, TABLE)
+    valid = (c + place // WEIGHTS < channels) & (place % WEIGHTS < kernel) & (row < kernel)
+    start = ((c + place // WEIGHTS).to(tl.int64) * kernel + row) * kernel
+    weights = tl.load(w_ptr + start + place % WEIGHTS, mask=valid, other=0.0)
+    place = channel * WEIGHTS + column
+    near = tl.where(near_valid, tl.gather(weights, tl.where(near_valid, place, 0), 0), 0.0)
+    far = tl.where(far_valid, tl.gather(weights, tl.where(far_valid, place + STRIDE, 0), 0), 0.0)
+    return near.to(tl.float32), far.to(tl.float32)
+
+
+@triton.jit(do_not_specialize=DECONV_SIZES)
 def forward_kernel(
     x_ptr, w_ptr, out_ptr,
     strip, channels, in_height, in_width, height, width, kernel, row_start, column_start,
     xn, xc, xh, xw,
     CHANNELS_LAST: tl.constexpr, GROUP: tl.constexpr, DENSE: tl.constexpr,
-    STRIDE: tl.constexpr, EXACT: tl.constexpr, PAIRS: tl.constexpr,
-    ACC: tl.constexpr, ALIGN: tl.constexpr,
+    STRIDE: tl.constexpr, EXACT: tl.constexpr, PAIRS: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK: tl.constexpr, SEGMENT: tl.constexpr, WEIGHTS: tl.constexpr, TABLE: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK values of each of `strip` rows of one phase of a plane of the result.
@@ -74,51 +92,54 @@ def forward_kernel(
     cell = (x + column_start) // STRIDE
     column = x + column_start - cell * STRIDE
     first_cell = (first // GROUP + column_start) // STRIDE
-    wanted, pitch = value < length, length
+    valid, pitch = value < length, length  # pitch: from one row of the result to the next
     if not DENSE:
-        wanted, pitch = wanted & (c + channel < channels), width * channels
+        valid, pitch = valid & (c + channel < channels), width * channels
         value = x * channels + c + channel
 
-    total = tl.zeros([BLOCK], ACC)
+    total = tl.zeros([BLOCK], tl.float32)
     for pair in range(0, PAIRS * PAIRS):
         near_cell, w_row = cell - pair % PAIRS * 2, phase + pair // PAIRS * 2 * STRIDE
         w_column = column + pair % PAIRS * 2 * STRIDE
-        near_read = (near_cell >= 0) & (near_cell < in_width) & (w_column < kernel)
-        far_read = (near_cell >= 1) & (near_cell <= in_width) & (w_column + STRIDE < kernel)
+        near_valid = (near_cell >= 0) & (near_cell < in_width) & (w_column < kernel)
+        far_valid = (near_cell >= 1) & (near_cell <= in_width) & (w_column + STRIDE < kernel)
         start = first_cell - pair % PAIRS * 2 - 1
-        segment, known = coarse_segment(n, c, start, channels, in_width, xn, xc, xw, GROUP, SEGMENT)
+        segment, in_map = coarse_segment(
+            n, c, start, channels, in_width, xn, xc, xw, GROUP, SEGMENT
+        )
         place = (near_cell - start) * GROUP + channel
         w, w_far = weight_pair(
-            w_ptr, w_row, c, channels, kernel, channel, w_column, near_read, far_read,
-            ACC, STRIDE, WEIGHTS, TABLE,
+            w_ptr, w_row, c, channels, kernel, channel, w_column, near_valid, far_valid,
+            STRIDE, WEIGHTS, TABLE,
         )  # fmt: skip
         w_above, w_above_far = weight_pair(
-            w_ptr, w_row + STRIDE, c, channels, kernel, channel, w_column, near_read, far_read,
-            ACC, STRIDE, WEIGHTS, TABLE,
+            w_ptr, w_row + STRIDE, c, channels, kernel, channel, w_column, near_valid, far_valid,
+            STRIDE, WEIGHTS, TABLE,
         )  # fmt: skip
         row = first_row - pair // PAIRS * 2
-        above, above_far = coarse_pair(
-            x_ptr, row - 1, in_height, xh, segment, known, place, ACC, GROUP
-        )
+        above, above_far = coarse_pair(x_ptr, row - 1, in_height, xh, segment, in_map, place, GROUP)
         for q in range(first_row, last_row):
-            near, far = coarse_pair(x_ptr, row, in_height, xh, segment, known, place, ACC, GROUP)
+            near, far = coarse_pair(x_ptr, row, in_height, xh, segment, in_map, place, GROUP)
             if not EXACT:  # weights beyond the kernel are 0, but what they meet may not be finite
-                near = tl.where(near_read & (w_row < kernel), near, 0.0)
-                far = tl.where(far_read & (w_row < kernel), far, 0.0)
-                above = tl.where(near_read & (w_row + STRIDE < kernel), above, 0.0)
-                above_far = tl.where(far_read & (w_row + STRIDE < kernel), above_far, 0.0)
+                near = tl.where(near_valid & (w_row < kernel), near, 0.0)
+                far = tl.where(far_valid & (w_row < kernel), far, 0.0)
+                above = tl.where(near_valid & (w_row + STRIDE < kernel), above, 0.0)
+                above_far = tl.where(far_valid & (w_row + STRIDE < kernel), above_far, 0.0)
             part = near * w + far * w_far + above * w_above + above_far * w_above_far
             total = part if PAIRS == 1 else total + part
             y = plane.to(tl.int64) * height + (q * STRIDE + phase - row_start)
-            tl.store(out_ptr + y * pitch + value, total.to(out_ptr.dtype.element_ty), mask=wanted)
+            tl.store(out_ptr + y * pitch + value, total.to(out_ptr.dtype.element_ty), mask=valid)
             above, above_far = near, far
             row += 1
 
 
-def plan(out: Tensor, channels_last: bool, kernel: int, stride: int) -> Plan:
-    """How the kernel makes the dense result `out`."""
-    rows, length = check_rows(out.shape, channels_last)
-    channels, height, width = out.shape[1:]
+@lru_cache(maxsize=1024)
+def plan(
+    shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, kernel: int, stride: int
+) -> Plan:
+    """How the kernel makes its dense result."""
+    rows, length = check_rows(shape, channels_last)
+    channels, height, width = shape[1:]
     group, pairs = group_of(channels, channels_last), pairs_of(kernel, stride)
     dense = not channels_last or group == channels
     block = best_block(width * group, TILE)
@@ -133,8 +154,7 @@ def plan(out: Tensor, channels_last: bool, kernel: int, stride: int) -> Plan:
         "STRIDE": stride,
         "EXACT": kernel % (2 * stride) == 0,
         "PAIRS": pairs,
-        "ACC": accumulator(out.dtype),
-        "ALIGN": alignment(length, out.dtype) if dense else 1,
+        "ALIGN": alignment(length, dtype) if dense else 1,
         "BLOCK": block,
         "SEGMENT": segment_length(block, group, stride),
         "WEIGHTS": weights,
@@ -157,16 +177,18 @@ def forward(
         size: (H, W) that are kept, within the full result (not checked).
 
     Returns:
-        N x C x H x W of the dtype and in the memory format of `x`; sums are in float32 (float64)
+        N x C x H x W of the dtype and in the memory format of `x`; sums are in float32
         and rounded once.
 
     Raises:
-        ValueError: when the result has more than 2**30 rows, or values in one.
+        ValueError: when the result has more than 2**30 rows, or values in one, or is float64.
     """
+    check_supported(x)
     out = empty_like(x, (*x.shape[:2], *size))
     if out.numel():
         kernel = weight.shape[-1]
-        programs, strip, options = plan(out, is_channels_last(x), kernel, stride)
+        settings = (is_channels_last(x), kernel, stride)
+        programs, strip, options = plan(tuple(out.shape), x.dtype, *settings)
         sizes = (strip, *x.shape[1:], *size, kernel, *start, *x.stride())
         with on_device(x):
             forward_kernel[(programs,)](x, weight.contiguous(), out, *sizes, **options)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 from unittest import mock
 
@@ -20,12 +20,13 @@ from tests.kernel_tools import (
     any_grids,
     laid_out,
     numerators,
+    planned,
 )
 from tests.op_tools import LABELS, grids
 
 from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
-from fcnfast.kernels import _programs, cross_entropy  # isort: skip
+from fcnfast.kernels import cross_entropy, cross_entropy_corners  # isort: skip
 
 REDUCTIONS = ("mean", "sum", "none", "batch")
 TARGET_LAYOUTS = ("contiguous", "sliced", "transposed", "expanded")
@@ -115,11 +116,15 @@ def labels(draw: st.DrawFn, shape: Sequence[int], classes: int, ignore_index: in
 
 
 @st.composite
-def problems(draw: st.DrawFn, classes: Sequence[int] = (1, 2, 3, 5)) -> Problem:
+def problems(
+    draw: st.DrawFn,
+    classes: Sequence[int] = (1, 2, 3, 5),
+    dtypes: Sequence[torch.dtype] = DTYPES,
+) -> Problem:
     """Finite scores of a range that progressions hold, on any grid."""
     grid = draw(st.one_of(grids(most=12), any_grids()))
     batch, channels = draw(st.integers(1, 2)), draw(st.sampled_from(classes))
-    dtype = draw(st.sampled_from(DTYPES))
+    dtype = draw(st.sampled_from(dtypes))
     ignore_index = draw(st.sampled_from((255, 255, -100, 0, channels - 1, 2**40)))
     target = labels(draw, (batch, *grid.size), channels, ignore_index)
     fitting = [
@@ -162,12 +167,9 @@ def scores_like(
     return values[:, :1].expand(values.shape) if layout == "expanded" else values
 
 
-@contextmanager
-def shared_out(patch: int = 8, groups: int = 4, lanes: int = 32) -> Iterator[None]:
+def shared_out(patch: int = 8, groups: int = 4, lanes: int = 32) -> AbstractContextManager[None]:
     """Patches of at most `patch` pixels along an axis, `groups` lanes to a cell, other programs."""
-    sizes = {"PATCH": patch, "WIDE_PATCH": min(patch, 4), "GROUPS": groups, "LANES": lanes}
-    with mock.patch.multiple(_programs, **sizes):
-        yield
+    return planned(cross_entropy_corners, PATCH=patch, GROUPS=groups, LANES=lanes)
 
 
 @st.composite

@@ -33,28 +33,20 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("fcnfast", "kernels", "tests", "pyproject.toml")
-PATCHES = ("argmax", "confusion", "cross_entropy")
+HEADS = ("argmax", "confusion", "cross_entropy")
 TESTS = {
-    "_corners": ("cross_entropy",),
-    "_pixels": ("cross_entropy",),
-    "_programs": ("cross_entropy",),
-    "_progressions": ("cross_entropy",),
-    "_softmax": ("cross_entropy",),
-    "_sums": ("cross_entropy",),
-    "_targets": ("cross_entropy",),
     "argmax": ("argmax",),
     "confusion": ("confusion",),
     "crop_add": ("crop_add",),
     "cross_entropy": ("cross_entropy",),
+    "cross_entropy_corners": ("cross_entropy",),
+    "cross_entropy_exact": ("cross_entropy",),
+    "cross_entropy_progressions": ("cross_entropy",),
     "deconv": ("deconv",),
-    "deconv_gradients": ("deconv",),
-    "deconv_taps": ("deconv",),
-    "geometry": ("crop_add", "upsample", "deconv", *PATCHES),
-    "labels": ("argmax", "confusion"),
-    "patches": ("patches", *PATCHES),
-    "rivals": ("argmax", "confusion"),
+    "deconv_backward": ("deconv",),
+    "grid": ("grid", "crop_add", "upsample", "deconv", *HEADS),
     "upsample": ("upsample",),
-    "upsample_adjoint": ("upsample",),
+    "upsample_backward": ("upsample",),
     "winners": ("argmax", "confusion"),
 }
 COMPARISONS = {

@@ -114,6 +114,15 @@ def test_more_than_2_to_the_31_outputs():
 
 
 @each_op
+def test_autocast_changes_nothing(operation):
+    problem = problem_of(operation, CASES[0], torch.float32)
+    wanted = results(operation, problem)
+    with torch.autocast("cuda", torch.bfloat16):
+        found = results(operation, problem)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@each_op
 def test_torch_compile_gives_the_same(operation):
     problem = problem_of(operation, CASES[0], torch.float32)
     torch._dynamo.reset()

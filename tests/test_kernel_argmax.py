@@ -22,6 +22,7 @@ from tests.kernel_tools import (
     bits,
     laid_out,
     only_programs,
+    planned,
     reserved,
     spread_out,
     watched,
@@ -31,8 +32,8 @@ from tests.op_tools import LABELS, grids
 
 from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
-from fcnfast.kernels import argmax, labels, winners  # isort: skip
-from fcnfast.kernels.patches import axis_patches, longest  # isort: skip
+from fcnfast.kernels import argmax, winners  # isort: skip
+from fcnfast.kernels.grid import axis_patches, longest  # isort: skip
 
 interpreter_only = pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter")
 # Grids whose patches start at multiples of 2, 4 or 8, in rows of such lengths.
@@ -53,14 +54,9 @@ kinds = st.sampled_from(("noise", "smooth", "ties", "wide"))
 shares = st.sampled_from([(32, 4, 8, 128, 8), (32, 4, 8, 128, 8), (4, 2, 2, 8, 2), (8, 1, 4, 4, 1)])
 
 
-@contextmanager
 def shared_out(share):
-    lanes, rows, patch, points, unroll = share
-    with (
-        mock.patch.multiple(labels, LANES=lanes, TILE_ROWS=rows, PATCH=patch),
-        mock.patch.multiple(winners, POINTS=points, UNROLL=unroll),
-    ):
-        yield
+    names = ("LANES", "TILE_ROWS", "PATCH", "POINTS", "UNROLL")
+    return planned(winners, **dict(zip(names, share, strict=True)))
 
 
 def score_maps(shape, dtype, kind, seed):
@@ -108,9 +104,12 @@ def assert_largest(result, x, grid, exact=False):
     full = reference.upsample(x.double(), grid)
     expected, found = full.argmax(1, keepdim=True), result.cpu().long()[:, None]
     short = full.gather(1, expected) - full.gather(1, found)
-    eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
     corners = x.double()[x.isfinite()].abs()
-    allowed = 4 * eps * corners.amax() if corners.numel() and not exact else -1.0
+    allowed = (
+        4 * torch.finfo(torch.float32).eps * corners.amax()
+        if corners.numel() and not exact
+        else -1.0
+    )
     assert ((found == expected) | (short <= allowed)).all()
 
 
@@ -190,7 +189,7 @@ def test_confidence_is_the_winners_softmax(grid, batch, dtype, layout, kind, sha
     with shared_out(share), guarded():
         result, probability = argmax.forward(x, grid, torch.uint8, True)
     assert torch.equal(result, argmax.forward(x, grid, torch.uint8, False)[0])
-    assert probability.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert probability.dtype == torch.float32
     truth = reference.upsample(x.cpu().double(), grid).softmax(1).amax(1)
     limit = 4 * torch.finfo(probability.dtype).eps * (x.cpu().double().abs().max() + 1)
     assert ((probability.cpu().double() - truth).abs() <= limit).all()
@@ -344,7 +343,7 @@ def test_tables(grid, most, share):
     lengths = tuple(min(1 << (longest(grid, k) - 1).bit_length(), most) for k in (0, 1))
     axes = [axis_patches(grid, k, lengths[k]) for k in (0, 1)]
     with shared_out(share):
-        _, table, fractions = winners.tables(x, grid, *axes, lengths)
+        _, table, fractions = winners.tables(x, winners.Tiles(*axes, lengths, 1, {}, False))
     table, fractions = table.tolist(), fractions.cpu()
     for k, axis in enumerate(axes):
         starts, table = table[: axis.patches + 1], table[axis.patches + 1 :]
@@ -362,20 +361,19 @@ def test_tables(grid, most, share):
             assert (fraction == 0) == (exact == 0)
             assert fraction < 1
         if k == 1:
-            align = labels.aligned(grid, lengths[1])
+            align = argmax.aligned(grid, lengths[1])
             event(f"aligned: {align}")
             assert not any(start % align for start in starts)
+            assert align in (1, math.gcd(*starts, lengths[1], grid.den[1] // max(grid.num[1], 1)))
     assert len(fractions) == len(table) == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_fraction_is_not_rounded_to_one(dtype):
+def test_a_fraction_is_not_rounded_to_one():
     """The first value is read, if only a little: its NaN is seen."""
-    grid = SamplingGrid((3, 3), (1, 1), (1, 1), (2**57 - 1,) * 2, (2**57,) * 2, "clamp")
-    axes = [axis_patches(grid, k, 1) for k in (0, 1)]
-    x = torch.zeros(1, 2, 3, 3, dtype=dtype, device=DEVICE)
-    _, _, fractions = winners.tables(x, grid, *axes, (1, 1))
-    assert fractions.tolist() == [1 - torch.finfo(dtype).eps / 2] * 2
+    grid = SamplingGrid((3, 3), (1, 1), (1, 1), (2**24 - 1,) * 2, (2**24,) * 2, "clamp")
+    x = torch.zeros(1, 2, 3, 3, device=DEVICE)
+    _, _, fractions = winners.tables(x, winners.tiles(tuple(x.shape), grid))
+    assert fractions.tolist() == [1 - torch.finfo(torch.float32).eps / 2] * 2
     x[0, 1, 0, 0] = math.nan
     assert argmax.forward(x, grid, torch.uint8, False)[0].item() == 1
 
@@ -383,13 +381,22 @@ def test_a_fraction_is_not_rounded_to_one(dtype):
 def test_more_patches_or_points_than_int32_counts():
     grid = SamplingGrid.resize((2, 2), (2**16, 2**16))
     with pytest.raises(ValueError, match="patches"):
-        labels.tiles(torch.empty(2**7, 1, 2, 2, device="meta"), grid)
+        winners.tiles((2**7, 1, 2, 2), grid)
     grid = SamplingGrid.resize((2, 2), (1, 2**27 + 1))
     with pytest.raises(ValueError, match="axis"):
-        labels.tiles(torch.empty(1, 1, 2, 2, device="meta"), grid)
+        winners.tiles((1, 1, 2, 2), grid)
     grid = SamplingGrid.centers((2**16, 2**16), 1, 0, (2, 2), "clamp")
     with pytest.raises(ValueError, match="points"):
         argmax.forward(torch.empty(1, 1, 2**16, 2**16, device="meta"), grid, torch.uint8, False)
+
+
+def test_what_the_kernels_do_not_compute_is_refused():
+    x, grid = torch.zeros(1, 2, 2, 3), SamplingGrid.resize((2, 3), (4, 6))
+    with pytest.raises(ValueError, match="float64 maps need the torch backend"):
+        argmax.forward(x.double(), grid, torch.uint8, False)
+    far = SamplingGrid((2, 3), (4, 6), (1, 1), (0, 0), (2**24 + 1, 2), "zero")
+    with pytest.raises(ValueError, match="positions leave int32"):
+        argmax.forward(x, far, torch.uint8, False)
 
 
 @interpreter_only
@@ -423,7 +430,7 @@ def test_labels_beyond_int32():
         stack.enter_context(only_programs(lambda count: [0, *range(count - 4, count)]))
         result, _ = argmax.forward(x, grid, torch.uint8, False)
     expected = reference.upsample_argmax(x[-1:].double(), grid)[0][0]
-    shown = slice(-labels.PATCH * labels.TILE_ROWS, None)
+    shown = slice(-winners.PATCH * winners.TILE_ROWS, None)
     assert torch.equal(result[-1, shown, -4:], expected[shown, -4:].byte())
     assert expected[shown, -4:].all()
     assert not result[images // 2].any()

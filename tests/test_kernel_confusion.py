@@ -16,6 +16,7 @@ from tests.kernel_tools import (
     any_grids,
     laid_out,
     only_programs,
+    planned,
     reserved,
     spread_out,
     watched,
@@ -24,7 +25,7 @@ from tests.op_tools import LABELS, grids
 
 from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
-from fcnfast.kernels import argmax, confusion, labels  # isort: skip
+from fcnfast.kernels import argmax, confusion, winners  # isort: skip
 
 interpreter_only = pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter")
 some_grids = st.one_of(grids(), any_grids())
@@ -36,10 +37,8 @@ ignored = st.sampled_from((255, 255, 0, 1, -100, -1, 2**15, 2**40, -(2**31)))
 
 
 def shared_out(share):
-    lanes, rows, patch, rounds = share
-    return mock.patch.multiple(labels, LANES=lanes, TILE_ROWS=rows, PATCH=patch), mock.patch.object(
-        confusion, "ROUNDS", rounds
-    )
+    names = ("LANES", "TILE_ROWS", "PATCH", "ROUNDS")
+    return planned(winners, confusion, **dict(zip(names, share, strict=True)))
 
 
 def truths(shape, dtype, channels, layout, blobs, seed):
@@ -122,8 +121,7 @@ def test_counts(data):
     others = data.draw(st.booleans())
     out, store = counts_like(channels, others, data.draw(layouts), seed)
     before, whole = out.clone(), store.clone()
-    few, rounds = shared_out(share)
-    with few, rounds:
+    with shared_out(share):
         assert confusion.add(out, x, truth, grid, ignore_index) is None
     found, _ = argmax.forward(x, grid, torch.int64, False)
     expected = counted(found, truth, channels, ignore_index, others)
@@ -192,8 +190,7 @@ def test_reads_only_its_tensors(grid, layout, dtype, share, seed):
         made.append(empty(*args, **kwargs))
         return made[-1]
 
-    few, rounds = shared_out(share)
-    with few, rounds:
+    with shared_out(share):
         with mock.patch.object(torch, "empty", allocate):
             confusion.add(out, x, truth, grid, 255)
         again = iter(made)
@@ -201,6 +198,17 @@ def test_reads_only_its_tensors(grid, layout, dtype, share, seed):
         with reuse, watched(x, truth, *made):
             confusion.add(out, x, truth, grid, 255)
     assert out.sum() % 2 == 0
+
+
+def test_what_the_kernels_do_not_compute_is_refused():
+    grid, out = SamplingGrid.resize((2, 2), (4, 4)), torch.zeros(2, 2, dtype=torch.int64)
+    x, target = torch.zeros(1, 2, 2, 2), torch.zeros(1, 4, 4, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="float64 maps need the torch backend"):
+        confusion.add(out, x.double(), target, grid, 255)
+    far = SamplingGrid((2, 2), (4, 4), (1, 1), (0, 0), (2**24 + 1, 2), "zero")
+    with pytest.raises(ValueError, match="positions leave int32"):
+        confusion.add(out, x, target, far, 255)
+    assert not out.any()
 
 
 def test_nothing():

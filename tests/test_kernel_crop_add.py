@@ -19,6 +19,7 @@ from tests.kernel_tools import (
     is_format_kept,
     laid_out,
     only_programs,
+    planned,
     reserved,
     scores,
     spread_out,
@@ -58,7 +59,7 @@ def test_forward(shape, margin, dtype, layout, skip_layout, tile, seed):
     offset = margin[0], margin[2]
     x = laid_out(scores(shape, dtype, seed), layout, dtype)
     skip = laid_out(scores(around(shape, margin), dtype, seed + 1), skip_layout, dtype)
-    with guarded_results(crop_add), mock.patch.object(crop_add, "TILE", tile):
+    with guarded_results(crop_add), planned(crop_add, TILE=tile):
         result = crop_add.forward(x, skip, offset)
     x, skip = x.cpu(), skip.cpu()
     truth = reference.crop_add(x.double(), skip.double(), offset)
@@ -72,7 +73,7 @@ def test_forward(shape, margin, dtype, layout, skip_layout, tile, seed):
 def test_backward_skip(shape, margin, dtype, layout, tile, seed):
     offset, full = (margin[0], margin[2]), around(shape, margin)
     grad = laid_out(scores(shape, dtype, seed), layout, dtype)
-    with guarded_results(crop_add), mock.patch.object(crop_add, "TILE", tile):
+    with guarded_results(crop_add), planned(crop_add, TILE=tile):
         result = crop_add.backward_skip(grad, full, offset)
     assert torch.equal(bits(result.cpu()), bits(placed(grad.cpu(), full, offset)))
     assert is_format_kept(result, layout)
@@ -118,9 +119,17 @@ def test_nothing(shape, layout):
 
 def test_rows_that_no_int32_counts():
     with pytest.raises(ValueError, match="rows"):
-        crop_add.plan(torch.empty(2, 2**10, 2**20, 1, device="meta"), False)
+        crop_add.plan((2, 2**10, 2**20, 1), torch.float32, False)
     with pytest.raises(ValueError, match="rows"):
-        crop_add.plan(torch.empty(1, 2**11, 1, 2**20, device="meta"), True)
+        crop_add.plan((1, 2**11, 1, 2**20), torch.float32, True)
+
+
+def test_float64_is_refused():
+    x = torch.zeros(1, 2, 3, 4, dtype=torch.float64)
+    with pytest.raises(ValueError, match="float64 maps need the torch backend"):
+        crop_add.forward(x, x, (0, 0))
+    with pytest.raises(ValueError, match="float64 maps need the torch backend"):
+        crop_add.backward_skip(x, x.shape, (0, 0))
 
 
 @interpreter_only

@@ -37,7 +37,7 @@ from tests.loss_tools import (
 )
 
 from fcnfast.geometry import SamplingGrid  # isort: skip
-from fcnfast.kernels import _programs, cross_entropy  # isort: skip
+from fcnfast.kernels import cross_entropy, cross_entropy_corners  # isort: skip
 from fcnfast.tiled import cross_entropy as tiled  # isort: skip
 
 interpreter_only = pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter")
@@ -122,7 +122,7 @@ def test_usual_scores_go_the_fast_way(scale, near):
 
 
 @settings(max_examples=40)
-@given(problems())
+@given(problems(dtypes=(*DTYPES, torch.float64)))
 def test_the_tiles_of_a_cpu_agree(problem):
     assert_accurate(launched(problem, implementation=tiled), problem)
 
@@ -277,6 +277,34 @@ def test_the_factor_of_a_gradient_in_several_blocks(dtype):
         assert torch.equal(result, (gradient * -2).to(dtype))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_gradient_is_written_in_the_layout_of_the_scores(dtype, channels):
+    gradient = torch.randn(4, 2, channels, 6, device=DEVICE).permute(1, 2, 0, 3)
+    scale, grad = (torch.tensor(v, device=DEVICE) for v in (0.5, -4.0))
+    with guarded():
+        result = cross_entropy.scaled(gradient, scale, grad, dtype, channels_last=True)
+    assert torch.equal(result, (gradient * -2).to(dtype))
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    problem = example(reduction="none", layout="channels_last", dtype=dtype)
+    result = launched(problem).gradient
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("weight", [None, 0.3, 1.7])
+@pytest.mark.parametrize("smoothing", [0.1, 0.3, 0.7])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_terms_of_one_class_cancel_exactly(reduction, smoothing, weight, size):
+    """Its softmax is 1: label, smoothing and softmax leave nothing."""
+    grid = SamplingGrid.resize(size, (5, 7))
+    weight = None if weight is None else torch.tensor([weight]).double()
+    problem = example(grid, classes=1, reduction=reduction, weight=weight)
+    result = launched(problem._replace(smoothing=smoothing))
+    assert not result.gradient.any()
+    assert not result.loss.any()
+
+
 @settings(max_examples=8)
 @given(problems(), launches())
 def test_same_bits_in_any_run_and_batch(problem, launch):
@@ -411,4 +439,21 @@ def test_pixels_beyond_int32():
 def test_too_many_programs_are_refused():
     grid = SamplingGrid.resize((2**16, 2**16), (2**16, 2**16))
     with pytest.raises(ValueError, match="too many programs"):
-        _programs.launch_of(torch.empty(2**12, 1, 2**16, 2**16, device="meta"), grid)
+        cross_entropy_corners.launch_of((2**12, 1, 2**16, 2**16), grid)
+
+
+def test_what_the_kernels_do_not_compute_is_refused():
+    problem = example()
+    scores, target, _, rate = inputs(problem)
+    far = SamplingGrid((3, 4), (12, 16), (1, 1), (0, 0), (2**24 + 1, 4), "clamp")
+    for given_scores, grid, message in (
+        (scores.double(), problem.grid, "float64 maps need the torch backend"),
+        (scores, far, "positions leave int32"),
+    ):
+        given_ = (given_scores, target, None, grid, 255)
+        with pytest.raises(ValueError, match=message):
+            cross_entropy.forward(*given_, "mean", 0.0, True)
+        with pytest.raises(ValueError, match=message):
+            cross_entropy.per_pixel_gradient(*given_, 0.0, scores[:0], rate)
+    with pytest.raises(ValueError, match="float64"):
+        cross_entropy.scaled(scores.double(), rate, rate, torch.float64)

@@ -19,11 +19,11 @@ from tests.kernel_tools import (
     allocating,
     assert_accurate,
     bits,
-    exact,
     guarded_results,
     is_format_kept,
     laid_out,
     only_programs,
+    planned,
     reserved,
     scores,
     spread_out,
@@ -35,11 +35,12 @@ from tests.kernel_tools import (
 
 from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
-from fcnfast.kernels import deconv, deconv_gradients, deconv_taps  # isort: skip
+from fcnfast.kernels import deconv, deconv_backward  # isort: skip
+from fcnfast.kernels import grid as kernel_grid  # isort: skip
 from fcnfast.tiled import deconv as tiled  # isort: skip
 
 interpreter_only = pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter")
-MODULES = deconv, deconv_gradients
+MODULES = deconv, deconv_backward
 KINDS = "forward", "input_gradient", "weight_gradient"
 layouts, dtypes = st.sampled_from(LAYOUTS), st.sampled_from(DTYPES)
 seeds = st.integers(0, 2**31)
@@ -77,7 +78,7 @@ def problems(draw, most: int = 16) -> Problem:
     full = [(n - 1) * stride + kernel for n in in_size]
     start = tuple(draw(st.integers(0, f - 1)) for f in full)
     size = tuple(draw(st.integers(1, min(f - a, most))) for f, a in zip(full, start, strict=True))
-    event(f"pairs of values along an axis: {min(deconv_taps.pairs_of(kernel, stride), 3)}")
+    event(f"pairs of values along an axis: {min(kernel_grid.pairs_of(kernel, stride), 3)}")
     event(f"kernel a multiple of the stride: {kernel % stride == 0}")
     return Problem(batch, in_size, stride, kernel, start, size)
 
@@ -85,11 +86,7 @@ def problems(draw, most: int = 16) -> Problem:
 @contextmanager
 def shared_out(share):
     tile, channels, programs = share
-    with ExitStack() as stack:
-        for module in MODULES:
-            patch = mock.patch.multiple(module, TILE=tile, PROGRAMS=programs)
-            stack.enter_context(patch)
-        stack.enter_context(mock.patch.object(deconv_taps, "CHANNELS", channels))
+    with planned(*MODULES, kernel_grid, TILE=tile, PROGRAMS=programs, CHANNELS=channels):
         yield
 
 
@@ -204,7 +201,14 @@ def test_many_strips(kind):
 
 
 @settings(max_examples=60)
-@given(problems(), st.sampled_from(KINDS), dtypes, layouts, st.sampled_from([64, 2**18]), seeds)
+@given(
+    problems(),
+    st.sampled_from(KINDS),
+    st.sampled_from((*DTYPES, torch.float64)),
+    layouts,
+    st.sampled_from([64, 2**18]),
+    seeds,
+)
 def test_plain_torch(problem, kind, dtype, layout, elements, seed):
     factors = drawn(kind, problem, dtype, seed)
     chosen = {n: laid_out(value, layout, dtype).cpu() for n, value in factors.items()}
@@ -250,13 +254,13 @@ def test_dot_product_identities(problem, layout, share, seed, implementation):
 
     def small(name):
         values = torch.randint(-99, 99, problem.shape(name), generator=generator)
-        return laid_out(values.double(), layout, torch.float64)
+        return laid_out(values.double(), layout, torch.float32)
 
     factors = {name: small(name) for name in ("x", "weight", "grad")}
     if implementation is tiled:
         factors = {name: value.cpu() for name, value in factors.items()}
     with shared_out(share):
-        y, dx, dw = (run(implementation, kind, problem, factors) for kind in KINDS)
+        y, dx, dw = (run(implementation, kind, problem, factors).double() for kind in KINDS)
     total = (y * factors["grad"]).sum()
     assert total == (dx * factors["x"]).sum() == (dw * factors["weight"]).sum()
 
@@ -290,7 +294,7 @@ def test_bilinear_weights_upsample(stride, in_size, crop, dtype, seed):
         stride=stride,
         groups=2,
     )
-    truth = exact(x, grid)
+    truth = reference.upsample(x.double(), grid)
     torchs = worst(plain[:, :, crop:].to(dtype), truth)
     result = deconv.forward(x.to(DEVICE), weight.to(DEVICE), stride, (crop, 0), grid.size)
     assert_accurate(result, truth, torchs, x)
@@ -396,9 +400,9 @@ def watch(problem, kind, factors, share):
     """Run with an eye on every address."""
     names = {"forward": "grad", "input_gradient": "x"}
     if kind == "weight_gradient":
-        with shared_out(share), mock.patch.object(deconv_gradients, "weight_kernel"):
-            sums = mock.Mock(side_effect=deconv_gradients.empty_sums)
-            with mock.patch.object(deconv_gradients, "empty_sums", sums):
+        with shared_out(share), mock.patch.object(deconv_backward, "weight_kernel"):
+            sums = mock.Mock(side_effect=deconv_backward.empty_sums)
+            with mock.patch.object(deconv_backward, "empty_sums", sums):
                 run(deconv, kind, problem, factors)
         out = torch.empty(sums.call_args.args[1])
     else:
@@ -406,7 +410,7 @@ def watch(problem, kind, factors, share):
     with ExitStack() as stack:
         stack.enter_context(shared_out(share))
         stack.enter_context(allocating(lambda *_: out, *MODULES))
-        stack.enter_context(mock.patch.object(deconv_gradients, "empty_sums", lambda *_: out))
+        stack.enter_context(mock.patch.object(deconv_backward, "empty_sums", lambda *_: out))
         stack.enter_context(watched(*factors.values(), out))
         run(deconv, kind, problem, factors)
 
@@ -423,16 +427,22 @@ def test_nothing(batch, implementation):
 
 
 def test_rows_that_no_int32_counts():
-    large = torch.empty(2, 2**10, 2**20, 1, device="meta")
-    small = torch.empty(2, 2**10, 2**19, 1, device="meta")
+    shape = (2, 2**10, 2**20, 1)
     with pytest.raises(ValueError, match="rows"):
-        deconv.plan(large, False, 4, 2)
+        deconv.plan(shape, torch.float32, False, 4, 2)
     with pytest.raises(ValueError, match="rows"):
-        deconv_gradients.weight_plan(large, False, 4, 2)
+        deconv_backward.weight_plan(shape, False, 1, 4, 2)
+    grad, weight = (torch.empty(s, device="meta") for s in (shape, (2**10, 1, 4, 4)))
     with pytest.raises(ValueError, match="rows"):
-        deconv.input_gradient(
-            large, torch.empty(2**10, 1, 4, 4, device="meta"), 2, (0, 0), small.shape[2:]
-        )
+        deconv.input_gradient(grad, weight, 2, (0, 0), (2**19, 1))
+
+
+def test_float64_is_refused():
+    problem = Problem((1, 2), (2, 3), 2, 4, (0, 0), (4, 6))
+    for kind in KINDS:
+        factors = drawn(kind, problem, torch.float64, 0)
+        with pytest.raises(ValueError, match="float64 maps need the torch backend"):
+            run(deconv, kind, problem, factors)
 
 
 @interpreter_only

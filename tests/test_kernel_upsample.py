@@ -1,8 +1,7 @@
 """The upsample kernels, in the interpreter, against the reference and against exact integers."""
 
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from fractions import Fraction
-from unittest import mock
 
 import pytest
 import torch
@@ -19,12 +18,12 @@ from tests.kernel_tools import (
     any_grids,
     assert_accurate,
     bits,
-    exact,
     guarded_results,
     is_format_kept,
     laid_out,
     numerators,
     only_programs,
+    planned,
     reserved,
     scores,
     spread_out,
@@ -36,8 +35,8 @@ from tests.op_tools import grids
 
 from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
-from fcnfast.kernels import upsample, upsample_adjoint  # isort: skip
-from fcnfast.kernels._common import is_wide  # isort: skip
+from fcnfast.kernels import upsample, upsample_backward  # isort: skip
+from fcnfast.kernels.grid import fits_int32  # isort: skip
 
 interpreter_only = pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter")
 some_grids = st.one_of(grids(), any_grids())
@@ -47,17 +46,13 @@ seeds = st.integers(0, 2**31)
 # Values of a block, channels if not all, programs to aim at: results are made in few or many parts.
 shares = st.sampled_from([(1024, 32, 1), (1024, 32, 2048), (32, 2, 1), (32, 2, 2048), (64, 1, 64)])
 margins = st.tuples(*[st.integers(0, 3)] * 4)  # around a window: above, below, left, right
-MODULES = upsample, upsample_adjoint
+MODULES = upsample, upsample_backward
 
 
 @contextmanager
 def shared_out(share):
     tile, channels, programs = share
-    with ExitStack() as stack:
-        for module in MODULES:
-            patch = mock.patch.multiple(module, TILE=tile, PROGRAMS=programs)
-            stack.enter_context(patch)
-        stack.enter_context(mock.patch.object(upsample_adjoint, "CHANNELS", channels))
+    with planned(*MODULES, TILE=tile, PROGRAMS=programs, CHANNELS=channels):
         yield
 
 
@@ -67,21 +62,19 @@ def transposed(grad, grid):
     return torch.autograd.grad(reference.upsample(x, grid), x, grad)[0]
 
 
-def check(result, x, grid, definition, adjoint=False, plus=None):
+def check(result, x, grid, definition, plus=None):
     """Accuracy, given the input `x` (and what is to be added) on the CPU.
 
     Plain torch, too, computes in float32 and rounds half precision once. Its largest error is
     taken over `x` and maps like it, hundreds of values: few may come out right by luck.
     """
-    is_double = x.dtype == torch.float64
-    added = 0 if plus is None else plus.double()
+    added = 0 if plus is None else plus
 
     def truth(x):
-        return exact(x, grid, adjoint, plus) if is_double else definition(x.double(), grid) + added
+        return definition(x.double(), grid) + (0 if plus is None else plus.double())
 
     def plain(x):
-        wide = x if is_double else x.float()
-        return (definition(wide, grid) + (0 if plus is None else plus)).to(x.dtype)
+        return (definition(x.float(), grid) + added).to(x.dtype)
 
     more = max(5, 400 // result.numel())
     like = [x, *(scores(x.shape, x.dtype, seed).to(x.dtype) for seed in range(more))]
@@ -122,7 +115,7 @@ def test_adjoint(grid, batch, dtype, layout, share, seed):
     grad = laid_out(scores((*batch, *grid.size), dtype, seed), layout, dtype)
     with guarded_results(*MODULES), shared_out(share):
         result = upsample.adjoint(grad, grid)
-    check(result, grad.cpu(), grid, transposed, adjoint=True)
+    check(result, grad.cpu(), grid, transposed)
     assert is_format_kept(result, layout)
     for axis, rows in zip((2, 3), unread, strict=True):
         assert not result.cpu().index_select(axis, torch.tensor(rows).nonzero()[:, 0]).any()
@@ -150,7 +143,7 @@ factors = st.fractions(Fraction(1, 2), 4, max_denominator=7).map(float)
         st.fixed_dictionaries({"scale_factor": st.tuples(factors, factors)}),
     ),
     st.booleans(),
-    st.sampled_from(DTYPES[:-1]),
+    st.sampled_from(DTYPES),
     seeds,
 )
 def test_interpolate(in_size, options, align_corners, dtype, seed):
@@ -177,8 +170,8 @@ def test_dot_product_identity(grid, batch, layout, seed):
     g = torch.randint(-99, 99, (*batch, *grid.size), generator=generator).double()
     if layout == "expanded":
         x, g = x[:, :1].expand(x.shape), g[:, :1].expand(g.shape)
-    up = upsample.forward(laid_out(x, layout, torch.float64), grid).cpu()
-    down = upsample.adjoint(laid_out(g, layout, torch.float64), grid).cpu()
+    up = upsample.forward(laid_out(x, layout, torch.float32), grid).cpu().double()
+    down = upsample.adjoint(laid_out(g, layout, torch.float32), grid).cpu().double()
     assert (up * g).sum() == (x * down).sum()
 
 
@@ -274,7 +267,7 @@ def test_groups_that_do_not_divide_the_channels(channels, layout):
     allocate = allocating(lambda *_: out, *MODULES)
     with shared_out((32, 2, 1)), allocate, watched(x, out):
         result = upsample.adjoint(x, grid)
-    check(result, x, grid, transposed, adjoint=True)
+    check(result, x, grid, transposed)
 
 
 @pytest.mark.parametrize("batch", [(0, 3), (2, 0)])
@@ -298,31 +291,37 @@ def test_longest_window(grid, columns):
             for first in range(0, grid.in_size[axis], columns)
         )
         integers = [v[axis] for v in (grid.in_size, grid.size, grid.num, grid.off, grid.den)]
-        bound = upsample_adjoint.longest_window(*integers, grid.border == "clamp", columns)
+        bound = upsample_backward.longest_window(*integers, grid.border == "clamp", columns)
         assert most <= bound <= grid.size[axis]
 
 
-def test_only_large_integers_are_wide():
-    def wide(num, off, den):
-        return is_wide(SamplingGrid((63, 47), (500, 375), num, off, den, "zero"), upsample.TILE)
+def test_what_the_kernels_do_not_compute_is_refused():
+    def fits(num, off, den):
+        return fits_int32(SamplingGrid((63, 47), (500, 375), num, off, den, "zero"))
 
-    assert not wide((2, 2), (47, -25), (16, 64))
-    assert not is_wide(SamplingGrid.resize((63, 47), (500, 375)), upsample.TILE)
-    assert wide((2, 2), (0, 0), (16, 2**24 + 1))
-    assert wide((2, 2**23), (0, 0), (16, 16))
-    assert wide((2, 2), (0, -(2**31)), (16, 16))
+    assert fits((2, 2), (47, -25), (16, 64))
+    assert fits_int32(SamplingGrid.resize((63, 47), (500, 375)))
+    assert not fits((2, 2), (0, 0), (16, 2**24 + 1))
+    assert not fits((2, 2**23), (0, 0), (16, 16))
+    assert not fits((2, 2), (0, -(2**31)), (16, 16))
+    x = torch.zeros(1, 1, 2, 3)
+    near, far = SamplingGrid.resize((2, 3), (4, 6)), SamplingGrid.resize((2, 3), (4, 2**26))
+    for launch in (upsample.forward, upsample_backward.adjoint):
+        with pytest.raises(ValueError, match="float64 maps need the torch backend"):
+            launch(x.double(), near)
+        with pytest.raises(ValueError, match="positions leave int32"):
+            launch(x, far)
 
 
 def test_rows_that_no_int32_counts():
     grid = SamplingGrid.resize((1, 1), (2**20, 1))
-    large = torch.empty(2, 2**10, 2**20, 1, device="meta")
     with pytest.raises(ValueError, match="rows"):
-        upsample.forward_plan(large, grid, False)
-    small = torch.empty(2, 2**10, 1, 1, device="meta")
+        upsample.plan((2, 2**10, 2**20, 1), torch.float32, grid, False)
     with pytest.raises(ValueError, match="rows"):
-        upsample_adjoint.plan(large, small, grid)
+        upsample_backward.plan((2, 2**10, 1, 1), grid, False, 1)
+    grid = SamplingGrid.resize((2**20, 1), (1, 1))
     with pytest.raises(ValueError, match="rows"):
-        upsample_adjoint.plan(small, large, grid)
+        upsample_backward.plan((2, 2**10, 2**20, 1), grid, False, 1)
 
 
 @interpreter_only

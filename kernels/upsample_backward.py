@@ -1,36 +1,32 @@
-"""The adjoint of upsample: every coarse value gathers from the pixels that read it."""
+"""The gradient of upsample: every coarse value gathers from the pixels that read it."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import (
+from .grid import (
     GRID_SIZES,
     Plan,
-    accumulator,
     check_rows,
-    dense_rows,
+    check_supported,
+    clamped_position,
     empty_like,
+    fast_weight,
+    first_at,
     gathering_warps,
     grid_arguments,
-    is_channels_last,
-    is_wide,
-    on_device,
-    row_alignment,
-)
-from .geometry import (
-    clamped_position,
-    first_at,
     inverse,
-    outputs_below,
+    is_channels_last,
+    on_device,
+    outputs_before,
     readers,
-    share,
-    widened,
+    row_alignment,
     window_sums,
 )
 
@@ -46,30 +42,30 @@ STRIP, PROGRAMS = 16, 2048
 
 @triton.jit
 def cell_sums(
-    row_ptr, stride, values, wanted, first, last, row, height, size, num, off, den, over,
-    CLAMP: tl.constexpr, ACC: tl.constexpr,
+    row_ptr, stride, values, valid, first, last, row, height, size, num, off, den, inverse_den,
+    CLAMP: tl.constexpr,
 ):  # fmt: skip
     """Rows first to last - 1 of a gradient, which look between coarse rows `row` and `row + 1`.
 
-    row_ptr: row 0 of `size`, which are `stride` apart. values, wanted: offsets in a row, and a
-    mask. The coarse map has `height` rows; over: the inverse of den.
+    row_ptr: row 0 of `size`, which are `stride` apart. values, valid: offsets in a row, and a
+    mask, TILE each. The coarse map has `height` rows; inverse_den: 1 / den.
 
-    Returns the sums with the weights of either coarse row.
+    Returns the sums with the weights of the upper and of the lower coarse row.
     """
-    upper = tl.zeros(values.shape, ACC)
+    upper = tl.zeros(values.shape, tl.float32)
     lower = upper
     row_ptr += first.to(tl.int64) * stride
-    between = outputs_below(row * den + 1, size, num, off)  # rows before look at `row` itself
+    between = outputs_before(row * den + 1, size, num, off)  # rows before look at `row` itself
     if CLAMP:
         between = tl.where(row == height - 1, last, between)
     for _ in range(first, between):
-        upper += tl.load(row_ptr + values, mask=wanted, other=0.0).to(ACC)
+        upper += tl.load(row_ptr + values, mask=valid, other=0.0).to(tl.float32)
         row_ptr += stride
     for y in range(between, last):
-        part = num * y + off - row * den
-        grad = tl.load(row_ptr + values, mask=wanted, other=0.0).to(ACC)
-        upper += grad * share(den - part, over, ACC)
-        lower += grad * share(part, over, ACC)
+        part = num * y + off - row * den  # how far below the upper row, in 1 / den
+        grad = tl.load(row_ptr + values, mask=valid, other=0.0).to(tl.float32)
+        upper += grad * fast_weight(den - part, inverse_den)
+        lower += grad * fast_weight(part, inverse_den)
         row_ptr += stride
     return upper, lower
 
@@ -77,8 +73,7 @@ def cell_sums(
 @triton.jit
 def windows(
     first, last, j, x_first, x_last, begin, channel, n, num, off, den,
-    CLAMP: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
-    GROUP: tl.constexpr, WINDOW: tl.constexpr,
+    CLAMP: tl.constexpr, GROUP: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Where the columns `first` to `last` - 1 that coarse values read are in a tile: indices.
 
@@ -92,7 +87,7 @@ def windows(
     x = tl.maximum(x_first, first)[None, :] + order
     distance = tl.abs(clamped_position(x, n, num, off, den, CLAMP) - j[None, :] * den)
     inside = x < tl.minimum(x_last, last)[None, :]
-    w = tl.where(inside, share(den - distance, inverse(den, ACC, WIDE), ACC), 0.0)
+    w = tl.where(inside, fast_weight(den - distance, inverse(den)), 0.0)
     return tl.where(inside, x * GROUP + channel[None, :] - begin, 0), w
 
 
@@ -102,8 +97,8 @@ def adjoint_kernel(
     strip, channels, in_height, in_width, height, width,
     row_num, row_off, row_den, column_num, column_off, column_den,
     gn, gc, gh, gw, columns, chunks,
-    CLAMP: tl.constexpr, WIDE: tl.constexpr, CHANNELS_LAST: tl.constexpr, GROUP: tl.constexpr,
-    DENSE: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr,
+    CLAMP: tl.constexpr, CHANNELS_LAST: tl.constexpr, GROUP: tl.constexpr,
+    DENSE: tl.constexpr, ALIGN: tl.constexpr,
     TILE: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """One program: `columns` columns of `strip` rows of a plane of the coarse map.
@@ -116,7 +111,7 @@ def adjoint_kernel(
     The gradient's rows, TILE values of them, are summed cell by cell, and of these sums those of
     the columns that read each of BLOCK results, at most WINDOW: always in the same order. Columns
     that no tile holds come in `chunks`; that needs a strip of 1. Every other strip is walked
-    upwards, so that neighbours read the cells that they share at about the same time, and only
+    upwards, so that neighbors read the cells that they share at about the same time, and only
     one of them from memory.
     """
     groups = tl.cdiv(channels, GROUP) if CHANNELS_LAST else 1
@@ -131,55 +126,54 @@ def adjoint_kernel(
         n, c = plane // channels, plane % channels
     grad_ptr += (n.to(tl.int64) * gn + c.to(tl.int64) * gc) // ALIGN * ALIGN
     out_ptr += plane.to(tl.int64) * in_height * in_width * (channels if CHANNELS_LAST else 1)
-    row_num, row_den = widened(row_num, WIDE), widened(row_den, WIDE)
-    num, den = widened(column_num, WIDE), widened(column_den, WIDE)
-    over = inverse(row_den, ACC, WIDE)
+    num, off, den = column_num, column_off, column_den
+    inverse_row_den = inverse(row_den)
 
     j_first = block // groups * columns
     j_last = tl.minimum(j_first + columns, in_width)
     channel = tl.arange(0, BLOCK) % GROUP
     j = j_first + tl.arange(0, BLOCK) // GROUP
-    wanted_results = (j < j_last) & (c + channel < channels)
+    valid_results = (j < j_last) & (c + channel < channels)
     results = j * channels + c + channel if CHANNELS_LAST else j
     j = tl.minimum(j, j_last - 1)
-    x_first, x_last = readers(j, in_width, width, num, column_off, den, CLAMP)
-    first, _ = readers(j_first, in_width, width, num, column_off, den, CLAMP)
-    _, end = readers(j_last - 1, in_width, width, num, column_off, den, CLAMP)
+    x_first, x_last = readers(j, in_width, width, num, off, den, CLAMP)
+    first, _ = readers(j_first, in_width, width, num, off, den, CLAMP)
+    _, end = readers(j_last - 1, in_width, width, num, off, den, CLAMP)
 
-    total = tl.zeros([BLOCK], ACC)
+    total = tl.zeros([BLOCK], tl.float32)
     for chunk in range(0, chunks):
         begin = first * GROUP // ALIGN * ALIGN
         last = tl.minimum(end, (begin + TILE) // GROUP)
         index, w = windows(
-            first, last, j, x_first, x_last, begin, channel, in_width, num, column_off, den,
-            CLAMP, WIDE, ACC, GROUP, WINDOW,
+            first, last, j, x_first, x_last, begin, channel, in_width, num, off, den,
+            CLAMP, GROUP, WINDOW,
         )  # fmt: skip
         first = last
         values = begin + tl.arange(0, TILE)
-        wanted = values < width * GROUP // ALIGN * ALIGN
+        valid = values < width * GROUP // ALIGN * ALIGN
         if not DENSE:
-            wanted &= c + values % GROUP < channels
+            valid &= c + values % GROUP < channels
             x, channel_of_x = values // GROUP, values % GROUP
             values = x.to(tl.int64) * gw + channel_of_x.to(tl.int64) * gc
 
         row = first_row - 1 + upwards * rows
         edge = first_at(row + upwards, in_height, height, row_num, row_off, row_den, CLAMP)
-        held = tl.zeros([TILE], ACC)
+        held = tl.zeros([TILE], tl.float32)
         for step in range(0, rows + 1):
             next_edge = first_at(
                 row + 1 - upwards, in_height, height, row_num, row_off, row_den, CLAMP
             )
             upper, lower = cell_sums(
-                grad_ptr, gh // ALIGN * ALIGN, values, wanted,
+                grad_ptr, gh // ALIGN * ALIGN, values, valid,
                 tl.minimum(edge, next_edge), tl.maximum(edge, next_edge),
-                row, in_height, height, row_num, row_off, row_den, over, CLAMP, ACC,
+                row, in_height, height, row_num, row_off, row_den, inverse_row_den, CLAMP,
             )  # fmt: skip
             if step > 0:
                 part = window_sums(held + tl.where(upwards == 1, lower, upper), index, w)
                 total = tl.where(chunk == 0, part, total + part)
                 start = (row + upwards).to(tl.int64) * in_width * (channels if CHANNELS_LAST else 1)
                 value = total.to(out_ptr.dtype.element_ty)
-                tl.store(out_ptr + start + results, value, mask=wanted_results)
+                tl.store(out_ptr + start + results, value, mask=valid_results)
             held = tl.where(upwards == 1, upper, lower)
             edge = next_edge
             row += 1 - 2 * upwards
@@ -205,7 +199,7 @@ class Shares(NamedTuple):
 def longest_window(
     n: int, size: int, num: int, off: int, den: int, clamp: bool, columns: int = 1
 ) -> int:
-    """At least as many as the outputs of an axis that read any of `columns` neighbouring values."""
+    """At least as many as the outputs of an axis that read any of `columns` neighboring values."""
     if num == 0 or columns >= n:
         return size
     longest = triton.cdiv((columns + 1) * den, num)
@@ -250,40 +244,39 @@ def shares(grid: SamplingGrid, channels: int, align: int, most: int) -> Shares:
     return min(ways, key=lambda way: (way.blocks * way.chunks * way.tile, -way.tile))
 
 
-def plan(grad: Tensor, out: Tensor, grid: SamplingGrid) -> Plan:
-    """How the kernel makes the dense coarse gradient `out`."""
-    channels_last = is_channels_last(grad)
-    rows, _ = dense_rows(out, channels_last)
-    check_rows(grad.shape, channels_last)
-    interleaved = grad.shape[1] if channels_last else 1
-    align = row_alignment(grad, channels_last)
-    wide = is_wide(grid, TILE)
+@lru_cache(maxsize=1024)
+def plan(shape: tuple[int, ...], grid: SamplingGrid, channels_last: bool, align: int) -> Plan:
+    """How the kernel makes a dense coarse gradient of `shape`.
+
+    channels_last, align: of the fine gradient, as `row_alignment`.
+    """
+    rows, _ = check_rows(shape, channels_last)
+    check_rows((*shape[:2], *grid.size), channels_last)
+    interleaved = shape[1] if channels_last else 1
     # Registers hold four values of a tile for each thread, or eight where these are easily got at.
-    few = wide or grad.dtype.itemsize == 8 or align <= 1 or interleaved > CHANNELS
+    few = align <= 1 or interleaved > CHANNELS
     way = shares(grid, interleaved, max(align, 1), TILE // 2 if few else TILE)
     values = max(way.tile, way.block * max(way.window // 2, 4))
     warps = gathering_warps(values * 2 if few else values)
     programs = PROGRAMS // max(warps // 4, 1)
     strip = min(max(rows * way.blocks // programs, 2), STRIP) if way.chunks == 1 else 1
-    strips = triton.cdiv(out.shape[2], strip)
+    strips = triton.cdiv(shape[2], strip)
     dense = align > 0 and way.group == interleaved
     options = {
         "columns": way.columns,
         "chunks": way.chunks,
         "CLAMP": grid.border == "clamp",
-        "WIDE": wide,
         "CHANNELS_LAST": channels_last,
         "GROUP": way.group,
         "DENSE": dense,
         "ALIGN": align if dense else 1,
-        "ACC": accumulator(out.dtype),
         "TILE": way.tile,
         "BLOCK": way.block,
         "WINDOW": way.window,
         "num_warps": warps,
     }
-    programs = rows // out.shape[2] * strips * way.blocks
-    return Plan(programs, triton.cdiv(out.shape[2], strips), options)
+    programs = rows // shape[2] * strips * way.blocks
+    return Plan(programs, triton.cdiv(shape[2], strips), options)
 
 
 def adjoint(grad: Tensor, grid: SamplingGrid) -> Tensor:
@@ -297,12 +290,16 @@ def adjoint(grad: Tensor, grid: SamplingGrid) -> Tensor:
         N x C x h x w of the dtype and in the memory format of `grad`; 0 where no pixel reads.
 
     Raises:
-        ValueError: when `grad` or the result has more than 2**30 rows, or values in one.
+        ValueError: when `grad` or the result has more than 2**30 rows, or values in one, or the
+            kernels do not compute it (`check_supported`).
     """
+    check_supported(grad, grid)
     out = empty_like(grad, (*grad.shape[:2], *grid.in_size))
     if grad.numel() == 0:
         return out
-    programs, strip, options = plan(grad, out, grid)
+    channels_last = is_channels_last(grad)
+    align = row_alignment(grad, channels_last)
+    programs, strip, options = plan(tuple(out.shape), grid, channels_last, align)
     sizes = (strip, grad.shape[1], *grid_arguments(grid), *grad.stride())
     with on_device(grad):
         adjoint_kernel[(programs,)](grad, out, *sizes, **options)

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import (
+from .grid import (
+    DECONV_SIZES,
     Plan,
-    accumulator,
     best_block,
     check_rows,
-    empty_like,
-    gathering_warps,
-    is_channels_last,
-    on_device,
-    row_alignment,
-)
-from .deconv_taps import (
-    SIZES,
+    check_supported,
     coarse_pair,
     coarse_segment,
+    empty_like,
+    gathering_warps,
     group_of,
+    is_channels_last,
+    on_device,
     pairs_of,
     phase_rows,
+    row_alignment,
     segment_length,
+    window_sums,
 )
-from .geometry import window_sums
 
 # Values of a block of the gradient, rows of it that a program takes, at most, and programs to aim
 # at: short strips keep a GPU busy.
@@ -38,13 +37,13 @@ TILE, STRIP, PROGRAMS = 2048, 64, 2048
 IMAGES = 4
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=DECONV_SIZES)
 def weight_kernel(
     grad_ptr, x_ptr, out_ptr,
     strip, channels, in_height, in_width, height, width, kernel, row_start, column_start,
     gn, gc, gh, gw, xn, xc, xh, xw,
     CHANNELS_LAST: tl.constexpr, GROUP: tl.constexpr, DENSE: tl.constexpr,
-    STRIDE: tl.constexpr, PAIRS: tl.constexpr, ACC: tl.constexpr, ALIGN: tl.constexpr,
+    STRIDE: tl.constexpr, PAIRS: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK: tl.constexpr, SEGMENT: tl.constexpr, RESULTS: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """One program: what BLOCK values of each of `strip` rows of one phase say about the weights.
@@ -77,24 +76,25 @@ def weight_kernel(
     value = first + tl.arange(0, BLOCK)
     x, channel = value // GROUP, value % GROUP
     cell = (x + column_start) // STRIDE - across
-    near_read, far_read = (cell >= 0) & (cell < in_width), (cell >= 1) & (cell <= in_width)
+    near_valid, far_valid = (cell >= 0) & (cell < in_width), (cell >= 1) & (cell <= in_width)
     start = (first // GROUP + column_start) // STRIDE - across - 1
-    segment, known = coarse_segment(n, c, start, channels, in_width, xn, xc, xw, GROUP, SEGMENT)
+    segment, in_map = coarse_segment(n, c, start, channels, in_width, xn, xc, xw, GROUP, SEGMENT)
     place = (cell - start) * GROUP + channel
-    wanted = value < length
+    valid = value < length
     if not DENSE:
-        wanted &= c + channel < channels
+        valid &= c + channel < channels
         value = x.to(tl.int64) * gw + channel.to(tl.int64) * gc
     grad_ptr += (n.to(tl.int64) * gn + c.to(tl.int64) * gc) // ALIGN * ALIGN
 
-    by_near = tl.zeros([BLOCK], ACC)
+    by_near = tl.zeros([BLOCK], tl.float32)
     by_far, by_above, by_above_far = by_near, by_near, by_near
     row = first_row - down
-    above, above_far = coarse_pair(x_ptr, row - 1, in_height, xh, segment, known, place, ACC, GROUP)
+    above, above_far = coarse_pair(x_ptr, row - 1, in_height, xh, segment, in_map, place, GROUP)
     for q in range(first_row, last_row):
-        near, far = coarse_pair(x_ptr, row, in_height, xh, segment, known, place, ACC, GROUP)
+        near, far = coarse_pair(x_ptr, row, in_height, xh, segment, in_map, place, GROUP)
         y = (q * STRIDE + phase - row_start).to(tl.int64)
-        grad = tl.load(grad_ptr + y * (gh // ALIGN * ALIGN) + value, mask=wanted, other=0.0).to(ACC)
+        row_ptr = grad_ptr + y * (gh // ALIGN * ALIGN)
+        grad = tl.load(row_ptr + value, mask=valid, other=0.0).to(tl.float32)
         if (row >= 0) & (row < in_height):
             by_near += grad * near
             by_far += grad * far
@@ -111,32 +111,31 @@ def weight_kernel(
     x = x[None, :] + tl.arange(0, WINDOW)[:, None] * STRIDE
     index = x * GROUP + channel[None, :] - first
     inside = (index >= 0) & (index < BLOCK) & (x < width) & (channel < GROUP)[None, :]
-    index, w = tl.where(inside, index, 0), inside.to(ACC)
+    index, w = tl.where(inside, index, 0), inside.to(tl.float32)
     part = (n * strips + strip_number) * blocks + block
     w_row, w_column = phase + down * STRIDE, column + across * STRIDE
     out_ptr += (part.to(tl.int64) * channels + c) * kernel * kernel
     target = (channel.to(tl.int64) * kernel + w_row) * kernel + w_column
-    wanted = (c + channel < channels) & (channel < GROUP)
-    near_in, far_in = wanted & (w_column < kernel), wanted & (w_column + STRIDE < kernel)
-    sums = window_sums(tl.where(near_read, by_near, 0.0), index, w)
+    valid = (c + channel < channels) & (channel < GROUP)
+    near_in, far_in = valid & (w_column < kernel), valid & (w_column + STRIDE < kernel)
+    sums = window_sums(tl.where(near_valid, by_near, 0.0), index, w)
     tl.store(out_ptr + target, sums, mask=near_in & (w_row < kernel))
-    sums = window_sums(tl.where(far_read, by_far, 0.0), index, w)
+    sums = window_sums(tl.where(far_valid, by_far, 0.0), index, w)
     tl.store(out_ptr + target + STRIDE, sums, mask=far_in & (w_row < kernel))
     target += kernel * STRIDE
-    sums = window_sums(tl.where(near_read, by_above, 0.0), index, w)
+    sums = window_sums(tl.where(near_valid, by_above, 0.0), index, w)
     tl.store(out_ptr + target, sums, mask=near_in & (w_row + STRIDE < kernel))
-    sums = window_sums(tl.where(far_read, by_above_far, 0.0), index, w)
+    sums = window_sums(tl.where(far_valid, by_above_far, 0.0), index, w)
     tl.store(out_ptr + target + STRIDE, sums, mask=far_in & (w_row + STRIDE < kernel))
 
 
-@triton.jit(do_not_specialize=["images", *SIZES, "columns"])
+@triton.jit(do_not_specialize=["images", *DECONV_SIZES, "columns"])
 def input_kernel(
     grad_ptr, w_ptr, out_ptr,
     images, strip, channels, in_height, in_width, height, width, kernel, row_start, column_start,
     gn, gc, gh, gw, columns,
     CHANNELS_LAST: tl.constexpr, GROUP: tl.constexpr, STRIDE: tl.constexpr, PAIRS: tl.constexpr,
-    ACC: tl.constexpr, IMAGES: tl.constexpr, TILE: tl.constexpr,
-    BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+    IMAGES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """One program: `columns` columns of `strip` rows of the coarse map, for IMAGES images.
 
@@ -162,8 +161,8 @@ def input_kernel(
     result = tl.arange(0, IMAGES * BLOCK)
     image, result = result // BLOCK, result % BLOCK
     j, channel = first + result // GROUP, result % GROUP
-    known = (number * IMAGES + image < images) & (result < columns * GROUP)
-    known &= (j < in_width) & (c + channel < channels)
+    valid_result = (number * IMAGES + image < images) & (result < columns * GROUP)
+    valid_result &= (j < in_width) & (c + channel < channels)
     plane, results, pitch = number * IMAGES + image, j, in_width
     if CHANNELS_LAST:
         results, pitch = j * channels + c + channel, in_width * channels
@@ -173,55 +172,63 @@ def input_kernel(
     column = tl.arange(0, WINDOW)[:, None]
     index = image * TILE + (j - first) * STRIDE * GROUP + channel
     inside = (column < STRIDE) & (result < columns * GROUP)[None, :]
-    index, w = tl.where(inside, index[None, :] + column * GROUP, 0), inside.to(ACC)
+    index, w = tl.where(inside, index[None, :] + column * GROUP, 0), inside.to(tl.float32)
 
     n = number * IMAGES + tl.arange(0, IMAGES)[:, None]
     value = tl.arange(0, TILE)[None, :]
     channel = value % GROUP
     grad_ptr += n.to(tl.int64) * gn + (c + channel).to(tl.int64) * gc
     w_ptr += (c + channel).to(tl.int64) * kernel * kernel
-    total = tl.zeros([IMAGES * BLOCK], ACC)
+    total = tl.zeros([IMAGES * BLOCK], tl.float32)
     for pair in range(0, PAIRS * PAIRS):
         across, down = pair % PAIRS * 2, pair // PAIRS * 2
         x = (first + across) * STRIDE - column_start + value // GROUP
-        wanted = (x >= 0) & (x < width) & (c + channel < channels)
-        wanted &= value < (columns + 1) * STRIDE * GROUP
+        valid = (x >= 0) & (x < width) & (c + channel < channels)
+        valid &= value < (columns + 1) * STRIDE * GROUP
         w_column = value // GROUP % STRIDE + across * STRIDE
-        near_read, far_read = wanted & (w_column < kernel), wanted & (w_column + STRIDE < kernel)
-        above = tl.zeros([IMAGES, TILE], ACC)
+        near_valid, far_valid = valid & (w_column < kernel), valid & (w_column + STRIDE < kernel)
+        above = tl.zeros([IMAGES, TILE], tl.float32)
         above_far = above
         for step in range(0, rows + 1):
-            near = tl.zeros([IMAGES, TILE], ACC)
+            near = tl.zeros([IMAGES, TILE], tl.float32)
             far = near
             y = (first_row + down + step) * STRIDE - row_start
             last = tl.minimum(tl.minimum(height - y, kernel - down * STRIDE), STRIDE)
             for phase in range(tl.maximum(-y, 0), last):
                 source = grad_ptr + (y + phase).to(tl.int64) * gh + x.to(tl.int64) * gw
-                grad = tl.load(source, mask=wanted & (n < images), other=0.0).to(ACC)
+                grad = tl.load(source, mask=valid & (n < images), other=0.0).to(tl.float32)
                 source = w_ptr + (phase + down * STRIDE) * kernel + w_column
-                near += grad * tl.load(source, mask=near_read, other=0.0).to(ACC)
-                far += grad * tl.load(source + STRIDE, mask=far_read, other=0.0).to(ACC)
+                near += grad * tl.load(source, mask=near_valid, other=0.0).to(tl.float32)
+                w_far = tl.load(source + STRIDE, mask=far_valid, other=0.0)
+                far += grad * w_far.to(tl.float32)
                 if phase + (down + 1) * STRIDE < kernel:
                     source += kernel * STRIDE
-                    above += grad * tl.load(source, mask=near_read, other=0.0).to(ACC)
-                    above_far += grad * tl.load(source + STRIDE, mask=far_read, other=0.0).to(ACC)
+                    above += grad * tl.load(source, mask=near_valid, other=0.0).to(tl.float32)
+                    w_far = tl.load(source + STRIDE, mask=far_valid, other=0.0)
+                    above_far += grad * w_far.to(tl.float32)
             if step > 0:
-                by_near = tl.reshape(tl.where(near_read, above, 0.0), [IMAGES * TILE])
-                by_far = tl.reshape(tl.where(far_read, above_far, 0.0), [IMAGES * TILE])
+                by_near = tl.reshape(tl.where(near_valid, above, 0.0), [IMAGES * TILE])
+                by_far = tl.reshape(tl.where(far_valid, above_far, 0.0), [IMAGES * TILE])
                 part = window_sums(by_near, index, w)
                 part += window_sums(by_far, index + STRIDE * GROUP, w)
                 total = part if PAIRS == 1 else total + part
                 target = out_ptr + (first_row + step - 1).to(tl.int64) * pitch + results
-                tl.store(target, total.to(out_ptr.dtype.element_ty), mask=known)
+                tl.store(target, total.to(out_ptr.dtype.element_ty), mask=valid_result)
             above, above_far = near, far
 
 
-def weight_plan(grad: Tensor, channels_last: bool, kernel: int, stride: int) -> Plan:
-    """How the kernel reads the gradient `grad`; the rows are those of a strip."""
-    rows, _ = check_rows(grad.shape, channels_last)
-    channels, height, width = grad.shape[1:]
+@lru_cache(maxsize=1024)
+def weight_plan(
+    shape: tuple[int, ...], channels_last: bool, align: int, kernel: int, stride: int
+) -> Plan:
+    """How the kernel reads a gradient of `shape`; the rows are those of a strip.
+
+    align: of the gradient, as `row_alignment`.
+    """
+    rows, _ = check_rows(shape, channels_last)
+    channels, height, width = shape[1:]
     group, pairs = group_of(channels, channels_last), pairs_of(kernel, stride)
-    align = row_alignment(grad, channels_last) if group == channels or not channels_last else 0
+    align = align if group == channels or not channels_last else 0
     block = best_block(width * group, TILE // 2)
     groups = triton.cdiv(channels, group) if channels_last else 1
     blocks, most = triton.cdiv(width * group, block), triton.cdiv(height, stride)
@@ -232,7 +239,6 @@ def weight_plan(grad: Tensor, channels_last: bool, kernel: int, stride: int) -> 
         "DENSE": align > 0,
         "STRIDE": stride,
         "PAIRS": pairs,
-        "ACC": accumulator(grad.dtype),
         "ALIGN": max(align, 1),
         "BLOCK": block,
         "SEGMENT": segment_length(block, group, stride),
@@ -245,9 +251,11 @@ def weight_plan(grad: Tensor, channels_last: bool, kernel: int, stride: int) -> 
     return Plan(programs, strip, options)
 
 
-def input_shares(out: Tensor, channels_last: bool, stride: int) -> tuple[int, int, int, int]:
+def input_shares(
+    shape: tuple[int, ...], channels_last: bool, stride: int
+) -> tuple[int, int, int, int]:
     """Images, channels, coarse columns, and values of a row for one image, of a program."""
-    images, channels, _, width = out.shape
+    images, channels, _, width = shape
     images = min(triton.next_power_of_2(images), IMAGES)
     most = TILE // images
     group = max(min(group_of(channels, channels_last), most // (4 * stride)), 1)
@@ -261,11 +269,12 @@ def input_shares(out: Tensor, channels_last: bool, stride: int) -> tuple[int, in
     return images, group, *best
 
 
-def input_plan(out: Tensor, channels_last: bool, kernel: int, stride: int) -> Plan:
-    """How the kernel makes the dense gradient `out` of the input."""
-    check_rows(out.shape, channels_last)
-    number, channels, height, width = out.shape
-    images, group, columns, tile = input_shares(out, channels_last, stride)
+@lru_cache(maxsize=1024)
+def input_plan(shape: tuple[int, ...], channels_last: bool, kernel: int, stride: int) -> Plan:
+    """How the kernel makes the dense gradient of the input, of `shape`."""
+    check_rows(shape, channels_last)
+    number, channels, height, width = shape
+    images, group, columns, tile = input_shares(shape, channels_last, stride)
     blocks = triton.cdiv(width, columns) * (
         triton.cdiv(channels, group) if channels_last else channels
     )
@@ -278,7 +287,6 @@ def input_plan(out: Tensor, channels_last: bool, kernel: int, stride: int) -> Pl
         "GROUP": group,
         "STRIDE": stride,
         "PAIRS": pairs,
-        "ACC": accumulator(out.dtype),
         "IMAGES": images,
         "TILE": tile,
         "BLOCK": triton.next_power_of_2(columns * group),
@@ -289,9 +297,8 @@ def input_plan(out: Tensor, channels_last: bool, kernel: int, stride: int) -> Pl
 
 
 def empty_sums(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """A dense tensor of the type that `x` is summed up in, and on its device."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return torch.empty(tuple(shape), dtype=wide, device=x.device)
+    """A dense float32 tensor on the device of `x`."""
+    return torch.empty(tuple(shape), dtype=torch.float32, device=x.device)
 
 
 def weight_gradient(
@@ -309,12 +316,15 @@ def weight_gradient(
         C x 1 x k x k of `dtype`; the same in every run.
 
     Raises:
-        ValueError: when `grad` has more than 2**30 rows, or values in one.
+        ValueError: when `grad` has more than 2**30 rows, or values in one, or is float64.
     """
+    check_supported(grad)
     images, channels, height, width = grad.shape
     if grad.numel() == 0:
         return grad.new_zeros((channels, 1, kernel, kernel), dtype=dtype)
-    programs, strip, options = weight_plan(grad, is_channels_last(grad), kernel, stride)
+    channels_last = is_channels_last(grad)
+    align = row_alignment(grad, channels_last)
+    programs, strip, options = weight_plan(tuple(grad.shape), channels_last, align, kernel, stride)
     parts = images * triton.cdiv(triton.cdiv(height, stride), strip)
     parts *= triton.cdiv(width * options["GROUP"], options["BLOCK"])
     sums = empty_sums(grad, (parts, channels, kernel, kernel))
@@ -338,14 +348,16 @@ def input_gradient(
         N x C x h x w of the dtype and in the memory format of `grad`; the same in every run.
 
     Raises:
-        ValueError: when `grad` or the result has more than 2**30 rows, or values in one.
+        ValueError: when `grad` or the result has more than 2**30 rows, or values in one, or is
+            float64.
     """
+    check_supported(grad)
     out = empty_like(grad, (*grad.shape[:2], *in_size))
     if grad.numel() == 0:
         return out
     kernel, channels_last = weight.shape[-1], is_channels_last(grad)
     check_rows(grad.shape, channels_last)
-    programs, strip, options = input_plan(out, channels_last, kernel, stride)
+    programs, strip, options = input_plan(tuple(out.shape), channels_last, kernel, stride)
     sizes = (len(grad), strip, *out.shape[1:], *grad.shape[2:], kernel, *start, *grad.stride())
     with on_device(grad):
         input_kernel[(programs,)](grad, weight.contiguous(), out, *sizes, **options)

@@ -1,0 +1,373 @@
+"""The exponentials of a class in a patch: geometric progressions, their sums and their gradients.
+
+Along a row of a patch a bilinear score is an arithmetic progression, and its exponential a
+geometric one: one exponential in the middle column and one ratio give the whole row, to both sides,
+so that errors in the ratio do not add up across it. See docs/kernels.md.
+
+Everything is in powers of two, relative to the highest score of each corner: interpolated, these
+bound every score of the patch, and no exponential overflows. Pixels are counted row by row; tuples
+of ROWS * COLUMNS hold one value of each.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from .cross_entropy_corners import corners_of, loaded, next_class
+from .grid import Corners, columns_of, joined
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+# Powers of two between neighboring corners of a class. With more, all exponentials of a pixel may
+# be too small: such patches, and those with a NaN or an infinity, are left to `exact_kernel`.
+WIDEST = tl.constexpr(32.0)
+
+
+class Middle(NamedTuple):
+    """Where the middle pixel of a patch is in its cell: pixel (ROWS // 2, COLUMNS // 2).
+
+    x, y: how far into the cell, 0 to 1. dx, dy: how much further the next column, the next row.
+    """
+
+    x: tl.tensor
+    dx: tl.tensor
+    y: tl.tensor
+    dy: tl.tensor
+
+
+class Sums(NamedTuple):
+    """Of values v of the pixels of a patch the sums of v, v x, v y and v x y.
+
+    x, y: column and row of the pixel, counted from the middle.
+    """
+
+    one: tl.tensor
+    x: tl.tensor
+    y: tl.tensor
+    xy: tl.tensor
+
+
+@triton.jit
+def corner_shares(sums, middle):
+    """The sums of v times the weight of each corner: what the values v give to the corners.
+
+    The pixel in column x and row y has the weights (1 - X) (1 - Y), X (1 - Y), (1 - X) Y and X Y,
+    with X = middle.x + x middle.dx and Y = middle.y + y middle.dy.
+    """
+    right = sums.one * middle.x + sums.x * middle.dx
+    bottom = sums.one * middle.y + sums.y * middle.dy
+    both = (sums.one * middle.y + sums.y * middle.dy) * middle.x
+    both += (sums.x * middle.y + sums.xy * middle.dy) * middle.dx
+    return Corners((sums.one - right) - (bottom - both), right - both, bottom - both, both)
+
+
+@triton.jit
+def dot(shares, values):
+    """The sum of four values times their shares; a share of 0 contributes 0, even for NaN."""
+    total = tl.where(shares.a == 0, 0.0, shares.a * values.a)
+    total += tl.where(shares.b == 0, 0.0, shares.b * values.b)
+    total += tl.where(shares.c == 0, 0.0, shares.c * values.c)
+    return total + tl.where(shares.d == 0, 0.0, shares.d * values.d)
+
+
+@triton.jit
+def highest_of(source, num_classes, CLAMP: tl.constexpr, BLOCK: tl.constexpr):
+    """The highest score of each corner."""
+    a = tl.full([BLOCK], float("-inf"), tl.float32)
+    b, c, d = a, a, a
+    pointers = corners_of(source)
+    for _ in range(num_classes):
+        s = loaded(pointers, source, CLAMP)
+        pointers = next_class(pointers, source)
+        a, b = tl.maximum(a, s.a), tl.maximum(b, s.b)
+        c, d = tl.maximum(c, s.c), tl.maximum(d, s.d)
+    return Corners(a, b, c, d)
+
+
+@triton.jit
+def relative(scores, highest):
+    """Scores in powers of two, relative to the highest of each corner: 0 or less."""
+    return Corners(
+        (scores.a - highest.a) * LOG2E, (scores.b - highest.b) * LOG2E,
+        (scores.c - highest.c) * LOG2E, (scores.d - highest.d) * LOG2E,
+    )  # fmt: skip
+
+
+# ---- the exponentials of one class
+
+
+@triton.jit
+def start_of_row(z, middle, i: tl.constexpr):
+    """Of row i from the middle: the exponent in its middle column, and its step to the next one.
+
+    z: exponents at the corners.
+    """
+    upper, lower = z.a + (z.b - z.a) * middle.x, z.c + (z.d - z.c) * middle.x
+    right, cross = (z.b - z.a) * middle.dx, ((z.d - z.c) - (z.b - z.a)) * middle.dx
+    y = middle.y + i * middle.dy
+    return upper + (lower - upper) * y, right + cross * y
+
+
+@triton.jit
+def mean_ratio(a, b):
+    """The geometric mean of two ratios, and its inverse."""
+    product = a * b
+    inverse = tl.rsqrt(product)
+    return product * inverse, inverse
+
+
+@triton.jit
+def rows_of(z, middle, ROWS: tl.constexpr):
+    """A class's exponentials in the middle column, a tuple of rows; their ratios to the right; and
+    to the left.
+
+    Exponentials are dear. Of eight rows three are made, and of the others each is the geometric
+    mean of two, which does not let errors grow. (Four rows as multiples of one, which takes 7
+    exponentials instead of 12, are three times less exact with a GPU's exponentials.)
+    """
+    half: tl.constexpr = ROWS // 2
+    if ROWS < 8:
+        e, right, left = (), (), ()
+        for i in tl.static_range(ROWS):
+            start, step = start_of_row(z, middle, i - half)
+            e, right = e + (tl.exp2(start),), right + (tl.exp2(step),)
+            left = left + (tl.exp2(-step),)
+        return e, right, left
+    else:
+        first, step = start_of_row(z, middle, -4)
+        center, _ = start_of_row(z, middle, 0)
+        last, last_step = start_of_row(z, middle, 4)
+        e0, e4, root8 = tl.exp2(first), tl.exp2(center), tl.exp2(last * 0.5)
+        root0, root4 = tl.sqrt(e0), tl.sqrt(e4)
+        e2, e6 = root0 * root4, root4 * root8
+        root2, root6 = tl.sqrt(e2), tl.sqrt(e6)
+        e = (e0, root0 * root2, e2, root2 * root4, e4, root4 * root6, e6, root6 * root8)
+        r0, r8, q0 = tl.exp2(step), tl.exp2(last_step), tl.exp2(-step)
+        r4, q4 = mean_ratio(r0, r8)
+        r2, q2 = mean_ratio(r0, r4)
+        r6, q6 = mean_ratio(r4, r8)
+        r1, q1 = mean_ratio(r0, r2)
+        r3, q3 = mean_ratio(r2, r4)
+        r5, q5 = mean_ratio(r4, r6)
+        r7, q7 = mean_ratio(r6, r8)
+        return e, (r0, r1, r2, r3, r4, r5, r6, r7), (q0, q1, q2, q3, q4, q5, q6, q7)
+
+
+@triton.jit
+def row_exponentials(e, right, left, COLUMNS: tl.constexpr):
+    """The exponentials of a row, from that in the middle on to both sides."""
+    half: tl.constexpr = COLUMNS // 2
+    row, value = (), e
+    for _ in tl.static_range(half):
+        value = value * left
+        row = (value,) + row
+    row, value = row + (e,), e
+    for _ in tl.static_range(half + 1, COLUMNS):
+        value = value * right
+        row = row + (value,)
+    return row
+
+
+@triton.jit
+def row_polynomial(right, left, factors, i: tl.constexpr, COLUMNS: tl.constexpr):
+    """Of row i, sum of u_x r^x and of x u_x r^x over its columns x from the middle, for factors u
+    and the ratio r (`right`, its inverse `left`): Horner's rule to both sides."""
+    half: tl.constexpr = COLUMNS // 2
+    value = factors[i * COLUMNS + COLUMNS - 1]
+    slope = value * 0
+    for j in tl.static_range(half + 1, COLUMNS):
+        slope = slope * right + value
+        value = value * right + factors[i * COLUMNS + COLUMNS + half - 1 - j]
+    slope = slope * right
+    if half > 0:
+        other = factors[i * COLUMNS]
+        other_slope = other
+        for j in tl.static_range(1, half):
+            other = other * left + factors[i * COLUMNS + j]
+            other_slope = other_slope * left + other
+        value, slope = value + other * left, slope - other_slope * left
+    return value, slope
+
+
+# ---- the sums over classes, and the factors that they make
+
+
+@triton.jit
+def wider(most, difference):
+    """The larger of `most` and the magnitude of `difference`, NaN if one of them is."""
+    return tl.maximum(most, tl.abs(difference), propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def exponential_sums(
+    source, highest, middle, num_classes, table_ptr,
+    CLAMP: tl.constexpr, TABLE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The sum of the exponentials of each pixel of a patch; if TABLE, at each corner the sum of the
+    scores times what smoothing counts; whether no class ranges too widely for a progression."""
+    sums = ()
+    for _ in tl.static_range(ROWS * COLUMNS):
+        sums = sums + (tl.zeros([BLOCK], tl.float32),)
+    a = tl.zeros([BLOCK], tl.float32)
+    b, c, d = a, a, a
+    widest = a
+    pointers = corners_of(source)
+    for channel in range(num_classes):
+        z = relative(loaded(pointers, source, CLAMP), highest)
+        pointers = next_class(pointers, source)
+        # A NaN stays one, and is the difference of two infinities.
+        widest = wider(wider(widest, z.b - z.a), z.c - z.a)
+        widest = wider(wider(widest, z.d - z.b), z.d - z.c)
+        if TABLE:
+            k = tl.load(table_ptr + 2 * num_classes + channel)
+            a, b, c, d = a + k * z.a, b + k * z.b, c + k * z.c, d + k * z.d
+        e, right, left = rows_of(z, middle, ROWS)
+        added = ()
+        for i in tl.static_range(ROWS):
+            row = row_exponentials(e[i], right[i], left[i], COLUMNS)
+            for j in tl.static_range(COLUMNS):
+                added = added + (sums[i * COLUMNS + j] + row[j],)
+        sums = added
+    return sums, Corners(a, b, c, d), widest <= WIDEST
+
+
+@triton.jit
+def product(a, b):
+    """The product of `a` and `b`, for reductions."""
+    return a * b
+
+
+@triton.jit
+def popcount(word):
+    """How many bits of an int64 are set."""
+    word = word - ((word >> 1) & 0x5555555555555555)
+    word = (word & 0x3333333333333333) + ((word >> 2) & 0x3333333333333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return ((word * 0x0101010101010101) >> 56).to(tl.int32) & 0xFF
+
+
+@triton.jit
+def exponent_and_mantissa(x):
+    """The exponent and the mantissa, 1 to 2, of positive float32 numbers."""
+    bits = x.to(tl.int32, bitcast=True)
+    mantissa = (bits & 0x007FFFFF) | 0x3F800000
+    return (bits >> 23) - 127, mantissa.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def plain_factors(
+    sums, valid, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Where every pixel counts 1 that has its bit set in `valid`: the reciprocals of their sums, 0
+    for the others; and the sum of the sums' logarithms to base 2: one logarithm for a patch, of the
+    product of their mantissas, and the sum of their exponents."""
+    factors = ()
+    mantissas = tl.full([BLOCK, COLUMNS], 1.0, tl.float32)
+    exponents = tl.zeros([BLOCK, COLUMNS], tl.int32)
+    # A pixel that does not count enters as infinity, whose exponent is 128.
+    power = 128 * (64 - ROWS * COLUMNS) - 128 * popcount(~valid)
+    for i in tl.static_range(ROWS):
+        row = ()
+        for j in tl.static_range(COLUMNS):
+            counts = (valid >> (i * COLUMNS + j)) & 1
+            row = row + (tl.where(counts == 1, sums[i * COLUMNS + j], float("inf")),)
+        tile = joined(row, BLOCK, COLUMNS)
+        exponent, mantissa = exponent_and_mantissa(tile)
+        exponents, mantissas = exponents + exponent, mantissas * mantissa
+        root = tl.rsqrt(tile)
+        inverse = columns_of(root * root, BLOCK, COLUMNS)
+        for j in tl.static_range(COLUMNS):
+            # One step of Newton's method: all in all two thirds of a division's instructions.
+            error = 1.0 - sums[i * COLUMNS + j] * inverse[j]
+            factors = factors + (inverse[j] + inverse[j] * error,)
+    power += tl.sum(exponents, 1)
+    mantissa = tl.reduce(mantissas, 1, product)  # at most 2 ** (ROWS * COLUMNS), a finite number
+    return factors, tl.log2(mantissa) + power.to(tl.float32)
+
+
+@triton.jit
+def weighted_factors(
+    factors, hits, weight, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The factors, those of the pixels whose bits are set in `hits` times `weight`; and the sum of
+    these pixels' logarithms to base 2, as they were."""
+    weighted = ()
+    mantissas = tl.full([BLOCK, COLUMNS], 1.0, tl.float32)
+    exponents = tl.zeros([BLOCK, COLUMNS], tl.int32)
+    for i in tl.static_range(ROWS):
+        row = ()
+        for j in tl.static_range(COLUMNS):
+            hit = (hits >> (i * COLUMNS + j)) & 1 == 1
+            factor = factors[i * COLUMNS + j]
+            row = row + (tl.where(hit, factor, 1.0),)
+            weighted = weighted + (tl.where(hit, factor * weight, factor),)
+        exponent, mantissa = exponent_and_mantissa(joined(row, BLOCK, COLUMNS))
+        exponents, mantissas = exponents + exponent, mantissas * mantissa
+    total = tl.log2(tl.reduce(mantissas, 1, product)) + tl.sum(exponents, 1).to(tl.float32)
+    return weighted, total
+
+
+# ---- the gradient of one class
+
+
+@triton.jit
+def gradient_sums(
+    z, middle, factors, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The Sums of a class's exponentials times `factors`: polynomials in the progression's ratio.
+
+    z: the class's exponents at the corners.
+    """
+    e, right, left = rows_of(z, middle, ROWS)
+    half: tl.constexpr = ROWS // 2
+    zero = tl.zeros([BLOCK], tl.float32)
+    # Down to the middle row, and up to it: a sum of all the sums so far counts each row as often as
+    # it is rows away.
+    s, s_x, s_y, s_xy = zero, zero, zero, zero
+    for i in tl.static_range(half):
+        value, slope = row_polynomial(right[i], left[i], factors, i, COLUMNS)
+        s, s_x = s + value * e[i], s_x + slope * e[i]
+        s_y, s_xy = s_y - s, s_xy - s_x
+    lower, lower_x = zero, zero
+    for i in tl.static_range(ROWS - 1, half, -1):
+        value, slope = row_polynomial(right[i], left[i], factors, i, COLUMNS)
+        lower, lower_x = lower + value * e[i], lower_x + slope * e[i]
+        s_y, s_xy = s_y + lower, s_xy + lower_x
+    value, slope = row_polynomial(right[half], left[half], factors, half, COLUMNS)
+    s, s_x = s + value * e[half], s_x + slope * e[half]
+    return Sums(s + lower, s_x + lower_x, s_y, s_xy)
+
+
+@triton.jit
+def labeled_sums(
+    z, middle, factors, hits, weight, otherwise,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The same, less `weight` where a bit of `hits` is set: a pixel's softmax and its label cancel
+    before anything is summed.
+
+    otherwise: what `gradient_sums` gave, for lanes without a bit. So no lane depends on others.
+    """
+    e, right, left = rows_of(z, middle, ROWS)
+    s = tl.zeros([BLOCK], tl.float32)
+    s_x, s_y, s_xy = s, s, s
+    for i in tl.static_range(ROWS):
+        row = row_exponentials(e[i], right[i], left[i], COLUMNS)
+        bits = (hits >> (i * COLUMNS)).to(tl.int32)
+        value = tl.zeros([BLOCK], tl.float32)
+        slope = value
+        for j in tl.static_range(COLUMNS):
+            own = tl.where((bits >> j) & 1 == 1, weight, 0.0)
+            g = row[j] * factors[i * COLUMNS + j] - own
+            value, slope = value + g, slope + g * (j - COLUMNS // 2)
+        s, s_x = s + value, s_x + slope
+        s_y, s_xy = s_y + value * (i - ROWS // 2), s_xy + slope * (i - ROWS // 2)
+    some = hits != 0
+    return Sums(
+        tl.where(some, s, otherwise.one), tl.where(some, s_x, otherwise.x),
+        tl.where(some, s_y, otherwise.y), tl.where(some, s_xy, otherwise.xy),
+    )  # fmt: skip
