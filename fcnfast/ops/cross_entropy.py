@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..geometry import SamplingGrid
 from ..tiled import cross_entropy as tiled
-from ..tiled._formats import empty_like, memory_format
+from ..tiled._formats import empty_like, is_channels_last, memory_format
 from ..tiled._tiles import compute_dtype
 from ._checks import (
     check_class_weight,
@@ -142,8 +142,7 @@ def _scaled(
         )
     # Float64 scores have a gradient in float64: both go to the same implementation.
     run = _implementation(backend, gradient, None).scaled
-    result = run(gradient, scale, grad_output, scores.dtype)
-    return result.contiguous(memory_format=memory_format(scores))
+    return run(gradient, scale, grad_output, scores.dtype, is_channels_last(scores))
 
 
 def _pixel_gradient(

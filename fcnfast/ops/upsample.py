@@ -48,7 +48,7 @@ def _adjoint(grad_output: Tensor, grid: Integers, clamp: bool, backend: str | No
     sampled = unpacked(grid, clamp)
     check_result(grad_output, sampled)
     if uses_triton(backend, grad_output, sampled):
-        from ..kernels import upsample_adjoint as triton
+        from ..kernels import upsample_backward as triton
 
         return triton.adjoint(grad_output, sampled)
     return tiled.adjoint(grad_output, sampled)

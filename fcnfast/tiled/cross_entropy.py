@@ -195,9 +195,12 @@ def forward(
         return result.to(x.dtype), scale.to(x.dtype), gradient
 
 
-def scaled(gradient: Tensor, scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient of the scores, in their `dtype`, for the gradient `grad` of a scalar loss."""
-    return (gradient * (grad * scale)).to(dtype)
+def scaled(
+    gradient: Tensor, scale: Tensor, grad_output: Tensor, dtype: torch.dtype, channels_last: bool
+) -> Tensor:
+    """The gradient of the scores, in their dtype and format, for `grad_output` of a scalar loss."""
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    return (gradient * (grad_output * scale)).to(dtype).contiguous(memory_format=form)
 
 
 def per_pixel_gradient(
