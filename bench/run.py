@@ -273,7 +273,7 @@ def _interop(options: argparse.Namespace, settings: Settings, about: dict[str, A
             print(interop.line(row), flush=True)
             found.append(row)
             if options.json:
-                outputs.write_json(options.json, {**about, "interop": found})
+                write_json(options.json, {**about, "interop": found})
             if time.monotonic() - begin > 60 * (options.minutes or math.inf):
                 break
     except (ImportError, OSError, ValueError) as error:

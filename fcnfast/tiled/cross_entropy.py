@@ -196,7 +196,11 @@ def forward(
 
 
 def scaled(
-    gradient: Tensor, scale: Tensor, grad_output: Tensor, dtype: torch.dtype, channels_last: bool
+    gradient: Tensor,
+    scale: Tensor,
+    grad_output: Tensor,
+    dtype: torch.dtype,
+    channels_last: bool = False,
 ) -> Tensor:
     """The gradient of the scores, in their dtype and format, for `grad_output` of a scalar loss."""
     form = torch.channels_last if channels_last else torch.contiguous_format
