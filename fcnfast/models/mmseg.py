@@ -79,6 +79,8 @@ class FCNMMSeg(FCN):
         dropout: before the scores, elementwise.
     """
 
+    trunk_modules = ("backbone",)
+
     def __init__(
         self,
         num_classes: int = 19,

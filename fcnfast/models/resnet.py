@@ -143,6 +143,8 @@ class FCNResNet(FCN):
         dropout: before the scores, elementwise.
     """
 
+    trunk_modules = ("backbone",)
+
     def __init__(
         self,
         num_classes: int = 21,
