@@ -437,7 +437,7 @@ def test_checkpoints_that_cannot_be_used(scenes, tmp_path):
         with contextlib.suppress(WeightsError):
             checkpoint.load(path)
     torch.save({"format": "other"}, path)
-    with pytest.raises(WeightsError, match="not a checkpoint of fcnfast"):
+    with pytest.raises(WeightsError, match="not a checkpoint of this release"):
         checkpoint.load(path)
     path.write_bytes(content)
     state = checkpoint.load(path)

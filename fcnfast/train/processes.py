@@ -178,8 +178,8 @@ def explained(processes: Processes, folder: Path) -> Iterator[None]:
             raise InputError(f"a process that prepares crops has died: {reason}") from error
         if processes.world > 1 and _lost(error):
             raise InputError(
-                f"process {processes.rank} lost another process of this run, which goes on with "
-                f"--resume {folder} ({reason})"
+                f"process {processes.rank} lost another process of this run: see what that one "
+                f"says, and go on with --resume {folder}"
             ) from error
         raise
 
