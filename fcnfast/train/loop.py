@@ -513,7 +513,7 @@ class Run:
         self.stopped_early = state["stopped_early"] and same
 
     def _epochs(self) -> str:
-        return f"{self.iteration} iterations ({self.iteration / self.per_epoch:g} epochs)"
+        return f"{self.iteration} iterations ({self.iteration / self.per_epoch:.4g} epochs)"
 
     def _tell_end(self) -> None:
         """Print where the weights are and what can be done with them."""
