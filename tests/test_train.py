@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,17 @@ from fcnfast.errors import DivergenceError, InputError, WeightsError
 from fcnfast.evaluate import evaluate_model
 from fcnfast.models import create_model, load_model, save_model
 from fcnfast.train import TrainSettings, add_arguments, checkpoint, given, resume, start
-from fcnfast.train.checkpoint import Log
-from fcnfast.train.recipe import batches
+from fcnfast.train.batches import Batch, batches, count_labels
+from fcnfast.train.log import Log
 
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
-    """A data set of a few pictures of blocks in their classes' colors: train and val."""
+    """A few pictures of blocks in their classes' colors, train and val, and a tiny network."""
     root = tmp_path_factory.mktemp("scenes")
+    torch.manual_seed(0)
+    tiny = {"widths": (4,) * 5, "depths": (1,) * 4, "decoder": 4, "dropout": 0.5}
+    save_model(create_model("fcn4s_light", num_classes=11, **tiny), root / "tiny.safetensors")
     for split, seeds in (("train", range(6)), ("val", range(6, 8))):
         (root / split).mkdir()
         (root / f"{split}annot").mkdir()
@@ -48,10 +52,11 @@ def small(scenes: Path, out: Path, **changes) -> TrainSettings:
     settings = {
         "data_path": str(scenes),
         "output_dir": str(out),
+        "weights": str(scenes / "tiny.safetensors"),
         "crop_size": 32,
         "batch_size": 2,
         "epochs": 4,
-        "warmup": 2,
+        "warmup": 0.2,
         "print_freq": 2,
         "checkpoint_freq": 2,
         "workers": 0,
@@ -82,90 +87,107 @@ def rows(out: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+def untimed(out: Path) -> list[dict]:
+    """The rows of the log without what differs between two runs."""
+    timed = ("seconds", "images_per_second", "loader_images_per_second", "memory_mib")
+    return [{key: v for key, v in row.items() if key not in timed} for row in rows(out)]
+
+
+def batch(images: torch.Tensor, targets) -> Batch:
+    return Batch(images, targets, count_labels(targets), 0.0)
+
+
 def test_a_run_learns_and_keeps_what_describes_it(scenes, tmp_path):
-    settings = small(scenes, tmp_path / "run", epochs=30, augment=0.0, lr=3e-3, val_freq=15)
+    settings = small(scenes, tmp_path / "run", epochs=30, augment=0.0, lr=0.03, val_freq=15)
     start(settings).train(progress=False)
     losses = [float(row["loss"]) for row in rows(tmp_path / "run") if row["loss"]]
     assert losses[-1] < 0.6 * losses[0]
     files = (tmp_path / "run" / "files.txt").read_text().splitlines()
     assert files[:2] == ["train/drive0_0.png", "trainannot/drive0_0.png"] and len(files) == 12
-    assert json.loads((tmp_path / "run" / "settings.json").read_text())["lr"] == 3e-3
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["lr"] == 0.03
     scored = [row for row in rows(tmp_path / "run") if row["val_mean_iu"]]
     assert [row["iteration"] for row in scored] == ["45", "90"]
-    model = load_model(tmp_path / "run" / "model.safetensors")
-    scores = evaluate_model(model, resume(str(tmp_path / "run" / "checkpoint.pt"), {}).val).scores()
-    assert f"{scores.mean_iu:.4f}" == scored[-1]["val_mean_iu"]
+    val = resume(str(tmp_path / "run"), {}).val
+    model = load_model(tmp_path / "run" / "last.safetensors")
+    found = f"{evaluate_model(model, val).scores().mean_iu:.4f}"
+    assert found == scored[-1]["val_mean_iu"]
+    best = load_model(tmp_path / "run" / "best.safetensors")
+    found = f"{evaluate_model(best, val).scores().mean_iu:.4f}"
+    assert found == max(row["val_mean_iu"] for row in scored)
     assert model.table.names == CAMVID.names
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"amp": True, "workers": 1}, {"optimizer": "sgd", "ema_decay": 0.0, "cache": False}],
+    [
+        {},
+        {"amp": True, "workers": 1, "crop_size": 64, "batch_size": 1, "grad_accum": 2},
+        {"amp": True, "amp_dtype": "fp16", "clip_grad_norm": 1.0},
+        {"optimizer": "sgd", "ema_decay": 0.0, "cache": False, "checkpoint_activations": True},
+    ],
 )
 def test_a_resumed_run_ends_with_the_same_bits(scenes, tmp_path, changes):
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     start(small(scenes, whole, **changes)).train(progress=False)
-    settings = small(scenes, parted, **changes)
-    run = start(settings)
-    run.iterations = 4  # stop early, as a kill behind the checkpoint would
-    run.schedule.lr_lambdas = [lambda i: start_factor(settings, run, i)] * len(
-        run.schedule.lr_lambdas
-    )
-    run.train(progress=False)
+    stopped_after(scenes, parted, 2, **changes)
     torch.manual_seed(1)
     random.seed(1)
     np.random.seed(1)
-    resume(str(parted / "checkpoint.pt"), {}).train(progress=False)
+    resume(str(parted), {}).train(progress=False)
     a, b = final_state(whole), final_state(parted)
-    for key in ("iteration", "model", "optimizer", "average", "random"):
+    for key in ("iteration", "model", "optimizer", "average", "best", "scaler"):
         assert same(a[key], b[key]), key
-    logs = [
-        [{k: v for k, v in r.items() if k != "seconds"} for r in rows(o)] for o in (whole, parted)
-    ]
-    # The early stop validated once more.
-    assert [r for r in logs[1] if r in logs[0]] == logs[0]
+    assert untimed(whole) == untimed(parted)
 
 
-def start_factor(settings, run, iteration):
-    """The learning rate's factor of the whole run, for one that stops early."""
-    whole = settings.epochs * run.per_epoch
-    rise = min(1.0, (iteration + 1) / (settings.warmup + 1))
-    return rise * (1 - iteration / whole) ** settings.power
-
-
-def test_killed_twenty_times_it_ends_with_the_same_bits(scenes, tmp_path, root):
+def test_killed_again_and_again_it_ends_with_the_same_bits(scenes, tmp_path, root):
     settings = small(scenes, tmp_path / "killed", epochs=10, val_split="", checkpoint_freq=3)
     path = tmp_path / "settings.json"
     path.write_text(json.dumps(settings.to_json()))
-    command = [sys.executable, str(root / "tests" / "kill_tools.py"), str(path), "20", "3", "7"]
+    command = [sys.executable, str(root / "tests" / "kill_tools.py"), str(path), "8", "2", "7"]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)
     assert seen["last"] == "done"
-    assert seen["write"] == 3
+    assert seen["write"] == 2
     assert seen["anywhere"] >= 1
     whole = small(scenes, tmp_path / "whole", epochs=10, val_split="", checkpoint_freq=3)
     path.write_text(json.dumps(whole.to_json()))
     command[-3:] = ["0", "0", "0"]
     subprocess.run(command, check=True, env=environment, timeout=300, capture_output=True)
     a, b = final_state(tmp_path / "whole"), final_state(tmp_path / "killed")
-    for key in ("iteration", "model", "optimizer", "average", "random"):
+    for key in ("iteration", "model", "optimizer", "average", "best"):
         assert same(a[key], b[key]), key
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    weights = [(tmp_path / name / "last.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
     assert not list((tmp_path / "killed").glob("*.tmp"))
 
 
 def test_batches_depend_on_the_iteration_alone(scenes, tmp_path):
-    run = start(small(scenes, tmp_path / "run"))
-    whole = list(batches(run.crops, 2, 5, 0, 7, 0, False))
-    rest = list(batches(run.crops, 2, 5, 4, 7, 1, False))
-    assert same([list(b) for b in whole[4:]], [list(b) for b in rest])
-    order = [
-        item for batch in batches(run.crops, 2, 5, 0, 3, 0, False).batch_sampler for item in batch
-    ]
-    assert sorted(index for _, index in order) == list(range(6))  # every picture once an epoch
+    s = small(scenes, tmp_path / "run", seed=5)
+    crops = start(s).crops
+    whole = [b[:3] for b in batches(crops, s, 0, 7, 0, 1, False)]
+    rest = [b[:3] for b in batches(crops, replace(s, workers=1), 4, 7, 0, 1, False)]
+    assert same(whole[4:], rest)
+    order = [item for part in batches(crops, s, 0, 3, 0, 1, False).sampler for item in part]
+    assert sorted(index for *_, index in order) == list(range(6))  # every picture once an epoch
+    # Two processes have the halves of every batch; accumulation takes two batches for a step.
+    halves = [list(batches(crops, s, 0, 7, rank, 2, False).sampler) for rank in (0, 1)]
+    both = list(batches(crops, s, 0, 7, 0, 1, False).sampler)
+    assert [a + b for a, b in zip(*halves, strict=True)] == both
+    twice = replace(s, batch_size=1, grad_accum=2)
+    singles = list(batches(crops, twice, 0, 7, 0, 1, False).sampler)
+    assert [a + b for a, b in zip(singles[::2], singles[1::2], strict=True)] == both
+
+
+def test_drawing_with_replacement(scenes, tmp_path):
+    s = small(scenes, tmp_path / "run", replacement=True)
+    drawn = list(batches(start(s).crops, s, 0, 30, 0, 1, False).sampler)
+    counts = np.bincount([index for part in drawn for *_, index in part], minlength=6)
+    assert counts.sum() == 60 and counts.min() > 0 and counts.max() > 10
+    first = [item for part in drawn[:3] for item in part]
+    assert len(set(first)) == 6  # a picture that comes twice is cropped in two ways
 
 
 def test_class_weights_are_median_over_frequency(scenes, tmp_path):
@@ -191,7 +213,7 @@ def test_weight_decay_spares_biases_and_norms(scenes, tmp_path):
 
 
 def test_the_schedule_rises_then_falls_as_a_power(scenes, tmp_path):
-    run = start(small(scenes, tmp_path / "run", epochs=20, warmup=9, power=2.0))
+    run = start(small(scenes, tmp_path / "run", epochs=20, warmup=0.15, power=2.0))
     factors = [run._lr_factor(i) for i in range(run.iterations + 1)]
     assert factors[0] == pytest.approx(0.1) and factors[-1] == 0
     assert factors[30] == pytest.approx((1 - 30 / 60) ** 2)
@@ -203,7 +225,7 @@ def test_the_average_follows_its_formula(scenes, tmp_path):
     target = torch.randint(0, 11, (2, 32, 32), dtype=torch.uint8)
     expected = None
     for step in range(5):
-        run.step(images, target)
+        run.step([batch(images, target)])
         now = run.model.stem[0][0].weight.detach()
         decay = min(0.9, (1 + step) / (10 + step))
         expected = now.clone() if step == 0 else decay * expected + (1 - decay) * now
@@ -214,9 +236,9 @@ def test_the_average_follows_its_formula(scenes, tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run(scenes, tmp_path):
     run = start(small(scenes, tmp_path / "run"))
     torch.nn.init.constant_(run.model.score.bias, float("nan"))
-    with pytest.raises(DivergenceError, match="iteration 2"):
+    with pytest.raises(DivergenceError, match="iteration 2: .*there is no checkpoint yet"):
         run.train(progress=False)
-    assert final_state(tmp_path / "run")["iteration"] == 0
+    start(small(scenes, tmp_path / "run"))  # nothing is in the way of another try
 
 
 def test_no_weight_that_is_no_number_is_ever_written(scenes, tmp_path):
@@ -231,12 +253,12 @@ def test_no_weight_that_is_no_number_is_ever_written(scenes, tmp_path):
             run.model.stem[0][0].weight.data[0, 0] = float("inf")
 
     run.step = step
-    with pytest.raises(DivergenceError, match="a weight is not finite at iteration 3"):
+    with pytest.raises(DivergenceError, match="a weight is not finite at iteration 3.*iteration 2"):
         run.train(progress=False)
     state = final_state(out)
     assert state["iteration"] == 2
     assert all(v.isfinite().all() for v in state["model"].values())
-    assert not (out / "model.safetensors").exists()  # due after iteration 3
+    assert not (out / "last.safetensors").exists()  # due after iteration 3
 
 
 def test_pictures_without_a_label_do_not_stop_a_run(scenes, tmp_path):
@@ -275,7 +297,7 @@ def test_a_resumed_log_is_that_of_a_run_in_one_go(scenes, tmp_path):
     start(small(scenes, tmp_path / "whole", **changes)).train(progress=False)
     stopped_after(scenes, tmp_path / "parted", 8, **changes)
     resume(str(tmp_path / "parted" / "checkpoint.pt"), {}).train(progress=False)
-    logs = [[{**row, "seconds": 0} for row in rows(tmp_path / n)] for n in ("whole", "parted")]
+    logs = [untimed(tmp_path / name) for name in ("whole", "parted")]
     assert logs[0] == logs[1] and len(logs[0]) == 3
 
 
@@ -290,7 +312,8 @@ def test_a_run_goes_on_where_its_checkpoint_lies(scenes, tmp_path):
     resume(path, {"output_dir": str(tmp_path / "copy")}).train(progress=False)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
     names = {p.name for p in (tmp_path / "copy").iterdir()}
-    assert names == {"checkpoint.pt", "files.txt", "log.csv", "model.safetensors", "settings.json"}
+    expected = {"checkpoint.pt", "files.txt", "log.csv", "settings.json"}
+    assert names == expected | {"last.safetensors", "best.safetensors"}
     assert final_state(tmp_path / "copy")["iteration"] == 12
 
 
@@ -307,16 +330,13 @@ def test_a_moved_data_set_is_found_and_another_one_refused(scenes, tmp_path):
 
 
 def test_a_run_goes_on_without_the_weights_it_began_with(scenes, tmp_path):
-    first = create_model(
-        "fcn4s_light", num_classes=11, widths=(4,) * 5, depths=(1,) * 4, decoder=4, dropout=0.5
-    )
-    save_model(first, tmp_path / "first.safetensors")
+    shutil.copy(scenes / "tiny.safetensors", tmp_path / "first.safetensors")
     weights = str(tmp_path / "first.safetensors")
     start(small(scenes, tmp_path / "whole", weights=weights)).train(progress=False)
     stopped_after(scenes, tmp_path / "parted", 4, weights=weights)
     (tmp_path / "first.safetensors").unlink()
     resume(str(tmp_path / "parted" / "checkpoint.pt"), {}).train(progress=False)
-    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parted")]
+    files = [(tmp_path / name / "last.safetensors").read_bytes() for name in ("whole", "parted")]
     assert files[0] == files[1]
 
 
@@ -345,7 +365,7 @@ def test_flags_are_the_settings(scenes):
         "optimizer": "sgd",
         "workers": 0,
     }
-    assert given(parser.parse_args(["--resume", "x"])) == {}
+    assert given(parser.parse_args(["--resume", "x", "--config", "y"])) == {}
 
 
 @pytest.mark.parametrize(
@@ -363,7 +383,7 @@ def test_flags_are_the_settings(scenes):
         ({"data_path": "nowhere"}, "nowhere"),
         ({"split": "test"}, "test"),
         ({"exclude": "*"}, "no pictures"),
-        ({"model": "fcn9"}, "fcn9"),
+        ({"model": "fcn9", "weights": ""}, "fcn9"),
         ({"classes": "camvit"}, "camvit"),
         ({"device": "gpu7"}, "gpu7"),
         ({"device": "meta"}, "meta"),
@@ -389,7 +409,7 @@ def test_bad_settings_are_named(scenes, tmp_path, changes, message):
 
 
 def test_a_run_is_not_overwritten_and_settings_are_kept(scenes, tmp_path):
-    start(small(scenes, tmp_path / "run"))
+    start(small(scenes, tmp_path / "run", epochs=1)).train(progress=False)
     with pytest.raises(InputError, match="already holds a run"):
         start(small(scenes, tmp_path / "run"))
     path = str(tmp_path / "run" / "checkpoint.pt")
@@ -399,7 +419,7 @@ def test_a_run_is_not_overwritten_and_settings_are_kept(scenes, tmp_path):
 
 
 def test_checkpoints_that_cannot_be_used(scenes, tmp_path):
-    start(small(scenes, tmp_path / "run"))
+    start(small(scenes, tmp_path / "run", epochs=1)).train(progress=False)
     path = tmp_path / "run" / "checkpoint.pt"
     content = path.read_bytes()
     with pytest.raises(WeightsError, match="no such checkpoint"):
@@ -417,7 +437,7 @@ def test_checkpoints_that_cannot_be_used(scenes, tmp_path):
         with contextlib.suppress(WeightsError):
             checkpoint.load(path)
     torch.save({"format": "other"}, path)
-    with pytest.raises(WeightsError, match="not a checkpoint of fcnfast"):
+    with pytest.raises(WeightsError, match="not a checkpoint of this release"):
         checkpoint.load(path)
     path.write_bytes(content)
     state = checkpoint.load(path)
@@ -425,16 +445,15 @@ def test_checkpoints_that_cannot_be_used(scenes, tmp_path):
         "settings": {**state["settings"], "of_a_later_release": 1},
         "model": {},
         "optimizer": {"state": {}},
-        "random": {},
+        "best": [],
         "network": {"options": {"decoder": -4}, "preprocessing": {}},
     }.items():
         torch.save({**state, key: value}, path)
         with pytest.raises(WeightsError, match="checkpoint.pt: "):
             resume(str(path), {})
         torch.save({k: v for k, v in state.items() if k != key}, path)
-        if key != "network":  # older checkpoints have none
-            with pytest.raises(WeightsError, match="checkpoint.pt: "):
-                resume(str(path), {})
+        with pytest.raises(WeightsError, match="checkpoint.pt: "):
+            resume(str(path), {})
 
 
 def umask() -> int:
@@ -484,12 +503,13 @@ def test_the_log_goes_on_without_rows_behind_the_checkpoint(tmp_path):
     path = tmp_path / "log.csv"
     log = Log(path, 0)
     for iteration in (10, 20, 30):
-        log.write(iteration=iteration, epoch=1, lr=0.1, loss=2.0, seconds=iteration / 10)
+        row = {"iteration": iteration, "epoch": 1, "lr": 0.1, "loss": 2.0}
+        log.write(row | {"seconds": iteration / 10})
     log.close()
     path.write_text(path.read_text() + "40,1,0.")  # a killed run's last row
     log = Log(path, 20)
     assert log.seconds == 2.0
-    log.write(iteration=30, epoch=2, lr=0.1, loss=1.0, seconds=3.5)
+    log.write({"iteration": 30, "epoch": 2, "lr": 0.1, "loss": 1.0, "seconds": 3.5})
     log.close()
     assert [(r["iteration"], r["loss"]) for r in rows(tmp_path)] == [
         ("10", "2.0"),

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ..errors import InputError
 
-FAILED, UNUSABLE, INTERRUPTED, CLOSED = 1, 2, 130, 141
-"""Exit codes: some pictures failed; nothing could be done; Ctrl-C; the reader of stdout left."""
+FAILED, UNUSABLE, STOPPED, INTERRUPTED, CLOSED = 1, 2, 75, 130, 141
+"""Exit codes: some pictures failed; nothing could be done; SIGTERM stopped a training, which can
+go on; Ctrl-C; the reader of stdout left."""
 
 
 def complain(message: str) -> int:
@@ -137,8 +138,7 @@ def train(args: argparse.Namespace) -> int:
     """Train; everything about it is in `fcnfast.train`."""
     from ..train import run
 
-    run(args)
-    return 0
+    return 0 if run(args) else STOPPED
 
 
 def convert(args: argparse.Namespace) -> int:

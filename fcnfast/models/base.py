@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ..geometry import SamplingGrid
 from ..ops import Reduction, upsample, upsample_argmax, upsample_cross_entropy
 
 Shape = tuple[int, ...]
+_T = TypeVar("_T")
 
 # The share of each head in the loss; heads that are not named count fully.
 HEAD_WEIGHTS = {"aux": 0.5}
@@ -140,11 +141,14 @@ class FCN(nn.Module):
         preprocessing: what `preprocess` does; it travels with the weights.
         default_preprocessing: what the network's own released weights expect.
         load_report: what the last weights file gave, where one was loaded.
+        trunk_modules: names of its direct children that are the trunk; training may freeze them
+            or give them a learning rate of their own.
         transplanting: how it gets the trunk of a network whose first layer is another one, where
             loading a file cannot do that; errors say it.
     """
 
     transplanting = ""
+    trunk_modules: Sequence[str] = ()
 
     _mean: Tensor
     _std: Tensor
@@ -243,6 +247,7 @@ class FCN(nn.Module):
         weight: Tensor | None = None,
         label_smoothing: float = 0.0,
         reduction: Reduction = "mean",
+        normalizer: Tensor | float | Mapping[str, Tensor | float] | None = None,
     ) -> dict[str, Tensor]:
         """Full-resolution scores, or with `targets` the loss, without full-resolution scores.
 
@@ -252,6 +257,9 @@ class FCN(nn.Module):
                 head without one takes that of "out".
             weight, label_smoothing, reduction: with targets only, as in
                 `fcnfast.ops.upsample_cross_entropy`.
+            normalizer: with targets only: divide the summed loss by this instead, one number for
+                all heads or one for each by name. Such as the valid pixels of all batches that
+                make one step, on all processes: the parts then add up to the mean over them.
 
         Returns:
             ``{"out": N x C x H x W, ...}``, or ``{"loss": ..., "out": ..., ...}``: the sum and each
@@ -259,14 +267,28 @@ class FCN(nn.Module):
 
         Raises:
             ValueError, TypeError: as `upsample_cross_entropy`, for images of another shape, for
-                targets that name other heads, and for settings of the loss without targets.
+                targets that name other heads, for settings of the loss without targets, for a
+            `reduction` beside a `normalizer`, and for one without a head's number.
         """
         self._check_input(images)
         maps = self.score_maps(images)
         if targets is None:
-            if weight is not None or label_smoothing or reduction != "mean":
-                raise ValueError("weight, label_smoothing and reduction need targets")
+            if (
+                weight is not None
+                or label_smoothing
+                or reduction != "mean"
+                or normalizer is not None
+            ):
+                raise ValueError("weight, label_smoothing, reduction and normalizer need targets")
             return {head: upsample(m.scores, m.grid) for head, m in maps.items()}
+        divisors: Mapping[str, Tensor | float | None] = dict.fromkeys(maps)
+        if normalizer is not None:
+            if reduction != "mean":
+                raise ValueError(f"give reduction={reduction!r} or a normalizer, not both")
+            reduction = "sum"
+            divisors = _by_head(normalizer, list(maps), "normalizer")
+        if not isinstance(targets, (Tensor, Mapping)):
+            raise TypeError(f"targets must be a tensor or a dict, not {type(targets).__name__}")
         by_head, losses = _by_head(targets, list(maps)), {}
         for head, m in maps.items():
             loss = upsample_cross_entropy(
@@ -278,6 +300,8 @@ class FCN(nn.Module):
                 reduction=reduction,
                 label_smoothing=label_smoothing,
             )
+            divisor = divisors[head]
+            loss = loss if divisor is None else loss / divisor
             losses[head] = loss * HEAD_WEIGHTS.get(head, 1.0)
         return {"loss": torch.stack(list(losses.values())).sum(0), **losses}
 
@@ -329,15 +353,15 @@ class FCN(nn.Module):
         return upsample_argmax(scores, grid, dtype=dtype)
 
 
-def _by_head(targets: Tensor | Mapping[str, Tensor], heads: list[str]) -> dict[str, Tensor]:
-    """The target of every head."""
-    if isinstance(targets, Tensor):
-        return dict.fromkeys(heads, targets)
-    if not isinstance(targets, Mapping):
-        raise TypeError(f"targets must be a tensor or a dict, not {type(targets).__name__}")
-    unknown = sorted(set(targets) - set(heads))
+def _by_head(
+    values: _T | Mapping[str, _T], heads: list[str], name: str = "targets"
+) -> dict[str, _T]:
+    """The value of every head, which is that of "out" where it has none of its own."""
+    if not isinstance(values, Mapping):
+        return dict.fromkeys(heads, values)
+    unknown = sorted(set(values) - set(heads))
     if unknown:
-        raise ValueError(f"targets for {unknown[0]!r}, but the heads are {', '.join(heads)}")
-    if "out" not in targets and set(heads) - set(targets):
-        raise ValueError("targets hold none for 'out'")
-    return {head: targets[head if head in targets else "out"] for head in heads}
+        raise ValueError(f"{name} for {unknown[0]!r}, but the heads are {', '.join(heads)}")
+    if "out" not in values and set(heads) - set(values):
+        raise ValueError(f"{name} hold none for 'out'")
+    return {head: values[head if head in values else "out"] for head in heads}

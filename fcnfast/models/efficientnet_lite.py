@@ -95,6 +95,8 @@ class FCNLite(FCN):
         ValueError: for another scaling or no channels.
     """
 
+    trunk_modules = ("stem", "stages")
+
     def __init__(
         self,
         num_classes: int = 11,

@@ -50,6 +50,8 @@ class FCNLight(FCN):
         ValueError: when widths and depths are not five and four positive numbers.
     """
 
+    trunk_modules = ("stem", "stages")
+
     def __init__(
         self,
         num_classes: int = 11,

@@ -77,6 +77,7 @@ class FCNMMSeg(DilatedFCN):
     """
 
     head_names = ("decode_head", "auxiliary_head")
+    trunk_modules = ("backbone",)
 
     def __init__(
         self,

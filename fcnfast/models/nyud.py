@@ -120,6 +120,7 @@ class FCNColorHHA(SkipNet):
             self._add_trunk({name + stream: layer for name, layer in layers.items()})
             self.trunks[stream], self.trunk = self.trunk, []
             self.add_module(f"score_fr{stream}", nn.Conv2d(vgg.FULLY_CONNECTED, num_classes, 1))
+        self.trunk_modules = [name for names in self.trunks.values() for name in names]
         self.trunk = self.trunks["color"]  # where the units lie: both streams are alike
         self.taps, self.heads = ("fc7color",), {"out": ""}
         self._start(upsampling, final_upsampling)

@@ -183,6 +183,7 @@ class FCNResNet(DilatedFCN):
     """
 
     head_names = ("classifier", "aux_classifier")
+    trunk_modules = ("backbone",)
 
     def __init__(
         self,

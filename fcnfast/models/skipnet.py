@@ -53,6 +53,7 @@ class SkipNet(FCN):
         self.padding = padding
         self.border: Border = "clamp" if padding is None else "zero"
         self.trunk: list[str] = []
+        self.trunk_modules = self.trunk
         self.taps: tuple[str, ...] = ()
         self.scales: dict[str, float] = {}
         self.heads: dict[str, str] = {}

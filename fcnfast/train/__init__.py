@@ -3,14 +3,68 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
+from pathlib import Path
 
+from ..errors import InputError
+from ..files import write_json
+from .checkpoint import CHECKPOINT
 from .loop import Run, resume, start
-from .settings import TrainSettings, add_arguments, given
+from .processes import Processes
+from .recipes import RECIPES, make_settings, stages
+from .settings import STAGED, TrainSettings, add_arguments, given
 
-__all__ = ["Run", "TrainSettings", "add_arguments", "resume", "run", "start"]
+__all__ = [
+    "RECIPES",
+    "Processes",
+    "Run",
+    "TrainSettings",
+    "add_arguments",
+    "make_settings",
+    "resume",
+    "run",
+    "start",
+    "train_stages",
+]
 
 
-def run(args: argparse.Namespace) -> None:
-    """Do what ``fcnfast train`` does with its arguments."""
-    job = resume(args.resume, given(args)) if args.resume else start(TrainSettings(**given(args)))
-    job.train()
+def run(args: argparse.Namespace) -> bool:
+    """Do what ``fcnfast train`` does with its arguments; False when SIGTERM stopped it."""
+    if args.resume and args.config:
+        raise InputError("give --resume or --config, not both")
+    processes, changes, config = Processes(), given(args), args.config
+    staged = Path(args.resume, "settings.json") if args.resume else None
+    if staged is not None and staged.is_file() and not staged.with_name(CHECKPOINT).exists():
+        changes, config = {"output_dir": args.resume} | changes, str(staged)
+    elif args.resume:
+        finished = resume(args.resume, changes, processes).train()
+        processes.leave()
+        return finished
+    settings = processes.together(lambda: make_settings(changes, config))
+    if settings.recipe == STAGED:
+        finished = train_stages(settings, processes)
+    else:
+        finished = start(settings, processes).train()
+    processes.leave()
+    return finished
+
+
+def train_stages(settings: TrainSettings, processes: Processes, progress: bool = True) -> bool:
+    """Train 32s, 16s and 8s in one go, each from the weights of the one before.
+
+    A run that was stopped goes on where it was. Returns False when SIGTERM stopped it.
+    """
+    out = Path(settings.output_dir)
+    parts = processes.together(lambda: stages(settings))
+    for stage in parts:
+        at = Path(stage.output_dir) / CHECKPOINT
+        if at.exists():
+            current = resume(str(at), asdict(stage), processes)
+        else:
+            current = start(stage, processes)
+            if processes.rank == 0:
+                out.mkdir(parents=True, exist_ok=True)
+                write_json(out / "settings.json", settings.to_json())
+        if not current.train(progress):
+            return False
+    return True

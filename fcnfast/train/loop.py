@@ -1,133 +1,475 @@
 """The training loop, in the order in which things happen.
 
-fcnfast train --data-path CamVid --output-dir run            # one machine, GPU if there is one
-fcnfast train --resume run/checkpoint.pt                     # go on after a stop
+fcnfast train --data-path CamVid --output-dir run                       # one CPU, or one GPU
+torchrun --nproc_per_node=8 -m fcnfast train --data-path CamVid ...     # eight GPUs
+torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 \
+    -m fcnfast train --data-path CamVid ...                             # the same on two machines
+fcnfast train --resume run                                              # go on after a stop
 """
 
 from __future__ import annotations
 
-import random
+import contextlib
+import hashlib
+import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
-from ..data import IGNORE_INDEX, FolderDataset, class_table, train_transform
-from ..data.images import picture_size
-from ..device import choose_device
+from ..data import FolderDataset, class_table
 from ..errors import DivergenceError, InputError, WeightsError
 from ..evaluate import evaluate_model
 from ..files import remove_unfinished, write_bytes, write_json
-from ..models import FCN, Preprocessing, create_model, save_model
+from ..metrics import ConfusionMatrix, Scores
+from ..models import FCN, save_model
 from . import checkpoint
-from .checkpoint import Log
-from .recipe import Crops, batches, make_optimizer, median_frequency, moving_average
+from .batches import (
+    Batch,
+    Part,
+    batches,
+    make_crops,
+    next_batch,
+    normalizers,
+    training_pictures,
+    validation_pictures,
+    worker_count,
+)
+from .checkpoint import BEST, CHECKPOINT, LAST
+from .log import Board, Log, Progress
+from .network import (
+    checkpoint_blocks,
+    freeze,
+    make_model,
+    make_optimizer,
+    median_frequency,
+    moving_average,
+)
+from .processes import Processes, explained, has_bf16, peak_memory
+from .recipes import RECIPES
 from .settings import TrainSettings, resumed
-
-CHECKPOINT = "checkpoint.pt"
-WEIGHTS = "model.safetensors"
 
 
 class Run:
     """One training run: everything that changes while it goes on, and the loop.
 
+    processes: the run's processes; by default those of the environment.
     network: options and preprocessing of a resumed run, whose `weights` file may be gone.
     """
 
-    def __init__(self, settings: TrainSettings, network: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        processes: Processes | None = None,
+        network: dict[str, Any] | None = None,
+    ) -> None:
         for name in ("data_path", "output_dir"):
             if not getattr(settings, name):
                 raise InputError(f"--{name.replace('_', '-')} is needed")
+        self.processes = p = processes or Processes()
+        settings = replace(settings, workers=worker_count(settings.workers, p.local_world))
         self.settings = s = settings
         self.out = Path(s.output_dir)
-        self.device = choose_device(s.device or None)
+        self.device = p.device(s.device)
         self.table = class_table(s.classes)
-        self.val = None
-        if s.val_split:
-            self.val = self._folder(s.val_split, s.val_include)
-        self.pictures = self._folder(s.split, s.include, s.exclude, cache=s.cache)
+        self.val = validation_pictures(s, self.table)
+        self.pictures = training_pictures(s, self.table)
+        self.crops = make_crops(self.pictures, s, p.world)
+        self.per_epoch = len(self.crops) // (s.batch_size * s.grad_accum)
+        self.iterations = s.iterations or s.epochs * self.per_epoch
         torch.manual_seed(s.seed)
-        np.random.seed(s.seed % 2**32)
-        random.seed(s.seed)
-        self.model = self._make_model(network)
+        self.model = make_model(s, self.table, self.pictures, self.device, network)
+        self.frozen = freeze(self.model, s.freeze)
         self.optimizer = make_optimizer(self.model, s)
-        transform = train_transform(
-            s.crop_size, scale=(s.scale_min, s.scale_max), strength=s.augment
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=s.amp and s.amp_dtype == "fp16"
         )
-        self.crops = Crops(self.pictures, transform, s.seed)
-        if len(self.crops) < s.batch_size:
-            raise InputError(
-                f"--batch-size {s.batch_size} is more than the {len(self.crops)} pictures"
-            )
-        if s.cache:  # read here, once, and not by every worker
-            for index in range(len(self.pictures)):
-                self.pictures[index]
-        self.per_epoch = len(self.crops) // s.batch_size
-        self.iterations = s.epochs * self.per_epoch
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.average = None
         if s.ema_decay:
             self.average = AveragedModel(
                 self.model, multi_avg_fn=moving_average(s.ema_decay), use_buffers=True
             )
-        self.weight = self._class_weights()
+        if s.checkpoint_activations:
+            checkpoint_blocks(self.model)
+        self.weight = None  # of each class in the loss
+        if s.class_weights == "median-frequency":
+            labels = (self.pictures[index].labels for index in range(len(self.pictures)))
+            weights = median_frequency(labels, len(self.table), s.class_weight_power)
+            self.weight = weights.to(self.device)
+        self.net: nn.Module = self.model  # what `train` wraps for several processes, or compiles
+        self.progress = Progress(0, 0, False)
         self.iteration = 0
-        self.losses: list[Tensor] = []  # since the last row of the log
+        self.loss_sum = torch.zeros((), device=self.device)  # this process's, since the last row
+        self.loss_count = 0  # of the steps with a label in them
+        self.best, self.best_epoch, self.stale = -1.0, 0.0, 0
+        self.stopped_early = self.sigterm = self.stopping = False
+        self.saved = 0  # iteration of the last checkpoint
 
-    def _folder(
-        self, split: str, include: str, exclude: str = "", cache: bool = False
-    ) -> FolderDataset:
-        return FolderDataset(
-            self.settings.data_path,
-            split,
-            self.table,
-            include=include or None,
-            exclude=exclude or None,
-            cache=cache,
-        )
-
-    def _make_model(self, network: dict[str, Any] | None) -> FCN:
-        s = self.settings
-        if network is None:
-            model = create_model(s.model, num_classes=len(self.table), weights=s.weights or None)
-            longest = max(max(picture_size(image)) for image, _ in self.pictures.samples)
-            size = int(longest * s.scale_max)
-            model.set_preprocessing(replace(model.preprocessing, max_size=size))
-        else:
-            model = create_model(s.model, num_classes=len(self.table), **network["options"])
-            model.set_preprocessing(Preprocessing(**network["preprocessing"]))
-        model.table = self.table
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def _lr_factor(self, iteration: int) -> float:
-        """Linear warm-up, then poly."""
-        s = self.settings
-        rise = min(1.0, (iteration + 1) / (s.warmup + 1))
-        return rise * (1 - min(iteration, self.iterations) / self.iterations) ** s.power
-
-    def _class_weights(self) -> Tensor | None:
-        s = self.settings
-        if s.class_weights == "none":
-            return None
-        labels = (self.pictures[index].labels for index in range(len(self.pictures)))
-        weights = median_frequency(labels, len(self.table), s.class_weight_power)
-        return weights.to(self.device)
+    def identity(self) -> dict[str, Any]:
+        """Return what all processes must have in common."""
+        apart = ("data_path", "output_dir", "device", "workers")
+        shared = {
+            f"--{f.name.replace('_', '-')}": getattr(self.settings, f.name)
+            for f in fields(self.settings)
+            if f.name not in apart
+        }
+        found = {"the classes": f"{len(self.table)} ({', '.join(self.table.names)})", **shared}
+        for name, folder in (("the pictures", self.pictures), ("validation", self.val)):
+            names = [image.name for image, _ in folder.samples] if folder else []
+            found[name] = f"{len(names)} ({hashlib.sha1(repr(names).encode()).hexdigest()[:8]})"
+        return found | {"iteration": self.iteration}
 
     @property
     def averaged(self) -> FCN:
         """The network that is validated and kept: the average, if there is one."""
         return self.model if self.average is None else cast(FCN, self.average.module)
 
-    def state(self) -> dict[str, Any]:
-        """Return everything that is needed to go on."""
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.stopped_early or self.iteration >= self.iterations
+
+    def train(self, progress: bool = True) -> bool:
+        """Run to the last iteration, with the log, the checkpoints and the validations.
+
+        Returns:
+            Whether the run is finished; False after SIGTERM, with everything in the checkpoint.
+
+        Raises:
+            DivergenceError: when the loss or a weight is not finite; neither is then written.
+            InputError: when memory does not suffice, or another process of the run has gone.
+        """
+        p, s = self.processes, self.settings
+        shown = progress and p.rank == 0
+        if self.finished:
+            if shown:
+                print(f"{self.out}: finished after {self._epochs()}; a larger --epochs goes on")
+            return True
+        self.progress = Progress(self.iteration, self.iterations, shown)
+        p.together(self._begin)
+        with contextlib.ExitStack() as stack, explained(p, self.out):
+            stack.callback(self.progress.bar.close)
+            self.log, self.board = p.together(lambda: self._logs(stack))
+            stack.enter_context(self._listening())
+            self.net = self._wrapped()
+            first, pin = self.iteration, self.device.type == "cuda"
+            loader = batches(self.crops, s, first, self.iterations, p.rank, p.world, pin)
+            source = iter(loader)
+            # Not left to the garbage collector, which an error's traceback would keep from it.
+            stack.callback(getattr(source, "_shutdown_workers", lambda: None))
+            self.started = time.perf_counter() - (self.log.seconds if self.log else 0.0)
+            self._reset_clocks()
+            while not self.finished and not self.stopping:
+                started = time.perf_counter()
+                group = [next_batch(source) for _ in range(s.grad_accum)]
+                self.waited += time.perf_counter() - started
+                self.loading += sum(batch.seconds for batch in group)
+                self.step(group)
+                self.progress.bar.update()
+                self.spent += time.perf_counter() - started
+                self._keep()
+        if shown:
+            self._tell_end()
+        return self.finished
+
+    def _begin(self) -> None:
+        """Write what describes the run, and print it."""
+        if self.processes.rank > 0:
+            return
+        s = self.settings
+        self.out.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(self.out)
+        root = Path(s.data_path)
+        names = [
+            p.relative_to(root) if p.is_relative_to(root) else p
+            for sample in self.pictures.samples
+            for p in sample
+        ]
+        write_bytes(self.out / "files.txt", "".join(f"{n.as_posix()}\n" for n in names).encode())
+        write_json(self.out / "settings.json", s.to_json())
+        if self.iteration == 0:
+            (self.out / "log.csv").unlink(missing_ok=True)
+        learned = sum(q.numel() for q in self.model.parameters() if q.requires_grad)
+        self.progress.say(
+            f"{s.model}, {len(self.table)} classes, {learned / 1e6:.1f} M parameters that learn; "
+            f"{len(self.pictures)} pictures, {self.iterations} iterations, {self.per_epoch} an "
+            f"epoch; {self.processes.world} x {self.device.type}"
+        )
+        values = s.to_json()
+        chosen = list(values)[list(values).index("freeze") : list(values).index("output_dir")]
+        told = ", ".join(f"{name} {values[name]}" for name in chosen)
+        self.progress.say(f"recipe {s.recipe} ({RECIPES[s.recipe].about}): {told}")
+        if s.amp and s.amp_dtype == "bf16" and self.device.type == "cpu" and not has_bf16():
+            print(
+                "fcnfast: warning: --amp: this CPU has no bfloat16 instructions, and takes several "
+                "times as long with it as with float32",
+                file=sys.stderr,
+            )
+
+    def _logs(self, stack: contextlib.ExitStack) -> tuple[Log | None, Board | None]:
+        """Open the log, and TensorBoard's, in process 0; `stack` closes them."""
+        if self.processes.rank > 0:
+            return None, None
+        board = None
+        if self.settings.log == "tensorboard":
+            board = stack.enter_context(contextlib.closing(Board(self.out, self.iteration)))
+        log = Log(self.out / "log.csv", self.iteration)
+        return stack.enter_context(contextlib.closing(log)), board
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Let SIGTERM, with which a cluster announces that it takes the machine, end the run."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python delivers signals to the main thread only
+            return
+
+        def stop(*_: Any) -> None:
+            self.sigterm = True
+
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _wrapped(self) -> nn.Module:
+        """Return the network as it is called: compiled, and for several processes in DDP."""
+        net: nn.Module = self.model
+        if self.settings.compile:
+            net = cast(nn.Module, torch.compile(net))
+        if self.processes.world > 1:
+            ids = [self.device] if self.device.type == "cuda" else None
+            net = DistributedDataParallel(net, device_ids=ids, gradient_as_bucket_view=True)
+        return net
+
+    def step(self, group: list[Batch]) -> None:
+        """Change the weights once, by this process's batches of the step.
+
+        The loss is the mean over the valid pixels (or the sum, for each image) of all batches of
+        all processes. DDP averages gradients, so that every process's part counts `world` times.
+        """
+        s, world = self.settings, self.processes.world
+        # A step has random numbers of its own (for dropout): a resumed run draws the same.
+        chance = np.random.SeedSequence([s.seed, self.iteration, self.processes.rank])
+        torch.manual_seed(int(chance.generate_state(1, np.uint64)[0]))
+        divisors, labeled = self._divisors(group)
+        factor = self._lr_factor(self.iteration)
+        for settings in self.optimizer.param_groups:
+            settings["lr"] = s.lr * settings["share"] * factor
+        self.model.train()
+        for norm in self.frozen:
+            norm.eval()
+        self.optimizer.zero_grad(set_to_none=True)
+        for index, batch in enumerate(group):
+            reduce_later = world > 1 and index < len(group) - 1
+            no_sync = cast(DistributedDataParallel, self.net).no_sync if reduce_later else None
+            with contextlib.nullcontext() if no_sync is None else no_sync():
+                loss = self._loss(batch, divisors)
+                self.scaler.scale(loss * world).backward()
+            self.loss_sum += loss.detach()
+        if s.clip_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), s.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.iteration += 1
+        self.loss_count += labeled
+
+    def _divisors(self, group: list[Batch]) -> tuple[dict[str, Tensor], bool]:
+        """Return what each head's sum is divided by, and whether the step has any label.
+
+        One sum over the processes' numbers also tells all of them that one is to stop.
+        """
+        s, counts = self.settings, [batch.counts for batch in group]
+        images = sum(len(batch.images) for batch in group)
+        own = normalizers(counts, images, s.normalize, self.weight)
+        valid = sum(normalizers(counts, images, "valid", None).values()) / len(own)
+        shared = torch.tensor([*own.values(), images, valid, self.sigterm], dtype=torch.float64)
+        *totals, images, valid, stop = self.processes.sum_(shared).tolist()
+        self.stopping = stop > 0
+        if self.iteration == 0:
+            self._tell_loss(images, valid)
+        # Without a label the loss is 0, and so is its gradient.
+        divisors = {
+            head: torch.tensor(total or 1.0, dtype=torch.float32, device=self.device)
+            for head, total in zip(own, totals, strict=True)
+        }
+        return divisors, valid > 0
+
+    def _lr_factor(self, iteration: int) -> float:
+        """Linear warm-up over a share of the run, then poly."""
+        s = self.settings
+        rise = min(1.0, (iteration + 1) / (int(s.warmup * self.iterations) + 1))
+        return rise * (1 - min(iteration, self.iterations) / self.iterations) ** s.power
+
+    def _loss(self, batch: Batch, divisors: dict[str, Tensor]) -> Tensor:
+        """This batch's part of the loss; its pictures go to the device as uint8."""
+        s = self.settings
+        images = self.model.preprocess(batch.images.to(self.device, non_blocking=True))
+        if s.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        targets: Any = batch.targets
+        if isinstance(targets, Tensor):
+            targets = targets.to(self.device, non_blocking=True)
+        else:
+            targets = {k: t.to(self.device, non_blocking=True) for k, t in targets.items()}
+        dtype = torch.float16 if s.amp_dtype == "fp16" else torch.bfloat16
+        with torch.autocast(self.device.type, dtype, enabled=s.amp):
+            return self.net(
+                images,
+                targets,
+                weight=self.weight,
+                label_smoothing=s.label_smoothing,
+                normalizer=divisors,
+            )["loss"]
+
+    def _tell_loss(self, images: float, valid: float) -> None:
+        """Print how the loss is normalized, and which rate on a mean loss the rate equals."""
+        s = self.settings
+        if s.normalize == "valid":
+            told = f"{valid:,.0f} in the first step): --lr {s.lr:g} is that of a mean loss"
+            self.progress.say(f"loss: sum over the step's valid pixels / their number ({told}")
+        else:
+            told = f"{valid / images:,.0f} valid pixels an image in the first step: --lr {s.lr:g}"
+            self.progress.say(
+                f"loss: sum over the step's valid pixels / its {images:.0f} images; {told} equals "
+                f"{s.lr * valid / images:.2g} on a mean loss"
+            )
+
+    def _keep(self) -> None:
+        """Write what is due after an iteration: a row of the log, the weights, a checkpoint."""
+        s, p = self.settings, self.processes
+        done = self.iteration >= self.iterations
+        log_due = done or self.iteration % s.print_freq == 0
+        weights_due = done or self.iteration % (s.val_freq * self.per_epoch) == 0
+        save_due = done or self.stopping or self.iteration % s.checkpoint_freq == 0
+        if not (log_due or weights_due or save_due):
+            return
+        total = self._checked_loss()
+        row = {
+            "iteration": self.iteration,
+            "epoch": round(self.iteration / self.per_epoch, 3),
+            "seconds": round(time.perf_counter() - self.started, 1),
+        }
+        if log_due:
+            mean = total / self.loss_count if self.loss_count else None
+            p.together(lambda: self._log(row, mean))
+            self.loss_sum.zero_()
+            total, self.loss_count = 0.0, 0
+            self._reset_clocks()
+        if weights_due:
+            scores = self._validate() if self.val is not None else None
+            p.together(lambda: self._keep_weights(row, scores))
+            self.stopped_early = bool(s.patience) and self.stale >= s.patience
+        if save_due or self.stopped_early:
+            p.together(lambda: self._save(total))
+
+    def _checked_loss(self) -> float:
+        """Return the sum of the losses since the last row of the log, over all processes.
+
+        Raises:
+            DivergenceError, SystemExit: when it, or a weight of any process, is not finite.
+        """
+        parameters = [p for p in self.averaged.state_dict().values() if p.is_floating_point()]
+        parameters += [p.detach() for p in self.model.parameters()]
+        finite = torch.stack([p.isfinite().all() for p in parameters]).all()
+        sums = torch.tensor([float(self.loss_sum), float(not finite)], dtype=torch.float64)
+        total, bad = self.processes.sum_(sums).tolist()
+        if bad or not np.isfinite(total):
+            what = "a weight" if np.isfinite(total) else "the loss"
+            good = f"the last good checkpoint is {self.out / CHECKPOINT}, iteration {self.saved}"
+            self.processes.fail(
+                DivergenceError(
+                    f"{what} is not finite at iteration {self.iteration}: a lower --lr may help; "
+                    f"{good if self.saved else 'there is no checkpoint yet'}"
+                )
+            )
+        return total
+
+    def _log(self, row: dict[str, Any], loss: float | None) -> None:
+        """Write a row of the log, and show it."""
+        if self.log is None:
+            return
+        s = self.settings
+        images = (self.iteration - self.logged) * s.batch_size * s.grad_accum
+        row = row | {
+            "lr": f"{s.lr * self._lr_factor(self.iteration - 1):.4g}",
+            "loss": "" if loss is None else f"{loss:.5g}",
+            "images_per_second": f"{images / max(self.spent - self.waited, 1e-9):.1f}",
+            "loader_images_per_second": (
+                f"{images * max(1, s.workers) / max(self.loading, 1e-9):.1f}"
+            ),
+            "memory_mib": peak_memory(self.device),
+        }
+        self.log.write(row)
+        if self.board is not None:
+            self.board.write(row)
+        best = self.best if self.best >= 0 else None
+        self.progress.tell(self.iteration, loss, best, row)
+
+    def _reset_clocks(self) -> None:
+        """Begin to count the seconds, for the next row of the log."""
+        self.spent = self.waited = self.loading = 0.0
+        self.logged = self.iteration
+
+    def _validate(self) -> Scores:
+        """Score the averaged network; every process labels a part of the pictures."""
+        p, val = self.processes, cast(FolderDataset, self.val)
+        for buffer in self.averaged.buffers():  # running statistics are process 0's
+            p.share(buffer)
+        part = Part(val, p.rank, p.world)
+        none = ConfusionMatrix(len(self.table))  # where there are more processes than pictures
+        matrix = p.together(
+            lambda: evaluate_model(self.averaged.eval(), part) if len(part) else none
+        )
+        p.sum_(torch.from_numpy(matrix.matrix))
+        return matrix.scores()
+
+    def _keep_weights(self, row: dict[str, Any], scores: Scores | None) -> None:
+        """Write the weights as they are, and once more if they are the best so far."""
+        if scores is not None:
+            better = scores.mean_iu > self.best
+            self.stale = 0 if better else self.stale + 1
+            if better:
+                self.best, self.best_epoch = scores.mean_iu, row["epoch"]
+        if self.log is None:
+            return
+        if scores is not None:
+            row = row | {
+                "val_mean_iu": f"{scores.mean_iu:.4f}",
+                "val_pixel_accuracy": f"{scores.pixel_accuracy:.4f}",
+            }
+            self.log.write(row)
+            if self.board is not None:
+                self.board.write(row)
+                self.board.show(self.averaged, cast(FolderDataset, self.val), self.iteration)
+            self.progress.say(
+                f"epoch {row['epoch']:g}: mean IU {100 * scores.mean_iu:.1f}"
+                f"{' (the best so far)' if better else ''}"
+            )
+            if better:
+                save_model(self.averaged, self.out / BEST)
+        save_model(self.averaged, self.out / LAST)
+
+    def _save(self, loss_sum: float) -> None:
+        """Write a checkpoint."""
+        if self.processes.rank == 0:
+            checkpoint.save(self.out / CHECKPOINT, self.state(loss_sum))
+        self.saved = self.iteration
+
+    def state(self, loss_sum: float) -> dict[str, Any]:
+        """Return everything that is needed to go on; `loss_sum` is that of all processes."""
         return {
             "settings": self.settings.to_json(),
             "pictures": [image.name for image, _ in self.pictures.samples],
@@ -136,188 +478,108 @@ class Run:
                 "preprocessing": self.model.preprocessing.to_json(),
             },
             "iteration": self.iteration,
-            "losses": [loss.item() for loss in self.losses],
+            "loss": [loss_sum, self.loss_count],
+            "best": [self.best, self.best_epoch, self.stale],
+            "stopped_early": self.stopped_early,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
-            "random": checkpoint.random_states(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`.
+        """Go on from `state`, on any number of processes.
 
         Raises:
             InputError: when the pictures are not those of the run.
         """
         names = [image.name for image, _ in self.pictures.samples]
-        if state.get("pictures", names) != names:
+        if state["pictures"] != names:
             raise InputError(
                 f"{self.settings.data_path}: holds other pictures than the run began with "
                 f"({len(state['pictures'])} then, {len(names)} now)"
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.iteration = state["iteration"]
-        self.losses = [torch.tensor(loss, device=self.device) for loss in state.get("losses", ())]
-        checkpoint.set_random_states(state["random"])
+        self.saved = self.iteration = state["iteration"]
+        loss, self.loss_count = state["loss"]
+        self.loss_sum.fill_(loss if self.processes.rank == 0 else 0.0)
+        self.best, self.best_epoch, self.stale = state["best"]
+        before = state["settings"]
+        same = all(before[n] == getattr(self.settings, n) for n in ("epochs", "patience"))
+        self.stopped_early = state["stopped_early"] and same
 
-    def step(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Train on one batch, uint8 images and labels; return the loss."""
+    def _epochs(self) -> str:
+        return f"{self.iteration} iterations ({self.iteration / self.per_epoch:.4g} epochs)"
+
+    def _tell_end(self) -> None:
+        """Print where the weights are and what can be done with them."""
         s = self.settings
-        labeled = bool((targets != IGNORE_INDEX).any())
-        images = self.model.preprocess(images.to(self.device, non_blocking=True))
-        images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=s.amp):
-            loss = self.model(
-                images,
-                targets.to(self.device, non_blocking=True),
-                weight=self.weight,
-                label_smoothing=s.label_smoothing,
-            )["loss"]
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if s.clip_grad_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), s.clip_grad_norm)
-        self.optimizer.step()
-        self.schedule.step()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        self.iteration += 1
-        if labeled:  # without labels the mean is NaN, and its gradient zero
-            self.losses.append(loss.detach())
-        return loss.detach()
-
-    def train(self, progress: bool = True) -> None:
-        """Run to the last iteration, with the log, the checkpoints and the validations.
-
-        Raises:
-            DivergenceError: when the loss or a weight is not finite; neither is then written.
-        """
-        with closing(Log(self.out / "log.csv", self.iteration)) as log:
-            started = time.perf_counter() - log.seconds
-            for images, targets in self._progress(progress):
-                self.model.train()
-                self.step(images, targets)
-                self._keep(log, round(time.perf_counter() - started, 1))
-
-    def _keep(self, log: Log, seconds: float) -> None:
-        """Write what is due after an iteration: a row of the log, the weights, a checkpoint."""
-        s = self.settings
-        done = self.iteration == self.iterations
-        log_due = done or self.iteration % s.print_freq == 0
-        weights_due = done or self.iteration % (s.val_freq * self.per_epoch) == 0
-        checkpoint_due = done or self.iteration % s.checkpoint_freq == 0
-        if not (log_due or weights_due or checkpoint_due):
+        if self.stopping and not self.finished:
+            print(f"Stopped by SIGTERM after {self._epochs()}: go on with --resume {self.out}")
             return
-        loss = float(torch.stack(self.losses).mean()) if self.losses else None
-        self._check_numbers(loss)
-        row = {
-            "iteration": self.iteration,
-            "epoch": round(self.iteration / self.per_epoch, 3),
-            "seconds": seconds,
-        }
-        if log_due:
-            shown = "" if loss is None else f"{loss:.5f}"
-            log.write(lr=f"{self.schedule.get_last_lr()[0]:.4g}", loss=shown, **row)
-            self.losses = []
-        if weights_due:
-            self.finish(log, row)
-        if checkpoint_due:
-            checkpoint.save(self.out / CHECKPOINT, self.state())
-
-    def _check_numbers(self, loss: float | None) -> None:
-        state = self.model.state_dict().values()
-        if loss is not None and not np.isfinite(loss):
-            what = f"the loss is {loss}"
-        elif not all(bool(torch.isfinite(v).all()) for v in state if v.is_floating_point()):
-            what = "a weight is not finite"
-        else:
-            return
-        raise DivergenceError(
-            f"{what} at iteration {self.iteration}: try a lower --lr or --clip-grad-norm; "
-            f"{self.out / CHECKPOINT} still holds the last good state"
-        )
-
-    def _progress(self, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        s = self.settings
-        loader = batches(
-            self.crops,
-            s.batch_size,
-            s.seed,
-            self.iteration,
-            self.iterations,
-            s.workers,
-            self.device.type == "cuda",
-        )
-        yield from tqdm(
-            loader,
-            total=self.iterations,
-            initial=self.iteration,
-            disable=None if progress else True,
-            unit="it",
-        )
-
-    def finish(self, log: Log, row: dict[str, Any]) -> None:
-        """Validate, and write the weights as they are now."""
-        if self.val is not None:
-            scores = evaluate_model(self.averaged.eval(), self.val).scores()
-            log.write(
-                val_mean_iu=f"{scores.mean_iu:.4f}",
-                val_pixel_accuracy=f"{scores.pixel_accuracy:.4f}",
-                **row,
+        early = f", {self.stale} validations after the best" if self.stopped_early else ""
+        print(f"Finished after {self._epochs()}{early}. The weights:")
+        best = self.out / (BEST if self.best >= 0 else LAST)
+        if self.best >= 0:
+            print(f"  {best}  mean IU {100 * self.best:.1f}, epoch {self.best_epoch:g}")
+        print(f"  {self.out / LAST}  the last")
+        print(f"  fcnfast predict PHOTOS --weights {best}")
+        if s.val_split:
+            print(
+                f"  fcnfast evaluate --data-path {s.data_path} --split {s.val_split} "
+                f"--classes {s.classes} --weights {best}"
             )
-            tqdm.write(f"epoch {row['epoch']:g}: mean IU {100 * scores.mean_iu:.1f}")
-        save_model(self.averaged, self.out / WEIGHTS)
 
 
-def start(settings: TrainSettings) -> Run:
-    """Begin a new run; write the settings, the list of files and a first checkpoint.
+def start(settings: TrainSettings, processes: Processes | None = None) -> Run:
+    """Begin a new run; nothing is written before it trains.
 
     Raises:
         InputError: when the folder already holds a run, or a setting cannot be used.
     """
-    out = Path(settings.output_dir)
-    if settings.output_dir and (out / CHECKPOINT).exists():
-        raise InputError(f"{out} already holds a run: go on with --resume {out / CHECKPOINT}")
-    run = Run(settings)
-    out.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(out)
-    root = Path(settings.data_path)
-    names = [
-        p.relative_to(root) if p.is_relative_to(root) else p
-        for s in run.pictures.samples
-        for p in s
-    ]
-    write_bytes(out / "files.txt", "".join(f"{name.as_posix()}\n" for name in names).encode())
-    write_json(out / "settings.json", settings.to_json())
-    (out / "log.csv").unlink(missing_ok=True)
-    checkpoint.save(out / CHECKPOINT, run.state())
+    p = processes or Processes()
+
+    def new() -> Run:
+        out = Path(settings.output_dir)
+        if settings.output_dir and (out / CHECKPOINT).exists():
+            raise InputError(f"{out} already holds a run: go on with --resume {out}")
+        return Run(settings, p)
+
+    run = p.together(new)
+    p.agree(run.identity())
     return run
 
 
-def resume(path: str, changes: dict[str, Any]) -> Run:
-    """Go on from a checkpoint, in its folder; `changes` may say where the run runs.
+def resume(path: str, changes: dict[str, Any], processes: Processes | None = None) -> Run:
+    """Go on with the run in a folder, or of a checkpoint; `changes` may say where and how it runs.
 
     Raises:
         WeightsError: when the checkpoint cannot be read, or not by this release.
         InputError: when a change is not allowed, or the pictures are not those of the run.
     """
-    state = checkpoint.load(Path(path))
+    p = processes or Processes()
+    at = Path(path) / CHECKPOINT if Path(path).is_dir() else Path(path)
+    run = p.together(lambda: _restored(at, changes, p))
+    p.agree(run.identity())
+    return run
+
+
+def _restored(path: Path, changes: dict[str, Any], processes: Processes) -> Run:
+    state = checkpoint.load(path)
     try:
-        saved = TrainSettings(**{**state["settings"], "output_dir": str(Path(path).parent)})
+        saved = TrainSettings(**{**state["settings"], "output_dir": str(path.parent)})
     except (KeyError, TypeError) as error:
         raise WeightsError(f"{path}: not from this release of fcnfast: {error}") from None
     try:
-        run = Run(resumed(saved, changes), state.get("network"))
+        run = Run(resumed(saved, changes), processes, state["network"])
         run.restore(state)
     except InputError:
         raise
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{path}: does not fit {saved.model}: {reason}") from None
-    remove_unfinished(run.out)
     return run

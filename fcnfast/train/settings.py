@@ -9,6 +9,8 @@ from typing import Any
 
 from ..errors import InputError
 
+STAGED = "fcn8s-staged"
+
 
 def _flag(default: Any, text: str, **extra: Any) -> Any:
     return field(default=default, metadata={"help": text, **extra})
@@ -16,12 +18,17 @@ def _flag(default: Any, text: str, **extra: Any) -> Any:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The settings of one run; they are kept with its checkpoint.
+    """The settings of one run; they are kept with its checkpoint. The defaults are "modern".
 
     Raises:
         InputError: when a value is out of its range; the message names the flag.
     """
 
+    recipe: str = _flag(
+        "modern",
+        "where the other settings start from",
+        choices=("modern", "paper-heavy", "paper-light", STAGED),
+    )
     # what is learned from
     data_path: str = _flag("", "the data set's folder", free=True)
     dataset: str = _flag("folder", "its layout", choices=("folder",))
@@ -34,21 +41,37 @@ class TrainSettings:
     val_include: str = _flag("", "validate only on the pictures whose names match this pattern")
     # the network
     model: str = _flag("fcn4s_light", "the network, by name")
-    weights: str = _flag("", "weights file to start from")
+    weights: str = _flag("", "weights file to start from, or 'bundled'")
+    weights_backbone: str = _flag("", "a classifier's file for the trunk, or 'imagenet'")
+    freeze: str = _flag(
+        "none",
+        "what keeps its values: the trunk, or all batch norms",
+        choices=("none", "trunk", "bn"),
+    )
     # how the pictures are varied
-    crop_size: int = _flag(288, "side of the square crops, pixels", least=1)
+    crop_size: int = _flag(288, "side of the square crops, pixels; 0: whole pictures", least=0)
     scale_min: float = _flag(0.5, "smallest random scale")
     scale_max: float = _flag(2.0, "largest random scale")
     augment: float = _flag(1.0, "strength of the color, light, blur and noise; 0 for none", least=0)
+    replacement: bool = _flag(False, "draw pictures with replacement")
     # how the network learns
-    epochs: int = _flag(100, "passes over the pictures", least=1)
-    batch_size: int = _flag(8, "crops in a batch", short="-b", least=1)
+    epochs: int = _flag(100, "passes over the pictures", least=1, free=True)
+    iterations: int = _flag(0, "steps of the optimizer; 0: as --epochs says", least=0, free=True)
+    batch_size: int = _flag(8, "crops in a batch, over all processes", short="-b", least=1)
+    grad_accum: int = _flag(1, "batches in a step of the optimizer", least=1)
+    normalize: str = _flag(
+        "valid",
+        "what the summed loss is divided by: the step's valid pixels or its images",
+        choices=("valid", "images"),
+    )
     optimizer: str = _flag("adamw", "the optimizer", choices=("adamw", "sgd"))
     lr: float = _flag(1e-3, "highest learning rate")
+    lr_backbone: float = _flag(1.0, "learning rate of the trunk, as a share of --lr", least=0)
+    lr_bias: float = _flag(1.0, "learning rate of biases, as a multiple of --lr", least=0)
     momentum: float = _flag(0.9, "momentum of sgd", least=0)
     weight_decay: float = _flag(0.01, "weight decay of the convolution weights", least=0)
-    warmup: int = _flag(200, "iterations over which the learning rate rises", least=0)
-    power: float = _flag(0.9, "power of the poly schedule: lr * (1 - i/n)**power", least=0)
+    warmup: float = _flag(0.05, "share of the run over which the rate rises", least=0, most=1)
+    power: float = _flag(0.9, "of the poly schedule lr * (1 - i/n)**power; 0: constant", least=0)
     class_weights: str = _flag("none", "weights in the loss", choices=("none", "median-frequency"))
     class_weight_power: float = _flag(
         1.0, "power that softens the class weights, 0 to 1", least=0, most=1
@@ -58,15 +81,33 @@ class TrainSettings:
     ema_decay: float = _flag(
         0.999, "decay of the averaged weights; 0 for no average", least=0, most=1
     )
-    amp: bool = _flag(False, "bfloat16 autocast")
+    patience: int = _flag(
+        0, "stop after so many validations without a better mean IU; 0: never", least=0, free=True
+    )
     seed: int = _flag(0, "seed of everything random", least=0, most=2**63 - 1)
+    # speed and memory
+    amp: bool = _flag(False, "autocast to --amp-dtype")
+    amp_dtype: str = _flag("bf16", "bf16, or fp16 with loss scaling", choices=("bf16", "fp16"))
+    channels_last: bool = _flag(True, "lay out maps with their channels innermost", free=True)
+    compile: bool = _flag(False, "run the network through torch.compile", free=True)
+    checkpoint_activations: bool = _flag(
+        False, "compute the trunk's blocks again in the backward pass, to save memory", free=True
+    )
+    sync_bn: bool = _flag(False, "batch norms over the batches of all GPUs", free=True)
     # how the run runs
     output_dir: str = _flag("", "folder for the checkpoint, the log and the weights")
     device: str = _flag("", "cpu, cuda, ...; by default a GPU if there is one", free=True)
-    workers: int = _flag(1, "processes that prepare crops", short="-j", free=True, least=0)
+    workers: int = _flag(
+        -1,
+        "processes that prepare crops; -1: one for each core, at most 8",
+        short="-j",
+        free=True,
+        least=-1,
+    )
     print_freq: int = _flag(20, "iterations between rows of the log", least=1)
-    val_freq: int = _flag(10, "epochs between validations", least=1)
+    val_freq: int = _flag(1, "epochs between validations", least=1)
     checkpoint_freq: int = _flag(200, "iterations between checkpoints", free=True, least=1)
+    log: str = _flag("", "also log to tensorboard", choices=("", "tensorboard"), free=True)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -78,10 +119,19 @@ class TrainSettings:
                 f"--scale-min and --scale-max must be positive and in order: {self.scale_min}, "
                 f"{self.scale_max}"
             )
+        if self.crop_size == 0 and (self.scale_min, self.scale_max, self.augment) != (1, 1, 0):
+            raise InputError(
+                "--crop-size 0 takes whole pictures as they are: it needs --scale-min 1 "
+                "--scale-max 1 --augment 0"
+            )
+        if self.weights and self.weights_backbone:
+            raise InputError("give --weights or --weights-backbone, not both")
         idle = {
             "momentum": (self.optimizer != "sgd", "--optimizer sgd"),
             "class_weight_power": (self.class_weights == "none", "--class-weights"),
             "val_include": (not self.val_split, "--val-split"),
+            "patience": (not self.val_split, "--val-split"),
+            "amp_dtype": (not self.amp, "--amp"),
         }
         for name, (unused, needed) in idle.items():
             if unused and getattr(self, name) != getattr(TrainSettings, name):
@@ -114,11 +164,12 @@ def _name(name: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every setting, and ``--resume``."""
+    """Add a flag for every setting, ``--resume`` and ``--config``."""
     parser.add_argument(
-        "--resume",
-        metavar="CHECKPOINT",
-        help="go on from this checkpoint, in its folder, with the settings kept in it",
+        "--resume", metavar="RUN", help="go on with the run in this folder, or of this checkpoint"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", default="", help="start from the settings.json of a run"
     )
     for f in fields(TrainSettings):
         names = [_name(f.name)]
@@ -153,4 +204,7 @@ def resumed(saved: TrainSettings, changes: dict[str, Any]) -> TrainSettings:
                 f"{_name(name)} {value} differs from the checkpoint's {getattr(saved, name)}: "
                 "a resumed run keeps its settings"
             )
-    return replace(saved, **{k: v for k, v in changes.items() if k in free})
+    kept = {name: value for name, value in changes.items() if name in free}
+    if "epochs" in kept:  # they say how long the run is, from now on
+        kept.setdefault("iterations", 0)
+    return replace(saved, **kept)

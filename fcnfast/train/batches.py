@@ -1,0 +1,217 @@
+"""What a run learns from: its pictures, their crops, and the batches of every step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..data import (
+    ClassTable,
+    FolderDataset,
+    Sample,
+    collate,
+    eval_transform,
+    train_transform,
+)
+from ..data.transforms import Compose
+from ..errors import InputError
+from .settings import TrainSettings
+
+Targets = Tensor | Mapping[str, Tensor]
+
+
+def training_pictures(s: TrainSettings, table: ClassTable) -> FolderDataset:
+    """Return the pictures that a run learns from."""
+    return FolderDataset(
+        s.data_path,
+        s.split,
+        table,
+        include=s.include or None,
+        exclude=s.exclude or None,
+        cache=s.cache,
+    )
+
+
+def validation_pictures(s: TrainSettings, table: ClassTable) -> FolderDataset | None:
+    """Return the pictures that a run is scored on, if it is."""
+    if not s.val_split:
+        return None
+    return FolderDataset(s.data_path, s.val_split, table, include=s.val_include or None)
+
+
+class Part:
+    """Every `world`-th sample of a data set, from number `rank` on: no sample twice."""
+
+    def __init__(self, dataset: FolderDataset, rank: int, world: int) -> None:
+        self.dataset, self.table = dataset, dataset.table
+        self.indices = range(rank, len(dataset), world)
+
+    def __len__(self) -> int:
+        """Return the number of samples of this process."""
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one of them."""
+        return self.dataset[self.indices[index]]
+
+
+class Batch(NamedTuple):
+    """Pictures (uint8 N x 3 x h x w), their labels (uint8 N x h x w), and what they took.
+
+    counts: pixels of each label, int64 256, for every head (one, "out", where all share the
+    labels); seconds: that one worker spent on them.
+    """
+
+    images: Tensor
+    targets: Targets
+    counts: dict[str, Tensor]
+    seconds: float
+
+
+def count_labels(targets: Targets) -> dict[str, Tensor]:
+    """Count the pixels of each label, int64 256, for every head."""
+    by_head = targets if isinstance(targets, Mapping) else {"out": targets}
+    return {head: torch.bincount(t.flatten(), minlength=256) for head, t in by_head.items()}
+
+
+class Crops(Dataset[Batch]):
+    """Batches of random crops; crop (epoch, place, index) has a random generator of its own."""
+
+    def __init__(self, pictures: FolderDataset, transform: Compose, seed: int) -> None:
+        self.pictures, self.transform, self.seed = pictures, transform, seed
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.pictures)
+
+    def __getitem__(self, items: list[tuple[int, int, int]]) -> Batch:
+        """Return a batch: the crops of pictures `index`, drawn at `place` of `epoch`."""
+        started, crops = time.perf_counter(), []
+        for epoch, place, index in items:
+            image, labels, _ = self.pictures[index]
+            chance = np.random.default_rng([self.seed, epoch, place, index])
+            crops.append(self.transform(image, labels, chance))
+        images, targets = collate(crops)
+        return Batch(images, targets, count_labels(targets), time.perf_counter() - started)
+
+
+def make_crops(pictures: FolderDataset, s: TrainSettings, world: int) -> Crops:
+    """Return the crops that `s` asks for, after a check that they fill a step.
+
+    Raises:
+        InputError: when they do not, or when a batch does not divide by the processes.
+    """
+    if s.batch_size % world:
+        raise InputError(
+            f"--batch-size {s.batch_size} is over all processes, and does not divide by {world}"
+        )
+    if len(pictures) < s.batch_size * s.grad_accum:
+        times = f" times --grad-accum {s.grad_accum}" if s.grad_accum > 1 else ""
+        raise InputError(
+            f"--batch-size {s.batch_size}{times} is more than the {len(pictures)} pictures"
+        )
+    if s.cache:  # read here, once, and not by every worker
+        for index in range(len(pictures)):
+            pictures[index]
+    transform = eval_transform()
+    if s.crop_size:
+        scale = (s.scale_min, s.scale_max)
+        transform = train_transform(s.crop_size, scale=scale, strength=s.augment)
+    return Crops(pictures, transform, s.seed)
+
+
+class _Order:
+    """This process's part of every batch of the steps [first, last); epochs are shuffled apart.
+
+    A batch depends on (seed, step) alone, and is cut into as many parts as there are processes: a
+    resumed run sees what it would have seen, on any number of processes. The last pictures of an
+    epoch that do not fill a step wait for another shuffle.
+    """
+
+    def __init__(
+        self, count: int, s: TrainSettings, first: int, last: int, rank: int, world: int
+    ) -> None:
+        self.count, self.s, self.first, self.last = count, s, first, last
+        self.rank, self.part = rank, s.batch_size // world
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        s = self.s
+        step_size = s.batch_size * s.grad_accum
+        per_epoch = self.count // step_size
+        known, order = -1, np.empty(0, dtype=int)
+        for step in range(self.first, self.last):
+            epoch, place = divmod(step, per_epoch)
+            if epoch != known:
+                known, chance = epoch, np.random.default_rng([s.seed, epoch])
+                if s.replacement:
+                    order = chance.integers(self.count, size=self.count)
+                else:
+                    order = chance.permutation(self.count)
+            for batch in range(s.grad_accum):
+                start = place * step_size + batch * s.batch_size + self.rank * self.part
+                yield [(epoch, at, int(order[at])) for at in range(start, start + self.part)]
+
+    def __len__(self) -> int:
+        return (self.last - self.first) * self.s.grad_accum
+
+
+def batches(
+    crops: Crops, s: TrainSettings, first: int, last: int, rank: int, world: int, pin: bool
+) -> DataLoader[Batch]:
+    """Load this process's part of the batches of the steps [first, last)."""
+    return DataLoader(
+        crops,
+        batch_size=None,  # an item is a batch
+        sampler=_Order(len(crops), s, first, last, rank, world),
+        num_workers=s.workers,
+        pin_memory=pin,
+        worker_init_fn=_begin_worker,
+        generator=torch.Generator().manual_seed(s.seed),  # the global one is untouched
+    )
+
+
+def _begin_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    # A cluster may send SIGTERM to all processes of a job: the trainer decides when to stop.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def worker_count(wanted: int, local_world: int) -> int:
+    """Return the number of workers; -1 wants one for each core, at most 8 for each process."""
+    if wanted >= 0:
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(8, max(1, (cores or 1) // local_world))
+
+
+def normalizers(
+    counts: list[dict[str, Tensor]], images: int, normalize: str, weight: Tensor | None
+) -> dict[str, float]:
+    """Return what each head's summed loss is divided by, for the batches of one process.
+
+    "valid": the pixels with a class, each counted as its class's weight; "images": the images.
+    """
+    total = {}
+    for head in counts[0]:
+        pixels = torch.stack([c[head] for c in counts]).sum(0)[:255].double()  # 255 is ignored
+        if weight is not None and normalize == "valid":
+            pixels = pixels[: len(weight)] * weight.double().cpu()
+        total[head] = float(images) if normalize == "images" else float(pixels.sum())
+    return total
+
+
+def next_batch(source: Iterator[Batch]) -> Batch:
+    """Return the next batch; what goes wrong in a worker is told as it happened there."""
+    try:
+        return next(source)
+    except InputError as error:  # torch puts the worker's traceback in front of its message
+        last = str(error).splitlines()[-1]
+        raise InputError(last.partition("Error: ")[2] or last) from None

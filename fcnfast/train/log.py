@@ -1,0 +1,129 @@
+"""What a run shows while it goes on: log.csv, a progress line, TensorBoard if it is wanted."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..data import FolderDataset
+from ..data.images import colored, photo_tensor
+from ..errors import InputError
+from ..files import replacing
+from ..models import FCN
+
+COLUMNS = (
+    *("iteration", "epoch", "lr", "loss", "seconds"),
+    *("images_per_second", "loader_images_per_second", "memory_mib"),
+    *("val_mean_iu", "val_pixel_accuracy"),
+)
+PICTURES = 3  # that TensorBoard shows of a validation
+
+
+class Log:
+    """The CSV log of a run; going on from an iteration drops the rows after it."""
+
+    def __init__(self, path: Path, iteration: int) -> None:
+        rows = []
+        if path.exists():
+            with path.open(newline="") as file:
+                rows = [r for r in csv.DictReader(file) if _before(r, iteration)]
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        self.seconds = float(rows[-1]["seconds"]) if rows else 0.0
+        self._file = path.open("a", newline="")
+        self._writer = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row; columns without a value stay empty."""
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _before(row: dict[str, Any], iteration: int) -> bool:
+    # A killed run may have cut its last row.
+    whole = None not in row.values() and None not in row
+    return whole and row["iteration"].isdigit() and int(row["iteration"]) <= iteration
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere, nothing where `shown` is false."""
+
+    def __init__(self, first: int, last: int, shown: bool) -> None:
+        self.first, self.last, self.shown = first, last, shown
+        self.started = time.perf_counter()
+        on_terminal = shown and sys.stderr.isatty()
+        self.bar = tqdm(total=last, initial=first, unit="it", disable=not on_terminal)
+
+    def tell(self, iteration: int, loss: float | None, best: float | None, row: Any) -> None:
+        """Show where the run is: the loss, the best mean IU, the images per second, time left."""
+        facts = {"loss": "-" if loss is None else f"{loss:.4g}"}
+        if best is not None:
+            facts["best mean IU"] = f"{100 * best:.1f}"
+        self.bar.set_postfix(facts)
+        if self.shown and self.bar.disable:
+            spent = time.perf_counter() - self.started
+            left = spent / max(1, iteration - self.first) * (self.last - iteration)
+            facts["lr"] = row["lr"]
+            facts["images/s"] = f"{row['images_per_second']} (loader "
+            facts["images/s"] += f"{row['loader_images_per_second']})"
+            text = ", ".join(f"{name} {value}" for name, value in facts.items())
+            print(f"{iteration}/{self.last}: {text}, left {tqdm.format_interval(left)}", flush=True)
+
+    def say(self, text: str) -> None:
+        """Print a line beside the bar."""
+        if self.shown:
+            tqdm.write(text)
+            sys.stdout.flush()
+
+
+class Board:
+    """TensorBoard's files of a run: curves, and some validated pictures.
+
+    Raises:
+        InputError: when TensorBoard is not installed; the message names the extra.
+    """
+
+    def __init__(self, folder: Path, iteration: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise InputError(
+                "--log tensorboard needs TensorBoard: pip install 'fcnfast[log]'"
+            ) from None
+        self._writer: Any = SummaryWriter(str(folder), purge_step=iteration + 1)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add the numbers of a row of the log to their curves."""
+        for name, value in row.items():
+            if name not in ("iteration", "epoch", "seconds") and value != "":
+                self._writer.add_scalar(name, float(value), row["iteration"])
+        self._writer.flush()
+
+    @torch.no_grad()
+    def show(self, model: FCN, dataset: FolderDataset, iteration: int) -> None:
+        """Add a few pictures, each as photo, truth and prediction side by side."""
+        device = next(model.parameters()).device
+        palette = dataset.table.palette
+        for index in range(min(PICTURES, len(dataset))):
+            image, truth, name = dataset[index]
+            labels = model.predict(model.preprocess(photo_tensor(image).to(device)))
+            parts = [image, colored(truth, palette), colored(labels[0].cpu().numpy(), palette)]
+            picture = np.concatenate([np.asarray(part.convert("RGB")) for part in parts], 1)
+            self._writer.add_image(f"val/{name}", picture, iteration, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write what is left and close the files."""
+        self._writer.close()

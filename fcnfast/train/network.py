@@ -1,0 +1,207 @@
+"""The network of a run: where it starts, what of it learns, how, and the average of its weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from ..data import ClassTable, FolderDataset
+from ..data.images import picture_size
+from ..errors import InputError
+from ..models import FCN, Preprocessing, create_model
+from ..weights import bundled_path
+from .settings import TrainSettings
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
+
+def make_model(
+    s: TrainSettings,
+    table: ClassTable,
+    pictures: FolderDataset,
+    device: torch.device,
+    saved: dict[str, Any] | None,
+) -> FCN:
+    """Return the network of a run on its device.
+
+    Args:
+        s: its settings; table: its classes; pictures: what it learns from.
+        device: where it will be.
+        saved: options and preprocessing of a resumed run, whose weights' file may be gone.
+
+    Raises:
+        InputError, WeightsError: as `create_model`, and for `sync_bn` without GPUs.
+    """
+    if saved is None:
+        options: dict[str, Any] = {}
+        if s.weights:
+            options["weights"] = bundled_path() if s.weights == "bundled" else s.weights
+        if s.weights_backbone:
+            options["weights_backbone"] = s.weights_backbone
+        model = create_model(s.model, num_classes=len(table), **options)
+        longest = max(max(picture_size(image)) for image, _ in pictures.samples)
+        size = int(longest * s.scale_max)
+        model.set_preprocessing(replace(model.preprocessing, max_size=size))
+    else:
+        model = create_model(s.model, num_classes=len(table), **saved["options"])
+        model.set_preprocessing(Preprocessing(**saved["preprocessing"]))
+    model.table = table
+    if s.sync_bn:
+        if device.type != "cuda":
+            raise InputError(f"--sync-bn needs GPUs: SyncBatchNorm takes no tensors on {device}")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(device)
+    return model.to(memory_format=torch.channels_last) if s.channels_last else model  # type: ignore[call-overload]
+
+
+def _in_trunk(model: FCN, name: str) -> bool:
+    return name.partition(".")[0] in model.trunk_modules
+
+
+def freeze(model: FCN, what: str) -> list[nn.Module]:
+    """Fix the values of the trunk or of all batch norms; return the norms to keep in evaluation.
+
+    A fixed batch norm normalizes by its running statistics and no longer learns them.
+    """
+    if what == "none":
+        return []
+    if what == "trunk":
+        for name, parameter in model.named_parameters():
+            if _in_trunk(model, name):
+                parameter.requires_grad_(False)
+    norms: list[nn.Module] = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, _BatchNorm) and (what == "bn" or _in_trunk(model, name)):
+            norms.append(layer.requires_grad_(False))
+    if what == "bn" and not norms:
+        raise InputError(f"--freeze bn: {model.name} has no batch norms")
+    return norms
+
+
+def checkpoint_blocks(model: FCN) -> None:
+    """Make the trunk's blocks keep their input only, and compute the rest again when it is needed.
+
+    Raises:
+        InputError: for a trunk that is not made of blocks.
+    """
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    blocks: list[nn.Module] = []
+    for name, layer in model.named_modules():
+        if _in_trunk(model, name) and type(layer) not in containers and any(layer.children()):
+            blocks.append(layer)
+    if not blocks:
+        raise InputError(
+            f"--checkpoint-activations: the trunk of {model.name} is not made of blocks"
+        )
+    inner = {part for block in blocks for part in block.modules() if part is not block}
+    for block in blocks:
+        if block not in inner:
+            _checkpoint(block)
+
+
+def _checkpoint(block: nn.Module) -> None:
+    forward = block.forward
+    norms = [layer for layer in block.modules() if isinstance(layer, _BatchNorm)]
+
+    @contextlib.contextmanager
+    def again() -> Iterator[None]:
+        """Leave the running statistics alone: they have seen this batch."""
+        kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        try:
+            yield
+        finally:
+            for norm, values in zip(norms, kept, strict=True):
+                norm.momentum, norm.num_batches_tracked = values
+
+    def contexts() -> tuple[Any, Any]:
+        return contextlib.nullcontext(), again()
+
+    def call(x: Tensor) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(x)
+        return checkpoint(forward, x, use_reentrant=False, context_fn=contexts)
+
+    block.forward = call
+
+
+def make_optimizer(model: FCN, s: TrainSettings) -> torch.optim.Optimizer:
+    """Return the optimizer; each group keeps in "share" its part of the learning rate.
+
+    The trunk learns at `lr_backbone`, biases and the parameters of norms at `lr_bias`, the latter
+    without weight decay.
+
+    Raises:
+        InputError: when everything is frozen, or the network does not tell its trunk.
+    """
+    if (s.lr_backbone != 1 or s.freeze == "trunk") and not model.trunk_modules:
+        raise InputError(f"{model.name} does not say which of its layers are its trunk")
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            share = s.lr_backbone if _in_trunk(model, name) else 1.0
+            key = (share, s.weight_decay) if p.dim() > 1 else (share * s.lr_bias, 0.0)
+            groups.setdefault(key, []).append(p)
+    if not groups:
+        raise InputError("nothing is left to learn: all parameters are frozen")
+    settings = [
+        {"params": params, "share": share, "lr": s.lr * share, "weight_decay": decay}
+        for (share, decay), params in groups.items()
+    ]
+    if s.optimizer == "adamw":
+        return torch.optim.AdamW(settings, lr=s.lr)
+    return torch.optim.SGD(settings, lr=s.lr, momentum=s.momentum)
+
+
+def median_frequency(labels: Iterable[np.ndarray], classes: int, power: float = 1.0) -> Tensor:
+    """Return class weights: (median class frequency / class frequency) ** power.
+
+    The frequency of a class is its pixels over the labeled pixels of the pictures that contain it;
+    a class that no picture contains gets weight 1.
+
+    Args:
+        labels: uint8 arrays, 255 ignored.
+        classes: C.
+        power: 0..1; less than 1 softens the weights.
+
+    Returns:
+        C weights, float32.
+
+    Raises:
+        InputError: when no pixel is labeled.
+    """
+    pixels, room = np.zeros(classes), np.zeros(classes)
+    for picture in labels:
+        count = np.bincount(picture.ravel(), minlength=256)[:classes]
+        pixels += count
+        room += np.where(count > 0, count.sum(), 0)
+    if not pixels.any():
+        raise InputError("--class-weights: the pictures have no labeled pixel")
+    frequency = np.divide(pixels, room, out=np.zeros(classes), where=room > 0)
+    median = np.median(frequency[frequency > 0])
+    weights = np.divide(median, frequency, out=np.ones(classes), where=frequency > 0)
+    return torch.tensor(weights**power, dtype=torch.float32)
+
+
+def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """Return the update of an exponential average that forgets its first values sooner."""
+
+    @torch.no_grad()
+    def update(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:
+        step = int(count)
+        share = 1 - min(decay, (1 + step) / (10 + step))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, currents, share)
+        else:  # counters
+            torch._foreach_copy_(averages, currents)
+
+    return update

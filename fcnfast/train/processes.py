@@ -1,0 +1,203 @@
+"""The processes of a run: one, or those that torchrun started, joined by torch.distributed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import resource
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..device import choose_device
+from ..errors import InputError
+
+JOINING = timedelta(seconds=60)
+# Process 0 writes checkpoints, and large pictures are validated, while the others wait.
+WAITING = timedelta(minutes=30)
+FAILED = 2  # the exit code of every process when one of them cannot go on
+
+T = TypeVar("T")
+
+
+class Processes:
+    """One process of a run, and what it does together with the others.
+
+    torchrun says in RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE which one this is; without
+    them it is the only one. Tensors on the CPU go by gloo, those on GPUs by NCCL.
+
+    Attributes:
+        rank, world: the process's number and how many there are, over all machines.
+        local_rank, local_world: the same on this machine.
+
+    Raises:
+        InputError: when the others cannot be joined.
+    """
+
+    def __init__(self) -> None:
+        def env(name: str, default: int) -> int:
+            text = os.environ.get(name, str(default))
+            if not text.isdigit():
+                raise InputError(f"{name} must be a number, not {text!r}")
+            return int(text)
+
+        self.rank, self.world = env("RANK", 0), env("WORLD_SIZE", 1)
+        self.local_rank = env("LOCAL_RANK", self.rank)
+        self.local_world = env("LOCAL_WORLD_SIZE", self.world)
+        if self.world > 1:
+            self._join()
+
+    def _join(self) -> None:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        try:
+            store, rank, world = next(iter(dist.rendezvous("env://", timeout=JOINING)))
+            store.set_timeout(JOINING)
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=world, timeout=WAITING
+            )
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"process {self.rank} cannot join the {self.world} of this run at {address}: "
+                f"{reason}"
+            ) from None
+
+    def leave(self) -> None:
+        """Part from the others."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def device(self, name: str) -> torch.device:
+        """Return the device of this process: the GPU of its number, where there are GPUs.
+
+        Raises:
+            InputError: as `choose_device`, and for one GPU that all processes would share.
+        """
+        device = choose_device(name or None)
+        if self.world > 1 and device.type == "cuda":
+            if device.index is not None:
+                raise InputError(f"--device {name}: every process needs a GPU of its own")
+            device = choose_device(f"cuda:{self.local_rank}")
+            torch.cuda.set_device(device)
+        return device
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Add up a tensor over all processes, in place; all of them get the sum."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def share(self, tensor: Tensor) -> None:
+        """Give all processes the tensor of process 0, in place."""
+        if self.world > 1:
+            dist.broadcast(tensor, 0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every process's value, in the order of their ranks."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        try:
+            dist.all_gather_object(values, value)
+        except RuntimeError as error:
+            if not _lost(error):
+                raise
+            raise InputError(f"process {self.rank} lost another process of this run") from error
+        return values
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Do what every process does for itself; when one of them fails, all of them end.
+
+        Raises:
+            InputError, OSError: in process 0, the first error of any process.
+            SystemExit: in the others.
+        """
+        result, error = None, None
+        try:
+            result = work()
+        except (InputError, OSError) as caught:
+            error = caught
+        for rank, found in enumerate(self.gather(error)):
+            if found is not None:
+                self.fail(found if rank == 0 else InputError(f"process {rank}: {found}"))
+        return result  # type: ignore[return-value]
+
+    def fail(self, error: Exception) -> NoReturn:
+        """Raise an error that all processes have in process 0, and leave the others quietly."""
+        if self.rank == 0:
+            raise error
+        raise SystemExit(FAILED)
+
+    def agree(self, what: dict[str, Any]) -> None:
+        """Refuse processes that differ in something that must be the same.
+
+        Raises:
+            InputError, SystemExit: as `together`; the first difference is named.
+        """
+        everyone = self.gather(what)
+        for rank, theirs in enumerate(everyone):
+            for key, value in everyone[0].items():
+                if theirs[key] != value:
+                    self.fail(
+                        InputError(
+                            f"the processes differ in {key}: {value} in process 0, "
+                            f"{theirs[key]} in process {rank}"
+                        )
+                    )
+
+
+@contextlib.contextmanager
+def explained(processes: Processes, folder: Path) -> Iterator[None]:
+    """Turn what torch says about memory and about other processes into a user's errors."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            "a batch norm got a single value for each channel: it needs a larger --batch-size or "
+            "--crop-size, or --freeze bn"
+        ) from error
+    except (RuntimeError, MemoryError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        memory = re.search(r"can't allocate memory|not enough memory|out of memory", str(error))
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or memory:
+            raise InputError(
+                "out of memory: a smaller --crop-size, a smaller --batch-size with more "
+                f"--grad-accum, --amp or --checkpoint-activations takes less ({reason})"
+            ) from error
+        if "DataLoader worker" in str(error):
+            raise InputError(f"a process that prepares crops has died: {reason}") from error
+        if processes.world > 1 and _lost(error):
+            raise InputError(
+                f"process {processes.rank} lost another process of this run: see what that one "
+                f"says, and go on with --resume {folder}"
+            ) from error
+        raise
+
+
+def _lost(error: Exception) -> bool:
+    """Whether an error of torch says that another process has gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
+def has_bf16() -> bool:
+    """Whether the CPU says that it computes in bfloat16; True where it cannot be asked."""
+    info = Path("/proc/cpuinfo")
+    return not info.exists() or re.search(r"\b(\w+_)?bf16\b", info.read_text()) is not None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory so far, MiB: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) >> 20
+    unit = 1 if platform.system() == "Darwin" else 1 << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20

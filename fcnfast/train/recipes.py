@@ -1,0 +1,171 @@
+"""The recipes: the settings that a run starts from, and each network's own learning rate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..models import list_models
+from .checkpoint import LAST
+from .settings import STAGED, TrainSettings
+
+# The reference solvers' settings that all of the paper's recipes share (batch 1, whole pictures).
+_PAPER: dict[str, Any] = {
+    "crop_size": 0,
+    "scale_min": 1.0,
+    "scale_max": 1.0,
+    "augment": 0.0,
+    "batch_size": 1,
+    "optimizer": "sgd",
+    "lr_bias": 2.0,
+    "weight_decay": 5e-4,
+    "warmup": 0.0,
+    "power": 0.0,
+    "ema_decay": 0.0,
+    "model": "fcn32s_vgg16",
+}
+_HEAVY = _PAPER | {"momentum": 0.99, "normalize": "images", "replacement": True}
+_LIGHT = _PAPER | {"momentum": 0.9, "grad_accum": 20, "epochs": 175}
+
+# By network: the rate and the number of iterations of its reference solver.
+_HEAVY_OWN: dict[str, tuple[float, int]] = {
+    "fcn32s_vgg16": (1e-10, 100_000),
+    "fcn16s_vgg16": (1e-12, 100_000),
+    "fcn8s_vgg16": (1e-14, 100_000),
+    "fcn8s_atonce_vgg16": (1e-10, 300_000),
+    "nyud_fcn32s_vgg16_color": (1e-10, 100_000),
+    "nyud_fcn32s_vgg16_hha": (1e-10, 100_000),
+    "nyud_fcn32s_vgg16_color_d": (1e-10, 100_000),
+    "nyud_fcn32s_vgg16_color_hha": (1e-12, 100_000),
+    "siftflow_fcn32s_vgg16": (1e-10, 100_000),
+    "siftflow_fcn16s_vgg16": (1e-12, 100_000),
+    "siftflow_fcn8s_vgg16": (1e-12, 100_000),
+    "pascalcontext_fcn32s_vgg16": (1e-10, 400_000),
+    "pascalcontext_fcn16s_vgg16": (1e-12, 400_000),
+    "pascalcontext_fcn8s_vgg16": (1e-14, 400_000),
+}
+# Those of the 2015 paper, which says neither how long each ran, nor how its loss was normalized:
+# it names 1e-4 for VGG-16 (a hundredth for each finer net) and 5e-5 for GoogLeNet; AlexNet's is of
+# its released solver.
+_LIGHT_OWN: dict[str, tuple[float, int]] = {
+    "fcn32s_alexnet": (1e-4, 0),
+    "fcn32s_googlenet": (5e-5, 0),
+    "fcn32s_vgg16": (1e-4, 0),
+    "fcn16s_vgg16": (1e-6, 0),
+    "fcn8s_vgg16": (1e-8, 0),
+    "fcn8s_atonce_vgg16": (1e-4, 0),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Where the settings of a run start from.
+
+    Attributes:
+        about: what it is, in one line.
+        settings: those that differ from the defaults of `TrainSettings`.
+        own: each network's learning rate and iterations; None: the defaults hold for all.
+    """
+
+    about: str
+    settings: Mapping[str, Any]
+    own: Mapping[str, tuple[float, int]] | None = None
+
+
+RECIPES = {
+    "modern": Recipe("AdamW, poly, averaged weights, crops, color", {}),
+    "paper-heavy": Recipe("batch 1, momentum 0.99, summed loss (PAMI 2016)", _HEAVY, _HEAVY_OWN),
+    "paper-light": Recipe("20 pictures by accumulation, momentum 0.9", _LIGHT, _LIGHT_OWN),
+    STAGED: Recipe(
+        "paper-heavy: 32s, then 16s, then 8s", _HEAVY | {"model": "fcn8s_vgg16"}, _HEAVY_OWN
+    ),
+}
+
+
+def make_settings(given: Mapping[str, Any], config: str = "") -> TrainSettings:
+    """Return the settings that a recipe, or the settings file of a run, and some changes give.
+
+    Args:
+        given: settings by name; they win. "recipe" names the recipe.
+        config: a `settings.json` that a run has written, instead of a recipe.
+
+    Raises:
+        InputError: for a file that cannot be used, a recipe without a rate for the network, and
+            what `TrainSettings` refuses.
+    """
+    given = dict(given)
+    if given.get("epochs") and given.get("iterations"):
+        raise InputError("give --epochs or --iterations, not both")
+    if config:
+        if "recipe" in given:
+            raise InputError("give --config or --recipe, not both")
+        values = _read(config)
+    else:
+        values = _of_recipe(given.get("recipe", "modern"), given)
+    if "epochs" in given:
+        values["iterations"] = 0
+    try:
+        return TrainSettings(**{**values, **given})
+    except TypeError as error:  # a key that is not a setting
+        raise InputError(f"{config or 'settings'}: {str(error).partition(') ')[2]}") from None
+
+
+def _of_recipe(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a recipe for the network that is wanted."""
+    if name not in RECIPES:
+        raise InputError(f"--recipe must be {' or '.join(RECIPES)}, not {name!r}")
+    recipe = RECIPES[name]
+    values = {"recipe": name, **recipe.settings}
+    if recipe.own is None:
+        return values
+    model = given.get("model", values["model"])
+    own = recipe.own.get(model.replace("fcn8s", "fcn32s") if name == STAGED else model)
+    if own is not None:
+        values["lr"], values["iterations"] = own
+    elif "lr" not in given:
+        raise InputError(f"--recipe {name} has no learning rate for {model}: give --lr")
+    return values
+
+
+def stages(settings: TrainSettings) -> list[TrainSettings]:
+    """Return the settings of the runs that a staged one consists of, each in a folder of its own.
+
+    Every stage has its own rate, as a share of the first one's: a hundredth of the stage before
+    where the reference says nothing else.
+
+    Raises:
+        InputError: for a network that has no coarser ones.
+    """
+    names = [settings.model.replace("fcn8s", f"fcn{stride}s") for stride in (32, 16, 8)]
+    if len(set(names)) < 3 or not set(names) <= set(list_models()):
+        raise InputError(f"--recipe {STAGED} needs a network such as fcn8s_vgg16, not {names[2]}")
+    found = []
+    for index, name in enumerate(names):
+        share = 0.01**index
+        if names[0] in _HEAVY_OWN and name in _HEAVY_OWN:
+            share = _HEAVY_OWN[name][0] / _HEAVY_OWN[names[0]][0]
+        changes: dict[str, Any] = {"recipe": "paper-heavy", "model": name}
+        changes["lr"] = settings.lr * share
+        changes["output_dir"] = str(Path(settings.output_dir) / name)
+        if index:
+            changes["weights_backbone"] = ""
+            changes["weights"] = str(Path(settings.output_dir) / names[index - 1] / LAST)
+        found.append(replace(settings, **changes))
+    return found
+
+
+def _read(config: str) -> dict[str, Any]:
+    """Read the settings of a run."""
+    try:
+        values = json.loads(Path(config).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{config}: {error.strerror}") from None
+    except ValueError:
+        raise InputError(f"{config}: not a JSON file") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{config}: not the settings of a run")
+    return values

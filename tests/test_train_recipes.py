@@ -1,0 +1,265 @@
+"""Recipes, freezing, rates, early stopping, and what a run says and keeps."""
+
+import functools
+import inspect
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fcnfast.errors import InputError
+from fcnfast.models import create_model, list_models, vgg
+from fcnfast.train import RECIPES, TrainSettings, make_settings, resume, start, train_stages
+from fcnfast.train.log import COLUMNS
+from tests.test_train import batch, final_state, rows, same, scenes, small  # noqa: F401
+
+
+def test_each_network_has_its_own_rate_in_the_papers_recipes():
+    heavy = make_settings({"recipe": "paper-heavy", "model": "fcn8s_vgg16"})
+    assert (heavy.lr, heavy.iterations, heavy.momentum, heavy.batch_size) == (
+        1e-14,
+        100_000,
+        0.99,
+        1,
+    )
+    assert (heavy.normalize, heavy.lr_bias, heavy.crop_size) == ("images", 2.0, 0)
+    light = make_settings({"recipe": "paper-light", "model": "fcn32s_alexnet", "epochs": 3})
+    assert (light.lr, light.grad_accum, light.momentum, light.epochs) == (1e-4, 20, 0.9, 3)
+    assert make_settings({}) == TrainSettings()
+    assert make_settings({"recipe": "paper-heavy", "lr": 1e-9}).lr == 1e-9
+    for recipe in RECIPES.values():
+        assert set(recipe.own or ()) <= set(list_models())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"recipe": "paper-heavy", "model": "fcn32s_alexnet"},
+            "no learning rate for fcn32s_alexnet",
+        ),
+        ({"recipe": "heavy"}, "--recipe must be modern or paper-heavy"),
+        ({"epochs": 2, "iterations": 3}, "--epochs or --iterations, not both"),
+        ({"crop_size": 0}, "--crop-size 0 takes whole pictures"),
+        ({"weights": "a", "weights_backbone": "b"}, "--weights or --weights-backbone"),
+        ({"warmup": 200.0}, "--warmup must be at most 1"),
+        ({"amp_dtype": "fp16"}, "--amp-dtype has no meaning without --amp"),
+    ],
+)
+def test_settings_that_do_not_fit_together(given, message):
+    with pytest.raises(InputError, match=message):
+        make_settings(given)
+
+
+def test_a_run_starts_from_the_settings_of_another(scenes, tmp_path):  # noqa: F811
+    first = small(scenes, tmp_path / "a", recipe="paper-light", lr=0.3, iterations=7)
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(first.to_json()))
+    again = make_settings({"output_dir": "b"}, str(path))
+    assert again == replace(first, output_dir="b")
+    assert make_settings({"epochs": 2}, str(path)).iterations == 0
+    for content, message in (
+        ("{", "not a JSON"),
+        ("3", "not the settings"),
+        ('{"rate": 1}', "rate"),
+    ):
+        path.write_text(content)
+        with pytest.raises(InputError, match=message):
+            make_settings({}, str(path))
+    with pytest.raises(InputError, match="nowhere.json: No such file"):
+        make_settings({}, "nowhere.json")
+    with pytest.raises(InputError, match="--config or --recipe"):
+        make_settings({"recipe": "modern"}, str(path))
+
+
+def test_staged_training_goes_from_coarse_to_fine(scenes, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(vgg, "STAGES", ((2,), (3,), (4,), (5,), (6,)))
+    monkeypatch.setattr(vgg, "FULLY_CONNECTED", 7)
+    given = {"recipe": "fcn8s-staged", "iterations": 2, "data_path": str(scenes), "device": "cpu"}
+    settings = make_settings({**given, "output_dir": str(tmp_path), "workers": 0, "val_freq": 9})
+    from fcnfast.train import Processes
+
+    assert train_stages(settings, Processes())
+    names = ("fcn32s_vgg16", "fcn16s_vgg16", "fcn8s_vgg16")
+    kept = [json.loads((tmp_path / name / "settings.json").read_text()) for name in names]
+    assert [k["lr"] for k in kept] == pytest.approx([1e-10, 1e-12, 1e-14])
+    assert kept[2]["weights"] == str(tmp_path / "fcn16s_vgg16" / "last.safetensors")
+    before, after = (final_state(tmp_path / name)["model"] for name in names[1:])
+    assert torch.allclose(before["fc7.weight"], after["fc7.weight"], atol=1e-5)
+    said = capsys.readouterr().out
+    assert "equals 3.1e-07 on a mean loss" in said  # 3072 pixels
+    assert train_stages(settings, Processes())
+    assert capsys.readouterr().out.count("finished after 2 iterations") == 3
+    with pytest.raises(InputError, match="needs a network such as fcn8s_vgg16"):
+        train_stages(replace(settings, model="fcn4s_light"), Processes())
+
+
+@pytest.mark.parametrize("what", ["trunk", "bn"])
+def test_what_is_frozen_keeps_its_values(scenes, tmp_path, what):  # noqa: F811
+    run = start(small(scenes, tmp_path, freeze=what, ema_decay=0.0))
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    torch.nn.init.normal_(run.model.score.weight)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    for _ in range(2):
+        run.step([batch(images, torch.randint(0, 11, (2, 32, 32), dtype=torch.uint8))])
+    for name, value in run.model.state_dict().items():
+        trunk, norm = name.startswith(("stem", "stages")), ".1." in name and "stages" not in name
+        if (what == "trunk" and trunk) or (what == "bn" and "running" in name):
+            assert torch.equal(value, before[name]), name
+        elif what == "trunk" and norm and "running" in name:
+            assert not torch.equal(value, before[name]), name
+    assert not torch.equal(run.model.lateral[0][0].weight, before["lateral.0.0.weight"])
+
+
+def test_every_network_tells_its_trunk(monkeypatch):
+    for name in list_models():
+        with torch.device("meta"):
+            model = create_model(name)
+        children = dict(model.named_children())
+        assert model.trunk_modules and set(model.trunk_modules) <= set(children), name
+        outside = [key for key in children if key not in model.trunk_modules]
+        assert any("score" in key or "head" in key or "classifier" in key for key in outside), name
+        assert not any(key.startswith("score") for key in model.trunk_modules), name
+
+
+def test_trunk_and_biases_have_rates_of_their_own(scenes, tmp_path):  # noqa: F811
+    run = start(small(scenes, tmp_path, lr_backbone=0.1, lr_bias=2.0))
+    shares = {g["share"]: g["weight_decay"] for g in run.optimizer.param_groups}
+    assert shares == pytest.approx({0.1: 0.01, 0.2: 0.0, 1.0: 0.01, 2.0: 0.0})
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    run.step([batch(images, torch.zeros(2, 32, 32, dtype=torch.uint8))])
+    factor = run._lr_factor(0)
+    assert [g["lr"] for g in run.optimizer.param_groups] == pytest.approx(
+        [1e-3 * factor * g["share"] for g in run.optimizer.param_groups]
+    )
+
+
+@pytest.mark.skipif(
+    "weights_backbone" not in inspect.signature(create_model).parameters,
+    reason="create_model takes no weights_backbone",
+)
+def test_a_backbone_file_that_is_missing(scenes, tmp_path):  # noqa: F811
+    changes = {"weights": "", "weights_backbone": "none.pth", "model": "fcn8s_resnet18"}
+    with pytest.raises(InputError, match="none.pth"):
+        start(small(scenes, tmp_path, **changes))
+
+
+def test_a_run_stops_early_and_can_go_on(scenes, tmp_path, capsys):  # noqa: F811
+    settings = small(scenes, tmp_path, lr=1e-12, ema_decay=0.0, patience=2, val_freq=1)
+    start(replace(settings, freeze="bn")).train()
+    said = capsys.readouterr().out
+    assert "Finished after 9 iterations (3 epochs), 2 validations after the best" in said
+    assert f"fcnfast evaluate --data-path {scenes} --split val --classes camvid" in said
+    assert "recipe modern (AdamW" in said and "lr 1e-12 is that of a mean loss" in said
+    assert "9/12: loss" not in said and "8/12: loss" in said
+    assert resume(str(tmp_path), {}).train()
+    assert "finished after 9 iterations" in capsys.readouterr().out
+    run = resume(str(tmp_path), {"epochs": 5})
+    assert run.iterations == 15 and not run.finished
+    assert run.train(progress=False) and run.iteration == 12  # not better once more
+    assert json.loads((tmp_path / "settings.json").read_text())["epochs"] == 5
+    assert [row["val_mean_iu"] != "" for row in rows(tmp_path)].count(True) == 4
+
+
+def test_blocks_computed_again_change_nothing(scenes, tmp_path, monkeypatch):  # noqa: F811
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    ends = []
+    for again in (False, True):
+        run = start(small(scenes, tmp_path, checkpoint_activations=again))
+        for _ in range(2):
+            run.step([batch(images, torch.ones(2, 32, 32, dtype=torch.uint8))])
+        ends.append([run.model.state_dict(), run.average.state_dict()])
+    assert same(*ends)
+    with pytest.raises(InputError, match="fcn32s_vgg16 is not made of blocks"):
+        changes = {"model": "fcn32s_vgg16", "weights": "", "checkpoint_activations": True}
+        monkeypatch.setattr(vgg, "FULLY_CONNECTED", 7)
+        start(small(scenes, tmp_path, **changes))
+
+
+def test_a_compiled_network_is_trained(scenes, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    ends = []
+    for compiled in (False, True):
+        run = start(small(scenes, tmp_path / str(compiled), compile=compiled, iterations=1))
+        assert run.train(progress=False)
+        assert hasattr(run.net, "_orig_mod") == compiled
+        ends.append(run.model.state_dict())
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value)
+
+
+def test_parts_of_a_loss_add_up_to_the_mean_over_all(scenes):  # noqa: F811
+    model = create_model("fcn4s_light", weights=scenes / "tiny.safetensors").eval()
+    images = model.preprocess(torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8))
+    targets = torch.randint(0, 11, (2, 16, 16))
+    targets[1, 2:] = 255
+    weight = torch.linspace(0.5, 2, 11)
+    whole = model(images, targets, weight=weight)["loss"]
+    total = weight[targets[targets < 255]].sum()
+    parts = [
+        model(images[i : i + 1], targets[i : i + 1], weight=weight, normalizer=n)["loss"]
+        for i, n in ((0, total), (1, {"out": float(total)}))
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+    with pytest.raises(ValueError, match="give reduction='sum' or a normalizer, not both"):
+        model(images, targets, reduction="sum", normalizer=total)
+    with pytest.raises(ValueError, match="normalizer need targets"):
+        model(images, normalizer=total)
+    with pytest.raises(ValueError, match="normalizer for 'geo', but the heads are out"):
+        model(images, targets, normalizer={"geo": total})
+
+
+def test_settings_for_gpus_are_refused_on_a_cpu(scenes, tmp_path):  # noqa: F811
+    with pytest.raises(InputError, match="--sync-bn needs GPUs: SyncBatchNorm"):
+        start(small(scenes, tmp_path, sync_bn=True))
+
+
+def test_a_single_value_for_a_batch_norm_is_told(scenes, tmp_path):  # noqa: F811
+    run = start(small(scenes, tmp_path, batch_size=1))
+    with pytest.raises(InputError, match="larger --batch-size"):
+        run.train(progress=False)
+
+
+def test_a_crop_larger_than_memory_is_told(scenes, tmp_path, monkeypatch):  # noqa: F811
+    run = start(small(scenes, tmp_path))
+
+    def full(group):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    run.step = full
+    with pytest.raises(InputError, match="out of memory: a smaller --crop-size"):
+        run.train(progress=False)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_is_named(scenes, tmp_path, workers):  # noqa: F811
+    run = start(small(scenes, tmp_path, workers=workers, cache=False))
+    run.pictures.samples[0] = (tmp_path / "gone.png", run.pictures.samples[0][1])
+    with pytest.raises(InputError, match=r"^[^:]*gone.png: ") as caught:
+        run.train(progress=False)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_log_has_its_columns(scenes, tmp_path):  # noqa: F811
+    start(small(scenes, tmp_path, epochs=1)).train(progress=False)
+    (row, *_) = rows(tmp_path)
+    assert tuple(row) == COLUMNS
+    assert all(float(row[c]) > 0 for c in COLUMNS[:8] if c != "seconds")
+
+
+def test_tensorboard(scenes, tmp_path):  # noqa: F811
+    settings = small(scenes, tmp_path, epochs=1, val_freq=1, log="tensorboard")
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError:
+        with pytest.raises(InputError, match=r"--log tensorboard needs .*fcnfast\[log\]"):
+            start(settings).train(progress=False)
+        return
+    start(settings).train(progress=False)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert {"loss", "lr", "images_per_second", "memory_mib"} <= set(events.Tags()["scalars"])
+    assert len(events.Scalars("val_mean_iu")) == 1
+    assert events.Tags()["images"] == ["val/drive0_6", "val/drive1_7"]
+    assert events.Images("val/drive0_6")[0].width == 3 * 64
