@@ -10,7 +10,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from . import data, nn, ops, reference, theory
-    from .data import CAMVID, ClassTable, FolderDataset
+    from .data import CAMVID, ClassTable, SegmentationDataset, open_dataset
     from .errors import InputError
     from .evaluate import evaluate_folder, evaluate_model
     from .geometry import ReceptiveField, SamplingGrid
@@ -29,11 +29,11 @@ _HOMES = {
     "CAMVID": "data",
     "ClassTable": "data",
     "ConfusionMatrix": "metrics",
-    "FolderDataset": "data",
     "InputError": "errors",
     "ReceptiveField": "geometry",
     "SamplingGrid": "geometry",
     "Segmentation": "segment",
+    "SegmentationDataset": "data",
     "Segmenter": "segment",
     "create_model": "models",
     "evaluate_folder": "evaluate",
@@ -41,6 +41,7 @@ _HOMES = {
     "list_models": "models",
     "load_model": "models",
     "load_weights": "models",
+    "open_dataset": "data",
     "save_model": "models",
 }
 _ROOMS = ("data", "nn", "ops", "reference", "theory")
@@ -64,11 +65,11 @@ __all__ = [
     "CAMVID",
     "ClassTable",
     "ConfusionMatrix",
-    "FolderDataset",
     "InputError",
     "ReceptiveField",
     "SamplingGrid",
     "Segmentation",
+    "SegmentationDataset",
     "Segmenter",
     "__version__",
     "create_model",
@@ -79,6 +80,7 @@ __all__ = [
     "load_model",
     "load_weights",
     "nn",
+    "open_dataset",
     "ops",
     "reference",
     "save_model",

@@ -19,9 +19,9 @@ from PIL import Image
 import fcnfast.cli.commands
 from fcnfast import __version__
 from fcnfast.cli import main
-from fcnfast.data.classes import CAMVID
 from fcnfast.data.folder import demo_scene
-from fcnfast.data.images import read_labels, write_labels
+from fcnfast.data.labels import read_labels, write_labels
+from fcnfast.data.tables import CAMVID
 from tests.model_tools import ROOT, make_photo, make_scene, run_command, write_small_weights
 
 

@@ -142,6 +142,6 @@ def test_format() -> None:
     lines = [line.split() for line in table.splitlines()]
     assert lines[1] == ["a", "66.7", "75.0"]
     assert lines[3] == ["none", "-", "-"]
-    assert ["mean", "IU", "58.3"] in lines
+    assert ["mean", "IU", "58.3", "over", "2", "of", "3", "classes"] in lines
     with pytest.raises(ValueError, match="2 names for 3 classes"):
         format_scores(_filled([[1, 0, 0], [0, 1, 0], [0, 0, 1]]).scores(), ["a", "b"])

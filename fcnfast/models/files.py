@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ..data.classes import table_to_json
 from ..errors import WeightsError
 from ..weights import (
     Family,
@@ -160,5 +161,6 @@ def save_model(
         classes=table.names if table else (),
         palette=table.palette if table else (),
         preprocess=asdict(model.preprocessing),
+        table=table_to_json(table) if table else {},
     )
     _write(path, model.state_dict() if state is None else state, meta, dtype)

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.classes import ClassTable
+from ..data.classes import ClassTable, table_from_json
+from ..data.tables import TABLES
 from ..errors import WeightsError
 from ..weights import Family, PathLike, Stored, WeightsFile, open_weights, recognize
 from .base import FCN, Preprocessing
@@ -139,6 +140,11 @@ def _described(
     if len(family.classes) == model.num_classes == len(family.palette):
         try:
             table = ClassTable(family.network or "foreign", family.classes, family.palette)
+            if file.meta is not None and file.meta.table:
+                table = table_from_json(file.path, file.meta.table)
+            else:  # what the labels of a known data set store is known, too
+                same = (t for t in TABLES.values() if t.names == table.names)
+                table = next(same, table)
         except ValueError as error:
             raise WeightsError(f"{file.path}: its classes cannot be used: {error}") from None
     return preprocessing, table

@@ -6,6 +6,7 @@ fcnfast train --resume run/checkpoint.pt                     # go on after a sto
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -20,8 +21,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from ..data import IGNORE_INDEX, FolderDataset, class_table, train_transform
-from ..data.images import picture_size
+from ..data import (
+    IGNORE_INDEX,
+    SegmentationDataset,
+    class_table,
+    open_dataset,
+    train_transform,
+)
+from ..data.check import require_every_class
+from ..data.datasets import refuse_overlap
 from ..device import choose_device
 from ..errors import DivergenceError, InputError, WeightsError
 from ..evaluate import evaluate_model
@@ -49,11 +57,13 @@ class Run:
         self.settings = s = settings
         self.out = Path(s.output_dir)
         self.device = choose_device(s.device or None)
-        self.table = class_table(s.classes)
         self.val = None
         if s.val_split:
-            self.val = self._folder(s.val_split, s.val_include)
-        self.pictures = self._folder(s.split, s.include, s.exclude, cache=s.cache)
+            self.val = self._open(s.val_split, s.val_include)
+        self.pictures = self._open(s.split, s.include, s.exclude, cache=s.cache)
+        self.table = self.pictures.table
+        if self.val is not None and s.val_split != s.split:
+            refuse_overlap(self.pictures, self.val, by_name=s.dataset == "voc")
         torch.manual_seed(s.seed)
         np.random.seed(s.seed % 2**32)
         random.seed(s.seed)
@@ -82,23 +92,27 @@ class Run:
         self.iteration = 0
         self.losses: list[Tensor] = []  # since the last row of the log
 
-    def _folder(
+    def _open(
         self, split: str, include: str, exclude: str = "", cache: bool = False
-    ) -> FolderDataset:
-        return FolderDataset(
-            self.settings.data_path,
+    ) -> SegmentationDataset:
+        s = self.settings
+        return open_dataset(
+            s.dataset,
+            s.data_path,
             split,
-            self.table,
+            table=class_table(s.classes) if s.classes else None,
+            labels=s.labels_dir or None,
             include=include or None,
             exclude=exclude or None,
             cache=cache,
+            bit_depth=s.bit_depth or None,
         )
 
     def _make_model(self, network: dict[str, Any] | None) -> FCN:
         s = self.settings
         if network is None:
             model = create_model(s.model, num_classes=len(self.table), weights=s.weights or None)
-            longest = max(max(picture_size(image)) for image, _ in self.pictures.samples)
+            longest = max(max(self.pictures.size(k)) for k in range(len(self.pictures)))
             size = int(longest * s.scale_max)
             model.set_preprocessing(replace(model.preprocessing, max_size=size))
         else:
@@ -117,7 +131,7 @@ class Run:
         s = self.settings
         if s.class_weights == "none":
             return None
-        labels = (self.pictures[index].labels for index in range(len(self.pictures)))
+        labels = (self.pictures.labels(index) for index in range(len(self.pictures)))
         weights = median_frequency(labels, len(self.table), s.class_weight_power)
         return weights.to(self.device)
 
@@ -174,7 +188,7 @@ class Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=s.amp):
             loss = self.model(
                 images,
-                targets.to(self.device, non_blocking=True),
+                self._targets(targets.to(self.device, non_blocking=True)),
                 weight=self.weight,
                 label_smoothing=s.label_smoothing,
             )["loss"]
@@ -190,6 +204,14 @@ class Run:
         if labeled:  # without labels the mean is NaN, and its gradient zero
             self.losses.append(loss.detach())
         return loss.detach()
+
+    def _targets(self, targets: Tensor) -> Tensor | dict[str, Tensor]:
+        """Give each head of the network its labels, where the data set has those of several."""
+        if targets.dim() == 3:
+            return targets
+        planes = dict(zip(self.pictures.heads, targets.unbind(-1), strict=True))
+        own = getattr(self.model, "heads", ("out",))
+        return {head: planes[head].contiguous() for head in planes if head in own}
 
     def train(self, progress: bool = True) -> None:
         """Run to the last iteration, with the log, the checkpoints and the validations.
@@ -244,7 +266,7 @@ class Run:
 
     def _progress(self, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
         s = self.settings
-        loader = batches(
+        loader: Any = batches(
             self.crops,
             s.batch_size,
             s.seed,
@@ -253,13 +275,16 @@ class Run:
             s.workers,
             self.device.type == "cuda",
         )
-        yield from tqdm(
+        for batch in tqdm(
             loader,
             total=self.iterations,
             initial=self.iteration,
             disable=None if progress else True,
             unit="it",
-        )
+        ):
+            if isinstance(batch, Exception):  # a picture that cannot be read
+                raise batch
+            yield batch
 
     def finish(self, log: Log, row: dict[str, Any]) -> None:
         """Validate, and write the weights as they are now."""
@@ -284,6 +309,7 @@ def start(settings: TrainSettings) -> Run:
     if settings.output_dir and (out / CHECKPOINT).exists():
         raise InputError(f"{out} already holds a run: go on with --resume {out / CHECKPOINT}")
     run = Run(settings)
+    require_every_class(run.pictures)
     out.mkdir(parents=True, exist_ok=True)
     remove_unfinished(out)
     root = Path(settings.data_path)
@@ -292,7 +318,7 @@ def start(settings: TrainSettings) -> Run:
         for s in run.pictures.samples
         for p in s
     ]
-    write_bytes(out / "files.txt", "".join(f"{name.as_posix()}\n" for name in names).encode())
+    write_bytes(out / "files.txt", b"".join(os.fsencode(f"{n.as_posix()}\n") for n in names))
     write_json(out / "settings.json", settings.to_json())
     (out / "log.csv").unlink(missing_ok=True)
     checkpoint.save(out / CHECKPOINT, run.state())

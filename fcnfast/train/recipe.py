@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import FolderDataset, collate
+from ..data import SegmentationDataset, collate
+from ..data.folder import main_labels
 from ..data.transforms import Compose
 from ..errors import InputError
 from ..models import FCN
@@ -18,20 +19,27 @@ from .settings import TrainSettings
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
-class Crops(Dataset[tuple[Tensor, Tensor]]):
+class Crops(Dataset[tuple[Tensor, Tensor] | Exception]):
     """Random crops of a data set; item (epoch, index) has a random generator of its own."""
 
-    def __init__(self, pictures: FolderDataset, transform: Compose, seed: int) -> None:
+    def __init__(self, pictures: SegmentationDataset, transform: Compose, seed: int) -> None:
         self.pictures, self.transform, self.seed = pictures, transform, seed
 
     def __len__(self) -> int:
         """Return the number of pictures."""
         return len(self.pictures)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return the crop of picture `index` in `epoch`: uint8 3 x h x w and h x w."""
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor] | Exception:
+        """Return the crop of picture `index` in `epoch`: uint8 3 x h x w and h x w.
+
+        A picture that cannot be read gives its error: raised in a worker, it would come with the
+        worker's traceback in its message.
+        """
         epoch, index = item
-        image, labels, _ = self.pictures[index]
+        try:
+            image, labels, _ = self.pictures[index]
+        except (InputError, OSError, MemoryError) as error:
+            return error
         return self.transform(image, labels, np.random.default_rng([self.seed, epoch, index]))
 
 
@@ -61,15 +69,26 @@ class _Order:
         return self.last - self.first
 
 
+def _batch(
+    samples: list[tuple[Tensor, Tensor] | Exception],
+) -> tuple[Tensor, Tensor] | Exception:
+    """Make a batch, or hand on the first error among its samples."""
+    errors = [sample for sample in samples if isinstance(sample, Exception)]
+    return errors[0] if errors else collate([s for s in samples if not isinstance(s, Exception)])
+
+
 def batches(
     crops: Crops, batch_size: int, seed: int, first: int, last: int, workers: int, pin: bool
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Load the batches of iterations [first, last): uint8 N x 3 x h x w and N x h x w."""
+) -> DataLoader[tuple[Tensor, Tensor] | Exception]:
+    """Load the batches of iterations [first, last): uint8 N x 3 x h x w and N x h x w.
+
+    A batch with a picture that cannot be read is that error.
+    """
     return DataLoader(
         crops,
         batch_sampler=_Order(len(crops), batch_size, seed, first, last),
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_batch,
         pin_memory=pin,
         worker_init_fn=_one_thread,
         # The loader's own seed is drawn from a generator of its own: the global one is untouched,
@@ -112,7 +131,7 @@ def median_frequency(labels: Iterable[np.ndarray], classes: int, power: float = 
     """
     pixels, room = np.zeros(classes), np.zeros(classes)
     for picture in labels:
-        count = np.bincount(picture.ravel(), minlength=256)[:classes]
+        count = np.bincount(main_labels(picture).ravel(), minlength=256)[:classes]
         pixels += count
         room += np.where(count > 0, count.sum(), 0)
     if not pixels.any():
