@@ -368,7 +368,7 @@ class TestEvaluate:
         refused(*of, *data, "--include", "x*", says="no pictures left")
         refused(*of, *data, "--json", "data", says="data: is a folder")
         refused(*of, *data, "--json", "short.json/s.json", says="is not a folder")
-        refused(*of, *data, "--dataset", "voc", says="--dataset.*voc")
+        refused(*of, *data, "--dataset", "vok", says="--dataset vok: not one of voc, nyud")
         refused(*with_files, "nothing", *data, says="nothing: no such folder")
         refused(*with_files, "labels", *data, says=r"labels: no prediction s1\.png")
         refused(*with_files, "labels", *data, "--device", "cpu", says="--device is for a network")

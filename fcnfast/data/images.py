@@ -191,6 +191,15 @@ def raw_mode(image: Image.Image) -> str:
     return arguments if isinstance(arguments, str) else ""
 
 
+def set_raw_mode(image: Image.Image, kind: str) -> None:
+    """Let PIL decode an opened picture as if its samples were stored so."""
+    tiles = []
+    for codec, box, offset, arguments in image.tile:  # type: ignore[attr-defined]
+        changed = kind if isinstance(arguments, str) else (kind, *arguments[1:])
+        tiles.append((codec, box, offset, changed))
+    image.tile = tiles  # type: ignore[attr-defined]
+
+
 # PIL keeps the high byte of 16-bit colors; read in the other byte order, it keeps the low one.
 _OTHER_ORDER = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B"}
 _OTHER_ORDER["RGB;16N"] = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
@@ -201,11 +210,7 @@ def _low_bytes(image: Image.Image) -> np.ndarray | None:
     other = _OTHER_ORDER.get(raw_mode(image))
     if other is None:
         return None
-    tiles = []
-    for codec, box, offset, arguments in image.tile:  # type: ignore[attr-defined]
-        swapped = other if isinstance(arguments, str) else (other, *arguments[1:])
-        tiles.append((codec, box, offset, swapped))
-    image.tile = tiles  # type: ignore[attr-defined]
+    set_raw_mode(image, other)
     return np.asarray(image)
 
 

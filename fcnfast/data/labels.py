@@ -9,7 +9,7 @@ from PIL import Image
 from ..errors import LabelError
 from ..files import PathLike
 from .classes import IGNORE_INDEX, ClassTable
-from .images import decode, raw_mode, write_image
+from .images import decode, raw_mode, set_raw_mode, write_image
 
 _LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "JPEG2000": "JPEG 2000", "AVIF": "AVIF"}
 _LOSSLESS_TIFF = ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "zstd")
@@ -106,6 +106,11 @@ def _stored(path: PathLike, image: Image.Image) -> np.ndarray:
     kind = raw_mode(image)
     if image.format == "PPM" and image.mode in ("L", "I"):
         kind = _unscale(image)
+    if kind == "L;IR":  # PIL knows no such samples
+        kind = "L;R"
+        set_raw_mode(image, kind)
+    if image.format == "BMP" and image.mode in ("1", "L"):
+        kind = _gray_bmp(image)
     mode = image.mode
     if mode in ("LA", "PA", "RGBA"):
         if np.asarray(image.getchannel("A")).min() < 255:
@@ -155,6 +160,20 @@ def _head(image: Image.Image) -> bytes:
     head: bytes = file.read(4096)
     file.seek(place)
     return head
+
+
+def _gray_bmp(image: Image.Image) -> str:
+    """Let PIL decode a BMP with a gray palette by its bits; return its raw mode.
+
+    PIL takes two grays for 1 bit a pixel and others for 8, whatever the head says.
+    """
+    bits = int.from_bytes(_head(image)[28:30], "little")
+    if (image.mode, bits) in (("1", 1), ("L", 8)):
+        return raw_mode(image)
+    kind = {4: "L;4", 8: "L"}[bits]
+    image._mode = "L"
+    set_raw_mode(image, kind)
+    return kind
 
 
 def _unscale(image: Image.Image) -> str:

@@ -53,8 +53,9 @@ def mat_labels(path: Path, table: ClassTable, key: str) -> np.ndarray:
         LabelError: as `read_mat`; no such variable; or values that are not classes.
     """
     variable, _, field = key.partition(".")
+    variables = read_mat(path)
     try:
-        values = read_mat(path)[variable]
+        values = variables[variable]
         values = np.asarray(values[field].flat[0] if field else values)
     except (LookupError, ValueError, TypeError) as error:
         raise LabelError(f"{path}: has no variable {key!r}") from error
