@@ -33,9 +33,9 @@ def scenes(tmp_path_factory) -> Path:
         (root / split).mkdir()
         (root / f"{split}annot").mkdir()
         for seed in seeds:
-            chance = np.random.default_rng(seed)
-            blocks = np.append(chance.permutation(11), 3).astype(np.uint8).reshape(3, 4)
-            labels = blocks.repeat(16, 0).repeat(16, 1)  # every class in every picture
+            blocks = np.random.default_rng(seed).choice((0, 1, 3, 5, 8), (3, 4)).astype(np.uint8)
+            labels = blocks.repeat(16, 0).repeat(16, 1)
+            labels[0, :11] = range(11)  # every class in every picture
             image = Image.fromarray(np.array(CAMVID.palette, np.uint8)[labels])
             image.save(root / split / f"drive{seed % 2}_{seed}.png")
             write_labels(

@@ -76,7 +76,7 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     """Make the parser; the flags of `train` need torch and are added when they are asked for."""
     parser = _Parser(prog="fcnfast", description="Semantic segmentation with FCNs.")
     parser.add_argument("--version", action="version", version=f"fcnfast {__version__}")
-    debug = {"action": "store_true", "help": "show the traceback of an error"}
+    debug: Any = {"action": "store_true", "help": "show the traceback of an error"}
     parser.add_argument("--debug", **debug)
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 

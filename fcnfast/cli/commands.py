@@ -129,9 +129,6 @@ def _open(
 
 def check(args: argparse.Namespace) -> int:
     """Read every pair of a data set; print its sizes and classes, and what is wrong."""
-    import os
-
-    from ..data.check import examine, share_lines, without_pixels
     from ..data.datasets import DATASETS, refuse_overlap
 
     row = DATASETS.get(args.dataset)
@@ -145,27 +142,44 @@ def check(args: argparse.Namespace) -> int:
     if not opened:
         raise missing[0]
     if len(opened) == 2:
-        refuse_overlap(*opened.values(), by_name=args.dataset == "voc")
+        train, val = opened.values()
+        refuse_overlap(train, val, by_name=args.dataset == "voc")
+    return max(
+        _check_split(args, split, dataset, learned=split == splits[0] and split not in HELD_OUT)
+        for split, dataset in opened.items()
+    )
+
+
+HELD_OUT = ("val", "validation", "test")
+"""Splits that nothing learns from."""
+
+
+def _check_split(
+    args: argparse.Namespace, split: str, dataset: SegmentationDataset, learned: bool
+) -> int:
+    """Check one split; return the exit code that it alone would give."""
+    import os
+
+    from ..data.check import examine, share_lines, without_pixels
+
     workers = min(os.cpu_count() or 1, 8) if args.workers is None else args.workers
-    code = sound = 0
-    for split, dataset in opened.items():
-        found = examine(dataset, workers, progress=sys.stderr.isatty())
-        common = ", ".join(f"{w}x{h} ({n})" for (w, h), n in found.sizes.most_common(3))
-        more = f" and {len(found.sizes) - 3} more sizes" if len(found.sizes) > 3 else ""
-        print(f"{split}: {_count(len(dataset), 'picture')}; width x height: {common or '-'}{more}")
-        print("\n".join(share_lines(dataset.table, found.pixels)))
-        sys.stdout.flush()
-        for fault in found.faults:
-            complain(fault)
-        _tell_passed_over(dataset.passed_over)
-        sound += len(dataset) - len(found.faults)
-        code = code or (FAILED if found.faults else 0)
-        problem = without_pixels(dataset, found.pixels) if found.sizes else ""
-        if problem and split in ("val", "validation", "test", *row.splits[1:]):
-            warn(f"{problem}")
-        elif problem:
-            code = complain(problem)
-    return code if sound else UNUSABLE
+    found = examine(dataset, workers, progress=sys.stderr.isatty())
+    common = ", ".join(f"{w}x{h} ({n})" for (w, h), n in found.sizes.most_common(3))
+    more = f" and {len(found.sizes) - 3} more sizes" if len(found.sizes) > 3 else ""
+    print(f"{split}: {_count(len(dataset), 'picture')}; width x height: {common or '-'}{more}")
+    print("\n".join(share_lines(dataset.table, found.pixels)))
+    sys.stdout.flush()
+    for fault in found.faults:
+        complain(fault)
+    _tell_passed_over(dataset.passed_over)
+    problem = without_pixels(dataset, found.pixels) if found.sizes else ""
+    if problem and learned:
+        return complain(problem)
+    if problem:
+        warn(problem)
+    if found.faults:
+        return FAILED if found.sizes else UNUSABLE
+    return 0
 
 
 def evaluate(args: argparse.Namespace) -> int:

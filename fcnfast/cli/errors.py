@@ -19,8 +19,11 @@ LONGEST = 300
 
 
 def one_line(text: str) -> str:
-    """Return a message as one line of at most `LONGEST` characters; both its ends stay."""
-    text = " ".join(text.split())
+    """Return a message as one line of at most `LONGEST` characters; both its ends stay.
+
+    What cannot be printed, as names of files may hold, is escaped.
+    """
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
     half = LONGEST // 2 - 3
     return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
 

@@ -11,7 +11,7 @@ from .datasets import (
     siftflow,
     voc,
 )
-from .folder import Sample, SegmentationDataset, demo_scene, image_paths, open_folder
+from .folder import Sample, SegmentationDataset, demo_scene, image_paths, open_folder, wrap_dataset
 from .images import read_image, write_image
 from .labels import read_labels, write_labels
 from .tables import CAMVID, VOC, class_table
@@ -42,6 +42,7 @@ __all__ = [
     "train_transform",
     "voc",
     "voc_palette",
+    "wrap_dataset",
     "write_image",
     "write_labels",
 ]

@@ -155,7 +155,7 @@ def _from_json(name: str, entries: object, also: tuple[str, ...]) -> ClassTable:
     """Build a table from parsed JSON; KeyError, TypeError or ValueError say what is wrong."""
     if not isinstance(entries, dict):
         raise TypeError(f"expected an object, found a {type(entries).__name__}")
-    entries = {_SYNONYMS.get(key, key): value for key, value in entries.items() if key not in also}
+    entries = {_SYNONYMS.get(k, str(k)): value for k, value in entries.items() if k not in also}
     unknown = sorted(set(entries) - {"name", "names", "palette", "void_values", "label_map"})
     if unknown:
         raise ValueError(f"unknown entry {unknown[0]!r}")

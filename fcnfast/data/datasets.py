@@ -51,7 +51,7 @@ def _read_list(path: Path) -> list[list[str]]:
 
 def _ids(folder: Path, split: str, suffix: str = ".txt") -> list[str]:
     """Return the names in the list of a split, or in those of "a+b", sorted, each once."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for name in split.split("+"):
         path = Path(name) if name.endswith(suffix) else folder / f"{name}{suffix}"
         if not path.is_file():
@@ -375,9 +375,9 @@ def _context_map(path: Path, table: ClassTable) -> ClassTable:
     if "background" in table.names:
         labels = dict.fromkeys(labels, table.names.index("background"))
     for label, name in enumerate(table.names):
-        number = numbers.get(name, numbers.get(_CONTEXT_SPELLINGS.get(name, "")))
-        if number is not None:
-            labels[number] = label
+        found = numbers.get(name, numbers.get(_CONTEXT_SPELLINGS.get(name, "")))
+        if found is not None:
+            labels[found] = label
         elif name != "background":
             raise DatasetError(f"{path}: has no class {name!r}")
     return replace(table, void_values=(), label_map=tuple(labels.items()))

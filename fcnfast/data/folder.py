@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from ..errors import DatasetError, ImageError, LabelError, NoSplitError
 from ..files import PathLike
 from .classes import ClassTable, read_json, table_from_json
-from .images import IMAGE_EXTENSIONS, picture_size, read_image
-from .labels import read_labels
+from .images import IMAGE_EXTENSIONS, as_photo, picture_size, read_image
+from .labels import read_labels, to_labels
 from .tables import CAMVID, class_table
 
 _LAYOUTS = (
@@ -64,6 +64,7 @@ class SegmentationDataset(Dataset[Any]):
             two tensors of `train_transform` and `eval_transform`. By default a `Sample`.
         cache: keep decoded samples in memory (H·W·4 bytes each) after their first use.
         bit_depth: of 16-bit pictures, as `read_image` takes it.
+        pairs: a data set of (image, labels) items to take instead of files, by `wrap_dataset`.
         guessed: the table is the layout's usual one; nobody has named it.
         passed_over: files of its folders that are not pictures.
 
@@ -88,6 +89,7 @@ class SegmentationDataset(Dataset[Any]):
         transform: Callable[[Image.Image, np.ndarray], Any] | None = None,
         cache: bool = False,
         bit_depth: int | None = None,
+        pairs: Any = None,
         guessed: bool = False,
         passed_over: Sequence[Path] = (),
     ) -> None:
@@ -105,7 +107,8 @@ class SegmentationDataset(Dataset[Any]):
         self.passed_over = list(passed_over)
         self._image = load_image or partial(read_image, bit_depth=bit_depth)
         self._labels = load_labels
-        self._sized_by_file = load_image is None
+        self._pairs = pairs
+        self._sized_by_file = load_image is None and pairs is None
         self._decoded: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -124,13 +127,28 @@ class SegmentationDataset(Dataset[Any]):
             pixels, labels = self._decoded[index]
             image = Image.fromarray(pixels)
         else:
-            image, labels = self._image(self.samples[index][0]), self.labels(index)
+            image, labels = self._read(index)
             self._check_sizes(index, image.size, (labels.shape[1], labels.shape[0]))
             if self.cache:
                 self._decoded[index] = (np.asarray(image), labels)
         if self.transform is not None:
             return self.transform(image, labels)
         return Sample(image, labels, self.names[index])
+
+    def _read(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        """Read one sample."""
+        if self._pairs is None:
+            return self._image(self.samples[index][0]), self.labels(index)
+        name = self.names[index]
+        image, labels = self._pairs[int(name)][:2]
+        labels = np.asarray(labels)
+        if labels.ndim != 2 or labels.dtype.kind not in "ui":
+            raise TypeError(
+                f"item {name}: labels must be integers H×W, not {labels.dtype} {labels.shape}"
+            )
+        labels = to_labels(labels, self.table, f"item {name}")
+        labels.setflags(write=False)
+        return as_photo(image), labels
 
     def labels(self, index: int) -> np.ndarray:
         """Read the labels of one sample alone, read-only.
@@ -140,6 +158,8 @@ class SegmentationDataset(Dataset[Any]):
         """
         if index in self._decoded:
             return self._decoded[index][1]
+        if self._pairs is not None:
+            return self._read(index)[1]
         labels = self._labels(self.samples[index][1], self.table)
         labels.setflags(write=False)
         return labels
@@ -151,7 +171,7 @@ class SegmentationDataset(Dataset[Any]):
             ImageError: as reading the sample.
         """
         path = self.samples[index][0]
-        return picture_size(path) if self._sized_by_file else self._image(path).size
+        return picture_size(path) if self._sized_by_file else self._read(index)[0].size
 
     def _check_sizes(self, index: int, image: tuple[int, int], labels: tuple[int, int]) -> None:
         """Refuse labels of another size than their picture's, both as (width, height)."""
@@ -165,6 +185,24 @@ class SegmentationDataset(Dataset[Any]):
             f"{label_path}: the labels are {labels[0]}x{labels[1]} pixels, their image is "
             f"{image[0]}x{image[1]}{why}"
         )
+
+
+def wrap_dataset(dataset: Any, table: ClassTable) -> SegmentationDataset:
+    """Make any data set of (image, labels) pairs one that fcnfast trains on and evaluates.
+
+    Args:
+        dataset: ``len`` and items by index, as a `torch.utils.data.Dataset` has them: an image as
+            `Segmenter` takes it (a PIL image, uint8 H×W×3, a uint8 tensor 3×H×W, a path), and
+            integer labels H×W, an array or a tensor. Items may be longer.
+        table: the classes, and which labels mean none.
+
+    Raises:
+        DatasetError: an empty data set.
+    """
+    if isinstance(dataset, SegmentationDataset) and dataset.transform is None:
+        return dataset
+    indices = [Path(str(index)) for index in range(len(dataset))]
+    return SegmentationDataset([(k, k) for k in indices], table, pairs=dataset)
 
 
 def open_folder(

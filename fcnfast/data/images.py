@@ -27,7 +27,7 @@ _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF
 IMAGE_EXTENSIONS = frozenset(
     extension
     for extension, format_name in Image.registered_extensions().items()
-    if format_name in _FORMATS and format_name in Image.OPEN
+    if format_name in _FORMATS and format_name.replace("MPO", "JPEG") in Image.OPEN
 )
 """The extensions (in lower case) by which a picture in a folder is known."""
 

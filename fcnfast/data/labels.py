@@ -12,8 +12,10 @@ from .classes import IGNORE_INDEX, ClassTable
 from .images import decode, raw_mode, set_raw_mode, write_image
 
 _LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "JPEG2000": "JPEG 2000", "AVIF": "AVIF"}
-_LOSSLESS_TIFF = ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "zstd")
-_LOSSLESS_TIFF += ("group3", "group4", "tiff_ccitt", "tiff_raw_16", "lzma", "tiff_thunderscan")
+_LOSSLESS_TIFF = (
+    *("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "zstd", "lzma"),
+    *("group3", "group4", "tiff_ccitt", "tiff_raw_16", "tiff_thunderscan"),
+)
 
 
 def read_labels(

@@ -23,10 +23,12 @@ from tqdm import tqdm
 
 from ..data import (
     IGNORE_INDEX,
+    ClassTable,
     SegmentationDataset,
     class_table,
     open_dataset,
     train_transform,
+    wrap_dataset,
 )
 from ..data.check import require_every_class
 from ..data.datasets import refuse_overlap
@@ -48,21 +50,30 @@ class Run:
     """One training run: everything that changes while it goes on, and the loop.
 
     network: options and preprocessing of a resumed run, whose `weights` file may be gone.
+    data: what to learn from and to validate on, instead of the settings' folder.
     """
 
-    def __init__(self, settings: TrainSettings, network: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        network: dict[str, Any] | None = None,
+        data: tuple[SegmentationDataset, SegmentationDataset | None] | None = None,
+    ) -> None:
         for name in ("data_path", "output_dir"):
-            if not getattr(settings, name):
+            if not getattr(settings, name) and (data is None or name == "output_dir"):
                 raise InputError(f"--{name.replace('_', '-')} is needed")
         self.settings = s = settings
         self.out = Path(s.output_dir)
         self.device = choose_device(s.device or None)
         self.val = None
-        if s.val_split:
-            self.val = self._open(s.val_split, s.val_include)
-        self.pictures = self._open(s.split, s.include, s.exclude, cache=s.cache)
+        if data is not None:
+            self.pictures, self.val = data
+        else:
+            if s.val_split:
+                self.val = self._open(s.val_split, s.val_include)
+            self.pictures = self._open(s.split, s.include, s.exclude, cache=s.cache)
         self.table = self.pictures.table
-        if self.val is not None and s.val_split != s.split:
+        if data is None and self.val is not None and s.val_split != s.split:
             refuse_overlap(self.pictures, self.val, by_name=s.dataset == "voc")
         torch.manual_seed(s.seed)
         np.random.seed(s.seed % 2**32)
@@ -299,8 +310,27 @@ class Run:
         save_model(self.averaged, self.out / WEIGHTS)
 
 
-def start(settings: TrainSettings) -> Run:
+def _wrapped(
+    train: Any, val: Any, table: ClassTable | None
+) -> tuple[SegmentationDataset, SegmentationDataset | None] | None:
+    if train is None:
+        return None
+    table = table or getattr(train, "table", None)
+    if table is None:
+        raise InputError("train: a data set without a class table needs table=")
+    return wrap_dataset(train, table), None if val is None else wrap_dataset(val, table)
+
+
+def start(
+    settings: TrainSettings, *, train: Any = None, val: Any = None, table: ClassTable | None = None
+) -> Run:
     """Begin a new run; write the settings, the list of files and a first checkpoint.
+
+    Args:
+        settings: of the run; with `train` those of the data are not used.
+        train, val: data sets of (image, labels) pairs, as `fcnfast.data.wrap_dataset` takes them;
+            by default those that the settings name.
+        table: their classes, where they have no attribute `table`.
 
     Raises:
         InputError: when the folder already holds a run, or a setting cannot be used.
@@ -308,7 +338,7 @@ def start(settings: TrainSettings) -> Run:
     out = Path(settings.output_dir)
     if settings.output_dir and (out / CHECKPOINT).exists():
         raise InputError(f"{out} already holds a run: go on with --resume {out / CHECKPOINT}")
-    run = Run(settings)
+    run = Run(settings, data=_wrapped(train, val, table))
     require_every_class(run.pictures)
     out.mkdir(parents=True, exist_ok=True)
     remove_unfinished(out)
@@ -325,8 +355,17 @@ def start(settings: TrainSettings) -> Run:
     return run
 
 
-def resume(path: str, changes: dict[str, Any]) -> Run:
+def resume(
+    path: str,
+    changes: dict[str, Any],
+    *,
+    train: Any = None,
+    val: Any = None,
+    table: ClassTable | None = None,
+) -> Run:
     """Go on from a checkpoint, in its folder; `changes` may say where the run runs.
+
+    A run that began with data sets of its own needs them again.
 
     Raises:
         WeightsError: when the checkpoint cannot be read, or not by this release.
@@ -338,7 +377,8 @@ def resume(path: str, changes: dict[str, Any]) -> Run:
     except (KeyError, TypeError) as error:
         raise WeightsError(f"{path}: not from this release of fcnfast: {error}") from None
     try:
-        run = Run(resumed(saved, changes), state.get("network"))
+        data = _wrapped(train, val, table)
+        run = Run(resumed(saved, changes), state.get("network"), data)
         run.restore(state)
     except InputError:
         raise
