@@ -412,7 +412,8 @@ class TestCommand:
             assert main(arguments) == 0
             assert "usage: fcnfast" in capsys.readouterr().out
         assert main(["models"]) == 0
-        assert "fcn8s_vgg16" in capsys.readouterr().out.split()
+        rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+        assert rows["fcn8s_vgg16"].strip() == "FCN-8s over VGG-16, trained in stages, PASCAL VOC"
 
     def test_help_does_not_wait_for_torch(self):
         code = (
