@@ -63,6 +63,20 @@ class TestMetadata:
         path.write_bytes(content[: content.index(b"long") + 50])
         np.testing.assert_array_equal(np.asarray(read_image(path)), pixels)
 
+    @pytest.mark.parametrize(
+        ("kind", "data"),
+        [(0xE0, b"JFIF\0"), (0xE2, b"ICC_PROFILE\0"), (0xEE, b"Adobe"), (0xED, b"Photoshop 3.0\0")],
+    )
+    def test_segments_of_a_jpeg(self, tmp_path, kind, data):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        make_photo().save(tmp_path / "a.jpg", exif=exif)
+        expected = np.asarray(read_image(tmp_path / "a.jpg"))
+        content = (tmp_path / "a.jpg").read_bytes()
+        segment = struct.pack(">BBH", 0xFF, kind, len(data) + 2) + data
+        (tmp_path / "a.jpg").write_bytes(content[:2] + segment + content[2:])
+        np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.jpg")), expected)
+
     def test_many_texts(self, tmp_path):
         texts = PngImagePlugin.PngInfo()
         for k in range(70):

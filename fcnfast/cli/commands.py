@@ -221,7 +221,8 @@ def train(args: argparse.Namespace) -> int:
     """Train; everything about it is in `fcnfast.train`."""
     from ..train import run
 
-    run(args)
+    done = run(args)
+    _tell_passed_over(done.pictures.passed_over)
     return 0
 
 

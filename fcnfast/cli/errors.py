@@ -74,12 +74,11 @@ def explain(error: Exception, args: argparse.Namespace) -> str | None:
     from ..device import out_of_memory
 
     text = " ".join(str(error).split())
-    batch = f"--batch-size {_setting(args, 'batch_size')}"
-    crop = f"--crop-size {_setting(args, 'crop_size')}"
+    batch, crop = _flag(args, "batch_size"), _flag(args, "crop_size")
     killed = re.search(r"DataLoader worker .*?(killed by signal: \w+|exited unexpectedly)", text)
     if killed:
         return (
-            f"--workers {_setting(args, 'workers')}: a process that reads pictures was "
+            f"{_flag(args, 'workers')}: a process that reads pictures was "
             f"{killed[1].replace('exited', 'ended')}, maybe for want of memory: give fewer workers"
         )
     if out_of_memory(error):
@@ -93,10 +92,12 @@ def explain(error: Exception, args: argparse.Namespace) -> str | None:
     return None
 
 
-def _setting(args: argparse.Namespace, name: str) -> object:
-    """Return a setting of a training run: the one that was given, or the default."""
-    if hasattr(args, name) and getattr(args, name) is not None:
-        return getattr(args, name)
-    from ..train import TrainSettings
+def _flag(args: argparse.Namespace, name: str) -> str:
+    """Return a flag of a training run with its value: the one that was given, or the default."""
+    flag = "--" + name.replace("_", "-")
+    value = getattr(args, name, None)
+    if value is None and getattr(args, "resume", "") is None:
+        from ..train import TrainSettings
 
-    return getattr(TrainSettings, name, "")
+        value = getattr(TrainSettings, name)
+    return flag if value is None else f"{flag} {value}"

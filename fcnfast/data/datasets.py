@@ -1,7 +1,9 @@
 """The data sets by name: where each keeps its pictures and its labels, and what they mean.
 
-Each function returns a `SegmentationDataset` of one split; `options` are arguments of its. Splits
-are named as the data set names them; "a+b" joins two lists.
+Each function returns a `SegmentationDataset` of one split; `table` are its classes, and `options`
+more of its arguments. Splits are named as the data set names them; "a+b" joins two lists. A folder,
+a list, a picture or labels that are missing raise DatasetError, which names them; another value of
+`modality` or `target` raises ValueError.
 """
 
 from __future__ import annotations
@@ -123,15 +125,10 @@ def voc(
             two. "sbd-train" and "sbd-val" are SBD's own. Where there is no such list, "seg11valid"
             is VOC 2011's val without SBD's train, and "trainaug" VOC's train with SBD's, without
             VOC's val.
-        table: the classes.
         labels: the folder of the labels, by default the first of ``SegmentationClass``,
             ``SegmentationClassAug`` and SBD's ``cls`` that has a picture's.
         sbd: SBD's ``dataset`` folder, by default ``benchmark_RELEASE/dataset`` (or
             ``sbd``, ``SBD``) in `root` or up to three folders above it.
-        options: more arguments of `SegmentationDataset`.
-
-    Raises:
-        DatasetError: a folder, a list, or a picture or labels of it are missing.
     """
     if sbd is None and (Path(root) / "cls").is_dir():
         sbd = root
@@ -207,14 +204,8 @@ def nyud(
             ``nyu_depth_v2_labeled.mat``, ``splits.mat`` and ``classMapping40.mat``.
         split: train, val, trainval (train and val where it has no list) or test. The official
             file has trainval and test.
-        table: the classes.
         modality: "color"; "depth", a picture of mode F in millimeters; or "hha", three channels in
             the order in which the file stores them (not in the official file).
-        options: more arguments of `SegmentationDataset`.
-
-    Raises:
-        DatasetError: a folder, a list, or a picture or labels of it are missing.
-        ValueError: an unknown modality.
     """
     if modality not in ("color", "depth", "hha"):
         raise ValueError(f'modality must be "color", "depth" or "hha", not {modality!r}')
@@ -248,7 +239,7 @@ def _nyud_official(
     path: Path, split: str, table: ClassTable, modality: str, options: dict[str, Any]
 ) -> SegmentationDataset:
     """Open a split of nyu_depth_v2_labeled.mat; picture n is called 5000 + n, as elsewhere."""
-    keys = {"trainval": "trainNdxs", "train": "trainNdxs", "test": "testNdxs", "val": "testNdxs"}
+    keys = {"trainval": "trainNdxs", "test": "testNdxs"}
     if split not in keys or modality == "hha":
         what = "split" if split not in keys else "modality"
         raise DatasetError(f"{path}: has no {what} {split if what == 'split' else modality!r}")
@@ -291,11 +282,6 @@ def siftflow(
             the two that nobody has labeled.
         table: the semantic classes.
         target: "semantic" or "geometric", labels H×W; or "both", labels H×W×2 in this order.
-        options: more arguments of `SegmentationDataset`.
-
-    Raises:
-        DatasetError: a folder, a list, or a picture or labels of it are missing.
-        ValueError: an unknown target.
     """
     if target not in ("semantic", "geometric", "both"):
         raise ValueError(f'target must be "semantic", "geometric" or "both", not {target!r}')
@@ -341,10 +327,6 @@ def pascal_context(
         split: a list of ``ImageSets/SegmentationContext`` or ``ImageSets/Main``.
         table: the classes. A class that none of the 459 is called, other than "background", is an
             error. All other labels become "background", or no class where the table has none.
-        options: more arguments of `SegmentationDataset`.
-
-    Raises:
-        DatasetError: a folder, a list, or a picture or labels of it are missing.
     """
     home = _below(root, "VOC2010", "VOCdevkit/VOC2010", "*/VOC2010", needs="JPEGImages")
     lists = _first(home / "ImageSets" / name for name in ("SegmentationContext", "Main"))
@@ -397,12 +379,7 @@ def camvid(
         root: the folder.
         split: train, val or test. A list ``train.txt``, of two columns whose paths may begin with
             folders of another machine, counts before the folders.
-        table: the classes.
         labels: the folder of the labels, without a list.
-        options: more arguments of `SegmentationDataset`.
-
-    Raises:
-        DatasetError: a folder, or a file of a list, is missing.
     """
     listed = Path(root) / f"{split}.txt"
     if not listed.is_file() or labels:
@@ -431,10 +408,6 @@ def cityscapes(
         split: train, val or test.
         table: the classes, by default the 19, read from ``_gtFine_labelIds``, or where there are
             none from ``_gtFine_labelTrainIds``.
-        options: more arguments of `SegmentationDataset`.
-
-    Raises:
-        DatasetError: a folder, or the labels of a picture, are missing.
     """
     home = _below(root, "*", needs="leftImg8bit")
     pictures = sorted((home / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
@@ -459,11 +432,6 @@ def ade20k(
     Args:
         root: ``ADEChallengeData2016``, or the folder above it.
         split: training or validation.
-        table: the classes.
-        options: more arguments of `SegmentationDataset`.
-
-    Raises:
-        DatasetError: a folder is missing or empty, or files have no partner.
     """
     home = _below(root, "*", needs="annotations")
     return open_folder(home, split, table, f"annotations/{split}", **options)

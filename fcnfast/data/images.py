@@ -44,8 +44,8 @@ def decode(
 ) -> _T:
     """Open a picture and return what `use` makes of it; any error is raised as `failure`.
 
-    A PNG that PIL refuses is tried once more without its metadata: profiles and texts of any size,
-    and chunks that are damaged or cut, do not stop a picture whose pixels are sound.
+    A PNG or JPEG that PIL refuses is tried once more without its metadata: profiles and texts of
+    any size, and chunks that are damaged or cut, do not stop a picture whose pixels are sound.
 
     Args:
         source: a file, or the content of one; the content, not the extension, tells the format.
@@ -68,7 +68,7 @@ def decode(
             except (failure, MemoryError, Image.DecompressionBombError):
                 raise
             except Exception:
-                plain = _png_without_metadata(source)
+                plain = _without_metadata(source)
                 if plain is None:
                     raise
                 return _open(plain, failure, use, max_pixels)
@@ -97,11 +97,26 @@ def _open(
         return use(image)
 
 
-def _png_without_metadata(source: PathLike | bytes) -> bytes | None:
-    """Return a PNG with only the chunks that matter; None for another format or cut pixels."""
+def _without_metadata(source: PathLike | bytes) -> bytes | None:
+    """Return a PNG or JPEG with only what its pixels and their turn need; None where it cannot."""
     content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _png_without_metadata(content)
+    if not content.startswith(b"\xff\xd8\xff"):
         return None
+    kept, place = [content[:2]], 2
+    while place + 4 <= len(content) and content[place] == 0xFF and content[place + 1] != 0xDA:
+        kind, size = struct.unpack_from(">BH", content, place + 1)
+        segment = content[place : place + 2 + size]
+        exif, adobe = segment[4:10] == b"Exif\0\0", kind == 0xEE and size >= 14
+        if not (0xE0 <= kind <= 0xEF or kind == 0xFE) or exif or adobe:
+            kept.append(segment)
+        place += 2 + size
+    return b"".join((*kept, content[place:]))
+
+
+def _png_without_metadata(content: bytes) -> bytes | None:
+    """Return a PNG with only the chunks that matter; None for cut pixels."""
     kept, place = [content[:8]], 8
     while place + 8 <= len(content):
         size, kind = struct.unpack_from(">I4s", content, place)

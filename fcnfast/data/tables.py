@@ -4,7 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DatasetError
-from .classes import IGNORE_INDEX, ClassTable, read_json, table_from_json, voc_palette
+from .classes import IGNORE_INDEX, ClassTable, Color, read_json, table_from_json, voc_palette
+
+
+def _colors(text: str) -> tuple[Color, ...]:
+    """Read colors rrggbb."""
+    return tuple((c[0], c[1], c[2]) for c in map(bytes.fromhex, text.split()))
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -18,19 +23,7 @@ def _comma(text: str) -> tuple[str, ...]:
 CAMVID = ClassTable(
     name="camvid",
     names=_words("Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist"),
-    palette=(
-        (128, 128, 128),
-        (128, 0, 0),
-        (192, 192, 128),
-        (128, 64, 128),
-        (60, 40, 222),
-        (128, 128, 0),
-        (192, 128, 128),
-        (64, 64, 128),
-        (64, 0, 128),
-        (64, 64, 0),
-        (0, 128, 192),
-    ),
+    palette=_colors("808080 800000 c0c080 804080 3c28de 808000 c08080 404080 400080 404000 0080c0"),
     void_values=(11, 255),
     label_map=(((0, 0, 0), IGNORE_INDEX),),
 )
@@ -55,26 +48,9 @@ CITYSCAPES = ClassTable(
         "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, "
         "terrain, sky, person, rider, car, truck, bus, train, motorcycle, bicycle"
     ),
-    palette=(
-        (128, 64, 128),
-        (244, 35, 232),
-        (70, 70, 70),
-        (102, 102, 156),
-        (190, 153, 153),
-        (153, 153, 153),
-        (250, 170, 30),
-        (220, 220, 0),
-        (107, 142, 35),
-        (152, 251, 152),
-        (70, 130, 180),
-        (220, 20, 60),
-        (255, 0, 0),
-        (0, 0, 142),
-        (0, 0, 70),
-        (0, 60, 100),
-        (0, 80, 100),
-        (0, 0, 230),
-        (119, 11, 32),
+    palette=_colors(
+        "804080 f423e8 464646 66669c be9999 999999 faaa1e dcdc00 6b8e23 98fb98 "
+        "4682b4 dc143c ff0000 00008e 000046 003c64 005064 0000e6 770b20"
     ),
 )
 """Cityscapes' 19 classes as train ids; `CITYSCAPES_IDS` reads ``_gtFine_labelIds``."""

@@ -142,6 +142,8 @@ def _described(
             table = ClassTable(family.network or "foreign", family.classes, family.palette)
             if file.meta is not None and file.meta.table:
                 table = table_from_json(file.path, file.meta.table)
+                if len(table) != model.num_classes:
+                    raise ValueError(f"{len(table)} classes in the table of {model.num_classes}")
             else:  # what the labels of a known data set store is known, too
                 same = (t for t in TABLES.values() if t.names == table.names)
                 table = next(same, table)
