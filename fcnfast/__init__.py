@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from . import ops as ops
     from . import reference as reference
     from . import theory as theory
-    from .data import CAMVID, ClassTable, FolderDataset
+    from .data import CAMVID, ClassTable, SegmentationDataset, open_dataset
     from .errors import InputError
     from .evaluate import evaluate_folder, evaluate_model
     from .geometry import ReceptiveField, SamplingGrid
@@ -43,11 +43,11 @@ _HOMES = {
     "CAMVID": "data",
     "ClassTable": "data",
     "ConfusionMatrix": "metrics",
-    "FolderDataset": "data",
     "InputError": "errors",
     "ReceptiveField": "geometry",
     "SamplingGrid": "geometry",
     "Segmentation": "segment",
+    "SegmentationDataset": "data",
     "Segmenter": "segment",
     "UpsampledLogits": "lazy",
     "create_model": "models",
@@ -61,6 +61,7 @@ _HOMES = {
     "list_models": "models",
     "load_model": "models",
     "load_weights": "models",
+    "open_dataset": "data",
     "save_model": "models",
     "unfuse": "lazy",
     "upsample": "ops",
@@ -90,11 +91,11 @@ __all__ = [
     "CAMVID",
     "ClassTable",
     "ConfusionMatrix",
-    "FolderDataset",
     "InputError",
     "ReceptiveField",
     "SamplingGrid",
     "Segmentation",
+    "SegmentationDataset",
     "Segmenter",
     "UpsampledLogits",
     "__version__",
@@ -109,6 +110,7 @@ __all__ = [
     "list_models",
     "load_model",
     "load_weights",
+    "open_dataset",
     "save_model",
     "unfuse",
     "upsample",

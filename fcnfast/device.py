@@ -28,3 +28,26 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {str(device)!r} cannot be used: {reason}") from error
     return chosen
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether Python, or torch on any device, ran out of memory."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # What the CPU's allocator and the C++ library say.
+    return isinstance(error, RuntimeError) and any(
+        text in str(error) for text in ("can't allocate memory", "std::bad_alloc")
+    )
+
+
+def refusal(error: BaseException, what: str, device: torch.device) -> str | None:
+    """Say why a network cannot take `what`: too large or too small; None for any other error."""
+    if out_of_memory(error):
+        return (
+            f"{what} are too many for the memory of {device}; give a smaller max_size or batch_size"
+        )
+    told = " ".join(str(error).split())
+    for text in ("too small", "Kernel size can't be greater than actual input size"):
+        if text in told:
+            return f"{what} are too few for the network: {told}"
+    return None

@@ -17,6 +17,10 @@ class DatasetError(InputError):
     """A data set folder is missing, empty, or not laid out as expected."""
 
 
+class NoSplitError(DatasetError):
+    """A data set has no such split."""
+
+
 class DivergenceError(InputError):
     """The loss or a weight is no longer finite."""
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from .data.classes import IGNORE_INDEX
-from .data.folder import FolderDataset, Sample
-from .data.images import photo_tensor, read_labels, shrink
-from .errors import DatasetError, LabelError
+from .data.folder import Sample, SegmentationDataset, main_labels, shortened
+from .data.images import photo_tensor, shrink
+from .data.labels import read_labels
+from .device import refusal
+from .errors import DatasetError, ImageError, LabelError
 from .files import PathLike
 from .metrics import ConfusionMatrix
 from .models import FCN
@@ -23,13 +28,16 @@ from .ops import upsample_confusion
 
 
 class Dataset(Protocol):
-    """Samples by index, such as `FolderDataset`."""
+    """Samples by index, such as a `SegmentationDataset` without a transform."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
 
     def __getitem__(self, index: int, /) -> Sample:
-        """Return one sample; its labels have the picture's size, 255 for none."""
+        """Return one sample; its labels have the picture's size, 255 for none.
+
+        Of labels for several heads, H×W×K, the first counts.
+        """
 
 
 def evaluate_model(
@@ -53,9 +61,10 @@ def evaluate_model(
         progress: show a bar on stderr.
 
     Raises:
-        DatasetError: a data set without samples, or with another number of classes.
-        ValueError: `batch_size` or `max_size` below 1, or a label that is not a class.
-        ImageError, LabelError: a damaged file.
+        DatasetError: a data set without samples, or with other classes.
+        ValueError: `batch_size` or `max_size` below 1.
+        ImageError, LabelError: a damaged file, or a picture too small for the network or too large
+            for the memory.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -70,14 +79,8 @@ def evaluate_model(
         # no_grad, not inference_mode: training goes on with the same network afterwards.
         with torch.no_grad(), tqdm(total=len(dataset), unit="image", disable=not progress) as bar:
             for group in _groups(_samples(dataset), batch_size):
-                images = [photo_tensor(shrink(sample.image, max_size)) for sample in group]
-                pixels = model.preprocess(torch.cat(images).to(device))
-                if device.type == "cpu":  # convolutions are a quarter faster so
-                    pixels = pixels.contiguous(memory_format=torch.channels_last)
-                scores, grid = model.score_maps(pixels, ("out",))["out"]
-                labels = torch.from_numpy(np.stack([sample.labels for sample in group]))
-                grid = grid.rescaled(_size(group[0]))
-                upsample_confusion(scores, labels.to(device), grid, out=counts)
+                images = [shrink(sample.image, max_size) for sample in group]
+                _count(model, images, group, device, counts)
                 bar.update(len(group))
     finally:
         model.train(was_training)
@@ -85,14 +88,38 @@ def evaluate_model(
     return matrix
 
 
+def _count(
+    model: FCN,
+    images: Sequence[Image.Image],
+    group: Sequence[Sample],
+    device: torch.device,
+    counts: torch.Tensor,
+) -> None:
+    """Add pictures of one size to the counts; name them when the network cannot take them."""
+    labels = torch.from_numpy(np.stack([main_labels(sample.labels) for sample in group])).to(device)
+    try:
+        pixels = model.preprocess(torch.cat([photo_tensor(image) for image in images]).to(device))
+        if device.type == "cpu":  # convolutions are a quarter faster so
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        scores, grid = model.score_maps(pixels, ("out",))["out"]
+    except (MemoryError, RuntimeError, ValueError) as error:
+        width, height = images[0].size
+        reason = refusal(error, f"{width}x{height} pixels", device)
+        if reason is None:
+            raise
+        raise ImageError(f"{group[0].name}: {reason}") from error
+    upsample_confusion(scores, labels, grid.rescaled(_size(group[0])), out=counts)
+
+
 def evaluate_folder(
-    predictions: PathLike, dataset: FolderDataset, *, progress: bool = False
+    predictions: PathLike, dataset: SegmentationDataset, *, progress: bool = False
 ) -> ConfusionMatrix:
     """Score label pictures that any program has written.
 
     Args:
         predictions: a folder with ``NAME.png`` for every picture of the data set: palette indices
-            or gray values, of the picture's size. Other files are ignored.
+            or gray values 0 to C - 1, or colors of the palette, of the picture's size. Other files
+            are ignored.
         dataset: the true labels.
         progress: show a bar on stderr.
 
@@ -101,13 +128,13 @@ def evaluate_folder(
         LabelError: a prediction that is damaged, of another size, or that has values that are
             not classes, or no class where the truth has one.
     """
-    paths = _prediction_paths(Path(predictions), dataset.samples)
+    paths = _prediction_paths(Path(predictions), dataset.names)
     matrix = ConfusionMatrix(len(dataset.table))
-    for path, (_, truth_path) in zip(
-        tqdm(paths, unit="image", disable=not progress), dataset.samples, strict=True
-    ):
-        truth = read_labels(truth_path, dataset.table)
-        guess = read_labels(path, dataset.table, size=(truth.shape[0], truth.shape[1]))
+    # Predictions are labels 0 to C - 1, whatever integers the true labels are stored as.
+    plain = replace(dataset.table, void_values=(IGNORE_INDEX,), label_map=())
+    for index, path in enumerate(tqdm(paths, unit="image", disable=not progress)):
+        truth = main_labels(dataset.labels(index))
+        guess = read_labels(path, plain, size=(truth.shape[0], truth.shape[1]))
         nothing = int(((guess == IGNORE_INDEX) & (truth != IGNORE_INDEX)).sum())
         if nothing:
             raise LabelError(f"{path}: no class in {nothing} pixels where the truth has one")
@@ -145,6 +172,14 @@ def _check_classes(model: FCN, dataset: Dataset) -> None:
             f"the network has {model.num_classes} classes, the data set's table "
             f"{table.name!r} has {len(table)}"
         )
+    own = getattr(model, "table", None)
+    if table is not None and own is not None and table.names != own.names:
+        moved = [name for name, other in zip(table.names, own.names, strict=True) if name != other]
+        if set(table.names) == set(own.names):
+            raise DatasetError(
+                f"the network and the data set's table {table.name!r} have the same classes in "
+                f"another order, beginning with {moved[0]!r}"
+            )
 
 
 def _samples(dataset: Dataset) -> Iterator[Sample]:
@@ -170,14 +205,13 @@ def _groups(samples: Iterable[Sample], most: int) -> Iterator[list[Sample]]:
         yield group
 
 
-def _prediction_paths(folder: Path, samples: Sequence[tuple[Path, Path]]) -> list[Path]:
+def _prediction_paths(folder: Path, samples: Sequence[str]) -> list[Path]:
     """Return the label picture for every sample, or name what is missing."""
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder with predictions")
-    found = set(os.listdir(folder))
-    names = [f"{image.stem}.png" for image, _ in samples]
+    found = {unicodedata.normalize("NFC", name): name for name in os.listdir(folder)}
+    names = [unicodedata.normalize("NFC", f"{name}.png") for name in samples]
     missing = [name for name in names if name not in found]
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise DatasetError(f"{folder}: no prediction {', '.join(missing[:3])}{more}")
-    return [folder / name for name in names]
+        raise DatasetError(f"{folder}: no prediction {shortened(missing, 3)}")
+    return [folder / found[name] for name in names]

@@ -49,14 +49,18 @@ class ConfusionMatrix:
 
     Args:
         num_classes: C, 1 to 255.
+        ignore_index: the true label of pixels that are left out; not a class.
 
     Attributes:
         matrix: int64 C×C, rows truth, columns prediction.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, ignore_index: int = _IGNORE_INDEX) -> None:
         if not 1 <= num_classes <= _IGNORE_INDEX:
             raise ValueError(f"num_classes must be 1 to 255, not {num_classes}")
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
+            raise TypeError(f"ignore_index must be an integer, not {ignore_index!r}")
+        self.ignore_index = int(ignore_index)
         self.num_classes = num_classes
         self.matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
 
@@ -66,15 +70,17 @@ class ConfusionMatrix:
         """Add the pixels of one or more label maps.
 
         Args:
-            target: true labels of any integer dtype and shape; pixels of value 255 are left out.
+            target: true labels of any integer dtype and shape; the pixels of
+                `ignore_index` are left out.
             prediction: predicted labels of the same shape.
 
         Raises:
             TypeError: labels that are not integers.
-            ValueError: unequal shapes; a true label that is neither a class nor 255; a predicted
-                label that is not a class where the truth is one. Nothing is added then.
+            ValueError: unequal shapes; a true label that is neither a class nor `ignore_index`; a
+                predicted label that is not a class where the truth is one. Nothing is added then.
         """
-        truth, guess = _labels(target, "target"), _labels(prediction, "prediction")
+        truth = _labels(target, "target", self.ignore_index)
+        guess = _labels(prediction, "prediction")
         if truth.shape != guess.shape:
             raise ValueError(f"target has shape {truth.shape} but the prediction has {guess.shape}")
         # All 256×256 pairs are counted in one pass without a mask; the bad ones are seen there.
@@ -89,7 +95,7 @@ class ConfusionMatrix:
         bad = np.flatnonzero(counts[self.num_classes :])
         if bad.size:
             value = self.num_classes + int(bad[0])
-            extra = ", or 255 to ignore" if what == "target" else ""
+            extra = f", or {self.ignore_index} to ignore" if what == "target" else ""
             raise ValueError(
                 f"{what}: value {value} (pixels: {counts[value]}) is not a class "
                 f"(0 to {self.num_classes - 1}{extra})"
@@ -130,20 +136,23 @@ class ConfusionMatrix:
         )
 
 
-def _labels(labels: np.ndarray | torch.Tensor, what: str) -> np.ndarray:
-    """Return labels as uint8; values that do not fit are refused, not wrapped around."""
+def _labels(
+    labels: np.ndarray | torch.Tensor, what: str, ignore_index: int = _IGNORE_INDEX
+) -> np.ndarray:
+    """Return labels as uint8, 255 for those to ignore; values that do not fit are refused."""
     values = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else labels
     values = np.asarray(values)
     if not np.issubdtype(values.dtype, np.integer):
         raise TypeError(f"{what} must hold integers, not {values.dtype}")
-    if values.dtype == np.uint8:
+    if values.dtype == np.uint8 and ignore_index == _IGNORE_INDEX:
         return values
-    outside = (values < 0) | (values > 255)
+    ignored = values == ignore_index
+    outside = ~ignored & ((values < 0) | (values > 255 - (ignore_index != _IGNORE_INDEX)))
     if outside.any():
         value = int(values[outside].flat[0])
         count = int((values == value).sum())
         raise ValueError(f"{what}: value {value} (pixels: {count}) is not a label")
-    return values.astype(np.uint8)
+    return np.where(ignored, _IGNORE_INDEX, values).astype(np.uint8)
 
 
 def _ratio(
@@ -183,7 +192,11 @@ def format_scores(scores: Scores, names: Sequence[str]) -> str:
     for name, iu, accuracy in zip(names, scores.iu, scores.accuracy, strict=True):
         lines.append(f"{name:<{width}}  {_percent(iu):>6}  {_percent(accuracy):>8}")
     lines.append("")
-    lines.extend(f"{label:<{width}}  {_percent(value):>6}" for label, value in totals)
+    counted = {"mean accuracy": scores.accuracy, "mean IU": scores.iu}
+    for label, value in totals:
+        over = int(np.isfinite(counted[label]).sum()) if label in counted else len(names)
+        partly = f"  over {over} of {len(names)} classes" if over < len(names) else ""
+        lines.append(f"{label:<{width}}  {_percent(value):>6}{partly}")
     return "\n".join(lines)
 
 

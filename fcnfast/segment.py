@@ -26,10 +26,10 @@ from .data.images import (
     photo_tensor,
     shrink,
     write_image,
-    write_labels,
 )
+from .data.labels import write_labels
 from .data.render import add_legend, blend
-from .device import choose_device
+from .device import choose_device, refusal
 from .errors import ImageError, WeightsError
 from .files import PathLike, output_folders, output_names, refuse_replacing, write_json
 from .geometry import SamplingGrid
@@ -168,6 +168,7 @@ class Segmenter:
     Args:
         weights: a weights file; by default the street-scene network that comes with the package.
         device: where it runs, such as "cpu" or "cuda:1"; by default a CUDA GPU where there is one.
+        bit_depth: bits, 8 to 16, that the samples of 16-bit picture files really use, such as 12.
 
     Attributes:
         model: the network, in evaluation mode.
@@ -180,8 +181,12 @@ class Segmenter:
     """
 
     def __init__(
-        self, weights: PathLike | None = None, device: str | torch.device | None = None
+        self,
+        weights: PathLike | None = None,
+        device: str | torch.device | None = None,
+        bit_depth: int | None = None,
     ) -> None:
+        self.bit_depth = bit_depth
         self.device = choose_device(device)
         self.model = load_model(weights, self.device)
         if self.model.channels != 3:
@@ -226,7 +231,8 @@ class Segmenter:
             the results of those before it.
 
         Raises:
-            ImageError: a picture that cannot be read, or too large for the memory.
+            ImageError: a picture that cannot be read, too large for the memory, or too small for
+                the network.
             TypeError, ValueError: not a picture, or `max_size` or `batch_size` is not a positive
                 integer.
         """
@@ -244,14 +250,44 @@ class Segmenter:
             many = many and not hasattr(image, "read")  # an open file iterates over its lines
         if many:
             return self._each(image, max_size, batch_size)  # type: ignore[arg-type]
-        return self._run([_prepare(image, max_size, "image")])[0]  # type: ignore[arg-type]
+        return self._run([self._prepare(image, max_size, "image")])[0]  # type: ignore[arg-type]
 
     def _each(
         self, images: Iterable[Photo], max_size: int | None, batch_size: int
     ) -> Iterator[Segmentation]:
         """Yield the results of many pictures."""
-        for batch in _batches(images, max_size, batch_size):
+        for batch in self._batches(images, max_size, batch_size):
             yield from self._run(batch)
+
+    def _prepare(self, image: Photo, max_size: int | None, name: str) -> _Prepared:
+        """Decode a picture and shrink it for the network; a file gives it another name."""
+        photo = as_photo(image, self.bit_depth)
+        source = "the picture"
+        if isinstance(image, (str, os.PathLike)):
+            name, source = Path(image).stem, os.fspath(image)
+        return _Prepared(photo, shrink(photo, max_size), name, source)
+
+    def _batches(
+        self, images: Iterable[Photo], max_size: int | None, batch_size: int
+    ) -> Iterator[list[_Prepared]]:
+        """Yield neighbors of equal size together; an error comes after the pictures before it."""
+        batch: list[_Prepared] = []
+        try:
+            for number, image in enumerate(images, 1):
+                one = self._prepare(image, max_size, f"image-{number}")
+                if batch and one.sizes != batch[0].sizes:
+                    yield batch
+                    batch = []
+                batch.append(one)
+                if len(batch) == batch_size:
+                    yield batch
+                    batch = []
+        except Exception:
+            if batch:
+                yield batch
+            raise
+        if batch:
+            yield batch
 
     @torch.inference_mode()
     def _run(self, batch: Sequence[_Prepared]) -> list[Segmentation]:
@@ -266,14 +302,12 @@ class Segmenter:
             grid = grid.rescaled((photo.height, photo.width))
             labels = upsample_argmax(scores, grid).cpu().numpy()
             scores = scores.cpu()
-        except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
+        except (MemoryError, RuntimeError, ValueError) as error:
             count = f"{len(batch)} times " if len(batch) > 1 else ""
-            raise ImageError(
-                f"{batch[0].source}: {count}{seen.width}x{seen.height} pixels are too many for the "
-                f"memory of {self.device}; give a smaller max_size or batch_size"
-            ) from error
+            reason = refusal(error, f"{count}{seen.width}x{seen.height} pixels", self.device)
+            if reason is None:
+                raise
+            raise ImageError(f"{batch[0].source}: {reason}") from error
         return [
             # Of a batch each result gets its own copy, so that keeping one does not keep all.
             Segmentation(
@@ -286,38 +320,6 @@ class Segmenter:
             )
             for k, one in enumerate(batch)
         ]
-
-
-def _prepare(image: Photo, max_size: int | None, name: str) -> _Prepared:
-    """Decode a picture and shrink it for the network; a file gives it another name."""
-    photo = as_photo(image)
-    source = "the picture"
-    if isinstance(image, (str, os.PathLike)):
-        name, source = Path(image).stem, os.fspath(image)
-    return _Prepared(photo, shrink(photo, max_size), name, source)
-
-
-def _batches(
-    images: Iterable[Photo], max_size: int | None, batch_size: int
-) -> Iterator[list[_Prepared]]:
-    """Yield neighbors of equal size together; an error comes after the pictures before it."""
-    batch: list[_Prepared] = []
-    try:
-        for number, image in enumerate(images, 1):
-            one = _prepare(image, max_size, f"image-{number}")
-            if batch and one.sizes != batch[0].sizes:
-                yield batch
-                batch = []
-            batch.append(one)
-            if len(batch) == batch_size:
-                yield batch
-                batch = []
-    except Exception:
-        if batch:
-            yield batch
-        raise
-    if batch:
-        yield batch
 
 
 @dataclass
@@ -422,10 +424,3 @@ def _numbered_table(num_classes: int) -> ClassTable:
         raise WeightsError(f"the network has {num_classes} classes; label pictures hold up to 255")
     names = tuple(f"class {k}" for k in range(num_classes))
     return ClassTable("numbered", names, voc_palette(num_classes))
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Tell whether torch, on any device, ran out of memory."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return "can't allocate memory" in str(error)  # what the CPU's allocator says

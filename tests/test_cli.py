@@ -19,9 +19,9 @@ from PIL import Image
 import fcnfast.cli.commands
 from fcnfast import __version__
 from fcnfast.cli import main
-from fcnfast.data.classes import CAMVID
 from fcnfast.data.folder import demo_scene
-from fcnfast.data.images import read_labels, write_labels
+from fcnfast.data.labels import read_labels, write_labels
+from fcnfast.data.tables import CAMVID
 from tests.model_tools import ROOT, make_photo, make_scene, run_command, write_small_weights
 
 
@@ -368,7 +368,7 @@ class TestEvaluate:
         refused(*of, *data, "--include", "x*", says="no pictures left")
         refused(*of, *data, "--json", "data", says="data: is a folder")
         refused(*of, *data, "--json", "short.json/s.json", says="is not a folder")
-        refused(*of, *data, "--dataset", "voc", says="--dataset.*voc")
+        refused(*of, *data, "--dataset", "vok", says="--dataset vok: not one of voc, nyud")
         refused(*with_files, "nothing", *data, says="nothing: no such folder")
         refused(*with_files, "labels", *data, says=r"labels: no prediction s1\.png")
         refused(*with_files, "labels", *data, "--device", "cpu", says="--device is for a network")
@@ -412,7 +412,8 @@ class TestCommand:
             assert main(arguments) == 0
             assert "usage: fcnfast" in capsys.readouterr().out
         assert main(["models"]) == 0
-        assert "fcn8s_vgg16" in capsys.readouterr().out.split()
+        rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+        assert rows["fcn8s_vgg16"].strip() == "FCN-8s over VGG-16, trained in stages, PASCAL VOC"
 
     def test_help_does_not_wait_for_torch(self):
         code = (

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import fcnfast
 from fcnfast.models import alexnet, table
@@ -104,6 +105,25 @@ def test_the_files_of_the_docs(monkeypatch, tmp_path):
         fcnfast.load_weights(names["depth"], "vgg16.pth")
     with pytest.raises(fcnfast.InputError, match="suffix='color'"):
         fcnfast.create_model("nyud_fcn32s_vgg16_color_hha", weights_backbone="vgg16.pth")
+
+
+def test_the_data_of_the_docs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    pixels = torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8)
+    pairs = [(pixels, torch.arange(3).repeat(40, 16))] * 2
+    names = {"pairs": pairs}
+    for block in blocks("data.md"):
+        exec(block, names)
+    assert Path("run/model.safetensors").exists()
+    assert fcnfast.load_model("run/model.safetensors").table.names == ("background", "road", "car")
+    entries = re.findall(
+        r"```json\n(.*?)```", (DOCS / "data.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    Path("dataset.json").write_text(entries[0])
+    for folder in ("images/train", "labels/train"):
+        Path(folder).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(f"{folder}/a.png")
+    assert len(fcnfast.open_dataset("folder", ".", "train").table) == 3
 
 
 def test_the_network_of_the_docs(monkeypatch):

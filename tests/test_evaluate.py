@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from fcnfast.data.classes import CAMVID, ClassTable
-from fcnfast.data.folder import FolderDataset, Sample
-from fcnfast.data.images import shrink, write_labels
+from fcnfast.data.classes import ClassTable
+from fcnfast.data.folder import Sample, SegmentationDataset, open_folder
+from fcnfast.data.images import shrink
+from fcnfast.data.labels import write_labels
+from fcnfast.data.tables import CAMVID
 from fcnfast.errors import DatasetError, ImageError, LabelError
 from fcnfast.evaluate import evaluate_folder, evaluate_model, scores_as_json
 from fcnfast.geometry import SamplingGrid
@@ -82,14 +84,14 @@ PAIRS = [
 ]
 
 
-def write_dataset(root: Path, pairs: list[tuple[np.ndarray, np.ndarray]]) -> FolderDataset:
+def write_dataset(root: Path, pairs: list[tuple[np.ndarray, np.ndarray]]) -> SegmentationDataset:
     """Pictures without meaning, and the pairs' truths with the value 7 for no class."""
     for folder in ("val", "valannot"):
         (root / folder).mkdir(parents=True)
     for number, (_, truth) in enumerate(pairs):
         make_photo(*truth.shape).save(root / "val" / f"p{number}.png")
         write_labels(root / "valannot" / f"p{number}.png", np.where(truth == 255, 7, truth), ())
-    return FolderDataset(root, "val", TABLE)
+    return open_folder(root, "val", TABLE)
 
 
 def write_predictions(folder: Path, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Path:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcnfast.data.classes import CAMVID
-from fcnfast.data.folder import FolderDataset
+from fcnfast.data.folder import open_folder
+from fcnfast.data.tables import CAMVID
 from fcnfast.errors import DatasetError, ImageError, LabelError
 
 
@@ -33,7 +33,7 @@ def camvid(tmp_path: Path) -> Path:
 
 def test_samples(camvid: Path) -> None:
     """Samples come sorted by name, as an RGB picture and read-only uint8 labels."""
-    dataset = FolderDataset(camvid, "train", CAMVID)
+    dataset = open_folder(camvid, "train", CAMVID)
     assert len(dataset) == 3
     assert [image.stem for image, _ in dataset.samples] == ["drive1_a", "drive1_b", "drive2_a"]
     assert all(image.stem == labels.stem for image, labels in dataset.samples)
@@ -52,18 +52,18 @@ def test_samples(camvid: Path) -> None:
 def test_other_layouts(tmp_path: Path) -> None:
     """The layout images/split + labels/split, and a folder of labels given by hand."""
     _fill(tmp_path / "images" / "val", tmp_path / "labels" / "val", ("a", "b"))
-    assert len(FolderDataset(tmp_path, "val", CAMVID)) == 2
+    assert len(open_folder(tmp_path, "val", CAMVID)) == 2
     _fill(tmp_path / "val", tmp_path / "mine", ("c",))
-    dataset = FolderDataset(tmp_path, "val", CAMVID, labels="mine")
+    dataset = open_folder(tmp_path, "val", CAMVID, labels="mine")
     assert dataset.samples == [(tmp_path / "val" / "c.png", tmp_path / "mine" / "c.png")]
-    assert FolderDataset(tmp_path, "val", CAMVID, tmp_path / "mine").samples == dataset.samples
+    assert open_folder(tmp_path, "val", CAMVID, tmp_path / "mine").samples == dataset.samples
 
 
 def test_include_and_exclude(camvid: Path) -> None:
     """Patterns keep or leave out whole drives, in pictures and labels alike."""
 
     def names(**filters: object) -> list[str]:
-        return [sample.name for sample in FolderDataset(camvid, "train", CAMVID, **filters)]
+        return [sample.name for sample in open_folder(camvid, "train", CAMVID, **filters)]
 
     assert names(exclude="drive1*") == ["drive2_a"]
     assert names(exclude=["drive1_a", "drive2_a.png"]) == ["drive1_b"]
@@ -76,7 +76,7 @@ def test_include_and_exclude(camvid: Path) -> None:
 @pytest.mark.parametrize("cache", [False, True])
 def test_cache(camvid: Path, cache: bool) -> None:
     """With the cache a file is decoded once; what is handed out stays the same."""
-    dataset = FolderDataset(camvid, "train", CAMVID, cache=cache)
+    dataset = open_folder(camvid, "train", CAMVID, cache=cache)
     first = dataset[0]
     pixels = np.array(first.image)
     first.image.paste((255, 255, 255), (0, 0, 8, 6))  # a caller's picture is its own
@@ -95,37 +95,37 @@ def test_cache(camvid: Path, cache: bool) -> None:
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
     """The message names the folder, and what was expected in it."""
     with pytest.raises(DatasetError, match="gone: no such data set folder"):
-        FolderDataset(tmp_path / "gone", "train", CAMVID)
+        open_folder(tmp_path / "gone", "train", CAMVID)
     with pytest.raises(DatasetError, match="train and trainannot or images/train and labels"):
-        FolderDataset(tmp_path, "train", CAMVID)
+        open_folder(tmp_path, "train", CAMVID)
     (tmp_path / "train").mkdir()
     (tmp_path / "trainannot").mkdir()
     with pytest.raises(DatasetError, match="train: no pictures in this folder"):
-        FolderDataset(tmp_path, "train", CAMVID)
+        open_folder(tmp_path, "train", CAMVID)
 
 
 def test_unpaired_files_are_named(camvid: Path) -> None:
     """A picture without labels, labels without a picture, two pictures of one name."""
     (camvid / "train" / "notes.txt").touch()  # not a picture: no labels are expected
-    assert len(FolderDataset(camvid, "train", CAMVID)) == 3
+    assert len(open_folder(camvid, "train", CAMVID)) == 3
     (camvid / "trainannot" / "drive1_b.png").unlink()
     with pytest.raises(DatasetError, match=r"no labels for drive1_b\.png"):
-        FolderDataset(camvid, "train", CAMVID)
-    assert len(FolderDataset(camvid, "train", CAMVID, exclude="drive1_b")) == 2
+        open_folder(camvid, "train", CAMVID)
+    assert len(open_folder(camvid, "train", CAMVID, exclude="drive1_b")) == 2
     (camvid / "train" / "drive1_b.png").unlink()
     for index in range(7):
         (camvid / "trainannot" / f"extra{index}.png").touch()
     with pytest.raises(DatasetError, match=r"no picture for extra0\.png.* and 2 more"):
-        FolderDataset(camvid, "train", CAMVID)
+        open_folder(camvid, "train", CAMVID)
     (camvid / "train" / "drive1_a.jpg").touch()
     with pytest.raises(DatasetError, match=r"drive1_a\.jpg and drive1_a\.png"):
-        FolderDataset(camvid, "train", CAMVID, include="drive*")
+        open_folder(camvid, "train", CAMVID, include="drive*")
 
 
 def test_labels_that_do_not_fit(camvid: Path) -> None:
     """Another size or a value that is not a class is a LabelError that names the file."""
     path = camvid / "trainannot" / "drive1_a.png"
-    dataset = FolderDataset(camvid, "train", CAMVID)
+    dataset = open_folder(camvid, "train", CAMVID)
     Image.fromarray(np.zeros((8, 6), np.uint8)).save(path)
     with pytest.raises(LabelError, match=r"drive1_a\.png: the labels are 6x8 .* image is 8x6"):
         dataset[0]

@@ -142,6 +142,22 @@ def test_format() -> None:
     lines = [line.split() for line in table.splitlines()]
     assert lines[1] == ["a", "66.7", "75.0"]
     assert lines[3] == ["none", "-", "-"]
-    assert ["mean", "IU", "58.3"] in lines
+    assert ["mean", "IU", "58.3", "over", "2", "of", "3", "classes"] in lines
     with pytest.raises(ValueError, match="2 names for 3 classes"):
         format_scores(_filled([[1, 0, 0], [0, 1, 0], [0, 0, 1]]).scores(), ["a", "b"])
+
+
+def test_another_value_to_ignore() -> None:
+    """The value is left out of the truth, and 255 is then no label."""
+    matrix = ConfusionMatrix(2, ignore_index=-1)
+    matrix.update(np.array([0, 1, -1, 1]), np.array([0, 1, 1, 0]))
+    assert matrix.matrix.tolist() == [[1, 0], [1, 1]]
+    with pytest.raises(ValueError, match=r"target: value 255 \(pixels: 1\)"):
+        matrix.update(np.array([255], np.uint8), np.array([0]))
+    with pytest.raises(ValueError, match=r"value 2 .*\(0 to 1, or -1 to ignore\)"):
+        matrix.update(np.array([2]), np.array([0]))
+    within = ConfusionMatrix(2, ignore_index=0)
+    within.update(np.array([0, 1], np.uint8), np.array([1, 1], np.uint8))
+    assert within.matrix.tolist() == [[0, 0], [0, 1]]
+    with pytest.raises(TypeError, match="ignore_index must be an integer"):
+        ConfusionMatrix(2, ignore_index=None)

@@ -14,9 +14,10 @@ import torch
 from PIL import ExifTags, Image
 
 import fcnfast.segment
-from fcnfast.data.classes import CAMVID, ClassTable, voc_palette
+from fcnfast.data.classes import ClassTable, voc_palette
 from fcnfast.data.images import as_photo, shrink
 from fcnfast.data.render import add_legend, blend, percent
+from fcnfast.data.tables import CAMVID
 from fcnfast.device import choose_device
 from fcnfast.errors import ImageError, InputError, WeightsError
 from fcnfast.files import output_folders, output_names

@@ -9,7 +9,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fcnfast.data.classes import VOC
+from fcnfast.data.tables import VOC
 from fcnfast.data.transforms import (
     MEAN_COLOR,
     ColorJitter,

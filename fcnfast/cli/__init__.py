@@ -1,4 +1,4 @@
-"""The command line: ``fcnfast demo | predict | evaluate | train | convert | models``.
+"""The command line: ``fcnfast demo | predict | evaluate | train | check | convert | models``.
 
 Only the parser is made here before a command is known: torch is imported by the commands, so that
 ``--help`` answers at once. A user's mistake is one line on stderr and exit code 2.
@@ -12,13 +12,13 @@ import io
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .._version import __version__
-from ..errors import InputError
 from . import commands
-from .commands import CLOSED, INTERRUPTED, UNUSABLE, complain
+from .errors import CLOSED, INTERRUPTED, UNUSABLE, complain, explain, one_line_warnings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,9 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what it cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
+    args = argparse.Namespace()
     try:
-        args = _parser(training=arguments[:1] == ["train"]).parse_args(arguments)
-        code: int = args.command(args)
+        args = _parser(training="train" in arguments[:2]).parse_args(arguments)
+        with one_line_warnings():
+            code: int = args.command(args)
         sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
         return code
     except SystemExit as done:  # argparse: help, version, or a wrong option
@@ -43,12 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _abandon_stdout()
         return CLOSED
-    except InputError as error:
-        return complain(str(error))
-    except OSError as error:
-        _abandon_stdout()
-        named = error.filename is not None and error.strerror
-        return complain(f"{error.filename}: {error.strerror}" if named else str(error))
+    except Exception as error:
+        if isinstance(error, OSError):
+            _abandon_stdout()
+        reason = explain(error, args)
+        if reason is None:  # a fault of ours
+            raise
+        if getattr(args, "debug", False):
+            traceback.print_exc()
+        return complain(reason)
 
 
 def _abandon_stdout() -> None:
@@ -71,11 +76,14 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     """Make the parser; the flags of `train` need torch and are added when they are asked for."""
     parser = _Parser(prog="fcnfast", description="Semantic segmentation with FCNs.")
     parser.add_argument("--version", action="version", version=f"fcnfast {__version__}")
+    debug: Any = {"action": "store_true", "help": "show the traceback of an error"}
+    parser.add_argument("--debug", **debug)
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
         sub = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         sub.set_defaults(command=run)
+        sub.add_argument("--debug", default=argparse.SUPPRESS, **debug)
         return sub
 
     demo = command("demo", commands.demo, "segment the sample scene with the bundled weights")
@@ -94,15 +102,9 @@ def _parser(training: bool) -> argparse.ArgumentParser:
         "evaluate", commands.evaluate, "score a network, or label pictures, on a data set"
     )
     evaluate.add_argument("--predictions", metavar="DIR", help="score these label PNGs instead")
-    evaluate.add_argument("--dataset", choices=("folder",), default="folder", help="its layout")
     evaluate.add_argument("--data-path", metavar="DIR", required=True, help="the data set's folder")
     evaluate.add_argument("--split", default="val", help="which part of it (%(default)s)")
-    evaluate.add_argument("--labels-dir", metavar="DIR", help="where its labels are, if elsewhere")
-    evaluate.add_argument("--include", metavar="PATTERN", help="only names that match this pattern")
-    evaluate.add_argument("--exclude", metavar="PATTERN", help="no names that match this pattern")
-    evaluate.add_argument(
-        "--classes", metavar="TABLE", default="camvid", help="a name or a JSON file (%(default)s)"
-    )
+    _add_data_options(evaluate, "by default the data set's own, then those of the weights")
     evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file")
     _add_model_options(evaluate)
 
@@ -111,6 +113,12 @@ def _parser(training: bool) -> argparse.ArgumentParser:
         from ..train import add_arguments
 
         add_arguments(train)
+    check = command("check", commands.check, "read every pair of a data set, and count its classes")
+    check.add_argument("data_path", metavar="DATA", help="the data set's folder")
+    check.add_argument("--split", help="which part of it; by default those to train and validate")
+    _add_data_options(check, "by default the data set's own")
+    check.add_argument("-j", "--workers", type=_at_least(0), help="processes that read")
+
     convert = command(
         "convert", commands.convert, "rewrite a weights file of any kind as fcnfast's"
     )
@@ -131,7 +139,26 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     return parser
 
 
+_DATASETS = (
+    "voc, nyud, nyud-hha, siftflow, pascal-context, camvid, cityscapes, ade20k or a plain folder"
+)
+
+
+def _add_data_options(parser: argparse.ArgumentParser, classes: str) -> None:
+    parser.add_argument("--dataset", metavar="NAME", default="folder", help=f"{_DATASETS} (folder)")
+    parser.add_argument("--labels-dir", metavar="DIR", help="where its labels are, if elsewhere")
+    parser.add_argument("--include", metavar="PATTERN", help="only names that match this pattern")
+    parser.add_argument("--exclude", metavar="PATTERN", help="no names that match this pattern")
+    parser.add_argument("--classes", metavar="TABLE", help=f"a name or a JSON file; {classes}")
+
+
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--bit-depth",
+        type=_bits,
+        metavar="BITS",
+        help="bits that the samples of 16-bit pictures really use, such as 12",
+    )
     parser.add_argument("--weights", metavar="FILE", help="by default the bundled weights")
     parser.add_argument("--device", help="cpu, cuda, ...; by default a GPU if there is one")
     parser.add_argument(
@@ -156,6 +183,14 @@ def _at_least(least: int) -> Callable[[str], int]:
         return value
 
     return read
+
+
+def _bits(text: str) -> int:
+    """Read a number of bits from 8 to 16."""
+    value = int(text) if text.isdecimal() else 0
+    if not 8 <= value <= 16:
+        raise argparse.ArgumentTypeError(f"must be an integer from 8 to 16, not {text}")
+    return value
 
 
 def _opacity(text: str) -> float:

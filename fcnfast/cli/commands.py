@@ -6,19 +6,15 @@ import argparse
 import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..errors import InputError
+from ..errors import InputError, NoSplitError
+from .errors import FAILED, STOPPED, UNUSABLE, complain, warn
 
-FAILED, UNUSABLE, STOPPED, INTERRUPTED, CLOSED = 1, 2, 75, 130, 141
-"""Exit codes: some pictures failed; nothing could be done; SIGTERM stopped a training, which can
-go on; Ctrl-C; the reader of stdout left."""
-
-
-def complain(message: str) -> int:
-    """Print one line on stderr; the exit code that goes with it."""
-    print(f"fcnfast: error: {' '.join(message.splitlines())}", file=sys.stderr)
-    return UNUSABLE
+if TYPE_CHECKING:
+    from ..data import ClassTable, SegmentationDataset
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -56,11 +52,12 @@ def demo(args: argparse.Namespace) -> int:
 def predict(args: argparse.Namespace) -> int:
     """Segment files into a folder; failures are listed at the end."""
     from ..data import image_paths
+    from ..data.folder import passed_over
     from ..data.render import percent
     from ..segment import Segmenter, segment_files
 
     paths = image_paths(args.inputs)
-    segmenter = Segmenter(args.weights, args.device)
+    segmenter = Segmenter(args.weights, args.device, args.bit_depth)
     started = time.perf_counter()
     report = segment_files(
         segmenter,
@@ -88,6 +85,7 @@ def predict(args: argparse.Namespace) -> int:
         print(f"fcnfast: {failed} could not be segmented:", file=sys.stderr)
     for failure in report.failed:
         complain(failure["error"])
+    _tell_passed_over(passed_over(args.inputs))
     if report.failed:
         return FAILED if report.done else UNUSABLE
     return 0
@@ -97,40 +95,125 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def _tell_passed_over(paths: Sequence[Path]) -> None:
+    """Name the files of a folder that are not pictures, so that none vanishes without a word."""
+    if paths:
+        from ..data.folder import shortened
+
+        names = shortened([path.name for path in paths])
+        print(
+            f"fcnfast: {_count(len(paths), 'file')} passed over, not pictures by their names: "
+            f"{names}",
+            file=sys.stderr,
+        )
+
+
+def _open(
+    args: argparse.Namespace, split: str, default: ClassTable | None = None
+) -> SegmentationDataset:
+    """Open a split of the data set that the arguments name."""
+    from ..data import class_table, open_dataset
+
+    return open_dataset(
+        args.dataset,
+        args.data_path,
+        split,
+        table=class_table(args.classes) if args.classes else None,
+        labels=args.labels_dir,
+        default=default,
+        include=args.include,
+        exclude=args.exclude,
+        bit_depth=getattr(args, "bit_depth", None),
+    )
+
+
+def check(args: argparse.Namespace) -> int:
+    """Read every pair of a data set; print its sizes and classes, and what is wrong."""
+    from ..data.datasets import DATASETS, refuse_overlap
+
+    row = DATASETS.get(args.dataset)
+    splits = (args.split,) if args.split or row is None else row.splits
+    opened, missing = {}, []
+    for split in splits:
+        try:
+            opened[split] = _open(args, split)
+        except NoSplitError as error:
+            missing.append(error)
+    if not opened:
+        raise missing[0]
+    if len(opened) == 2:
+        train, val = opened.values()
+        refuse_overlap(train, val, by_name=args.dataset == "voc")
+    return max(
+        _check_split(args, split, dataset, learned=split == splits[0] and split not in HELD_OUT)
+        for split, dataset in opened.items()
+    )
+
+
+HELD_OUT = ("val", "validation", "test")
+"""Splits that nothing learns from."""
+
+
+def _check_split(
+    args: argparse.Namespace, split: str, dataset: SegmentationDataset, learned: bool
+) -> int:
+    """Check one split; return the exit code that it alone would give."""
+    import os
+
+    from ..data.check import examine, share_lines, without_pixels
+
+    workers = min(os.cpu_count() or 1, 8) if args.workers is None else args.workers
+    found = examine(dataset, workers, progress=sys.stderr.isatty())
+    common = ", ".join(f"{w}x{h} ({n})" for (w, h), n in found.sizes.most_common(3))
+    more = f" and {len(found.sizes) - 3} more sizes" if len(found.sizes) > 3 else ""
+    print(f"{split}: {_count(len(dataset), 'picture')}; width x height: {common or '-'}{more}")
+    print("\n".join(share_lines(dataset.table, found.pixels)))
+    sys.stdout.flush()
+    for fault in found.faults:
+        complain(fault)
+    _tell_passed_over(dataset.passed_over)
+    problem = without_pixels(dataset, found.pixels) if found.sizes else ""
+    if problem and learned:
+        return complain(problem)
+    if problem:
+        warn(problem)
+    if found.faults:
+        return FAILED if found.sizes else UNUSABLE
+    return 0
+
+
 def evaluate(args: argparse.Namespace) -> int:
     """Print the four metrics and the table of classes."""
-    from ..data import FolderDataset, class_table
     from ..evaluate import evaluate_folder, evaluate_model, scores_as_json
     from ..files import output_folders, write_json
     from ..metrics import format_scores
 
-    for name in ("weights", "device", "max_size"):
+    for name in ("weights", "device", "max_size", "bit_depth"):
         if args.predictions and getattr(args, name) is not None:
             option = "--" + name.replace("_", "-")
             raise InputError(f"{option} is for a network, --predictions brings its own labels")
     if args.json and Path(args.json).is_dir():
         raise InputError(f"{args.json}: is a folder, --json needs a file")
-    table = class_table(args.classes)
-    dataset = FolderDataset(
-        args.data_path,
-        args.split,
-        table,
-        args.labels_dir,
-        include=args.include,
-        exclude=args.exclude,
-    )
+    if args.predictions:
+        model = None
+        dataset = _open(args, args.split)
+    else:
+        from ..segment import Segmenter
+
+        model = Segmenter(args.weights, args.device).model
+        dataset = _open(args, args.split, default=model.table)
+    table = dataset.table
     progress = sys.stderr.isatty()
     with output_folders(Path(args.json).parent) if args.json else contextlib.nullcontext():
-        if args.predictions:
+        if model is None:
             matrix = evaluate_folder(args.predictions, dataset, progress=progress)
         else:
-            from ..segment import Segmenter
-
-            model = Segmenter(args.weights, args.device).model
             matrix = evaluate_model(model, dataset, max_size=args.max_size, progress=progress)
         if args.json:
             write_json(args.json, {"pictures": len(dataset), **scores_as_json(matrix, table.names)})
     print(format_scores(matrix.scores(), table.names))
+    sys.stdout.flush()
+    _tell_passed_over(dataset.passed_over)
     return 0
 
 
@@ -145,7 +228,7 @@ def convert(args: argparse.Namespace) -> int:
     """Write a weights file of any kind as one of fcnfast's, and say what it took of it."""
     import torch
 
-    from ..data.classes import class_table
+    from ..data.tables import class_table
     from ..models import save_model
     from ..models.loading import load_as
 
@@ -173,10 +256,11 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def models(_: argparse.Namespace) -> int:
-    """Print the names that `--model` takes."""
-    from ..models import list_models
+    """Print the names that `--model` takes, and what each network is."""
+    from ..models import MODELS, list_models
 
-    print("\n".join(list_models()))
+    width = max(map(len, MODELS))
+    print("\n".join(f"{name:<{width}}  {MODELS[name].about}" for name in list_models()))
     return 0
 
 

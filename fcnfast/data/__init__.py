@@ -1,8 +1,20 @@
-"""Data: class tables, pictures and labels on disk, folders of them, paired transforms."""
+"""Data: class tables, pictures and labels on disk, data sets of them, paired transforms."""
 
-from .classes import CAMVID, IGNORE_INDEX, VOC, ClassTable, class_table, voc_palette
-from .folder import FolderDataset, Sample, demo_scene, image_paths
-from .images import read_image, read_labels, write_image, write_labels
+from .classes import IGNORE_INDEX, ClassTable, voc_palette
+from .datasets import (
+    ade20k,
+    camvid,
+    cityscapes,
+    nyud,
+    open_dataset,
+    pascal_context,
+    siftflow,
+    voc,
+)
+from .folder import Sample, SegmentationDataset, demo_scene, image_paths, open_folder, wrap_dataset
+from .images import read_image, write_image
+from .labels import read_labels, write_labels
+from .tables import CAMVID, VOC, class_table
 from .transforms import collate, eval_transform, train_transform
 
 __all__ = [
@@ -10,17 +22,27 @@ __all__ = [
     "IGNORE_INDEX",
     "VOC",
     "ClassTable",
-    "FolderDataset",
     "Sample",
+    "SegmentationDataset",
+    "ade20k",
+    "camvid",
+    "cityscapes",
     "class_table",
     "collate",
     "demo_scene",
     "eval_transform",
     "image_paths",
+    "nyud",
+    "open_dataset",
+    "open_folder",
+    "pascal_context",
     "read_image",
     "read_labels",
+    "siftflow",
     "train_transform",
+    "voc",
     "voc_palette",
+    "wrap_dataset",
     "write_image",
     "write_labels",
 ]

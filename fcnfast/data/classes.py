@@ -1,8 +1,10 @@
 """Class tables: which label value means what, and the color it is drawn in."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import DatasetError
 
@@ -10,16 +12,25 @@ IGNORE_INDEX = 255
 """The label of pixels that belong to no class; in memory it is always this value."""
 
 
+Color = tuple[int, int, int]
+
+
 @dataclass(frozen=True)
 class ClassTable:
     """The classes of a data set: label ``k`` is ``names[k]``, drawn in ``palette[k]``.
+
+    Label files that store other integers than 0 to C - 1 are described by `label_map`: with
+    integers in it, only those and the void values are known. Label pictures in colors are read
+    through the palette, and through the colors in `label_map`.
 
     Args:
         name: the table's name, as `class_table` finds it.
         names: one name for each class; 1 to 255 of them, all different.
         palette: one (red, green, blue) in 0..255 for each class.
         void_values: the values in label files that mean "no class". They become 255 in memory;
-            255 itself always counts as void, listed or not.
+            255 itself counts as void, listed or not, unless `label_map` names it.
+        label_map: (what a file stores, label) pairs: a stored integer or a color (red, green,
+            blue), and the label that it becomes: 0 to C - 1, or 255 for no class.
 
     Raises:
         ValueError: a table that contradicts itself; the message says how.
@@ -27,8 +38,9 @@ class ClassTable:
 
     name: str
     names: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
+    palette: tuple[Color, ...]
     void_values: tuple[int, ...] = (IGNORE_INDEX,)
+    label_map: tuple[tuple[int | Color, int], ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.names)
@@ -45,19 +57,49 @@ class ClassTable:
             if len(color) != 3 or not all(0 <= channel <= 255 for channel in color):
                 raise ValueError(f"class {name!r}: color {color!r} is not three values 0 to 255")
         for value in self.void_values:
-            if not 0 <= value <= 255:
-                raise ValueError(f"void value {value} of {self.name!r} is not in 0..255")
-            if value < count:
+            if not 0 <= value < 1 << 16:
+                raise ValueError(f"void value {value} of {self.name!r} is not in 0..65535")
+        for key, label in self.label_map:
+            if not 0 <= label < count and label != IGNORE_INDEX:
+                raise ValueError(f"label map of {self.name!r}: {key} has no class {label}")
+        keys = [key for key, _ in self.label_map]
+        if len(set(keys)) < len(keys):
+            repeats = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"label map of {self.name!r} repeats {repeats}")
+        meant = self._meant()
+        for value in self.void_values:
+            if value in meant and value != IGNORE_INDEX and meant[value] != IGNORE_INDEX:
                 raise ValueError(
-                    f"void value {value} of {self.name!r} is also the class {self.names[value]!r}"
+                    f"void value {value} of {self.name!r} is also the class "
+                    f"{self.names[meant[value]]!r}"
                 )
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the label map names integers, so that they do not stand for themselves."""
+        return any(isinstance(key, int) for key, _ in self.label_map)
+
+    def _meant(self) -> dict[int, int]:
+        """Return what the integers mean that stand for a class, or by the map for none."""
+        if not self.has_map:
+            return {value: value for value in range(len(self.names))}
+        return {key: label for key, label in self.label_map if isinstance(key, int)}
+
+    def stored(self) -> dict[int, int]:
+        """Return the label that each stored integer becomes; others are not known."""
+        return {value: IGNORE_INDEX for value in (*self.void_values, IGNORE_INDEX)} | self._meant()
+
+    def colors(self) -> dict[Color, int]:
+        """Return the label that each color becomes; of equal colors the first counts."""
+        known = {color: label for label, color in reversed(list(enumerate(self.palette)))}
+        return known | {key: label for key, label in self.label_map if not isinstance(key, int)}
 
     def __len__(self) -> int:
         """Return the number of classes."""
         return len(self.names)
 
 
-def voc_palette(count: int) -> tuple[tuple[int, int, int], ...]:
+def voc_palette(count: int) -> tuple[Color, ...]:
     """Return the first `count` colors of PASCAL VOC's palette, a default for any table.
 
     Color k takes the bits 0, 1, 2 of k as the top bits of red, green and blue, the bits 3, 4, 5
@@ -79,92 +121,104 @@ def voc_palette(count: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(colors)
 
 
-_CAMVID_NAMES = "Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist"
-_VOC_NAMES = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse "
-    "motorbike person pottedplant sheep sofa train tvmonitor"
-)
-
-CAMVID = ClassTable(
-    name="camvid",
-    names=tuple(_CAMVID_NAMES.split()),
-    palette=(
-        (128, 128, 128),
-        (128, 0, 0),
-        (192, 192, 128),
-        (128, 64, 128),
-        (60, 40, 222),
-        (128, 128, 0),
-        (192, 128, 128),
-        (64, 64, 128),
-        (64, 0, 128),
-        (64, 64, 0),
-        (0, 128, 192),
-    ),
-    void_values=(11, 255),
-)
-"""CamVid's 11 classes in SegNet's order; 11 is "unlabeled"."""
-
-VOC = ClassTable(
-    name="voc",
-    names=tuple(_VOC_NAMES.split()),
-    palette=voc_palette(21),
-)
-"""PASCAL VOC's background and 20 object classes; 255 is the border around objects."""
-
-_TABLES = {table.name: table for table in (CAMVID, VOC)}
-
-
-def class_table(spec: str | Path | ClassTable) -> ClassTable:
-    """Return the class table that `spec` stands for.
-
-    Args:
-        spec: a table; the name of a known one ("camvid", "voc"); or the path of a JSON file
-            ``{"names": [...], "palette": [[r, g, b], ...], "void_values": [...]}`` in which the
-            palette (default: VOC's) and the void values (default: 255) may be left out.
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises:
-        DatasetError: an unknown name, or a file that is missing or holds no such table.
+        DatasetError: it cannot be read, or is not JSON.
     """
-    if isinstance(spec, ClassTable):
-        return spec
-    if str(spec).lower() in _TABLES:
-        return _TABLES[str(spec).lower()]
-    path = Path(spec)
-    if path.suffix.lower() != ".json":
-        known = ", ".join(sorted(_TABLES))
-        raise DatasetError(f"{spec}: no class table of that name ({known}), nor a .json file")
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except OSError as error:
-        raise DatasetError(f"{path}: cannot read the class table: {error.strerror}") from error
+        raise DatasetError(f"{path}: cannot read {what}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: not a JSON file: {error}") from error
+
+
+def table_from_json(path: Path, entries: object, also: tuple[str, ...] = ()) -> ClassTable:
+    """Build a table from the JSON object of a file; `also` are entries that are not the table's.
+
+    Raises:
+        DatasetError: it holds no class table; the message names the file and the entry.
+    """
     try:
-        return _from_json(path.stem, entries)
-    except (KeyError, TypeError, ValueError) as error:
+        return _from_json(path.stem, entries, also)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise DatasetError(f"{path}: not a class table: {detail}") from error
 
 
-def _from_json(name: str, entries: object) -> ClassTable:
+_SYNONYMS = {"classes": "names", "ignore": "void_values"}
+
+
+def _from_json(name: str, entries: object, also: tuple[str, ...]) -> ClassTable:
     """Build a table from parsed JSON; KeyError, TypeError or ValueError say what is wrong."""
     if not isinstance(entries, dict):
         raise TypeError(f"expected an object, found a {type(entries).__name__}")
-    unknown = sorted(set(entries) - {"names", "palette", "void_values"})
+    entries = {_SYNONYMS.get(k, str(k)): value for k, value in entries.items() if k not in also}
+    unknown = sorted(set(entries) - {"name", "names", "palette", "void_values", "label_map"})
     if unknown:
         raise ValueError(f"unknown entry {unknown[0]!r}")
     names = entries["names"]
     if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
         raise TypeError('"names" is not a list of strings')
-    palette = entries.get("palette", voc_palette(min(len(names), 256)))
     void_values = entries.get("void_values", [IGNORE_INDEX])
+    void_values = [void_values] if type(void_values) is int else void_values
     if not isinstance(void_values, list) or not all(type(item) is int for item in void_values):
         raise TypeError('"void_values" is not a list of integers')
-    colors = []
-    for color in palette:
-        red, green, blue = color
-        if not all(type(channel) is int for channel in (red, green, blue)):
-            raise TypeError(f"color {color!r} is not three integers")
-        colors.append((red, green, blue))
-    return ClassTable(name, tuple(names), tuple(colors), tuple(void_values))
+    palette = entries.get("palette", voc_palette(min(len(names), 256)))
+    if not isinstance(palette, (list, tuple)):
+        raise TypeError('"palette" is not a list of colors')
+    label_map = _label_map(entries.get("label_map", {}), names)
+    name = str(entries.get("name", name))
+    return ClassTable(
+        name, tuple(names), tuple(map(_color, palette)), tuple(void_values), label_map
+    )
+
+
+def _color(color: object) -> Color:
+    """Read [red, green, blue]."""
+    if not isinstance(color, (list, tuple)) or len(color) != 3:
+        raise TypeError(f"color {color!r} is not three integers")
+    red, green, blue = color
+    if not all(type(channel) is int for channel in (red, green, blue)):
+        raise TypeError(f"color {color!r} is not three integers")
+    return red, green, blue
+
+
+def _label_map(entries: object, names: list[str]) -> tuple[tuple[int | Color, int], ...]:
+    """Read {"stored integer or #rrggbb": "name of a class, or void"}."""
+    if not isinstance(entries, Mapping):
+        raise TypeError('"label_map" is not an object')
+    labels = {"void": IGNORE_INDEX} | {name: label for label, name in enumerate(names)}
+    pairs: list[tuple[int | Color, int]] = []
+    for key, name in entries.items():
+        if not isinstance(name, str) or name not in labels:
+            raise ValueError(f'label map: {name!r} is neither a class nor "void"')
+        stored: int | Color
+        try:
+            if key.startswith("#") and len(key) == 7:
+                red, green, blue = bytes.fromhex(key[1:])
+                stored = red, green, blue
+            else:
+                stored = int(key)
+        except ValueError:
+            raise ValueError(f"label map: {key!r} is neither an integer nor #rrggbb") from None
+        pairs.append((stored, labels[name]))
+    return tuple(pairs)
+
+
+def table_to_json(table: ClassTable) -> dict[str, Any]:
+    """Return a table as the JSON object that `table_from_json` reads."""
+
+    def key(stored: int | Color) -> str:
+        return str(stored) if isinstance(stored, int) else "#" + bytes(stored).hex()
+
+    names = {IGNORE_INDEX: "void"} | dict(enumerate(table.names))
+    return {
+        "name": table.name,
+        "names": list(table.names),
+        "palette": [list(color) for color in table.palette],
+        "void_values": list(table.void_values),
+        "label_map": {key(stored): names[label] for stored, label in table.label_map},
+    }

@@ -1,29 +1,44 @@
-"""Folders of pictures: those to segment, and a data set of pictures and labels paired by name."""
+"""Data sets of pictures and labels, folders of them paired by name, and pictures to segment."""
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import Dataset
 
-from ..errors import DatasetError, ImageError
+from ..errors import DatasetError, ImageError, LabelError, NoSplitError
 from ..files import PathLike
-from .classes import CAMVID, ClassTable
-from .images import IMAGE_EXTENSIONS, read_image, read_labels
+from .classes import ClassTable, read_json, table_from_json
+from .images import IMAGE_EXTENSIONS, as_photo, picture_size, read_image
+from .labels import read_labels, to_labels
+from .tables import CAMVID, class_table
 
-_LAYOUTS = (("{split}", "{split}annot"), ("images/{split}", "labels/{split}"))
+_LAYOUTS = (
+    ("{split}", "{split}annot"),
+    *(("images/{split}", f"{labels}/{{split}}") for labels in ("labels", "annotations", "masks")),
+)
+
+Patterns = str | Sequence[str] | None
 
 
 class Sample(NamedTuple):
-    """A picture (RGB), its labels (uint8 H×W, 255 for no class), and the file's stem."""
+    """A picture (RGB), its labels (uint8 H×W, 255 for no class), and its name."""
 
     image: Image.Image
     labels: np.ndarray
     name: str
+
+
+def main_labels(labels: np.ndarray) -> np.ndarray:
+    """Return labels H×W: as they are, or those of the first head, of labels H×W×K."""
+    return labels if labels.ndim == 2 else labels[..., 0]
 
 
 def demo_scene() -> Sample:
@@ -33,52 +48,74 @@ def demo_scene() -> Sample:
     return Sample(read_image(folder / "street.png"), labels, "street")
 
 
-class FolderDataset:
-    """Pictures and index label pictures of one split.
-
-    The pictures lie in ``root/split`` and the labels in ``root/{split}annot`` (as CamVid has them),
-    or in ``root/images/split`` and ``root/labels/split``; a picture and its labels share the file
-    name up to the extension.
+class SegmentationDataset(Dataset[Any]):
+    """Pictures and their labels, read when they are asked for.
 
     Args:
-        root: the data set's folder.
-        split: the split's name, such as "train".
+        samples: (picture, labels) of each item: paths, which the two loaders read.
         table: the classes that the labels must fit.
-        labels: another folder with the labels, absolute or relative to `root`.
+        load_image: reads a picture as 8-bit RGB.
+        load_labels: reads labels, uint8 H×W, or H×W×K for K heads.
+        names: a name for each item, by default the stem of the picture's file.
+        heads: what the K planes of the labels are for, as networks name their outputs.
         include: glob pattern(s) of the names to keep, matched against the file name and its stem.
         exclude: glob pattern(s) of the names to leave out, such as "0016E5*" for one drive.
+        transform: called as ``transform(image, labels)``; an item is then what it returns, as the
+            two tensors of `train_transform` and `eval_transform`. By default a `Sample`.
         cache: keep decoded samples in memory (H·W·4 bytes each) after their first use.
+        bit_depth: of 16-bit pictures, as `read_image` takes it.
+        pairs: a data set of (image, labels) items to take instead of files, by `wrap_dataset`.
+        guessed: the table is the layout's usual one; nobody has named it.
+        passed_over: files of its folders that are not pictures.
 
     Attributes:
-        samples: (image path, label path) for each item, sorted by name.
+        samples, names, table, heads, guessed, passed_over: as above, after the filters.
 
     Raises:
-        DatasetError: a folder is missing or empty, files have no partner (they are named), or the
-            patterns leave nothing.
+        DatasetError: the patterns leave nothing.
     """
 
     def __init__(
         self,
-        root: PathLike,
-        split: str,
+        samples: Sequence[tuple[Path, Path]],
         table: ClassTable,
-        labels: PathLike | None = None,
         *,
-        include: str | Sequence[str] | None = None,
-        exclude: str | Sequence[str] | None = None,
+        load_image: Callable[[Path], Image.Image] | None = None,
+        load_labels: Callable[[Path, ClassTable], np.ndarray] = read_labels,
+        names: Sequence[str] | None = None,
+        heads: tuple[str, ...] = ("out",),
+        include: Patterns = None,
+        exclude: Patterns = None,
+        transform: Callable[[Image.Image, np.ndarray], Any] | None = None,
         cache: bool = False,
+        bit_depth: int | None = None,
+        pairs: Any = None,
+        guessed: bool = False,
+        passed_over: Sequence[Path] = (),
     ) -> None:
-        self.table = table
-        self.cache = cache
-        image_folder, label_folder = _folders(Path(root), split, labels)
-        self.samples = _pair(image_folder, label_folder, include, exclude)
+        names = [image.stem for image, _ in samples] if names is None else names
+        kept = [
+            k for k, (image, _) in enumerate(samples) if _passes(image, names[k], include, exclude)
+        ]
+        if not kept:
+            reason = "no pictures left by the patterns" if samples else "no pictures"
+            raise DatasetError(f"{samples[0][0].parent if samples else 'data set'}: {reason}")
+        self.samples = [samples[k] for k in kept]
+        self.names = [names[k] for k in kept]
+        self.table, self.heads, self.guessed = table, heads, guessed
+        self.transform, self.cache = transform, cache
+        self.passed_over = list(passed_over)
+        self._image = load_image or partial(read_image, bit_depth=bit_depth)
+        self._labels = load_labels
+        self._pairs = pairs
+        self._sized_by_file = load_image is None and pairs is None
         self._decoded: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Any:
         """Read one sample; its labels are read-only.
 
         Raises:
@@ -86,75 +123,229 @@ class FolderDataset:
             IndexError: no such sample.
         """
         index = range(len(self.samples))[index]  # negative indices, IndexError
-        image_path, label_path = self.samples[index]
         if index in self._decoded:
             pixels, labels = self._decoded[index]
-            return Sample(Image.fromarray(pixels), labels, image_path.stem)
-        image = read_image(image_path)
-        labels = read_labels(label_path, self.table, size=(image.height, image.width))
+            image = Image.fromarray(pixels)
+        else:
+            image, labels = self._read(index)
+            self._check_sizes(index, image.size, (labels.shape[1], labels.shape[0]))
+            if self.cache:
+                self._decoded[index] = (np.asarray(image), labels)
+        if self.transform is not None:
+            return self.transform(image, labels)
+        return Sample(image, labels, self.names[index])
+
+    def _read(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        """Read one sample."""
+        if self._pairs is None:
+            return self._image(self.samples[index][0]), self.labels(index)
+        name = self.names[index]
+        image, labels = self._pairs[int(name)][:2]
+        labels = np.asarray(labels)
+        if labels.ndim != 2 or labels.dtype.kind not in "ui":
+            raise TypeError(
+                f"item {name}: labels must be integers H×W, not {labels.dtype} {labels.shape}"
+            )
+        labels = to_labels(labels, self.table, f"item {name}")
         labels.setflags(write=False)
-        if self.cache:
-            self._decoded[index] = (np.asarray(image), labels)
-        return Sample(image, labels, image_path.stem)
+        return as_photo(image), labels
+
+    def labels(self, index: int) -> np.ndarray:
+        """Read the labels of one sample alone, read-only.
+
+        Raises:
+            LabelError: as reading the sample.
+        """
+        if index in self._decoded:
+            return self._decoded[index][1]
+        if self._pairs is not None:
+            return self._read(index)[1]
+        labels = self._labels(self.samples[index][1], self.table)
+        labels.setflags(write=False)
+        return labels
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return (width, height) of a picture as its file says; an EXIF turn is not applied.
+
+        Raises:
+            ImageError: as reading the sample.
+        """
+        path = self.samples[index][0]
+        return picture_size(path) if self._sized_by_file else self._read(index)[0].size
+
+    def _check_sizes(self, index: int, image: tuple[int, int], labels: tuple[int, int]) -> None:
+        """Refuse labels of another size than their picture's, both as (width, height)."""
+        if image == labels:
+            return
+        path, label_path = self.samples[index]
+        why = ""
+        if self._sized_by_file and picture_size(path) == labels:
+            why = ": EXIF turns it upright, and the labels were drawn on the unturned photo"
+        raise LabelError(
+            f"{label_path}: the labels are {labels[0]}x{labels[1]} pixels, their image is "
+            f"{image[0]}x{image[1]}{why}"
+        )
 
 
-def _folders(root: Path, split: str, labels: PathLike | None) -> tuple[Path, Path]:
-    """Return the folders of the pictures and of the labels."""
+def wrap_dataset(dataset: Any, table: ClassTable) -> SegmentationDataset:
+    """Make any data set of (image, labels) pairs one that fcnfast trains on and evaluates.
+
+    Args:
+        dataset: ``len`` and items by index, as a `torch.utils.data.Dataset` has them: an image as
+            `Segmenter` takes it (a PIL image, uint8 H×W×3, a uint8 tensor 3×H×W, a path), and
+            integer labels H×W, an array or a tensor. Items may be longer.
+        table: the classes, and which labels mean none.
+
+    Raises:
+        DatasetError: an empty data set.
+    """
+    if isinstance(dataset, SegmentationDataset) and dataset.transform is None:
+        return dataset
+    indices = [Path(str(index)) for index in range(len(dataset))]
+    return SegmentationDataset([(k, k) for k in indices], table, pairs=dataset)
+
+
+def open_folder(
+    root: PathLike,
+    split: str,
+    table: ClassTable | None = None,
+    labels: PathLike | None = None,
+    *,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    default: ClassTable | None = None,
+    **options: Any,
+) -> SegmentationDataset:
+    """Open pictures and label pictures that share their names, in two folders for each split.
+
+    The pictures lie in ``root/split`` and the labels in ``root/{split}annot`` (as CamVid has them),
+    or in ``root/images/split`` and ``root/labels/split`` (or annotations, or masks). A
+    ``dataset.json`` in `root` may say otherwise: ``"images"`` and ``"labels"``, such as
+    ``"masks/{split}"``; and ``"classes"`` (names, a known table's name or a JSON file), with
+    ``"palette"``, ``"ignore"`` (void values) and ``"label_map"`` as in a class table's file.
+
+    Args:
+        root: the data set's folder.
+        split: the split's name, such as "train".
+        table: the classes; by default those of ``dataset.json``, then `default`. Without either
+            CamVid's layout means CamVid's classes, and any other layout is an error.
+        labels: another folder with the labels, absolute or relative to `root`.
+        include, exclude: as of `SegmentationDataset`.
+        default: the classes where the data set does not name its own.
+        options: more arguments of `SegmentationDataset`.
+
+    Raises:
+        DatasetError: a folder is missing or empty, files have no partner (they are named), the
+            patterns leave nothing, or no classes are named.
+    """
+    root = Path(root)
     if not root.is_dir():
         raise DatasetError(f"{root}: no such data set folder")
+    described, named = _description(root)
+    image_folder, label_folder = _folders(root, split, labels, described)
+    table, guessed = table or named or default, False
+    if table is None:
+        if label_folder.name != f"{split}annot":
+            raise DatasetError(
+                f'{root}: nothing names its classes: give --classes TABLE, or put "classes": '
+                '["background", ...] into its dataset.json'
+            )
+        table, guessed = CAMVID, True
+    passed: list[Path] = []
+    samples = _pair(image_folder, label_folder, include, exclude, passed)
+    return SegmentationDataset(samples, table, guessed=guessed, passed_over=passed, **options)
+
+
+def _description(root: Path) -> tuple[dict[str, str], ClassTable | None]:
+    """Read dataset.json: where the files are, and the classes."""
+    path = root / "dataset.json"
+    if not path.exists():
+        return {}, None
+    entries = read_json(path, "the description of the data set")
+    if not isinstance(entries, dict):
+        raise DatasetError(f"{path}: expected an object, found a {type(entries).__name__}")
+    places = {key: entries[key] for key in ("images", "labels") if key in entries}
+    for key, place in places.items():
+        if not isinstance(place, str):
+            raise DatasetError(f'{path}: "{key}" must be a folder such as "{key}/{{split}}"')
+    classes = entries.get("classes", entries.get("names"))
+    if classes is None:
+        return places, None
+    if isinstance(classes, str):
+        known = root / classes
+        return places, class_table(known if known.suffix.lower() == ".json" else classes)
+    return places, table_from_json(path, {"name": root.resolve().name, **entries}, tuple(places))
+
+
+def _folders(
+    root: Path, split: str, labels: PathLike | None, described: dict[str, str]
+) -> tuple[Path, Path]:
+    """Return the folders of the pictures and of the labels."""
+    tried = []
     for images_at, labels_at in _LAYOUTS:
-        image_folder = root / images_at.format(split=split)
-        label_folder = root / (labels or labels_at.format(split=split))
-        if split and image_folder.is_dir() and label_folder.is_dir():
-            return image_folder, label_folder
-    expected = " or ".join(
-        f"{images_at} and {labels or labels_at}".format(split=split)
-        for images_at, labels_at in _LAYOUTS
-    )
-    raise DatasetError(f"{root}: split {split!r} needs the folders {expected}")
+        images_at, labels_at = (
+            described.get("images", images_at),
+            described.get("labels", labels_at),
+        )
+        pair = (
+            images_at.replace("{split}", split),
+            os.fspath(labels or labels_at).replace("{split}", split),
+        )
+        if split and all((root / place).is_dir() for place in pair):
+            return root / pair[0], root / pair[1]
+        if pair not in tried:
+            tried.append(pair)
+    expected = " or ".join(f"{images} and {annotations}" for images, annotations in tried)
+    raise NoSplitError(f"{root}: split {split!r} needs the folders {expected}")
 
 
 def _pair(
-    image_folder: Path,
-    label_folder: Path,
-    include: str | Sequence[str] | None,
-    exclude: str | Sequence[str] | None,
+    image_folder: Path, label_folder: Path, include: Patterns, exclude: Patterns, passed: list[Path]
 ) -> list[tuple[Path, Path]]:
-    """Match the files of two folders by stem, after the filters."""
-    images = _by_stem(image_folder, include, exclude)
-    labels = _by_stem(label_folder, include, exclude)
+    """Match the files of two folders by stem, after the filters; `passed` gets what is left out."""
+    images = _by_stem(image_folder, include, exclude, passed)
+    labels = _by_stem(label_folder, include, exclude, passed)
     if not images:
         filtered = include is not None or exclude is not None
         reason = "no pictures left by the patterns" if filtered else "no pictures in this folder"
         raise DatasetError(f"{image_folder}: {reason}")
-    for found, others, kind, folder in (
+    for found, others, kind, place in (
         (images, labels, "labels", label_folder),
         (labels, images, "picture", image_folder),
     ):
         alone = [found[stem].name for stem in sorted(found.keys() - others.keys())]
         if alone:
-            more = f" and {len(alone) - 5} more" if len(alone) > 5 else ""
-            raise DatasetError(f"{folder}: no {kind} for {', '.join(alone[:5])}{more}")
+            raise DatasetError(f"{place}: no {kind} for {shortened(alone)}")
     return [(images[stem], labels[stem]) for stem in sorted(images)]
 
 
+def shortened(names: Sequence[str], most: int = 5) -> str:
+    """Join names with commas; of many, the first and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
+
+
 def _by_stem(
-    folder: Path, include: str | Sequence[str] | None, exclude: str | Sequence[str] | None
+    folder: Path, include: Patterns, exclude: Patterns, passed: list[Path]
 ) -> dict[str, Path]:
-    """Return the pictures of a folder that pass the filters, keyed by stem."""
+    """Return the pictures of a folder that pass the filters, keyed by stem.
+
+    Composed and decomposed letters (NFC and NFD) are the same: file systems differ in them.
+    """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if not _is_picture(path):
+            if path.is_file() and not path.name.startswith("."):
+                passed.append(path)
             continue
-        if include is not None and not _matches(path, include):
+        if not _passes(path, path.stem, include, exclude):
             continue
-        if exclude is not None and _matches(path, exclude):
-            continue
-        if path.stem in found:
+        stem = unicodedata.normalize("NFC", path.stem)
+        if stem in found:
             raise DatasetError(
-                f"{folder}: {found[path.stem].name} and {path.name} share one name; keep one"
+                f"{folder}: {found[stem].name} and {path.name} share one name; keep one"
             )
-        found[path.stem] = path
+        found[stem] = path
     return found
 
 
@@ -163,12 +354,16 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
 
 
-def _matches(path: Path, patterns: str | Sequence[str]) -> bool:
-    """Tell whether the file name, or its stem, matches one of the glob patterns."""
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    return any(
-        fnmatchcase(name, pattern) for name in (path.name, path.stem) for pattern in patterns
-    )
+def _passes(path: Path, name: str, include: Patterns, exclude: Patterns) -> bool:
+    """Tell whether an item is kept: its file's name and its own are matched with the patterns."""
+
+    def matches(patterns: str | Sequence[str]) -> bool:
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        names = {unicodedata.normalize("NFC", text) for text in (path.name, path.stem, name)}
+        wanted = [unicodedata.normalize("NFC", pattern) for pattern in patterns]
+        return any(fnmatchcase(text, pattern) for text in names for pattern in wanted)
+
+    return (include is None or matches(include)) and not (exclude is not None and matches(exclude))
 
 
 def image_paths(specs: PathLike | Iterable[PathLike]) -> list[Path]:
@@ -214,3 +409,15 @@ def _why_nothing(spec: str) -> str:
     if os.path.isdir(spec):
         return "no pictures in this folder"
     return "no picture matches" if glob.has_magic(spec) else "no such file or folder"
+
+
+def passed_over(specs: PathLike | Iterable[PathLike]) -> list[Path]:
+    """Return the visible files of the folders in `specs` that `image_paths` leaves out."""
+    specs = [specs] if isinstance(specs, (str, os.PathLike)) else specs
+    folders = [Path(spec) for spec in specs if os.path.isdir(spec)]
+    return sorted(
+        path
+        for place in folders
+        for path in place.iterdir()
+        if path.is_file() and not _is_picture(path) and not path.name.startswith(".")
+    )

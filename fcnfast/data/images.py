@@ -1,76 +1,137 @@
-"""Pictures and label maps: any file, any mode, and what people hold in memory, as 8-bit RGB."""
+"""Pictures: any file, any mode, and what people hold in memory, as 8-bit RGB."""
 
-import contextlib
 import io
 import os
+import struct
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from ..errors import ImageError, InputError, LabelError
+from ..errors import ImageError, InputError
 from ..files import PathLike, write_bytes
-from .classes import IGNORE_INDEX, ClassTable
 
 MAX_PIXELS = 178_956_970
 """Pictures of more pixels are refused: there PIL speaks of a bomb (0.7 GB decoded)."""
-
-IMAGE_EXTENSIONS = frozenset(
-    (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg")
-    + (".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
-)
-"""The extensions (in lower case) by which a picture in a folder is known."""
 
 # Only these decoders are tried, whatever the file's extension: some of PIL's others start programs
 # (EPS runs Ghostscript), and no photo needs them.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
+IMAGE_EXTENSIONS = frozenset(
+    extension
+    for extension, format_name in Image.registered_extensions().items()
+    if format_name in _FORMATS and format_name.replace("MPO", "JPEG") in Image.OPEN
+)
+"""The extensions (in lower case) by which a picture in a folder is known."""
+
 Photo = PathLike | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
 
+_T = TypeVar("_T")
 
-@contextlib.contextmanager
-def _opened(
-    source: PathLike | bytes, failure: type[InputError], max_pixels: int = MAX_PIXELS
-) -> Iterator[Image.Image]:
-    """Open a picture without decoding it; any error, in the body too, is raised as `failure`.
+
+def decode(
+    source: PathLike | bytes,
+    failure: type[InputError],
+    use: Callable[[Image.Image], _T],
+    max_pixels: int = MAX_PIXELS,
+) -> _T:
+    """Open a picture and return what `use` makes of it; any error is raised as `failure`.
+
+    A PNG or JPEG that PIL refuses is tried once more without its metadata: profiles and texts of
+    any size, and chunks that are damaged or cut, do not stop a picture whose pixels are sound.
 
     Args:
         source: a file, or the content of one; the content, not the extension, tells the format.
         failure: the exception to raise; its message begins with the file.
+        use: gets the picture before its pixels are decoded.
         max_pixels: width times height above which the picture is refused.
     """
-    Image.init()  # registers every decoder, once
-    formats = [name for name in _FORMATS if name in Image.OPEN]
     name = "the picture" if isinstance(source, bytes) else source
     try:
-        if isinstance(source, bytes):
-            file: PathLike | io.BytesIO = io.BytesIO(source)
-            size = len(source)
-        elif os.path.isdir(source):
+        if not isinstance(source, bytes) and os.path.isdir(source):
             raise failure(f"{name}: is a folder, not a picture")
-        else:
-            file, size = source, os.path.getsize(source)
+        size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
         if size == 0:
             raise failure(f"{name}: the file is empty (0 bytes)")
         with warnings.catch_warnings():
             # PIL warns of oddities that it can handle, and of half the size that it refuses.
             warnings.simplefilter("ignore")
-            with Image.open(file, formats=formats) as image:
-                pixels = image.width * image.height
-                if pixels > max_pixels:
-                    raise failure(
-                        f"{name}: too large: {image.width}x{image.height} is {pixels} pixels, "
-                        f"at most {max_pixels} are read"
-                    )
-                yield image
+            try:
+                return _open(source, failure, use, max_pixels)
+            except (failure, MemoryError, Image.DecompressionBombError):
+                raise
+            except Exception:
+                plain = _without_metadata(source)
+                if plain is None:
+                    raise
+                return _open(plain, failure, use, max_pixels)
     except failure:
         raise
     except Exception as error:  # decoders raise any exception on a damaged file
         raise failure(f"{name}: {_reason(error)}") from error
+
+
+def _open(
+    source: PathLike | bytes,
+    failure: type[InputError],
+    use: Callable[[Image.Image], _T],
+    max_pixels: int,
+) -> _T:
+    """Open a picture, check its size, and return what `use` makes of it."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    with Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
+        pixels = image.width * image.height
+        if pixels > max_pixels:
+            name = "the picture" if isinstance(source, bytes) else source
+            raise failure(
+                f"{name}: too large: {image.width}x{image.height} is {pixels} pixels, "
+                f"at most {max_pixels} are read"
+            )
+        return use(image)
+
+
+def _without_metadata(source: PathLike | bytes) -> bytes | None:
+    """Return a PNG or JPEG with only what its pixels and their turn need; None where it cannot."""
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _png_without_metadata(content)
+    if not content.startswith(b"\xff\xd8\xff"):
+        return None
+    kept, place = [content[:2]], 2
+    while place + 4 <= len(content) and content[place] == 0xFF and content[place + 1] != 0xDA:
+        kind, size = struct.unpack_from(">BH", content, place + 1)
+        segment = content[place : place + 2 + size]
+        exif, adobe = segment[4:10] == b"Exif\0\0", kind == 0xEE and size >= 14
+        if not (0xE0 <= kind <= 0xEF or kind == 0xFE) or exif or adobe:
+            kept.append(segment)
+        place += 2 + size
+    return b"".join((*kept, content[place:]))
+
+
+def _png_without_metadata(content: bytes) -> bytes | None:
+    """Return a PNG with only the chunks that matter; None for cut pixels."""
+    kept, place = [content[:8]], 8
+    while place + 8 <= len(content):
+        size, kind = struct.unpack_from(">I4s", content, place)
+        chunk = content[place : place + 12 + size]
+        whole = len(chunk) == 12 + size
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"tRNS"):
+            if not whole:
+                return None
+            kept.append(chunk)
+        elif kind == b"eXIf" and whole and chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4])):
+            kept.append(chunk)  # it turns the picture
+        elif kind == b"IEND":
+            break
+        place += 12 + size
+    return b"".join((*kept, struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))))
 
 
 def _reason(error: Exception) -> str:
@@ -89,7 +150,9 @@ def _reason(error: Exception) -> str:
     return f"the picture is damaged: {detail}"
 
 
-def read_image(path: PathLike | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(
+    path: PathLike | bytes, max_pixels: int = MAX_PIXELS, bit_depth: int | None = None
+) -> Image.Image:
     """Read a picture as 8-bit RGB, upright.
 
     The EXIF orientation is applied. Gray, palette and bilevel pictures get equal channels or their
@@ -102,28 +165,82 @@ def read_image(path: PathLike | bytes, max_pixels: int = MAX_PIXELS) -> Image.Im
         path: the file, or the content of one.
         max_pixels: width times height above which the picture is refused before it is decoded.
             `PIL.Image.MAX_IMAGE_PIXELS` holds besides.
+        bit_depth: bits, 8 to 16, that 16-bit samples really use: 12 for most cameras' raw data.
+            None: all 16, and a warning when no value needs more than 12.
 
     Returns:
         A loaded picture of mode RGB.
 
     Raises:
-        ImageError: the file is missing, a folder, empty, cut, not a picture, or too large.
+        ImageError: the file is missing, a folder, empty, cut, not a picture, or too large; or it
+            holds values of more than `bit_depth` bits.
+        ValueError: `bit_depth` outside 8..16.
     """
-    with _opened(path, ImageError, max_pixels) as image:
-        return _upright_rgb(image)
+    if bit_depth is not None and not 8 <= bit_depth <= 16:
+        raise ValueError(f"bit_depth must be 8 to 16, not {bit_depth}")
+    low = decode(path, ImageError, _low_bytes, max_pixels) if bit_depth else None
+    rgb, largest = decode(
+        path, ImageError, lambda image: _upright_rgb(image, bit_depth or 16, low), max_pixels
+    )
+    name = "the picture" if isinstance(path, bytes) else path
+    if bit_depth is not None and largest is not None and largest >> bit_depth:
+        raise ImageError(f"{name}: its largest value, {largest}, has more bits than {bit_depth}")
+    if bit_depth is None and largest is not None and 0 < largest < 4096:
+        warnings.warn(
+            f"{name}: its largest 16-bit value is {largest}: if its samples have 12 bits, give "
+            "--bit-depth 12 (bit_depth=12)",
+            stacklevel=2,
+        )
+    return rgb
+
+
+def raw_mode(image: Image.Image) -> str:
+    """Return PIL's name for how a file stores its samples, such as "L;4"; may be "".
+
+    PIL forgets it when it decodes.
+    """
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
+    if isinstance(arguments, (tuple, list)) and arguments:
+        arguments = arguments[0]
+    return arguments if isinstance(arguments, str) else ""
+
+
+def set_raw_mode(image: Image.Image, kind: str) -> None:
+    """Let PIL decode an opened picture as if its samples were stored so."""
+    tiles = []
+    for codec, box, offset, arguments in image.tile:  # type: ignore[attr-defined]
+        changed = kind if isinstance(arguments, str) else (kind, *arguments[1:])
+        tiles.append((codec, box, offset, changed))
+    image.tile = tiles  # type: ignore[attr-defined]
+
+
+# PIL keeps the high byte of 16-bit colors; read in the other byte order, it keeps the low one.
+_OTHER_ORDER = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B"}
+_OTHER_ORDER["RGB;16N"] = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
+
+
+def _low_bytes(image: Image.Image) -> np.ndarray | None:
+    """Return the low bytes of a picture of 16-bit colors, H×W×3; None for other pictures."""
+    other = _OTHER_ORDER.get(raw_mode(image))
+    if other is None:
+        return None
+    set_raw_mode(image, other)
+    return np.asarray(image)
 
 
 def picture_size(path: PathLike) -> tuple[int, int]:
     """Return (width, height) as the head of a picture's file says, without decoding it.
 
+    An EXIF orientation is not applied.
+
     Raises:
         ImageError: as in `read_image`.
     """
-    with _opened(path, ImageError) as image:
-        return image.size
+    return decode(path, ImageError, lambda image: image.size)
 
 
-def as_photo(image: Photo) -> Image.Image:
+def as_photo(image: Photo, bit_depth: int | None = None) -> Image.Image:
     """Return a picture as 8-bit RGB, upright.
 
     Args:
@@ -131,6 +248,7 @@ def as_photo(image: Photo) -> Image.Image:
             image of any mode (converted as `read_image` does, its EXIF orientation applied); a
             uint8 array H×W or H×W×1 (gray), H×W×3 (RGB) or H×W×4 (RGBA); or a uint8 tensor C×H×W
             with 1, 3 or 4 such channels.
+        bit_depth: of files, as `read_image` takes it.
 
     Raises:
         ImageError: a file that cannot be read, or a picture without pixels.
@@ -144,7 +262,7 @@ def as_photo(image: Photo) -> Image.Image:
     if isinstance(image, (bytearray, memoryview)):
         image = bytes(image)
     if isinstance(image, (str, os.PathLike, bytes)):
-        return read_image(image)
+        return read_image(image, bit_depth=bit_depth)
     if isinstance(image, torch.Tensor):
         check_channels(image)
         if image.dim() != 3:
@@ -160,8 +278,8 @@ def as_photo(image: Photo) -> Image.Image:
     if image.width == 0 or image.height == 0:
         raise ImageError(f"the picture has no pixels: {image.width}x{image.height}")
     try:
-        return _upright_rgb(image)
-    except Exception as error:  # an opened file is decoded only now; see _opened
+        return _upright_rgb(image)[0]
+    except Exception as error:  # an opened file is decoded only now; see decode
         raise ImageError(f"the picture cannot be decoded: {_reason(error)}") from error
 
 
@@ -191,12 +309,24 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _upright_rgb(
+    image: Image.Image, bit_depth: int = 16, low: np.ndarray | None = None
+) -> tuple[Image.Image, int | None]:
     """Convert a picture of any mode to RGB, turned as its EXIF orientation says; a copy.
+
+    Args:
+        image: the picture, opened or loaded.
+        bit_depth: bits that 16-bit samples really use.
+        low: the low bytes of 16-bit colors.
+
+    Returns:
+        The picture, and the largest of its 16-bit samples; None for other pictures.
 
     Raises:
         Exception: of any kind, on a damaged picture.
     """
+    kind = raw_mode(image)
+    white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
     image.load()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged EXIF data
@@ -204,25 +334,44 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         except Exception:  # the pixels may be sound all the same
             orientation = 1
-    rgb = _to_rgb(image)
+    values = _sixteen_bits(image, kind, low)
+    if values is None:
+        largest, rgb = None, _to_rgb(image)
+    else:
+        largest, top = int(values.max()), (1 << (12 if kind == "I;12" else bit_depth)) - 1
+        scaled = np.rint(np.minimum(values, top) * np.float32(255.0 / top)).astype(np.uint8)
+        if white_is_zero and values.ndim == 2:  # PIL turns those of fewer bits itself
+            scaled = 255 - scaled
+        rgb = Image.fromarray(scaled).convert("RGB")
+        largest = None if kind == "I;12" else largest
     rgb = rgb.copy() if rgb is image else rgb
     # Only the orientation is kept: exif_transpose rewrites every tag, and fails if one is damaged.
     rgb.info = {}
     rgb.getexif()[ExifTags.Base.Orientation] = orientation
-    return ImageOps.exif_transpose(rgb)
+    return ImageOps.exif_transpose(rgb), largest
+
+
+def _sixteen_bits(image: Image.Image, kind: str, low: np.ndarray | None) -> np.ndarray | None:
+    """Return the samples of a 16-bit picture, H×W or H×W×3; None for other pictures.
+
+    Without the low bytes of colors these are taken for full.
+    """
+    # Releases of PIL before 11 open 16-bit gray PNGs, and all of them PGMs, as mode I.
+    if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):
+        return np.asarray(image).astype(np.int32)
+    if image.mode == "RGB" and kind in _OTHER_ORDER and "transparency" not in image.info:
+        high = np.asarray(image).astype(np.int32)
+        return high * 256 + (high if low is None else low)
+    return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB as `read_image` says; ValueError or OSError where PIL cannot."""
+    """Convert any other mode to RGB as `read_image` says; ValueError or OSError where not."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16"):
-        return _gray(np.asarray(image).astype(np.float32) / 257.0)
     if image.mode in ("I", "F"):
-        # Releases of PIL before 11 open 16-bit gray PNGs, and all of them PGMs, as mode I.
-        sixteen_bits = image.mode == "I" and image.format in ("PNG", "PPM")
-        values = np.asarray(image).astype(np.float64)
-        return _gray(values / 257.0 if sixteen_bits else _stretch(values, image.mode == "F"))
+        values = _stretch(np.asarray(image).astype(np.float64), image.mode == "F")
+        return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         if image.mode in ("La", "RGBa"):  # premultiplied
             image = image.convert("LA" if image.mode == "La" else "RGBA")
@@ -241,11 +390,6 @@ def _stretch(values: np.ndarray, floating: bool) -> np.ndarray:
     if floating and low >= 0.0 and high <= 1.0:
         low, high = 0.0, 1.0
     return (np.where(finite, values, low) - low) / ((high - low) or 1.0) * 255.0
-
-
-def _gray(values: np.ndarray) -> Image.Image:
-    """Make an RGB picture with equal channels from values in 0..255."""
-    return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
 
 
 def check_positive(name: str, value: object) -> None:
@@ -275,106 +419,6 @@ def shrink(image: Image.Image, max_size: int | None) -> Image.Image:
 def photo_tensor(image: Image.Image) -> torch.Tensor:
     """Return an RGB picture as a uint8 tensor 1×3×H×W, a copy with channels-last strides."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-
-
-def read_labels(
-    path: PathLike, table: ClassTable, size: tuple[int, int] | None = None
-) -> np.ndarray:
-    """Read a label picture: palette indices or gray values are the labels.
-
-    Args:
-        path: the file, usually a PNG of mode P or L.
-        table: the classes; its void values, and 255, become 255.
-        size: (height, width) that the labels must have, when given.
-
-    Returns:
-        uint8 array H×W with values 0..len(table)-1 and 255.
-
-    Raises:
-        LabelError: an unreadable file, another size, a picture in colors, or values that are not
-            classes; the message names the file, the value and its number of pixels.
-    """
-    with _opened(path, LabelError) as image:
-        if size is not None and (image.height, image.width) != tuple(size):
-            raise LabelError(
-                f"{path}: the labels are {image.width}x{image.height} pixels, "
-                f"their image is {size[1]}x{size[0]}"
-            )
-        values = _label_values(path, image)
-    if values.dtype == np.uint8:  # no sorting of a picture's pixels
-        counts = np.bincount(values.ravel(), minlength=256)
-        found = [(int(value), counts[value]) for value in np.flatnonzero(counts)]
-    else:
-        found = list(zip(*(a.tolist() for a in np.unique(values, return_counts=True)), strict=True))
-    voids = {*table.void_values, IGNORE_INDEX}
-    for value, count in found:
-        if value >= len(table) and value not in voids or value < 0:
-            raise LabelError(
-                f"{path}: value {value} (pixels: {count}) is not a class of {table.name!r}: "
-                f"0 to {len(table) - 1}, or {', '.join(map(str, sorted(voids)))} for none"
-            )
-    lookup = np.full(256, IGNORE_INDEX, dtype=np.uint8)
-    lookup[: len(table)] = np.arange(len(table))
-    return lookup[values]
-
-
-def _label_values(path: PathLike, image: Image.Image) -> np.ndarray:
-    """Return the stored integers of an opened index or gray picture, H×W."""
-    raw_mode = _raw_mode(image)  # PIL forgets it when it decodes
-    if image.mode == "P":
-        return np.asarray(image)
-    if image.mode == "L":
-        # PIL stretches gray values of 2 and 4 bits to 0..255; labels are the values themselves.
-        return np.asarray(image) // np.uint8({"L;2": 85, "L;4": 17}.get(raw_mode, 1))
-    if image.mode == "1":
-        return np.asarray(image).astype(np.uint8)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.int64)
-    raise LabelError(
-        f"{path}: labels must be palette indices or gray values, not a picture of mode {image.mode}"
-    )
-
-
-def _raw_mode(image: Image.Image) -> str:
-    """Return PIL's name for how a file stores its samples, such as "L;4"; may be ""."""
-    tiles = getattr(image, "tile", None)
-    arguments = tiles[0][3] if tiles else ""
-    if isinstance(arguments, (tuple, list)) and arguments:
-        arguments = arguments[0]
-    return arguments if isinstance(arguments, str) else ""
-
-
-def write_labels(
-    path: PathLike, labels: np.ndarray, palette: Sequence[tuple[int, int, int]]
-) -> None:
-    """Write a label map as an index PNG (mode P, 8 bits), whole or not at all.
-
-    Args:
-        path: the file to create or replace.
-        labels: uint8 array H×W.
-        palette: (red, green, blue) for the labels 0, 1, ...; labels beyond it are drawn black.
-
-    Raises:
-        TypeError, ValueError: `labels` is not a uint8 array H×W, or the palette is too long.
-        OSError: the file cannot be written; nothing is left behind.
-    """
-    if not isinstance(labels, np.ndarray) or labels.dtype != np.uint8:
-        kind = getattr(labels, "dtype", type(labels).__name__)
-        raise TypeError(f"labels must be a uint8 array, not {kind}")
-    if labels.ndim != 2 or labels.size == 0:
-        raise ValueError(f"labels must be H×W with at least one pixel, not {labels.shape}")
-    write_image(path, colored(labels, palette), format="PNG")
-
-
-def colored(labels: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> Image.Image:
-    """Return labels, uint8 H×W, as a picture of mode P; labels beyond the palette are black."""
-    if len(palette) > 256:
-        raise ValueError(f"a palette has at most 256 colors, not {len(palette)}")
-    image = Image.fromarray(np.ascontiguousarray(labels))
-    colors = [channel for color in palette for channel in color]
-    # All 256 entries, so that PIL keeps 8 bits for a label and 255 has a color.
-    image.putpalette(colors + [0] * (768 - len(colors)))
-    return image
 
 
 def write_image(path: PathLike, image: Image.Image, **options: object) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .classes import ClassTable
-from .images import colored
+from .labels import colored
 
 PAPER = (255, 255, 255)
 INK = (32, 32, 32)

@@ -117,7 +117,7 @@ def _nearest(
 ) -> np.ndarray:
     """Sample labels at the centers of `size` pixels that cover the source box rows × columns."""
     picks = []
-    for count, (start, stop), extent in zip(size, (rows, columns), labels.shape, strict=True):
+    for count, (start, stop), extent in zip(size, (rows, columns), labels.shape[:2], strict=True):
         centers = start + (np.arange(count) + 0.5) * ((stop - start) / count)
         picks.append(np.clip(np.floor(centers).astype(np.intp), 0, extent - 1))
     return labels[picks[0]].take(picks[1], axis=1)
@@ -129,8 +129,8 @@ def _on_canvas(
     """Lay a pair on a mean-colored canvas of `size` with its first pixel at `corner` (y, x)."""
     canvas = Image.new("RGB", (size[1], size[0]), MEAN_COLOR)
     canvas.paste(image, (corner[1], corner[0]))
-    padded = np.full(size, IGNORE_INDEX, dtype=np.uint8)
-    height, width = labels.shape
+    padded = np.full((*size, *labels.shape[2:]), IGNORE_INDEX, dtype=np.uint8)
+    height, width = labels.shape[:2]
     padded[corner[0] : corner[0] + height, corner[1] : corner[1] + width] = labels
     return canvas, padded
 
@@ -164,10 +164,15 @@ class RandomRotate:
             return image, labels
         angle = rng.uniform(-self.degrees, self.degrees)
         turned = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=MEAN_COLOR)
-        plane = Image.fromarray(np.ascontiguousarray(labels))
-        return turned, np.asarray(
-            plane.rotate(angle, Image.Resampling.NEAREST, fillcolor=IGNORE_INDEX)
-        )
+
+        def turn(plane: np.ndarray) -> np.ndarray:
+            picture = Image.fromarray(np.ascontiguousarray(plane))
+            nearest = Image.Resampling.NEAREST
+            return np.asarray(picture.rotate(angle, nearest, fillcolor=IGNORE_INDEX))
+
+        if labels.ndim == 2:
+            return turned, turn(labels)
+        return turned, np.stack([turn(plane) for plane in np.moveaxis(labels, 2, 0)], axis=2)
 
 
 @dataclass(frozen=True)
@@ -208,17 +213,18 @@ class Pad:
 class Compose:
     """Apply `transforms` in order, then make tensors.
 
-    Returns from a call: (uint8 tensor 3×H×W, uint8 tensor H×W), copies that share no memory with
-    the arguments.
+    Returns from a call: (uint8 tensor 3×H×W, uint8 tensor H×W, or H×W×K for K heads), copies that
+    share no memory with the arguments. Without a generator chance is drawn anew.
     """
 
     transforms: tuple[Transform, ...] = ()
 
     def __call__(
-        self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator
+        self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the transformed pair as tensors."""
         _check(image, labels)
+        rng = np.random.default_rng() if rng is None else rng
         for transform in self.transforms:
             image, labels = transform(image, labels, rng)
         return to_tensor(image, labels)
@@ -237,7 +243,7 @@ def _check(image: Image.Image, labels: np.ndarray) -> None:
         raise ValueError(f"the picture must be RGB, not {image.mode}")
     if labels.dtype != np.uint8:
         raise TypeError(f"labels must be uint8, not {labels.dtype}")
-    if labels.shape != (image.height, image.width):
+    if labels.shape[:2] != (image.height, image.width) or labels.ndim > 3:
         raise ValueError(
             f"labels of shape {labels.shape} do not fit a picture of height {image.height} "
             f"and width {image.width}"
@@ -300,11 +306,11 @@ def collate(
     """Stack pairs of unequal sizes, padded at the bottom and the right.
 
     Args:
-        samples: (uint8 3×H×W, uint8 H×W) pairs, at least one.
+        samples: (uint8 3×H×W, uint8 H×W or H×W×K) pairs, at least one.
 
     Returns:
-        (uint8 N×3×H×W padded with the mean color, uint8 N×H×W padded with 255), H and W the
-        largest height and width.
+        (uint8 N×3×H×W padded with the mean color, uint8 N×H×W or N×H×W×K padded with 255), H and W
+        the largest height and width.
     """
     if not samples:
         raise ValueError("cannot make a batch of no samples")
@@ -312,7 +318,8 @@ def collate(
     width = max(labels.shape[1] for _, labels in samples)
     images = np.empty((len(samples), 3, height, width), dtype=np.uint8)
     images[:] = np.array(MEAN_COLOR, dtype=np.uint8)[:, None, None]
-    targets = np.full((len(samples), height, width), IGNORE_INDEX, dtype=np.uint8)
+    heads = samples[0][1].shape[2:]
+    targets = np.full((len(samples), height, width, *heads), IGNORE_INDEX, dtype=np.uint8)
     for index, (image, labels) in enumerate(samples):
         images[index, :, : image.shape[1], : image.shape[2]] = image.numpy()
         targets[index, : labels.shape[0], : labels.shape[1]] = labels.numpy()

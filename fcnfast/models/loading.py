@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.classes import ClassTable
+from ..data.classes import ClassTable, table_from_json, table_to_json
+from ..data.tables import TABLES
 from ..errors import InputError, WeightsError
 from ..weights import (
     Family,
@@ -280,6 +281,7 @@ def save_model(
         classes=table.names if table else (),
         palette=table.palette if table else (),
         preprocess=asdict(model.preprocessing),
+        table=table_to_json(table) if table else {},
     )
     write_weights(path, model.state_dict() if state is None else state, meta, dtype)
 
@@ -425,10 +427,21 @@ class _Match:
             raise self._error(f"its preprocessing cannot be used: {error}") from None
         if len(family.classes) == model.num_classes == len(family.palette):
             try:
-                table = ClassTable(family.network or "foreign", family.classes, family.palette)
+                table = self._table()
             except ValueError as error:
                 raise self._error(f"its classes cannot be used: {error}") from None
         return preprocessing, table
+
+    def _table(self) -> ClassTable:
+        """The classes that the file names, with what labels of a known data set store."""
+        family, meta = self.family, self.file.meta
+        table = ClassTable(family.network or "foreign", family.classes, family.palette)
+        if meta is None or not meta.table:
+            return next((t for t in TABLES.values() if t.names == table.names), table)
+        table = table_from_json(self.file.path, meta.table)
+        if len(table) != self.model.num_classes:
+            raise ValueError(f"{len(table)} classes in the table of {self.model.num_classes}")
+        return table
 
     def _choose_upsampling(self, model: SkipNet) -> None:
         """Let the network upsample as the file's weights need it: no less than it does."""

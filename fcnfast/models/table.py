@@ -123,6 +123,8 @@ def _check_options(name: str, row: Row, options: Mapping[str, Any]) -> None:
     known = [key for key in parameters if key != "num_classes" and key not in row.fixed]
     for option in options:
         if option not in known:
+            if "class" in option:
+                raise TypeError(f"{name} has no option {option!r}; did you mean num_classes?")
             near = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"its options: {', '.join(known)}"
             raise TypeError(f"{name} has no option {option!r}; {hint}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import (
-    ClassTable,
-    FolderDataset,
     Sample,
+    SegmentationDataset,
+    class_table,
     collate,
     eval_transform,
+    open_dataset,
     train_transform,
 )
 from ..data.transforms import Compose
@@ -28,29 +29,27 @@ from .settings import TrainSettings
 Targets = Tensor | Mapping[str, Tensor]
 
 
-def training_pictures(s: TrainSettings, table: ClassTable) -> FolderDataset:
-    """Return the pictures that a run learns from."""
-    return FolderDataset(
+def open_pictures(
+    s: TrainSettings, split: str, include: str, exclude: str = "", cache: bool = False
+) -> SegmentationDataset:
+    """Open a split of the data set that the settings name."""
+    return open_dataset(
+        s.dataset,
         s.data_path,
-        s.split,
-        table,
-        include=s.include or None,
-        exclude=s.exclude or None,
-        cache=s.cache,
+        split,
+        table=class_table(s.classes) if s.classes else None,
+        labels=s.labels_dir or None,
+        include=include or None,
+        exclude=exclude or None,
+        cache=cache,
+        bit_depth=s.bit_depth or None,
     )
-
-
-def validation_pictures(s: TrainSettings, table: ClassTable) -> FolderDataset | None:
-    """Return the pictures that a run is scored on, if it is."""
-    if not s.val_split:
-        return None
-    return FolderDataset(s.data_path, s.val_split, table, include=s.val_include or None)
 
 
 class Part:
     """Every `world`-th sample of a data set, from number `rank` on: no sample twice."""
 
-    def __init__(self, dataset: FolderDataset, rank: int, world: int) -> None:
+    def __init__(self, dataset: SegmentationDataset, rank: int, world: int) -> None:
         self.dataset, self.table = dataset, dataset.table
         self.indices = range(rank, len(dataset), world)
 
@@ -82,28 +81,43 @@ def count_labels(targets: Targets) -> dict[str, Tensor]:
     return {head: torch.bincount(t.flatten(), minlength=256) for head, t in by_head.items()}
 
 
-class Crops(Dataset[Batch]):
-    """Batches of random crops; crop (epoch, place, index) has a random generator of its own."""
+class Crops(Dataset[Batch | Exception]):
+    """Batches of random crops; crop (epoch, place, index) has a random generator of its own.
 
-    def __init__(self, pictures: FolderDataset, transform: Compose, seed: int) -> None:
+    heads: the outputs of the network, where the data set has labels for several.
+    """
+
+    def __init__(self, pictures: SegmentationDataset, transform: Compose, seed: int) -> None:
         self.pictures, self.transform, self.seed = pictures, transform, seed
+        self.heads: Collection[str] = ("out",)
 
     def __len__(self) -> int:
         """Return the number of pictures."""
         return len(self.pictures)
 
-    def __getitem__(self, items: list[tuple[int, int, int]]) -> Batch:
-        """Return a batch: the crops of pictures `index`, drawn at `place` of `epoch`."""
+    def __getitem__(self, items: list[tuple[int, int, int]]) -> Batch | Exception:
+        """Return a batch: the crops of pictures `index`, drawn at `place` of `epoch`.
+
+        A picture that cannot be read gives its error: raised in a worker, it would come with the
+        worker's traceback in its message.
+        """
         started, crops = time.perf_counter(), []
         for epoch, place, index in items:
-            image, labels, _ = self.pictures[index]
+            try:
+                image, labels, _ = self.pictures[index]
+            except (InputError, OSError, MemoryError) as error:
+                return error
             chance = np.random.default_rng([self.seed, epoch, place, index])
             crops.append(self.transform(image, labels, chance))
-        images, targets = collate(crops)
+        images, labels = collate(crops)
+        targets: Targets = labels
+        if labels.dim() == 4:  # a plane for each head
+            planes = zip(self.pictures.heads, labels.unbind(-1), strict=True)
+            targets = {head: plane.contiguous() for head, plane in planes if head in self.heads}
         return Batch(images, targets, count_labels(targets), time.perf_counter() - started)
 
 
-def make_crops(pictures: FolderDataset, s: TrainSettings, world: int) -> Crops:
+def make_crops(pictures: SegmentationDataset, s: TrainSettings, world: int) -> Crops:
     """Return the crops that `s` asks for, after a check that they fill a step.
 
     Raises:
@@ -165,7 +179,7 @@ class _Order:
 
 def batches(
     crops: Crops, s: TrainSettings, first: int, last: int, rank: int, world: int, pin: bool
-) -> DataLoader[Batch]:
+) -> DataLoader[Batch | Exception]:
     """Load this process's part of the batches of the steps [first, last)."""
     return DataLoader(
         crops,
@@ -208,10 +222,9 @@ def normalizers(
     return total
 
 
-def next_batch(source: Iterator[Batch]) -> Batch:
-    """Return the next batch; what goes wrong in a worker is told as it happened there."""
-    try:
-        return next(source)
-    except InputError as error:  # torch puts the worker's traceback in front of its message
-        last = str(error).splitlines()[-1]
-        raise InputError(last.partition("Error: ")[2] or last) from None
+def next_batch(source: Iterator[Batch | Exception]) -> Batch:
+    """Return the next batch, or raise the error of a picture that cannot be read."""
+    batch = next(source)
+    if isinstance(batch, Exception):
+        raise batch
+    return batch

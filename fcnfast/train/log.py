@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..data import FolderDataset
-from ..data.images import colored, photo_tensor
+from ..data import SegmentationDataset
+from ..data.labels import colored, photo_tensor
 from ..errors import InputError
 from ..files import replacing
 from ..models import FCN
@@ -113,7 +113,7 @@ class Board:
         self._writer.flush()
 
     @torch.no_grad()
-    def show(self, model: FCN, dataset: FolderDataset, iteration: int) -> None:
+    def show(self, model: FCN, dataset: SegmentationDataset, iteration: int) -> None:
         """Add a few pictures, each as photo, truth and prediction side by side."""
         device = next(model.parameters()).device
         palette = dataset.table.palette

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import signal
 import sys
 import threading
@@ -26,7 +27,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from ..data import FolderDataset, class_table
+from ..data import ClassTable, SegmentationDataset, wrap_dataset
+from ..data.check import require_every_class
+from ..data.datasets import refuse_overlap
+from ..data.folder import shortened
 from ..errors import DivergenceError, InputError, WeightsError
 from ..evaluate import evaluate_model
 from ..files import remove_unfinished, write_bytes, write_json
@@ -40,8 +44,7 @@ from .batches import (
     make_crops,
     next_batch,
     normalizers,
-    training_pictures,
-    validation_pictures,
+    open_pictures,
     worker_count,
 )
 from .checkpoint import BEST, CHECKPOINT, LAST
@@ -64,6 +67,7 @@ class Run:
 
     processes: the run's processes; by default those of the environment.
     network: options and preprocessing of a resumed run, whose `weights` file may be gone.
+    data: what to learn from and to validate on, instead of the settings' data set.
     """
 
     def __init__(
@@ -71,23 +75,30 @@ class Run:
         settings: TrainSettings,
         processes: Processes | None = None,
         network: dict[str, Any] | None = None,
+        data: tuple[SegmentationDataset, SegmentationDataset | None] | None = None,
     ) -> None:
         for name in ("data_path", "output_dir"):
-            if not getattr(settings, name):
+            if not getattr(settings, name) and (data is None or name == "output_dir"):
                 raise InputError(f"--{name.replace('_', '-')} is needed")
         self.processes = p = processes or Processes()
         settings = replace(settings, workers=worker_count(settings.workers, p.local_world))
         self.settings = s = settings
         self.out = Path(s.output_dir)
         self.device = p.device(s.device)
-        self.table = class_table(s.classes)
-        self.val = validation_pictures(s, self.table)
-        self.pictures = training_pictures(s, self.table)
+        if data is not None:
+            self.pictures, self.val = data
+        else:
+            self.val = open_pictures(s, s.val_split, s.val_include) if s.val_split else None
+            self.pictures = open_pictures(s, s.split, s.include, s.exclude, s.cache)
+            if self.val is not None and s.val_split != s.split:
+                refuse_overlap(self.pictures, self.val, by_name=s.dataset == "voc")
+        self.table = self.pictures.table
         self.crops = make_crops(self.pictures, s, p.world)
         self.per_epoch = len(self.crops) // (s.batch_size * s.grad_accum)
         self.iterations = s.iterations or s.epochs * self.per_epoch
         torch.manual_seed(s.seed)
         self.model = make_model(s, self.table, self.pictures, self.device, network)
+        self.crops.heads = tuple(getattr(self.model, "heads", ("out",)))
         self.frozen = freeze(self.model, s.freeze)
         self.optimizer = make_optimizer(self.model, s)
         self.scaler = torch.amp.GradScaler(
@@ -102,7 +113,7 @@ class Run:
             checkpoint_blocks(self.model)
         self.weight = None  # of each class in the loss
         if s.class_weights == "median-frequency":
-            labels = (self.pictures[index].labels for index in range(len(self.pictures)))
+            labels = (self.pictures.labels(index) for index in range(len(self.pictures)))
             weights = median_frequency(labels, len(self.table), s.class_weight_power)
             self.weight = weights.to(self.device)
         self.net: nn.Module = self.model  # what `train` wraps for several processes, or compiles
@@ -194,7 +205,8 @@ class Run:
             for sample in self.pictures.samples
             for p in sample
         ]
-        write_bytes(self.out / "files.txt", "".join(f"{n.as_posix()}\n" for n in names).encode())
+        lines = [os.fsencode(f"{name.as_posix()}\n") for name in names]
+        write_bytes(self.out / "files.txt", b"".join(lines))
         write_json(self.out / "settings.json", s.to_json())
         if self.iteration == 0:
             (self.out / "log.csv").unlink(missing_ok=True)
@@ -204,6 +216,9 @@ class Run:
             f"{len(self.pictures)} pictures, {self.iterations} iterations, {self.per_epoch} an "
             f"epoch; {self.processes.world} x {self.device.type}"
         )
+        if self.pictures.passed_over:
+            passed = [path.name for path in self.pictures.passed_over]
+            self.progress.say(f"passed over, not pictures by their names: {shortened(passed)}")
         values = s.to_json()
         chosen = list(values)[list(values).index("freeze") : list(values).index("output_dir")]
         told = ", ".join(f"{name} {values[name]}" for name in chosen)
@@ -425,7 +440,7 @@ class Run:
 
     def _validate(self) -> Scores:
         """Score the averaged network; every process labels a part of the pictures."""
-        p, val = self.processes, cast(FolderDataset, self.val)
+        p, val = self.processes, cast(SegmentationDataset, self.val)
         for buffer in self.averaged.buffers():  # running statistics are process 0's
             p.share(buffer)
         part = Part(val, p.rank, p.world)
@@ -453,7 +468,7 @@ class Run:
             self.log.write(row)
             if self.board is not None:
                 self.board.write(row)
-                self.board.show(self.averaged, cast(FolderDataset, self.val), self.iteration)
+                self.board.show(self.averaged, cast(SegmentationDataset, self.val), self.iteration)
             self.progress.say(
                 f"epoch {row['epoch']:g}: mean IU {100 * scores.mean_iu:.1f}"
                 f"{' (the best so far)' if better else ''}"
@@ -528,15 +543,41 @@ class Run:
             print(f"  {best}  mean IU {100 * self.best:.1f}, epoch {self.best_epoch:g}")
         print(f"  {self.out / LAST}  the last")
         print(f"  fcnfast predict PHOTOS --weights {best}")
-        if s.val_split:
+        if s.val_split and s.data_path:
+            kind = "" if s.dataset == "folder" else f"--dataset {s.dataset} "
             print(
-                f"  fcnfast evaluate --data-path {s.data_path} --split {s.val_split} "
-                f"--classes {s.classes} --weights {best}"
+                f"  fcnfast evaluate {kind}--data-path {s.data_path} --split {s.val_split} "
+                f"--weights {best}"
             )
 
 
-def start(settings: TrainSettings, processes: Processes | None = None) -> Run:
+def _wrapped(
+    train: Any, val: Any, table: ClassTable | None
+) -> tuple[SegmentationDataset, SegmentationDataset | None] | None:
+    if train is None:
+        return None
+    table = table or getattr(train, "table", None)
+    if table is None:
+        raise InputError("train: a data set without a class table needs table=")
+    return wrap_dataset(train, table), None if val is None else wrap_dataset(val, table)
+
+
+def start(
+    settings: TrainSettings,
+    processes: Processes | None = None,
+    *,
+    train: Any = None,
+    val: Any = None,
+    table: ClassTable | None = None,
+) -> Run:
     """Begin a new run; nothing is written before it trains.
+
+    Args:
+        settings: of the run; with `train` those of the data are not used.
+        processes: by default those of the environment.
+        train, val: data sets of (image, labels) pairs, as `fcnfast.data.wrap_dataset` takes them;
+            by default those that the settings name.
+        table: their classes, where they have no attribute `table`.
 
     Raises:
         InputError: when the folder already holds a run, or a setting cannot be used.
@@ -547,15 +588,27 @@ def start(settings: TrainSettings, processes: Processes | None = None) -> Run:
         out = Path(settings.output_dir)
         if settings.output_dir and (out / CHECKPOINT).exists():
             raise InputError(f"{out} already holds a run: go on with --resume {out}")
-        return Run(settings, p)
+        run = Run(settings, p, data=_wrapped(train, val, table))
+        require_every_class(run.pictures)
+        return run
 
     run = p.together(new)
     p.agree(run.identity())
     return run
 
 
-def resume(path: str, changes: dict[str, Any], processes: Processes | None = None) -> Run:
+def resume(
+    path: str,
+    changes: dict[str, Any],
+    processes: Processes | None = None,
+    *,
+    train: Any = None,
+    val: Any = None,
+    table: ClassTable | None = None,
+) -> Run:
     """Go on with the run in a folder, or of a checkpoint; `changes` may say where and how it runs.
+
+    A run that began with data sets of its own needs them again.
 
     Raises:
         WeightsError: when the checkpoint cannot be read, or not by this release.
@@ -563,19 +616,25 @@ def resume(path: str, changes: dict[str, Any], processes: Processes | None = Non
     """
     p = processes or Processes()
     at = Path(path) / CHECKPOINT if Path(path).is_dir() else Path(path)
-    run = p.together(lambda: _restored(at, changes, p))
+    data = _wrapped(train, val, table)
+    run = p.together(lambda: _restored(at, changes, p, data))
     p.agree(run.identity())
     return run
 
 
-def _restored(path: Path, changes: dict[str, Any], processes: Processes) -> Run:
+def _restored(
+    path: Path,
+    changes: dict[str, Any],
+    processes: Processes,
+    data: tuple[SegmentationDataset, SegmentationDataset | None] | None,
+) -> Run:
     state = checkpoint.load(path)
     try:
         saved = TrainSettings(**{**state["settings"], "output_dir": str(path.parent)})
     except (KeyError, TypeError) as error:
         raise WeightsError(f"{path}: not from this release of fcnfast: {error}") from None
     try:
-        run = Run(resumed(saved, changes), processes, state["network"])
+        run = Run(resumed(saved, changes), processes, state["network"], data)
         run.restore(state)
     except InputError:
         raise

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..data import ClassTable, FolderDataset
-from ..data.images import picture_size
+from ..data import ClassTable, SegmentationDataset
+from ..data.folder import main_labels
 from ..errors import InputError
 from ..models import FCN, Preprocessing, create_model
 from ..weights import bundled_path
@@ -26,7 +26,7 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 def make_model(
     s: TrainSettings,
     table: ClassTable,
-    pictures: FolderDataset,
+    pictures: SegmentationDataset,
     device: torch.device,
     saved: dict[str, Any] | None,
 ) -> FCN:
@@ -47,7 +47,7 @@ def make_model(
         if s.weights_backbone:
             options["weights_backbone"] = s.weights_backbone
         model = create_model(s.model, num_classes=len(table), **options)
-        longest = max(max(picture_size(image)) for image, _ in pictures.samples)
+        longest = max(max(pictures.size(k)) for k in range(len(pictures)))
         size = int(longest * s.scale_max)
         model.set_preprocessing(replace(model.preprocessing, max_size=size))
     else:
@@ -181,7 +181,7 @@ def median_frequency(labels: Iterable[np.ndarray], classes: int, power: float = 
     """
     pixels, room = np.zeros(classes), np.zeros(classes)
     for picture in labels:
-        count = np.bincount(picture.ravel(), minlength=256)[:classes]
+        count = np.bincount(main_labels(picture).ravel(), minlength=256)[:classes]
         pixels += count
         room += np.where(count > 0, count.sum(), 0)
     if not pixels.any():

@@ -7,6 +7,7 @@ import math
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any
 
+from ..data.datasets import DATASETS
 from ..errors import InputError
 
 STAGED = "fcn8s-staged"
@@ -31,8 +32,10 @@ class TrainSettings:
     )
     # what is learned from
     data_path: str = _flag("", "the data set's folder", free=True)
-    dataset: str = _flag("folder", "its layout", choices=("folder",))
-    classes: str = _flag("camvid", "class table: a name or a JSON file")
+    dataset: str = _flag("folder", "its layout", choices=tuple(DATASETS))
+    labels_dir: str = _flag("", "where its labels are, if elsewhere", free=True)
+    classes: str = _flag("", "class table: a name or a JSON file; by default the data set's")
+    bit_depth: int = _flag(0, "bits that 16-bit pictures really use, 8 to 16", most=16)
     split: str = _flag("train", "the split to learn from")
     include: str = _flag("", "learn only from the pictures whose names match this pattern")
     exclude: str = _flag("", "leave out the pictures whose names match this pattern")

@@ -54,6 +54,7 @@ class WeightsMeta:
         classes: the names of the classes, or empty when they have none.
         palette: their colors, (red, green, blue) in 0..255, or empty.
         preprocess: what the network expects of its input; JSON values only.
+        table: the class table as JSON, with what its label files store; or empty.
 
     Tuples inside `options` and `preprocess` come back from a file as lists.
 
@@ -67,11 +68,12 @@ class WeightsMeta:
     classes: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
     preprocess: dict[str, Any] = field(default_factory=dict)
+    table: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
             raise ValueError(f"the model's name must be a non-empty string, not {self.model!r}")
-        for name in ("options", "preprocess"):
+        for name in ("options", "preprocess", "table"):
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"{name} must be a dict, not {getattr(self, name)!r}")
         if type(self.num_classes) is not int or self.num_classes < 1:

@@ -1,0 +1,104 @@
+"""Errors as one line that begins with the file or the flag; warnings likewise."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+
+from ..errors import InputError
+
+FAILED, UNUSABLE, STOPPED, INTERRUPTED, CLOSED = 1, 2, 75, 130, 141
+"""Exit codes: some pictures failed; nothing could be done; SIGTERM stopped a training, which can
+go on; Ctrl-C; the reader of stdout left."""
+
+LONGEST = 300
+"""Characters of a line that tells an error; the middle of a longer one is left out."""
+
+
+def one_line(text: str) -> str:
+    """Return a message as one line of at most `LONGEST` characters; both its ends stay.
+
+    What cannot be printed, as names of files may hold, is escaped.
+    """
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    half = LONGEST // 2 - 3
+    return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
+
+
+def complain(message: str) -> int:
+    """Print one line on stderr; the exit code that goes with it."""
+    print(one_line(f"fcnfast: error: {message}"), file=sys.stderr)
+    return UNUSABLE
+
+
+def warn(message: str) -> None:
+    """Print one line on stderr."""
+    print(one_line(f"fcnfast: warning: {message}"), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Show the package's own warnings as one line each, and of one kind only the first."""
+    told = set()
+    show = warnings.showwarning
+
+    def shown(message: Warning | str, category: type[Warning], *where: object) -> None:
+        kind = re.sub(r"\d+", "", str(message).partition(": ")[2])
+        if category is not UserWarning:
+            show(message, category, *where)  # type: ignore[arg-type]
+        elif kind not in told:
+            told.add(kind)
+            warn(str(message))
+
+    warnings.showwarning = shown  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
+
+
+def explain(error: Exception, args: argparse.Namespace) -> str | None:
+    """Say what went wrong, beginning with the file or the flag; None for a fault of our own."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):
+        if error.filename is not None and error.strerror:
+            return f"{error.filename}: {error.strerror}"
+        where = getattr(args, "output_dir", None) or "stdout"
+        return f"{where}: {error.strerror}" if error.strerror else str(error)
+    if not isinstance(error, (MemoryError, RuntimeError, ValueError)):
+        return None
+    from ..device import out_of_memory
+
+    text = " ".join(str(error).split())
+    batch, crop = _flag(args, "batch_size"), _flag(args, "crop_size")
+    killed = re.search(r"DataLoader worker .*?(killed by signal: \w+|exited unexpectedly)", text)
+    if killed:
+        return (
+            f"{_flag(args, 'workers')}: a process that reads pictures was "
+            f"{killed[1].replace('exited', 'ended')}, maybe for want of memory: give fewer workers"
+        )
+    if out_of_memory(error):
+        if hasattr(args, "resume"):
+            return f"{batch}, {crop}: too much for the memory; give smaller ones"
+        return f"{getattr(args, 'weights', None) or 'the network'}: too large for the memory"
+    if "Expected more than 1 value per channel" in text:
+        return f"{batch}, {crop}: batch norm has one value to learn from; give a larger one"
+    if hasattr(args, "resume") and ("too small" in text or "Kernel size can't be" in text):
+        return f"{crop}: too small for the network: {text}"
+    return None
+
+
+def _flag(args: argparse.Namespace, name: str) -> str:
+    """Return a flag of a training run with its value: the one that was given, or the default."""
+    flag = "--" + name.replace("_", "-")
+    value = getattr(args, name, None)
+    if value is None and getattr(args, "resume", "") is None:
+        from ..train import TrainSettings
+
+        value = getattr(TrainSettings, name)
+    return flag if value is None else f"{flag} {value}"

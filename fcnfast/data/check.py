@@ -1,0 +1,166 @@
+"""Is a data set fit to learn from: every pair is read, and every class has pixels."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..errors import DatasetError, InputError, LabelError
+from .classes import IGNORE_INDEX, ClassTable
+from .folder import SegmentationDataset, main_labels
+from .images import IMAGE_EXTENSIONS
+from .labels import stored_integers
+
+
+@dataclass
+class Findings:
+    """What `examine` found in a data set.
+
+    Attributes:
+        sizes: how many pictures have each (width, height).
+        pixels: pixels of each label, int64 256; 255 counts those of no class.
+        faults: one line for each pair that cannot be used; it begins with the file.
+    """
+
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    faults: list[str] = field(default_factory=list)
+
+
+class _Examined(Dataset[Any]):
+    """(size, pixels of each label, fault) of every sample."""
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any, str]:
+        try:
+            image, labels, _ = self.dataset[index]
+        except (InputError, OSError) as error:
+            return None, None, str(error)
+        except MemoryError:
+            return None, None, f"{self.dataset.samples[index][0]}: too large for the memory"
+        return image.size, _count(labels), ""
+
+
+def _count(labels: np.ndarray) -> np.ndarray:
+    """Return the pixels of each label, int64 256; of labels H×W×K those of the first head."""
+    return np.bincount(main_labels(labels).ravel(), minlength=256)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def examine(dataset: SegmentationDataset, workers: int = 0, progress: bool = False) -> Findings:
+    """Read every pair of a data set.
+
+    Args:
+        dataset: opened without a transform.
+        workers: processes that read; 0 reads in this one.
+        progress: show a bar on stderr.
+
+    Raises:
+        RuntimeError: a process was killed.
+    """
+    findings = Findings()
+    loader = DataLoader(
+        _Examined(dataset), batch_size=None, num_workers=workers, collate_fn=_as_it_is
+    )
+    for size, pixels, fault in tqdm(loader, unit="picture", disable=not progress):
+        if fault:
+            findings.faults.append(fault)
+        else:
+            findings.sizes[size] += 1
+            findings.pixels += pixels
+    return findings
+
+
+def require_every_class(dataset: SegmentationDataset) -> None:
+    """Read labels until every class has been seen, and refuse a data set in which one never is.
+
+    Raises:
+        DatasetError: a class has no pixel; the message says what may be wrong.
+        LabelError: labels that cannot be used.
+    """
+    pixels = np.zeros(256, np.int64)
+    order = np.random.default_rng(0).permutation(len(dataset))
+    slow = None if len(order) > 500 and sys.stderr.isatty() else True
+    for index in tqdm(order, "looking for every class", unit="picture", leave=False, disable=slow):
+        pixels += _count(dataset.labels(int(index)))
+        if pixels[: len(dataset.table)].all():
+            return
+    raise DatasetError(without_pixels(dataset, pixels))
+
+
+def without_pixels(dataset: SegmentationDataset, pixels: np.ndarray) -> str:
+    """Name the classes that have no pixel, and what may be wrong; "" where all have some."""
+    missing = [name for name, n in zip(dataset.table.names, pixels, strict=False) if not n]
+    if not missing:
+        return ""
+    where = dataset.samples[0][1].parent
+    if len(missing) == len(dataset.table):
+        return f"{where}: the labels have no labeled pixel{_suggestion(dataset)}"
+    more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    return f"{where}: class {missing[0]!r}{more} has no pixel{_suggestion(dataset)}"
+
+
+def _suggestion(dataset: SegmentationDataset) -> str:
+    """Say what the stored values of some label files suggest; begins with a semicolon."""
+    table = dataset.table
+    if dataset.guessed:
+        return (
+            f"; so these are not {table.name}'s classes: name your own by --classes or dataset.json"
+        )
+    stored: set[int] = set()
+    for _, path in dataset.samples[:20]:
+        if path.suffix.lower() not in IMAGE_EXTENSIONS:
+            return "; is this the right class table?"
+        try:
+            values = stored_integers(path)
+        except LabelError:
+            continue
+        stored |= set(np.unique(values).tolist()) if values.ndim == 2 else {-1}
+    values_seen = sorted(stored)
+    if len(values_seen) == len(table) and values_seen != list(range(len(table))):
+        line = _map_line(list(zip(values_seen, table.names, strict=True)))
+        return f"; the labels are {_short(values_seen)}: add {line} to the class table"
+    if 0 not in stored - {IGNORE_INDEX} and not table.has_map and 1 in stored:
+        pairs = [(0, "void"), *((k + 1, name) for k, name in enumerate(table.names))]
+        return f"; the labels begin at 1: add {_map_line(pairs)} to the class table?"
+    return f"; the labels are {_short(values_seen)}: is this the right class table?"
+
+
+def _map_line(pairs: list[tuple[int, str]]) -> str:
+    """Write a label map as a line of JSON; the middle of a long one is left out."""
+    parts = [f'"{value}": "{name}"' for value, name in pairs]
+    if len(parts) > 4:
+        parts[2:-1] = ["..."]
+    return f'"label_map": {{{", ".join(parts)}}}'
+
+
+def _short(values: list[int]) -> str:
+    texts = list(map(str, values))
+    return ", ".join(texts if len(texts) <= 6 else [*texts[:3], "...", texts[-1]])
+
+
+def share_lines(table: ClassTable, pixels: np.ndarray) -> list[str]:
+    """Return a line for each class, and for no class, with its share of all pixels in percent."""
+    total = max(int(pixels.sum()), 1)
+    rows = [(name, int(pixels[k])) for k, name in enumerate(table.names)]
+    rows += [("(no class)", int(pixels[IGNORE_INDEX]))]
+    width = max(len(name) for name, _ in rows)
+    return [f"  {name:<{width}}  {_percent(n / total) if n else '-':>7}" for name, n in rows]
+
+
+def _percent(share: float) -> str:
+    return "<0.01 %" if share < 0.0001 else f"{100 * share:.2f} %"

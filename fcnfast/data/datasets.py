@@ -1,0 +1,525 @@
+"""The data sets by name: where each keeps its pictures and its labels, and what they mean.
+
+Each function returns a `SegmentationDataset` of one split; `table` are its classes, and `options`
+more of its arguments. Splits are named as the data set names them; "a+b" joins two lists. A folder,
+a list, a picture or labels that are missing raise DatasetError, which names them; another value of
+`modality` or `target` raises ValueError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import DatasetError, ImageError, NoSplitError
+from ..files import PathLike
+from .classes import IGNORE_INDEX, ClassTable
+from .folder import SegmentationDataset, open_folder, shortened
+from .images import decode
+from .labels import read_labels
+from .matfiles import mat_labels, nyud_color, nyud_depth, nyud_labels, read_mat
+from .tables import (
+    ADE20K,
+    CAMVID,
+    CITYSCAPES,
+    CITYSCAPES_IDS,
+    NYUD,
+    PASCAL_CONTEXT,
+    SIFTFLOW,
+    SIFTFLOW_GEO,
+    VOC,
+)
+
+
+def _read_list(path: Path) -> list[list[str]]:
+    """Read the lines of a list file as columns; UTF-8 or Latin-1 names, with or without a mark."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot read the list: {error.strerror}") from error
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    text = content.decode(encoding, "surrogateescape" if encoding != "utf-16" else "replace")
+    rows = [line.replace("\\", "/").split() for line in text.splitlines() if line.strip()]
+    if not rows:
+        raise DatasetError(f"{path}: the list is empty")
+    return rows
+
+
+def _ids(folder: Path, split: str, suffix: str = ".txt") -> list[str]:
+    """Return the names in the list of a split, or in those of "a+b", sorted, each once."""
+    found: dict[str, list[str]] = {}
+    for name in split.split("+"):
+        path = Path(name) if name.endswith(suffix) else folder / f"{name}{suffix}"
+        if not path.is_file():
+            lists = sorted(entry.stem for entry in folder.glob(f"*{suffix}"))
+            known = f": it has {shortened(lists)}" if lists else ""
+            raise NoSplitError(f"{path}: no such list{known}")
+        found |= {PurePosixPath(row[0]).stem: row for row in _read_list(path)}
+    return sorted(found)
+
+
+def _below(root: PathLike, *patterns: str, needs: str) -> Path:
+    """Return the one folder that `root` or a pattern below it names and that has `needs` in it."""
+    root = Path(root)
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such data set folder")
+    for pattern in ("", *patterns):
+        places = sorted(root.glob(pattern)) if pattern else [root]
+        places = [place for place in places if (place / needs).exists()]
+        if len(places) > 1:
+            names = shortened([place.name for place in places])
+            raise DatasetError(f"{root}: holds {names}: name one of them")
+        if places:
+            return places[0]
+    raise DatasetError(
+        f"{root}: no {needs} in it{' or in ' if patterns else ''}{' or '.join(patterns)}"
+    )
+
+
+def _first(paths: Iterable[Path]) -> Path | None:
+    """Return the first path that is there."""
+    return next((path for path in paths if path.exists()), None)
+
+
+def _present(
+    samples: Mapping[str, tuple[Path | None, Path | None]], where: Path
+) -> list[tuple[Path, Path]]:
+    """Return the samples by name, in order; refuse those whose picture or labels are missing."""
+    for place, kind in ((0, "picture"), (1, "labels")):
+        missing = [name for name, pair in samples.items() if pair[place] is None]
+        if missing:
+            raise DatasetError(f"{where}: no {kind} for {shortened(missing)}")
+    return [(image, labels) for image, labels in samples.values() if image and labels]
+
+
+def _with_suffix(folder: Path, name: str, suffixes: Sequence[str] = (".jpg", ".png")) -> list[Path]:
+    return [folder / f"{name}{suffix}" for suffix in suffixes]
+
+
+def _picture_or_mat(path: Path, table: ClassTable, key: str) -> np.ndarray:
+    """Read labels from a MATLAB file or a picture."""
+    return mat_labels(path, table, key) if path.suffix == ".mat" else read_labels(path, table)
+
+
+def voc(
+    root: PathLike,
+    split: str = "train",
+    *,
+    table: ClassTable = VOC,
+    labels: PathLike | None = None,
+    sbd: PathLike | None = None,
+    **options: Any,
+) -> SegmentationDataset:
+    """Open PASCAL VOC 2007 to 2012, SBD, or both.
+
+    Args:
+        root: a folder such as ``VOCdevkit/VOC2012``, or one above it; or SBD's
+            ``benchmark_RELEASE/dataset`` alone.
+        split: a list of ``ImageSets/Segmentation``, or the path of any list file, of one column or
+            two. "sbd-train" and "sbd-val" are SBD's own. Where there is no such list, "seg11valid"
+            is VOC 2011's val without SBD's train, and "trainaug" VOC's train with SBD's, without
+            VOC's val.
+        labels: the folder of the labels, by default the first of ``SegmentationClass``,
+            ``SegmentationClassAug`` and SBD's ``cls`` that has a picture's.
+        sbd: SBD's ``dataset`` folder, by default ``benchmark_RELEASE/dataset`` (or
+            ``sbd``, ``SBD``) in `root` or up to three folders above it.
+    """
+    if sbd is None and (Path(root) / "cls").is_dir():
+        sbd = root
+    if sbd is not None and Path(sbd) == Path(root):
+        home = Path(root)
+    else:
+        below = ("VOC20*", "VOCdevkit/VOC20*", "TrainVal/VOCdevkit/VOC20*")
+        home = _below(root, *below, needs="JPEGImages")
+    extra = Path(sbd) if sbd is not None else _sbd(home)
+    names = _voc_names(home, extra, split)
+    folders = [home / "SegmentationClass", home / "SegmentationClassAug"]
+    folders = [home / labels] if labels else folders
+    samples: dict[str, tuple[Path | None, Path | None]] = {}
+    for name in names:
+        pictures, truths = (
+            [home / "JPEGImages" / f"{name}.jpg"],
+            [f / f"{name}.png" for f in folders],
+        )
+        if extra is not None:
+            pictures.append(extra / "img" / f"{name}.jpg")
+            truths += _with_suffix(extra / "cls", name, (".mat", ".png")) if not labels else []
+        samples[name] = _first(pictures), _first(truths)
+    read = partial(_picture_or_mat, key="GTcls.Segmentation")
+    return SegmentationDataset(_present(samples, home), table, load_labels=read, **options)
+
+
+def _sbd(home: Path) -> Path | None:
+    """Find SBD near a VOC folder."""
+    near = [home, *home.resolve().parents[:3]]
+    names = ("benchmark_RELEASE/dataset", "sbd", "SBD", "sbd/benchmark_RELEASE/dataset")
+    return _first(
+        place / name for place in near for name in names if (place / name / "cls").is_dir()
+    )
+
+
+def _voc_names(home: Path, sbd: Path | None, split: str) -> list[str]:
+    """Return the names of a split: from its list, or by set arithmetic from the others."""
+    lists = home / "ImageSets" / "Segmentation"
+
+    def of(name: str) -> set[str]:
+        return set(_ids(lists, name))
+
+    def of_sbd(name: str) -> set[str]:
+        if sbd is None:
+            raise DatasetError(f"{home}: split {split!r} needs SBD's benchmark_RELEASE/dataset")
+        return set(_ids(sbd, name))
+
+    if split.endswith(".txt") or (lists / f"{split}.txt").is_file():
+        return _ids(lists, split)
+    if split in ("sbd-train", "sbd-val", "sbd-train_noval"):
+        return sorted(of_sbd(split.removeprefix("sbd-")))
+    if split == "seg11valid":
+        if home.name != "VOC2011":
+            raise DatasetError(f"{home}: split 'seg11valid' needs its list, or VOC2011's val")
+        return sorted(of("val") - of_sbd("train"))
+    if split == "trainaug":
+        return sorted((of("train") | of_sbd("train") | of_sbd("val")) - of("val"))
+    return _ids(lists if lists.is_dir() or sbd is None else sbd, split)
+
+
+def nyud(
+    root: PathLike,
+    split: str = "train",
+    *,
+    table: ClassTable = NYUD,
+    modality: str = "color",
+    **options: Any,
+) -> SegmentationDataset:
+    """Open NYUDv2: the layout of the reference implementation, or the official MATLAB file.
+
+    Args:
+        root: the folder with ``data``, ``segmentation`` and the lists; or the one with
+            ``nyu_depth_v2_labeled.mat``, ``splits.mat`` and ``classMapping40.mat``.
+        split: train, val, trainval (train and val where it has no list) or test. The official
+            file has trainval and test.
+        modality: "color"; "depth", a picture of mode F in millimeters; or "hha", three channels in
+            the order in which the file stores them (not in the official file).
+    """
+    if modality not in ("color", "depth", "hha"):
+        raise ValueError(f'modality must be "color", "depth" or "hha", not {modality!r}')
+    official = Path(root) / "nyu_depth_v2_labeled.mat"
+    if official.exists():
+        return _nyud_official(official, split, table, modality, options)
+    home = _below(root, "nyud", needs="segmentation")
+    if split == "trainval" and not (home / "trainval.txt").exists():
+        split = "train+val"
+    folder = home / "data" / {"color": "images"}.get(modality, modality)
+    samples = {
+        name: (
+            _first([folder / f"img_{name}.png"]),
+            _first([home / "segmentation" / f"img_{name}.mat"]),
+        )
+        for name in (name.removeprefix("img_") for name in _ids(home, split))
+    }
+    read = partial(mat_labels, key="segmentation")
+    if modality == "depth":
+        options["load_image"] = read_depth
+    return SegmentationDataset(_present(samples, home), table, load_labels=read, **options)
+
+
+def read_depth(path: Path) -> Image.Image:
+    """Read a 16-bit depth picture as it is stored, in millimeters, as a picture of mode F."""
+    values = decode(path, ImageError, lambda image: np.asarray(image).astype(np.float32))
+    return Image.fromarray(values if values.ndim == 2 else values[..., 0])
+
+
+def _nyud_official(
+    path: Path, split: str, table: ClassTable, modality: str, options: dict[str, Any]
+) -> SegmentationDataset:
+    """Open a split of nyu_depth_v2_labeled.mat; picture n is called 5000 + n, as elsewhere."""
+    keys = {"trainval": "trainNdxs", "test": "testNdxs"}
+    if split not in keys or modality == "hha":
+        what = "split" if split not in keys else "modality"
+        raise DatasetError(f"{path}: has no {what} {split if what == 'split' else modality!r}")
+    needed = {name: path.with_name(name) for name in ("splits.mat", "classMapping40.mat")}
+    for place in needed.values():
+        if not place.exists():
+            raise DatasetError(f"{place}: is needed beside {path.name}")
+    variables = read_mat(needed["splits.mat"])
+    if keys[split] not in variables:
+        raise DatasetError(f"{needed['splits.mat']}: has no variable {keys[split]!r}")
+    numbers = [int(number) for number in np.ravel(variables[keys[split]])]
+    samples = [(path.with_name(f"{path.name}#{n}"),) * 2 for n in numbers]
+    return SegmentationDataset(
+        samples,
+        table,
+        names=[str(5000 + number) for number in numbers],
+        load_image=nyud_color if modality == "color" else nyud_depth,
+        load_labels=partial(nyud_labels, mapping=needed["classMapping40.mat"]),
+        **options,
+    )
+
+
+_SIFTFLOW_SCENES = "spatial_envelope_256x256_static_8outdoorcategories"
+_SIFTFLOW_UNLABELED = ("highway_bost181", "street_urb506")
+
+
+def siftflow(
+    root: PathLike,
+    split: str = "trainval",
+    *,
+    table: ClassTable = SIFTFLOW,
+    target: str = "both",
+    **options: Any,
+) -> SegmentationDataset:
+    """Open SIFT Flow: 33 semantic and 3 geometric classes.
+
+    Args:
+        root: the folder with ``Images``, ``SemanticLabels`` and ``GeoLabels``.
+        split: "trainval" or "test". Without ``trainval.txt`` it is all but the test pictures and
+            the two that nobody has labeled.
+        table: the semantic classes.
+        target: "semantic" or "geometric", labels H×W; or "both", labels H×W×2 in this order.
+    """
+    if target not in ("semantic", "geometric", "both"):
+        raise ValueError(f'target must be "semantic", "geometric" or "both", not {target!r}')
+    home = _below(root, "*", needs="SemanticLabels")
+    images = home / "Images" / _SIFTFLOW_SCENES
+    if split == "trainval" and not (home / "trainval.txt").exists():
+        left_out = {*_ids(home, "test"), *_SIFTFLOW_UNLABELED}
+        names = sorted({path.stem for path in images.glob("*.jpg")} - left_out)
+    else:
+        names = [name for name in _ids(home, split) if name not in _SIFTFLOW_UNLABELED]
+    kinds = {"semantic": "SemanticLabels", "geometric": "GeoLabels"}
+    truth = home / kinds.get(target, "SemanticLabels") / _SIFTFLOW_SCENES
+    samples = {
+        name: (_first([images / f"{name}.jpg"]), _first([truth / f"{name}.mat"])) for name in names
+    }
+    options["load_labels"] = partial(mat_labels, key="S")
+    if target == "both":
+        options |= {"load_labels": _both_siftflow, "heads": ("out", "geo")}
+    table = SIFTFLOW_GEO if target == "geometric" else table
+    return SegmentationDataset(_present(samples, home), table, **options)
+
+
+def _both_siftflow(path: Path, table: ClassTable) -> np.ndarray:
+    """Read semantic and geometric labels, H×W×2."""
+    geometric = path.parents[2] / "GeoLabels" / path.parent.name / path.name
+    return np.stack(
+        (mat_labels(path, table, "S"), mat_labels(geometric, SIFTFLOW_GEO, "S")), axis=-1
+    )
+
+
+# The names of 59 classes that the list of 459 spells otherwise.
+_CONTEXT_SPELLINGS = {"table": "diningtable", "bedclothes": "bedcloth", "cloth": "clothes"}
+
+
+def pascal_context(
+    root: PathLike, split: str = "train", *, table: ClassTable = PASCAL_CONTEXT, **options: Any
+) -> SegmentationDataset:
+    """Open PASCAL-Context: 459 labels, mapped by name to 59 classes and "background".
+
+    Args:
+        root: the folder that has VOC2010 (``JPEGImages``) and the annotations (``labels.txt`` and
+            ``trainval/ID.mat``) in it; or a VOC2010 with ``SegmentationClassContext``.
+        split: a list of ``ImageSets/SegmentationContext`` or ``ImageSets/Main``.
+        table: the classes. A class that none of the 459 is called, other than "background", is an
+            error. All other labels become "background", or no class where the table has none.
+    """
+    home = _below(root, "VOC2010", "VOCdevkit/VOC2010", "*/VOC2010", needs="JPEGImages")
+    lists = _first(home / "ImageSets" / name for name in ("SegmentationContext", "Main"))
+    names = _ids(lists or home / "ImageSets" / "Main", split)
+    pictures = home / "SegmentationClassContext"
+    if pictures.is_dir():
+        truth, suffix, meant, read = pictures, ".png", table, read_labels
+    else:
+        annotations = _below(root, "*", needs="labels.txt")
+        truth, suffix = annotations / "trainval", ".mat"
+        meant = _context_map(annotations / "labels.txt", table)
+        read = partial(mat_labels, key="LabelMap")
+    samples = {
+        name: (_first([home / "JPEGImages" / f"{name}.jpg"]), _first([truth / f"{name}{suffix}"]))
+        for name in names
+    }
+    return SegmentationDataset(_present(samples, truth), meant, load_labels=read, **options)
+
+
+def _context_map(path: Path, table: ClassTable) -> ClassTable:
+    """Return a table with the label map from the list of the 459 names, "index: name"."""
+    numbers = {}
+    for row in _read_list(path):
+        number, _, name = " ".join(row).partition(":")
+        if number.strip().isdigit():
+            numbers[name.strip()] = int(number)
+    labels = dict.fromkeys(range(len(numbers) + 1), IGNORE_INDEX)
+    if "background" in table.names:
+        labels = dict.fromkeys(labels, table.names.index("background"))
+    for label, name in enumerate(table.names):
+        found = numbers.get(name, numbers.get(_CONTEXT_SPELLINGS.get(name, "")))
+        if found is not None:
+            labels[found] = label
+        elif name != "background":
+            raise DatasetError(f"{path}: has no class {name!r}")
+    return replace(table, void_values=(), label_map=tuple(labels.items()))
+
+
+def camvid(
+    root: PathLike,
+    split: str = "train",
+    *,
+    table: ClassTable = CAMVID,
+    labels: PathLike | None = None,
+    **options: Any,
+) -> SegmentationDataset:
+    """Open CamVid as SegNet's authors give it: ``train`` and ``trainannot``, or their list files.
+
+    Args:
+        root: the folder.
+        split: train, val or test. A list ``train.txt``, of two columns whose paths may begin with
+            folders of another machine, counts before the folders.
+        labels: the folder of the labels, without a list.
+    """
+    listed = Path(root) / f"{split}.txt"
+    if not listed.is_file() or labels:
+        return open_folder(root, split, table, labels, **options)
+    samples = {}
+    for row in _read_list(listed):
+        if len(row) != 2:
+            raise DatasetError(f"{listed}: {' '.join(row)[:80]!r} is not a picture and its labels")
+        samples[PurePosixPath(row[0]).stem] = tuple(_rerooted(listed.parent, text) for text in row)
+    return SegmentationDataset(_present(samples, listed), table, **options)  # type: ignore[arg-type]
+
+
+def _rerooted(root: Path, text: str) -> Path | None:
+    """Return the file that a path of another machine means here: its longest end that is there."""
+    parts = PurePosixPath(text).parts
+    return _first(root.joinpath(*parts[k:]) for k in range(text.startswith("/"), len(parts)))
+
+
+def cityscapes(
+    root: PathLike, split: str = "train", *, table: ClassTable | None = None, **options: Any
+) -> SegmentationDataset:
+    """Open Cityscapes: ``leftImg8bit`` and ``gtFine``, label ids or train ids.
+
+    Args:
+        root: the folder with both.
+        split: train, val or test.
+        table: the classes, by default the 19, read from ``_gtFine_labelIds``, or where there are
+            none from ``_gtFine_labelTrainIds``.
+    """
+    home = _below(root, "*", needs="leftImg8bit")
+    pictures = sorted((home / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
+    if not pictures:
+        raise NoSplitError(f"{home / 'leftImg8bit' / split}: no CITY/*_leftImg8bit.png in it")
+    truth = home / "gtFine" / split
+    kind = "labelIds" if any(truth.glob("*/*_gtFine_labelIds.png")) else "labelTrainIds"
+    samples = {}
+    for path in pictures:
+        name = path.stem.removesuffix("_leftImg8bit")
+        labels = truth / path.parent.name / f"{name}_gtFine_{kind}.png"
+        samples[path.stem] = path, _first([labels])
+    table = table or (CITYSCAPES_IDS if kind == "labelIds" else CITYSCAPES)
+    return SegmentationDataset(_present(samples, truth), table, **options)
+
+
+def ade20k(
+    root: PathLike, split: str = "training", *, table: ClassTable = ADE20K, **options: Any
+) -> SegmentationDataset:
+    """Open ADE20K's scene parsing benchmark: labels from 1, 0 is no class.
+
+    Args:
+        root: ``ADEChallengeData2016``, or the folder above it.
+        split: training or validation.
+    """
+    home = _below(root, "*", needs="annotations")
+    return open_folder(home, split, table, f"annotations/{split}", **options)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One data set.
+
+    Attributes:
+        open: its function.
+        splits: those that `fcnfast check` walks: to learn from, and to validate on.
+        aliases: its own names for "train" and "val".
+    """
+
+    open: Callable[..., SegmentationDataset]
+    splits: tuple[str, ...] = ("train", "val")
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+DATASETS: dict[str, Row] = {
+    "voc": Row(voc),
+    "nyud": Row(nyud),
+    "nyud-hha": Row(partial(nyud, modality="hha")),
+    "siftflow": Row(siftflow, ("trainval", "test"), {"train": "trainval", "val": "test"}),
+    "pascal-context": Row(pascal_context),
+    "camvid": Row(camvid),
+    "cityscapes": Row(cityscapes),
+    "ade20k": Row(ade20k, ("training", "validation"), {"train": "training", "val": "validation"}),
+    "folder": Row(open_folder),
+}
+
+
+def open_dataset(
+    name: str,
+    root: PathLike,
+    split: str,
+    *,
+    table: ClassTable | None = None,
+    labels: PathLike | None = None,
+    default: ClassTable | None = None,
+    **options: Any,
+) -> SegmentationDataset:
+    """Open a split of a data set by name.
+
+    Args:
+        name: voc, nyud, nyud-hha, siftflow, pascal-context, camvid, cityscapes, ade20k or folder.
+        root: its folder.
+        split: one of its splits; "train" and "val" mean the data set's own names for them.
+        table: other classes than its own.
+        labels: another folder with the labels (voc, camvid and folder).
+        default: the classes of a folder that does not name its own.
+        options: arguments of `SegmentationDataset`.
+
+    Raises:
+        DatasetError: an unknown name, or a data set that is missing or not laid out as expected.
+    """
+    if name not in DATASETS:
+        raise DatasetError(f"--dataset {name}: not one of {', '.join(DATASETS)}")
+    row = DATASETS[name]
+    if table is not None:
+        options["table"] = table
+    if labels:
+        if name not in ("voc", "camvid", "folder"):
+            raise DatasetError(f"--labels-dir {labels}: {name} keeps its labels in one place")
+        options["labels"] = labels
+    if name == "folder":
+        options["default"] = default
+    return row.open(root, row.aliases.get(split, split), **options)
+
+
+def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, by_name: bool) -> None:
+    """Refuse a validation set with pictures of the training set.
+
+    Args:
+        train, val: the data sets.
+        by_name: equal names are one picture, as in VOC and SBD; otherwise equal files are.
+
+    Raises:
+        DatasetError: the pictures of both are named.
+    """
+
+    def keys(dataset: SegmentationDataset) -> list[str]:
+        return dataset.names if by_name else [str(image) for image, _ in dataset.samples]
+
+    both = sorted(set(keys(train)) & set(keys(val)))
+    if both:
+        raise DatasetError(
+            f"--val-split: {len(both)} of its pictures are in the training list, too: "
+            f"{shortened([Path(name).name for name in both], 3)}"
+        )

@@ -1,0 +1,227 @@
+"""Label files: the integers that a file stores, and the labels that a class table makes of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import LabelError
+from ..files import PathLike
+from .classes import IGNORE_INDEX, ClassTable
+from .images import decode, raw_mode, set_raw_mode, write_image
+
+_LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "JPEG2000": "JPEG 2000", "AVIF": "AVIF"}
+_LOSSLESS_TIFF = (
+    *("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "zstd", "lzma"),
+    *("group3", "group4", "tiff_ccitt", "tiff_raw_16", "tiff_thunderscan"),
+)
+
+
+def read_labels(
+    path: PathLike, table: ClassTable, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Read a label picture: its stored integers, or its colors, through the table.
+
+    Args:
+        path: the file, usually a PNG of mode P or L; or an RGB picture in the table's colors.
+        table: the classes; its void values, and 255 unless its label map names it, become 255.
+        size: (height, width) that the labels must have, when given.
+
+    Returns:
+        uint8 array H×W with values 0..len(table)-1 and 255.
+
+    Raises:
+        LabelError: an unreadable or lossy file, another size, or values or colors that are not
+            classes; the message names the file, the value and its number of pixels.
+    """
+    values = stored_integers(path)
+    if size is not None and values.shape[:2] != tuple(size):
+        raise LabelError(
+            f"{path}: the labels are {values.shape[1]}x{values.shape[0]} pixels, "
+            f"their image is {size[1]}x{size[0]}"
+        )
+    return to_labels(values, table, path)
+
+
+def to_labels(values: np.ndarray, table: ClassTable, path: PathLike) -> np.ndarray:
+    """Return uint8 labels H×W of stored integers H×W, or of colors H×W×3.
+
+    Raises:
+        LabelError: a value or a color that the table does not have; it begins with `path`.
+    """
+    known: Mapping[Any, int]
+    if values.ndim == 3:
+        red, green, blue = np.moveaxis(values.astype(np.int32), 2, 0)
+        values = red << 16 | green << 8 | blue
+        known = {r << 16 | g << 8 | b: label for (r, g, b), label in table.colors().items()}
+        kind = "color"
+    else:
+        known, kind = table.stored(), "value"
+    if values.dtype == np.uint8:  # no sorting of a picture's pixels
+        counts = np.bincount(values.ravel(), minlength=256)
+        lookup = np.array([known.get(k, IGNORE_INDEX) for k in range(256)], np.uint8)
+        found = np.flatnonzero(counts)
+        counts, labels = counts[found], lookup[values]
+    else:
+        found, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+        lookup = np.array([known.get(int(k), IGNORE_INDEX) for k in found], np.uint8)
+        labels = lookup[places.reshape(values.shape)]
+    for value, count in zip(found.tolist(), counts.tolist(), strict=True):
+        if value not in known:
+            shown = str(value) if kind == "value" else f"#{value:06x}"
+            raise LabelError(
+                f"{path}: {kind} {shown} (pixels: {count}) is not a class of {table.name!r}: "
+                f"{_expected(table, kind)}"
+            )
+    return labels
+
+
+def _expected(table: ClassTable, kind: str) -> str:
+    """Say which values or colors a table knows."""
+    if kind == "color":
+        return f"its {len(table)} colors, or those of its label map"
+    known = table.stored()
+    voids = sorted(value for value, label in known.items() if label == IGNORE_INDEX)
+    none = f", or {', '.join(map(str, voids[:5]))} for none" if voids else ""
+    if table.has_map:
+        return f"its label map has {len(known)} values{none}"
+    return f"0 to {len(table) - 1}{none}"
+
+
+def stored_integers(path: PathLike) -> np.ndarray:
+    """Read the integers that a label picture stores, whatever bits, palette or scale it has.
+
+    Returns:
+        An integer array H×W of palette indices, gray values or bits, as they are in the file; or
+        uint8 H×W×3 for a picture in colors.
+
+    Raises:
+        LabelError: an unreadable file, or one from which the integers cannot be known: a lossy
+            format, floating-point samples, transparency.
+    """
+    return decode(path, LabelError, lambda image: _stored(path, image))
+
+
+def _stored(path: PathLike, image: Image.Image) -> np.ndarray:
+    _refuse_lossy(path, image)
+    kind = raw_mode(image)
+    if image.format == "PPM" and image.mode in ("L", "I"):
+        kind = _unscale(image)
+    if kind == "L;IR":  # PIL knows no such samples
+        kind = "L;R"
+        set_raw_mode(image, kind)
+    if image.format == "BMP" and image.mode in ("1", "L"):
+        kind = _gray_bmp(image)
+    mode = image.mode
+    if mode in ("LA", "PA", "RGBA"):
+        if np.asarray(image.getchannel("A")).min() < 255:
+            raise LabelError(f"{path}: labels must not be transparent")
+        if mode != "RGBA":
+            return np.asarray(image)[..., 0]
+        return np.asarray(image)[..., :3]
+    if mode == "RGB" and "transparency" not in image.info and not kind.startswith("RGB;16"):
+        return np.asarray(image)
+    if mode == "P":
+        return np.asarray(image)
+    if mode == "1":  # PIL makes "white" True: bits that mean black are turned
+        return np.asarray(image).astype(np.uint8) ^ np.uint8("I" in kind.partition(";")[2])
+    if mode == "L":
+        bits = kind.partition(";")[2]
+        values = np.asarray(image)
+        values = 255 - values if "I" in bits else values  # "white is zero"
+        # PIL stretches gray values of 2 and 4 bits to 0..255.
+        return values // np.uint8({"2": 85, "4": 17}.get(bits[:1], 1))
+    if mode == "I" or mode.startswith("I;16"):
+        return np.asarray(image).astype(np.int64)
+    raise LabelError(
+        f"{path}: labels must be palette indices, gray values or 8-bit colors, not a picture of "
+        f"mode {mode}" + (f" ({kind})" if kind not in ("", mode) else "")
+    )
+
+
+def _refuse_lossy(path: PathLike, image: Image.Image) -> None:
+    """Refuse formats that change values a little when they are written."""
+    kind = _LOSSY.get(str(image.format))
+    if image.format == "WEBP" and b"VP8L" not in _head(image):
+        kind = "WebP"
+    if image.format == "TIFF" and image.info.get("compression") not in (None, *_LOSSLESS_TIFF):
+        kind = f"TIFF ({image.info['compression']})"
+    if kind is not None:
+        raise LabelError(
+            f"{path}: {kind} may be lossy, so that the labels' integers cannot be known; save them "
+            "as PNG"
+        )
+
+
+def _head(image: Image.Image) -> bytes:
+    """Return the first bytes of a picture's file, in which WebP names its codec."""
+    file: Any = image.fp  # type: ignore[attr-defined]
+    place = file.tell()
+    file.seek(0)
+    head: bytes = file.read(4096)
+    file.seek(place)
+    return head
+
+
+def _gray_bmp(image: Image.Image) -> str:
+    """Let PIL decode a BMP with a gray palette by its bits; return its raw mode.
+
+    PIL takes two grays for 1 bit a pixel and others for 8, whatever the head says.
+    """
+    bits = int.from_bytes(_head(image)[28:30], "little")
+    if (image.mode, bits) in (("1", 1), ("L", 8)):
+        return raw_mode(image)
+    kind = {4: "L;4", 8: "L"}[bits]
+    image._mode = "L"
+    set_raw_mode(image, kind)
+    return kind
+
+
+def _unscale(image: Image.Image) -> str:
+    """Let PIL decode a PGM as it is stored, not scaled by its largest value; return its raw mode.
+
+    PIL scales by 255 or 65535 over the maxval of the head; with that as the maxval it does not.
+    """
+    (codec, box, offset, arguments), *_ = image.tile  # type: ignore[attr-defined]
+    kind = raw_mode(image)
+    if codec == "ppm":
+        codec, kind = "raw", "L" if image.mode == "L" else "I;16B"
+        arguments = (kind, 0, 1)
+    elif codec == "ppm_plain":
+        arguments = (kind, 255 if image.mode == "L" else 65535)
+    image.tile = [(codec, box, offset, arguments)]  # type: ignore[attr-defined]
+    return kind
+
+
+def write_labels(
+    path: PathLike, labels: np.ndarray, palette: Sequence[tuple[int, int, int]]
+) -> None:
+    """Write a label map as an index PNG (mode P, 8 bits), whole or not at all.
+
+    Args:
+        path: the file to create or replace.
+        labels: uint8 array H×W.
+        palette: (red, green, blue) for the labels 0, 1, ...; labels beyond it are drawn black.
+
+    Raises:
+        TypeError, ValueError: `labels` is not a uint8 array H×W, or the palette is too long.
+        OSError: the file cannot be written; nothing is left behind.
+    """
+    if not isinstance(labels, np.ndarray) or labels.dtype != np.uint8:
+        kind = getattr(labels, "dtype", type(labels).__name__)
+        raise TypeError(f"labels must be a uint8 array, not {kind}")
+    if labels.ndim != 2 or labels.size == 0:
+        raise ValueError(f"labels must be H×W with at least one pixel, not {labels.shape}")
+    write_image(path, colored(labels, palette), format="PNG")
+
+
+def colored(labels: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> Image.Image:
+    """Return labels, uint8 H×W, as a picture of mode P; labels beyond the palette are black."""
+    if len(palette) > 256:
+        raise ValueError(f"a palette has at most 256 colors, not {len(palette)}")
+    image = Image.fromarray(np.ascontiguousarray(labels))
+    colors = [channel for color in palette for channel in color]
+    # All 256 entries, so that PIL keeps 8 bits for a label and 255 has a color.
+    image.putpalette(colors + [0] * (768 - len(colors)))
+    return image

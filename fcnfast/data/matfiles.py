@@ -1,0 +1,118 @@
+"""MATLAB files of data sets; scipy and h5py, the extra ``data``, are imported when one is read."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import DatasetError, ImageError, InputError, LabelError
+from .classes import ClassTable
+from .labels import to_labels
+
+
+def extra(module: str, path: Path) -> Any:
+    """Import a module of the extra ``data``.
+
+    Raises:
+        InputError: it is not installed; the message names the file, the package and the extra.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise InputError(
+            f"{path}: reading it needs {package}: pip install 'fcnfast[data]'"
+        ) from error
+
+
+def read_mat(path: Path) -> dict[str, Any]:
+    """Read the variables of a MATLAB file of version 4 to 7.
+
+    Raises:
+        LabelError: it is missing, damaged, or no such file.
+    """
+    io = extra("scipy.io", path)
+    if not path.is_file():
+        raise LabelError(f"{path}: no such file")
+    try:
+        return dict(io.loadmat(str(path)))
+    except Exception as error:  # of any kind: the bytes may be anything
+        detail = " ".join(str(error).split())[:120] or type(error).__name__
+        raise LabelError(f"{path}: not a MATLAB file, or a damaged one: {detail}") from error
+
+
+def mat_labels(path: Path, table: ClassTable, key: str) -> np.ndarray:
+    """Read labels H×W from a variable of a MATLAB file, or from the field "struct.field".
+
+    Raises:
+        LabelError: as `read_mat`; no such variable; or values that are not classes.
+    """
+    variable, _, field = key.partition(".")
+    variables = read_mat(path)
+    try:
+        values = variables[variable]
+        values = np.asarray(values[field].flat[0] if field else values)
+    except (LookupError, ValueError, TypeError) as error:
+        raise LabelError(f"{path}: has no variable {key!r}") from error
+    if values.ndim != 2 or values.dtype.kind not in "uif" or 0 in values.shape:
+        raise LabelError(f"{path}: {key!r} is not a label map but {values.dtype} {values.shape}")
+    whole = values.astype(np.int64) if np.isfinite(values).all() else None
+    if whole is None or (whole != values).any():
+        raise LabelError(f"{path}: {key!r} holds numbers that are not integers")
+    return to_labels(values if values.dtype == np.uint8 else whole, table, path)
+
+
+# The official NYUDv2 file holds all pictures; a sample is "file#number", numbered from 1.
+
+
+def nyud_item(source: Path, variable: str) -> np.ndarray:
+    """Read picture "file#number" from a variable of ``nyu_depth_v2_labeled.mat``, rows first.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    name, _, number = str(source).rpartition("#")
+    h5py = extra("h5py", Path(name))
+    try:
+        with h5py.File(name, "r") as file:
+            values = np.asarray(file[variable][int(number) - 1])
+    except Exception as error:  # of any kind: the bytes may be anything
+        raise ImageError(f"{source}: cannot be read: {' '.join(str(error).split())}") from error
+    return values.T  # MATLAB stores columns first: [C×]W×H here
+
+
+def nyud_color(source: Path) -> Image.Image:
+    """Return the color picture of "file#number"."""
+    return Image.fromarray(np.ascontiguousarray(nyud_item(source, "images")))
+
+
+def nyud_depth(source: Path) -> Image.Image:
+    """Return the filled depth of "file#number" in millimeters, as a picture of mode F."""
+    meters = nyud_item(source, "depths").astype(np.float32)
+    return Image.fromarray(np.ascontiguousarray(meters * 1000))
+
+
+def nyud_labels(source: Path, table: ClassTable, mapping: Path) -> np.ndarray:
+    """Return the labels of "file#number": 0 to 894 as stored, mapped to 0 to 40, then to classes.
+
+    Raises:
+        LabelError, ImageError: a file that cannot be read, or values that are not classes.
+    """
+    stored, forty = nyud_item(source, "labels"), _mapping(mapping)
+    if stored.max() >= len(forty):
+        raise LabelError(f"{source}: label {stored.max()} is not one of {len(forty) - 1}")
+    return to_labels(forty[stored], table, source)
+
+
+@cache
+def _mapping(path: Path) -> np.ndarray:
+    """Read which of 40 classes each of the 894 labels is; entry 0 is 0."""
+    for values in read_mat(path).values():
+        if isinstance(values, np.ndarray) and values.size == 894 and values.dtype.kind in "uif":
+            return np.concatenate(([0], values.ravel())).astype(np.uint8)
+    raise DatasetError(f"{path}: has no list of 894 numbers, the class of each label")
