@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -107,10 +107,10 @@ class LoadReport:
 
 
 def check_count(name: str, value: object) -> None:
-    """Refuse what is no number of classes.
+    """Check a number of classes.
 
     Raises:
-        ValueError: with the argument's name.
+        ValueError: not a positive integer; the message names the argument.
     """
     if type(value) is not int or value < 1:
         raise ValueError(f"{name} must be a positive integer, not {value!r}")
@@ -120,8 +120,8 @@ def dropout_layer(share: float) -> nn.Dropout:
     """Elementwise dropout of this share of the values.
 
     Raises:
-        TypeError: for what is no number.
-        ValueError: for one outside of 0 to 1.
+        TypeError: not a number.
+        ValueError: outside of 0 to 1.
     """
     if not isinstance(share, (int, float)):
         raise TypeError(f"dropout must be a number from 0 to 1, not {share!r}")
@@ -142,9 +142,15 @@ class FCN(nn.Module):
         load_report: what the last weights file gave, where one was loaded.
         transplanting: how it gets the trunk of a network whose first layer is another one, where
             loading a file cannot do that; errors say it.
+        heads_begin: what the names of the layers behind the trunk begin with; a weights file may
+            lack these layers.
+        variance: what starting values keep the variance of, as kaiming_normal_'s mode: "fan_in" of
+            the activations, "fan_out" of the gradients.
     """
 
     transplanting = ""
+    heads_begin: tuple[str, ...] = ("score", "upscore")
+    variance: Literal["fan_in", "fan_out"] = "fan_in"
 
     _mean: Tensor
     _std: Tensor
@@ -204,7 +210,7 @@ class FCN(nn.Module):
             if name.rpartition(".")[2].startswith("score"):
                 nn.init.zeros_(layer.weight)
             else:
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.kaiming_normal_(layer.weight, mode=self.variance, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         elif hasattr(layer, "reset_parameters"):
