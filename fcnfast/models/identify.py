@@ -31,11 +31,8 @@ def fits(stored: Shape, shape: Shape) -> bool:
     files have four axes everywhere, (1, 1, 1, N) for a vector.
     """
     flat = (*shape[:1], math.prod(shape[1:]))
-    return _squeezed(stored) in (_squeezed(shape), _squeezed(flat))
-
-
-def _squeezed(shape: Shape) -> Shape:
-    return tuple(n for n in shape if n != 1)
+    there, *ours = [[n for n in axes if n != 1] for axes in (stored, shape, flat)]
+    return there in ours
 
 
 def fits_other_classes(key: str, stored: Shape, shape: Shape) -> bool:
@@ -105,8 +102,7 @@ def identify(file: WeightsFile, family: Family) -> tuple[str, dict[str, Any]]:
     classes = file.tensors[keys[score]].shape[0] if score in keys else 0
     wanted = {MODELS[name].classes for name in names} & {classes} or {MODELS[names[0]].classes}
     names = [name for name in names if MODELS[name].classes in wanted]
-    at_once = _at_once(file, keys)
-    if at_once is not None:
+    if (at_once := _at_once(file, keys)) is not None:
         told = [n for n in names if bool(MODELS[n].fixed.get("at_once")) == at_once]
         names = told or names
     if len(names) > 1:

@@ -90,11 +90,7 @@ class SkipNet(FCN):
                 self.add_module(self._score_name(tap, suffix), nn.Conv2d(channels, classes, 1))
 
     def finish(self, upsampling: Upsampling, final_upsampling: Upsampling | None) -> None:
-        """Draw starting values, set the upsampling and check the padding; to be called last.
-
-        Raises:
-            ValueError: on a padding that no crop fits, and as `set_upsampling`.
-        """
+        """Draw starting values, set the upsampling and check the padding; called last."""
         if self.border == "zero":
             self._check_padding()
         for name, layer in self.named_modules():

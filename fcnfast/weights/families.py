@@ -220,17 +220,14 @@ def _caffe(file: WeightsFile) -> Family:
             f"{file.path}: of BVLC's AlexNet, which normalizes before it pools; fcnfast's network, "
             "as the paper's, is CaffeNet, which pools first"
         )
-    title = "a network of an unknown family"
-    if file.format in ("Caffe", "HDF5"):
-        title = "Caffe's network"
+    caffe = file.format in ("Caffe", "HDF5")
+    title = "Caffe's network" if caffe else "a network of an unknown family"
     # A classifier's weights have no padding of their own; a segmentation network's have.
     segments = all(any(n.startswith(part) for n in names.values()) for part in ("score_fr", "fc6"))
-    padding, slashes = PADDING if segments else None, any("/" in key for key in file.tensors)
-    return Family(title, names, dropped, padding=padding, theirs=_slashed if slashes else str)
-
-
-def _slashed(layer: str) -> str:
-    return layer.replace(".", "/")
+    padding, slash = PADDING if segments else None, "/" if any("/" in k for k in names) else "."
+    return Family(
+        title, names, dropped, padding=padding, theirs=lambda layer: layer.replace(".", slash)
+    )
 
 
 def _sequential(file: WeightsFile) -> Family:
@@ -358,6 +355,8 @@ def _md5(file: WeightsFile) -> str:
     return digest.hexdigest()
 
 
+_CAFFE = "layer1.0.conv1 conv1_1 conv1_1_bgrd conv1_1color conv1/7x7_s2 conv1.7x7_s2".split()
+_CAFFE += ["conv1.7x7_s2.conv", "score_fr", "conv1"]
 # The layers by which a family is known, and the function that names its layers; the first row that
 # a file has counts. What stands before the first of the layers in a file is a wrapper's prefix
 # (``module.``, ``model.``, a task's own), and what does not begin with it is not the network's.
@@ -368,13 +367,5 @@ FAMILIES: tuple[tuple[tuple[str, ...], Callable[[WeightsFile], Family]], ...] = 
     (("backbone.layer1.0.conv1.weight", "classifier.4.weight"), _segmentation),
     (("layer1.0.conv1.weight", "conv1.weight", "bn1.weight"), _resnet),
     (("_conv_stem.weight", "_blocks.0._project_conv.weight"), _efficientnet_lite),
-    (("layer1.0.conv1.weight",), _caffe),
-    (("conv1_1.weight",), _caffe),
-    (("conv1_1_bgrd.weight",), _caffe),
-    (("conv1_1color.weight",), _caffe),
-    (("conv1/7x7_s2.weight",), _caffe),
-    (("conv1.7x7_s2.weight",), _caffe),
-    (("conv1.7x7_s2.conv.weight",), _caffe),
-    (("score_fr.weight",), _caffe),
-    (("conv1.weight",), _caffe),
+    *(((f"{layer}.weight",), _caffe) for layer in _CAFFE),
 )
