@@ -103,8 +103,7 @@ def identify(file: WeightsFile, family: Family) -> tuple[str, dict[str, Any]]:
     wanted = {MODELS[name].classes for name in names} & {classes} or {MODELS[names[0]].classes}
     names = [name for name in names if MODELS[name].classes in wanted]
     if (at_once := _at_once(file, keys)) is not None:
-        told = [n for n in names if bool(MODELS[n].fixed.get("at_once")) == at_once]
-        names = told or names
+        names = [n for n in names if bool(MODELS[n].fixed.get("at_once")) == at_once] or names
     if len(names) > 1:
         raise WeightsError(
             f"{file.path}: of {' or '.join(names)}, whose layers are alike: say which, with "

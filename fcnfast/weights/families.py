@@ -355,15 +355,8 @@ def _md5(file: WeightsFile) -> str:
     return digest.hexdigest()
 
 
-_CAFFE = [
-    "layer1.0.conv1",
-    "conv1_1",
-    "conv1_1_bgrd",
-    "conv1_1color",
-    "conv1/7x7_s2",
-    "conv1.7x7_s2",
-]
-_CAFFE += ["conv1.7x7_s2.conv", "score_fr", "conv1"]
+_CAFFE = ["layer1.0.conv1", "conv1_1", "conv1_1_bgrd", "conv1_1color", "conv1/7x7_s2"]
+_CAFFE += ["conv1.7x7_s2", "conv1.7x7_s2.conv", "score_fr", "conv1"]
 # The layers by which a family is known, and the function that names its layers; the first row that
 # a file has counts. What stands before the first of the layers in a file is a wrapper's prefix
 # (``module.``, ``model.``, a task's own), and what does not begin with it is not the network's.
