@@ -21,17 +21,20 @@ _temporary_number = itertools.count()
 def replacing(path: PathLike) -> Iterator[Path]:
     """Write a file whole or not at all: yield a temporary neighbor that then takes its place.
 
-    Killed at any moment, `path` is the old file or the new one.
+    Killed at any moment, `path` is the old file or the new one. A link is followed and stays. To
+    outlive a power failure, the body flushes what it wrote (os.fsync).
 
     Raises:
-        OSError: the body or the final rename failed. The temporary file is removed, and the error
-            names `path`.
+        OSError: the body or the final rename failed, or `path` is a folder, a device or a pipe.
+            The temporary file is removed, and the error names `path`.
     """
-    path = Path(path)
-    temporary = path.parent / f".fcnfast-{os.getpid()}-{next(_temporary_number)}.tmp"
+    target = Path(os.path.realpath(path))
+    temporary = target.parent / f".fcnfast-{os.getpid()}-{next(_temporary_number)}.tmp"
     try:
+        if target.exists() and not target.is_file():  # a device would become a file
+            raise OSError(errno.EINVAL, "not a regular file")
         yield temporary
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -69,7 +72,7 @@ def write_json(path: PathLike, content: object) -> None:
     if os.path.exists(path) and not os.path.isfile(path):
         Path(path).write_text(text, encoding="utf-8")
     else:
-        write_bytes(os.path.realpath(path), text.encode())
+        write_bytes(path, text.encode())
 
 
 def output_names(paths: Sequence[PathLike]) -> list[str]:

@@ -34,7 +34,11 @@ def write_small_weights(
 
 
 def narrow_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let new networks have all the paper's layers, with few channels."""
+    """Let new networks have all the paper's layers, with few channels.
+
+    Widths that differ must differ still: where a block's input and output agree, a shortcut without
+    a projection appears.
+    """
     monkeypatch.setattr(vgg, "STAGES", ((2, 2), (3, 3), (4, 4, 4), (5, 5, 5), (6, 6, 6)))
     monkeypatch.setattr(vgg, "FULLY_CONNECTED", 7)
     widths = {"caffe": (4, 6, 6, 4, 6), "torchvision": (3, 5, 4, 6, 5)}

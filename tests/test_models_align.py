@@ -5,9 +5,6 @@ import torch
 from torch import nn
 
 from fcnfast.models import create_model, list_models, vgg
-from fcnfast.models.efficientnet_lite import InvertedResidual
-from fcnfast.models.light import Residual as LightResidual
-from fcnfast.models.resnet import Residual
 from tests.model_tools import narrow_trunks
 
 # 40 heights and widths of every rest modulo 32 and most modulo each other.
@@ -65,8 +62,13 @@ def move_only(conv):
         conv.bias.data.zero_()
 
 
-def halve(module, inputs, output):
-    return output / 2
+def keep_level(block):
+    """Divide a block's result by what it makes of ones: a branch and a shortcut are added."""
+    conv = next(layer for layer in block.modules() if isinstance(layer, nn.Conv2d))
+    ones = torch.ones(1, conv.in_channels, 33, 33, dtype=torch.float64)
+    with torch.no_grad():
+        gain = block(ones)[0, 0, 8, 8].item()
+    block.register_forward_hook(lambda module, inputs, output: output / gain)
 
 
 def make_linear(model):
@@ -80,13 +82,14 @@ def make_linear(model):
                 average = nn.AvgPool2d(kernel, stride, padding, ceil_mode=inner.ceil_mode)
                 # One that keeps the size keeps the place; borders would reach far through many.
                 setattr(layer, key, nn.Identity() if stride == 1 else average)
-            elif isinstance(inner, (nn.BatchNorm2d, nn.LocalResponseNorm, nn.ReLU6)):
+            elif not any(inner.children()) and not isinstance(inner, nn.ConvTranspose2d):
                 setattr(layer, key, nn.Identity())
-            elif isinstance(inner, Residual | LightResidual):
-                inner.register_forward_hook(halve)  # the branch and the shortcut are added
-            elif isinstance(inner, InvertedResidual) and inner.adds:
-                inner.register_forward_hook(halve)
-    return model.double().eval()
+    model = model.double().eval()
+    plain = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    for layer in list(model.modules())[1:]:
+        if any(layer.children()) and type(layer) not in plain:
+            keep_level(layer)
+    return model
 
 
 def weigh_streams(model):

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 
 import pytest
 import torch
@@ -14,13 +15,11 @@ from fcnfast.models import FCN, IMAGENET, create_model, list_models, load_model,
 from fcnfast.models.decoder import Upscore
 from fcnfast.models.skipnet import SkipNet
 from fcnfast.models.table import MODELS, Row
-from tests.model_tools import is_score, narrow_trunks, randomize_scores
+from tests.model_tools import ROOT, is_score, narrow_trunks, randomize_scores
 
 NAMES = list_models()
 SIZE = (65, 90)
 HEADS = {"siftflow": ["out", "geo"], "fcn_resnet": ["out", "aux"]}
-# Outputs of the released networks.
-CLASSES = {"nyud": 40, "siftflow": 33, "pascalcontext": 60, "light": 11, "mmseg": 19}
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +47,7 @@ def test_outputs_losses_and_labels_belong_together(name):
     x = some_input(model)
     outputs = model(x)
     assert list(outputs) == heads_of(name)
-    classes = next((c for part, c in CLASSES.items() if part in name), 21)
-    assert outputs["out"].shape == (2, classes, *SIZE)
+    assert outputs["out"].shape == (2, MODELS[name].classes, *SIZE)
     labels = model.predict(x)
     assert labels.dtype == torch.uint8
     assert torch.equal(labels.long(), outputs["out"].argmax(1))
@@ -102,6 +100,27 @@ def test_preprocess_makes_the_networks_own_input(name):
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (settings.mean, settings.std))
     assert torch.allclose(x[:, :3], (shown * settings.scale - mean) / std, atol=1e-5)
     assert create_model(name).default_preprocessing == settings
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if re.search(r"fcn\d+s_", name)])
+@torch.no_grad()
+def test_names_say_the_stride_of_the_scores(name):
+    model = create_model(name).eval()
+    sizes = [
+        model.score_maps(torch.zeros(1, model.channels, 32, 32 * n))["out"].scores.shape[3]
+        for n in (2, 4)
+    ]
+    assert f"fcn{64 // (sizes[1] - sizes[0])}s_" in name
+
+
+def test_the_readme_names_every_kind_of_network():
+    """And the released ones' numbers of classes are those of their data sets."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = {row.make for name, row in MODELS.items() if f"`{name}`" in readme}
+    assert {row.make.__name__ for row in MODELS.values()} == {make.__name__ for make in named}
+    classes = {"nyud_": 40, "siftflow_": 33, "pascalcontext_": 60, "fcn_resnet50": 21}
+    for start, count in {**classes, "fcn_resnet50_mmseg": 19, "fcn4s_": 11}.items():
+        assert count in {MODELS[name].classes for name in NAMES if name.startswith(start)}
 
 
 def test_preprocessing_of_the_data_sets():
@@ -318,7 +337,7 @@ class FCN4sTiny(SkipNet):
 
     def __init__(self, num_classes=21, *, width=8, upsampling="fixed", final_upsampling=None):
         super().__init__(num_classes, IMAGENET)
-        self._add_trunk(
+        self.add_trunk(
             {
                 "conv1": nn.Conv2d(3, width, 5, stride=2, padding=2),
                 "relu1": nn.ReLU(inplace=True),
@@ -327,8 +346,8 @@ class FCN4sTiny(SkipNet):
                 "relu2": nn.ReLU(inplace=True),
             }
         )
-        self._add_heads({"conv2": 2 * width, "pool1": width})
-        self._start(upsampling, final_upsampling)
+        self.add_heads({"conv2": 2 * width, "pool1": width})
+        self.finish(upsampling, final_upsampling)
 
 
 def test_one_short_class_and_one_row_make_a_network(monkeypatch, tmp_path):
@@ -343,6 +362,22 @@ def test_one_short_class_and_one_row_make_a_network(monkeypatch, tmp_path):
     save_model(model, tmp_path / "net.safetensors")
     assert load_model(tmp_path / "net.safetensors").options == {"width": 4}
     assert fcnfast.models.fcn4s_tiny(num_classes=2).num_classes == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("conv.1", "it holds a dot"), ("features", "FCN4sTiny has that already")]
+)
+def test_names_that_layers_cannot_have(name, message):
+    with pytest.raises(ValueError, match=f"cannot be called {name!r}: {message}"):
+        FCN4sTiny().add_trunk({name: nn.ReLU()})
+
+
+def test_activations_and_norms_leave_a_map_its_name():
+    model = FCN4sTiny()
+    model.add_trunk({"act": nn.Hardswish(), "norm": nn.GroupNorm(1, 16), "drop": nn.Dropout2d()})
+    assert list(model.fields()) == ["conv1", "pool1", "conv2"]
+    x = model.eval().features(torch.randn(1, 3, 20, 20))["conv2"].x
+    assert x.mean().abs() < 1e-6  # normalized: the map is that behind all of them
 
 
 def test_compilers_see_one_graph():

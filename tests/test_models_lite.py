@@ -11,7 +11,6 @@ import fcnfast
 from fcnfast.errors import InputError, WeightsError
 from fcnfast.models.efficientnet_lite import FCNLite
 
-oracle = pytest.importorskip("efficientnet_lite_pytorch", reason="the test extra is not installed")
 # The blocks, numbered through, that end the stages which scores are read from.
 ENDS = {0: (2, 4, 10, 15), 1: (3, 6, 14, 20), 2: (3, 6, 14, 20)}
 NAMES = {
@@ -26,6 +25,8 @@ NAMES = {
 
 def foreign(scaling: int) -> nn.Module:
     """EfficientNet-Lite by its definition, with batch norms that are not the identity."""
+    reason = "the test extra is not installed"
+    oracle = pytest.importorskip("efficientnet_lite_pytorch", reason=reason)
     name = f"efficientnet-lite{scaling}"
     net = oracle.EfficientNet.from_name(name, image_size=224).eval()  # its padding depends on it
     for layer in net.modules():

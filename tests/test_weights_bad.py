@@ -198,11 +198,11 @@ BROKEN = {
     ),
     "not a number": (
         lambda: changed(fc7__bias=torch.full((13,), torch.nan)),
-        r"'fc7\.bias' holds values that are no finite",
+        r"'fc7\.bias' holds values that are not finite",
     ),
     "infinite": (
         lambda: changed(fc7__bias=torch.full((13,), 1e39, dtype=torch.float64)),
-        r"'fc7\.bias' holds values that are no finite",
+        r"'fc7\.bias' holds values that are not finite",
     ),
     "integers": (
         lambda: changed(fc7__bias=torch.ones(13, dtype=torch.int8)),

@@ -336,5 +336,24 @@ def test_a_plain_state_dict_of_a_resnet_tells_its_depth(tmp_path, monkeypatch, d
     assert torch.equal(loaded.layer4[1].conv2.weight, model.layer4[1].conv2.weight)
     if depth == 34:  # of no ResNet that there is
         torch.save({k: v for k, v in state.items() if "layer1.2" not in k}, tmp_path / "net.pth")
-        with pytest.raises(WeightsError, match=r"\(2, 4, 6, 3\) basic blocks.*18, 34, 50, 101"):
+        with pytest.raises(WeightsError, match=r"has no 'layer1\.2\.conv1\.weight'"):
             fcnfast.load_model(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("name", ["fcn4s_light", "fcn4s_lite0"])
+def test_a_plain_state_dict_tells_its_network_and_a_trunk_alone_that_it_is_one(tmp_path, name):
+    """Of networks whose layers no other program names so; behind a wrapper's prefix, too."""
+    model = fcnfast.create_model(name, num_classes=3)
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    torch.save(state, tmp_path / "net.pth")
+    loaded = fcnfast.load_model(tmp_path / "net.pth")
+    assert (loaded.name, loaded.num_classes) == (name, 3)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in loaded.state_dict().items())
+    trunk = {k: v for k, v in state.items() if not k.startswith("module.score")}
+    torch.save(trunk, tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match=rf"no scores .*create_model\('{name}', weights_b"):
+        fcnfast.load_model(tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match=r"is a classifier; .*weights_backbone"):
+        fcnfast.create_model(name, weights=tmp_path / "net.pth")
+    again = fcnfast.create_model(name, weights_backbone=tmp_path / "net.pth")
+    assert again.load_report.missing == ("score.weight", "score.bias")

@@ -7,8 +7,8 @@ import torch
 
 import fcnfast
 from fcnfast.errors import WeightsError
+from fcnfast.models.identify import identify
 from fcnfast.models.loading import load_file
-from fcnfast.models.table import identify
 from fcnfast.weights import Stored, WeightsFile, recognize
 
 
@@ -45,6 +45,9 @@ class TestIdentify:
             ("fcn_resnet50", "PyTorch", {}),
             ("fcn8s_resnet18", "PyTorch", {}),
             ("fcn8s_resnet50", "PyTorch", {}),
+            ("fcn4s_light", "PyTorch", {}),
+            ("fcn4s_lite0", "PyTorch", {}),
+            ("fcn4s_lite2", "PyTorch", {}),
             ("fcn_resnet101", "PyTorch", {}),
             ("fcn_resnet50_mmseg", "PyTorch", {}),
             ("fcn_resnet101_mmseg", "PyTorch", {}),
@@ -59,7 +62,6 @@ class TestIdentify:
         [
             ("fcn8s_vgg16", "of fcn8s_vgg16 or fcn8s_atonce_vgg16, whose layers are alike"),
             ("nyud_fcn32s_vgg16_color", "nyud_fcn32s_vgg16_color or nyud_fcn32s_vgg16_hha"),
-            ("fcn4s_light", "of no network that fcnfast knows"),
         ],
     )
     def test_what_cannot_be_told_is_asked_for(self, name, says):

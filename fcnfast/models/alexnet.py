@@ -11,25 +11,25 @@ from .decoder import Upsampling
 from .skipnet import SkipNet
 from .vgg import fully_connected
 
-Family = Literal["caffe", "torchvision"]
-FAMILIES = ("caffe", "torchvision")
+Variant = Literal["caffe", "torchvision"]
+VARIANTS = ("caffe", "torchvision")
 # Output channels of the five convolutions.
 WIDTHS = {"caffe": (96, 256, 384, 384, 256), "torchvision": (64, 192, 384, 256, 256)}
 FULLY_CONNECTED = 4096
 
 
 def check_family(family: str) -> None:
-    """Refuse a family that is none.
+    """Check the name of a variant of the layers.
 
     Raises:
         ValueError: with the names of those that are.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")
+    if family not in VARIANTS:
+        raise ValueError(f"family must be one of {', '.join(VARIANTS)}, not {family!r}")
 
 
 def alexnet(
-    family: Family, padding: int | None, fc6_padding: int, dropout: float
+    family: Variant, padding: int | None, fc6_padding: int, dropout: float
 ) -> dict[str, nn.Module]:
     """The layers up to fc7. CaffeNet pools before it normalizes, and groups three convolutions."""
     caffe = family == "caffe"
@@ -83,7 +83,7 @@ class FCNAlexNet(SkipNet):
         self,
         num_classes: int = 21,
         *,
-        family: Family = "caffe",
+        family: Variant = "caffe",
         padding: int | None = 100,
         fc6_padding: int = 0,
         dropout: float = 0.5,
@@ -95,6 +95,6 @@ class FCNAlexNet(SkipNet):
         if padding is not None and fc6_padding:
             raise ValueError("fc6_padding needs padding=None: with a padded canvas fc6 has none")
         self.family = family
-        self._add_trunk(alexnet(family, padding, fc6_padding, dropout))
-        self._add_heads({"fc7": FULLY_CONNECTED})
-        self._start(upsampling, final_upsampling)
+        self.add_trunk(alexnet(family, padding, fc6_padding, dropout))
+        self.add_heads({"fc7": FULLY_CONNECTED})
+        self.finish(upsampling, final_upsampling)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -108,10 +108,10 @@ class LoadReport:
 
 
 def check_count(name: str, value: object) -> None:
-    """Refuse what is no number of classes.
+    """Check a number of classes.
 
     Raises:
-        ValueError: with the argument's name.
+        ValueError: not a positive integer; the message names the argument.
     """
     if type(value) is not int or value < 1:
         raise ValueError(f"{name} must be a positive integer, not {value!r}")
@@ -121,8 +121,8 @@ def dropout_layer(share: float) -> nn.Dropout:
     """Elementwise dropout of this share of the values.
 
     Raises:
-        TypeError: for what is no number.
-        ValueError: for one outside of 0 to 1.
+        TypeError: not a number.
+        ValueError: outside of 0 to 1.
     """
     if not isinstance(share, (int, float)):
         raise TypeError(f"dropout must be a number from 0 to 1, not {share!r}")
@@ -145,10 +145,16 @@ class FCN(nn.Module):
             or give them a learning rate of their own.
         transplanting: how it gets the trunk of a network whose first layer is another one, where
             loading a file cannot do that; errors say it.
+        heads_begin: what the names of the layers behind the trunk begin with; a weights file may
+            lack these layers.
+        variance: what starting values keep the variance of, as kaiming_normal_'s mode: "fan_in" of
+            the activations, "fan_out" of the gradients.
     """
 
     transplanting = ""
     trunk_modules: Sequence[str] = ()
+    heads_begin: tuple[str, ...] = ("score", "upscore")
+    variance: Literal["fan_in", "fan_out"] = "fan_in"
 
     _mean: Tensor
     _std: Tensor
@@ -208,7 +214,7 @@ class FCN(nn.Module):
             if name.rpartition(".")[2].startswith("score"):
                 nn.init.zeros_(layer.weight)
             else:
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.kaiming_normal_(layer.weight, mode=self.variance, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         elif hasattr(layer, "reset_parameters"):

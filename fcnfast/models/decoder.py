@@ -41,7 +41,11 @@ def _one(value: int | str | tuple[int, ...], what: str) -> int:
 
 
 class Branched(Protocol):
-    """A layer whose result is the sum or the concatenation of several branches."""
+    """A layer whose result is the sum or the concatenation of several branches.
+
+    A block with a shortcut is one: `branches` hands out its layers, and an empty list for the
+    identity. The receptive field is the widest branch's; the first one gives the map's size.
+    """
 
     def branches(self) -> Sequence[Sequence[nn.Module]]:
         """The layers of every branch, in order."""

@@ -67,8 +67,8 @@ class InvertedResidual(nn.Module):
         return x + y if self.adds else y
 
     def branches(self) -> list[list[nn.Module]]:
-        """The layers that move the receptive field."""
-        return [[self.expand, self.depthwise, self.project]]
+        """The three convolutions, and the shortcut where there is one."""
+        return [[self.expand, self.depthwise, self.project], *[[]][: self.adds]]
 
 
 def _round_channels(channels: float) -> int:
@@ -81,9 +81,10 @@ class FCNLite(FCN):
     """An FCN over EfficientNet-Lite whose skips are summed in feature space, coarse to fine.
 
     The trunk's weights are TensorFlow's. There a strided convolution pads one pixel less in front,
-    so that a map of stride S lies at S u + S - 1. Here every convolution pads evenly, as
-    everywhere in this package: the same map of a picture moved by S - 1 pixels but for the border,
-    unit u on pixel S u, and pictures of any size from 1 x 1 up.
+    so that unit u of a map of stride S lies on pixel S u + S - 1. Here every convolution pads
+    evenly and the unit lies on pixel S u. Away from the borders the values are those that
+    TensorFlow computes for the picture moved by S - 1 pixels. Pictures may have any size from
+    1 x 1 up.
 
     Args:
         num_classes: C.
@@ -96,6 +97,8 @@ class FCNLite(FCN):
     """
 
     trunk_modules = ("stem", "stages")
+    heads_begin = ("lateral", "blend", "score")
+    variance = "fan_out"
 
     def __init__(
         self,
@@ -133,12 +136,6 @@ class FCNLite(FCN):
         self.score = nn.Conv2d(decoder, num_classes, 1)
         for name, layer in self.named_modules():
             self.initialize(name, layer)
-
-    def initialize(self, name: str, layer: nn.Module) -> None:
-        """As `FCN.initialize`, with the variance of what goes backwards kept."""
-        super().initialize(name, layer)
-        if isinstance(layer, nn.Conv2d) and name != "score":
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def features(self, images: Tensor) -> list[Located]:
         """The maps of strides 4, 8, 16 and 32."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .alexnet import Family, check_family
+from .alexnet import Variant, check_family
 from .base import CAFFE, Preprocessing, dropout_layer
 from .decoder import Upsampling
 from .skipnet import SkipNet
@@ -46,7 +46,7 @@ TORCHVISION = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3, scale=1 / 255)
 
 
 def _unit(
-    family: Family,
+    family: Variant,
     before: int,
     width: int,
     kernel: int,
@@ -71,7 +71,7 @@ class Inception(nn.Module):
     torchvision's 5 x 5 branch is 3 x 3 by a slip of its first release; its weights need that.
     """
 
-    def __init__(self, channels: int, widths: Widths, family: Family) -> None:
+    def __init__(self, channels: int, widths: Widths, family: Variant) -> None:
         super().__init__()
         five = 5 if family == "caffe" else 3
         for name, before, width, kernel in (
@@ -114,7 +114,7 @@ def _stage(**units: nn.Module) -> nn.Sequential:
     return stage
 
 
-def googlenet(family: Family, padding: int | None, dropout: float) -> dict[str, nn.Module]:
+def googlenet(family: Variant, padding: int | None, dropout: float) -> dict[str, nn.Module]:
     """The layers up to inception_5b; the average pooling behind it is left out, as in the paper."""
     caffe = family == "caffe"
     w1, w2, w3 = STEM
@@ -174,7 +174,7 @@ class FCNGoogLeNet(SkipNet):
         num_classes: int = 21,
         *,
         stride: int = 32,
-        family: Family = "caffe",
+        family: Variant = "caffe",
         padding: int | None = 3,
         dropout: float = 0.4,
         upsampling: Upsampling = "fixed",
@@ -185,7 +185,7 @@ class FCNGoogLeNet(SkipNet):
         if stride not in (32, 16, 8):
             raise ValueError(f"stride must be 32, 16 or 8, not {stride}")
         self.stride, self.family = stride, family
-        self._add_trunk(googlenet(family, padding, dropout))
+        self.add_trunk(googlenet(family, padding, dropout))
         blocks = ("5b", "4e", "3b")[: {32: 1, 16: 2, 8: 3}[stride]]
-        self._add_heads({f"inception_{name}": BLOCKS[name].total for name in blocks})
-        self._start(upsampling, final_upsampling)
+        self.add_heads({f"inception_{name}": BLOCKS[name].total for name in blocks})
+        self.finish(upsampling, final_upsampling)

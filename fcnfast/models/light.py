@@ -11,13 +11,9 @@ from .base import FCN, IMAGENET, ScoreMap, dropout_layer
 from .decoder import IMAGE, Located, after, fuse, on_image
 
 
-def _start(conv: nn.Conv2d) -> None:
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-
-
 def _conv_bn(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
-    _start(conv)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(width))
 
 
@@ -51,6 +47,8 @@ class FCNLight(FCN):
     """
 
     trunk_modules = ("stem", "stages")
+    heads_begin = ("lateral", "smooth", "score")
+    variance = "fan_out"
 
     def __init__(
         self,
@@ -86,12 +84,6 @@ class FCNLight(FCN):
             x, field = stage(x), after(field, stage)
             found.append(Located(x, field))
         return found
-
-    def initialize(self, name: str, layer: nn.Module) -> None:
-        """As `FCN.initialize`, with the variance of what goes backwards kept."""
-        super().initialize(name, layer)
-        if isinstance(layer, nn.Conv2d) and name != "score":
-            _start(layer)
 
     def score_maps(
         self, images: Tensor, heads: Collection[str] | None = None

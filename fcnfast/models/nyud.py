@@ -50,9 +50,9 @@ class FCNColorDepth(SkipNet):
         super().__init__(num_classes, NYUD_COLOR, padding)
         self.depth_mean = float(depth_mean)
         layers = vgg.vgg16(padding, fc6_padding, dropout, channels=4, first="conv1_1_bgrd")
-        self._add_trunk(layers)
-        self._add_heads({"fc7": vgg.FULLY_CONNECTED})
-        self._start(upsampling, final_upsampling)
+        self.add_trunk(layers)
+        self.add_heads({"fc7": vgg.FULLY_CONNECTED})
+        self.finish(upsampling, final_upsampling)
 
     def preprocess(self, images: Tensor, depth: Tensor | None = None) -> Tensor:
         """Photos and their depth to the network's own input, N x 4 x H x W.
@@ -117,13 +117,13 @@ class FCNColorHHA(SkipNet):
         self.trunks: dict[str, list[str]] = {}
         for stream in self.streams:
             layers = vgg.vgg16(padding, fc6_padding, dropout)
-            self._add_trunk({name + stream: layer for name, layer in layers.items()})
+            self.add_trunk({name + stream: layer for name, layer in layers.items()})
             self.trunks[stream], self.trunk = self.trunk, []
             self.add_module(f"score_fr{stream}", nn.Conv2d(vgg.FULLY_CONNECTED, num_classes, 1))
         self.trunk_modules = [name for names in self.trunks.values() for name in names]
         self.trunk = self.trunks["color"]  # where the units lie: both streams are alike
         self.taps, self.heads = ("fc7color",), {"out": ""}
-        self._start(upsampling, final_upsampling)
+        self.finish(upsampling, final_upsampling)
 
     @property
     def channels(self) -> int:

@@ -141,6 +141,7 @@ class DilatedFCN(FCN):
 
     backbone: nn.ModuleDict
     head_names: tuple[str, str]
+    heads_begin = ("classifier", "aux_classifier", "decode_head", "auxiliary_head")
 
     def features(self, images: Tensor) -> dict[str, Located]:
         """The maps of layer3 and layer4, both of stride 8."""
@@ -230,6 +231,8 @@ class FCN8sResNet(SkipNet):
         upsampling, final_upsampling: see `set_upsampling`.
     """
 
+    variance = "fan_out"  # as torchvision
+
     def __init__(
         self,
         num_classes: int = 21,
@@ -241,12 +244,6 @@ class FCN8sResNet(SkipNet):
     ) -> None:
         super().__init__(num_classes, IMAGENET)
         layers, widths = resnet(depth, dilate=False)
-        self._add_trunk({**layers, "drop": dropout_layer(dropout)})
-        self._add_heads({name: widths[name] for name in LAYERS[:0:-1]})
-        self._start(upsampling, final_upsampling)
-
-    def initialize(self, name: str, layer: nn.Module) -> None:
-        """As `FCN.initialize`, with the variance of what goes backwards kept, as torchvision."""
-        super().initialize(name, layer)
-        if isinstance(layer, nn.Conv2d) and not name.startswith("score"):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        self.add_trunk({**layers, "drop": dropout_layer(dropout)})
+        self.add_heads({name: widths[name] for name in LAYERS[:0:-1]})
+        self.finish(upsampling, final_upsampling)

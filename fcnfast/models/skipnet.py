@@ -25,15 +25,21 @@ from .decoder import (
     window_of,
 )
 
-# Layers that only change values: their map keeps the name of the layer before, as in Caffe.
-POINTWISE = (nn.ReLU, nn.Dropout, nn.BatchNorm2d)
+
+def _names_a_map(layer: nn.Module) -> bool:
+    """Tell whether a map is called by this layer.
+
+    Behind activations, norms and dropout it keeps the name of the layer before, as in Caffe.
+    """
+    kinds = (nn.ConvTranspose2d, nn.LocalResponseNorm)
+    return window_of(layer) is not None or isinstance(layer, kinds) or any(layer.children())
 
 
 class SkipNet(FCN):
     """A network whose layers are its direct children, named as where their weights come from.
 
-    A subclass lists its trunk with `_add_trunk`, says with `_add_heads` which maps it reads scores
-    from, and calls `_start`. Crops, grids and learned upsamplings follow from the calculus.
+    A subclass lists its trunk with `add_trunk`, says with `add_heads` which maps it reads scores
+    from, and calls `finish` last. Crops, grids and learned upsamplings follow from the calculus.
 
     Attributes:
         trunk: names of the trunk's layers, in order.
@@ -60,12 +66,20 @@ class SkipNet(FCN):
         self.upsampling: Upsampling = "fixed"
         self.final_upsampling: Upsampling = "fixed"
 
-    def _add_trunk(self, layers: Mapping[str, nn.Module]) -> None:
+    def add_trunk(self, layers: Mapping[str, nn.Module]) -> None:
+        """Append layers to the trunk; each becomes an attribute of its name.
+
+        Raises:
+            ValueError: for a name with a dot, or one that the network has already (`features`).
+        """
         for name, layer in layers.items():
+            if "." in name or hasattr(self, name):
+                why = "it holds a dot" if "." in name else f"{type(self).__name__} has that already"
+                raise ValueError(f"a layer of the trunk cannot be called {name!r}: {why}")
             self.add_module(name, layer)
             self.trunk.append(name)
 
-    def _add_heads(
+    def add_heads(
         self, taps: Mapping[str, int], heads: Mapping[str, tuple[str, int]] | None = None
     ) -> None:
         """Score layers on the maps `taps` (name: channels), for `heads` (name: suffix, classes)."""
@@ -76,8 +90,8 @@ class SkipNet(FCN):
             for tap, channels in taps.items():
                 self.add_module(self._score_name(tap, suffix), nn.Conv2d(channels, classes, 1))
 
-    def _start(self, upsampling: Upsampling, final_upsampling: Upsampling | None) -> None:
-        """Starting values, upsampling, and the check of the padding; called last."""
+    def finish(self, upsampling: Upsampling, final_upsampling: Upsampling | None) -> None:
+        """Draw starting values, set the upsampling and check the padding; called last."""
         if self.border == "zero":
             self._check_padding()
         for name, layer in self.named_modules():
@@ -112,7 +126,7 @@ class SkipNet(FCN):
         for name in self.trunk:
             layer = getattr(self, name)
             length = size_after(length, layer)
-            blob = blob if isinstance(layer, POINTWISE) else name
+            blob = name if _names_a_map(layer) else blob
             found[blob] = length
         return found
 
@@ -190,7 +204,7 @@ class SkipNet(FCN):
         for name in self.trunk:
             layer = getattr(self, name)
             here = after(here, layer)
-            blob = blob if isinstance(layer, POINTWISE) else name
+            blob = name if _names_a_map(layer) else blob
             found[blob] = here
         return found
 
@@ -222,7 +236,7 @@ class SkipNet(FCN):
             layer = getattr(self, name)
             self._check_size(here.x.shape[-2:], blob, name, layer, images.shape[-2:])
             here = Located(layer(here.x), after(here.field, layer))
-            blob = blob if isinstance(layer, POINTWISE) else name
+            blob = name if _names_a_map(layer) else blob
             if blob in wanted:
                 found[blob] = here
         return found

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .base import FCN, check_count
+from .base import FCN, Shape, check_count
 from .table import MODELS, build
 
 # The stages of section 4.2, each trained from the one before.
 STAGES = ("fcn32s", "fcn16s", "fcn8s")
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)

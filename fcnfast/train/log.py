@@ -13,7 +13,8 @@ import torch
 from tqdm import tqdm
 
 from ..data import SegmentationDataset
-from ..data.labels import colored, photo_tensor
+from ..data.images import photo_tensor
+from ..data.labels import colored
 from ..errors import InputError
 from ..files import replacing
 from ..models import FCN

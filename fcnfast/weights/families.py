@@ -22,7 +22,11 @@ from .stored import Stored
 
 # Preprocessing settings, as fields of `fcnfast.models.Preprocessing`.
 Settings = Mapping[str, Any]
-IMAGENET: Settings = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "scale": 1 / 255}
+RGB: Settings = {
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "scale": 1 / 255,
+}
 # torchvision's GoogLeNet normalizes its (already normalized) input again: RGB in -1..1.
 INCEPTION: Settings = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "scale": 1 / 255}
 # The weights that torchvision names IMAGENET1K_FEATURES, from the SSD implementation.
@@ -73,31 +77,11 @@ _LITE = {
     "_project_conv": "project.0",
     "_bn2": "project.1",
 }
-# Weights beyond this are no weights: an unused classifier was saved as it lay in the memory.
+# Larger values are not weights: an unused classifier was saved as it lay in the memory.
 _MOST = 1e4
 
 _CLASSIFIER = "the classifier's own scores"
 _AUXILIARY = "an auxiliary classifier"
-
-
-# Layers by which the networks are known. What stands before them in a file is a wrapper's prefix
-# (``module.``, ``model.``, a task's own), and what does not begin with it is not the network's.
-_ANCHORS = (
-    ("features.0.weight",),
-    ("inception3a.branch1.conv.weight",),
-    ("backbone.layer1.0.conv1.weight", "decode_head.conv_seg.weight"),
-    ("backbone.layer1.0.conv1.weight", "classifier.4.weight"),
-    ("layer1.0.conv1.weight",),
-    ("conv1_1.weight",),
-    ("conv1_1_bgrd.weight",),
-    ("conv1_1color.weight",),
-    ("conv1/7x7_s2.weight",),
-    ("conv1.7x7_s2.weight",),
-    ("conv1.7x7_s2.conv.weight",),
-    ("_conv_stem.weight", "_blocks.0._project_conv.weight"),
-    ("score_fr.weight",),
-    ("conv1.weight",),
-)
 
 
 @dataclass(frozen=True)
@@ -150,11 +134,15 @@ def recognize(file: WeightsFile, layers: Callable[[], Iterable[str]] = tuple) ->
             classes=meta.classes,
             palette=meta.palette,
         )
-    prefix = _prefix(file.tensors, _ANCHORS)
+    training = _training(file)
+    if training is not None:
+        return training
+    prefix = _prefix(file.tensors, [row[0] for row in FAMILIES])
     if prefix is None:
         prefix = _prefix(file.tensors, [(name,) for name in layers()]) or ""
     inside = {k.removeprefix(prefix): v for k, v in file.tensors.items() if k.startswith(prefix)}
-    family = _family(replace(file, tensors=inside))
+    found = (make for known, make in FAMILIES if inside.keys() >= set(known))
+    family = next(found, _caffe)(replace(file, tensors=inside))
     theirs = family.theirs
     return replace(
         family,
@@ -177,46 +165,25 @@ def _prefix(names: Collection[str], anchors: Iterable[tuple[str, ...]]) -> str |
     return max(found, key=lambda prefix: found[prefix], default=None)
 
 
-def _family(file: WeightsFile) -> Family:
-    """Tell the family by the names of the layers."""
-    names = file.tensors.keys()
-    same = {name: name for name in names}
-    training = _training(file)
-    if training is not None:
-        name, options, preprocess = training
-        return Family(name, same, preprocess=preprocess, options=options, network=name)
-    if "features.0.weight" in names:
-        return _sequential(file)
-    if "inception3a.branch1.conv.weight" in names:
-        return _googlenet(file)
-    if "decode_head.conv_seg.weight" in names:
-        options = {"deep_stem": "backbone.stem.0.weight" in names}
-        classes, palette = _mmseg_classes(file)
-        return Family(
-            "mmsegmentation's FCN", same, {}, MMSEG, options, classes=classes, palette=palette
-        )
-    if {"backbone.layer1.0.conv1.weight", "classifier.4.weight"} <= names:
-        return Family("torchvision's segmentation network", same, {}, IMAGENET)
-    if {"conv1.weight", "bn1.weight", "layer1.0.conv1.weight"} <= names:
-        return _classifier(file, "torchvision's ResNet", {}, ("fc.",), IMAGENET)
-    if "_blocks.0._project_conv.weight" in names:
-        return _efficientnet_lite(file)
-    return _caffe(file)
-
-
-def _training(file: WeightsFile) -> tuple[str, dict[str, Any], dict[str, Any]] | None:
+def _training(file: WeightsFile) -> Family | None:
     """The network, its options and its preprocessing in a checkpoint of ``fcnfast train``."""
     settings, network = file.notes.get("settings"), file.notes.get("network")
     if not isinstance(settings, dict) or not isinstance(network, dict):
         return None
-    name, options, preprocess = (
-        settings.get("model"),
-        network.get("options"),
-        network.get("preprocessing"),
-    )
+    name, options = settings.get("model"), network.get("options")
+    preprocess = network.get("preprocessing")
     if isinstance(name, str) and isinstance(options, dict) and isinstance(preprocess, dict):
-        return name, options, preprocess
+        same = {name: name for name in file.tensors}
+        return Family(name, same, preprocess=preprocess, options=options, network=name)
     return None
+
+
+def _mmseg(file: WeightsFile) -> Family:
+    """mmsegmentation's FCN, whose names are fcnfast's."""
+    options = {"deep_stem": "backbone.stem.0.weight" in file.tensors}
+    classes, palette = _mmseg_classes(file)
+    family = _renamed(file, "mmsegmentation's FCN", {}, (), MMSEG)
+    return replace(family, options=options, classes=classes, palette=palette)
 
 
 def _mmseg_classes(
@@ -238,7 +205,7 @@ def _mmseg_classes(
 
 
 def _caffe(file: WeightsFile) -> Family:
-    """Caffe's names, which are those of pytorch-fcn and of fcnfast, too."""
+    """Names of Caffe, pytorch-fcn and fcnfast, or of nobody that is known."""
     names, dropped = {}, {}
     for key in file.tensors:
         if key.startswith(("fc8", "loss3/")):
@@ -253,15 +220,14 @@ def _caffe(file: WeightsFile) -> Family:
             f"{file.path}: of BVLC's AlexNet, which normalizes before it pools; fcnfast's network, "
             "as the paper's, is CaffeNet, which pools first"
         )
-    title = "Caffe's network" if file.format in ("Caffe", "HDF5") else "a network of Caffe's names"
+    caffe = file.format in ("Caffe", "HDF5")
+    title = "Caffe's network" if caffe else "a network of an unknown family"
     # A classifier's weights have no padding of their own; a segmentation network's have.
     segments = all(any(n.startswith(part) for n in names.values()) for part in ("score_fr", "fc6"))
-    padding, slashes = PADDING if segments else None, any("/" in key for key in file.tensors)
-    return Family(title, names, dropped, padding=padding, theirs=_slashed if slashes else str)
-
-
-def _slashed(layer: str) -> str:
-    return layer.replace(".", "/")
+    padding, slash = PADDING if segments else None, "/" if any("/" in k for k in names) else "."
+    return Family(
+        title, names, dropped, padding=padding, theirs=lambda layer: layer.replace(".", slash)
+    )
 
 
 def _sequential(file: WeightsFile) -> Family:
@@ -280,13 +246,13 @@ def _sequential(file: WeightsFile) -> Family:
         )
     layers = {f"features.{number}": name for number, name in _ALEXNET.items()}
     layers |= {"classifier.1": "fc6", "classifier.4": "fc7"}
-    family = _classifier(file, "torchvision's AlexNet", layers, ("classifier.6.",), IMAGENET)
+    family = _renamed(file, "torchvision's AlexNet", layers, ("classifier.6.",), RGB)
     return replace(family, options={"family": "torchvision"})
 
 
 def _vgg16(file: WeightsFile) -> Family:
     """VGG-16 in torchvision's or timm's layout: their weights, Caffe's values, features alone."""
-    title, preprocess = "torchvision's VGG-16", IMAGENET
+    title, preprocess = "torchvision's VGG-16", RGB
     fully_connected = {"classifier.0": "fc6", "classifier.3": "fc7"}
     if "pre_logits.fc1.weight" in file.tensors:
         title = "timm's VGG-16"
@@ -297,7 +263,7 @@ def _vgg16(file: WeightsFile) -> Family:
     elif _md5(file) == _VGG16_FROM_CAFFE:
         title, preprocess = "Caffe's VGG-16 in torchvision's layout", CAFFE_BGR
     layers = {f"features.{number}": name for number, name in _VGG16.items()} | fully_connected
-    family = _classifier(file, title, layers, ("classifier.6.", "head.fc."), preprocess)
+    family = _renamed(file, title, layers, ("classifier.6.", "head.fc."), preprocess)
     unusable = [key for key, name in family.names.items() if name.startswith("fc")]
     if any(
         family.names[key] == "fc6.weight" and not _usable(file.tensors[key]) for key in unusable
@@ -319,7 +285,7 @@ def _googlenet(file: WeightsFile) -> Family:
     for block in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"):
         units |= {f"inception{block}.{a}": f"inception_{block}.{b}" for a, b in _BRANCHES.items()}
     layers = {f"{unit}.{part}": f"{name}.{part}" for unit, name in units.items() for part in _PARTS}
-    family = _classifier(file, "torchvision's GoogLeNet", layers, ("fc.",), INCEPTION)
+    family = _renamed(file, "torchvision's GoogLeNet", layers, ("fc.",), INCEPTION)
     auxiliary = [key for key in family.names if key.startswith(("aux1.", "aux2."))]
     return replace(
         family,
@@ -340,17 +306,20 @@ def _efficientnet_lite(file: WeightsFile) -> Family:
             layers[f"_blocks.{block}.{theirs}"] = f"stages.{stage}.{number}.{ours}"
         width, block = out, block + 1
     scores = ("_conv_head.", "_bn1.", "_fc.")
-    return replace(_classifier(file, "EfficientNet-Lite", layers, scores, {}), preprocess=None)
+    return _renamed(file, "EfficientNet-Lite", layers, scores, None)
 
 
-def _classifier(
+def _renamed(
     file: WeightsFile,
     title: str,
     layers: Mapping[str, str],
     scores: tuple[str, ...],
-    preprocess: Settings,
+    preprocess: Settings | None,
 ) -> Family:
-    """A classifier without its own scores; `layers`: fcnfast's by the file's, others stay."""
+    """A family whose layers are renamed: `layers` are fcnfast's by the file's, others stay.
+
+    `scores`: what the layers begin with that are dropped; preprocess: None for the network's own.
+    """
     dropped = {key: _CLASSIFIER for key in file.tensors if key.startswith(scores)}
     names = {}
     for key in file.tensors:
@@ -359,6 +328,14 @@ def _classifier(
             names[key] = f"{layers[layer]}.{what}" if layer in layers else key
     theirs = {name: layer for layer, name in layers.items()}
     return Family(title, names, dropped, preprocess, theirs=lambda layer: theirs.get(layer, layer))
+
+
+def _segmentation(file: WeightsFile) -> Family:
+    return _renamed(file, "torchvision's segmentation network", {}, (), RGB)
+
+
+def _resnet(file: WeightsFile) -> Family:
+    return _renamed(file, "torchvision's ResNet", {}, ("fc.",), RGB)
 
 
 def _usable(stored: Stored) -> bool:
@@ -376,3 +353,19 @@ def _md5(file: WeightsFile) -> str:
         while block := content.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+_CAFFE = ["layer1.0.conv1", "conv1_1", "conv1_1_bgrd", "conv1_1color", "conv1/7x7_s2"]
+_CAFFE += ["conv1.7x7_s2", "conv1.7x7_s2.conv", "score_fr", "conv1"]
+# The layers by which a family is known, and the function that names its layers; the first row that
+# a file has counts. What stands before the first of the layers in a file is a wrapper's prefix
+# (``module.``, ``model.``, a task's own), and what does not begin with it is not the network's.
+FAMILIES: tuple[tuple[tuple[str, ...], Callable[[WeightsFile], Family]], ...] = (
+    (("features.0.weight",), _sequential),
+    (("inception3a.branch1.conv.weight",), _googlenet),
+    (("backbone.layer1.0.conv1.weight", "decode_head.conv_seg.weight"), _mmseg),
+    (("backbone.layer1.0.conv1.weight", "classifier.4.weight"), _segmentation),
+    (("layer1.0.conv1.weight", "conv1.weight", "bn1.weight"), _resnet),
+    (("_conv_stem.weight", "_blocks.0._project_conv.weight"), _efficientnet_lite),
+    *(((f"{layer}.weight",), _caffe) for layer in _CAFFE),
+)

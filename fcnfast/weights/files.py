@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import json
 import math
 import os
@@ -25,12 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import WeightsError
+from ..files import PathLike, replacing
 from .caffe import NotCaffeError, read_caffe
 from .hdf5 import is_hdf5, open_hdf5, read_hdf5
 from .pytorch import LEGACY_MARK, ZIP_MARK, read_pytorch
 from .stored import Stored
 
-PathLike = str | os.PathLike[str]
 METADATA_KEY = "fcnfast"
 FORMAT_VERSION = 1
 # What the safetensors library accepts as the length of a header.
@@ -39,8 +38,6 @@ _MAX_HEADER_BYTES = 100_000_000
 _MAPPED_BYTES = 1 << 23
 # A pickle shows what it is in its first opcodes.
 _SNIFFED_BYTES = 1 << 16
-
-_temporary_number = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -316,23 +313,12 @@ def write_weights(
         tensors[name] = stored.clone() if stored.data_ptr() in places else stored
         places.add(tensors[name].data_ptr())
     described = json.dumps({"format": FORMAT_VERSION, **asdict(meta)}, allow_nan=False)
-    target = Path(os.path.realpath(path))
-    temporary = target.parent / f".fcnfast-{os.getpid()}-{next(_temporary_number)}.tmp"
     try:
-        if target.exists() and not target.is_file():  # renaming would replace a device by a file
-            raise OSError(errno.EINVAL, "not a regular file")
-        with open(temporary, "xb") as file:
+        with replacing(path) as temporary, temporary.open("xb") as file:
             save_file(tensors, temporary, {METADATA_KEY: described})
             os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, SafetensorError):
-            raise OSError(errno.EIO, str(error), str(path)) from error
-        if isinstance(error, OSError):  # name the file that the user knows
-            raise type(error)(error.errno, error.strerror, str(path)) from error
-        raise
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
 
 
 def _as_stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

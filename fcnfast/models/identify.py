@@ -1,0 +1,138 @@
+"""Which network a file is of: its names and shapes beside those of every network of the table."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import WeightsError
+from ..weights import Family, WeightsFile
+from .base import FCN, Shape
+from .table import MODELS, build, unfilled
+
+# The layers whose channels are the classes.
+SCORES = re.compile(r"score[^.]*\.|(aux_)?classifier\.4\.|(decode|auxiliary)_head\.conv_seg\.")
+# Scores that a network need not have.
+_AUXILIARY = {"aux_classifier.4.weight", "auxiliary_head.conv_seg.weight"}
+
+
+def is_classifier(family: Family) -> bool:
+    """Whether a file has a trunk only: no scores of a segmentation network."""
+    return not family.network and not any(SCORES.match(name) for name in family.names.values())
+
+
+def fits(stored: Shape, shape: Shape) -> bool:
+    """Tell whether one shape is the other, but for axes of length 1 or a flattened input.
+
+    Fully connected layers take all of a map at once: O x C·h·w for O x C x h x w. Caffe's oldest
+    files have four axes everywhere, (1, 1, 1, N) for a vector.
+    """
+    flat = (*shape[:1], math.prod(shape[1:]))
+    there, *ours = [[n for n in axes if n != 1] for axes in (stored, shape, flat)]
+    return there in ours
+
+
+def fits_other_classes(key: str, stored: Shape, shape: Shape) -> bool:
+    """Tell whether scores would fit if the network had as many classes as the file."""
+    return bool(SCORES.match(key) and stored) and fits(stored, (stored[0], *shape[1:]))
+
+
+def shapes_of(name: str, options: Mapping[str, Any]) -> dict[str, Shape]:
+    """The shapes of a network's tensors, with those of the options that it has."""
+    with unfilled():
+        state = build(name, None, MODELS[name].accepts(options)).state_dict()
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
+def alike(file: WeightsFile, family: Family) -> list[str]:
+    """The networks that share most tensors with a file; several when only their data differ.
+
+    Raises:
+        WeightsError: the file has less than half of every network's layers.
+    """
+    stored = {name: file.tensors[key].shape for key, name in family.names.items()}
+    shares: dict[str, float] = {}
+    # Networks of one class name their layers alike.
+    strangers: set[Callable[..., FCN]] = set()
+    kind = None
+    for name, row in MODELS.items():
+        if row.make in strangers or kind not in (None, row.make):
+            continue
+        own = shapes_of(name, family.options)
+        both = own.keys() & stored.keys()
+        if all(map(SCORES.match, both)):
+            strangers.add(row.make)
+        same = sum(
+            fits(stored[key], own[key]) or fits_other_classes(key, stored[key], own[key])
+            for key in both
+        )
+        if 2 * same >= min(len(own), len(stored)) > 0:
+            shares[name] = same / len(own.keys() | stored.keys())
+        if same == len(own):
+            kind = row.make
+    if not shares:
+        raise unknown(file)
+    return [name for name, share in shares.items() if share == max(shares.values())]
+
+
+def identify(file: WeightsFile, family: Family) -> tuple[str, dict[str, Any]]:
+    """Name the network that an open file of a family belongs to, by its layers and their shapes.
+
+    Returns:
+        Its name and options, as `create_model` takes them, beside those of the family.
+
+    Raises:
+        WeightsError: it cannot be told; the message says which networks it may be of.
+    """
+    if family.network:
+        return family.network, {}
+    names = alike(file, family)
+    if is_classifier(family):
+        raise WeightsError(
+            f"{file.path}: {family.title} has no scores of a segmentation network; choose one "
+            f"for it, as create_model({names[0]!r}, weights_backbone=...) or fcnfast convert "
+            "--model NAME"
+        )
+    keys = {name: key for key, name in family.names.items()}
+    # Between data sets the number of classes decides; the table's first is for all other numbers.
+    score = next(key for key in shapes_of(names[0], family.options) if SCORES.match(key))
+    classes = file.tensors[keys[score]].shape[0] if score in keys else 0
+    wanted = {MODELS[name].classes for name in names} & {classes} or {MODELS[names[0]].classes}
+    names = [name for name in names if MODELS[name].classes in wanted]
+    if (at_once := _at_once(file, keys)) is not None:
+        names = [n for n in names if bool(MODELS[n].fixed.get("at_once")) == at_once] or names
+    if len(names) > 1:
+        raise WeightsError(
+            f"{file.path}: of {' or '.join(names)}, whose layers are alike: say which, with "
+            "create_model(name, weights=...) or fcnfast convert --model NAME"
+        )
+    options = {} if _AUXILIARY & keys.keys() else {"aux_loss": False}
+    return names[0], MODELS[names[0]].accepts(options)
+
+
+def _at_once(file: WeightsFile, keys: Mapping[str, str]) -> bool | None:
+    """Whether a file is of an FCN-8s that was trained at once; None: it does not show."""
+    if file.format in ("Caffe", "HDF5"):  # where the scales are layers
+        return "scale_pool4.weight" in keys
+    arch = file.notes.get("arch")  # a class of pytorch-fcn
+    return arch == "FCN8sAtOnce" if arch in ("FCN8s", "FCN8sAtOnce") else None
+
+
+def unknown(file: WeightsFile) -> WeightsError:
+    """What to say of layers that are no network's: some of them, and the nearest network."""
+    shapes = Counter(stored.shape for stored in file.tensors.values())
+    shared: dict[str, tuple[float, int, int]] = {}
+    for name in MODELS:
+        own = Counter(shapes_of(name, {}).values())
+        common = sum((own & shapes).values())
+        shared[name] = common / sum((own | shapes).values()), common, sum(own.values())
+    nearest = max(shared, key=lambda name: shared[name])
+    keys = ", ".join(map(repr, list(file.tensors)[:4]))
+    return WeightsError(
+        f"{file.path}: of no network that fcnfast knows by its layers ({keys}, ...); the nearest "
+        f"is {nearest}: {shared[nearest][1]} of its {shared[nearest][2]} tensors have the shape of "
+        "one in the file"
+    )
