@@ -162,6 +162,7 @@ def _pixel_gradient(
     check_on_grid(scores, sampled, "scores")
     check_target_on_grid(scores, target, sampled)
     check_target_on_grid(scores, grad_output, sampled)
+    check_smoothing(label_smoothing)
     if weight is not None:
         check_class_weight(scores, weight)
     run = _implementation(backend, scores, sampled).per_pixel_gradient
