@@ -210,7 +210,7 @@ def test_one_corner_of_another_class(corner, other):
 
 
 @pytest.mark.parametrize("patch", [2, 8])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_every_cell_between_a_map_and_its_ring_of_zeros(patch, seed):
     """Where one side of a cell is not read, corners on the other side can differ."""
     x = score_maps((1, 3, 3, 2), torch.float32, "noise", seed) - 1
@@ -248,10 +248,10 @@ def test_a_third_class_between_two(ends, flipped, turned):
     assert (result == 2).any()
 
 
-@pytest.mark.parametrize("classes", [255, 256, 2000])
+@pytest.mark.parametrize("classes", [256, 300])
 def test_many_classes(classes):
-    grid = SamplingGrid.resize((3, 4), (4, 6))
-    x = score_maps((1, classes, 3, 4), torch.float32, "noise", 0).float().to(DEVICE)
+    grid = SamplingGrid.resize((2, 3), (4, 6))
+    x = score_maps((1, classes, 2, 3), torch.float32, "noise", 0).float().to(DEVICE)
     dtype = torch.uint8 if classes <= 256 else torch.int16
     assert_is_argmax(argmax.forward(x, grid, dtype, False)[0], x.cpu(), grid)
 

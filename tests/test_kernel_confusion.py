@@ -152,11 +152,11 @@ def test_uint8_does_not_alias():
         assert not out[:3].any()
 
 
-@pytest.mark.parametrize("classes", [1, 300])
+@pytest.mark.parametrize("classes", [1, 70])
 def test_many_classes(classes):
-    grid = SamplingGrid.resize((3, 3), (7, 9))
-    x = torch.randn(2, classes, 3, 3, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    truth = truths((2, 7, 9), torch.int32, classes, "contiguous", False, 1)
+    grid = SamplingGrid.resize((2, 2), (4, 5))
+    x = torch.randn(1, classes, 2, 2, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    truth = truths((1, 4, 5), torch.int32, classes, "contiguous", False, 1)
     out = torch.zeros(classes + 1, classes, dtype=torch.int64, device=DEVICE)
     confusion.add(out, x, truth, grid, 0)
     found, _ = argmax.forward(x, grid, torch.int32, False)
