@@ -157,8 +157,11 @@ def guarded() -> Iterator[list[Tensor]]:
             assert torch.equal(store[guard].view(torch.uint8), before[guard].view(torch.uint8))
 
 
-def assert_stays_within(launch: Callable[[], object], *tensors: Tensor) -> None:
-    """The interpreter reads and writes only elements of `tensors` and of what `launch` makes."""
+def assert_stays_within(launch: Callable[[], Any], *tensors: Tensor) -> Any:
+    """The interpreter reads and writes only elements of `tensors` and of what `launch` makes.
+
+    Returns what `launch` returns.
+    """
     makers, made = ("empty", "cat"), []
 
     def keeping(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -175,7 +178,7 @@ def assert_stays_within(launch: Callable[[], object], *tensors: Tensor) -> None:
         mock.patch.multiple(torch, **{name: lambda *_, **__: next(again) for name in makers}),
         watched(*tensors, *made),
     ):
-        launch()
+        return launch()
 
 
 @contextmanager

@@ -91,7 +91,8 @@ def labels(draw, shape, classes, ignore_index) -> torch.Tensor:
 
 def holding(target: torch.Tensor, *values: int) -> list[torch.dtype]:
     """The types of labels that hold a target's and further values."""
-    least, most = min(int(target.min()), *values), max(int(target.max()), *values)
+    held = (int(target.min()), int(target.max()), *values)
+    least, most = min(held), max(held)
     return [d for d in LABELS if torch.iinfo(d).min <= least and most <= torch.iinfo(d).max]
 
 

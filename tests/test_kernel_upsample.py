@@ -210,11 +210,10 @@ def test_writes_each_value_once(grid, batch, layout, share, seed):
 @pytest.mark.parametrize("channels", [3, 5])
 def test_groups_that_do_not_divide_the_channels(channels, layout):
     """A program that takes the last channels of a group reads no others."""
-    grid = SamplingGrid.resize((5, 20), (10, 40))
-    x = laid_out(scores((2, channels, *grid.size), torch.float32, 0), layout, torch.float32)
+    grid = SamplingGrid.resize((3, 9), (6, 18))
+    x = laid_out(scores((1, channels, *grid.size), torch.float32, 0), layout, torch.float32)
     with shared_out((32, 2, 1)):
-        assert_stays_within(lambda: upsample.adjoint(x, grid), x)
-        result = upsample.adjoint(x, grid)
+        result = assert_stays_within(lambda: upsample.adjoint(x, grid), x)
     check(result, x, grid, transposed)
 
 
