@@ -37,10 +37,11 @@ interop: $(INTEROP)/.made  ## try fuse on torchvision, transformers and others, 
 	FCNFAST_INTEROP=1 OMP_NUM_THREADS=1 $(INTEROP)/bin/python -m pytest \
 	    tests/interop tests/test_lazy.py tests/test_ops_library.py $(PYTEST_ARGS)
 
-lint: $(TEST)  ## check style and types
+lint: $(TEST)  ## check style, types and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy fcnfast
+	$(BIN)/lint-imports --no-cache
 
 static: $(CORE)  ## compile the kernels for every GPU they are meant for, and judge the code
 	$(BIN)/python bench/run.py --static

@@ -8,7 +8,7 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -33,10 +33,12 @@ from triton.runtime.interpreter import (
 )
 
 from fcnfast.geometry import SamplingGrid
+from tests.op_tools import assert_error, worst
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+interpreter_only = pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter")
 CHANNELS_LAST = ("channels_last", "channels_last sliced")
 LAYOUTS = ("contiguous", "sliced", "transposed", "expanded", *CHANNELS_LAST)
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -121,41 +123,62 @@ def planned(*modules: ModuleType, **constants: int) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def allocating(allocate: Callable[..., Tensor], *modules: ModuleType) -> Iterator[None]:
-    """The launchers in `modules` get their results from `allocate`, called as `empty_like` is."""
-    with ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(mock.patch.object(module, "empty_like", allocate))
-        yield
+def giving(*tensors: Tensor) -> AbstractContextManager[object]:
+    """Launchers get `tensors` as what they allocate, in this order; at last always the last."""
+    left = list(tensors)
+    return mock.patch.object(
+        torch, "empty", lambda *_, **__: left.pop(0) if len(left) > 1 else left[0]
+    )
 
 
 @contextmanager
-def guarded_results(*modules: ModuleType) -> Iterator[None]:
-    """Results of the launchers in `modules`, and sums that they keep, start as NaN, between guards
-    that must not change.
+def guarded() -> Iterator[list[Tensor]]:
+    """What launchers allocate starts as poison, between guards that must not change.
+
+    Yields the tensors that were given out.
     """
     stores: list[tuple[Tensor, Tensor]] = []
+    given: list[Tensor] = []
+    empty = torch.empty
 
-    def guarding(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def allocate(x: Tensor, shape: Sequence[int]) -> Tensor:
-            out = original(x, shape)
-            store = poisoned(out.numel() + 2 * GUARD, dtype=out.dtype)
-            stores.append((store, store.clone()))
-            return store.as_strided(out.shape, out.stride(), GUARD)
+    def allocate(shape: Any, dtype: torch.dtype, device: torch.device, **form: Any) -> Tensor:
+        like = empty(shape, dtype=dtype, device="meta", **form)
+        poison = math.nan if dtype.is_floating_point else torch.iinfo(dtype).max // 3
+        store = empty(like.numel() + 2 * GUARD, dtype=dtype, device=device).fill_(poison)
+        stores.append((store, store.clone()))
+        given.append(store.as_strided(like.shape, like.stride(), GUARD))
+        return given[-1]
 
-        return allocate
-
-    with ExitStack() as stack:
-        for module in modules:
-            for name in {"empty_like", "empty_sums"} & vars(module).keys():
-                allocate = guarding(getattr(module, name))
-                stack.enter_context(mock.patch.object(module, name, allocate))
-        yield
+    with mock.patch.object(torch, "empty", allocate):
+        yield given
     assert stores
     for store, before in stores:
         for guard in (slice(None, GUARD), slice(store.numel() - GUARD, None)):
-            assert torch.equal(bits(store[guard]), bits(before[guard]))
+            assert torch.equal(store[guard].view(torch.uint8), before[guard].view(torch.uint8))
+
+
+def assert_stays_within(launch: Callable[[], Any], *tensors: Tensor) -> Any:
+    """The interpreter reads and writes only elements of `tensors` and of what `launch` makes.
+
+    Returns what `launch` returns.
+    """
+    makers, made = ("empty", "cat"), []
+
+    def keeping(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            made.append(function(*args, **kwargs))
+            return made[-1]
+
+        return call
+
+    with mock.patch.multiple(torch, **{name: keeping(getattr(torch, name)) for name in makers}):
+        launch()
+    again = iter(made)
+    with (
+        mock.patch.multiple(torch, **{name: lambda *_, **__: next(again) for name in makers}),
+        watched(*tensors, *made),
+    ):
+        return launch()
 
 
 @contextmanager
@@ -262,11 +285,6 @@ def reserved(values: int, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(pages, dtype=dtype)
 
 
-def worst(result: Tensor, truth: Tensor) -> float:
-    assert result.shape == truth.shape
-    return (result.cpu().double() - truth).abs().max().item()
-
-
 def assert_accurate(result: Tensor, truth: Tensor, torchs: float, x: Tensor) -> None:
     """The error is at most 1.25 times `torchs`, plain torch's in that dtype, plus one ulp.
 
@@ -274,8 +292,7 @@ def assert_accurate(result: Tensor, truth: Tensor, torchs: float, x: Tensor) -> 
     """
     largest = max(truth.abs().max().item(), x.abs().max().item())
     ulp = torch.finfo(result.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest else 0.0
-    error, limit = worst(result, truth), 1.25 * torchs + ulp
-    assert error <= limit, f"error {error:.3g}, limit {limit:.3g}"
+    assert_error(worst(result, truth), torchs, ulp)
 
 
 def numerators(grid: SamplingGrid, axis: int) -> np.ndarray:

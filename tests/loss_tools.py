@@ -1,28 +1,24 @@
 """What the tests of the loss's kernels share: problems, their definition, launches with guards."""
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
-from unittest import mock
 
 import numpy as np
 import torch
-from hypothesis import event
 from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernel_tools import (
     DEVICE,
     DTYPES,
-    GUARD,
     LAYOUTS,
     any_grids,
     laid_out,
     numerators,
     planned,
 )
-from tests.op_tools import LABELS, grids
+from tests.op_tools import assert_error, grids, holding, labels, worst
 
 from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
@@ -99,22 +95,6 @@ def laid_labels(target: Tensor, layout: str, dtype: torch.dtype) -> Tensor:
     return view.copy_(target)
 
 
-def labels(draw: st.DrawFn, shape: Sequence[int], classes: int, ignore_index: int) -> Tensor:
-    """Noise, blocks, or one class; some pixels ignored, all, or none."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    target = torch.randint(0, classes, tuple(shape), generator=generator)
-    kind = draw(st.sampled_from(("noise", "blocks", "one")))
-    if kind != "noise":
-        step = 5 if kind == "blocks" else max(shape)
-        rows, columns = (torch.arange(n) // step for n in shape[1:])
-        target = target[:, rows][:, :, columns]
-    void = draw(st.sampled_from((0.0, 0.0, 0.3, 1.0)))
-    target[torch.rand(target.shape, generator=generator) < void] = ignore_index
-    event(f"labels: {kind}")
-    event(f"all void: {void == 1}")
-    return target
-
-
 @st.composite
 def problems(
     draw: st.DrawFn,
@@ -126,12 +106,7 @@ def problems(
     batch, channels = draw(st.integers(1, 2)), draw(st.sampled_from(classes))
     dtype = draw(st.sampled_from(dtypes))
     ignore_index = draw(st.sampled_from((255, 255, -100, 0, channels - 1, 2**40)))
-    target = labels(draw, (batch, *grid.size), channels, ignore_index)
-    fitting = [
-        d
-        for d in LABELS
-        if torch.iinfo(d).min <= int(target.min()) and int(target.max()) <= torch.iinfo(d).max
-    ]
+    target = draw(labels((batch, *grid.size), channels, ignore_index))
     layout, target_layout = draw(st.sampled_from(LAYOUTS)), draw(st.sampled_from(TARGET_LAYOUTS))
     if target_layout == "expanded":
         target = target[:1].expand(target.shape)
@@ -151,7 +126,7 @@ def problems(
         ignore_index=ignore_index,
         reduction=reduction,
         smoothing=draw(st.sampled_from((0.0, 0.0, 0.1, 1.0))),
-        labels=draw(st.sampled_from(fitting)),
+        labels=draw(st.sampled_from(holding(target))),
         layout=layout,
         target_layout=target_layout,
     )
@@ -178,33 +153,6 @@ def launches(draw: st.DrawFn) -> dict:
     patch = draw(st.sampled_from((1, 2, 2, 2, 4, 4, 8)))
     groups = draw(st.sampled_from((1, 2, 4)))
     return {"patch": patch, "groups": groups, "lanes": draw(st.sampled_from((8, 32, 64)))}
-
-
-@contextmanager
-def guarded() -> Iterator[list[Tensor]]:
-    """What the launchers allocate starts as NaN, or as -1, between guards that must not change.
-
-    Yields the tensors that were given out.
-    """
-    stores: list[tuple[Tensor, Tensor]] = []
-    given: list[Tensor] = []
-    empty = torch.empty
-
-    def allocate(*shape: int | Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        size = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
-        poison = math.nan if dtype.is_floating_point else -1
-        store = empty(math.prod(size) + 2 * GUARD, dtype=dtype, device=device).fill_(poison)
-        stores.append((store, store.clone()))
-        given.append(store[GUARD : store.numel() - GUARD].view(tuple(size)))
-        return given[-1]
-
-    with mock.patch.object(torch, "empty", allocate):
-        yield given
-    assert stores
-    for store, before in stores:
-        for guard in (slice(None, GUARD), slice(store.numel() - GUARD, None)):
-            same = store[guard] == before[guard]
-            assert (same | store[guard].isnan() & before[guard].isnan()).all()
 
 
 def inputs(problem: Problem) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
@@ -303,14 +251,6 @@ def truth(problem: Problem, scores: Tensor) -> Result:
     )
 
 
-def worst(result: Tensor, true: Tensor) -> float:
-    """The largest error; equal infinities and NaNs count as none."""
-    assert result.shape == true.shape
-    a = result.double()
-    same = (a == true) | (a.isnan() & true.isnan())
-    return torch.where(same, 0.0, (a - true).abs()).max().item() if a.numel() else 0.0
-
-
 def assert_accurate(result: Result, problem: Problem, maps: int = 8) -> None:
     """The error is at most 1.25 times plain torch's in that type, plus an ulp of what is summed.
 
@@ -326,10 +266,8 @@ def assert_accurate(result: Result, problem: Problem, maps: int = 8) -> None:
         found, wanted = plain(problem, like), truth(problem, like)
         errors.append((worst(found.loss, wanted.loss), worst(found.gradient, wanted.gradient)))
     torchs = np.max(errors, axis=0)
-    for name, ours, wanted, allowed, terms in (
-        ("loss", result.loss, true.loss, torchs[0], true.loss_terms),
-        ("gradient", result.gradient, true.gradient, torchs[1], true.gradient_terms),
+    for ours, wanted, allowed, terms in (
+        (result.loss, true.loss, torchs[0], true.loss_terms),
+        (result.gradient, true.gradient, torchs[1], true.gradient_terms),
     ):
-        error = worst(ours, wanted)
-        limit = 1.25 * allowed + torch.finfo(ours.dtype).eps * terms
-        assert error <= limit, f"{name}: error {error:.3g}, limit {limit:.3g}, torch {allowed:.3g}"
+        assert_error(worst(ours, wanted), allowed, torch.finfo(ours.dtype).eps * terms)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import event
 from hypothesis import strategies as st
 
+from fcnfast import reference
 from fcnfast.geometry import SamplingGrid
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -71,27 +72,69 @@ def maps(draw, in_size, dtype, batch=None, channels=None) -> torch.Tensor:
     return x
 
 
+@st.composite
+def labels(draw, shape, classes, ignore_index) -> torch.Tensor:
+    """N x H x W labels as int64: noise, blocks, or one class; some pixels ignored, all, or none."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    target = torch.randint(0, classes, tuple(shape), generator=generator)
+    kind = draw(st.sampled_from(("noise", "blocks", "one")))
+    if kind != "noise":
+        step = 5 if kind == "blocks" else max(shape)
+        rows, columns = (torch.arange(n) // step for n in shape[1:])
+        target = target[:, rows][:, :, columns]
+    void = draw(st.sampled_from((0.0, 0.0, 0.3, 1.0)))
+    target[torch.rand(target.shape, generator=generator) < void] = ignore_index
+    event(f"labels: {kind}")
+    event(f"all void: {bool((target == ignore_index).all())}")
+    return target
+
+
+def holding(target: torch.Tensor, *values: int) -> list[torch.dtype]:
+    """The types of labels that hold a target's and further values."""
+    held = (int(target.min()), int(target.max()), *values)
+    least, most = min(held), max(held)
+    return [d for d in LABELS if torch.iinfo(d).min <= least and most <= torch.iinfo(d).max]
+
+
 def worst(result: torch.Tensor, truth: torch.Tensor) -> float:
     """The largest error against a float64 truth; equal infinities and NaNs count as none."""
     assert result.shape == truth.shape
-    a, b = result.detach().double(), truth.detach().double()
+    a, b = result.detach().cpu().double(), truth.detach().double()
     same = (a == b) | (a.isnan() & b.isnan())
     return torch.where(same, 0.0, (a - b).abs()).amax().item() if a.numel() else 0.0
 
 
-def assert_as_good_as_torch(result, torchs, truth, terms) -> None:
-    """The error is at most 1.25 times plain torch's in that dtype, plus one ulp.
+def assert_error(error: float, torchs: float, ulp: float) -> None:
+    """At most 1.25 times `torchs`, plain torch's in that dtype, plus one ulp of what is summed."""
+    assert error <= 1.25 * torchs + ulp, f"error {error:.3g}, torch's {torchs:.3g}, ulp {ulp:.3g}"
 
-    The ulp is that of the largest sum of magnitudes in `terms`: the size of what is added up,
-    which says how well a sum can be known when its terms cancel.
+
+def assert_as_good_as_torch(result, torchs, truth, terms) -> None:
+    """`assert_error` with the ulp of the largest sum of magnitudes in `terms`.
+
+    That is the size of what is added up: how well a sum can be known when its terms cancel.
     """
     assert result.dtype == torchs.dtype
     finite = terms[terms.isfinite()]
     largest = finite.abs().amax().item() if finite.numel() else 0.0
     ulp = torch.finfo(result.dtype).eps * max(largest, torch.finfo(result.dtype).tiny)
     ulp += 4 * torch.finfo(torch.float64).eps * largest  # the truth is rounded too
-    error, allowed = worst(result, truth), 1.25 * worst(torchs, truth) + ulp
-    assert error <= allowed, f"error {error:.3g} exceeds {allowed:.3g}"
+    assert_error(worst(result, truth), worst(torchs, truth), ulp)
+
+
+def assert_is_argmax(labels, scores, grid, exact=False) -> None:
+    """Each label's score is the largest, up to the rounding of the interpolation.
+
+    Where scores are NaN or infinite, or with `exact`, it is the very label of the definition.
+    """
+    full = reference.upsample(scores.double(), grid)
+    expected, found = full.argmax(1, keepdim=True), labels.cpu().long()[:, None]
+    short = full.gather(1, expected) - full.gather(1, found)
+    # Scores that lie closer than the arithmetic's rounding may come out in either order.
+    eps = torch.finfo(torch.promote_types(scores.dtype, torch.float32)).eps
+    corners = scores.double()[scores.isfinite()].abs()  # what cancels in a pixel
+    allowed = 4 * eps * corners.amax() if corners.numel() and not exact else -1.0
+    assert ((found == expected) | (short <= allowed)).all()
 
 
 def allocations(call: Callable[[], object]) -> list[int]:

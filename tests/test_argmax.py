@@ -7,20 +7,7 @@ from hypothesis import strategies as st
 
 from fcnfast import ops, reference
 from fcnfast.geometry import SamplingGrid
-from tests.op_tools import FLOATS, FULL_SIZE, LABELS, allocations, grids, maps
-
-
-def assert_is_argmax(labels, scores, grid, exact=False):
-    """Each label's score is the largest, up to the rounding of the interpolation."""
-    full = reference.upsample(scores.double(), grid)
-    best = full.amax(1)
-    own = full.gather(1, labels.long()[:, None])[:, 0]
-    # Scores that lie closer than the arithmetic's rounding may come out in either order.
-    eps = torch.finfo(torch.float64 if scores.dtype == torch.float64 else torch.float32).eps
-    corners = scores.double().abs().nan_to_num(posinf=0).amax()  # what cancels in a pixel
-    assert ((best - own) <= 4 * eps * corners).all()
-    if exact:
-        assert torch.equal(labels.long(), full.argmax(1))
+from tests.op_tools import FLOATS, FULL_SIZE, LABELS, allocations, assert_is_argmax, grids, maps
 
 
 @given(st.data(), grids(), st.sampled_from(FLOATS), st.sampled_from(LABELS))
@@ -178,18 +165,3 @@ def test_no_gradient_and_an_empty_batch():
     x = torch.randn(2, 3, 3, 3, requires_grad=True)
     assert not ops.upsample_argmax(x, grid).requires_grad
     assert ops.upsample_argmax(x[:0], grid).shape == (0, 9, 9)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda x, g: ops.upsample_argmax(x, g, dtype=torch.float32), TypeError, "uint8"),
-        (lambda x, g: ops.upsample_argmax(x.repeat(1, 100, 1, 1), g), ValueError, "300 classes"),
-        (lambda x, g: ops.upsample_argmax(x[0], g), ValueError, "N x C"),
-        (lambda x, g: ops.upsample_argmax(x[..., :2], g), ValueError, "grid was made"),
-        (lambda x, g: ops.upsample_argmax(x.int(), g), TypeError, "float32"),
-    ],
-)
-def test_bad_arguments_are_named(call, error, message):
-    with pytest.raises(error, match=message):
-        call(torch.zeros(1, 3, 3, 3), SamplingGrid.resize((3, 3), (9, 9)))

@@ -1,7 +1,7 @@
 """The argmax kernels, in the interpreter, against the reference in float64."""
 
 import math
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from fractions import Fraction
 from unittest import mock
 
@@ -15,27 +15,26 @@ from hypothesis import strategies as st
 from tests.kernel_tools import (
     DEVICE,
     DTYPES,
-    GUARD,
-    INTERPRETED,
     LAYOUTS,
     any_grids,
+    assert_stays_within,
     bits,
+    guarded,
+    interpreter_only,
     laid_out,
     only_programs,
     planned,
     reserved,
     spread_out,
-    watched,
     written_once,
 )
-from tests.op_tools import LABELS, grids
+from tests.op_tools import LABELS, assert_is_argmax, grids
 
 from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
 from fcnfast.kernels import argmax, winners  # isort: skip
 from fcnfast.kernels.grid import axis_patches, longest  # isort: skip
 
-interpreter_only = pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter")
 # Grids whose patches start at multiples of 2, 4 or 8, in rows of such lengths.
 even_grids = st.builds(
     SamplingGrid.centers,
@@ -72,48 +71,7 @@ def score_maps(shape, dtype, kind, seed):
     return x.to(dtype).double()
 
 
-def poison(dtype):
-    return math.nan if dtype.is_floating_point else torch.iinfo(dtype).max // 3
-
-
-@contextmanager
-def guarded():
-    """What the launchers allocate starts as poison, between guards that must not change."""
-    stores = []
-
-    def allocate(shape, dtype, device):
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        size = math.prod(shape)
-        store = torch.full((size + 2 * GUARD,), poison(dtype), dtype=dtype, device=device)
-        stores.append((store, store.clone()))
-        return store[GUARD : GUARD + size].view(shape)
-
-    with mock.patch.object(torch, "empty", allocate):
-        yield
-    assert stores
-    for store, before in stores:
-        for guard in (slice(None, GUARD), slice(store.numel() - GUARD, None)):
-            assert torch.equal(store[guard].view(torch.uint8), before[guard].view(torch.uint8))
-
-
-def assert_largest(result, x, grid, exact=False):
-    """Each label's score is the largest, up to the rounding of the interpolation.
-
-    Where scores are NaN or infinite, or with `exact`, it is the very label of the definition.
-    """
-    full = reference.upsample(x.double(), grid)
-    expected, found = full.argmax(1, keepdim=True), result.cpu().long()[:, None]
-    short = full.gather(1, expected) - full.gather(1, found)
-    corners = x.double()[x.isfinite()].abs()
-    allowed = (
-        4 * torch.finfo(torch.float32).eps * corners.amax()
-        if corners.numel() and not exact
-        else -1.0
-    )
-    assert ((found == expected) | (short <= allowed)).all()
-
-
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(some_grids, batches, dtypes, label_dtypes, layouts, kinds, shares, seeds)
 def test_labels(grid, batch, dtype, label_dtype, layout, kind, share, seed):
     x = laid_out(score_maps((*batch, *grid.in_size), dtype, kind, seed), layout, dtype)
@@ -123,10 +81,10 @@ def test_labels(grid, batch, dtype, label_dtype, layout, kind, share, seed):
     assert result.dtype == label_dtype
     assert result.shape == (batch[0], *grid.size)
     assert result.is_contiguous()
-    assert_largest(result, x.cpu(), grid)
+    assert_is_argmax(result, x.cpu(), grid)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     st.one_of(any_grids(dens=(1, 2, 4, 8)), even_grids), st.integers(3, 6), dtypes, shares, seeds
 )
@@ -138,7 +96,7 @@ def test_the_first_class_wins_a_tie(grid, classes, dtype, share, seed):
     full = reference.upsample(x.cpu().double(), grid)
     ties = (full == full.amax(1, keepdim=True)).sum(1) > 1
     event(f"a tie without the first class: {bool((ties & (result.cpu() > 0)).any())}")
-    assert_largest(result, x.cpu(), grid, exact=True)
+    assert_is_argmax(result, x.cpu(), grid, exact=True)
 
 
 specials = st.lists(
@@ -148,19 +106,21 @@ specials = st.lists(
 )
 
 
+ruled_out = st.sampled_from([slice(0), slice(0), 0, 1, slice(None)])  # classes of -inf alone
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter's numpy
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
-@settings(max_examples=30)
-@given(some_grids, layouts, specials, st.floats(0.005, 0.3), st.booleans(), shares, seeds)
-def test_special_values(grid, layout, values, share_of_them, ruled_out, share, seed):
+@settings(max_examples=20)
+@given(some_grids, layouts, specials, st.floats(0.005, 0.3), ruled_out, shares, seeds)
+def test_special_values(grid, layout, values, share_of_them, classes, share, seed):
     """NaN wins, infinities count, a tap of weight 0 is not read, and nothing overflows."""
     plain = score_maps((2, 4, *grid.in_size), torch.float32, "smooth", seed)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(plain.shape, generator=generator) < share_of_them
     which = torch.randint(len(values), plain.shape, generator=generator)
     x = torch.where(drawn, torch.tensor(values, dtype=torch.float64)[which], plain)
-    if ruled_out:
-        x[:, 1] = -math.inf
+    x[:, classes] = -math.inf
     x = laid_out(x, layout, torch.float32)
     with shared_out(share):
         result, _ = argmax.forward(x, grid, torch.uint8, False)
@@ -168,21 +128,10 @@ def test_special_values(grid, layout, values, share_of_them, ruled_out, share, s
     event(f"some points special, some not: {0 < usual.sum() < usual.numel()}")
     full = reference.upsample(x.cpu().double(), grid)
     event(f"NaN among numbers: {bool(full.isnan().any() and not full.isnan().any(1).all())}")
-    assert_largest(result, x.cpu(), grid)
+    assert_is_argmax(result, x.cpu(), grid)
 
 
-@settings(max_examples=15)
-@given(some_grids, seeds)
-def test_a_class_that_is_ruled_out_everywhere(grid, seed):
-    x = score_maps((1, 3, *grid.in_size), torch.float32, "smooth", seed).float().to(DEVICE)
-    x[:, 0] = -math.inf
-    result, _ = argmax.forward(x, grid, torch.uint8, False)
-    assert_largest(result, x.cpu(), grid)
-    result, _ = argmax.forward(torch.full_like(x, -math.inf), grid, torch.uint8, False)
-    assert not result.any()
-
-
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(some_grids, batches, dtypes, layouts, kinds, shares, seeds)
 def test_confidence_is_the_winners_softmax(grid, batch, dtype, layout, kind, share, seed):
     x = laid_out(score_maps((*batch, *grid.in_size), dtype, kind, seed), layout, dtype)
@@ -196,7 +145,7 @@ def test_confidence_is_the_winners_softmax(grid, batch, dtype, layout, kind, sha
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(some_grids, st.sampled_from([math.nan, math.inf, -math.inf]), seeds)
 def test_confidence_in_special_values(grid, special, seed):
     plain = score_maps((1, 3, *grid.in_size), torch.float32, "noise", seed).float()
@@ -208,7 +157,7 @@ def test_confidence_in_special_values(grid, special, seed):
     assert (probability.cpu().double() - truth).nan_to_num().abs().max() <= 1e-5
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(some_grids, dtypes, layouts, kinds, shares, seeds)
 def test_repeats_itself_and_images_stand_alone(grid, dtype, layout, kind, share, seed):
     x = laid_out(score_maps((3, 4, *grid.in_size), dtype, kind, seed), layout, dtype)
@@ -223,30 +172,20 @@ def test_repeats_itself_and_images_stand_alone(grid, dtype, layout, kind, share,
 
 @interpreter_only
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(some_grids, batches, layouts, st.booleans(), shares, seeds)
 def test_reads_and_writes_only_its_tensors(grid, batch, layout, special, share, seed):
     values = score_maps((*batch, *grid.in_size), torch.float32, "noise", seed)
     if special:
         values[torch.rand(values.shape) < 0.1] = math.nan
     x = laid_out(values, layout, torch.float32)
-    empty, made = torch.empty, []
-
-    def allocate(*args, **kwargs):
-        made.append(empty(*args, **kwargs))
-        return made[-1]
-
     with shared_out(share):
-        with mock.patch.object(torch, "empty", allocate):
-            argmax.forward(x, grid, torch.uint8, True)
-        again = iter(made)
-        with mock.patch.object(torch, "empty", lambda *_, **__: next(again)), watched(x, *made):
-            argmax.forward(x, grid, torch.uint8, True)
+        assert_stays_within(lambda: argmax.forward(x, grid, torch.uint8, True), x)
 
 
 @interpreter_only
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(some_grids, st.integers(1, 2), st.booleans(), st.booleans(), shares, seeds)
 def test_writes_each_pixel_once(grid, images, special, confidence, share, seed):
     values = score_maps((images, 3, *grid.in_size), torch.float32, "smooth", seed).float()
@@ -266,19 +205,19 @@ def test_one_corner_of_another_class(corner, other):
     x[(0, 0, *corner)], x[(0, other, *corner)] = -1.0, 1.0
     grid = SamplingGrid.resize((2, 2), (8, 8))
     result, _ = argmax.forward(x.to(DEVICE), grid, torch.uint8, False)
-    assert_largest(result, x, grid, exact=True)
+    assert_is_argmax(result, x, grid, exact=True)
     assert (result == other).any()
 
 
 @pytest.mark.parametrize("patch", [2, 8])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_every_cell_between_a_map_and_its_ring_of_zeros(patch, seed):
     """Where one side of a cell is not read, corners on the other side can differ."""
     x = score_maps((1, 3, 3, 2), torch.float32, "noise", seed) - 1
     grid = SamplingGrid.deconv((3, 2), 4)
     with shared_out((8, 2, patch, 8, 2)):
         result, _ = argmax.forward(x.float().to(DEVICE), grid, torch.uint8, False)
-    assert_largest(result, x, grid)
+    assert_is_argmax(result, x.float(), grid)
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -305,23 +244,16 @@ def test_a_third_class_between_two(ends, flipped, turned):
         x = x.mT
     x = x.flip(flipped)
     result, _ = argmax.forward(x.float().to(DEVICE), grid, torch.uint8, False)
-    assert_largest(result, x, grid)
+    assert_is_argmax(result, x.float(), grid)
     assert (result == 2).any()
 
 
-@pytest.mark.parametrize("classes", [255, 256, 2000])
+@pytest.mark.parametrize("classes", [256, 300])
 def test_many_classes(classes):
-    grid = SamplingGrid.resize((3, 4), (4, 6))
-    x = score_maps((1, classes, 3, 4), torch.float32, "noise", 0).float().to(DEVICE)
+    grid = SamplingGrid.resize((2, 3), (4, 6))
+    x = score_maps((1, classes, 2, 3), torch.float32, "noise", 0).float().to(DEVICE)
     dtype = torch.uint8 if classes <= 256 else torch.int16
-    assert_largest(argmax.forward(x, grid, dtype, False)[0], x.cpu(), grid)
-
-
-def test_nothing():
-    grid = SamplingGrid.deconv((2, 3), 4)
-    result, probability = argmax.forward(torch.zeros(0, 3, 2, 3), grid, torch.int32, True)
-    assert result.shape == probability.shape == (0, *grid.size)
-    assert (result.dtype, probability.dtype) == (torch.int32, torch.float32)
+    assert_is_argmax(argmax.forward(x, grid, dtype, False)[0], x.cpu(), grid)
 
 
 def axis_positions(grid, axis):
@@ -335,7 +267,7 @@ def axis_positions(grid, axis):
         yield min(max(cell, -1), n - 1), Fraction(0 if outside else part, den)
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(some_grids, st.sampled_from((1, 2, 4, 8)), shares)
 def test_tables(grid, most, share):
     """Patches follow on each other, each in its cell, and none is longer than it may be."""
@@ -376,27 +308,6 @@ def test_a_fraction_is_not_rounded_to_one():
     assert fractions.tolist() == [1 - torch.finfo(torch.float32).eps / 2] * 2
     x[0, 1, 0, 0] = math.nan
     assert argmax.forward(x, grid, torch.uint8, False)[0].item() == 1
-
-
-def test_more_patches_or_points_than_int32_counts():
-    grid = SamplingGrid.resize((2, 2), (2**16, 2**16))
-    with pytest.raises(ValueError, match="patches"):
-        winners.tiles((2**7, 1, 2, 2), grid)
-    grid = SamplingGrid.resize((2, 2), (1, 2**27 + 1))
-    with pytest.raises(ValueError, match="axis"):
-        winners.tiles((1, 1, 2, 2), grid)
-    grid = SamplingGrid.centers((2**16, 2**16), 1, 0, (2, 2), "clamp")
-    with pytest.raises(ValueError, match="points"):
-        argmax.forward(torch.empty(1, 1, 2**16, 2**16, device="meta"), grid, torch.uint8, False)
-
-
-def test_what_the_kernels_do_not_compute_is_refused():
-    x, grid = torch.zeros(1, 2, 2, 3), SamplingGrid.resize((2, 3), (4, 6))
-    with pytest.raises(ValueError, match="float64 maps need the torch backend"):
-        argmax.forward(x.double(), grid, torch.uint8, False)
-    far = SamplingGrid((2, 3), (4, 6), (1, 1), (0, 0), (2**24 + 1, 2), "zero")
-    with pytest.raises(ValueError, match="positions leave int32"):
-        argmax.forward(x, far, torch.uint8, False)
 
 
 @interpreter_only

@@ -1,7 +1,6 @@
 """The confusion kernel, in the interpreter, against counts of the argmax kernels' labels."""
 
 import math
-from unittest import mock
 
 import pytest
 import torch
@@ -11,15 +10,15 @@ from hypothesis import strategies as st
 from tests.kernel_tools import (
     DEVICE,
     DTYPES,
-    INTERPRETED,
     LAYOUTS,
     any_grids,
+    assert_stays_within,
+    interpreter_only,
     laid_out,
     only_programs,
     planned,
     reserved,
     spread_out,
-    watched,
 )
 from tests.op_tools import LABELS, grids
 
@@ -27,7 +26,6 @@ from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
 from fcnfast.kernels import argmax, confusion, winners  # isort: skip
 
-interpreter_only = pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter")
 some_grids = st.one_of(grids(), any_grids())
 layouts, dtypes, label_dtypes = (st.sampled_from(v) for v in (LAYOUTS, DTYPES, LABELS))
 seeds = st.integers(0, 2**31)
@@ -45,18 +43,7 @@ def truths(shape, dtype, channels, layout, blobs, seed):
     """Labels of the classes, of the values around them, and of others that `dtype` holds."""
     generator = torch.Generator().manual_seed(seed)
     kind = torch.iinfo(dtype)
-    values = [
-        *range(channels),
-        channels,
-        255,
-        -1,
-        -100,
-        2**15,
-        2**40,
-        2**32 + 1,
-        kind.min,
-        kind.max,
-    ]
+    values = [*range(channels + 1), 255, -1, -100, 2**15, 2**40, 2**32 + 1, kind.min, kind.max]
     values = torch.tensor([v for v in values if kind.min <= v <= kind.max])
     drawn = torch.randint(0, channels, shape, generator=generator)
     odd = torch.rand(shape, generator=generator) < 0.3
@@ -104,7 +91,7 @@ def counts_like(channels, others, layout, seed):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter's numpy
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.data())
 def test_counts(data):
     grid, dtype, share = data.draw(some_grids), data.draw(dtypes), data.draw(shares)
@@ -132,7 +119,7 @@ def test_counts(data):
     assert torch.equal(store, whole)
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(some_grids, seeds)
 def test_labels_are_those_of_the_definition(grid, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -165,11 +152,11 @@ def test_uint8_does_not_alias():
         assert not out[:3].any()
 
 
-@pytest.mark.parametrize("classes", [1, 300])
+@pytest.mark.parametrize("classes", [1, 70])
 def test_many_classes(classes):
-    grid = SamplingGrid.resize((3, 3), (7, 9))
-    x = torch.randn(2, classes, 3, 3, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    truth = truths((2, 7, 9), torch.int32, classes, "contiguous", False, 1)
+    grid = SamplingGrid.resize((2, 2), (4, 5))
+    x = torch.randn(1, classes, 2, 2, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    truth = truths((1, 4, 5), torch.int32, classes, "contiguous", False, 1)
     out = torch.zeros(classes + 1, classes, dtype=torch.int64, device=DEVICE)
     confusion.add(out, x, truth, grid, 0)
     found, _ = argmax.forward(x, grid, torch.int32, False)
@@ -177,53 +164,17 @@ def test_many_classes(classes):
 
 
 @interpreter_only
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(some_grids, layouts, label_dtypes, shares, seeds)
 def test_reads_only_its_tensors(grid, layout, dtype, share, seed):
     values = torch.randn(2, 3, *grid.in_size, generator=torch.Generator().manual_seed(seed))
     values[:, :, :1] = math.nan
     x = laid_out(values, layout, torch.float32)
     truth = truths((2, *grid.size), dtype, 3, "sliced", True, seed)
-    out, empty, made = torch.zeros(4, 3, dtype=torch.int64), torch.empty, []
-
-    def allocate(*args, **kwargs):
-        made.append(empty(*args, **kwargs))
-        return made[-1]
-
+    out = torch.zeros(4, 3, dtype=torch.int64)
     with shared_out(share):
-        with mock.patch.object(torch, "empty", allocate):
-            confusion.add(out, x, truth, grid, 255)
-        again = iter(made)
-        reuse = mock.patch.object(torch, "empty", lambda *_, **__: next(again))
-        with reuse, watched(x, truth, *made):
-            confusion.add(out, x, truth, grid, 255)
+        assert_stays_within(lambda: confusion.add(out, x, truth, grid, 255), x, truth, out)
     assert out.sum() % 2 == 0
-
-
-def test_what_the_kernels_do_not_compute_is_refused():
-    grid, out = SamplingGrid.resize((2, 2), (4, 4)), torch.zeros(2, 2, dtype=torch.int64)
-    x, target = torch.zeros(1, 2, 2, 2), torch.zeros(1, 4, 4, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="float64 maps need the torch backend"):
-        confusion.add(out, x.double(), target, grid, 255)
-    far = SamplingGrid((2, 2), (4, 4), (1, 1), (0, 0), (2**24 + 1, 2), "zero")
-    with pytest.raises(ValueError, match="positions leave int32"):
-        confusion.add(out, x, target, far, 255)
-    assert not out.any()
-
-
-def test_nothing():
-    grid = SamplingGrid.deconv((2, 3), 4)
-    out = torch.ones(3, 3, dtype=torch.int64)
-    confusion.add(out, torch.zeros(0, 3, 2, 3), torch.zeros(0, *grid.size), grid, 255)
-    assert (out == 1).all()
-
-
-def test_counts_that_reach_too_far():
-    grid = SamplingGrid.resize((2, 2), (4, 4))
-    out = torch.empty(2**17, 2**16, dtype=torch.int64, device="meta")
-    x = torch.empty(1, 2**16, 2, 2, device="meta")
-    with pytest.raises(ValueError, match="reaches over"):
-        confusion.add(out, x, torch.empty(1, 4, 4, dtype=torch.uint8, device="meta"), grid, 255)
 
 
 @interpreter_only

@@ -30,8 +30,10 @@ BY_GRID = {
     "upsample_confusion": lambda g: ops.upsample_confusion(X, T, g),
 }
 BY_TARGET = {
-    "upsample_cross_entropy": lambda t, s=X: ops.upsample_cross_entropy(s, t, GRID),
-    "upsample_confusion": lambda t, s=X: ops.upsample_confusion(s, t, GRID),
+    "upsample_cross_entropy": lambda t, s=X, i=255: ops.upsample_cross_entropy(
+        s, t, GRID, ignore_index=i
+    ),
+    "upsample_confusion": lambda t, s=X, i=255: ops.upsample_confusion(s, t, GRID, ignore_index=i),
 }
 
 
@@ -141,6 +143,8 @@ def test_targets(name):
         call(bad)
     with pytest.raises(ValueError, match="holds -7"):
         call(torch.full_like(T, -7, dtype=torch.int16))
+    with pytest.raises(ValueError, match="holds -200"):  # not 56, which is ignored
+        call(torch.full_like(T, -200, dtype=torch.int16), i=56)
     with pytest.raises(ValueError, match="at least one class"):
         call(T, X[:, :0])
     with pytest.raises(

@@ -76,12 +76,6 @@ def assert_equal(a, b):
 
 
 @given(maps(), strides)
-def test_both_are_torchs(x, stride):
-    assert_equal(transposed(x, stride), torchs_transposed(x, stride, *kernel_of(stride)))
-    assert_equal(interpolated(x, stride), torchs_interpolated(x, stride))
-
-
-@given(maps(), strides)
 def test_they_agree_away_from_the_borders(x, stride):
     margin = stride // 2
     assert_equal(
@@ -185,10 +179,3 @@ def test_fcn32s_end_to_end(x, height):
     assert_equal(ops.upsample(x, grid), expected)
     centers = SamplingGrid.centers(size_of(x), 32, 12.5, size, "zero")
     assert centers == grid
-
-
-@given(maps(), strides)
-def test_a_learned_upsampling_begins_as_the_fixed_one(x, stride):
-    kernel, padding = kernel_of(stride)
-    weight = bilinear_filter(kernel, DOUBLE).expand(2, 1, kernel, kernel)
-    assert_equal(ops.deconv(x, weight, stride, padding), transposed(x, stride))

@@ -1,8 +1,8 @@
 """Change the kernels' device code by rule, and see whether the tests notice.
 
-    python tests/mutants.py                       # every file of kernels/ with device code
-    python tests/mutants.py upsample.py --all     # all mutants of one file
-    python tests/mutants.py --list                # name them, run nothing
+    python bench/mutants.py                       # every file of kernels/ with device code
+    python bench/mutants.py upsample.py --all     # all mutants of one file
+    python bench/mutants.py --list                # name them, run nothing
 
 A mutant is one change in a function under ``triton.jit``: a comparison moved by one or reversed, a
 sign, a whole number plus or minus one, a mask or a condition left out, minimum for maximum. Of
