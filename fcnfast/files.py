@@ -7,6 +7,7 @@ import errno
 import itertools
 import json
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,8 +22,9 @@ _temporary_number = itertools.count()
 def replacing(path: PathLike) -> Iterator[Path]:
     """Write a file whole or not at all: yield a temporary neighbor that then takes its place.
 
-    Killed at any moment, `path` is the old file or the new one. A link is followed and stays. To
-    outlive a power failure, the body flushes what it wrote (os.fsync).
+    Killed at any moment, `path` is the old file or the new one. A link is followed and stays, and
+    so do an old file's permissions. To outlive a power failure, the body flushes what it wrote
+    (os.fsync).
 
     Raises:
         OSError: the body or the final rename failed, or `path` is a folder, a device or a pipe.
@@ -33,7 +35,12 @@ def replacing(path: PathLike) -> Iterator[Path]:
     try:
         if target.exists() and not target.is_file():  # a device would become a file
             raise OSError(errno.EINVAL, "not a regular file")
+        temporary.touch()
+        # The body may replace the temporary file by one that only its owner can read.
+        mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
         yield temporary
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:
+            temporary.chmod(mode)
         os.replace(temporary, target)
     except BaseException as error:
         with contextlib.suppress(OSError):

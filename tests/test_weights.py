@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import stat
 import struct
 from pathlib import Path
 
@@ -174,6 +175,15 @@ def test_a_device_is_not_replaced_by_a_file(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "pipe"]
     with pytest.raises(WeightsError, match="not a regular file"):
         read_weights(tmp_path / "pipe")
+
+
+def test_permissions_are_those_of_any_new_file_or_of_the_old_one(tmp_path):
+    (tmp_path / "plain").touch()
+    write(tmp_path / "new")
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "new").chmod(0o640)
+    write(tmp_path / "new")
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
 
 
 def test_a_link_is_followed(tmp_path):

@@ -314,9 +314,10 @@ def write_weights(
         places.add(tensors[name].data_ptr())
     described = json.dumps({"format": FORMAT_VERSION, **asdict(meta)}, allow_nan=False)
     try:
-        with replacing(path) as temporary, temporary.open("xb") as file:
-            save_file(tensors, temporary, {METADATA_KEY: described})
-            os.fsync(file.fileno())
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, {METADATA_KEY: described})  # puts a new file there
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error), str(path)) from error
 
