@@ -22,7 +22,7 @@ from fcnfast.data.check import examine, require_every_class
 from fcnfast.errors import DatasetError
 from fcnfast.evaluate import evaluate_model
 from fcnfast.models import load_model
-from fcnfast.train import TrainSettings, recipe, resume, start
+from fcnfast.train import TrainSettings, batches, resume, start
 from tests.model_tools import run_command, write_small_weights
 
 SMALL = ["--epochs", "1", "-b", "1", "--crop-size", "64", "-j", "0", "--device", "cpu"]
@@ -210,7 +210,7 @@ class TestOnePlaceForClasses:
         data = ["--data-path", ".", "--labels-dir", "labels/{split}"]
         train = ["train", *data, "--classes", "t.json", "--output-dir", "run", *SMALL]
         assert main(train) == 0
-        weights = ["--weights", "run/model.safetensors", "--device", "cpu"]
+        weights = ["--weights", "run/best.safetensors", "--device", "cpu"]
         assert main(["evaluate", *data, *weights, "--json", "s.json"]) == 0
         confusion = np.array(json.loads(Path("s.json").read_text())["confusion"])
         assert confusion.sum(axis=1).tolist() == [36 * 48, 36 * 48]
@@ -249,7 +249,7 @@ class TestNames:
         assert b"images/train/caf\xe9.png\n" in Path("r/files.txt").read_bytes()
         assert main(["train", "--resume", "r/checkpoint.pt"]) == 0
         assert main(["check", ".", "-j", "0"]) == 0
-        weights = ["--weights", "r/model.safetensors", "--device", "cpu"]
+        weights = ["--weights", "r/last.safetensors", "--device", "cpu"]
         assert main(["evaluate", *data, "--split", "train", *weights]) == 0
 
 
@@ -314,11 +314,11 @@ class TestErrors:
         def killed(*_: object) -> None:
             os.kill(os.getpid(), 9)
 
-        monkeypatch.setattr(recipe.Crops, "__getitem__", killed)
+        monkeypatch.setattr(batches.Crops, "__getitem__", killed)
         arguments = [*SMALL, "-j", "1", "--val-split", "", "--output-dir", "run"]
         assert main(["train", "--data-path", ".", *arguments]) == 2
         err = capsys.readouterr().err.splitlines()[-1]
-        assert err.startswith("fcnfast: error: --workers 1: a process that reads pictures was")
+        assert err.startswith("fcnfast: error: a process that prepares crops has died")
         assert len(err) <= 300
 
     def test_a_full_disk_in_training(self, here):
@@ -341,10 +341,10 @@ class TestErrors:
             def fail(*_: object, error: Exception = error, **__: object) -> None:
                 raise error
 
-            monkeypatch.setattr(model, "predict", fail)
+            monkeypatch.setattr(model, "score_maps", fail)
             with pytest.raises(ValueError, match=says):
                 evaluate_model(model, [sample])
-        monkeypatch.setattr(model, "predict", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(model, "score_maps", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             evaluate_model(model, [sample])
 

@@ -230,7 +230,7 @@ def test_check_train_and_evaluate(name, tmp_path, monkeypatch, capsys):
     small = ["--epochs", "1", "-b", "1", "--crop-size", "64", "--val-freq", "5", "-j", "0"]
     assert main(["train", *data, "--output-dir", "run", *small, "--device", "cpu"]) == 0
     capsys.readouterr()
-    weights = ["--weights", "run/model.safetensors", "--device", "cpu"]
+    weights = ["--weights", "run/best.safetensors", "--device", "cpu"]
     assert main(["evaluate", *data, *weights, "--json", "net.json"]) == 0
     assert np.sum(json.loads(Path("net.json").read_text())["confusion"]) == sum(
         int((labels.reshape(*SIZE, -1)[..., 0] != 255).sum()) for labels, _ in samples

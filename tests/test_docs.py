@@ -114,8 +114,8 @@ def test_the_data_of_the_docs(monkeypatch, tmp_path):
     names = {"pairs": pairs}
     for block in blocks("data.md"):
         exec(block, names)
-    assert Path("run/model.safetensors").exists()
-    assert fcnfast.load_model("run/model.safetensors").table.names == ("background", "road", "car")
+    assert Path("run/best.safetensors").exists()
+    assert fcnfast.load_model("run/best.safetensors").table.names == ("background", "road", "car")
     entries = re.findall(
         r"```json\n(.*?)```", (DOCS / "data.md").read_text(encoding="utf-8"), re.DOTALL
     )

@@ -150,7 +150,7 @@ def test_a_run_stops_early_and_can_go_on(scenes, tmp_path, capsys):  # noqa: F81
     start(replace(settings, freeze="bn")).train()
     said = capsys.readouterr().out
     assert "Finished after 9 iterations (3 epochs), 2 validations after the best" in said
-    assert f"fcnfast evaluate --data-path {scenes} --split val --classes camvid" in said
+    assert f"fcnfast evaluate --data-path {scenes} --split val --weights" in said
     assert "recipe modern (AdamW" in said and "lr 1e-12 is that of a mean loss" in said
     assert "9/12: loss" not in said and "8/12: loss" in said
     assert resume(str(tmp_path), {}).train()
