@@ -26,7 +26,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 # No deadline: the first example pays for imports and compilers. too_slow measures the machine.
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile(
-    "ci", settings.get_profile("dev"), derandomize=True, max_examples=25, print_blob=True
+    "ci", settings.get_profile("dev"), derandomize=True, max_examples=50, print_blob=True
 )
 # To find out whether a test fails, not of what.
 settings.register_profile(

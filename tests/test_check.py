@@ -318,7 +318,7 @@ class TestErrors:
         arguments = [*SMALL, "-j", "1", "--val-split", "", "--output-dir", "run"]
         assert main(["train", "--data-path", ".", *arguments]) == 2
         err = capsys.readouterr().err.splitlines()[-1]
-        assert err.startswith("fcnfast: error: a process that prepares crops has died")
+        assert err.startswith("fcnfast: error: --workers 1: a process that reads pictures was")
         assert len(err) <= 300
 
     def test_a_full_disk_in_training(self, here):

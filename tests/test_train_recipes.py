@@ -217,7 +217,7 @@ def test_settings_for_gpus_are_refused_on_a_cpu(scenes, tmp_path):  # noqa: F811
 
 def test_a_single_value_for_a_batch_norm_is_told(scenes, tmp_path):  # noqa: F811
     run = start(small(scenes, tmp_path, batch_size=1))
-    with pytest.raises(InputError, match="larger --batch-size"):
+    with pytest.raises(InputError, match="--batch-size 1, --crop-size 32: batch norm has one value"):
         run.train(progress=False)
 
 
@@ -228,7 +228,9 @@ def test_a_crop_larger_than_memory_is_told(scenes, tmp_path, monkeypatch):  # no
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
 
     run.step = full
-    with pytest.raises(InputError, match="out of memory: a smaller --crop-size"):
+    with pytest.raises(
+        InputError, match=r"--batch-size \d+, --crop-size \d+: out of memory; smaller ones"
+    ):
         run.train(progress=False)
 
 

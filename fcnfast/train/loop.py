@@ -167,7 +167,7 @@ class Run:
             return True
         self.progress = Progress(self.iteration, self.iterations, shown)
         p.together(self._begin)
-        with contextlib.ExitStack() as stack, explained(p, self.out):
+        with contextlib.ExitStack() as stack, explained(p, s):
             stack.callback(self.progress.bar.close)
             self.log, self.board = p.together(lambda: self._logs(stack))
             stack.enter_context(self._listening())

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..device import choose_device
 from ..errors import InputError
+from .settings import TrainSettings
 
 JOINING = timedelta(seconds=60)
 # Process 0 writes checkpoints, and large pictures are validated, while the others wait.
@@ -155,31 +156,38 @@ class Processes:
 
 
 @contextlib.contextmanager
-def explained(processes: Processes, folder: Path) -> Iterator[None]:
-    """Turn what torch says about memory and about other processes into a user's errors."""
+def explained(processes: Processes, settings: TrainSettings) -> Iterator[None]:
+    """Turn what torch says about memory and about other processes into a user's errors.
+
+    Each begins with the flags that may help, and their values.
+    """
+    s = settings
+    sizes = f"--batch-size {s.batch_size}, --crop-size {s.crop_size}"
     try:
         yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise InputError(
-            "a batch norm got a single value for each channel: it needs a larger --batch-size or "
-            "--crop-size, or --freeze bn"
+            f"{sizes}: batch norm has one value to learn from; give a larger one, or --freeze bn"
         ) from error
     except (RuntimeError, MemoryError) as error:
         reason = (str(error).splitlines() or [""])[0]
         memory = re.search(r"can't allocate memory|not enough memory|out of memory", str(error))
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or memory:
             raise InputError(
-                "out of memory: a smaller --crop-size, a smaller --batch-size with more "
-                f"--grad-accum, --amp or --checkpoint-activations takes less ({reason})"
+                f"{sizes}: out of memory; smaller ones with more --grad-accum, --amp or "
+                f"--checkpoint-activations take less ({reason})"
             ) from error
         if "DataLoader worker" in str(error):
-            raise InputError(f"a process that prepares crops has died: {reason}") from error
+            raise InputError(
+                f"--workers {s.workers}: a process that reads pictures was killed or ended "
+                f"unexpectedly, maybe for want of memory: give fewer workers ({reason})"
+            ) from error
         if processes.world > 1 and _lost(error):
             raise InputError(
                 f"process {processes.rank} lost another process of this run: see what that one "
-                f"says, and go on with --resume {folder}"
+                f"says, and go on with --resume {s.output_dir}"
             ) from error
         raise
 
