@@ -217,7 +217,8 @@ def test_settings_for_gpus_are_refused_on_a_cpu(scenes, tmp_path):  # noqa: F811
 
 def test_a_single_value_for_a_batch_norm_is_told(scenes, tmp_path):  # noqa: F811
     run = start(small(scenes, tmp_path, batch_size=1))
-    with pytest.raises(InputError, match="--batch-size 1, --crop-size 32: batch norm has one value"):
+    message = "--batch-size 1, --crop-size 32: batch norm has one value"
+    with pytest.raises(InputError, match=message):
         run.train(progress=False)
 
 
