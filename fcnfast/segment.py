@@ -30,7 +30,7 @@ from .data.images import (
 from .data.labels import write_labels
 from .data.render import add_legend, blend
 from .device import choose_device, refusal
-from .errors import ImageError, WeightsError
+from .errors import ImageError, InputError, WeightsError
 from .files import PathLike, output_folders, output_names, refuse_replacing, write_json
 from .geometry import SamplingGrid
 from .models import load_model
@@ -176,7 +176,7 @@ class Segmenter:
         device: where it runs.
 
     Raises:
-        InputError: a device that this machine does not have.
+        InputError: a device that this machine does not have; a bit depth beside four channels.
         WeightsError: a file that cannot be used, or a network that does not take RGB pictures.
     """
 
@@ -189,10 +189,12 @@ class Segmenter:
         self.bit_depth = bit_depth
         self.device = choose_device(device)
         self.model = load_model(weights, self.device)
-        if self.model.channels != 3:
+        if self.model.channels != self.model.in_channels:
             raise WeightsError(
                 f"{weights}: the network takes {self.model.channels} channels, a picture has 3"
             )
+        if bit_depth is not None and self.model.in_channels == 4:
+            raise InputError(f"--bit-depth {bit_depth}: is for pictures of 1 or 3 channels")
         if self.device.type == "cpu":  # convolutions on a CPU are a quarter faster so
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.table = self.model.table or _numbered_table(self.model.num_classes)
@@ -261,7 +263,7 @@ class Segmenter:
 
     def _prepare(self, image: Photo, max_size: int | None, name: str) -> _Prepared:
         """Decode a picture and shrink it for the network; a file gives it another name."""
-        photo = as_photo(image, self.bit_depth)
+        photo = as_photo(image, self.bit_depth, self.model.picture_channels)
         source = "the picture"
         if isinstance(image, (str, os.PathLike)):
             name, source = Path(image).stem, os.fspath(image)
@@ -311,7 +313,7 @@ class Segmenter:
         return [
             # Of a batch each result gets its own copy, so that keeping one does not keep all.
             Segmentation(
-                one.photo,
+                one.photo.convert("RGB") if one.photo.mode == "RGBX" else one.photo,
                 labels[k].copy() if len(batch) > 1 else labels[k],
                 self.table,
                 one.name,

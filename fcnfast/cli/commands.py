@@ -109,7 +109,7 @@ def _tell_passed_over(paths: Sequence[Path]) -> None:
 
 
 def _open(
-    args: argparse.Namespace, split: str, default: ClassTable | None = None
+    args: argparse.Namespace, split: str, default: ClassTable | None = None, channels: int = 3
 ) -> SegmentationDataset:
     """Open a split of the data set that the arguments name."""
     from ..data import class_table, open_dataset
@@ -124,6 +124,7 @@ def _open(
         include=args.include,
         exclude=args.exclude,
         bit_depth=getattr(args, "bit_depth", None),
+        channels=channels,
     )
 
 
@@ -200,8 +201,8 @@ def evaluate(args: argparse.Namespace) -> int:
     else:
         from ..segment import Segmenter
 
-        model = Segmenter(args.weights, args.device).model
-        dataset = _open(args, args.split, default=model.table)
+        model = Segmenter(args.weights, args.device, args.bit_depth).model
+        dataset = _open(args, args.split, model.table, model.picture_channels)
     table = dataset.table
     progress = sys.stderr.isatty()
     with output_folders(Path(args.json).parent) if args.json else contextlib.nullcontext():

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ..errors import DatasetError, ImageError, LabelError, NoSplitError
 from ..files import PathLike
 from .classes import ClassTable, read_json, table_from_json
-from .images import IMAGE_EXTENSIONS, as_photo, picture_size, read_image
+from .images import IMAGE_EXTENSIONS, as_photo, picture_size, read_image, rgbx
 from .labels import read_labels, to_labels
 from .tables import CAMVID, class_table
 
@@ -29,7 +29,7 @@ Patterns = str | Sequence[str] | None
 
 
 class Sample(NamedTuple):
-    """A picture (RGB), its labels (uint8 H×W, 255 for no class), and its name."""
+    """A picture (RGB; RGBX of four channels), its labels (uint8 H×W, 255: none), and its name."""
 
     image: Image.Image
     labels: np.ndarray
@@ -54,7 +54,7 @@ class SegmentationDataset(Dataset[Any]):
     Args:
         samples: (picture, labels) of each item: paths, which the two loaders read.
         table: the classes that the labels must fit.
-        load_image: reads a picture as 8-bit RGB.
+        load_image: reads a picture as 8-bit RGB; it must know `channels` itself.
         load_labels: reads labels, uint8 H×W, or H×W×K for K heads.
         names: a name for each item, by default the stem of the picture's file.
         heads: what the K planes of the labels are for, as networks name their outputs.
@@ -63,7 +63,7 @@ class SegmentationDataset(Dataset[Any]):
         transform: called as ``transform(image, labels)``; an item is then what it returns, as the
             two tensors of `train_transform` and `eval_transform`. By default a `Sample`.
         cache: keep decoded samples in memory (H·W·4 bytes each) after their first use.
-        bit_depth: of 16-bit pictures, as `read_image` takes it.
+        bit_depth, channels: as `read_image` takes them.
         pairs: a data set of (image, labels) items to take instead of files, by `wrap_dataset`.
         guessed: the table is the layout's usual one; nobody has named it.
         passed_over: files of its folders that are not pictures.
@@ -89,6 +89,7 @@ class SegmentationDataset(Dataset[Any]):
         transform: Callable[[Image.Image, np.ndarray], Any] | None = None,
         cache: bool = False,
         bit_depth: int | None = None,
+        channels: int = 3,
         pairs: Any = None,
         guessed: bool = False,
         passed_over: Sequence[Path] = (),
@@ -105,7 +106,8 @@ class SegmentationDataset(Dataset[Any]):
         self.table, self.heads, self.guessed = table, heads, guessed
         self.transform, self.cache = transform, cache
         self.passed_over = list(passed_over)
-        self._image = load_image or partial(read_image, bit_depth=bit_depth)
+        self.channels = channels
+        self._image = load_image or partial(read_image, bit_depth=bit_depth, channels=channels)
         self._labels = load_labels
         self._pairs = pairs
         self._sized_by_file = load_image is None and pairs is None
@@ -125,7 +127,7 @@ class SegmentationDataset(Dataset[Any]):
         index = range(len(self.samples))[index]  # negative indices, IndexError
         if index in self._decoded:
             pixels, labels = self._decoded[index]
-            image = Image.fromarray(pixels)
+            image = rgbx(pixels)
         else:
             image, labels = self._read(index)
             self._check_sizes(index, image.size, (labels.shape[1], labels.shape[0]))
@@ -148,7 +150,7 @@ class SegmentationDataset(Dataset[Any]):
             )
         labels = to_labels(labels, self.table, f"item {name}")
         labels.setflags(write=False)
-        return as_photo(image), labels
+        return as_photo(image, channels=self.channels), labels
 
     def labels(self, index: int) -> np.ndarray:
         """Read the labels of one sample alone, read-only.
@@ -187,7 +189,7 @@ class SegmentationDataset(Dataset[Any]):
         )
 
 
-def wrap_dataset(dataset: Any, table: ClassTable) -> SegmentationDataset:
+def wrap_dataset(dataset: Any, table: ClassTable, channels: int = 3) -> SegmentationDataset:
     """Make any data set of (image, labels) pairs one that fcnfast trains on and evaluates.
 
     Args:
@@ -195,6 +197,7 @@ def wrap_dataset(dataset: Any, table: ClassTable) -> SegmentationDataset:
             `Segmenter` takes it (a PIL image, uint8 H×W×3, a uint8 tensor 3×H×W, a path), and
             integer labels H×W, an array or a tensor. Items may be longer.
         table: the classes, and which labels mean none.
+        channels: 3, or 4 of images with four channels.
 
     Raises:
         DatasetError: an empty data set.
@@ -202,7 +205,8 @@ def wrap_dataset(dataset: Any, table: ClassTable) -> SegmentationDataset:
     if isinstance(dataset, SegmentationDataset) and dataset.transform is None:
         return dataset
     indices = [Path(str(index)) for index in range(len(dataset))]
-    return SegmentationDataset([(k, k) for k in indices], table, pairs=dataset)
+    pairs = [(k, k) for k in indices]
+    return SegmentationDataset(pairs, table, pairs=dataset, channels=channels)
 
 
 def open_folder(

@@ -151,9 +151,12 @@ def _reason(error: Exception) -> str:
 
 
 def read_image(
-    path: PathLike | bytes, max_pixels: int = MAX_PIXELS, bit_depth: int | None = None
+    path: PathLike | bytes,
+    max_pixels: int = MAX_PIXELS,
+    bit_depth: int | None = None,
+    channels: int = 3,
 ) -> Image.Image:
-    """Read a picture as 8-bit RGB, upright.
+    """Read a picture as 8-bit RGB, or with a fourth channel, upright.
 
     The EXIF orientation is applied. Gray, palette and bilevel pictures get equal channels or their
     palette's colors; transparency is laid over white; 16-bit samples are scaled from 0..65535;
@@ -167,17 +170,23 @@ def read_image(
             `PIL.Image.MAX_IMAGE_PIXELS` holds besides.
         bit_depth: bits, 8 to 16, that 16-bit samples really use: 12 for most cameras' raw data.
             None: all 16, and a warning when no value needs more than 12.
+        channels: 3; or 4: the file's own four, 8 bits each, which must be there (RGBA, where no
+            transparency is applied; or RGB and near infrared, say, of a TIFF).
 
     Returns:
-        A loaded picture of mode RGB.
+        A loaded picture of mode RGB, or RGBX with four channels.
 
     Raises:
         ImageError: the file is missing, a folder, empty, cut, not a picture, or too large; or it
-            holds values of more than `bit_depth` bits.
-        ValueError: `bit_depth` outside 8..16.
+            holds values of more than `bit_depth` bits, or no four channels.
+        ValueError: `bit_depth` outside 8..16, or given with four channels.
     """
     if bit_depth is not None and not 8 <= bit_depth <= 16:
         raise ValueError(f"bit_depth must be 8 to 16, not {bit_depth}")
+    if channels == 4:
+        if bit_depth is not None:
+            raise ValueError("bit_depth is for pictures of 1 or 3 channels")
+        return decode(path, ImageError, lambda image: _four_channels(image, path), max_pixels)
     low = decode(path, ImageError, _low_bytes, max_pixels) if bit_depth else None
     rgb, largest = decode(
         path, ImageError, lambda image: _upright_rgb(image, bit_depth or 16, low), max_pixels
@@ -240,8 +249,8 @@ def picture_size(path: PathLike) -> tuple[int, int]:
     return decode(path, ImageError, lambda image: image.size)
 
 
-def as_photo(image: Photo, bit_depth: int | None = None) -> Image.Image:
-    """Return a picture as 8-bit RGB, upright.
+def as_photo(image: Photo, bit_depth: int | None = None, channels: int = 3) -> Image.Image:
+    """Return a picture as 8-bit RGB, upright; or with all of its four channels.
 
     Args:
         image: a path; the content of a picture file (bytes) or a file open for reading; a PIL
@@ -249,9 +258,10 @@ def as_photo(image: Photo, bit_depth: int | None = None) -> Image.Image:
             uint8 array H×W or H×W×1 (gray), H×W×3 (RGB) or H×W×4 (RGBA); or a uint8 tensor C×H×W
             with 1, 3 or 4 such channels.
         bit_depth: of files, as `read_image` takes it.
+        channels: 3, or 4 as of `read_image`.
 
     Raises:
-        ImageError: a file that cannot be read, or a picture without pixels.
+        ImageError: a file that cannot be read, or a picture without pixels or without the channels.
         TypeError: of another type, or an array or a tensor that is not uint8.
         ValueError: an array or a tensor of another shape.
     """
@@ -262,7 +272,7 @@ def as_photo(image: Photo, bit_depth: int | None = None) -> Image.Image:
     if isinstance(image, (bytearray, memoryview)):
         image = bytes(image)
     if isinstance(image, (str, os.PathLike, bytes)):
-        return read_image(image, bit_depth=bit_depth)
+        return read_image(image, bit_depth=bit_depth, channels=channels)
     if isinstance(image, torch.Tensor):
         check_channels(image)
         if image.dim() != 3:
@@ -278,7 +288,9 @@ def as_photo(image: Photo, bit_depth: int | None = None) -> Image.Image:
     if image.width == 0 or image.height == 0:
         raise ImageError(f"the picture has no pixels: {image.width}x{image.height}")
     try:
-        return _upright_rgb(image)[0]
+        return _four_channels(image) if channels == 4 else _upright_rgb(image)[0]
+    except ImageError:
+        raise
     except Exception as error:  # an opened file is decoded only now; see decode
         raise ImageError(f"the picture cannot be decoded: {_reason(error)}") from error
 
@@ -309,6 +321,51 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
+def _four_channels(image: Image.Image, source: PathLike | bytes = b"") -> Image.Image:
+    """Return a picture's four channels as mode RGBX, in which no channel acts on another; upright.
+
+    Raises:
+        ImageError: another number of channels.
+        Exception: of any kind, on a damaged picture.
+    """
+    bands = image.getbands()
+    if len(bands) != 4:
+        name = "the picture" if isinstance(source, bytes) else source
+        found = f"has {len(bands)} of 4 channels ({''.join(bands)})"
+        raise ImageError(f"{name}: {found}, which the network takes")
+    image.load()
+    return _turned(Image.merge("RGBX", image.split()), _orientation(image))
+
+
+def rgbx(pixels: np.ndarray) -> Image.Image:
+    """Return uint8 pixels H×W×4 as a picture of mode RGBX; H×W×3 as one of mode RGB."""
+    height, width, channels = pixels.shape
+    if channels == 3:
+        return Image.fromarray(pixels)
+    data = np.ascontiguousarray(pixels)
+    return Image.frombuffer("RGBX", (width, height), data, "raw", "RGBX", 0, 1)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of a loaded picture."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged EXIF data
+        try:
+            return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        except Exception:  # the pixels may be sound all the same
+            return 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    """Return a copy, turned upright.
+
+    Only the orientation is kept: exif_transpose rewrites every tag, and fails if one is damaged.
+    """
+    image.info = {}
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(image)
+
+
 def _upright_rgb(
     image: Image.Image, bit_depth: int = 16, low: np.ndarray | None = None
 ) -> tuple[Image.Image, int | None]:
@@ -328,12 +385,7 @@ def _upright_rgb(
     kind = raw_mode(image)
     white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
     image.load()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of damaged EXIF data
-        try:
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:  # the pixels may be sound all the same
-            orientation = 1
+    orientation = _orientation(image)
     values = _sixteen_bits(image, kind, low)
     if values is None:
         largest, rgb = None, _to_rgb(image)
@@ -344,11 +396,7 @@ def _upright_rgb(
             scaled = 255 - scaled
         rgb = Image.fromarray(scaled).convert("RGB")
         largest = None if kind == "I;12" else largest
-    rgb = rgb.copy() if rgb is image else rgb
-    # Only the orientation is kept: exif_transpose rewrites every tag, and fails if one is damaged.
-    rgb.info = {}
-    rgb.getexif()[ExifTags.Base.Orientation] = orientation
-    return ImageOps.exif_transpose(rgb), largest
+    return _turned(rgb.copy() if rgb is image else rgb, orientation), largest
 
 
 def _sixteen_bits(image: Image.Image, kind: str, low: np.ndarray | None) -> np.ndarray | None:
@@ -417,7 +465,7 @@ def shrink(image: Image.Image, max_size: int | None) -> Image.Image:
 
 
 def photo_tensor(image: Image.Image) -> torch.Tensor:
-    """Return an RGB picture as a uint8 tensor 1×3×H×W, a copy with channels-last strides."""
+    """Return a picture as a uint8 tensor 1×C×H×W, a copy with channels-last strides."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
 
 

@@ -29,7 +29,8 @@ def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 class Photometric:
     """A change of the picture alone, with probability `p`.
 
-    Called as ``transform(image, labels, rng)`` with an RGB picture; returns (image, labels).
+    Called as ``transform(image, labels, rng)`` with an RGB picture; returns (image, labels). A
+    fourth channel stays as it is.
     """
 
     _: KW_ONLY
@@ -37,7 +38,13 @@ class Photometric:
 
     def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
         """Return the pair, with another picture or with the same."""
-        return (image if rng.random() >= self.p else self.change(image, rng)), labels
+        if rng.random() >= self.p:
+            return image, labels
+        if image.mode == "RGB":
+            return self.change(image, rng), labels
+        *color, more = image.split()
+        changed = self.change(Image.merge("RGB", color), rng)
+        return Image.merge("RGBX", (*changed.split(), more)), labels
 
     def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """Return the changed picture."""

@@ -2,10 +2,11 @@
 through color, light, blur and noise.
 
 A transform is a small frozen dataclass called as ``transform(image, labels, rng)`` with an RGB
-`PIL.Image`, its uint8 label array H×W and a `numpy.random.Generator`; it returns the new pair and
-changes neither argument. All chance comes from `rng`: equal generators give equal results. In the
-geometry the picture is interpolated, the labels take the nearest pixel at exactly the same
-positions, and what lies outside the picture gets the mean color and the label 255.
+`PIL.Image` (RGBX: one channel more), its uint8 label array H×W and a `numpy.random.Generator`; it
+returns the new pair and changes neither argument. All chance comes from `rng`: equal generators
+give equal results. In the geometry the picture is interpolated, the labels take the nearest pixel
+at exactly the same positions, and what lies outside the picture gets the mean color and the label
+255.
 """
 
 import math
@@ -123,11 +124,16 @@ def _nearest(
     return labels[picks[0]].take(picks[1], axis=1)
 
 
+def _mean_color(image: Image.Image) -> tuple[int, ...]:
+    """Return what lies outside a picture; of a fourth channel the mean of the others."""
+    return (*MEAN_COLOR, sum(MEAN_COLOR) // 3)[: len(image.getbands())]
+
+
 def _on_canvas(
     image: Image.Image, labels: np.ndarray, size: tuple[int, int], corner: tuple[int, int]
 ) -> Pair:
     """Lay a pair on a mean-colored canvas of `size` with its first pixel at `corner` (y, x)."""
-    canvas = Image.new("RGB", (size[1], size[0]), MEAN_COLOR)
+    canvas = Image.new(image.mode, (size[1], size[0]), _mean_color(image))
     canvas.paste(image, (corner[1], corner[0]))
     padded = np.full((*size, *labels.shape[2:]), IGNORE_INDEX, dtype=np.uint8)
     height, width = labels.shape[:2]
@@ -163,7 +169,7 @@ class RandomRotate:
         if rng.random() >= self.p:
             return image, labels
         angle = rng.uniform(-self.degrees, self.degrees)
-        turned = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=MEAN_COLOR)
+        turned = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=_mean_color(image))
 
         def turn(plane: np.ndarray) -> np.ndarray:
             picture = Image.fromarray(np.ascontiguousarray(plane))
@@ -231,7 +237,7 @@ class Compose:
 
 
 def to_tensor(image: Image.Image, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (uint8 tensor 3×H×W in RGB order, uint8 tensor H×W), both contiguous copies."""
+    """Return (uint8 tensor C×H×W in RGB order, uint8 tensor H×W), both contiguous copies."""
     # numpy copies in this thread; torch would wake all of its threads, which a training step needs.
     pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
     return torch.from_numpy(pixels), torch.from_numpy(np.array(labels, order="C"))
@@ -239,8 +245,8 @@ def to_tensor(image: Image.Image, labels: np.ndarray) -> tuple[torch.Tensor, tor
 
 def _check(image: Image.Image, labels: np.ndarray) -> None:
     """Refuse a pair that does not fit together."""
-    if image.mode != "RGB":
-        raise ValueError(f"the picture must be RGB, not {image.mode}")
+    if image.mode not in ("RGB", "RGBX"):
+        raise ValueError(f"the picture must be RGB, or RGBX of four channels, not {image.mode}")
     if labels.dtype != np.uint8:
         raise TypeError(f"labels must be uint8, not {labels.dtype}")
     if labels.shape[:2] != (image.height, image.width) or labels.ndim > 3:
@@ -306,18 +312,20 @@ def collate(
     """Stack pairs of unequal sizes, padded at the bottom and the right.
 
     Args:
-        samples: (uint8 3×H×W, uint8 H×W or H×W×K) pairs, at least one.
+        samples: (uint8 C×H×W, uint8 H×W or H×W×K) pairs, at least one; C is 3 or 4.
 
     Returns:
-        (uint8 N×3×H×W padded with the mean color, uint8 N×H×W or N×H×W×K padded with 255), H and W
+        (uint8 N×C×H×W padded with the mean color, uint8 N×H×W or N×H×W×K padded with 255), H and W
         the largest height and width.
     """
     if not samples:
         raise ValueError("cannot make a batch of no samples")
     height = max(labels.shape[0] for _, labels in samples)
     width = max(labels.shape[1] for _, labels in samples)
-    images = np.empty((len(samples), 3, height, width), dtype=np.uint8)
-    images[:] = np.array(MEAN_COLOR, dtype=np.uint8)[:, None, None]
+    channels = samples[0][0].shape[0]
+    mean = np.array((*MEAN_COLOR, sum(MEAN_COLOR) // 3)[:channels], dtype=np.uint8)
+    images = np.empty((len(samples), channels, height, width), dtype=np.uint8)
+    images[:] = mean[:, None, None]
     heads = samples[0][1].shape[2:]
     targets = np.full((len(samples), height, width, *heads), IGNORE_INDEX, dtype=np.uint8)
     for index, (image, labels) in enumerate(samples):

@@ -11,11 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..data.classes import IGNORE_INDEX, ClassTable
+from ..errors import InputError
 from ..geometry import SamplingGrid
 from ..ops import Reduction, upsample, upsample_argmax, upsample_cross_entropy
 
 Shape = tuple[int, ...]
 _T = TypeVar("_T")
+
+# What gray is made of (ITU-R BT.601), as PIL makes it.
+LUMA = (0.299, 0.587, 0.114)
 
 # The share of each head in the loss; heads that are not named count fully.
 HEAD_WEIGHTS = {"aux": 0.5}
@@ -138,6 +142,8 @@ class FCN(nn.Module):
         num_classes: channels of the main head.
         table: the classes' names and colors, when they are known.
         name, options: the arguments of `create_model` that made the network.
+        in_channels: channels of the pictures that `preprocess` takes: 3 (RGB), 4 (RGB and one
+            more, such as near infrared), or 1: RGB, of which the network sees the luma.
         preprocessing: what `preprocess` does; it travels with the weights.
         default_preprocessing: what the network's own released weights expect.
         load_report: what the last weights file gave, where one was loaded.
@@ -165,6 +171,7 @@ class FCN(nn.Module):
         self.num_classes = num_classes
         self.table: ClassTable | None = None
         self.name = ""
+        self.in_channels = 3
         self.options: dict[str, Any] = {}
         self.load_report: LoadReport | None = None
         self.default_preprocessing = preprocessing
@@ -183,10 +190,38 @@ class FCN(nn.Module):
         device = torch.device("cpu") if like.is_meta else like.device
         for name in ("mean", "std"):
             value = torch.tensor(getattr(preprocessing, name), dtype=like.dtype, device=device)
-            self.register_buffer(f"_{name}", value.view(3, 1, 1), persistent=False)
+            if self.in_channels == 4:
+                value = torch.cat((value, value.mean(0, keepdim=True)))
+            elif self.in_channels == 1:
+                value = value.mean(0, keepdim=True)
+            self.register_buffer(f"_{name}", value.view(-1, 1, 1), persistent=False)
+
+    def take_channels(self, in_channels: int) -> None:
+        """Make the first layer one of gray pictures, or of RGB and one channel more.
+
+        Raises:
+            InputError: not 1, 3 or 4; or the network does not see RGB alone.
+        """
+        if in_channels not in (1, 3, 4):
+            raise InputError(f"in_channels must be 1, 3 or 4, not {in_channels!r}")
+        if self.channels != 3:
+            raise InputError(f"in_channels: this network sees {self.channels} of its own kind")
+        name, layer = self.first_layer()
+        count, _, *window = layer.weight.shape
+        layer.in_channels = self.in_channels = in_channels
+        layer.weight = nn.Parameter(layer.weight.new_empty(count, in_channels, *window))
+        self.initialize(name, layer)
+        self.set_preprocessing(self.preprocessing)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """uint8 RGB, N x 3 x H x W, to the network's own input: same shape, the network's dtype.
+        """uint8 pictures to the network's own input, of the network's dtype.
+
+        Args:
+            images: N x 3 x H x W, RGB; N x 4 x H x W, the fourth channel as it is stored, where
+                `in_channels` is 4.
+
+        Returns:
+            The same shape; N x 1 x H x W where `in_channels` is 1.
 
         Raises:
             TypeError: when the images are no tensor, or not uint8.
@@ -195,11 +230,15 @@ class FCN(nn.Module):
         if not isinstance(images, Tensor) or images.dtype != torch.uint8:
             kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise TypeError(f"images must be a uint8 tensor, not {kind}")
-        if images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be N x 3 x H x W, not {tuple(images.shape)}")
+        channels = self.picture_channels
+        if images.dim() != 4 or images.shape[1] != channels:
+            raise ValueError(f"images must be N x {channels} x H x W, not {tuple(images.shape)}")
         settings = self.preprocessing
-        if settings.order == "bgr":
-            images = images.flip(1)
+        if self.in_channels == 1:
+            luma = self._mean.new_tensor(LUMA).view(3, 1, 1)
+            images = (images * luma).sum(1, keepdim=True)
+        elif settings.order == "bgr":
+            images = torch.cat((images[:, :3].flip(1), images[:, 3:]), 1)
         # float32 at least, then the dtype of a network after half() or double().
         return ((images * settings.scale - self._mean) / self._std).to(self._mean.dtype)
 
@@ -314,7 +353,16 @@ class FCN(nn.Module):
     @property
     def channels(self) -> int:
         """Channels of the network's own input: those that its first convolution takes."""
-        return next(m.in_channels for m in self.modules() if isinstance(m, nn.Conv2d))
+        return self.first_layer()[1].in_channels
+
+    @property
+    def picture_channels(self) -> int:
+        """Channels of the pictures that `preprocess` takes: 3, or 4."""
+        return max(3, self.in_channels)
+
+    def first_layer(self) -> tuple[str, nn.Conv2d]:
+        """The first convolution and its name."""
+        return next((n, m) for n, m in self.named_modules() if isinstance(m, nn.Conv2d))
 
     def _check_input(self, images: Tensor) -> None:
         """Refuse what is no batch of the network's own input."""

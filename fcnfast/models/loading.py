@@ -48,7 +48,10 @@ def create_model(
             need, such as ``family="torchvision"``, need not be given.
         weights_backbone: a classifier's file for the trunk (of torchvision, timm or Caffe);
             "imagenet": the one of an installed package. The scores start at zero.
-        options: arguments of the network's class, such as ``padding`` or ``dropout``.
+        options: arguments of the network's class, such as ``padding`` or ``dropout``; and
+            ``in_channels``: 1 for gray, 4 for RGB and one channel more. Weights of an RGB network
+            start such a one: the sum of a filter's three channels is that for gray, their mean
+            that for the fourth.
 
     Returns:
         The network in training mode. Its `load_report` says what it took of the file.

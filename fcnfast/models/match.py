@@ -22,7 +22,8 @@ from .table import MODELS
 from .vgg import AT_ONCE_SCALES
 
 # Options that may differ between a file and the network: they do not change what weights mean.
-_FREE_OPTIONS = {"dropout", "upsampling", "final_upsampling", "aux_loss"}
+# (Filters for RGB become those for other channels; any other difference shows in the shape.)
+_FREE_OPTIONS = {"dropout", "upsampling", "final_upsampling", "aux_loss", "in_channels"}
 
 
 class Match:
@@ -238,7 +239,7 @@ class Match:
                     raise self._error(f"has no {self._theirs(key)!r}{self._other}{self._hint(key)}")
                 continue
             stored = self._stored(key)
-            if key in found or fits(stored.shape, shape):
+            if key in found or fits(stored.shape, shape) or self._is_rgb(key):
                 found.add(key)
             elif fits_other_classes(key, stored.shape, shape):
                 self.dropped[self.keys[key]] = (
@@ -251,6 +252,13 @@ class Match:
                     f"{self.model.num_classes} classes needs {shape} ({counts}){self._other}"
                 )
         return found
+
+    def _is_rgb(self, key: str) -> bool:
+        """Whether a tensor is of a first layer for RGB in the file, and for other channels here."""
+        if key != f"{self.model.first_layer()[0]}.weight" or self.model.in_channels == 3:
+            return False
+        shape = self.own[key][0]
+        return self._stored(key).shape == (shape[0], 3, *shape[2:])
 
     def _theirs(self, key: str) -> str:
         """What the file calls a tensor of the network, or would call it if it had it."""
@@ -283,6 +291,8 @@ class Match:
         value = self.values.pop(key) if key in self.values else self._stored(key).read()
         if value.is_floating_point() != dtype.is_floating_point:
             raise self._error(f"{self.keys[key]!r} holds {value.dtype}{self._other}")
+        if self._is_rgb(key):
+            value = _of_channels(value, shape[1])
         value = value.reshape(shape).to(dtype)
         if value.is_floating_point() and value.numel():
             low, high = torch.aminmax(value)  # both NaN when anything is; needs no memory
@@ -300,6 +310,13 @@ class Match:
             f"made with padding={padding}: scores near the border will differ, unless it is "
             "trained further or the weights are of a network made so",
         )
+
+
+def _of_channels(weight: Tensor, channels: int) -> Tensor:
+    """The filters of a first layer for RGB as those for gray, or for a fourth channel, too."""
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return torch.cat((weight, weight.mean(1, keepdim=True)), 1)
 
 
 def _kind(name: str) -> str:

@@ -147,7 +147,8 @@ def _check_options(name: str, row: Row, options: Mapping[str, Any]) -> None:
             if "class" in option:
                 raise TypeError(f"{name} has no option {option!r}; did you mean num_classes?")
             near = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"its options: {', '.join(known)}"
+            listed = ", ".join([*known, "in_channels"])
+            hint = f"did you mean {near[0]}?" if near else f"its options: {listed}"
             raise TypeError(f"{name} has no option {option!r}; {hint}")
 
 
@@ -163,9 +164,12 @@ def build(name: str, num_classes: int | None, options: Mapping[str, Any]) -> FCN
     clash = sorted(set(row.fixed) & set(options))
     if clash:
         raise TypeError(f"{name} fixes {', '.join(clash)}: choose another network instead")
-    _check_options(name, row, options)
+    own = {key: value for key, value in options.items() if key != "in_channels"}
+    _check_options(name, row, own)
     classes = row.classes if num_classes is None else num_classes
-    model = row.make(classes, **row.fixed, **options)
+    model = row.make(classes, **row.fixed, **own)
+    if "in_channels" in options:
+        model.take_channels(options["in_channels"])
     if row.preprocessing is not None:
         model.default_preprocessing = row.preprocessing
         model.set_preprocessing(row.preprocessing)

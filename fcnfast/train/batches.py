@@ -43,6 +43,7 @@ def open_pictures(
         exclude=exclude or None,
         cache=cache,
         bit_depth=s.bit_depth or None,
+        channels=max(3, s.in_channels),
     )
 
 

@@ -552,14 +552,16 @@ class Run:
 
 
 def _wrapped(
-    train: Any, val: Any, table: ClassTable | None
+    s: TrainSettings, train: Any, val: Any, table: ClassTable | None
 ) -> tuple[SegmentationDataset, SegmentationDataset | None] | None:
     if train is None:
         return None
     table = table or getattr(train, "table", None)
     if table is None:
         raise InputError("train: a data set without a class table needs table=")
-    return wrap_dataset(train, table), None if val is None else wrap_dataset(val, table)
+    channels = max(3, s.in_channels)
+    pictures = wrap_dataset(train, table, channels)
+    return pictures, None if val is None else wrap_dataset(val, table, channels)
 
 
 def start(
@@ -588,7 +590,7 @@ def start(
         out = Path(settings.output_dir)
         if settings.output_dir and (out / CHECKPOINT).exists():
             raise InputError(f"{out} already holds a run: go on with --resume {out}")
-        run = Run(settings, p, data=_wrapped(train, val, table))
+        run = Run(settings, p, data=_wrapped(settings, train, val, table))
         require_every_class(run.pictures)
         return run
 
@@ -616,8 +618,7 @@ def resume(
     """
     p = processes or Processes()
     at = Path(path) / CHECKPOINT if Path(path).is_dir() else Path(path)
-    data = _wrapped(train, val, table)
-    run = p.together(lambda: _restored(at, changes, p, data))
+    run = p.together(lambda: _restored(at, changes, p, (train, val, table)))
     p.agree(run.identity())
     return run
 
@@ -626,7 +627,7 @@ def _restored(
     path: Path,
     changes: dict[str, Any],
     processes: Processes,
-    data: tuple[SegmentationDataset, SegmentationDataset | None] | None,
+    data: tuple[Any, Any, ClassTable | None],
 ) -> Run:
     state = checkpoint.load(path)
     try:
@@ -634,7 +635,8 @@ def _restored(
     except (KeyError, TypeError) as error:
         raise WeightsError(f"{path}: not from this release of fcnfast: {error}") from None
     try:
-        run = Run(resumed(saved, changes), processes, state["network"], data)
+        s = resumed(saved, changes)
+        run = Run(s, processes, state["network"], _wrapped(s, *data))
         run.restore(state)
     except InputError:
         raise

@@ -41,12 +41,14 @@ def make_model(
         InputError, WeightsError: as `create_model`, and for `sync_bn` without GPUs.
     """
     if saved is None:
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {} if s.in_channels == 3 else {"in_channels": s.in_channels}
         if s.weights:
             options["weights"] = bundled_path() if s.weights == "bundled" else s.weights
         if s.weights_backbone:
             options["weights_backbone"] = s.weights_backbone
         model = create_model(s.model, num_classes=len(table), **options)
+        if model.in_channels != s.in_channels:
+            raise InputError(f"{s.weights}: its network needs --in-channels {model.in_channels}")
         longest = max(max(pictures.size(k)) for k in range(len(pictures)))
         size = int(longest * s.scale_max)
         model.set_preprocessing(replace(model.preprocessing, max_size=size))

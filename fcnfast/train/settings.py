@@ -44,6 +44,9 @@ class TrainSettings:
     val_include: str = _flag("", "validate only on the pictures whose names match this pattern")
     # the network
     model: str = _flag("fcn4s_light", "the network, by name")
+    in_channels: int = _flag(
+        3, "1: sees the luma of pictures; 4: their RGB and a fourth channel", choices=(1, 3, 4)
+    )
     weights: str = _flag("", "weights file to start from, or 'bundled'")
     weights_backbone: str = _flag("", "a classifier's file for the trunk, or 'imagenet'")
     freeze: str = _flag(
@@ -135,6 +138,7 @@ class TrainSettings:
             "val_include": (not self.val_split, "--val-split"),
             "patience": (not self.val_split, "--val-split"),
             "amp_dtype": (not self.amp, "--amp"),
+            "bit_depth": (self.in_channels == 4, "--in-channels 1 or 3"),
         }
         for name, (unused, needed) in idle.items():
             if unused and getattr(self, name) != getattr(TrainSettings, name):
@@ -151,7 +155,7 @@ class TrainSettings:
             raise InputError(f"{name} must be {wanted}, not {value!r}")
         choices = f.metadata.get("choices", (value,))
         if value not in choices:
-            raise InputError(f"{name} must be {' or '.join(choices)}, not {value!r}")
+            raise InputError(f"{name} must be {' or '.join(map(str, choices))}, not {value!r}")
         if value < f.metadata.get("least", value):
             raise InputError(f"{name} must be at least {f.metadata['least']}, not {value}")
         if value > f.metadata.get("most", value):

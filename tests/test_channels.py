@@ -1,0 +1,173 @@
+"""Networks of gray pictures and of four channels, and how RGB weights start them."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fcnfast import Segmenter, create_model, load_model, save_model
+from fcnfast.cli import main
+from fcnfast.data import open_dataset, train_transform
+from fcnfast.data.images import read_image
+from fcnfast.errors import ImageError, InputError
+from fcnfast.models import CAFFE
+from fcnfast.train import TrainSettings, start
+from tests.test_train import scenes, small  # noqa: F401
+
+TINY = {"widths": (4,) * 5, "depths": (1,) * 4, "decoder": 4}
+
+
+@pytest.fixture(scope="module")
+def four(scenes, tmp_path_factory) -> Path:  # noqa: F811
+    """The scenes with a fourth channel: 200 where a road is, and 20 elsewhere."""
+    root = tmp_path_factory.mktemp("four") / "data"
+    shutil.copytree(scenes, root)
+    for split in ("train", "val"):
+        for path in (root / split).iterdir():
+            labels = np.asarray(Image.open(root / f"{split}annot" / path.name))
+            rgb = np.asarray(Image.open(path).convert("RGB"))
+            more = np.where(labels == 3, 200, 20).astype(np.uint8)
+            path.unlink()
+            Image.fromarray(np.dstack((rgb, more))).save(path.with_suffix(".tif"))
+    return root
+
+
+def rgb_file(folder: Path) -> Path:
+    """The weights of an RGB network whose batch norms have seen something."""
+    model = create_model("fcn4s_light", num_classes=11, **TINY)
+    with torch.no_grad():
+        model(model.preprocess(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)))
+    save_model(model, folder / "rgb.safetensors")
+    return folder / "rgb.safetensors"
+
+
+@pytest.mark.parametrize("name", ["fcn4s_light", "fcn4s_lite0", "fcn8s_resnet18", "fcn32s_alexnet"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_rgb_weights_start_a_network_of_other_channels(name, channels, tmp_path):
+    options = TINY if name == "fcn4s_light" else {}
+    with torch.device("meta" if name == "fcn32s_alexnet" else "cpu"):
+        rgb = create_model(name, **options)
+        if name == "fcn32s_alexnet":  # 57 million parameters: shapes will do
+            model = create_model(name, in_channels=channels)
+            assert model.first_layer()[1].weight.shape[1] == model.channels == channels
+            return
+    save_model(rgb, tmp_path / "rgb.safetensors")
+    model = create_model(name, weights=tmp_path / "rgb.safetensors", in_channels=channels)
+    key, layer = model.first_layer()
+    filters = rgb.first_layer()[1].weight
+    if channels == 1:
+        assert torch.equal(layer.weight, filters.sum(1, keepdim=True))
+    else:
+        assert torch.equal(layer.weight[:, :3], filters)
+        assert torch.equal(layer.weight[:, 3], filters.mean(1))
+    rest = {k: v for k, v in rgb.state_dict().items() if k != f"{key}.weight"}
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in rest.items())
+    assert model.load_report.reshaped == {
+        f"{key}.weight": (tuple(filters.shape), tuple(layer.weight.shape))
+    }
+    save_model(model, tmp_path / "own.safetensors")  # and its own file makes it again
+    again = load_model(tmp_path / "own.safetensors")
+    assert again.in_channels == channels and torch.equal(
+        again.first_layer()[1].weight, layer.weight
+    )
+
+
+def test_what_the_network_sees_of_a_picture():
+    pixels = torch.randint(0, 256, (2, 4, 5, 6), dtype=torch.uint8)
+    gray = create_model("fcn4s_light", in_channels=1, **TINY)
+    luma = (pixels[:, :3].double() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1)
+    p = gray.preprocessing
+    wanted = (luma * p.scale - sum(p.mean) / 3) / (sum(p.std) / 3)
+    torch.testing.assert_close(
+        gray.preprocess(pixels[:, :3])[:, 0].double(), wanted, atol=1e-4, rtol=0
+    )
+    model = create_model("fcn4s_light", in_channels=4, **TINY)
+    model.set_preprocessing(CAFFE)  # BGR
+    mean = torch.tensor([*CAFFE.mean, sum(CAFFE.mean) / 3]).view(4, 1, 1)
+    torch.testing.assert_close(model.preprocess(pixels), pixels[:, [2, 1, 0, 3]] - mean)
+    with pytest.raises(ValueError, match="N x 4 x H x W, not"):
+        model.preprocess(pixels[:, :3])
+
+
+def test_four_channels_are_read_as_they_are_stored(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 4), dtype=np.uint8)
+    for name in ("a.png", "a.tif", "a.webp"):
+        options = {"lossless": True, "exact": True} if name == "a.webp" else {}
+        Image.fromarray(pixels).save(tmp_path / name, **options)
+        read = read_image(tmp_path / name, channels=4)
+        assert read.mode == "RGBX"
+        np.testing.assert_array_equal(np.asarray(read), pixels)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "b.png", exif=turned)
+    read = read_image(tmp_path / "b.png", channels=4)
+    np.testing.assert_array_equal(np.asarray(read), np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_the_fourth_channel_takes_part_in_the_geometry_alone(strength):
+    """It is the labels' own picture: it still is after scaling, cutting and turning."""
+    labels = np.zeros((40, 48), np.uint8)
+    labels[10:30, 12:36] = 1
+    rgb = np.full((40, 48, 3), 90, np.uint8)
+    image = Image.fromarray(np.dstack((rgb, 200 * labels)))
+    image = Image.frombuffer("RGBX", image.size, image.tobytes(), "raw", "RGBX", 0, 1)
+    transform = train_transform(32, scale=(0.5, 1.5), strength=strength)
+    for seed in range(20):
+        pixels, moved = transform(image, labels, np.random.default_rng(seed))
+        inside = moved != 255
+        wrong = (pixels[3] > 100) != (moved == 1)
+        assert pixels.shape == (4, 32, 32) and float(wrong[inside].float().mean()) < 0.1
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_trained_evaluated_and_segmented(channels, four, scenes, tmp_path, capsys):  # noqa: F811
+    root = four if channels == 4 else scenes
+    start_file = str(rgb_file(tmp_path))
+    settings = small(root, tmp_path / "run", in_channels=channels, weights=start_file, cache=True)
+    start(settings).train(progress=False)
+    weights = tmp_path / "run" / "last.safetensors"
+    assert load_model(weights).in_channels == channels
+    assert main(["evaluate", "--data-path", str(root), "--weights", str(weights)]) == 0
+    photo = next((root / "val").iterdir())
+    result = Segmenter(weights)(photo)
+    assert result.labels.shape == (48, 64) and result.overlay().mode == "RGB"
+    if channels == 4:
+        flat = next((scenes / "val").iterdir())
+        assert main(["predict", str(flat), "--weights", str(weights), "--output-dir", "x"]) == 2
+        assert f"{flat}: has 3 of 4 channels (RGB)" in capsys.readouterr().err
+
+
+def test_a_data_set_of_ones_own_with_four_channels(four, tmp_path):
+    pairs = open_dataset("camvid", four, "train", channels=4)
+    own = [(np.asarray(image), labels) for image, labels, _ in pairs]
+    settings = TrainSettings(
+        model="fcn4s_light", weights=str(rgb_file(tmp_path)), in_channels=4, crop_size=32,
+        batch_size=2, epochs=1, workers=0, val_split="", output_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    run = start(settings, train=own, table=pairs.table)
+    run.train(progress=False)
+    assert load_model(tmp_path / "run" / "last.safetensors").in_channels == 4
+
+
+def test_refused(four, scenes, tmp_path):  # noqa: F811
+    for channels in (0, 2, 5, "4"):
+        with pytest.raises(InputError, match="in_channels must be 1, 3 or 4, not"):
+            create_model("fcn4s_light", in_channels=channels, **TINY)
+    with torch.device("meta"), pytest.raises(InputError, match="sees 6 of its own kind"):
+        create_model("nyud_fcn32s_vgg16_color_hha", in_channels=4)
+    model = create_model("fcn4s_light", num_classes=11, in_channels=4, **TINY)
+    save_model(model, tmp_path / "four.safetensors")
+    with pytest.raises(InputError, match="four.safetensors: its network needs --in-channels 4"):
+        start(small(scenes, tmp_path / "run", weights=str(tmp_path / "four.safetensors")))
+    with pytest.raises(InputError, match="is .*, but fcn4s_light .* needs"):
+        create_model("fcn4s_light", weights=tmp_path / "four.safetensors", in_channels=1, **TINY)
+    with pytest.raises(InputError, match="--bit-depth has no meaning without --in-channels 1 or 3"):
+        TrainSettings(in_channels=4, bit_depth=12)
+    with pytest.raises(InputError, match="--bit-depth 12: is for pictures of 1 or 3 channels"):
+        Segmenter(tmp_path / "four.safetensors", bit_depth=12)
+    with pytest.raises(ImageError, match="has 1 of 4 channels"):
+        Segmenter(tmp_path / "four.safetensors")(np.zeros((9, 9), np.uint8))
