@@ -342,6 +342,27 @@ class TestVOC:
         err = capsys.readouterr().err
         assert "1 of its pictures are in the training list, too: 2008_000002" in err
 
+    @pytest.mark.parametrize(
+        ("stored", "listed"),
+        [
+            ("a photo 1", "a photo 1"),
+            ("bild.001", "bild.001"),
+            ("caf\u00e9", "cafe\u0301"),  # composed and decomposed
+            ("cafe\u0301", "caf\u00e9"),
+            ("2008_000009", "2008_000009 -1"),
+            ("2008_000009", "2008_000009  1"),
+            ("a b", "/a/JPEGImages/a b.jpg /a/SegmentationClassAug/a b.png"),
+        ],
+    )
+    def test_names_in_lists(self, stored, listed, tmp_path):
+        make_voc(tmp_path)
+        home = tmp_path / "VOCdevkit" / "VOC2012"
+        photo(home / "JPEGImages" / f"{stored}.jpg", 1)
+        mask(home / "SegmentationClass" / f"{stored}.png", np.ones(SIZE, np.uint8), palette=True)
+        lines(home / "ImageSets" / "Segmentation" / "mine.txt", listed)
+        (sample,) = voc(tmp_path, "mine")
+        assert (sample.labels == 1).all()
+
     def test_what_is_missing_is_named(self, tmp_path):
         make_voc(tmp_path)
         devkit = tmp_path / "VOCdevkit"
@@ -488,6 +509,10 @@ class TestOthers:
             tmp_path / "train.txt", "/SegNet/CamVid/train/0006R0_2.png /x/trainannot/0006R0_2.png"
         )
         assert open_dataset("camvid", tmp_path, "train").names == ["0006R0_2"]
+        for folder in ("train", "trainannot"):
+            (tmp_path / folder / "0006R0_2.png").rename(tmp_path / folder / "one of two.png")
+        lines(tmp_path / "train.txt", "/a b/train/one of two.png /a b/trainannot/one of two.png")
+        assert open_dataset("camvid", tmp_path, "train").names == ["one of two"]
         lines(tmp_path / "train.txt", "/SegNet/CamVid/train/gone.png /x/trainannot/gone.png")
         with pytest.raises(DatasetError, match=r"train\.txt: no picture for gone"):
             open_dataset("camvid", tmp_path, "train")

@@ -8,6 +8,8 @@ a list, a picture or labels that are missing raise DatasetError, which names the
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,7 +23,7 @@ from ..errors import DatasetError, ImageError, NoSplitError
 from ..files import PathLike
 from .classes import IGNORE_INDEX, ClassTable
 from .folder import SegmentationDataset, open_folder, shortened
-from .images import decode
+from .images import IMAGE_EXTENSIONS, decode
 from .labels import read_labels
 from .matfiles import mat_labels, nyud_color, nyud_depth, nyud_labels, read_mat
 from .tables import (
@@ -36,31 +38,45 @@ from .tables import (
     VOC,
 )
 
+# Two paths; or a name, and behind it what VOC's lists of one class say of the picture: -1, 0 or 1.
+_TWO_PATHS = re.compile(r"(.*?\.\w+)\s+(\S.*\.\w+)")
+_NAME = re.compile(r"(.*?)(?:\s+-1|\s\s+[01])?")
 
-def _read_list(path: Path) -> list[list[str]]:
-    """Read the lines of a list file as columns; UTF-8 or Latin-1 names, with or without a mark."""
+
+def _read_list(path: Path) -> list[tuple[str, ...]]:
+    """Read the lines of a list file: one name or two paths, in which spaces may be.
+
+    Names are UTF-8 or Latin-1, with or without a byte order mark.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DatasetError(f"{path}: cannot read the list: {error.strerror}") from error
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     text = content.decode(encoding, "surrogateescape" if encoding != "utf-16" else "replace")
-    rows = [line.replace("\\", "/").split() for line in text.splitlines() if line.strip()]
+    lines = [line.replace("\\", "/").strip() for line in text.splitlines()]
+    rows = [_TWO_PATHS.fullmatch(line) or _NAME.fullmatch(line) for line in lines if line]
     if not rows:
         raise DatasetError(f"{path}: the list is empty")
-    return rows
+    return [row.groups() for row in rows if row]
+
+
+def _stem(text: str) -> str:
+    """Return a picture's name in a list, without its folders and its extension."""
+    name = PurePosixPath(text)
+    return name.stem if name.suffix.lower() in IMAGE_EXTENSIONS else name.name
 
 
 def _ids(folder: Path, split: str, suffix: str = ".txt") -> list[str]:
     """Return the names in the list of a split, or in those of "a+b", sorted, each once."""
-    found: dict[str, list[str]] = {}
+    found: set[str] = set()
     for name in split.split("+"):
         path = Path(name) if name.endswith(suffix) else folder / f"{name}{suffix}"
         if not path.is_file():
             lists = sorted(entry.stem for entry in folder.glob(f"*{suffix}"))
             known = f": it has {shortened(lists)}" if lists else ""
             raise NoSplitError(f"{path}: no such list{known}")
-        found |= {PurePosixPath(row[0]).stem: row for row in _read_list(path)}
+        found |= {_stem(row[0]) for row in _read_list(path)}
     return sorted(found)
 
 
@@ -83,8 +99,13 @@ def _below(root: PathLike, *patterns: str, needs: str) -> Path:
 
 
 def _first(paths: Iterable[Path]) -> Path | None:
-    """Return the first path that is there."""
-    return next((path for path in paths if path.exists()), None)
+    """Return the first path that is there, its letters composed or decomposed (NFC, NFD)."""
+    for path in paths:
+        for form in (None, "NFC", "NFD"):
+            spelled = path if form is None else Path(unicodedata.normalize(form, str(path)))
+            if spelled.exists():
+                return spelled
+    return None
 
 
 def _present(
@@ -350,7 +371,7 @@ def _context_map(path: Path, table: ClassTable) -> ClassTable:
     """Return a table with the label map from the list of the 459 names, "index: name"."""
     numbers = {}
     for row in _read_list(path):
-        number, _, name = " ".join(row).partition(":")
+        number, _, name = row[0].partition(":")
         if number.strip().isdigit():
             numbers[name.strip()] = int(number)
     labels = dict.fromkeys(range(len(numbers) + 1), IGNORE_INDEX)
@@ -387,8 +408,8 @@ def camvid(
     samples = {}
     for row in _read_list(listed):
         if len(row) != 2:
-            raise DatasetError(f"{listed}: {' '.join(row)[:80]!r} is not a picture and its labels")
-        samples[PurePosixPath(row[0]).stem] = tuple(_rerooted(listed.parent, text) for text in row)
+            raise DatasetError(f"{listed}: {row[0][:80]!r} is not a picture and its labels")
+        samples[_stem(row[0])] = tuple(_rerooted(listed.parent, text) for text in row)
     return SegmentationDataset(_present(samples, listed), table, **options)  # type: ignore[arg-type]
 
 
