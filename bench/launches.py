@@ -43,11 +43,6 @@ class Launch:
     arguments: dict[str, Any]
     options: dict[str, Any]
 
-    @property
-    def threads(self) -> int:
-        """Threads of one program on an NVIDIA GPU."""
-        return 32 * self.options.get("num_warps", 4)
-
 
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
@@ -166,13 +161,13 @@ def source_text(kernel: JITFunction) -> str:
     return _TEXTS[id(kernel)][1]
 
 
-def fingerprint(launch: Launch, target: str, work: object) -> str:
-    """Of all that a row depends on: the machine code's sources, Triton's version, how it counts."""
+def fingerprint(launch: Launch, target: str) -> str:
+    """Of all that a row depends on: the machine code's sources, and Triton's version."""
     parts = [
         source_text(launch.kernel),
         *map(str, specialized(launch, not target.startswith("sm_"))),
     ]
-    parts += [str(sorted(launch.options.items())), str(work), target, triton.__version__]
+    parts += [str(sorted(launch.options.items())), target, triton.__version__]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
