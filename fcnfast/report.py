@@ -144,7 +144,7 @@ def _classes(scores: Mapping[str, Any], table: ClassTable) -> str:
     classes = scores["classes"]
     columns = list(next(iter(classes.values())))
     pixels = np.array(scores["confusion"], dtype=np.int64).sum(axis=1)
-    heads = ["class", *(f"{_title(column)}, %" for column in columns), "share of the truth, %"]
+    heads = ["class", *(f"{_title(column)}, %" for column in columns), "of the truth, %"]
     rows = []
     for index, (name, values) in enumerate(classes.items()):
         color = "#{:02x}{:02x}{:02x}".format(*table.palette[index])
@@ -169,15 +169,15 @@ def _classes(scores: Mapping[str, Any], table: ClassTable) -> str:
     )
 
 
-def _matrix(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:
     """The confusion matrix as a heat map: each row in shares of the class's true pixels."""
-    counts = np.array(confusion, dtype=np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     count, numbered = len(names), len(names) <= _NAMED_CELLS
-    cell, font, left = (32, 12, 150) if numbered else (11, 8, 110)
-    top = left - 30
-    width, height = left + count * cell + 60, top + count * cell + 6
+    cell, font = (32, 12) if numbered else (11, 8)
     short = [clean(name if len(name) <= 20 else f"{name[:18]}…") for name in names]
+    left = 14 + round(0.62 * font * max(min(len(name), 20) for name in names))
+    top = round(0.8 * left)
+    width, height = round(left + count * cell + 0.6 * left), top + count * cell + 6
     parts = []
     for k, name in enumerate(short):
         at = (k + 0.5) * cell + font / 3
@@ -204,9 +204,8 @@ def _matrix(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     )
 
 
-def _confusions(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+def _confusions(counts: np.ndarray, names: Sequence[str]) -> str:
     """The pairs of classes that take the most pixels from each other."""
-    counts = np.array(confusion, dtype=np.int64)
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     items = []
@@ -216,9 +215,9 @@ def _confusions(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str
             share = 100 * wrong[row, column] / counts[row].sum()
             items.append(
                 f"<li>{clean(names[row])} labeled {clean(names[column])}: "
-                f"{wrong[row, column]:,} pixels, {share:.1f} % of its own</li>"
+                f"{wrong[row, column]:,} pixels, {share:.1f} % of the class</li>"
             )
-    return f"<h3>Most pixels confused</h3><ol>{''.join(items)}</ol>" if items else ""
+    return f"<div><h3>Most pixels confused</h3><ol>{''.join(items)}</ol></div>" if items else ""
 
 
 def _pictures(title: str, shown: Sequence[Shown]) -> str:
@@ -275,7 +274,7 @@ def write_report(
     Raises:
         OSError: it cannot be written.
     """
-    names = list(scores["classes"])
+    names, confusion = list(scores["classes"]), np.array(scores["confusion"], dtype=np.int64)
     about = "".join(f"<dt>{clean(key)}</dt><dd>{clean(text)}</dd>" for key, text in facts.items())
     best, worst = gallery.best_and_worst()
     body = "\n".join(
@@ -285,7 +284,7 @@ def write_report(
             f"<section><h2>Classes</h2>{_classes(scores, table)}</section>",
             "<section><h2>Confusion matrix</h2><p>Rows are the truth, columns the prediction; "
             "each row in percent of its class's pixels, from 0.5 up.</p>"
-            f"{_matrix(scores['confusion'], names)}{_confusions(scores['confusion'], names)}"
+            f'<div class="pair">{_matrix(confusion, names)}{_confusions(confusion, names)}</div>'
             "</section>",
             _pictures("The best pictures", best),
             _pictures("The worst pictures", worst),
@@ -294,73 +293,6 @@ def write_report(
         ]
     )
     path = Path(folder) / "index.html"
-    write_bytes(path, _PAGE.replace("%BODY%", body).encode())
+    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    write_bytes(path, page.replace("%BODY%", body).encode())
     return path
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width,initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
-style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>Evaluation</title><style>
-:root{color-scheme:light dark;--paper:#fff;--ink:#1f2430;--faint:#5d6675;--line:#dfe3ea;
---soft:#f4f6f9;--right:#2f74d0;--wrong:#d9622b;--on:#fff}
-@media screen and (prefers-color-scheme:dark){:root{--paper:#14171d;--ink:#e6e9ef;--faint:#98a2b3;
---line:#2e3440;--soft:#1c2028;--right:#4a8ee8;--wrong:#e8793f}}
-*{box-sizing:border-box}
-body{margin:0 auto;padding:1.5rem 1rem;max-width:1240px;background:var(--paper);color:var(--ink);
-font:15px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
-h1{font-size:1.7rem;margin:0 0 .5rem}h2{font-size:1.25rem;margin:2.2rem 0 .6rem}
-h3{font-size:1rem;margin:1rem 0 0}p{margin:.1rem 0 .5rem;color:var(--faint)}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:0}
-dt,footer{color:var(--faint)}dd{margin:0}footer{margin-top:2.5rem}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:.7rem;
-margin-top:1.2rem}
-.tiles div{background:var(--soft);border:1px solid var(--line);border-radius:8px;padding:.7rem 1rem}
-.tiles b{display:block;font-size:1.8rem;line-height:1.2}
-.tiles span,small{display:block;color:var(--faint)}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;width:100%}
-th{text-align:left;border-bottom:2px solid var(--line);padding:0;vertical-align:bottom}
-th button{font:inherit;font-weight:600;color:inherit;background:none;border:0;padding:.3rem .6rem;
-cursor:pointer;width:100%;text-align:inherit}
-th+th{text-align:right}
-th[aria-sort=ascending] button::after{content:" ▲"}
-th[aria-sort=descending] button::after{content:" ▼"}
-td{padding:.25rem .6rem;border-bottom:1px solid var(--line)}
-td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-.dot{display:inline-block;width:.8em;height:.8em;border-radius:3px;margin-right:.6em;
-border:1px solid var(--faint)}
-.bar{display:inline-block;vertical-align:middle;width:calc(100% - 4em);max-width:260px;
-min-width:3em;height:.7em;margin-right:.7em;background:var(--soft);border-radius:3px}
-.bar i{display:block;height:100%;background:var(--right);border-radius:3px}
-svg{display:block;max-width:none}
-.matrix text{fill:var(--ink)}.matrix text.on{fill:var(--on)}
-.right{fill:var(--right)}.wrong{fill:var(--wrong)}
-ol{margin:.3rem 0;padding-left:1.6rem}
-.four{display:grid;grid-template-columns:repeat(4,1fr);gap:.5rem}
-figure{margin:0}img{width:100%;display:block;border-radius:4px}
-figcaption{color:var(--faint);font-size:.85rem}
-.curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:1rem}
-@media (max-width:640px){.four{grid-template-columns:1fr 1fr}td,th button{padding:.25rem .35rem}
-.bar{min-width:2.5em}}
-@media print{body{padding:0;font-size:11px}.picture,tr,.matrix,.curves svg{break-inside:avoid}
-h2,h3{break-after:avoid}.wide{overflow:visible}.matrix{max-width:100%}
-*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
-</style></head><body>
-%BODY%
-<script>
-for (const button of document.querySelectorAll("#classes button"))
-  button.onclick = () => {
-    const head = button.parentNode, column = head.cellIndex
-    const down = head.ariaSort ? head.ariaSort === "ascending" : column > 0
-    for (const other of head.parentNode.cells) other.removeAttribute("aria-sort")
-    head.ariaSort = down ? "descending" : "ascending"
-    const body = document.querySelector("#classes tbody")
-    const value = row => Number(row.cells[column].dataset.v)
-    const rows = [...body.rows].sort((a, b) => value(a) - value(b))
-    body.append(...(down ? rows.reverse() : rows))
-  }
-</script></body></html>
-"""
