@@ -136,6 +136,9 @@ def _short(value: float) -> str:
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if size * 10 <= abs(value) < 1e9:
             return f"{value / size:g}{letter}"
+    if 0 < abs(value) < 1e-3:
+        power = math.floor(math.log10(abs(value)) + 1e-9)
+        return f"{value / 10.0**power:.3g}e{power}"
     return f"{value:.4g}"
 
 

@@ -52,7 +52,7 @@ class Gallery:
 
     def __init__(self, table: ClassTable, kept: int = KEPT) -> None:
         self.table, self.kept, self.count = table, kept, 0
-        self._heaps: dict[int, list[tuple[float, int, Shown]]] = {1: [], -1: []}
+        self._heaps: dict[int, list[tuple[tuple[float, int], Shown]]] = {1: [], -1: []}
 
     def add(self, sample: Sample, labels: np.ndarray) -> None:
         """Look at a picture with its predicted labels, uint8 H×W; one without a truth is ignored.
@@ -69,19 +69,20 @@ class Gallery:
         self.count += 1
         shown = None
         for sign, heap in self._heaps.items():
-            rank = sign * scores.mean_iu  # the heap's first is what leaves it
-            if len(heap) == self.kept and rank <= heap[0][0]:
+            # The heap's first leaves it. Of equal scores the later is the worse.
+            rank = (sign * scores.mean_iu, -sign * self.count)
+            if len(heap) == self.kept and rank < heap[0][0]:
                 continue
             if shown is None:
                 pictures = self._pictures(sample.image, truth, labels)
                 shown = Shown(sample.name, scores.mean_iu, scores.pixel_accuracy, pictures)
             push = heapq.heappushpop if len(heap) == self.kept else heapq.heappush
-            push(heap, (rank, -self.count, shown))
+            push(heap, (rank, shown))
 
     def best_and_worst(self) -> tuple[list[Shown], list[Shown]]:
         """Return the best, best first, and the worst, worst first; no picture is in both."""
         best, worst = (
-            [shown for *_, shown in sorted(heap, reverse=True)] for heap in self._heaps.values()
+            [shown for _, shown in sorted(heap, reverse=True)] for heap in self._heaps.values()
         )
         share = min(self.kept, (self.count + 1) // 2)
         return best[:share], worst[: min(self.kept, self.count - share)]
@@ -144,7 +145,7 @@ def _classes(scores: Mapping[str, Any], table: ClassTable) -> str:
     classes = scores["classes"]
     columns = list(next(iter(classes.values())))
     pixels = np.array(scores["confusion"], dtype=np.int64).sum(axis=1)
-    heads = ["class", *(f"{_title(column)}, %" for column in columns), "of the truth, %"]
+    heads = ["class", *(f"{_title(column)}, %" for column in columns), "share, %"]
     rows = []
     for index, (name, values) in enumerate(classes.items()):
         color = "#{:02x}{:02x}{:02x}".format(*table.palette[index])
@@ -224,8 +225,7 @@ def _pictures(title: str, shown: Sequence[Shown]) -> str:
     parts = []
     for one in shown:
         images = "".join(
-            f'<figure><img src="{uri}" alt="{kind}" loading="lazy"><figcaption>{kind}'
-            "</figcaption></figure>"
+            f'<figure><img src="{uri}" alt="{kind}"><figcaption>{kind}</figcaption></figure>'
             for kind, uri in zip(
                 ("photo", "truth", "prediction", "error"), one.pictures, strict=True
             )
