@@ -102,7 +102,9 @@ class Gallery:
         error = np.repeat(error[..., None], 3, axis=2)
         error[seen == IGNORE_INDEX] = _FADED
         error[small((truth != labels).astype(np.uint8)).astype(bool) & (seen != 255)] = _WRONG
-        maps = (_uri(colored(values, self.table.palette), "PNG") for values in (seen, guess))
+        void = [_FADED] * (256 - len(self.table))
+        palette = [*self.table.palette, *void]
+        maps = (_uri(colored(values, palette), "PNG") for values in (seen, guess))
         return (_uri(photo), *maps, _uri(Image.fromarray(error)))
 
 
@@ -158,7 +160,7 @@ def _classes(scores: Mapping[str, Any], table: ClassTable) -> str:
             if column == "iu" and value is not None:
                 bar = f'<i class="bar"><i style="width:{100 * value:.1f}%"></i></i>'
             sort = -1 if value is None else value
-            cells.append(f'<td class="n" data-v="{sort}">{bar}{_percent(value)}</td>')
+            cells.append(f'<td class="n" data-v="{sort}">{bar}<span>{_percent(value)}</span></td>')
         share = pixels[index] / max(1, pixels.sum())
         cells.append(f'<td class="n" data-v="{pixels[index]}">{100 * share:.2f}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")

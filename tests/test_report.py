@@ -183,7 +183,7 @@ def test_the_best_and_the_worst(rights, kept):
 
 
 def test_the_pictures_of_a_picture(tmp_path):
-    """A large one is shrunk; truth and prediction in the classes' colors, errors in red."""
+    """A large one is shrunk; the classes in their colors, void in none of them, errors in red."""
     truth = np.zeros((600, 800), np.uint8)
     truth[:, 400:], truth[:100] = 1, 255
     guess = np.zeros_like(truth)
@@ -195,7 +195,7 @@ def test_the_pictures_of_a_picture(tmp_path):
     (seen,), (said,) = found.images("truth"), found.images("prediction")
     corners = [(10, 10), (10, 200), (310, 200)]
     colors = [seen.convert("RGB").getpixel(at) for at in corners]
-    assert colors == [(0, 0, 0), TABLE.palette[0], TABLE.palette[1]]
+    assert colors == [(236, 238, 242), TABLE.palette[0], TABLE.palette[1]]
     assert {said.convert("RGB").getpixel(at) for at in corners} == {TABLE.palette[0]}
     red = [error.getpixel(at) for at in corners]
     assert red[2][0] > 200 > 60 > red[2][1]
@@ -270,6 +270,8 @@ class TestCommand:
         assert main(["evaluate", "--predictions", "labels", *self.DATA]) == 2
         assert "error: page: is not a folder" in capsys.readouterr().err
         assert Path("page").read_text() == "a file"
+        assert main(["evaluate", *self.DATA[:-1], "page.html"]) == 2
+        assert "page.html: --report needs a folder" in capsys.readouterr().err
 
 
 def write_log(folder: Path, text: str) -> Path:

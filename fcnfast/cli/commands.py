@@ -196,6 +196,8 @@ def evaluate(args: argparse.Namespace) -> int:
             raise InputError(f"{option} is for a network, --predictions brings its own labels")
     if args.json and Path(args.json).is_dir():
         raise InputError(f"{args.json}: is a folder, --json needs a file")
+    if args.report and Path(args.report).suffix.lower() in (".html", ".htm"):
+        raise InputError(f"{args.report}: --report needs a folder, and writes index.html into it")
     if args.predictions:
         model = None
         dataset = _open(args, args.split)
