@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,9 @@ from .errors import DatasetError, ImageError, LabelError
 from .files import PathLike
 from .metrics import ConfusionMatrix
 from .models import FCN
-from .ops import upsample_confusion
+from .ops import upsample_argmax, upsample_confusion
+
+Each = Callable[[Sample, np.ndarray], None]
 
 
 class Dataset(Protocol):
@@ -47,6 +49,7 @@ def evaluate_model(
     batch_size: int = 1,
     max_size: int | None = None,
     progress: bool = False,
+    each: Each | None = None,
 ) -> ConfusionMatrix:
     """Label every picture of a data set at a single scale and count all its pixels.
 
@@ -59,6 +62,7 @@ def evaluate_model(
         max_size: longest side that the network sees; labels are made, and counted, at the
             pictures' own size.
         progress: show a bar on stderr.
+        each: called with every sample and its predicted labels, uint8 H×W.
 
     Raises:
         DatasetError: a data set without samples, or with other classes.
@@ -80,7 +84,7 @@ def evaluate_model(
         with torch.no_grad(), tqdm(total=len(dataset), unit="image", disable=not progress) as bar:
             for group in _groups(_samples(dataset), batch_size):
                 images = [shrink(sample.image, max_size) for sample in group]
-                _count(model, images, group, device, counts)
+                _count(model, images, group, device, counts, each)
                 bar.update(len(group))
     finally:
         model.train(was_training)
@@ -94,6 +98,7 @@ def _count(
     group: Sequence[Sample],
     device: torch.device,
     counts: torch.Tensor,
+    each: Each | None,
 ) -> None:
     """Add pictures of one size to the counts; name them when the network cannot take them."""
     labels = torch.from_numpy(np.stack([main_labels(sample.labels) for sample in group])).to(device)
@@ -108,11 +113,19 @@ def _count(
         if reason is None:
             raise
         raise ImageError(f"{group[0].name}: {reason}") from error
-    upsample_confusion(scores, labels, grid.rescaled(_size(group[0])), out=counts)
+    grid = grid.rescaled(_size(group[0]))
+    upsample_confusion(scores, labels, grid, out=counts)
+    if each is not None:
+        for sample, guess in zip(group, upsample_argmax(scores, grid).cpu().numpy(), strict=True):
+            each(sample, guess)
 
 
 def evaluate_folder(
-    predictions: PathLike, dataset: SegmentationDataset, *, progress: bool = False
+    predictions: PathLike,
+    dataset: SegmentationDataset,
+    *,
+    progress: bool = False,
+    each: Each | None = None,
 ) -> ConfusionMatrix:
     """Score label pictures that any program has written.
 
@@ -122,6 +135,7 @@ def evaluate_folder(
             are ignored.
         dataset: the true labels.
         progress: show a bar on stderr.
+        each: called with every sample and its predicted labels, uint8 H×W.
 
     Raises:
         DatasetError: no such folder, or predictions are missing; they are named.
@@ -139,6 +153,8 @@ def evaluate_folder(
         if nothing:
             raise LabelError(f"{path}: no class in {nothing} pixels where the truth has one")
         matrix.update(truth, guess)
+        if each is not None:
+            each(dataset[index], guess)
     return matrix
 
 

@@ -131,7 +131,7 @@ def test_wheel_holds_the_package_and_nothing_else(built: Built, root: Path) -> N
     wanted |= {"fcnfast" / path.relative_to(root) for path in root.glob("kernels/**/*.py")}
     for data in ("fcnfast/data/demo/*", "fcnfast/weights/bundled/*"):
         wanted |= {path.relative_to(root) for path in root.glob(data)}
-    wanted.add(Path("fcnfast/py.typed"))
+    wanted |= {Path("fcnfast/py.typed"), Path("fcnfast/report.html")}
     assert names - metadata == {path.as_posix() for path in wanted}
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``fcnfast demo | predict | evaluate | train | check | convert | models``.
+"""The command line: ``fcnfast demo | predict | evaluate | train | plot | check | convert | ...``.
 
 Only the parser is made here before a command is known: torch is imported by the commands, so that
 ``--help`` answers at once. A user's mistake is one line on stderr and exit code 2.
@@ -106,6 +106,7 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="val", help="which part of it (%(default)s)")
     _add_data_options(evaluate, "by default the data set's own, then those of the weights")
     evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file")
+    evaluate.add_argument("--report", metavar="DIR", help="also write a page, DIR/index.html")
     _add_model_options(evaluate)
 
     train = command("train", commands.train, "train a network")
@@ -113,6 +114,11 @@ def _parser(training: bool) -> argparse.ArgumentParser:
         from ..train import add_arguments
 
         add_arguments(train)
+    plot = command("plot", commands.plot, "draw the loss, rate and mean IU of runs together")
+    plot.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its log.csv")
+    plot.add_argument(
+        *("-o", "--output"), metavar="FILE", default="curves.svg", help=".svg or .png (%(default)s)"
+    )
     check = command("check", commands.check, "read every pair of a data set, and count its classes")
     check.add_argument("data_path", metavar="DATA", help="the data set's folder")
     check.add_argument("--split", help="which part of it; by default those to train and validate")

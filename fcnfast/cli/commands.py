@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, NoSplitError
 from .errors import FAILED, STOPPED, UNUSABLE, complain, warn
 
 if TYPE_CHECKING:
     from ..data import ClassTable, SegmentationDataset
+    from ..models import FCN
+    from ..plot import Curves
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -184,10 +185,11 @@ def _check_split(
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Print the four metrics and the table of classes."""
+    """Print the four metrics and the table of classes; write them as JSON, or as a page."""
     from ..evaluate import evaluate_folder, evaluate_model, scores_as_json
     from ..files import output_folders, write_json
     from ..metrics import format_scores
+    from ..report import Gallery, write_report
 
     for name in ("weights", "device", "max_size", "bit_depth"):
         if args.predictions and getattr(args, name) is not None:
@@ -195,6 +197,8 @@ def evaluate(args: argparse.Namespace) -> int:
             raise InputError(f"{option} is for a network, --predictions brings its own labels")
     if args.json and Path(args.json).is_dir():
         raise InputError(f"{args.json}: is a folder, --json needs a file")
+    if args.report and Path(args.report).suffix.lower() in (".html", ".htm"):
+        raise InputError(f"{args.report}: --report needs a folder, and writes index.html into it")
     if args.predictions:
         model = None
         dataset = _open(args, args.split)
@@ -204,17 +208,59 @@ def evaluate(args: argparse.Namespace) -> int:
         model = Segmenter(args.weights, args.device, args.bit_depth).model
         dataset = _open(args, args.split, model.table, model.picture_channels)
     table = dataset.table
-    progress = sys.stderr.isatty()
-    with output_folders(Path(args.json).parent) if args.json else contextlib.nullcontext():
+    gallery = Gallery(table) if args.report else None
+    shown: Any = {"progress": sys.stderr.isatty(), "each": gallery.add if gallery else None}
+    folders = [Path(args.json).parent] if args.json else []
+    with output_folders(*folders, *([Path(args.report)] if args.report else [])):
         if model is None:
-            matrix = evaluate_folder(args.predictions, dataset, progress=progress)
+            matrix = evaluate_folder(args.predictions, dataset, **shown)
         else:
-            matrix = evaluate_model(model, dataset, max_size=args.max_size, progress=progress)
+            matrix = evaluate_model(model, dataset, max_size=args.max_size, **shown)
+        scores = scores_as_json(matrix, table.names)
         if args.json:
-            write_json(args.json, {"pictures": len(dataset), **scores_as_json(matrix, table.names)})
+            write_json(args.json, {"pictures": len(dataset), **scores})
+        if gallery:
+            facts, run = _facts(args, model, len(dataset)), _training(args)
+            page = write_report(args.report, scores, table, gallery, facts=facts, run=run)
     print(format_scores(matrix.scores(), table.names))
+    if gallery:
+        print(f"The report: {page}")
     sys.stdout.flush()
     _tell_passed_over(dataset.passed_over)
+    return 0
+
+
+def _facts(args: argparse.Namespace, model: FCN | None, pictures: int) -> dict[str, str]:
+    """Return what a report says of itself."""
+    facts = {"data": f"{args.data_path}, {args.split}, {_count(pictures, 'picture')}"}
+    if model is None:
+        return {"predictions": args.predictions, **facts}
+    shrunk = {"longest side": f"{args.max_size} pixels"} if args.max_size else {}
+    return {"network": model.name, "weights": args.weights or "bundled", **facts, **shrunk}
+
+
+def _training(args: argparse.Namespace) -> Curves | None:
+    """Return the curves of the run whose weights these are; a log that is none is told and left."""
+    from ..plot import read_curves
+
+    log = Path(args.weights or "").with_name("log.csv") if args.weights else None
+    if log is None or not log.is_file():
+        return None
+    try:
+        return read_curves(log)
+    except InputError as error:
+        warn(f"--report: no learning curves: {error}")
+        return None
+
+
+def plot(args: argparse.Namespace) -> int:
+    """Draw the curves of several runs together."""
+    from ..files import output_folders
+    from ..plot import plot_runs
+
+    with output_folders(Path(args.output).parent):
+        plot_runs(args.runs, args.output)
+    print(f"The curves of {_count(len(args.runs), 'run')}: {args.output}")
     return 0
 
 

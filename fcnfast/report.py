@@ -1,0 +1,300 @@
+"""An evaluation as one HTML page that needs no other file and no network."""
+
+from __future__ import annotations
+
+import base64
+import heapq
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from . import plot
+from ._version import __version__
+from .data.classes import IGNORE_INDEX, ClassTable
+from .data.folder import Sample, main_labels
+from .data.images import shrink
+from .data.labels import colored
+from .files import PathLike, write_bytes
+from .metrics import ConfusionMatrix
+from .plot import Curves, clean
+
+KEPT = 6
+"""Pictures that a page shows of the best, and of the worst."""
+
+SIDE = 320  # longest side of a picture on the page, pixels
+_WRONG, _FADED = (214, 40, 40), (236, 238, 242)
+_NAMED_CELLS = 24  # up to so many classes the matrix shows its numbers
+_CONFUSIONS = 10
+
+
+class Shown(NamedTuple):
+    """One picture: its name, its scores, and photo, truth, prediction, error as data URIs."""
+
+    name: str
+    mean_iu: float
+    accuracy: float
+    pictures: tuple[str, ...]
+
+
+class Gallery:
+    """The best and the worst pictures by mean IU over the classes that are truly in them.
+
+    Only those are kept in memory, small and encoded, whatever number is added.
+
+    Args:
+        table: the classes.
+        kept: of the best, and of the worst.
+    """
+
+    def __init__(self, table: ClassTable, kept: int = KEPT) -> None:
+        self.table, self.kept, self.count = table, kept, 0
+        self._heaps: dict[int, list[tuple[tuple[float, int], Shown]]] = {1: [], -1: []}
+
+    def add(self, sample: Sample, labels: np.ndarray) -> None:
+        """Look at a picture with its predicted labels, uint8 H×W; one without a truth is ignored.
+
+        Raises:
+            ValueError: labels of another size, or that are not classes.
+        """
+        truth = main_labels(sample.labels)
+        matrix = ConfusionMatrix(len(self.table))
+        matrix.update(truth, labels)
+        scores = matrix.scores("truth")
+        if np.isnan(scores.mean_iu):
+            return
+        self.count += 1
+        shown = None
+        for sign, heap in self._heaps.items():
+            # The heap's first leaves it. Of equal scores the later is the worse.
+            rank = (sign * scores.mean_iu, -sign * self.count)
+            if len(heap) == self.kept and rank < heap[0][0]:
+                continue
+            if shown is None:
+                pictures = self._pictures(sample.image, truth, labels)
+                shown = Shown(sample.name, scores.mean_iu, scores.pixel_accuracy, pictures)
+            push = heapq.heappushpop if len(heap) == self.kept else heapq.heappush
+            push(heap, (rank, shown))
+
+    def best_and_worst(self) -> tuple[list[Shown], list[Shown]]:
+        """Return the best, best first, and the worst, worst first; no picture is in both."""
+        best, worst = (
+            [shown for _, shown in sorted(heap, reverse=True)] for heap in self._heaps.values()
+        )
+        share = min(self.kept, (self.count + 1) // 2)
+        return best[:share], worst[: min(self.kept, self.count - share)]
+
+    def _pictures(
+        self, image: Image.Image, truth: np.ndarray, labels: np.ndarray
+    ) -> tuple[str, ...]:
+        """Draw a picture small: photo, truth, prediction, and its wrong pixels in red."""
+        photo = shrink(image, SIDE)
+
+        def small(values: np.ndarray) -> np.ndarray:
+            nearest = Image.Resampling.NEAREST
+            return np.asarray(Image.fromarray(values).resize(photo.size, nearest))
+
+        seen, guess = small(truth), small(labels)
+        error = np.asarray(Image.blend(photo.convert("L"), Image.new("L", photo.size, 255), 0.5))
+        error = np.repeat(error[..., None], 3, axis=2)
+        error[seen == IGNORE_INDEX] = _FADED
+        error[small((truth != labels).astype(np.uint8)).astype(bool) & (seen != 255)] = _WRONG
+        void = [_FADED] * (256 - len(self.table))
+        palette = [*self.table.palette, *void]
+        maps = (_uri(colored(values, palette), "PNG") for values in (seen, guess))
+        return (_uri(photo), *maps, _uri(Image.fromarray(error)))
+
+
+def _uri(image: Image.Image, kind: str = "JPEG") -> str:
+    options: dict[str, Any] = {"quality": 80} if kind == "JPEG" else {"optimize": True}
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    text = base64.b64encode(content.getvalue()).decode()
+    return f"data:image/{kind.lower()};base64,{text}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None or np.isnan(value) else f"{100 * value:.1f}"
+
+
+def _title(key: str) -> str:
+    """Write a key of the scores for people."""
+    words = {"iu": "IU", "fw": "frequency-weighted", "f1": "F1"}
+    return " ".join(words.get(word, word) for word in key.split("_"))
+
+
+def _tiles(scores: Mapping[str, Any]) -> str:
+    """The scores of the whole, in percent."""
+    classes = scores["classes"].values()
+    counted = {
+        f"mean_{key}": sum(c[key] is not None for c in classes) for key in next(iter(classes))
+    }
+    parts = []
+    for key, value in scores.items():
+        if value is None or isinstance(value, float):
+            over = counted.get(key, len(classes))
+            note = f"<small>over {over} of {len(classes)} classes</small>"
+            note = note if over < len(classes) else ""
+            parts.append(f"<div><b>{_percent(value)}</b><span>{_title(key)}</span>{note}</div>")
+    return f'<div class="tiles">{"".join(parts)}</div>'
+
+
+def _classes(scores: Mapping[str, Any], table: ClassTable) -> str:
+    """The table of the classes, with a bar for IU; a click on a head sorts it."""
+    classes = scores["classes"]
+    columns = list(next(iter(classes.values())))
+    pixels = np.array(scores["confusion"], dtype=np.int64).sum(axis=1)
+    heads = ["class", *(f"{_title(column)}, %" for column in columns), "share, %"]
+    rows = []
+    for index, (name, values) in enumerate(classes.items()):
+        color = "#{:02x}{:02x}{:02x}".format(*table.palette[index])
+        cells = [
+            f'<td data-v="{index}"><i class="dot" style="background:{color}"></i>{clean(name)}</td>'
+        ]
+        for column in columns:
+            value = values[column]
+            bar = ""
+            if column == "iu" and value is not None:
+                bar = f'<i class="bar"><i style="width:{100 * value:.1f}%"></i></i>'
+            sort = -1 if value is None else value
+            cells.append(f'<td class="n" data-v="{sort}">{bar}<span>{_percent(value)}</span></td>')
+        share = pixels[index] / max(1, pixels.sum())
+        cells.append(f'<td class="n" data-v="{pixels[index]}">{100 * share:.2f}</td>')
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    head = "".join(f'<th scope="col"><button>{text}</button></th>' for text in heads)
+    body = "\n".join(rows)
+    return (
+        f'<div class="wide"><table id="classes"><thead><tr>{head}</tr></thead>'
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:
+    """The confusion matrix as a heat map: each row in shares of the class's true pixels."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    count, numbered = len(names), len(names) <= _NAMED_CELLS
+    cell, font = (32, 12) if numbered else (11, 8)
+    short = [clean(name if len(name) <= 20 else f"{name[:18]}…") for name in names]
+    left = 14 + round(0.62 * font * max(min(len(name), 20) for name in names))
+    top = round(0.8 * left)
+    width, height = round(left + count * cell + 0.6 * left), top + count * cell + 6
+    parts = []
+    for k, name in enumerate(short):
+        at = (k + 0.5) * cell + font / 3
+        parts.append(f'<text x="{left - 6}" y="{top + at:g}" text-anchor="end">{name}</text>')
+        turned = f"translate({left + at:g} {top - 6}) rotate(-50)"
+        parts.append(f'<text transform="{turned}">{name}</text>')
+    for row, column in zip(*np.nonzero(shares >= 0.005), strict=True):
+        share = shares[row, column]
+        x, y = left + column * cell, top + row * cell
+        kind = "right" if row == column else "wrong"
+        told = f"{clean(names[row])} labeled {clean(names[column])}: {100 * share:.1f} %"
+        parts.append(
+            f'<rect class="{kind}" x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" '
+            f'fill-opacity="{0.1 + 0.9 * share**0.7:.2f}"><title>{told}</title></rect>'
+        )
+        if numbered:
+            strong = ' class="on"' if share > 0.45 else ""
+            place = f'x="{x + cell / 2:g}" y="{y + cell / 2 + 4:g}"'
+            parts.append(f'<text {place} text-anchor="middle"{strong}>{100 * share:.0f}</text>')
+    body = "\n".join(parts)
+    return (
+        f'<div class="wide"><svg class="matrix" viewBox="0 0 {width} {height}" width="{width}" '
+        f'font-size="{font}" role="img" aria-label="confusion matrix">{body}</svg></div>'
+    )
+
+
+def _confusions(counts: np.ndarray, names: Sequence[str]) -> str:
+    """The pairs of classes that take the most pixels from each other."""
+    wrong = counts.copy()
+    np.fill_diagonal(wrong, 0)
+    items = []
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSIONS]:
+        row, column = np.unravel_index(place, wrong.shape)
+        if wrong[row, column]:
+            share = 100 * wrong[row, column] / counts[row].sum()
+            items.append(
+                f"<li>{clean(names[row])} labeled {clean(names[column])}: "
+                f"{wrong[row, column]:,} pixels, {share:.1f} % of the class</li>"
+            )
+    return f"<div><h3>Most pixels confused</h3><ol>{''.join(items)}</ol></div>" if items else ""
+
+
+def _pictures(title: str, shown: Sequence[Shown]) -> str:
+    parts = []
+    for one in shown:
+        images = "".join(
+            f'<figure><img src="{uri}" alt="{kind}"><figcaption>{kind}</figcaption></figure>'
+            for kind, uri in zip(
+                ("photo", "truth", "prediction", "error"), one.pictures, strict=True
+            )
+        )
+        parts.append(
+            f'<div class="picture"><h3>{clean(one.name)}</h3><p>mean IU '
+            f"{_percent(one.mean_iu)}, pixel accuracy {_percent(one.accuracy)}</p>"
+            f'<div class="four">{images}</div></div>'
+        )
+    return f"<section><h2>{title}</h2>{''.join(parts)}</section>" if parts else ""
+
+
+def _curves(run: Curves) -> str:
+    size = (plot.WIDTH, plot.HEIGHT)
+    drawn = [
+        plot.as_svg(plot.panel(column, [run]), size, plot.PANELS[column])
+        for column in plot.panels([run])
+    ]
+    best = plot.best(run).removeprefix(": ")
+    return (
+        f'<section><h2>Training</h2><p>{clean(best)}</p><div class="curves">{"".join(drawn)}</div>'
+        "</section>"
+    )
+
+
+def write_report(
+    folder: PathLike,
+    scores: Mapping[str, Any],
+    table: ClassTable,
+    gallery: Gallery,
+    *,
+    facts: Mapping[str, str],
+    run: Curves | None = None,
+) -> Path:
+    """Write ``folder/index.html``, whole or not at all; its path.
+
+    Args:
+        folder: one that exists.
+        scores: what `fcnfast.evaluate.scores_as_json` gives: a float or None for each score of the
+            whole, "classes" with the same by name, and "confusion".
+        table: the classes.
+        gallery: the pictures to show.
+        facts: what was evaluated, shown at the top.
+        run: the log of the training, where there is one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    names, confusion = list(scores["classes"]), np.array(scores["confusion"], dtype=np.int64)
+    about = "".join(f"<dt>{clean(key)}</dt><dd>{clean(text)}</dd>" for key, text in facts.items())
+    best, worst = gallery.best_and_worst()
+    body = "\n".join(
+        [
+            f"<header><h1>Evaluation</h1><dl>{about}</dl></header>",
+            f"<section>{_tiles(scores)}</section>",
+            f"<section><h2>Classes</h2>{_classes(scores, table)}</section>",
+            "<section><h2>Confusion matrix</h2><p>Rows are the truth, columns the prediction; "
+            "each row in percent of its class's pixels, from 0.5 up.</p>"
+            f'<div class="pair">{_matrix(confusion, names)}{_confusions(confusion, names)}</div>'
+            "</section>",
+            _pictures("The best pictures", best),
+            _pictures("The worst pictures", worst),
+            _curves(run) if run else "",
+            f"<footer>fcnfast {__version__}</footer>",
+        ]
+    )
+    path = Path(folder) / "index.html"
+    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    write_bytes(path, page.replace("%BODY%", body).encode())
+    return path
