@@ -96,15 +96,34 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder or pattern")
     predict.add_argument("--output-dir", default="out", metavar="DIR", help="(%(default)s)")
     predict.add_argument("--opacity", type=_opacity, default=0.5, help="of the colors (0.5)")
+    predict.add_argument(
+        "--probabilities",
+        choices=("npy", "png"),
+        help="also write the softmax: of all classes (float16 C x H x W), or the label's in 8 bits",
+    )
     _add_model_options(predict)
 
     evaluate = command(
         "evaluate", commands.evaluate, "score a network, or label pictures, on a data set"
     )
     evaluate.add_argument("--predictions", metavar="DIR", help="score these label PNGs instead")
+    evaluate.add_argument(
+        "--oracle",
+        nargs="?",
+        const=(128, 64, 32, 16, 8, 4),
+        type=_numbers("integers of at least 1", int, lambda value: value >= 1),
+        metavar="FACTORS",
+        help="score the labels themselves, downsampled by each factor (128,64,32,16,8,4)",
+    )
     evaluate.add_argument("--data-path", metavar="DIR", required=True, help="the data set's folder")
     evaluate.add_argument("--split", default="val", help="which part of it (%(default)s)")
     _add_data_options(evaluate, "by default the data set's own, then those of the weights")
+    evaluate.add_argument(
+        "--trimap",
+        type=_at_least(1),
+        metavar="WIDTH",
+        help="also the mean IU of the pixels at most so far from a true border",
+    )
     evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file")
     _add_model_options(evaluate)
 
@@ -168,6 +187,27 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         help="longest side that the network sees (predict: by default the size up to which it "
         "learned); labels come at the picture's own size",
     )
+    parser.add_argument(
+        "--tile",
+        type=_at_least(1),
+        metavar="SIZE",
+        help="cut pictures into squares of so many pixels; nothing is shrunk then",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=_at_least(0),
+        metavar="PIXELS",
+        help="of neighboring tiles (a quarter of a tile)",
+    )
+    parser.add_argument(
+        "--scales",
+        type=_numbers("numbers above 0", float, lambda value: 0 < value < math.inf),
+        metavar="NUMBERS",
+        help="average over pictures resized by these, such as 0.75,1,1.25",
+    )
+    parser.add_argument(
+        "--flip", action="store_true", help="average over the mirrored pictures, too"
+    )
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -181,6 +221,23 @@ def _at_least(least: int) -> Callable[[str], int]:
         if value < least:
             raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, not {text}")
         return value
+
+    return read
+
+
+def _numbers(
+    what: str, kind: Callable[[str], Any], fits: Callable[[Any], bool]
+) -> Callable[[str], tuple[Any, ...]]:
+    """Return a reader of numbers of one kind with commas between them."""
+
+    def read(text: str) -> tuple[Any, ...]:
+        try:
+            values = tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            values = ()
+        if not values or not all(map(fits, values)):
+            raise argparse.ArgumentTypeError(f"must be {what}, such as 1 or 1,2; not {text!r}")
+        return values
 
     return read
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, NoSplitError
 from .errors import FAILED, STOPPED, UNUSABLE, complain, warn
@@ -56,6 +56,7 @@ def predict(args: argparse.Namespace) -> int:
     from ..data.render import percent
     from ..segment import Segmenter, segment_files
 
+    views = _views(args)
     paths = image_paths(args.inputs)
     segmenter = Segmenter(args.weights, args.device, args.bit_depth)
     started = time.perf_counter()
@@ -63,9 +64,10 @@ def predict(args: argparse.Namespace) -> int:
         segmenter,
         paths,
         args.output_dir,
-        max_size=args.max_size,
         opacity=args.opacity,
+        probabilities=args.probabilities,
         progress=len(paths) > 1 and sys.stderr.isatty(),
+        **views,
     )
     seconds = time.perf_counter() - started
     if report.done:
@@ -78,6 +80,8 @@ def predict(args: argparse.Namespace) -> int:
         print(f"Segmented {done} in {seconds:.1f} s on {segmenter.device}:")
         print(f"  labels    {folder / 'labels'}")
         print(f"  overlays  {folder / 'overlays'}")
+        if args.probabilities:
+            print(f"  softmax   {folder / 'probabilities'}")
         print(f"  shares    {folder / 'predictions.json'}")
         sys.stdout.flush()
     if len(report.failed) > 1 or (report.failed and report.done):
@@ -89,6 +93,19 @@ def predict(args: argparse.Namespace) -> int:
     if report.failed:
         return FAILED if report.done else UNUSABLE
     return 0
+
+
+def _views(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the flags say of how a network sees a picture, as the library's arguments."""
+    from ..inference import Views
+
+    names = ("max_size", "tile", "overlap", "scales", "flip")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    try:
+        Views(**given)
+    except ValueError as error:  # it begins with the argument's name
+        raise InputError(f"--{error}") from None
+    return given
 
 
 def _count(number: int, noun: str) -> str:
@@ -183,18 +200,16 @@ def _check_split(
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Print the four metrics and the table of classes."""
-    from ..evaluate import evaluate_folder, evaluate_model, scores_as_json
+    """Print the metrics and the table of classes."""
+    from ..evaluate import evaluate_folder, evaluate_model, evaluate_oracle, scores_as_json
     from ..files import output_folders, write_json
-    from ..metrics import format_scores
+    from ..metrics import format_oracle, format_scores
 
-    for name in ("weights", "device", "max_size", "bit_depth"):
-        if args.predictions and getattr(args, name) is not None:
-            option = "--" + name.replace("_", "-")
-            raise InputError(f"{option} is for a network, --predictions brings its own labels")
+    views = _views(args)
+    _refuse_for_labels(args)
     if args.json and Path(args.json).is_dir():
         raise InputError(f"{args.json}: is a folder, --json needs a file")
-    if args.predictions:
+    if args.predictions or args.oracle:
         model = None
         dataset = _open(args, args.split)
     else:
@@ -202,19 +217,45 @@ def evaluate(args: argparse.Namespace) -> int:
 
         model = Segmenter(args.weights, args.device).model
         dataset = _open(args, args.split, default=model.table)
-    table = dataset.table
-    progress = sys.stderr.isatty()
+    names = dataset.table.names
+    options: dict[str, Any] = {"trimap": args.trimap, "progress": sys.stderr.isatty()}
     with output_folders(Path(args.json).parent) if args.json else contextlib.nullcontext():
-        if model is None:
-            matrix = evaluate_folder(args.predictions, dataset, progress=progress)
+        if args.oracle:
+            bounds = evaluate_oracle(dataset, args.oracle, **options)
+            text = format_oracle(bounds)
+            found: dict[str, Any] = {
+                "oracle": {str(factor): scores_as_json(m, names) for factor, m in bounds.items()}
+            }
         else:
-            matrix = evaluate_model(model, dataset, max_size=args.max_size, progress=progress)
+            if model is None:
+                matrix = evaluate_folder(args.predictions, dataset, **options)
+            else:
+                matrix = evaluate_model(model, dataset, **views, **options)
+            text = format_scores(matrix, names)
+            found = scores_as_json(matrix, names)
         if args.json:
-            write_json(args.json, {"pictures": len(dataset), **scores_as_json(matrix, table.names)})
-    print(format_scores(matrix.scores(), table.names))
+            write_json(args.json, {"pictures": len(dataset), **found})
+    print(text)
     sys.stdout.flush()
     _tell_passed_over(dataset.passed_over)
     return 0
+
+
+def _refuse_for_labels(args: argparse.Namespace) -> None:
+    """Refuse flags of a network where label pictures are scored."""
+    if args.predictions and args.oracle:
+        raise InputError("--oracle scores the true labels, --predictions others; give one of them")
+    for name in (
+        *("weights", "device", "max_size", "bit_depth"),
+        *("tile", "overlap", "scales", "flip"),
+    ):
+        if getattr(args, name) in (None, False):
+            continue
+        option = "--" + name.replace("_", "-")
+        if args.predictions:
+            raise InputError(f"{option} is for a network, --predictions brings its own labels")
+        if args.oracle:
+            raise InputError(f"{option} is for a network, --oracle scores the true labels")
 
 
 def train(args: argparse.Namespace) -> int:
