@@ -86,7 +86,7 @@ def evaluate_model(
     try:
         # no_grad, not inference_mode: training goes on with the same network afterwards.
         with torch.no_grad(), tqdm(total=len(dataset), unit="image", disable=not progress) as bar:
-            for group in _groups(_samples(dataset), batch_size):
+            for group in _groups((dataset[n] for n in range(len(dataset))), batch_size):
                 _count(model, group, views, trimap, counts)
                 bar.update(len(group))
     finally:
@@ -160,7 +160,7 @@ def evaluate_folder(
 
 def evaluate_oracle(
     dataset: SegmentationDataset,
-    factors: Sequence[int],
+    factors: Sequence[int] = (128, 64, 32, 16, 8, 4),
     *,
     trimap: int | None = None,
     progress: bool = False,
@@ -173,7 +173,7 @@ def evaluate_oracle(
 
     Args:
         dataset: the true labels; no picture is read.
-        factors: at least 1 each.
+        factors: at least 1 each; by default the paper's.
         trimap: as in `evaluate_model`.
         progress: show a bar on stderr.
 
@@ -248,12 +248,6 @@ def _check_classes(model: FCN, dataset: Dataset) -> None:
                 f"the network and the data set's table {table.name!r} have the same classes in "
                 f"another order, beginning with {moved[0]!r}"
             )
-
-
-def _samples(dataset: Dataset) -> Iterator[Sample]:
-    """Yield all samples in order."""
-    for index in range(len(dataset)):
-        yield dataset[index]
 
 
 def _size(sample: Sample) -> tuple[int, int]:

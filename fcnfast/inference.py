@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -52,40 +52,31 @@ class Views:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_size is not None:
-            check_positive("max_size", self.max_size)
-        if self.tile is None:
-            if self.overlap is not None:
+        for name in ("max_size", "tile"):
+            if (value := getattr(self, name)) is not None:
+                check_positive(name, value)
+        if self.tile is not None and self.max_size is not None:
+            raise ValueError(
+                f"tile {self.tile}: tiles are cut from the picture at its own size, and max_size "
+                f"{self.max_size} would change that; give one of them"
+            )
+        if self.overlap is not None:
+            if self.tile is None:
                 raise ValueError(f"overlap {self.overlap} needs a tile")
-        else:
-            check_positive("tile", self.tile)
-            if self.max_size is not None:
+            if type(self.overlap) is not int or not 0 <= self.overlap < self.tile:
                 raise ValueError(
-                    f"tile {self.tile}: tiles are cut from the picture at its own size, which a "
-                    f"max_size ({self.max_size}) would change; give one of them"
+                    f"overlap must be an integer from 0 to less than the tile, {self.tile}, "
+                    f"not {self.overlap!r}"
                 )
-            if self.overlap is None:
-                object.__setattr__(self, "overlap", self.tile // 4)
-            elif type(self.overlap) is not int:
-                raise TypeError(f"overlap must be an integer, not {self.overlap!r}")
-            elif not 0 <= self.overlap < self.tile:
-                raise ValueError(
-                    f"overlap must be at least 0 and less than the tile, {self.tile}, "
-                    f"not {self.overlap}"
-                )
-        if isinstance(self.scales, str) or not isinstance(self.scales, Sequence):
-            raise TypeError(f"scales must be numbers in a tuple or a list, not {self.scales!r}")
-        for scale in self.scales:
-            if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-                raise TypeError(f"scales must be numbers, not {scale!r}")
-            if not 0 < scale <= _LARGEST_SCALE:
-                raise ValueError(
-                    f"scales must be above 0 and at most {_LARGEST_SCALE}, not {scale!r}"
-                )
-        if not self.scales:
-            raise ValueError("scales must hold at least one number")
-        if not isinstance(self.flip, bool):
-            raise TypeError(f"flip must be True or False, not {self.flip!r}")
+        if (
+            not isinstance(self.scales, (tuple, list))
+            or not self.scales
+            or not all(isinstance(s, (int, float)) and 0 < s <= _LARGEST_SCALE for s in self.scales)
+        ):
+            raise ValueError(
+                f"scales must be numbers above 0 and at most {_LARGEST_SCALE} in a tuple or a "
+                f"list, not {self.scales!r}"
+            )
 
     def single(self, size: Pair) -> bool:
         """Tell whether a picture of this (height, width) is seen once, whole and as it is."""
@@ -133,12 +124,11 @@ def blended_softmax(
         ImageError: the picture, or a tile of it, is too large for the memory or too small for the
             network.
     """
-    device = next(model.parameters()).device
-    size = photo.height, photo.width
+    device, size = next(model.parameters()).device, (photo.height, photo.width)
     height, width = (min(n, views.tile or n) for n in size)
-    tops, lefts = (_starts(n, views.tile or n, views.overlap or 0) for n in size)
-    vertical = _weights(tops, height, views.overlap or 0, device)
-    horizontal = _weights(lefts, width, views.overlap or 0, device)
+    overlap = (views.tile or 0) // 4 if views.overlap is None else views.overlap
+    tops, lefts = (_starts(n, views.tile or n, overlap) for n in size)
+    vertical, horizontal = _weights(tops, height, overlap), _weights(lefts, width, overlap)
     live: list[tuple[int, list[list[View]]]] = []  # rows of tiles that cover rows to come
     for k, top in enumerate(tops):
         live = [row for row in live if tops[row[0]] + height > top]
@@ -148,18 +138,15 @@ def blended_softmax(
         for first in range(top, end, BAND):
             last = min(first + BAND, end)
             with image_errors(source, f"{size[1]}x{size[0]} pixels", device):
-                band: Tensor | None = None
+                band = live[0][1][0][0].scores.new_zeros(model.num_classes, last - first, size[1])
                 for j, tiles in live:
                     low, high = first - tops[j], min(last - tops[j], height)
                     if low >= high:
                         continue
+                    rows = vertical[j][low:high, None].to(band)
                     for maps, left, columns in zip(tiles, lefts, horizontal, strict=True):
-                        part = mean_softmax(maps, low, high)
-                        part *= vertical[j][low:high, None] * columns
-                        if band is None:
-                            band = part.new_zeros(len(part), last - first, size[1])
+                        part = mean_softmax(maps, low, high).mul_(rows * columns.to(band))
                         band[:, : high - low, left : left + width] += part
-            assert band is not None  # the tiles of the last row begin at or above its rows
             yield first, band
 
 
@@ -168,14 +155,14 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
     return [*range(0, length - tile, tile - overlap), max(0, length - tile)]
 
 
-def _weights(starts: list[int], tile: int, overlap: int, device: torch.device) -> list[Tensor]:
-    """Return each tile's weights along an axis; over all tiles they add up to 1."""
+def _weights(starts: list[int], tile: int, overlap: int) -> list[Tensor]:
+    """Return each tile's weights along an axis, float64; over all tiles they add up to 1."""
     place = torch.arange(tile)
     window = torch.minimum(place + 1, tile - place).clamp(max=overlap + 1).double()
     total = torch.zeros(starts[-1] + tile, dtype=torch.float64)
     for start in starts:
         total[start : start + tile] += window
-    return [(window / total[start : start + tile]).float().to(device) for start in starts]
+    return [window / total[start : start + tile] for start in starts]
 
 
 def _views(model: FCN, image: Image.Image, views: Views, source: str) -> list[View]:
@@ -188,13 +175,12 @@ def _views(model: FCN, image: Image.Image, views: Views, source: str) -> list[Vi
         scaled = max(1, round(image.width * scale)), max(1, round(image.height * scale))
         what = f"{scaled[0]}x{scaled[1]} pixels ({tile}scale {scale:g})"
         with image_errors(source, what, device):
-            seen = image
-            if scaled != image.size:
-                seen = image.resize(scaled, Image.Resampling.BILINEAR)
-            found.append(View(*coarse_scores(model, [seen], size), False))
-            if views.flip:
-                mirrored = ImageOps.mirror(seen)
-                found.append(View(*coarse_scores(model, [mirrored], size), True))
+            seen = image.resize(scaled, Image.Resampling.BILINEAR)  # a copy at scale 1
+            for mirrored in (False, True)[: 1 + views.flip]:
+                pixels = ImageOps.mirror(seen) if mirrored else seen
+                scores, grid = coarse_scores(model, [pixels], size)
+                scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+                found.append(View(scores, grid, mirrored))
     return found
 
 
@@ -205,8 +191,7 @@ def mean_softmax(views: Sequence[View], first: int, last: int) -> Tensor:
         part = upsample(*_rows(scores, grid, first, last))[0].softmax(0)
         part = part.flip(-1) if mirrored else part
         total = part if total is None else total.add_(part)
-    assert total is not None  # there is always a scale
-    return total if len(views) == 1 else total.div_(len(views))
+    return cast(Tensor, total).div_(len(views))  # there is at least one
 
 
 def _rows(scores: Tensor, grid: SamplingGrid, first: int, last: int) -> ScoreMap:
@@ -215,16 +200,13 @@ def _rows(scores: Tensor, grid: SamplingGrid, first: int, last: int) -> ScoreMap
     start, end = num * first + grid.off[0], num * (last - 1) + grid.off[0]
     low = min(max(start // den, 0), rows - 1)
     high = min(max(end // den + 2, low + 1), rows)
-    part = scores[:, :, low:high]
-    return ScoreMap(
-        part.to(torch.promote_types(part.dtype, torch.float32)),
-        replace(
-            grid,
-            in_size=(high - low, grid.in_size[1]),
-            size=(last - first, grid.size[1]),
-            off=(start - low * den, grid.off[1]),
-        ),
+    cut = replace(
+        grid,
+        in_size=(high - low, grid.in_size[1]),
+        size=(last - first, grid.size[1]),
+        off=(start - low * den, grid.off[1]),
     )
+    return ScoreMap(scores[:, :, low:high], cut)
 
 
 @contextlib.contextmanager

@@ -101,6 +101,8 @@ class ConfusionMatrix:
         guess = _labels(prediction, "prediction")
         if truth.shape != guess.shape:
             raise ValueError(f"target has shape {truth.shape} but the prediction has {guess.shape}")
+        if self.trimap is not None and truth.ndim not in (2, 3):
+            raise ValueError(f"a trimap is of labels H×W or N×H×W, not {truth.shape}")
         # All 256×256 pairs are counted in one pass without a mask; the bad ones are seen there.
         pairs = truth.astype(np.uint16) << 8 | guess
         joint = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
@@ -108,8 +110,7 @@ class ConfusionMatrix:
         self._refuse(joint[: self.num_classes].sum(axis=0), "prediction")
         self.matrix += joint[: self.num_classes, : self.num_classes]
         if self.trimap is not None and self.width is not None:
-            near = keep_trimap(torch.from_numpy(np.ascontiguousarray(truth)), self.width)
-            self.trimap.update(near, guess)
+            self.trimap.update(keep_trimap(torch.from_numpy(truth.copy()), self.width), guess)
 
     def _refuse(self, counts: np.ndarray, what: str) -> None:
         """Raise for the first value at or above C that has a count."""
@@ -232,18 +233,10 @@ def format_scores(matrix: ConfusionMatrix, names: Sequence[str]) -> str:
         raise ValueError(f"{len(names)} names for {matrix.num_classes} classes")
     scores = matrix.scores()
     columns = {"IU": scores.iu, "accuracy": scores.accuracy, "Dice": scores.dice}
-    totals: list[tuple[str, float, np.ndarray | None]] = [
-        ("pixel accuracy", scores.pixel_accuracy, None),
-        ("mean accuracy", scores.mean_accuracy, scores.accuracy),
-        ("mean IU", scores.mean_iu, scores.iu),
-        ("frequency-weighted IU", scores.fw_iu, None),
-        ("mean Dice", scores.mean_dice, scores.dice),
-    ]
     if matrix.trimap is not None:
-        near = matrix.trimap.scores()
-        columns["trimap IU"] = near.iu
-        totals.append((f"mean IU, trimap of {matrix.width} px", near.mean_iu, near.iu))
+        columns["trimap IU"] = matrix.trimap.scores().iu
     shown = [map(_percent, values) for values in columns.values()]
+    totals = _totals(matrix)
     width = max(len(text) for text in (*names, *(total[0] for total in totals)))
     rows = [("class", *columns), *zip(names, *shown, strict=True)]
     lines = [*_table([(row[0].ljust(width), *row[1:]) for row in rows]), ""]
@@ -254,23 +247,28 @@ def format_scores(matrix: ConfusionMatrix, names: Sequence[str]) -> str:
 
 
 def format_oracle(matrices: Mapping[int, ConfusionMatrix]) -> str:
-    """Format the scores of `evaluate_oracle` as a table, a line for each factor."""
-    rows = []
+    """Format upper bounds by factor as a table in percent; "classes" are those of the mean IU."""
+    rows, totals = [], _totals(next(iter(matrices.values())))
     for factor, matrix in matrices.items():
-        scores = matrix.scores()
-        row = {
-            "factor": str(factor),
-            "pixel accuracy": _percent(scores.pixel_accuracy),
-            "mean accuracy": _percent(scores.mean_accuracy),
-            "mean IU": _percent(scores.mean_iu),
-            "f.w. IU": _percent(scores.fw_iu),
-            "mean Dice": _percent(scores.mean_dice),
-        }
-        if matrix.trimap is not None:
-            row[f"trimap of {matrix.width} px"] = _percent(matrix.trimap.scores().mean_iu)
-        row["classes"] = _of(scores.iu)
-        rows.append(row)
-    return "\n".join(_table([[*rows[0]], *([*row.values()] for row in rows)]))
+        values = [_percent(total[1]) for total in _totals(matrix)]
+        rows.append([str(factor), *values, _of(matrix.scores().iu)])
+    return "\n".join(_table([["factor", *(total[0] for total in totals), "classes"], *rows]))
+
+
+def _totals(matrix: ConfusionMatrix) -> list[tuple[str, float, np.ndarray | None]]:
+    """Return the metrics over all classes: the name, the value and, of a mean, what it is of."""
+    scores = matrix.scores()
+    totals: list[tuple[str, float, np.ndarray | None]] = [
+        ("pixel accuracy", scores.pixel_accuracy, None),
+        ("mean accuracy", scores.mean_accuracy, scores.accuracy),
+        ("mean IU", scores.mean_iu, scores.iu),
+        ("frequency-weighted IU", scores.fw_iu, None),
+        ("mean Dice", scores.mean_dice, scores.dice),
+    ]
+    if matrix.trimap is not None:
+        near = matrix.trimap.scores()
+        totals.append((f"mean IU, trimap of {matrix.width} px", near.mean_iu, near.iu))
+    return totals
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -355,10 +355,10 @@ class Segmenter:
             labels = upsample_argmax(scores, grid).cpu().numpy()
             scores = scores.cpu()
         if path is not None:
+            whole = [View(scores.float(), grid, False)]
             with probability_file(path, (len(self.table), *size)) as write:
                 for first in range(0, size[0], BAND):
-                    last = min(first + BAND, size[0])
-                    write(first, mean_softmax([View(scores, grid, False)], first, last))
+                    write(first, mean_softmax(whole, first, min(first + BAND, size[0])))
         return [
             # Of a batch each result gets its own copy, so that keeping one does not keep all.
             Segmentation(

@@ -109,11 +109,8 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     evaluate.add_argument("--predictions", metavar="DIR", help="score these label PNGs instead")
     evaluate.add_argument(
         "--oracle",
-        nargs="?",
-        const=(128, 64, 32, 16, 8, 4),
-        type=_numbers("integers of at least 1", int, lambda value: value >= 1),
-        metavar="FACTORS",
-        help="score the labels themselves, downsampled by each factor (128,64,32,16,8,4)",
+        action="store_true",
+        help="score the labels themselves, downsampled by 128, 64, ... 4 and upsampled again",
     )
     evaluate.add_argument("--data-path", metavar="DIR", required=True, help="the data set's folder")
     evaluate.add_argument("--split", default="val", help="which part of it (%(default)s)")
@@ -122,7 +119,7 @@ def _parser(training: bool) -> argparse.ArgumentParser:
         "--trimap",
         type=_at_least(1),
         metavar="WIDTH",
-        help="also the mean IU of the pixels at most so far from a true border",
+        help="also the IU within so many pixels of a true border",
     )
     evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file")
     _add_model_options(evaluate)
@@ -188,26 +185,14 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "learned); labels come at the picture's own size",
     )
     parser.add_argument(
-        "--tile",
-        type=_at_least(1),
-        metavar="SIZE",
-        help="cut pictures into squares of so many pixels; nothing is shrunk then",
+        "--tile", type=_at_least(1), metavar="SIZE", help="cut pictures into squares, unshrunk"
     )
     parser.add_argument(
-        "--overlap",
-        type=_at_least(0),
-        metavar="PIXELS",
-        help="of neighboring tiles (a quarter of a tile)",
+        "--overlap", type=_at_least(0), metavar="PIXELS", help="of tiles (a quarter of a tile)"
     )
-    parser.add_argument(
-        "--scales",
-        type=_numbers("numbers above 0", float, lambda value: 0 < value < math.inf),
-        metavar="NUMBERS",
-        help="average over pictures resized by these, such as 0.75,1,1.25",
-    )
-    parser.add_argument(
-        "--flip", action="store_true", help="average over the mirrored pictures, too"
-    )
+    average = "average over pictures"
+    parser.add_argument("--scales", type=_scales, help=f"{average} resized by, say, 0.75,1,1.25")
+    parser.add_argument("--flip", action="store_true", help=f"{average} and their mirror images")
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -225,21 +210,12 @@ def _at_least(least: int) -> Callable[[str], int]:
     return read
 
 
-def _numbers(
-    what: str, kind: Callable[[str], Any], fits: Callable[[Any], bool]
-) -> Callable[[str], tuple[Any, ...]]:
-    """Return a reader of numbers of one kind with commas between them."""
-
-    def read(text: str) -> tuple[Any, ...]:
-        try:
-            values = tuple(kind(part) for part in text.split(","))
-        except ValueError:
-            values = ()
-        if not values or not all(map(fits, values)):
-            raise argparse.ArgumentTypeError(f"must be {what}, such as 1 or 1,2; not {text!r}")
-        return values
-
-    return read
+def _scales(text: str) -> tuple[float, ...]:
+    """Read numbers with commas between them."""
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers such as 0.75,1, not {text}") from None
 
 
 def _bits(text: str) -> int:

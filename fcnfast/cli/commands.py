@@ -221,7 +221,7 @@ def evaluate(args: argparse.Namespace) -> int:
     options: dict[str, Any] = {"trimap": args.trimap, "progress": sys.stderr.isatty()}
     with output_folders(Path(args.json).parent) if args.json else contextlib.nullcontext():
         if args.oracle:
-            bounds = evaluate_oracle(dataset, args.oracle, **options)
+            bounds = evaluate_oracle(dataset, **options)
             text = format_oracle(bounds)
             found: dict[str, Any] = {
                 "oracle": {str(factor): scores_as_json(m, names) for factor, m in bounds.items()}
