@@ -185,7 +185,7 @@ def evaluate_oracle(
         LabelError: labels that cannot be used.
     """
     for factor in factors:
-        check_positive("oracle", factor)
+        check_positive("factors", factor)
     classes = len(dataset.table)
     matrices = {factor: ConfusionMatrix(classes, trimap=trimap) for factor in factors}
     for index in tqdm(range(len(dataset)), unit="image", disable=not progress):

@@ -470,18 +470,17 @@ def _segment_file(
 ) -> dict[str, Any]:
     """Write all files of one picture, or none of them; describe them for the report."""
     labels, _, *extra = files
+    if extra and extra[0].suffix == ".npy":
+        options = {**options, "probabilities": extra[0]}
+    result = segmenter(path, **options)
     try:
-        if extra and extra[0].suffix == ".npy":
-            options = {**options, "probabilities": extra[0]}
-        result = segmenter(path, **options)
         if extra and extra[0].suffix == ".png":
             gray = np.rint(result.confidence * 255).astype(np.uint8)
             write_image(extra[0], Image.fromarray(gray), compress_level=_PNG_LEVEL)
         result.save(folder, labels.stem, opacity=opacity)
     except BaseException:  # Ctrl-C too
         for file in extra:
-            with contextlib.suppress(OSError):
-                file.unlink()
+            file.unlink(missing_ok=True)
         raise
     kinds = ("labels", "overlay", "probabilities")
     return {

@@ -400,7 +400,7 @@ class TestEvaluate:
         assert found["4"]["trimap"]["width"] == 1
         refused(*of, "--weights", weights, says="--weights is for a network, --oracle scores")
         refused(*of, "--flip", says="--flip is for a network, --oracle scores")
-        refused(*of, "--predictions", "data", says="--oracle scores the true labels, --predictions")
+        refused(*of, "--predictions", "data", says="--predictions scores .*, --oracle the truth")
 
     def test_a_link_is_followed(self, here):
         camvid_like(here / "data")

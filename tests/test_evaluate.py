@@ -262,7 +262,7 @@ class TestOracle:
             assert matrix.trimap.scores().pixel_accuracy < matrix.scores().pixel_accuracy
 
     def test_bad_factors(self, tmp_path):
-        with pytest.raises(ValueError, match="oracle must be at least 1, not 0"):
+        with pytest.raises(ValueError, match="factors must be at least 1, not 0"):
             evaluate_oracle(write_dataset(tmp_path, PAIRS), [4, 0])
 
 

@@ -206,56 +206,42 @@ def evaluate(args: argparse.Namespace) -> int:
     from ..metrics import format_oracle, format_scores
 
     views = _views(args)
-    _refuse_for_labels(args)
+    sources = [f"--{name}" for name in ("predictions", "oracle") if getattr(args, name)]
+    if len(sources) > 1:
+        raise InputError(
+            "--predictions scores label pictures, --oracle the truth; give one of them"
+        )
+    for name in ("weights", "device", "bit_depth", "max_size", "tile", "overlap", "scales", "flip"):
+        if sources and getattr(args, name) not in (None, False):
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"{option} is for a network, {sources[0]} scores labels")
     if args.json and Path(args.json).is_dir():
         raise InputError(f"{args.json}: is a folder, --json needs a file")
-    if args.predictions or args.oracle:
-        model = None
-        dataset = _open(args, args.split)
-    else:
+    model = None
+    if not sources:
         from ..segment import Segmenter
 
         model = Segmenter(args.weights, args.device).model
-        dataset = _open(args, args.split, default=model.table)
+    dataset = _open(args, args.split, default=None if model is None else model.table)
     names = dataset.table.names
     options: dict[str, Any] = {"trimap": args.trimap, "progress": sys.stderr.isatty()}
     with output_folders(Path(args.json).parent) if args.json else contextlib.nullcontext():
         if args.oracle:
             bounds = evaluate_oracle(dataset, **options)
-            text = format_oracle(bounds)
-            found: dict[str, Any] = {
-                "oracle": {str(factor): scores_as_json(m, names) for factor, m in bounds.items()}
-            }
+            text, found = format_oracle(bounds), {}
+            found["oracle"] = {str(k): scores_as_json(m, names) for k, m in bounds.items()}
         else:
             if model is None:
                 matrix = evaluate_folder(args.predictions, dataset, **options)
             else:
                 matrix = evaluate_model(model, dataset, **views, **options)
-            text = format_scores(matrix, names)
-            found = scores_as_json(matrix, names)
+            text, found = format_scores(matrix, names), scores_as_json(matrix, names)
         if args.json:
             write_json(args.json, {"pictures": len(dataset), **found})
     print(text)
     sys.stdout.flush()
     _tell_passed_over(dataset.passed_over)
     return 0
-
-
-def _refuse_for_labels(args: argparse.Namespace) -> None:
-    """Refuse flags of a network where label pictures are scored."""
-    if args.predictions and args.oracle:
-        raise InputError("--oracle scores the true labels, --predictions others; give one of them")
-    for name in (
-        *("weights", "device", "max_size", "bit_depth"),
-        *("tile", "overlap", "scales", "flip"),
-    ):
-        if getattr(args, name) in (None, False):
-            continue
-        option = "--" + name.replace("_", "-")
-        if args.predictions:
-            raise InputError(f"{option} is for a network, --predictions brings its own labels")
-        if args.oracle:
-            raise InputError(f"{option} is for a network, --oracle scores the true labels")
 
 
 def train(args: argparse.Namespace) -> int:
