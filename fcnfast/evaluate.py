@@ -226,7 +226,7 @@ def scores_as_json(matrix: ConfusionMatrix, names: Sequence[str]) -> dict[str, A
         "confusion": matrix.matrix.tolist(),
     }
     if matrix.trimap is not None:
-        found["trimap"] = {"width": matrix.width, **scores_as_json(matrix.trimap, names)}
+        found["trimap"] = {"width": matrix.trimap_width, **scores_as_json(matrix.trimap, names)}
     return found
 
 

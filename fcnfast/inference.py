@@ -94,7 +94,7 @@ def coarse_scores(model: FCN, images: Sequence[Image.Image], size: Pair) -> Scor
     return ScoreMap(scores, grid.rescaled(size))
 
 
-class View(NamedTuple):
+class ScoredView(NamedTuple):
     """Coarse scores of one view, 1×C×h×w, and their grid onto the tile."""
 
     scores: Tensor
@@ -129,11 +129,11 @@ def blended_softmax(
     overlap = (views.tile or 0) // 4 if views.overlap is None else views.overlap
     tops, lefts = (_starts(n, views.tile or n, overlap) for n in size)
     vertical, horizontal = _weights(tops, height, overlap), _weights(lefts, width, overlap)
-    live: list[tuple[int, list[list[View]]]] = []  # rows of tiles that cover rows to come
+    live: list[tuple[int, list[list[ScoredView]]]] = []  # rows of tiles that cover rows to come
     for k, top in enumerate(tops):
         live = [row for row in live if tops[row[0]] + height > top]
         boxes = [(left, top, left + width, top + height) for left in lefts]
-        live.append((k, [_views(model, photo.crop(box), views, source) for box in boxes]))
+        live.append((k, [_score_views(model, photo.crop(box), views, source) for box in boxes]))
         end = tops[k + 1] if k + 1 < len(tops) else size[0]
         for first in range(top, end, BAND):
             last = min(first + BAND, end)
@@ -165,7 +165,7 @@ def _weights(starts: list[int], tile: int, overlap: int) -> list[Tensor]:
     return [window / total[start : start + tile] for start in starts]
 
 
-def _views(model: FCN, image: Image.Image, views: Views, source: str) -> list[View]:
+def _score_views(model: FCN, image: Image.Image, views: Views, source: str) -> list[ScoredView]:
     """Run the network on every view of a picture or a tile."""
     device, size = next(model.parameters()).device, (image.height, image.width)
     tile = "" if views.tile is None else f"tile {views.tile}, "
@@ -180,11 +180,11 @@ def _views(model: FCN, image: Image.Image, views: Views, source: str) -> list[Vi
                 pixels = ImageOps.mirror(seen) if mirrored else seen
                 scores, grid = coarse_scores(model, [pixels], size)
                 scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-                found.append(View(scores, grid, mirrored))
+                found.append(ScoredView(scores, grid, mirrored))
     return found
 
 
-def mean_softmax(views: Sequence[View], first: int, last: int) -> Tensor:
+def mean_softmax(views: Sequence[ScoredView], first: int, last: int) -> Tensor:
     """Return the mean softmax of all views in the rows [first, last) of their tile: C×rows×W."""
     total: Tensor | None = None
     for scores, grid, mirrored in views:

@@ -11,7 +11,7 @@ With n_ij the pixels of true class i labeled j, t_i = Σ_j n_ij, and C classes:
 (Long, Shelhamer, Darrell, "Fully Convolutional Networks for Semantic Segmentation", section 5).
 The formulas leave open what a class without pixels counts as; see `ConfusionMatrix.scores`.
 A trimap restricts them to a band along the true borders (Kohli, Ladický, Torr, "Robust Higher Order
-Potentials for Enforcing Label Consistency", IJCV 2009, section 6).
+Potentials for Enforcing Label Consistency", IJCV 2009).
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,7 +64,7 @@ class ConfusionMatrix:
     Attributes:
         matrix: int64 C×C, rows truth, columns prediction.
         trimap: the matrix of those pixels alone; None without.
-        width: the argument `trimap`.
+        trimap_width: the argument `trimap`; 0 without.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ConfusionMatrix:
         self.ignore_index = int(ignore_index)
         self.num_classes = num_classes
         self.matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
-        self.width = trimap
+        self.trimap_width = trimap or 0
         if trimap is not None and (type(trimap) is not int or trimap < 1):
             raise ValueError(f"trimap must be a positive integer, not {trimap!r}")
         self.trimap = None if trimap is None else ConfusionMatrix(num_classes)
@@ -109,8 +109,9 @@ class ConfusionMatrix:
         self._refuse(joint[:_IGNORE_INDEX].sum(axis=1), "target")
         self._refuse(joint[: self.num_classes].sum(axis=0), "prediction")
         self.matrix += joint[: self.num_classes, : self.num_classes]
-        if self.trimap is not None and self.width is not None:
-            self.trimap.update(keep_trimap(torch.from_numpy(truth.copy()), self.width), guess)
+        if self.trimap is not None:
+            near = keep_trimap(torch.from_numpy(truth.copy()), self.trimap_width)
+            self.trimap.update(near, guess)
 
     def _refuse(self, counts: np.ndarray, what: str) -> None:
         """Raise for the first value at or above C that has a count."""
@@ -267,7 +268,7 @@ def _totals(matrix: ConfusionMatrix) -> list[tuple[str, float, np.ndarray | None
     ]
     if matrix.trimap is not None:
         near = matrix.trimap.scores()
-        totals.append((f"mean IU, trimap of {matrix.width} px", near.mean_iu, near.iu))
+        totals.append((f"mean IU, trimap of {matrix.trimap_width} px", near.mean_iu, near.iu))
     return totals
 
 

@@ -34,7 +34,7 @@ from .files import PathLike, output_folders, output_names, refuse_replacing, wri
 from .geometry import SamplingGrid
 from .inference import (
     BAND,
-    View,
+    ScoredView,
     Views,
     blended_softmax,
     coarse_scores,
@@ -355,7 +355,7 @@ class Segmenter:
             labels = upsample_argmax(scores, grid).cpu().numpy()
             scores = scores.cpu()
         if path is not None:
-            whole = [View(scores.float(), grid, False)]
+            whole = [ScoredView(scores.float(), grid, False)]
             with probability_file(path, (len(self.table), *size)) as write:
                 for first in range(0, size[0], BAND):
                     write(first, mean_softmax(whole, first, min(first + BAND, size[0])))

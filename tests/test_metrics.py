@@ -217,7 +217,7 @@ def test_a_trimap_by_hand() -> None:
     matrix.update(truth, guess)
     # Columns 3 and 4, and, at the rim of void, 5 and 7.
     assert matrix.trimap.matrix.tolist() == [[3, 0, 0], [3, 3, 0], [0, 0, 3]]
-    assert matrix.width == 1
+    assert matrix.trimap_width == 1
     np.testing.assert_allclose(matrix.trimap.scores().iu, [1 / 2, 1 / 2, 1])
     uniform = ConfusionMatrix(3, trimap=2)
     uniform.update(np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8))
