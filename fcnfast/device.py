@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
-from .errors import InputError
+from .errors import ImageError, InputError
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
@@ -40,14 +43,24 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def refusal(error: BaseException, what: str, device: torch.device) -> str | None:
-    """Say why a network cannot take `what`: too large or too small; None for any other error."""
-    if out_of_memory(error):
-        return (
-            f"{what} are too many for the memory of {device}; give a smaller max_size or batch_size"
-        )
-    told = " ".join(str(error).split())
-    for text in ("too small", "Kernel size can't be greater than actual input size"):
-        if text in told:
-            return f"{what} are too few for the network: {told}"
-    return None
+@contextlib.contextmanager
+def image_errors(source: str, what: str, device: torch.device) -> Iterator[None]:
+    """Raise ImageError where a network cannot take `what`, such as "8x8 pixels", of `source`.
+
+    Raises:
+        ImageError: too large for the memory, or too small for the network. Other errors pass.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        if out_of_memory(error):
+            reason = (
+                f"too many for the memory of {device}; "
+                "give a tile, or a smaller tile, max_size or batch_size"
+            )
+        elif "too small" in told or "Kernel size can't be greater than actual" in told:
+            reason = f"too few for the network: {told}"
+        else:
+            raise
+        raise ImageError(f"{source}: {what} are {reason}") from error

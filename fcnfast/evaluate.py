@@ -12,17 +12,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from .data.classes import IGNORE_INDEX
 from .data.folder import Sample, SegmentationDataset, main_labels, shortened
-from .data.images import photo_tensor, shrink
+from .data.images import check_positive, shrink
 from .data.labels import read_labels
-from .device import refusal
-from .errors import DatasetError, ImageError, LabelError
+from .device import image_errors
+from .errors import DatasetError, LabelError
 from .files import PathLike
-from .metrics import ConfusionMatrix
+from .inference import Views, blended_softmax, coarse_scores
+from .metrics import ConfusionMatrix, keep_trimap
 from .models import FCN
 from .ops import upsample_argmax, upsample_confusion
 
@@ -48,75 +48,91 @@ def evaluate_model(
     *,
     batch_size: int = 1,
     max_size: int | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    trimap: int | None = None,
     progress: bool = False,
     each: Each | None = None,
 ) -> ConfusionMatrix:
-    """Label every picture of a data set at a single scale and count all its pixels.
+    """Label every picture of a data set and count all its pixels.
 
     Args:
         model: a network, on any device; it is in evaluation mode while this runs, and afterwards
             as it was.
         dataset: the pictures and their true labels.
-        batch_size: up to so many neighboring pictures of one size go through together. Nothing
-            is padded, so that the labels do not depend on it.
+        batch_size: up to so many neighboring pictures of one size go through together, where
+            nothing is blended. Nothing is padded, so that the labels do not depend on it.
         max_size: longest side that the network sees; labels are made, and counted, at the
             pictures' own size.
+        tile, overlap, scales, flip: what the network sees of a picture, as in a call of
+            `fcnfast.Segmenter`; by default all of it, once.
+        trimap: also count the pixels so near to a true border, as `ConfusionMatrix` does.
         progress: show a bar on stderr.
         each: called with every sample and its predicted labels, uint8 H×W.
 
     Raises:
         DatasetError: a data set without samples, or with other classes.
-        ValueError: `batch_size` or `max_size` below 1.
+        TypeError, ValueError: a number out of its range.
         ImageError, LabelError: a damaged file, or a picture too small for the network or too large
             for the memory.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    check_positive("batch_size", batch_size)
+    views = Views(max_size, tile, overlap, scales, flip)
     _check_classes(model, dataset)
+    matrix = ConfusionMatrix(model.num_classes, trimap=trimap)
+    matrices = [matrix] if matrix.trimap is None else [matrix, matrix.trimap]
     device = next(model.parameters()).device
-    classes = model.num_classes
-    matrix = ConfusionMatrix(classes)
-    counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+    counts = [torch.from_numpy(part.matrix).to(device, copy=True) for part in matrices]
     was_training = model.training
     model.eval()
     try:
         # no_grad, not inference_mode: training goes on with the same network afterwards.
         with torch.no_grad(), tqdm(total=len(dataset), unit="image", disable=not progress) as bar:
-            for group in _groups(_samples(dataset), batch_size):
-                images = [shrink(sample.image, max_size) for sample in group]
-                _count(model, images, group, device, counts, each)
+            for group in _groups((dataset[n] for n in range(len(dataset))), batch_size):
+                _count(model, group, views, trimap, counts, each)
                 bar.update(len(group))
     finally:
         model.train(was_training)
-    matrix.matrix += counts.cpu().numpy()
+    for part, count in zip(matrices, counts, strict=True):
+        part.matrix += count.cpu().numpy()
     return matrix
 
 
 def _count(
     model: FCN,
-    images: Sequence[Image.Image],
     group: Sequence[Sample],
-    device: torch.device,
-    counts: torch.Tensor,
+    views: Views,
+    trimap: int | None,
+    counts: Sequence[torch.Tensor],
     each: Each | None,
 ) -> None:
-    """Add pictures of one size to the counts; name them when the network cannot take them."""
-    labels = torch.from_numpy(np.stack([main_labels(sample.labels) for sample in group])).to(device)
-    try:
-        pixels = model.preprocess(torch.cat([photo_tensor(image) for image in images]).to(device))
-        if device.type == "cpu":  # convolutions are a quarter faster so
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        scores, grid = model.score_maps(pixels, ("out",))["out"]
-    except (MemoryError, RuntimeError, ValueError) as error:
-        width, height = images[0].size
-        reason = refusal(error, f"{width}x{height} pixels", device)
-        if reason is None:
-            raise
-        raise ImageError(f"{group[0].name}: {reason}") from error
-    grid = grid.rescaled(_size(group[0]))
-    upsample_confusion(scores, labels, grid, out=counts)
-    if each is not None:
-        for sample, guess in zip(group, upsample_argmax(scores, grid).cpu().numpy(), strict=True):
+    """Add pictures of one size to the counts, of all pixels and of those in the trimap."""
+    device, size = counts[0].device, _size(group[0])
+    truth = torch.from_numpy(np.stack([main_labels(sample.labels) for sample in group])).to(device)
+    truths = [truth] if trimap is None else [truth, keep_trimap(truth, trimap)]
+    if views.single(size):
+        images = [shrink(sample.image, views.max_size) for sample in group]
+        what = f"{images[0].width}x{images[0].height} pixels"
+        with image_errors(group[0].name, what, device):
+            scores, grid = coarse_scores(model, images, size)
+        for out, labels in zip(counts, truths, strict=True):
+            upsample_confusion(scores, labels, grid, out=out)
+        if each is not None:
+            guesses = upsample_argmax(scores, grid).cpu().numpy()
+            for sample, guess in zip(group, guesses, strict=True):
+                each(sample, guess)
+        return
+    for n, sample in enumerate(group):
+        guess = np.empty(size, dtype=np.uint8)
+        for first, band in blended_softmax(model, sample.image, views, sample.name):
+            rows = slice(first, first + band.shape[1])
+            for out, labels in zip(counts, truths, strict=True):
+                upsample_confusion(band[None], labels[n : n + 1, rows], out=out)
+            if each is not None:
+                guess[rows] = band.argmax(0).cpu().numpy()
+        if each is not None:
             each(sample, guess)
 
 
@@ -124,6 +140,7 @@ def evaluate_folder(
     predictions: PathLike,
     dataset: SegmentationDataset,
     *,
+    trimap: int | None = None,
     progress: bool = False,
     each: Each | None = None,
 ) -> ConfusionMatrix:
@@ -134,6 +151,7 @@ def evaluate_folder(
             or gray values 0 to C - 1, or colors of the palette, of the picture's size. Other files
             are ignored.
         dataset: the true labels.
+        trimap: also count the pixels so near to a true border, as `ConfusionMatrix` does.
         progress: show a bar on stderr.
         each: called with every sample and its predicted labels, uint8 H×W.
 
@@ -143,7 +161,7 @@ def evaluate_folder(
             not classes, or no class where the truth has one.
     """
     paths = _prediction_paths(Path(predictions), dataset.names)
-    matrix = ConfusionMatrix(len(dataset.table))
+    matrix = ConfusionMatrix(len(dataset.table), trimap=trimap)
     # Predictions are labels 0 to C - 1, whatever integers the true labels are stored as.
     plain = replace(dataset.table, void_values=(IGNORE_INDEX,), label_map=())
     for index, path in enumerate(tqdm(paths, unit="image", disable=not progress)):
@@ -158,6 +176,54 @@ def evaluate_folder(
     return matrix
 
 
+def evaluate_oracle(
+    dataset: SegmentationDataset,
+    factors: Sequence[int] = (128, 64, 32, 16, 8, 4),
+    *,
+    trimap: int | None = None,
+    progress: bool = False,
+) -> dict[int, ConfusionMatrix]:
+    """Score the true labels downsampled and upsampled again: what a stride allows at best.
+
+    Of each cell of factor×factor pixels, from the upper left corner on, the most frequent class
+    stays (the first of equals; void does not count), for all of the cell's pixels. The paper's
+    upper bounds (arXiv v2, appendix A) are on PASCAL VOC; how they were sampled is not said.
+
+    Args:
+        dataset: the true labels; no picture is read.
+        factors: at least 1 each; by default the paper's.
+        trimap: as in `evaluate_model`.
+        progress: show a bar on stderr.
+
+    Returns:
+        A matrix for each factor.
+
+    Raises:
+        TypeError, ValueError: a factor or a width that is not a positive integer.
+        LabelError: labels that cannot be used.
+    """
+    for factor in factors:
+        check_positive("factors", factor)
+    classes = len(dataset.table)
+    matrices = {factor: ConfusionMatrix(classes, trimap=trimap) for factor in factors}
+    for index in tqdm(range(len(dataset)), unit="image", disable=not progress):
+        truth = main_labels(dataset.labels(index))
+        for factor, matrix in matrices.items():
+            matrix.update(truth, _in_cells(truth, factor, classes))
+    return matrices
+
+
+def _in_cells(truth: np.ndarray, factor: int, classes: int) -> np.ndarray:
+    """Return labels H×W with the most frequent class of each cell in all of its pixels."""
+    rows, columns = (np.arange(n) // factor for n in truth.shape)
+    cells = rows[:, None] * (columns[-1] + 1) + columns
+    valid = truth != IGNORE_INDEX
+    counts = np.bincount(
+        cells[valid] * classes + truth[valid], minlength=(cells[-1, -1] + 1) * classes
+    )
+    return counts.reshape(-1, classes).argmax(1).astype(np.uint8)[cells]
+
+
 def scores_as_json(matrix: ConfusionMatrix, names: Sequence[str]) -> dict[str, Any]:
     """Return the scores as fractions, and the confusion matrix, as JSON values; None for NaN."""
     scores = matrix.scores()
@@ -165,17 +231,21 @@ def scores_as_json(matrix: ConfusionMatrix, names: Sequence[str]) -> dict[str, A
     def number(value: float) -> float | None:
         return None if math.isnan(value) else float(value)
 
-    return {
+    kinds = {"iu": scores.iu, "accuracy": scores.accuracy, "dice": scores.dice}
+    found = {
         "pixel_accuracy": number(scores.pixel_accuracy),
-        "mean_accuracy": number(scores.mean_accuracy),
-        "mean_iu": number(scores.mean_iu),
+        **{f"mean_{kind}": number(getattr(scores, f"mean_{kind}")) for kind in kinds},
         "fw_iu": number(scores.fw_iu),
+        "classes_in_mean": {kind: int(np.isfinite(values).sum()) for kind, values in kinds.items()},
         "classes": {
-            name: {"iu": number(iu), "accuracy": number(accuracy)}
-            for name, iu, accuracy in zip(names, scores.iu, scores.accuracy, strict=True)
+            name: {kind: number(values[k]) for kind, values in kinds.items()}
+            for k, name in enumerate(names)
         },
         "confusion": matrix.matrix.tolist(),
     }
+    if matrix.trimap is not None:
+        found["trimap"] = {"width": matrix.trimap_width, **scores_as_json(matrix.trimap, names)}
+    return found
 
 
 def _check_classes(model: FCN, dataset: Dataset) -> None:
@@ -196,12 +266,6 @@ def _check_classes(model: FCN, dataset: Dataset) -> None:
                 f"the network and the data set's table {table.name!r} have the same classes in "
                 f"another order, beginning with {moved[0]!r}"
             )
-
-
-def _samples(dataset: Dataset) -> Iterator[Sample]:
-    """Yield all samples in order."""
-    for index in range(len(dataset)):
-        yield dataset[index]
 
 
 def _size(sample: Sample) -> tuple[int, int]:

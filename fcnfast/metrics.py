@@ -1,4 +1,4 @@
-"""The four metrics of the FCN paper, from one confusion matrix over a whole data set.
+"""The metrics of the FCN paper and Dice, from one confusion matrix over a whole data set.
 
 With n_ij the pixels of true class i labeled j, t_i = Σ_j n_ij, and C classes:
 
@@ -6,17 +6,21 @@ With n_ij the pixels of true class i labeled j, t_i = Σ_j n_ij, and C classes:
     mean accuracy            1/C Σ_i n_ii / t_i
     mean IU                  1/C Σ_i n_ii / (t_i + Σ_j n_ji - n_ii)
     frequency-weighted IU    Σ_i t_i n_ii / (t_i + Σ_j n_ji - n_ii) / Σ_k t_k
+    mean Dice (F1)           1/C Σ_i 2 n_ii / (t_i + Σ_j n_ji)
 
 (Long, Shelhamer, Darrell, "Fully Convolutional Networks for Semantic Segmentation", section 5).
 The formulas leave open what a class without pixels counts as; see `ConfusionMatrix.scores`.
+A trimap restricts them to a band along the true borders (Kohli, Ladický, Torr, "Robust Higher Order
+Potentials for Enforcing Label Consistency", IJCV 2009).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 _IGNORE_INDEX = 255
 
@@ -34,6 +38,8 @@ class Scores:
         fw_iu: mean of `iu` weighted by the true pixels of each class.
         iu: intersection over union of each class, float64 C; NaN for a class that does not count.
         accuracy: share of each class's true pixels that are correct, float64 C; NaN likewise.
+        mean_dice: mean of `dice` over the classes of `mean_iu`.
+        dice: Dice's coefficient, or F1, of each class, float64 C; NaN where `iu` is.
     """
 
     pixel_accuracy: float
@@ -42,6 +48,8 @@ class Scores:
     fw_iu: float
     iu: np.ndarray
     accuracy: np.ndarray
+    mean_dice: float
+    dice: np.ndarray
 
 
 class ConfusionMatrix:
@@ -50,12 +58,18 @@ class ConfusionMatrix:
     Args:
         num_classes: C, 1 to 255.
         ignore_index: the true label of pixels that are left out; not a class.
+        trimap: also count the pixels that are at most so many pixels from one of another true
+            label, diagonals being as near as neighbors (see `keep_trimap`).
 
     Attributes:
         matrix: int64 C×C, rows truth, columns prediction.
+        trimap: the matrix of those pixels alone; None without.
+        trimap_width: the argument `trimap`; 0 without.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = _IGNORE_INDEX) -> None:
+    def __init__(
+        self, num_classes: int, ignore_index: int = _IGNORE_INDEX, trimap: int | None = None
+    ) -> None:
         if not 1 <= num_classes <= _IGNORE_INDEX:
             raise ValueError(f"num_classes must be 1 to 255, not {num_classes}")
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
@@ -63,6 +77,10 @@ class ConfusionMatrix:
         self.ignore_index = int(ignore_index)
         self.num_classes = num_classes
         self.matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
+        self.trimap_width = trimap or 0
+        if trimap is not None and (type(trimap) is not int or trimap < 1):
+            raise ValueError(f"trimap must be a positive integer, not {trimap!r}")
+        self.trimap = None if trimap is None else ConfusionMatrix(num_classes)
 
     def update(
         self, target: np.ndarray | torch.Tensor, prediction: np.ndarray | torch.Tensor
@@ -70,7 +88,7 @@ class ConfusionMatrix:
         """Add the pixels of one or more label maps.
 
         Args:
-            target: true labels of any integer dtype and shape; the pixels of
+            target: true labels of any integer dtype and shape, [N×]H×W for a trimap; the pixels of
                 `ignore_index` are left out.
             prediction: predicted labels of the same shape.
 
@@ -83,12 +101,17 @@ class ConfusionMatrix:
         guess = _labels(prediction, "prediction")
         if truth.shape != guess.shape:
             raise ValueError(f"target has shape {truth.shape} but the prediction has {guess.shape}")
+        if self.trimap is not None and truth.ndim not in (2, 3):
+            raise ValueError(f"a trimap is of labels H×W or N×H×W, not {truth.shape}")
         # All 256×256 pairs are counted in one pass without a mask; the bad ones are seen there.
         pairs = truth.astype(np.uint16) << 8 | guess
         joint = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
         self._refuse(joint[:_IGNORE_INDEX].sum(axis=1), "target")
         self._refuse(joint[: self.num_classes].sum(axis=0), "prediction")
         self.matrix += joint[: self.num_classes, : self.num_classes]
+        if self.trimap is not None:
+            near = keep_trimap(torch.from_numpy(truth.copy()), self.trimap_width)
+            self.trimap.update(near, guess)
 
     def _refuse(self, counts: np.ndarray, what: str) -> None:
         """Raise for the first value at or above C that has a count."""
@@ -133,7 +156,30 @@ class ConfusionMatrix:
             fw_iu=float(weighted.sum() / total) if total else float("nan"),
             iu=iu,
             accuracy=accuracy,
+            mean_dice=_mean(2 * iu / (1 + iu)),
+            dice=2 * iu / (1 + iu),
         )
+
+
+def keep_trimap(target: torch.Tensor, width: int) -> torch.Tensor:
+    """Return the labels with 255 in all pixels farther than `width` from another true label.
+
+    The distance is the larger of rows and columns. Void (255) is a label here, so that the rim of
+    void around the objects of PASCAL VOC is a border, but its own pixels still do not count.
+
+    Args:
+        target: labels [N×]H×W of any integer dtype, 255 for void.
+        width: in pixels, at least 1: 1 keeps the pixels that touch another label.
+    """
+    planes = target.unsqueeze(0) if target.dim() == 2 else target
+    width = min(width, max(target.shape[-2:]))
+    extremes = []
+    for sign in (1, -1):
+        values = planes.float() * sign
+        for kernel, padding in (((2 * width + 1, 1), (width, 0)), ((1, 2 * width + 1), (0, width))):
+            values = F.max_pool2d(values, kernel, 1, padding)
+        extremes.append(values * sign)
+    return target.masked_fill((extremes[0] == extremes[1]).view(target.shape), _IGNORE_INDEX)
 
 
 def _labels(
@@ -169,35 +215,75 @@ def _mean(values: np.ndarray) -> float:
     return float(kept.mean()) if kept.size else float("nan")
 
 
-def format_scores(scores: Scores, names: Sequence[str]) -> str:
-    """Format scores as a table in percent with one decimal; a class that does not count has "-".
+def format_scores(matrix: ConfusionMatrix, names: Sequence[str]) -> str:
+    """Format all scores as a table in percent with one decimal.
+
+    A class that does not count has "-", and each mean says over how many classes it is.
 
     Args:
-        scores: from `ConfusionMatrix.scores`.
+        matrix: the counts, with those of a trimap or without.
         names: one name for each class.
 
     Returns:
-        Lines without a final newline: one for each class, then the four metrics.
+        Lines without a final newline: one for each class, then the metrics of all.
+
+    Raises:
+        ValueError: another number of names.
     """
-    if len(names) != len(scores.iu):
-        raise ValueError(f"{len(names)} names for {len(scores.iu)} classes")
-    totals = (
-        ("pixel accuracy", scores.pixel_accuracy),
-        ("mean accuracy", scores.mean_accuracy),
-        ("mean IU", scores.mean_iu),
-        ("frequency-weighted IU", scores.fw_iu),
-    )
-    width = max(len(text) for text in (*names, *(label for label, _ in totals)))
-    lines = [f"{'class':<{width}}  {'IU':>6}  {'accuracy':>8}"]
-    for name, iu, accuracy in zip(names, scores.iu, scores.accuracy, strict=True):
-        lines.append(f"{name:<{width}}  {_percent(iu):>6}  {_percent(accuracy):>8}")
-    lines.append("")
-    counted = {"mean accuracy": scores.accuracy, "mean IU": scores.iu}
-    for label, value in totals:
-        over = int(np.isfinite(counted[label]).sum()) if label in counted else len(names)
-        partly = f"  over {over} of {len(names)} classes" if over < len(names) else ""
-        lines.append(f"{label:<{width}}  {_percent(value):>6}{partly}")
+    if len(names) != matrix.num_classes:
+        raise ValueError(f"{len(names)} names for {matrix.num_classes} classes")
+    scores = matrix.scores()
+    columns = {"IU": scores.iu, "accuracy": scores.accuracy, "Dice": scores.dice}
+    if matrix.trimap is not None:
+        columns["trimap IU"] = matrix.trimap.scores().iu
+    shown = [map(_percent, values) for values in columns.values()]
+    totals = _totals(matrix)
+    width = max(len(text) for text in (*names, *(total[0] for total in totals)))
+    rows = [("class", *columns), *zip(names, *shown, strict=True)]
+    lines = [*_table([(row[0].ljust(width), *row[1:]) for row in rows]), ""]
+    for label, value, counted in totals:
+        over = "" if counted is None else f"  over {_of(counted)} classes"
+        lines.append(f"{label:<{width}}  {_percent(value):>6}{over}")
     return "\n".join(lines)
+
+
+def format_oracle(matrices: Mapping[int, ConfusionMatrix]) -> str:
+    """Format upper bounds by factor as a table in percent; "classes" are those of the mean IU."""
+    rows, totals = [], _totals(next(iter(matrices.values())))
+    for factor, matrix in matrices.items():
+        values = [_percent(total[1]) for total in _totals(matrix)]
+        rows.append([str(factor), *values, _of(matrix.scores().iu)])
+    return "\n".join(_table([["factor", *(total[0] for total in totals), "classes"], *rows]))
+
+
+def _totals(matrix: ConfusionMatrix) -> list[tuple[str, float, np.ndarray | None]]:
+    """Return the metrics over all classes: the name, the value and, of a mean, what it is of."""
+    scores = matrix.scores()
+    totals: list[tuple[str, float, np.ndarray | None]] = [
+        ("pixel accuracy", scores.pixel_accuracy, None),
+        ("mean accuracy", scores.mean_accuracy, scores.accuracy),
+        ("mean IU", scores.mean_iu, scores.iu),
+        ("frequency-weighted IU", scores.fw_iu, None),
+        ("mean Dice", scores.mean_dice, scores.dice),
+    ]
+    if matrix.trimap is not None:
+        near = matrix.trimap.scores()
+        totals.append((f"mean IU, trimap of {matrix.trimap_width} px", near.mean_iu, near.iu))
+    return totals
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Align the columns of a table, the first to the left and the others to the right."""
+    widths = [max(6, *map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+
+
+def _of(values: np.ndarray) -> str:
+    """Say how many classes a mean is over, and of how many where it is not over all."""
+    counted = int(np.isfinite(values).sum())
+    return str(counted) if counted == len(values) else f"{counted} of {len(values)}"
 
 
 def _percent(value: float) -> str:

@@ -91,7 +91,7 @@ class Gallery:
         self, image: Image.Image, truth: np.ndarray, labels: np.ndarray
     ) -> tuple[str, ...]:
         """Draw a picture small: photo, truth, prediction, and its wrong pixels in red."""
-        photo = shrink(image, SIDE)
+        photo = shrink(image, SIDE).convert("RGB")
 
         def small(values: np.ndarray) -> np.ndarray:
             nearest = Image.Resampling.NEAREST

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -23,16 +23,24 @@ from .data.images import (
     as_photo,
     check_channels,
     check_positive,
-    photo_tensor,
     shrink,
     write_image,
 )
 from .data.labels import write_labels
 from .data.render import add_legend, blend
-from .device import choose_device, refusal
+from .device import choose_device, image_errors
 from .errors import ImageError, InputError, WeightsError
 from .files import PathLike, output_folders, output_names, refuse_replacing, write_json
 from .geometry import SamplingGrid
+from .inference import (
+    BAND,
+    ScoredView,
+    Views,
+    blended_softmax,
+    coarse_scores,
+    mean_softmax,
+    probability_file,
+)
 from .models import load_model
 from .ops import upsample, upsample_argmax
 
@@ -50,8 +58,9 @@ class Segmentation:
         table: the classes' names and colors.
         name: the stem of the picture's file; "image" without one, "image-1", ... in an iterable.
         scores: the network's coarse class scores, 1×C×h×w on the CPU; `labels`, `confidence` and
-            `probabilities` come from them.
+            `probabilities` come from them. None where several views were blended.
         grid: where each pixel of the picture samples `scores`.
+        blended: where several views were, the mean softmax of each pixel's label, float32 H×W.
     """
 
     image: Image.Image
@@ -60,6 +69,7 @@ class Segmentation:
     name: str = "image"
     scores: Tensor | None = field(default=None, repr=False)
     grid: SamplingGrid | None = field(default=None, repr=False)
+    blended: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -75,6 +85,8 @@ class Segmentation:
         Raises:
             ValueError: a result that was made without scores.
         """
+        if self.blended is not None:
+            return self.blended
         scores, grid = self._sampled()
         with torch.inference_mode():
             _, confidence = upsample_argmax(scores, grid, confidence=True)
@@ -84,13 +96,17 @@ class Segmentation:
         """Return the softmax of all classes, float32 C×H×W; every call computes it anew.
 
         Raises:
-            ValueError: a result that was made without scores.
+            ValueError: a result that was made without scores, or blended of several views.
         """
         scores, grid = self._sampled()
         with torch.inference_mode():
             return upsample(scores.float(), grid).softmax(1)[0].numpy()
 
     def _sampled(self) -> tuple[Tensor, SamplingGrid]:
+        if self.blended is not None:
+            raise ValueError(
+                "a blended result keeps no scores; segment with probabilities=FILE to write them"
+            )
         if self.scores is None or self.grid is None:
             raise ValueError("this result has no scores: it was not made by a Segmenter")
         return self.scores, self.grid
@@ -161,6 +177,11 @@ class _Prepared(NamedTuple):
         """What pictures of one batch have in common."""
         return self.photo.size, self.seen.size
 
+    @property
+    def rgb(self) -> Image.Image:
+        """The picture without a fourth channel."""
+        return self.photo if self.photo.mode == "RGB" else self.photo.convert("RGB")
+
 
 class Segmenter:
     """A network ready to segment pictures.
@@ -201,18 +222,40 @@ class Segmenter:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is an iterable, too
-        self, image: Photo, *, max_size: int | None = ..., batch_size: int = ...
+        self,
+        image: Photo,
+        *,
+        max_size: int | None = ...,
+        tile: int | None = ...,
+        overlap: int | None = ...,
+        scales: Sequence[float] = ...,
+        flip: bool = ...,
+        batch_size: int = ...,
+        probabilities: PathLike | None = ...,
     ) -> Segmentation: ...
     @overload
     def __call__(
-        self, image: Iterable[Photo], *, max_size: int | None = ..., batch_size: int = ...
+        self,
+        image: Iterable[Photo],
+        *,
+        max_size: int | None = ...,
+        tile: int | None = ...,
+        overlap: int | None = ...,
+        scales: Sequence[float] = ...,
+        flip: bool = ...,
+        batch_size: int = ...,
     ) -> Iterator[Segmentation]: ...
     def __call__(
         self,
         image: Photo | Iterable[Photo],
         *,
         max_size: int | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
         batch_size: int = 8,
+        probabilities: PathLike | None = None,
     ) -> Segmentation | Iterator[Segmentation]:
         """Segment one picture, or many.
 
@@ -223,9 +266,18 @@ class Segmenter:
                 too, or a uint8 tensor N×C×H×W.
             max_size: longest side, in pixels, that the network sees. A larger picture is shrunk
                 for it; the labels still come at the picture's own size. By default the size
-                up to which the network learned, if its weights say so.
+                up to which the network learned, if its weights say so; with `tile` no limit.
+            tile: side of the square tiles, in pixels of the picture, that the network sees one by
+                one; for pictures too large for the memory, or for the network to see whole.
+            overlap: pixels that neighboring tiles share, a quarter of a tile by default; their
+                softmax is blended there.
+            scales: factors by which the picture, or each tile, is resized for the network; the
+                label is that of the mean softmax.
+            flip: the mirrored picture counts in that mean, too.
             batch_size: of many pictures, up to so many neighbors of equal size go through the
-                network together; no more than these are held in memory.
+                network together, if nothing is blended; no more than these are held in memory.
+            probabilities: of one picture, also write the softmax of all classes to this ``.npy``
+                file: float16 C×H×W.
 
         Returns:
             The result at the picture's own size; for many pictures an iterator of results, in
@@ -235,13 +287,13 @@ class Segmenter:
         Raises:
             ImageError: a picture that cannot be read, too large for the memory, or too small for
                 the network.
-            TypeError, ValueError: not a picture, or `max_size` or `batch_size` is not a positive
-                integer.
+            TypeError, ValueError: not a picture; a number out of its range; `max_size` beside
+                `tile`, `overlap` without one, or `probabilities` of many pictures.
+            OSError: `probabilities` cannot be written.
         """
-        if max_size is None:
+        if max_size is None and tile is None:
             max_size = self.model.preprocessing.max_size
-        else:
-            check_positive("max_size", max_size)
+        views = Views(max_size, tile, overlap, scales, flip)
         check_positive("batch_size", batch_size)
         if isinstance(image, Tensor):
             check_channels(image)
@@ -250,16 +302,19 @@ class Segmenter:
             single = (str, bytes, bytearray, memoryview, np.ndarray, Mapping)
             many = isinstance(image, Iterable) and not isinstance(image, single)
             many = many and not hasattr(image, "read")  # an open file iterates over its lines
+        if many and probabilities is not None:
+            raise ValueError("probabilities are written for one picture at a time")
         if many:
-            return self._each(image, max_size, batch_size)  # type: ignore[arg-type]
-        return self._run([self._prepare(image, max_size, "image")])[0]  # type: ignore[arg-type]
+            return self._each(image, views, batch_size)  # type: ignore[arg-type]
+        prepared = self._prepare(image, max_size, "image")  # type: ignore[arg-type]
+        return self._run([prepared], views, probabilities)[0]
 
     def _each(
-        self, images: Iterable[Photo], max_size: int | None, batch_size: int
+        self, images: Iterable[Photo], views: Views, batch_size: int
     ) -> Iterator[Segmentation]:
         """Yield the results of many pictures."""
-        for batch in self._batches(images, max_size, batch_size):
-            yield from self._run(batch)
+        for batch in self._batches(images, views.max_size, batch_size):
+            yield from self._run(batch, views)
 
     def _prepare(self, image: Photo, max_size: int | None, name: str) -> _Prepared:
         """Decode a picture and shrink it for the network; a file gives it another name."""
@@ -292,28 +347,29 @@ class Segmenter:
             yield batch
 
     @torch.inference_mode()
-    def _run(self, batch: Sequence[_Prepared]) -> list[Segmentation]:
-        """Segment pictures of equal size in one pass."""
+    def _run(
+        self, batch: Sequence[_Prepared], views: Views, path: PathLike | None = None
+    ) -> list[Segmentation]:
+        """Segment pictures of equal size in one pass, or blend them of their views one by one."""
         photo, seen = batch[0].photo, batch[0].seen
-        try:
-            images = torch.cat([photo_tensor(one.seen) for one in batch])
-            pixels = self.model.preprocess(images.to(self.device))
-            if self.device.type == "cpu":  # as in __init__
-                pixels = pixels.contiguous(memory_format=torch.channels_last)
-            scores, grid = self.model.score_maps(pixels, ("out",))["out"]
-            grid = grid.rescaled((photo.height, photo.width))
+        size = photo.height, photo.width
+        if not views.single(size):
+            return [self._blend(one, views, path) for one in batch]
+        count = f"{len(batch)} times " if len(batch) > 1 else ""
+        what = f"{count}{seen.width}x{seen.height} pixels"
+        with image_errors(batch[0].source, what, self.device):
+            scores, grid = coarse_scores(self.model, [one.seen for one in batch], size)
             labels = upsample_argmax(scores, grid).cpu().numpy()
             scores = scores.cpu()
-        except (MemoryError, RuntimeError, ValueError) as error:
-            count = f"{len(batch)} times " if len(batch) > 1 else ""
-            reason = refusal(error, f"{count}{seen.width}x{seen.height} pixels", self.device)
-            if reason is None:
-                raise
-            raise ImageError(f"{batch[0].source}: {reason}") from error
+        if path is not None:
+            whole = [ScoredView(scores.float(), grid, False)]
+            with probability_file(path, (len(self.table), *size)) as write:
+                for first in range(0, size[0], BAND):
+                    write(first, mean_softmax(whole, first, min(first + BAND, size[0])))
         return [
             # Of a batch each result gets its own copy, so that keeping one does not keep all.
             Segmentation(
-                one.photo.convert("RGB") if one.photo.mode == "RGBX" else one.photo,
+                one.rgb,
                 labels[k].copy() if len(batch) > 1 else labels[k],
                 self.table,
                 one.name,
@@ -322,6 +378,22 @@ class Segmenter:
             )
             for k, one in enumerate(batch)
         ]
+
+    def _blend(self, one: _Prepared, views: Views, path: PathLike | None) -> Segmentation:
+        """Segment a picture by the mean softmax of its views, band by band."""
+        size = one.photo.height, one.photo.width
+        labels, confidence = np.empty(size, np.uint8), np.empty(size, np.float32)
+        with contextlib.ExitStack() as stack:
+            write = None
+            if path is not None:
+                write = stack.enter_context(probability_file(path, (len(self.table), *size)))
+            for first, band in blended_softmax(self.model, one.photo, views, one.source):
+                rows = slice(first, first + band.shape[1])
+                labels[rows] = upsample_argmax(band[None], size=band.shape[1:])[0].cpu().numpy()
+                confidence[rows] = band.amax(0).cpu().numpy()
+                if write is not None:
+                    write(first, band)
+        return Segmentation(one.rgb, labels, self.table, one.name, blended=confidence)
 
 
 @dataclass
@@ -343,9 +415,10 @@ def segment_files(
     paths: Sequence[PathLike],
     folder: PathLike,
     *,
-    max_size: int | None = None,
     opacity: float = 0.5,
+    probabilities: Literal["npy", "png"] | None = None,
     progress: bool = False,
+    **options: Any,
 ) -> Report:
     """Segment picture files one by one into a folder.
 
@@ -357,9 +430,11 @@ def segment_files(
         segmenter: the network.
         paths: the pictures. A bad one does not stop the others.
         folder: created when it is missing; existing files of the same names are replaced.
-        max_size: longest side that the network sees, by default as in a call of `segmenter`.
         opacity: of the overlays.
+        probabilities: also write ``probabilities/NAME.npy``, the softmax of all classes, float16
+            C×H×W, or ``probabilities/NAME.png``, that of the label in 8 bits (255 is 1).
         progress: show a bar on stderr.
+        options: `max_size`, `tile`, `overlap`, `scales` and `flip`, as in a call of `segmenter`.
 
     Raises:
         InputError: an output would replace one of the pictures; nothing was done.
@@ -367,38 +442,57 @@ def segment_files(
     """
     folder = Path(folder)
     names = output_names(paths)
-    folders = folder / "labels", folder / "overlays"
-    refuse_replacing(paths, [place / f"{name}.png" for place in folders for name in names])
+    outputs = [(folder / "labels", ".png"), (folder / "overlays", ".png")]
+    if probabilities is not None:
+        outputs.append((folder / "probabilities", f".{probabilities}"))
+    files = [[place / f"{name}{suffix}" for place, suffix in outputs] for name in names]
+    refuse_replacing(paths, [file for group in files for file in group])
     report = Report()
-    bar = tqdm(zip(paths, names, strict=True), total=len(names), unit="image", disable=not progress)
-    with output_folders(*folders), bar:
+    bar = tqdm(zip(paths, files, strict=True), total=len(names), unit="image", disable=not progress)
+    with output_folders(*(place for place, _ in outputs)), bar:
         try:
-            for path, name in bar:
+            for path, group in bar:
                 try:
-                    result = segmenter(path, max_size=max_size)
-                    files = result.save(folder, name, opacity=opacity)
+                    entry = _segment_file(segmenter, path, group, folder, opacity, options)
                 except ImageError as error:
                     report.failed.append({"input": str(path), "error": str(error)})
                 except MemoryError:  # the drawing takes more than the labels
                     message = f"{path}: too large for the memory"
                     report.failed.append({"input": str(path), "error": message})
                 else:
-                    report.done.append(_entry(path, result, files, folder))
+                    report.done.append(entry)
         finally:
             if report.done:
                 _write_report(folder / "predictions.json", segmenter, report)
     return report
 
 
-def _entry(
-    path: PathLike, result: Segmentation, files: tuple[Path, Path], folder: Path
+def _segment_file(
+    segmenter: Segmenter,
+    path: PathLike,
+    files: Sequence[Path],
+    folder: Path,
+    opacity: float,
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Describe one picture for the report."""
-    labels, overlay = (file.relative_to(folder).as_posix() for file in files)
+    """Write all files of one picture, or none of them; describe them for the report."""
+    labels, _, *extra = files
+    if extra and extra[0].suffix == ".npy":
+        options = {**options, "probabilities": extra[0]}
+    result = segmenter(path, **options)
+    try:
+        if extra and extra[0].suffix == ".png":
+            gray = np.rint(result.confidence * 255).astype(np.uint8)
+            write_image(extra[0], Image.fromarray(gray), compress_level=_PNG_LEVEL)
+        result.save(folder, labels.stem, opacity=opacity)
+    except BaseException:  # Ctrl-C too
+        for file in extra:
+            file.unlink(missing_ok=True)
+        raise
+    kinds = ("labels", "overlay", "probabilities")
     return {
         "input": str(path),
-        "labels": labels,
-        "overlay": overlay,
+        **{k: f.relative_to(folder).as_posix() for k, f in zip(kinds, files, strict=False)},
         "width": result.image.width,
         "height": result.image.height,
         "shares": {name: round(share, 6) for name, share in result.shares.items()},

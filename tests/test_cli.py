@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from PIL import Image
 import fcnfast.cli.commands
 from fcnfast import __version__
 from fcnfast.cli import main
-from fcnfast.data.folder import demo_scene
+from fcnfast.data.folder import demo_scene, open_folder
 from fcnfast.data.labels import read_labels, write_labels
 from fcnfast.data.tables import CAMVID
+from fcnfast.evaluate import evaluate_model
+from fcnfast.segment import Segmenter
 from tests.model_tools import ROOT, make_photo, make_scene, run_command, write_small_weights
 
 
@@ -258,6 +261,13 @@ class TestPredict:
             ("--opacity", "half"),
             ("--max-size", "0"),
             ("--max-size", "12.5"),
+            ("--tile", "0"),
+            ("--overlap", "-1"),
+            ("--scales", "0"),
+            ("--scales", "nan"),
+            ("--scales", "one"),
+            ("--scales", "99"),
+            ("--probabilities", "jpg"),
             ("--device", "gpu"),
             ("--device", "cuda:99"),
             ("--color", "red"),
@@ -267,6 +277,23 @@ class TestPredict:
         photos(here / "in", 1)
         arguments = ["predict", "in", "--weights", weights, option, value]
         refused(*arguments, says=f"{option.lstrip('-')}.*{value}")
+
+    def test_tiles_and_probabilities(self, here, weights, refused, capsys):
+        photos(here / "in", 2)
+        of = ("predict", "in", "--weights", weights)
+        with_tiles = ("--tile", "24", "--overlap", "8", "--scales", "0.75,1", "--flip")
+        assert main([*of, *with_tiles, "--probabilities", "npy", "--device", "cpu"]) == 0
+        assert "softmax   out/probabilities" in capsys.readouterr().out
+        expected = Segmenter(weights, "cpu")(
+            "in/p1.png", tile=24, overlap=8, scales=(0.75, 1), flip=True
+        )
+        assert np.array_equal(read_labels("out/labels/p1.png", CAMVID), expected.labels)
+        found = np.load("out/probabilities/p1.npy")
+        np.testing.assert_allclose(found.max(0), expected.confidence, atol=5e-4)
+        shutil.rmtree("out")
+        refused(*of, "--overlap", "8", says="--overlap 8 needs a tile")
+        refused(*of, "--tile", "8", "--overlap", "9", says="--overlap must be .*the tile, 8, not 9")
+        refused(*of, "--tile", "8", "--max-size", "9", says="--tile 8: .*own size.*max_size 9")
 
     def test_no_room_on_the_disk(self, here, weights):
         """A limit on the size of files stands for the full disk: every write past it fails."""
@@ -343,6 +370,37 @@ class TestEvaluate:
         os.rename("data/valannot", "labels")
         assert main(["evaluate", *arguments, "--labels-dir", str(here / "labels")]) == 0
         assert json.loads(Path("s.json").read_text())["pictures"] == 4
+
+    def test_trimap_and_views(self, here, weights, capsys):
+        camvid_like(here / "data")
+        arguments = ["--weights", weights, "--data-path", "data", "--trimap", "3"]
+        views = ["--tile", "24", "--flip", "--scales", "1,1.5"]
+        assert main(["evaluate", *arguments, *views, "--json", "s.json"]) == 0
+        out = capsys.readouterr().out
+        scores = json.loads(Path("s.json").read_text())
+        assert scores["trimap"]["width"] == 3
+        mean = f"mean IU, trimap of 3 px {100 * scores['trimap']['mean_iu']:.1f} over"
+        assert mean in " ".join(out.split())
+        model = Segmenter(weights, "cpu").model
+        dataset = open_folder("data", "val", CAMVID)
+        matrix = evaluate_model(model, dataset, tile=24, flip=True, scales=(1, 1.5))
+        assert scores["confusion"] == matrix.matrix.tolist()
+
+    def test_oracle(self, here, weights, refused, capsys):
+        camvid_like(here / "data")
+        of = ("evaluate", "--data-path", "data", "--oracle")
+        assert main([*of, "--trimap", "1", "--json", "s.json"]) == 0
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert [row[0] for row in rows] == ["factor", "128", "64", "32", "16", "8", "4"]
+        found = json.loads(Path("s.json").read_text())
+        assert found["pictures"] == 2
+        found = found["oracle"]
+        assert rows[6][3] == f"{100 * found['4']['mean_iu']:.1f}"
+        assert 1 > found["4"]["mean_iu"] > found["32"]["mean_iu"] > 0
+        assert found["4"]["trimap"]["width"] == 1
+        refused(*of, "--weights", weights, says="--weights is for a network, --oracle scores")
+        refused(*of, "--flip", says="--flip is for a network, --oracle scores")
+        refused(*of, "--predictions", "data", says="--predictions scores .*, --oracle the truth")
 
     def test_a_link_is_followed(self, here):
         camvid_like(here / "data")

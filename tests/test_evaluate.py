@@ -15,7 +15,7 @@ from fcnfast.data.images import shrink
 from fcnfast.data.labels import write_labels
 from fcnfast.data.tables import CAMVID
 from fcnfast.errors import DatasetError, ImageError, LabelError
-from fcnfast.evaluate import evaluate_folder, evaluate_model, scores_as_json
+from fcnfast.evaluate import evaluate_folder, evaluate_model, evaluate_oracle, scores_as_json
 from fcnfast.geometry import SamplingGrid
 from fcnfast.metrics import ConfusionMatrix
 from fcnfast.models.base import ScoreMap
@@ -213,6 +213,73 @@ class TestFolder:
             evaluate_folder(predictions, dataset)
 
 
+class TestOracle:
+    def bound(self, tmp_path: Path, truth: list[list[int]], factor: int) -> np.ndarray:
+        labels = np.array(truth, np.uint8)
+        dataset = write_dataset(tmp_path, [(labels, labels)])
+        (matrix,) = evaluate_oracle(dataset, [factor]).values()
+        return matrix.matrix
+
+    def test_by_hand(self, tmp_path):
+        """Cells of 2×2; the last ones are cut. Of equals the first class stays."""
+        truth = [
+            [0, 0, 1, 1, 2],
+            [0, 1, 0, 0, 2],
+            [2, 255, 255, 255, 1],
+        ]
+        # 000/0 1: 0; 11/00: a tie, 0; 2/2: 2; 2 and void: 2; void alone; 1.
+        found = self.bound(tmp_path, truth, 2)
+        assert found.tolist() == [[5, 0, 0], [3, 1, 0], [0, 0, 3]]
+
+    def test_an_edge_falls_on_the_nearest_multiple(self, tmp_path):
+        """A border at column 5 moves to 4 at stride 4, and to 8 at stride 8."""
+        for factor, wrong in ((1, 0), (4, 1), (8, 3)):
+            truth = [[0] * 5 + [1] * 11] * 8
+            found = self.bound(tmp_path / str(factor), truth, factor)
+            assert found.sum() == 8 * 16
+            assert found[0, 1] + found[1, 0] == 8 * wrong
+
+    def test_one_cell_takes_all(self, tmp_path):
+        assert self.bound(tmp_path, [[1, 1, 2], [0, 1, 2]], 99).tolist() == [
+            [0, 1, 0],
+            [0, 3, 0],
+            [0, 2, 0],
+        ]
+
+    def test_bounds_fall_with_the_factor(self, tmp_path):
+        (tmp_path / "val").mkdir(parents=True)
+        (tmp_path / "valannot").mkdir()
+        for seed in (1, 2):
+            photo, labels = make_scene(seed, 72, 96)
+            photo.save(tmp_path / "val" / f"s{seed}.png")
+            write_labels(tmp_path / "valannot" / f"s{seed}.png", labels, CAMVID.palette)
+        dataset = open_folder(tmp_path, "val", CAMVID)
+        found = evaluate_oracle(dataset, (1, 2, 4, 8, 16, 32), trimap=2)
+        scores = [matrix.scores().mean_iu for matrix in found.values()]
+        assert scores[0] == 1.0
+        assert scores == sorted(scores, reverse=True) and scores[-1] < 0.6
+        for matrix in list(found.values())[1:]:
+            assert matrix.trimap.scores().pixel_accuracy < matrix.scores().pixel_accuracy
+
+    def test_bad_factors(self, tmp_path):
+        with pytest.raises(ValueError, match="factors must be at least 1, not 0"):
+            evaluate_oracle(write_dataset(tmp_path, PAIRS), [4, 0])
+
+
+def test_a_trimap_of_batches_and_of_files(tmp_path):
+    expected = ConfusionMatrix(3, trimap=1)
+    for guess, truth in PAIRS:
+        expected.update(truth, guess)
+    for batch_size in (1, 3):
+        found = evaluate_model(Reader(), Listed(*PAIRS), batch_size=batch_size, trimap=1)
+        assert np.array_equal(found.matrix, expected.matrix)
+        assert np.array_equal(found.trimap.matrix, expected.trimap.matrix)
+    dataset = write_dataset(tmp_path / "data", PAIRS)
+    predictions = write_predictions(tmp_path / "labels", PAIRS)
+    found = evaluate_folder(predictions, dataset, trimap=1)
+    assert np.array_equal(found.trimap.matrix, expected.trimap.matrix)
+
+
 def test_scores_as_json():
     matrix = ConfusionMatrix(3)
     matrix.update(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]))
@@ -220,11 +287,22 @@ def test_scores_as_json():
         "pixel_accuracy": 0.75,
         "mean_accuracy": pytest.approx((2 / 3 + 1) / 2),
         "mean_iu": pytest.approx((2 / 3 + 1 / 2) / 2),
+        "mean_dice": pytest.approx((4 / 5 + 2 / 3) / 2),
         "fw_iu": pytest.approx(3 / 4 * 2 / 3 + 1 / 4 * 1 / 2),
+        "classes_in_mean": {"iu": 2, "accuracy": 2, "dice": 2},
         "classes": {
-            "a": {"iu": pytest.approx(2 / 3), "accuracy": pytest.approx(2 / 3)},
-            "b": {"iu": 0.5, "accuracy": 1.0},
-            "c": {"iu": None, "accuracy": None},
+            "a": {"iu": pytest.approx(2 / 3), "accuracy": pytest.approx(2 / 3), "dice": 0.8},
+            "b": {"iu": 0.5, "accuracy": 1.0, "dice": pytest.approx(2 / 3)},
+            "c": {"iu": None, "accuracy": None, "dice": None},
         },
         "confusion": [[2, 1, 0], [0, 1, 0], [0, 0, 0]],
     }
+
+
+def test_a_trimap_as_json():
+    matrix = ConfusionMatrix(3, trimap=1)
+    matrix.update(np.array([[0, 0, 0, 1]]), np.array([[0, 0, 1, 1]]))
+    found = scores_as_json(matrix, TABLE.names)["trimap"]
+    assert found["width"] == 1
+    assert found["confusion"] == [[0, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert found["classes"]["b"]["iu"] == 0.5

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fcnfast.metrics import ConfusionMatrix, format_scores
+from fcnfast.metrics import ConfusionMatrix, format_oracle, format_scores, keep_trimap
 
 
 def _filled(matrix: list[list[int]]) -> ConfusionMatrix:
@@ -30,6 +30,8 @@ def test_scores_by_hand() -> None:
     np.testing.assert_allclose(scores.iu, [6 / 9, 3 / 6])
     assert scores.mean_iu == pytest.approx((6 / 9 + 3 / 6) / 2)
     assert scores.fw_iu == pytest.approx((8 * 6 / 9 + 4 * 3 / 6) / 12)
+    np.testing.assert_allclose(scores.dice, [2 * 6 / (8 + 7), 2 * 3 / (4 + 5)])
+    assert scores.mean_dice == pytest.approx((12 / 15 + 6 / 9) / 2)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,8 @@ def test_nothing_seen() -> None:
     for absent in ("union", "truth"):
         scores = confusion.scores(absent)
         assert np.isnan([scores.pixel_accuracy, scores.mean_iu, scores.fw_iu]).all()
-    assert "-" in format_scores(confusion.scores(), ["a", "b", "c"])
+    lines = [line.split() for line in format_scores(confusion, ["a", "b", "c"]).splitlines()]
+    assert ["mean", "IU", "-", "over", "0", "of", "3", "classes"] in lines
 
 
 @given(data=st.data(), classes=st.integers(1, 9))
@@ -137,14 +140,104 @@ def test_wrong_types() -> None:
 
 
 def test_format() -> None:
-    """The table shows percent with one decimal, and a dash for a class that is nowhere."""
-    table = format_scores(_filled([[6, 2, 0], [1, 3, 0], [0, 0, 0]]).scores(), ["a", "b", "none"])
+    """Percent with one decimal, a dash for a class that is nowhere, and how many classes count."""
+    table = format_scores(_filled([[6, 2, 0], [1, 3, 0], [0, 0, 0]]), ["a", "b", "none"])
     lines = [line.split() for line in table.splitlines()]
-    assert lines[1] == ["a", "66.7", "75.0"]
-    assert lines[3] == ["none", "-", "-"]
-    assert ["mean", "IU", "58.3", "over", "2", "of", "3", "classes"] in lines
+    assert lines[0] == ["class", "IU", "accuracy", "Dice"]
+    assert lines[1] == ["a", "66.7", "75.0", "80.0"]
+    assert lines[3] == ["none", "-", "-", "-"]
+    for mean in ("mean IU 58.3", "mean accuracy 75.0", "mean Dice 73.3"):
+        assert [*mean.split(), "over", "2", "of", "3", "classes"] in lines
+    assert len({line.index("  ", 22) for line in table.splitlines()[:4]}) == 1
+    full = format_scores(_filled([[1, 0, 0], [0, 1, 0], [0, 0, 1]]), ["a", "b", "c"])
+    assert full.splitlines()[7].split() == ["mean", "IU", "100.0", "over", "3", "classes"]
     with pytest.raises(ValueError, match="2 names for 3 classes"):
-        format_scores(_filled([[1, 0, 0], [0, 1, 0], [0, 0, 1]]).scores(), ["a", "b"])
+        format_scores(_filled([[1, 0, 0], [0, 1, 0], [0, 0, 1]]), ["a", "b"])
+
+
+def test_format_with_a_trimap() -> None:
+    """A column and a mean of their own."""
+    matrix = ConfusionMatrix(3, trimap=1)
+    matrix.update(np.array([[0, 0, 0, 1]]), np.array([[0, 0, 1, 1]]))
+    lines = [line.split() for line in format_scores(matrix, "abc").splitlines()]
+    assert lines[0][-2:] == ["trimap", "IU"]
+    assert [line[-1] for line in lines[1:4]] == ["0.0", "50.0", "-"]
+    assert " ".join(lines[-1]) == "mean IU, trimap of 1 px 25.0 over 2 of 3 classes"
+
+
+def test_format_of_upper_bounds() -> None:
+    """A line for each factor, with the trimap if there is one."""
+    perfect, bad = _filled([[2, 0], [0, 2]]), _filled([[1, 1], [0, 0]])
+    lines = [line.split() for line in format_oracle({1: perfect, 8: bad}).splitlines()]
+    assert lines[1] == ["1", *["100.0"] * 5, "2"]
+    assert lines[2] == ["8", "50.0", "50.0", "25.0", "50.0", "33.3", "2"]
+    matrix = ConfusionMatrix(3, trimap=1)
+    matrix.update(np.array([[0, 0, 0, 1]]), np.array([[0, 0, 1, 1]]))
+    head, line = (row.split("  ") for row in format_oracle({4: matrix}).splitlines())
+    assert head[-2:] == ["mean IU, trimap of 1 px", "classes"]
+    assert [part.strip() for part in line[-2:]] == ["25.0", "2 of 3"]
+
+
+def _near(truth: np.ndarray, width: int) -> np.ndarray:
+    """The definition of a trimap, pixel by pixel."""
+    near = np.zeros(truth.shape, bool)
+    for y, x in np.ndindex(truth.shape):
+        rows = slice(max(0, y - width), y + width + 1)
+        columns = slice(max(0, x - width), x + width + 1)
+        near[y, x] = (truth[rows, columns] != truth[y, x]).any()
+    return near
+
+
+@given(data=st.data(), width=st.integers(1, 5))
+def test_a_trimap_is_a_band_along_the_borders(data: st.DataObject, width: int) -> None:
+    """Of any labels, in blocks or scattered; void makes borders, but its pixels do not count."""
+    shape = data.draw(npst.array_shapes(min_dims=2, max_dims=2, max_side=5))
+    label = st.sampled_from([0, 1, 2, 254, 255])
+    truth = data.draw(npst.arrays(np.uint8, shape, elements=label))
+    block = data.draw(st.integers(1, 4))
+    truth = truth.repeat(block, 0).repeat(block, 1)
+    expected = np.where(_near(truth, width), truth, 255)
+    for dtype in (torch.uint8, torch.int64):
+        found = keep_trimap(torch.from_numpy(truth).to(dtype), width)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found.numpy(), expected)
+    both = torch.from_numpy(np.stack([truth, truth[::-1]]))
+    np.testing.assert_array_equal(keep_trimap(both, width)[1].numpy(), expected[::-1])
+    np.testing.assert_array_equal(
+        keep_trimap(torch.from_numpy(truth), 10**9).numpy(),
+        truth if len(np.unique(truth)) > 1 else np.full_like(truth, 255),
+    )
+
+
+def test_a_trimap_by_hand() -> None:
+    """One pixel on either side of the border; an error inside of a region is not in it."""
+    truth = np.array([[0, 0, 0, 0, 1, 1, 255, 2, 2, 2]] * 3)
+    guess = np.array([[1, 0, 0, 0, 1, 0, 0, 2, 2, 0]] * 3)
+    matrix = ConfusionMatrix(3, trimap=1)
+    matrix.update(truth, guess)
+    # Columns 3 and 4, and, at the rim of void, 5 and 7.
+    assert matrix.trimap.matrix.tolist() == [[3, 0, 0], [3, 3, 0], [0, 0, 3]]
+    assert matrix.trimap_width == 1
+    np.testing.assert_allclose(matrix.trimap.scores().iu, [1 / 2, 1 / 2, 1])
+    uniform = ConfusionMatrix(3, trimap=2)
+    uniform.update(np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8))
+    assert uniform.matrix.sum() == 16
+    assert np.isnan(uniform.trimap.scores().mean_iu)
+
+
+@pytest.mark.parametrize("width", [0, -1, 1.5, True])
+def test_bad_trimaps(width: object) -> None:
+    """A width is a positive integer."""
+    with pytest.raises(ValueError, match=f"trimap must be a positive integer, not {width}"):
+        ConfusionMatrix(3, trimap=width)
+
+
+def test_a_trimap_needs_rows_and_columns() -> None:
+    """Labels in one row without places are refused, and nothing is added."""
+    matrix = ConfusionMatrix(3, trimap=1)
+    with pytest.raises(ValueError, match=r"H×W or N×H×W, not \(4,\)"):
+        matrix.update(np.zeros(4, np.uint8), np.zeros(4, np.uint8))
+    assert not matrix.matrix.any()
 
 
 def test_another_value_to_ignore() -> None:

@@ -143,7 +143,7 @@ def test_nothing_to_score(tmp_path):
     gallery = Gallery(TABLE)
     gallery.add(sample(np.full((4, 5), 255, np.uint8)), np.zeros((4, 5), np.uint8))
     found = page(tmp_path, ConfusionMatrix(3), gallery)
-    assert found.texts.count("–") == 4 + 2 * 3  # the metrics, and two for each class
+    assert found.texts.count("–") == 5 + 3 * 3  # the metrics, and three for each class
     assert not found.images("photo") and "The worst pictures" not in found.texts
     assert "over 0 of 3 classes" in found.texts
     assert "nan" not in "".join(found.texts)
@@ -155,7 +155,7 @@ def test_one_class(tmp_path):
     gallery.add(sample(labels), labels)
     matrix.update(labels, labels)
     found = page(tmp_path, matrix, gallery)
-    assert found.texts.count("100.0") == 6
+    assert found.texts.count("100.0") == 8
     assert not [text for text in found.texts if "over 1 of" in text]
     assert found.below("The worst pictures") == []
 

@@ -96,15 +96,31 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder or pattern")
     predict.add_argument("--output-dir", default="out", metavar="DIR", help="(%(default)s)")
     predict.add_argument("--opacity", type=_opacity, default=0.5, help="of the colors (0.5)")
+    predict.add_argument(
+        "--probabilities",
+        choices=("npy", "png"),
+        help="also write the softmax: of all classes (float16 C x H x W), or the label's in 8 bits",
+    )
     _add_model_options(predict)
 
     evaluate = command(
         "evaluate", commands.evaluate, "score a network, or label pictures, on a data set"
     )
     evaluate.add_argument("--predictions", metavar="DIR", help="score these label PNGs instead")
+    evaluate.add_argument(
+        "--oracle",
+        action="store_true",
+        help="score the labels themselves, downsampled by 128, 64, ... 4 and upsampled again",
+    )
     evaluate.add_argument("--data-path", metavar="DIR", required=True, help="the data set's folder")
     evaluate.add_argument("--split", default="val", help="which part of it (%(default)s)")
     _add_data_options(evaluate, "by default the data set's own, then those of the weights")
+    evaluate.add_argument(
+        "--trimap",
+        type=_at_least(1),
+        metavar="WIDTH",
+        help="also the IU within so many pixels of a true border",
+    )
     evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file")
     evaluate.add_argument("--report", metavar="DIR", help="also write a page, DIR/index.html")
     _add_model_options(evaluate)
@@ -174,6 +190,15 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         help="longest side that the network sees (predict: by default the size up to which it "
         "learned); labels come at the picture's own size",
     )
+    parser.add_argument(
+        "--tile", type=_at_least(1), metavar="SIZE", help="cut pictures into squares, unshrunk"
+    )
+    parser.add_argument(
+        "--overlap", type=_at_least(0), metavar="PIXELS", help="of tiles (a quarter of a tile)"
+    )
+    average = "average over pictures"
+    parser.add_argument("--scales", type=_scales, help=f"{average} resized by, say, 0.75,1,1.25")
+    parser.add_argument("--flip", action="store_true", help=f"{average} and their mirror images")
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -189,6 +214,14 @@ def _at_least(least: int) -> Callable[[str], int]:
         return value
 
     return read
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    """Read numbers with commas between them."""
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers such as 0.75,1, not {text}") from None
 
 
 def _bits(text: str) -> int:

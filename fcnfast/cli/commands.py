@@ -57,6 +57,7 @@ def predict(args: argparse.Namespace) -> int:
     from ..data.render import percent
     from ..segment import Segmenter, segment_files
 
+    views = _views(args)
     paths = image_paths(args.inputs)
     segmenter = Segmenter(args.weights, args.device, args.bit_depth)
     started = time.perf_counter()
@@ -64,9 +65,10 @@ def predict(args: argparse.Namespace) -> int:
         segmenter,
         paths,
         args.output_dir,
-        max_size=args.max_size,
         opacity=args.opacity,
+        probabilities=args.probabilities,
         progress=len(paths) > 1 and sys.stderr.isatty(),
+        **views,
     )
     seconds = time.perf_counter() - started
     if report.done:
@@ -79,6 +81,8 @@ def predict(args: argparse.Namespace) -> int:
         print(f"Segmented {done} in {seconds:.1f} s on {segmenter.device}:")
         print(f"  labels    {folder / 'labels'}")
         print(f"  overlays  {folder / 'overlays'}")
+        if args.probabilities:
+            print(f"  softmax   {folder / 'probabilities'}")
         print(f"  shares    {folder / 'predictions.json'}")
         sys.stdout.flush()
     if len(report.failed) > 1 or (report.failed and report.done):
@@ -90,6 +94,19 @@ def predict(args: argparse.Namespace) -> int:
     if report.failed:
         return FAILED if report.done else UNUSABLE
     return 0
+
+
+def _views(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the flags say of how a network sees a picture, as the library's arguments."""
+    from ..inference import Views
+
+    names = ("max_size", "tile", "overlap", "scales", "flip")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    try:
+        Views(**given)
+    except ValueError as error:  # it begins with the argument's name
+        raise InputError(f"--{error}") from None
+    return given
 
 
 def _count(number: int, noun: str) -> str:
@@ -185,44 +202,59 @@ def _check_split(
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Print the four metrics and the table of classes; write them as JSON, or as a page."""
-    from ..evaluate import evaluate_folder, evaluate_model, scores_as_json
+    """Print the metrics and the table of classes; write them as JSON, or as a page."""
+    from ..evaluate import evaluate_folder, evaluate_model, evaluate_oracle, scores_as_json
     from ..files import output_folders, write_json
-    from ..metrics import format_scores
+    from ..metrics import format_oracle, format_scores
     from ..report import Gallery, write_report
 
-    for name in ("weights", "device", "max_size", "bit_depth"):
-        if args.predictions and getattr(args, name) is not None:
+    views = _views(args)
+    sources = [f"--{name}" for name in ("predictions", "oracle") if getattr(args, name)]
+    if len(sources) > 1:
+        raise InputError(
+            "--predictions scores label pictures, --oracle the truth; give one of them"
+        )
+    for name in ("weights", "device", "bit_depth", "max_size", "tile", "overlap", "scales", "flip"):
+        if sources and getattr(args, name) not in (None, False):
             option = "--" + name.replace("_", "-")
-            raise InputError(f"{option} is for a network, --predictions brings its own labels")
+            raise InputError(f"{option} is for a network, {sources[0]} scores labels")
     if args.json and Path(args.json).is_dir():
         raise InputError(f"{args.json}: is a folder, --json needs a file")
+    if args.report and args.oracle:
+        raise InputError("--report shows a prediction, --oracle scores the truth; give one of them")
     if args.report and Path(args.report).suffix.lower() in (".html", ".htm"):
         raise InputError(f"{args.report}: --report needs a folder, and writes index.html into it")
-    if args.predictions:
-        model = None
-        dataset = _open(args, args.split)
-    else:
+    model = None
+    if not sources:
         from ..segment import Segmenter
 
         model = Segmenter(args.weights, args.device, args.bit_depth).model
+    if model is None:
+        dataset = _open(args, args.split)
+    else:
         dataset = _open(args, args.split, model.table, model.picture_channels)
     table = dataset.table
     gallery = Gallery(table) if args.report else None
-    shown: Any = {"progress": sys.stderr.isatty(), "each": gallery.add if gallery else None}
+    options: dict[str, Any] = {"trimap": args.trimap, "progress": sys.stderr.isatty()}
+    each = gallery.add if gallery else None
     folders = [Path(args.json).parent] if args.json else []
     with output_folders(*folders, *([Path(args.report)] if args.report else [])):
-        if model is None:
-            matrix = evaluate_folder(args.predictions, dataset, **shown)
+        if args.oracle:
+            bounds = evaluate_oracle(dataset, **options)
+            text, found = format_oracle(bounds), {}
+            found["oracle"] = {str(k): scores_as_json(m, table.names) for k, m in bounds.items()}
         else:
-            matrix = evaluate_model(model, dataset, max_size=args.max_size, **shown)
-        scores = scores_as_json(matrix, table.names)
+            if model is None:
+                matrix = evaluate_folder(args.predictions, dataset, **options, each=each)
+            else:
+                matrix = evaluate_model(model, dataset, **views, **options, each=each)
+            text, found = format_scores(matrix, table.names), scores_as_json(matrix, table.names)
         if args.json:
-            write_json(args.json, {"pictures": len(dataset), **scores})
+            write_json(args.json, {"pictures": len(dataset), **found})
         if gallery:
             facts, run = _facts(args, model, len(dataset)), _training(args)
-            page = write_report(args.report, scores, table, gallery, facts=facts, run=run)
-    print(format_scores(matrix.scores(), table.names))
+            page = write_report(args.report, found, table, gallery, facts=facts, run=run)
+    print(text)
     if gallery:
         print(f"The report: {page}")
     sys.stdout.flush()

@@ -1,0 +1,238 @@
+"""A picture through a network: coarse scores, or a softmax blended of tiles, scales and mirroring.
+
+A blended softmax comes in bands of rows, from top to bottom. Of the tiles only the coarse scores
+are kept, and only until the last row that they cover: memory does not grow with the height.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .data.images import check_positive, photo_tensor, shrink
+from .device import image_errors
+from .files import PathLike, replacing
+from .geometry import Pair, SamplingGrid
+from .models import FCN
+from .models.base import ScoreMap
+from .ops import upsample
+
+# Rows of a band: a multiple of the strides, so that most bands sample alike.
+BAND = 64
+_LARGEST_SCALE = 16
+
+
+@dataclass(frozen=True)
+class Views:
+    """How a network sees a picture.
+
+    Attributes:
+        max_size: longest side; a larger picture is shrunk to it. Not together with `tile`.
+        tile: side, in pixels of the picture, of the squares that it is cut into; of a picture that
+            is smaller, a tile is all of its height or width.
+        overlap: pixels that neighboring tiles share, at least; by default a quarter of a tile.
+        scales: factors by which the picture, or each tile, is resized.
+        flip: every view is seen mirrored left to right, too.
+
+    Raises:
+        TypeError, ValueError: a value out of its range; the message begins with its name.
+    """
+
+    max_size: int | None = None
+    tile: int | None = None
+    overlap: int | None = None
+    scales: Sequence[float] = (1.0,)
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_size", "tile"):
+            if (value := getattr(self, name)) is not None:
+                check_positive(name, value)
+        if self.tile is not None and self.max_size is not None:
+            raise ValueError(
+                f"tile {self.tile}: tiles are cut from the picture at its own size, and max_size "
+                f"{self.max_size} would change that; give one of them"
+            )
+        if self.overlap is not None:
+            if self.tile is None:
+                raise ValueError(f"overlap {self.overlap} needs a tile")
+            if type(self.overlap) is not int or not 0 <= self.overlap < self.tile:
+                raise ValueError(
+                    f"overlap must be an integer from 0 to less than the tile, {self.tile}, "
+                    f"not {self.overlap!r}"
+                )
+        if (
+            not isinstance(self.scales, (tuple, list))
+            or not self.scales
+            or not all(isinstance(s, (int, float)) and 0 < s <= _LARGEST_SCALE for s in self.scales)
+        ):
+            raise ValueError(
+                f"scales must be numbers above 0 and at most {_LARGEST_SCALE} in a tuple or a "
+                f"list, not {self.scales!r}"
+            )
+
+    def single(self, size: Pair) -> bool:
+        """Tell whether a picture of this (height, width) is seen once, whole and as it is."""
+        whole = self.tile is None or self.tile >= max(size)
+        return whole and not self.flip and tuple(self.scales) == (1,)
+
+
+def coarse_scores(model: FCN, images: Sequence[Image.Image], size: Pair) -> ScoreMap:
+    """Return the coarse scores of pictures of one size, N×C×h×w, and their grid onto `size`."""
+    pixels = torch.cat([photo_tensor(image) for image in images])
+    pixels = model.preprocess(pixels.to(next(model.parameters()).device))
+    if pixels.device.type == "cpu":  # convolutions are a quarter faster so
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+    scores, grid = model.score_maps(pixels, ("out",))["out"]
+    return ScoreMap(scores, grid.rescaled(size))
+
+
+class ScoredView(NamedTuple):
+    """Coarse scores of one view, 1×C×h×w, and their grid onto the tile."""
+
+    scores: Tensor
+    grid: SamplingGrid
+    mirrored: bool
+
+
+def blended_softmax(
+    model: FCN, photo: Image.Image, views: Views, source: str
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the mean softmax of all views in bands of rows.
+
+    Tiles are weighted by a trapezoid along each axis, which rises over the overlap; where tiles
+    meet, the weights add up to 1.
+
+    Args:
+        model: a network in evaluation mode.
+        photo: a picture of the network's channels.
+        views: how the network sees it.
+        source: what the picture is called in an error.
+
+    Yields:
+        The first row of a band, and its probabilities: C×rows×W, float32 (float64 of a float64
+        network), on the network's device.
+
+    Raises:
+        ImageError: the picture, or a tile of it, is too large for the memory or too small for the
+            network.
+    """
+    device, size = next(model.parameters()).device, (photo.height, photo.width)
+    height, width = (min(n, views.tile or n) for n in size)
+    overlap = (views.tile or 0) // 4 if views.overlap is None else views.overlap
+    tops, lefts = (_starts(n, views.tile or n, overlap) for n in size)
+    vertical, horizontal = _weights(tops, height, overlap), _weights(lefts, width, overlap)
+    live: list[tuple[int, list[list[ScoredView]]]] = []  # rows of tiles that cover rows to come
+    for k, top in enumerate(tops):
+        live = [row for row in live if tops[row[0]] + height > top]
+        boxes = [(left, top, left + width, top + height) for left in lefts]
+        live.append((k, [_score_views(model, photo.crop(box), views, source) for box in boxes]))
+        end = tops[k + 1] if k + 1 < len(tops) else size[0]
+        for first in range(top, end, BAND):
+            last = min(first + BAND, end)
+            with image_errors(source, f"{size[1]}x{size[0]} pixels", device):
+                band = live[0][1][0][0].scores.new_zeros(model.num_classes, last - first, size[1])
+                for j, tiles in live:
+                    low, high = first - tops[j], min(last - tops[j], height)
+                    if low >= high:
+                        continue
+                    rows = vertical[j][low:high, None].to(band)
+                    for maps, left, columns in zip(tiles, lefts, horizontal, strict=True):
+                        part = mean_softmax(maps, low, high).mul_(rows * columns.to(band))
+                        band[:, : high - low, left : left + width] += part
+            yield first, band
+
+
+def _starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Return where the tiles of an axis begin; the last one ends where the axis does."""
+    return [*range(0, length - tile, tile - overlap), max(0, length - tile)]
+
+
+def _weights(starts: list[int], tile: int, overlap: int) -> list[Tensor]:
+    """Return each tile's weights along an axis, float64; over all tiles they add up to 1."""
+    place = torch.arange(tile)
+    window = torch.minimum(place + 1, tile - place).clamp(max=overlap + 1).double()
+    total = torch.zeros(starts[-1] + tile, dtype=torch.float64)
+    for start in starts:
+        total[start : start + tile] += window
+    return [window / total[start : start + tile] for start in starts]
+
+
+def _score_views(model: FCN, image: Image.Image, views: Views, source: str) -> list[ScoredView]:
+    """Run the network on every view of a picture or a tile."""
+    device, size = next(model.parameters()).device, (image.height, image.width)
+    tile = "" if views.tile is None else f"tile {views.tile}, "
+    image = shrink(image, views.max_size)
+    found = []
+    for scale in views.scales:
+        scaled = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        what = f"{scaled[0]}x{scaled[1]} pixels ({tile}scale {scale:g})"
+        with image_errors(source, what, device):
+            seen = image.resize(scaled, Image.Resampling.BILINEAR)  # a copy at scale 1
+            for mirrored in (False, True)[: 1 + views.flip]:
+                pixels = ImageOps.mirror(seen) if mirrored else seen
+                scores, grid = coarse_scores(model, [pixels], size)
+                scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+                found.append(ScoredView(scores, grid, mirrored))
+    return found
+
+
+def mean_softmax(views: Sequence[ScoredView], first: int, last: int) -> Tensor:
+    """Return the mean softmax of all views in the rows [first, last) of their tile: C×rows×W."""
+    total: Tensor | None = None
+    for scores, grid, mirrored in views:
+        part = upsample(*_rows(scores, grid, first, last))[0].softmax(0)
+        part = part.flip(-1) if mirrored else part
+        total = part if total is None else total.add_(part)
+    return cast(Tensor, total).div_(len(views))  # there is at least one
+
+
+def _rows(scores: Tensor, grid: SamplingGrid, first: int, last: int) -> ScoreMap:
+    """Cut out the coarse rows that the rows [first, last) of a tile sample, and their grid."""
+    (num, den), rows = (grid.num[0], grid.den[0]), grid.in_size[0]
+    start, end = num * first + grid.off[0], num * (last - 1) + grid.off[0]
+    low = min(max(start // den, 0), rows - 1)
+    high = min(max(end // den + 2, low + 1), rows)
+    cut = replace(
+        grid,
+        in_size=(high - low, grid.in_size[1]),
+        size=(last - first, grid.size[1]),
+        off=(start - low * den, grid.off[1]),
+    )
+    return ScoreMap(scores[:, :, low:high], cut)
+
+
+@contextlib.contextmanager
+def probability_file(
+    path: PathLike, shape: tuple[int, int, int]
+) -> Iterator[Callable[[int, Tensor], None]]:
+    """Write a float16 ``.npy`` file C×H×W band by band, whole or not at all.
+
+    Args:
+        path: the file to create or replace.
+        shape: (C, H, W).
+
+    Yields:
+        A function that takes the first row of a band, and the band: C×rows×W.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
+
+        def write(first: int, band: Tensor) -> None:
+            for k, rows in enumerate(band.cpu().numpy().astype("<f2")):
+                file.seek(start + 2 * shape[2] * (k * shape[1] + first))
+                file.write(rows.tobytes())
+
+        yield write

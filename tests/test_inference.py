@@ -1,0 +1,376 @@
+"""Tiles, scales and mirroring: one blended softmax, against a pixel-by-pixel one in float64."""
+
+import errno
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from torch import nn
+
+from fcnfast.data.folder import Sample
+from fcnfast.errors import ImageError
+from fcnfast.evaluate import evaluate_model
+from fcnfast.geometry import SamplingGrid
+from fcnfast.inference import BAND, Views, blended_softmax, probability_file
+from fcnfast.metrics import ConfusionMatrix
+from fcnfast.models import create_model, save_model
+from fcnfast.models.base import ScoreMap
+from fcnfast.segment import Segmenter, segment_files
+from tests.model_tools import ROOT, make_photo, make_scene, narrow_trunks, write_small_weights
+
+
+class Strided(nn.Module):
+    """Three classes from the pixels at every second row and column, in float64; stride 2.
+
+    It keeps count of its score maps that are alive.
+    """
+
+    num_classes = 3
+
+    def __init__(self, border: str = "clamp") -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.weight = nn.Parameter(torch.randn(3, 3, 2, 2, generator=generator).double() / 50)
+        self.border = border
+        self.sizes: list[tuple[int, ...]] = []
+        self.alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+        self.most = 0
+
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
+        return images.double() - 128
+
+    def score_maps(self, images: torch.Tensor, heads: tuple[str]) -> dict[str, ScoreMap]:
+        self.sizes.append(tuple(images.shape[2:]))
+        size = tuple(images.shape[2:])
+        scores = F.conv2d(F.pad(images, (0, size[1] % 2, 0, size[0] % 2)), self.weight, stride=2)
+        self.alive.add(scores)
+        self.most = max(self.most, len(self.alive))
+        grid = SamplingGrid.centers(scores.shape[2:], 2, 0.5, size, self.border)
+        return {"out": ScoreMap(scores, grid)}
+
+
+@torch.no_grad()
+def gathered(model: nn.Module, photo: Image.Image, views: Views) -> torch.Tensor:
+    """All bands below each other, C×H×W; they must come in order."""
+    bands, rows = [], 0
+    for first, band in blended_softmax(model, photo, views, "photo"):
+        assert first == rows and 1 <= band.shape[1] <= BAND
+        rows += band.shape[1]
+        bands.append(band)
+    return torch.cat(bands, 1)
+
+
+def positions(length: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin: a step of tile - overlap apart, the last one flush with the end."""
+    found = [0]
+    while found[-1] + tile < length:
+        found.append(min(found[-1] + tile - overlap, length - tile))
+    return found
+
+
+@torch.no_grad()
+def reference(model: nn.Module, photo: Image.Image, views: Views) -> torch.Tensor:
+    """The definition: whole tiles, pixel weights, a quotient at the end."""
+    side, overlap = views.tile or max(photo.size), views.overlap
+    overlap = (views.tile or 0) // 4 if overlap is None else overlap
+    height, width = min(side, photo.height), min(side, photo.width)
+    total = torch.zeros(3, photo.height, photo.width, dtype=torch.float64)
+    weights = torch.zeros(photo.height, photo.width, dtype=torch.float64)
+
+    def ramp(n: int) -> torch.Tensor:
+        return torch.tensor([min(i + 1, n - i, overlap + 1) for i in range(n)]).double()
+
+    for y in positions(photo.height, height, overlap):
+        for x in positions(photo.width, width, overlap):
+            tile = photo.crop((x, y, x + width, y + height))
+            parts = []
+            for scale in views.scales:
+                size = [max(1, round(n * scale)) for n in tile.size]
+                seen = tile.resize(size, Image.Resampling.BILINEAR)
+                for image in (seen, ImageOps.mirror(seen))[: 1 + views.flip]:
+                    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+                    scores, grid = model.score_maps(model.preprocess(pixels), ("out",))["out"]
+                    soft = sampled(scores, grid.rescaled((height, width))).softmax(0)
+                    parts.append(soft if image is seen else soft.flip(2))
+            window = ramp(height)[:, None] * ramp(width)
+            total[:, y : y + height, x : x + width] += window * torch.stack(parts).mean(0)
+            weights[y : y + height, x : x + width] += window
+    return total / weights
+
+
+def sampled(scores: torch.Tensor, grid: SamplingGrid) -> torch.Tensor:
+    """Bilinear sampling of 1×C×h×w at float64 positions: C×H×W."""
+    x = scores[0] if grid.border == "clamp" else F.pad(scores[0], (1, 1, 1, 1))
+    for axis in (0, 1):
+        n = x.shape[axis + 1]
+        y = torch.arange(grid.size[axis]).double()
+        at = (y * grid.num[axis] + grid.off[axis]) / grid.den[axis] + (grid.border == "zero")
+        at = at.clamp(0, n - 1)
+        low = at.floor().long()
+        high, part = (low + 1).clamp(max=n - 1), at - low
+        part = part[:, None] if axis == 0 else part
+        x = x.index_select(axis + 1, low) * (1 - part) + x.index_select(axis + 1, high) * part
+    return x
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[int, int, Views]:
+    tile = draw(st.none() | st.integers(1, 40))
+    overlap = None if tile is None else draw(st.none() | st.integers(0, tile - 1))
+    scales = draw(st.lists(st.sampled_from([0.5, 0.75, 1.0, 1.25, 2]), min_size=1, max_size=2))
+    if tile is not None and tile - (tile // 4 if overlap is None else overlap) < 5:
+        high = 12  # many tiles
+    else:
+        high = 150
+    height, width = draw(st.integers(1, high)), draw(st.integers(1, 12 if high == 12 else 50))
+    return height, width, Views(None, tile, overlap, tuple(scales), draw(st.booleans()))
+
+
+@settings(max_examples=60)
+@given(case=cases(), border=st.sampled_from(["clamp", "zero"]), seed=st.integers(0, 9))
+def test_blending_is_what_it_says(case: tuple[int, int, Views], border: str, seed: int) -> None:
+    height, width, views = case
+    model, photo = Strided(border), make_photo(height, width, seed)
+    expected = reference(model, photo, views)
+    found = gathered(model, photo, views)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_a_window_by_hand() -> None:
+    """Tiles of 4 pixels that share 2: weights 1 2 2 1, so 1/3 and 2/3 where they meet."""
+
+    class Numbered(Strided):
+        """Says the class of the tile's number, for certain."""
+
+        def score_maps(self, images: torch.Tensor, heads: tuple[str]) -> dict[str, ScoreMap]:
+            scores = torch.full((1, 3, 1, 1), -1e4, dtype=torch.float64)
+            scores[0, len(self.sizes)] = 0
+            self.sizes.append(())
+            grid = SamplingGrid.resize((1, 1), tuple(images.shape[2:]))
+            return {"out": ScoreMap(scores, grid)}
+
+    found = gathered(Numbered(), make_photo(1, 8), Views(tile=4, overlap=2))
+    assert found[0, 0].tolist() == pytest.approx([1, 1, 2 / 3, 1 / 3, 0, 0, 0, 0])
+    assert found[1, 0].tolist() == pytest.approx([0, 0, 1 / 3, 2 / 3, 2 / 3, 1 / 3, 0, 0])
+    assert found[2, 0].tolist() == pytest.approx([0, 0, 0, 0, 1 / 3, 2 / 3, 1, 1])
+
+
+def test_memory_is_of_two_rows_of_tiles_whatever_the_height() -> None:
+    most = {}
+    for height in (70, 2000):
+        model = Strided()
+        gathered(model, make_photo(height, 60), Views(tile=32, flip=True))
+        most[height] = model.most
+        assert len(model.sizes) == 2 * 3 * len(positions(height, 32, 8))
+    # Three tiles side by side, in two views each; the row above them covers rows to come.
+    assert most[70] <= most[2000] <= 2 * 3 * 2
+
+
+def test_scales_are_of_the_tile(segmenter: Segmenter) -> None:
+    model = Strided()
+    gathered(model, make_photo(30, 50), Views(tile=40, overlap=30, scales=(0.5, 1, 1.25)))
+    assert model.sizes == [(15, 20), (30, 40), (38, 50)] * 2
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
+    folder = tmp_path_factory.mktemp("weights")
+    return Segmenter(write_small_weights(folder / "small.safetensors"), "cpu")
+
+
+@pytest.mark.parametrize("tile", [48, 49, 5000])
+@pytest.mark.parametrize("how", [{}, {"flip": True}, {"scales": (0.75, 1, 1.25)}])
+def test_one_tile_is_the_whole_picture_bit_for_bit(segmenter, tile, how):
+    photo = make_photo(36, 48)
+    whole, tiled = segmenter(photo, **how), segmenter(photo, tile=tile, **how)
+    assert np.array_equal(whole.labels, tiled.labels)
+    assert np.array_equal(whole.confidence, tiled.confidence)
+
+
+def test_one_tile_has_the_softmax_of_the_whole_picture(segmenter):
+    photo = make_photo(130, 48)
+    whole = segmenter(photo)
+    found = gathered(segmenter.model, photo, Views(tile=130)).numpy()
+    np.testing.assert_allclose(found, whole.probabilities(), atol=1e-6)
+    assert (found.argmax(0) == whole.labels).mean() > 0.999
+
+
+def test_a_mirrored_picture_has_mirrored_labels(segmenter):
+    photo = make_photo(36, 52)
+    alone = segmenter(ImageOps.mirror(photo)).labels[:, ::-1]
+    assert not np.array_equal(alone, segmenter(photo).labels)
+    one, other = (segmenter(p, flip=True) for p in (photo, ImageOps.mirror(photo)))
+    np.testing.assert_allclose(other.confidence[:, ::-1], one.confidence, atol=1e-5)
+    assert (other.labels[:, ::-1] == one.labels).mean() > 0.99
+
+
+def test_with_tiles_a_photo_is_not_shrunk(tmp_path):
+    segmenter = Segmenter(write_small_weights(tmp_path / "w.safetensors"), "cpu")
+    settings = {**segmenter.model.preprocessing.to_json(), "max_size": 24}
+    segmenter.model.set_preprocessing(settings)
+    photo = make_photo()
+    whole = segmenter(photo, max_size=999)
+    assert not np.array_equal(segmenter(photo).labels, whole.labels)
+    assert np.array_equal(segmenter(photo, tile=99).labels, whole.labels)
+
+
+def test_views_of_a_shrunk_picture_have_its_own_size(segmenter):
+    result = segmenter(make_photo(60, 90), max_size=45, flip=True)
+    assert result.labels.shape == result.confidence.shape == (60, 90)
+    expected = gathered(segmenter.model, make_photo(60, 90), Views(max_size=45, flip=True))
+    assert np.array_equal(result.labels, expected.numpy().argmax(0))
+
+
+def test_a_blended_result_says_what_it_has(segmenter):
+    photos = [make_photo(seed=seed) for seed in range(3)]
+    results = list(segmenter(photos, tile=20, batch_size=2))
+    for photo, result in zip(photos, results, strict=True):
+        assert np.array_equal(result.labels, segmenter(photo, tile=20).labels)
+        expected = gathered(segmenter.model, photo, Views(tile=20)).numpy()
+        assert np.array_equal(result.confidence, expected.max(0))
+        assert np.array_equal(result.labels, expected.argmax(0))
+        with pytest.raises(ValueError, match="blended .* no scores; .*probabilities=FILE"):
+            result.probabilities()
+
+
+@pytest.mark.parametrize("how", [{}, {"tile": 40}, {"flip": True, "max_size": 30}])
+def test_probabilities_are_written_as_float16(segmenter, tmp_path, how):
+    photo = make_photo(150, 48)
+    result = segmenter(photo, probabilities=tmp_path / "p.npy", **how)
+    found = np.load(tmp_path / "p.npy")
+    assert found.dtype == np.float16
+    assert found.shape == (11, 150, 48)
+    expected = gathered(segmenter.model, photo, Views(**how)).numpy()
+    np.testing.assert_allclose(found, expected, atol=5e-4)
+    assert np.array_equal(result.labels, segmenter(photo, **how).labels)
+    assert os.listdir(tmp_path) == ["p.npy"]
+    with pytest.raises(ValueError, match="one picture at a time"):
+        segmenter([photo], probabilities=tmp_path / "q.npy")
+
+
+def test_a_file_of_probabilities_is_whole_or_not_there(tmp_path):
+    with pytest.raises(ZeroDivisionError), probability_file(tmp_path / "p.npy", (2, 3, 4)) as write:
+        write(0, torch.zeros(2, 1, 4))
+        write(1, torch.zeros(2, 2 // 0, 4))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["npy", "png"])
+def test_files_with_probabilities(segmenter, tmp_path, kind, monkeypatch):
+    make_photo().save(tmp_path / "a.png")
+    report = segment_files(
+        segmenter, [tmp_path / "a.png"], tmp_path / "out", probabilities=kind, tile=30
+    )
+    written = tmp_path / "out" / report.done[0]["probabilities"]
+    assert written == tmp_path / "out" / "probabilities" / f"a.{kind}"
+    result = segmenter(make_photo(), tile=30)
+    if kind == "npy":
+        np.testing.assert_allclose(np.load(written).max(0), result.confidence, atol=5e-4)
+    else:
+        with Image.open(written) as image:
+            assert image.mode == "L"
+            assert np.array_equal(np.asarray(image), np.rint(result.confidence * 255))
+
+    def full(self: object, folder: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+    monkeypatch.setattr("fcnfast.segment.Segmentation.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        segment_files(segmenter, [tmp_path / "a.png"], tmp_path / "new", probabilities=kind)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("how", [{"tile": 24}, {"flip": True}, {"scales": (0.5, 1)}])
+def test_evaluation_sees_what_the_segmenter_sees(segmenter, how):
+    scenes = [Sample(*make_scene(seed, 40, 56), "street") for seed in (3, 4)]
+    expected = ConfusionMatrix(11, trimap=2)
+    for sample in scenes:
+        expected.update(sample.labels, segmenter(sample.image, **how).labels)
+    found = evaluate_model(segmenter.model, scenes, batch_size=2, trimap=2, **how)
+    assert np.array_equal(found.matrix, expected.matrix)
+    assert np.array_equal(found.trimap.matrix, expected.trimap.matrix)
+    assert 0 < found.trimap.matrix.sum() < found.matrix.sum()
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"tile": 0}, ValueError, "tile must be at least 1, not 0"),
+        ({"tile": 2.5}, TypeError, "tile must be an integer"),
+        ({"tile": 8, "overlap": 8}, ValueError, "overlap must be .* less than the tile, 8, not 8"),
+        ({"tile": 8, "overlap": -1}, ValueError, "overlap must be an integer from 0 .* not -1"),
+        ({"tile": 8, "overlap": 2.0}, ValueError, "overlap must be an integer .* not 2.0"),
+        ({"overlap": 8}, ValueError, "overlap 8 needs a tile"),
+        ({"tile": 8, "max_size": 9}, ValueError, "tile 8: .*own size.*max_size 9 .*one of them"),
+        ({"scales": ()}, ValueError, "scales must be numbers above 0"),
+        ({"scales": (1, 0)}, ValueError, r"scales must be .* at most 16 .*, not \(1, 0\)"),
+        ({"scales": (float("nan"),)}, ValueError, "scales must be .*nan"),
+        ({"scales": (17,)}, ValueError, "scales must be .*17"),
+        ({"scales": ("1",)}, ValueError, "scales must be .*'1'"),
+        ({"scales": "1"}, ValueError, "scales must be .* a list, not '1'"),
+        ({"scales": 2}, ValueError, "scales must be .* a list, not 2"),
+    ],
+)
+def test_bad_views_begin_with_their_name(segmenter, how, error, message):
+    for use in (
+        lambda: segmenter(make_photo(), **how),
+        lambda: evaluate_model(segmenter.model, [Sample(*make_scene(1), "x")], **how),
+    ):
+        with pytest.raises(error, match=f"^{message}"):
+            use()
+
+
+def test_a_tile_too_small_for_the_network_is_named(tmp_path, monkeypatch):
+    narrow_trunks(monkeypatch)
+    save_model(create_model("fcn32s_googlenet", num_classes=3), tmp_path / "net.safetensors")
+    segmenter = Segmenter(tmp_path / "net.safetensors", "cpu")
+    make_photo(60, 70).save(tmp_path / "p.png")
+    assert segmenter(tmp_path / "p.png", tile=40).labels.shape == (60, 70)
+    for how, message in (
+        ({"tile": 20}, r"p\.png: 20x20 pixels \(tile 20, scale 1\) are too few for the network"),
+        ({"tile": 40, "scales": (1, 0.5)}, r"p\.png: 20x20 pixels \(tile 40, scale 0.5\) are too"),
+        ({"scales": (0.25,)}, r"p\.png: 18x15 pixels \(scale 0.25\) are too few"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            segmenter(tmp_path / "p.png", **how)
+
+
+def test_a_band_without_memory_is_told(segmenter, monkeypatch):
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("fcnfast.inference.mean_softmax", fail)
+    with pytest.raises(ImageError, match="the picture: 48x36 pixels are too many.*smaller tile"):
+        segmenter(make_photo(), tile=20)
+
+
+def test_peak_memory_of_a_process(tmp_path):
+    """2.4 megapixels in tiles: full-resolution scores of 11 classes alone would be 100 MiB."""
+    write_small_weights(tmp_path / "w.safetensors")
+    script = (
+        "import resource, torch; from PIL import Image; from fcnfast import Segmenter\n"
+        "torch.set_num_threads(1)\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "segmenter = Segmenter('w.safetensors', 'cpu')\n"
+        "segmenter(Image.new('RGB', (300, 300)), tile=256)\n"
+        "idle = peak()\n"
+        "result = segmenter(Image.effect_noise((800, 3000), 90), tile=256)\n"
+        "print(result.labels.shape, peak() - idle)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *shape, mebibytes = done.stdout.split()
+    assert " ".join(shape) == "(3000, 800)"
+    assert int(mebibytes) < 80
