@@ -50,7 +50,6 @@ def conditions(settings: Settings) -> dict[str, Any]:
         import triton
     except ImportError:
         triton = None
-    machine = settings.machine
     return {
         "device": settings.device.type,
         "device_name": device_name(settings.device),
@@ -62,8 +61,7 @@ def conditions(settings: Settings) -> dict[str, Any]:
         "cuda": torch.version.cuda or torch.version.hip,
         "python": platform.python_version(),
         "backend_forced": os.environ.get("FCNFAST_BACKEND"),
-        "copy_gb_s": machine.bandwidth * 1e-9 if machine else None,
-        "instructions_per_s": machine.issue if machine else None,
+        "copy_gb_s": settings.bandwidth * 1e-9 if settings.bandwidth else None,
     }
 
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from bench.cases import Case
 from bench.check import backward_call, call, errors, tolerance
-from bench.floor import Machine, Pass, Work, logits
 from bench.operations import Operation
-from bench.peers import Contestant, Problem
+from bench.peers import Contestant, Problem, logits
 from bench.timing import Call, Times, interleaved, peak_bytes
 
 OURS = "fcnfast"
+Pass = Literal["forward", "backward", "forward+backward"]
+PASSES = get_args(Pass)
 WAITS = "it waits for the GPU"
 
 
@@ -42,10 +43,11 @@ class Entry:
 
 @dataclass
 class Row:
-    """What was measured. The last three are of our op, and None without a GPU.
+    """What was measured. The last two are of our op, and None without a GPU.
 
     coarse_bytes: of the coarse scores as float32, which the peak memory is to be compared with.
-    outputs: pixels times classes. least: the work that no implementation can avoid.
+    outputs: pixels times classes. moved_bytes: what no implementation can avoid to move; gb_s: it
+    by our time; of_copy: as a share of the speed of copies.
     """
 
     case: Case
@@ -54,11 +56,10 @@ class Row:
     which: Pass
     coarse_bytes: int = 0
     outputs: int = 0
-    least: Work | None = None
+    moved_bytes: float = 0.0
     entries: dict[str, Entry] = field(default_factory=dict)
     gb_s: float | None = None
-    floor_ms: float | None = None
-    of_floor: float | None = None
+    of_copy: float | None = None
 
     @property
     def ours(self) -> Entry:
@@ -78,13 +79,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for every row."""
+    """What holds for every row. bandwidth: of copies on a GPU, bytes a second."""
 
     device: torch.device
     dtype: torch.dtype
     repeats: int | None
     compile: bool
-    machine: Machine | None
+    bandwidth: float | None
 
 
 def contestants(operation: Operation, settings: Settings) -> dict[str, Contestant]:
@@ -148,18 +149,17 @@ def _checked(
 
 
 def _timed(row: Row, calls: dict[str, Call], problem: Problem, settings: Settings) -> Row:
-    """Take the memory and the time of the calls, and set them against the floor."""
+    """Take the memory and the time of the calls."""
     row.coarse_bytes, row.outputs = 4 * problem.maps[0].numel(), logits(problem)
-    row.least = row.operation.least(problem, row.which)
+    row.moved_bytes = row.operation.moved(problem)[PASSES.index(row.which)]
     for name, run in calls.items():
         row.entries[name].peak_bytes = peak_bytes(run, settings.device)
     syncs = dict.fromkeys(row.operation.syncs, WAITS)
     for name, took in interleaved(calls, settings.repeats, settings.device, syncs).items():
         row.entries[name].times = took
-    if settings.machine and row.ours.median:
-        row.gb_s = row.least.bytes / row.ours.median * 1e-6
-        row.floor_ms = settings.machine.milliseconds(row.least)
-        row.of_floor = row.floor_ms / row.ours.median
+    if settings.bandwidth and row.ours.median:
+        row.gb_s = row.moved_bytes / row.ours.median * 1e-6
+        row.of_copy = row.gb_s * 1e9 / settings.bandwidth
     return row
 
 

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bench import floor, peers
-from bench.cases import CONTENTS, USUAL, VOID, WORST, Case, Content, undecided
-from bench.peers import Contestant, Problem, bilinear_filter
+from bench import peers
+from bench.cases import CONTENTS, USUAL, VOID, WORST, Case, Content
+from bench.peers import Contestant, Problem, bilinear_filter, logits
 from fcnfast import ops, reference
 from fcnfast.geometry import SamplingGrid
 
@@ -55,10 +55,6 @@ def _fused(case: Case, content: Content) -> Problem:
 
 def _labeled(case: Case, content: Content) -> Problem:
     return replace(_resized(case, content), target=content.labels)
-
-
-def _decided(case: Case, content: Content) -> Problem:
-    return replace(_labeled(case, content), undecided=undecided(content.scores))
 
 
 def _learned(case: Case, content: Content) -> Problem:
@@ -106,6 +102,54 @@ def _true_loss(maps: tuple[Tensor, ...], p: Problem, n: int, first: int, last: i
     return loss / (p.target != VOID).sum()
 
 
+# The bytes that an op cannot but move, every input read once and every result written once: of the
+# forward pass, of the backward pass, and of both together.
+Moved = tuple[float, float, float]
+
+
+def _apart(forward: float, backward: float) -> Moved:
+    """Of passes that share nothing."""
+    return forward, backward, forward + backward
+
+
+def _moved_sum(p: Problem) -> Moved:
+    """The gradient of x is the one that came down; that of skip is written, margins included."""
+    x, skip = p.maps
+    return _apart(3 * x.nbytes, x.nbytes + skip.nbytes)
+
+
+def _moved_map(p: Problem) -> Moved:
+    one = p.maps[0].nbytes + logits(p) * p.maps[0].itemsize
+    return _apart(one, one)
+
+
+def _moved_deconv(p: Problem) -> Moved:
+    """Backward reads x, too."""
+    x = p.maps[0]
+    coarse, full = x.nbytes + p.shared[0].nbytes, logits(p) * x.itemsize
+    return _apart(coarse + full, 2 * coarse + full)
+
+
+def _moved_fusion(p: Problem) -> Moved:
+    """No upsampled map in between."""
+    x, skip = p.maps
+    full = logits(p) * x.itemsize
+    return _apart(x.nbytes + 2 * full, full + x.nbytes + skip.nbytes)
+
+
+def _moved_loss(p: Problem) -> Moved:
+    """The gradient is written once, whatever comes down scales it."""
+    x, labels = p.maps[0], p.target.nbytes
+    return x.nbytes + labels, 2 * x.nbytes, 2 * x.nbytes + labels
+
+
+def _moved_labels(p: Problem) -> Moved:
+    """One byte a pixel written; or labels read, and a matrix of counts written."""
+    x = p.maps[0]
+    pixels = logits(p) / x.shape[1] if p.target is None else p.target.nbytes + 8 * x.shape[1] ** 2
+    return _apart(x.nbytes + pixels, 0)
+
+
 @dataclass(frozen=True)
 class Operation:
     """One op of fcnfast.ops and all that the benchmark has to know about it.
@@ -115,7 +159,7 @@ class Operation:
         gets the peer "eager".
     truth: from one image's maps (and what images share) in float64 the rows [first, last) of that
         image's result, their part of the loss, or the logits that labels are judged by.
-    least: the work of a pass that no implementation can avoid.
+    moved: the bytes that no implementation can avoid to move.
     result: what comes out. contents: which contents make a difference.
     syncs: the peers that wait for the GPU, which no CUDA graph can hold.
     compiles: whether torch.compile makes something of the peer "eager".
@@ -127,7 +171,7 @@ class Operation:
     ours: Contestant
     peers: dict[str, Contestant]
     truth: Callable[[tuple[Tensor, ...], Problem, int, int, int], Tensor]
-    least: Callable[[Problem, floor.Pass], floor.Work]
+    moved: Callable[[Problem], Moved]
     result: Literal["map", "loss", "labels", "counts"] = "map"
     contents: tuple[str, ...] = (USUAL,)
     syncs: tuple[str, ...] = ()
@@ -151,49 +195,49 @@ OPERATIONS = (
         "upsample_cross_entropy", "", _labeled,
         lambda p: ops.upsample_cross_entropy(*p.maps, p.target, p.grid, ignore_index=VOID),
         {"eager": peers.cross_entropy},
-        _true_loss, floor.upsample_cross_entropy, "loss", CONTENTS,
+        _true_loss, _moved_loss, "loss", CONTENTS,
     ),
     Operation(
-        "upsample_argmax", "", _decided,
+        "upsample_argmax", "", _resized,
         lambda p: ops.upsample_argmax(*p.maps, p.grid),
-        {"eager": peers.argmax, "max": peers.max_indices},
-        _true_map, floor.upsample_argmax, "labels", (USUAL, WORST),
+        {"eager": peers.argmax, "max": peers.max_indices, "channels_last": peers.argmax_last},
+        _true_map, _moved_labels, "labels", (USUAL, WORST),
     ),
     Operation(
-        "upsample_confusion", "", _decided,
+        "upsample_confusion", "", _labeled,
         lambda p: ops.upsample_confusion(*p.maps, p.target, p.grid, ignore_index=VOID),
         {"eager": peers.confusion},
-        _true_map, floor.upsample_confusion, "counts", (USUAL, WORST), ("eager",),
+        _true_map, _moved_labels, "counts", (USUAL, WORST), ("eager",),
         compiles=False,
     ),
     Operation(
         "upsample", "resize", _resized,
         lambda p: ops.upsample(*p.maps, p.grid),
         {"eager": peers.interpolate},
-        _true_map, floor.upsample,
+        _true_map, _moved_map,
     ),
     Operation(
         "upsample", "deconv", _deconvolved,
         lambda p: ops.upsample(*p.maps, p.grid),
         _DECONVS,
-        _true_map, floor.upsample,
+        _true_map, _moved_map,
     ),
     Operation(
         "deconv", "learned", _learned,
         lambda p: ops.deconv(*p.leaves, p.stride, p.stride // 2),
         {"eager": peers.learned_grouped, "dense": peers.learned_dense},
-        _true_deconv, floor.deconv, compiles=False,
+        _true_deconv, _moved_deconv, compiles=False,
     ),
     Operation(
         "upsample_crop_add", "deconv x 2", _fused,
         lambda p: ops.upsample_crop_add(*p.maps, p.grid, p.offset),
         {name: peers.then_add(peer) for name, peer in _DECONVS.items()},
-        _true_fusion, floor.upsample_crop_add,
+        _true_fusion, _moved_fusion,
     ),
     Operation(
         "crop_add", "", _added,
         lambda p: ops.crop_add(*p.maps, p.offset),
         {"eager": peers.slice_add},
-        _true_sum, floor.crop_add,
+        _true_sum, _moved_sum,
     ),
 )  # fmt: skip

@@ -24,7 +24,6 @@ class Problem:
     offset: the first row and column of the window of skip.
     target: labels N x H x W.
     cotangent: the gradient that comes down to the result, None where the result is a loss.
-    undecided: the share of cells that the argmax has to interpolate.
     """
 
     maps: tuple[Tensor, ...]
@@ -34,7 +33,6 @@ class Problem:
     offset: tuple[int, int] = (0, 0)
     target: Tensor | None = None
     cotangent: Tensor | None = None
-    undecided: float = 1.0
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
@@ -43,6 +41,12 @@ class Problem:
 
 
 Contestant = Callable[[Problem], Tensor]
+
+
+def logits(p: Problem) -> int:
+    """Pixels of the full resolution times classes."""
+    images, classes = p.maps[0].shape[:2]
+    return images * classes * p.grid.size[0] * p.grid.size[1]
 
 
 def slice_add(p: Problem) -> Tensor:
@@ -137,9 +141,15 @@ def max_indices(p: Problem) -> Tensor:
     return interpolate(p).max(1).indices
 
 
+def argmax_last(p: Problem) -> Tensor:
+    """The argmax over channels that are innermost."""
+    last = p.maps[0].contiguous(memory_format=torch.channels_last)
+    return interpolate(replace(p, maps=(last,))).argmax(1)
+
+
 def confusion(p: Problem) -> Tensor:
-    """A resize, the argmax of its logits, and a count of the pairs of labels."""
+    """A resize, the labels of its logits, and a count of the pairs of labels."""
     classes = p.maps[0].shape[1]
-    pairs = torch.where(p.target == VOID, classes**2, classes * p.target + argmax(p))
+    pairs = torch.where(p.target == VOID, classes**2, classes * p.target + max_indices(p))
     counts = torch.bincount(pairs.flatten(), minlength=classes**2 + 1)
     return counts[: classes**2].view(classes, classes)

@@ -1,4 +1,4 @@
-"""Pictures of a measurement: bars of time and of memory, and a roofline. Needs matplotlib.
+"""Pictures of a measurement: bars of time and of memory. Needs matplotlib.
 
 python bench/run.py --plot pictures
 python bench/plots.py pictures cpu.json       # the same from what --json wrote
@@ -21,12 +21,11 @@ COLORS = {
     "fcnfast": "#1f6feb",
     "eager": "#9aa4af",
     "max": "#c8cdd3",
+    "channels_last": "#5f6b76",
     "dense": "#d9822b",
     "grouped": "#f0c27b",
     "compile": "#7a5cc4",
 }
-SHOWN = ("fcnfast", "eager", "compile")  # in the roofline
-MARKERS = "o^vDsP*Xhd"  # of the ops, there
 Row = dict[str, Any]
 
 
@@ -109,54 +108,8 @@ def _megabytes(row: Row, name: str) -> float | None:
     return peak * 1e-6 if peak else None
 
 
-def _roofs(axes: Any, measured: Row, ends: list[float], each: Iterable[float]) -> None:
-    """What copies allow, and arithmetic with so many instructions for each pixel-class."""
-    rate = measured["copy_gb_s"] * 1e9
-    axes.plot(ends, [rate * x for x in ends], "k-", lw=1)
-    axes.annotate(
-        f"copies: {measured['copy_gb_s']:.0f} GB/s", (ends[0], rate * ends[0]), (0, 24),
-        textcoords="offset points",
-    )  # fmt: skip
-    for count in each if measured["instructions_per_s"] else ():
-        roof = measured["instructions_per_s"] / count
-        axes.axhline(roof, color="k", ls=":", lw=0.8)
-        axes.annotate(f"{count:.2g} instructions each", (ends[1], roof), ha="right", va="bottom")
-
-
-def _roofline(measured: Row, path: Path) -> Path:
-    """Pixel-classes a second over pixel-classes a byte, under what copies and arithmetic allow."""
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    rows = [r for r in measured["rows"] if r["gb_s"] and r["pass"] != "backward"]
-    x = {id(r): r["outputs"] / r["least"]["bytes"] for r in rows}
-    each = {round(r["least"]["instructions"] / r["outputs"], 3) for r in rows}
-    ends = [0.5 * min(x.values()), 2 * max(x.values())]
-    _roofs(axes, measured, ends, sorted(count for count in each if count >= 1))
-    ops = list(dict.fromkeys(row["op"] for row in rows))
-    for row in rows:
-        for name in SHOWN:
-            if took := _median(row, name):
-                rate, marker = 1e3 * row["outputs"] / took, MARKERS[ops.index(row["op"])]
-                axes.plot(x[id(row)], rate, marker, color=COLORS[name], alpha=0.8)
-    for name in SHOWN:
-        axes.plot([], [], "s", color=COLORS[name], label=name)
-    for op, marker in zip(ops, MARKERS, strict=False):
-        axes.plot([], [], marker, color="k", mfc="none", label=op)
-    axes.set(
-        xscale="log", yscale="log", xlabel="pixel-classes for each byte that has to be moved",
-        ylabel="pixel-classes a second",
-        title=f"{measured['device_name']}, {measured['dtype']}",
-    )  # fmt: skip
-    axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
-
-
 def draw(measured: Row, folder: Path, prefix: str = "") -> list[Path]:
     """Write the pictures of one measurement into a folder; those that were written.
-
-    There is a roofline only of what a GPU has measured.
 
     Raises:
         ImportError: when matplotlib is not installed.
@@ -165,13 +118,10 @@ def draw(measured: Row, folder: Path, prefix: str = "") -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     where = "in a CUDA graph" if measured["device"] == "cuda" else "of a call"
     time, memory = folder / f"{prefix}time.png", folder / f"{prefix}memory.png"
-    written = [
+    return [
         _bar_picture(measured, time, _median, f"time {where}, ms"),
         _bar_picture(measured, memory, _megabytes, "peak memory beyond the inputs, MB"),
     ]
-    if any(row["gb_s"] for row in measured["rows"]):
-        written.append(_roofline(measured, folder / f"{prefix}roofline.png"))
-    return written
 
 
 def main(folder: str, *files: str) -> None:

@@ -10,8 +10,10 @@ from bench.measure import OURS, Entry, Row
 
 PEERS = {
     "eager": "F.interpolate (for deconv, of the map in a ring of zeros), F.cross_entropy, "
-    "argmax(1), bincount, a slice and +; for learned filters F.conv_transpose2d in groups",
+    "argmax(1) (for counts max(1).indices), bincount, a slice and +; for learned filters "
+    "F.conv_transpose2d in groups",
     "max": "the same with max(1).indices for argmax(1)",
+    "channels_last": "argmax(1) of scores whose channels are innermost",
     "dense": "F.conv_transpose2d from all classes to all",
     "grouped": "F.conv_transpose2d with one group a class",
     "compile": "torch.compile of eager",
@@ -19,7 +21,7 @@ PEERS = {
 PASSES = {"forward": "fwd", "backward": "bwd", "forward+backward": "fwd+bwd"}
 NOT_MEASURED = "not measured"
 # Columns that only a GPU can fill.
-GPU_COLUMNS = ("as called ms", "GB/s", "of floor")
+GPU_COLUMNS = ("as called ms", "GB/s", "of copies")
 WIDTHS = {"op": 40, "pass": 7, "time": 25, "peer": 14, "memory": 21, "gpu": 12}
 
 
@@ -78,7 +80,7 @@ def _of_gpu(row: Row) -> list[str]:
     return [
         NOT_MEASURED if called is None else number(called.median),
         NOT_MEASURED if row.gb_s is None else number(row.gb_s),
-        NOT_MEASURED if row.of_floor is None else f"{row.of_floor:.0%}",
+        NOT_MEASURED if row.of_copy is None else f"{row.of_copy:.0%}",
     ]
 
 
@@ -151,9 +153,8 @@ def as_dict(row: Row) -> dict[str, Any]:
         "pass": row.which,
         "coarse_bytes": row.coarse_bytes,
         "outputs": row.outputs,
-        "least": asdict(row.least) if row.least else None,
+        "moved_bytes": row.moved_bytes,
         "entries": {name: _entry(row, name) for name in row.entries},
         "gb_s": row.gb_s,
-        "floor_ms": row.floor_ms,
-        "of_floor": row.of_floor,
+        "of_copy": row.of_copy,
     }

@@ -31,7 +31,6 @@ import torch
 from bench import amortization, compare, interop, plots, report
 from bench.cases import CONTENTS, DRAWN, SUITES, Case, content, drawn, fitted, undecided
 from bench.conditions import busy, conditions, summary
-from bench.floor import Machine, issue_rate
 from bench.measure import Row, Settings, contestants, measured
 from bench.operations import OPERATIONS, Operation
 from bench.timing import copy_bandwidth
@@ -91,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     option("--repeats", type=_positive, metavar="N", help=calls)
     option("--minutes", type=_duration, metavar="N", help="begin no further op after that time")
     option("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    option("--plot", type=Path, metavar="DIR", help="draw bars and a roofline (needs matplotlib)")
+    option(
+        "--plot", type=Path, metavar="DIR", help="draw bars of time and memory (needs matplotlib)"
+    )
     against = "a JSON file of earlier: name the rows in which fcnfast lost against a peer"
     option("--against", type=Path, metavar="BASELINE", help=against)
     gate = "instead: what the kernels compile to (no GPU needed); see --static --help"
@@ -173,8 +174,8 @@ def _settings(options: argparse.Namespace, device: torch.device) -> Settings:
         import torch._functorch.config as functorch
 
         functorch.donated_buffer = False  # or no backward pass can be repeated
-    machine = Machine(copy_bandwidth(device), issue_rate(device)) if gpu else None
-    return Settings(device, DTYPES[options.dtype], options.repeats, compiled, machine)
+    bandwidth = copy_bandwidth(device) if gpu else None
+    return Settings(device, DTYPES[options.dtype], options.repeats, compiled, bandwidth)
 
 
 def _checked(options: argparse.Namespace) -> tuple[torch.device, dict[str, Any] | None]:
