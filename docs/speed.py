@@ -10,7 +10,6 @@ import json
 import sys
 from pathlib import Path
 
-STATIC = Path(__file__).resolve().parents[1] / "bench" / "results" / "static.json"
 USUAL, WORST = "smooth, blobs", "noisy, random"
 # What the table shows: op, variant, content, pass, and in words.
 SHOWN = (
@@ -23,13 +22,6 @@ SHOWN = (
     ("upsample", "deconv", USUAL, "forward+backward", "the same, as a deconvolution"),
     ("deconv", "learned", USUAL, "forward+backward", "learned deconvolution, both gradients"),
     ("upsample_crop_add", "deconv x 2", USUAL, "forward+backward", "a fusion step of an FCN"),
-)
-# What one thread does on an H100 or H200, stride 8, float32: case of the static table, in words.
-COMPILED = (
-    ("upsample_cross_entropy.gradient fp32", "loss and gradient"),
-    ("upsample_argmax.forward fp32", "label map"),
-    ("upsample.forward fp32", "upsampling"),
-    ("upsample.adjoint fp32", "its adjoint"),
 )
 
 
@@ -59,7 +51,7 @@ def table(measured: dict) -> list[str]:
         key = (row["op"], row["variant"], row["content"], row["pass"])
         found.setdefault(json.dumps(row["case"]), {})[key] = row
     head = ["case", "what", "fcnfast", "times as long", "peak memory, fcnfast / eager"]
-    lines = ["| " + " | ".join(head + ["of the floor"] * gpu) + " |"]
+    lines = ["| " + " | ".join(head + ["of copies"] * gpu) + " |"]
     lines.append("|---" * (len(head) + gpu) + "|")
     for case, rows in found.items():
         about = json.loads(case)
@@ -69,37 +61,20 @@ def table(measured: dict) -> list[str]:
         for *key, words in SHOWN:
             row = rows.get(tuple(key))
             if row and row["entries"]["fcnfast"]["time_ms"]:
-                share = [f"{row['of_floor']:.0%}"] if gpu else []
+                share = [f"{row['of_copy']:.0%}"] if gpu else []
                 lines.append("| " + " | ".join([name, words, *cells(row), *share]) + " |")
                 name = ""
     return lines
 
 
-def compiled() -> list[str]:
-    """What the kernels come to in machine code for sm_90."""
-    rows = json.loads(STATIC.read_text(encoding="utf-8"))["rows"]
-    lines = ["| what | for each | instructions | exponentials | loads |", "|---" * 5 + "|"]
-    for case, words in COMPILED:
-        sums = {}
-        for name, row in rows.items():
-            if name.startswith(f"{case} / ") and name.endswith(" / sm_90"):
-                for unit, figures in row.get("per_unit", {}).items():
-                    total = sums.setdefault(unit, dict.fromkeys(figures, 0.0))
-                    total |= {figure: total[figure] + value for figure, value in figures.items()}
-        for unit, total in sums.items():
-            lines.append(f"| {words} | {unit} | " + " | ".join(map(digits, total.values())) + " |")
-    return lines
-
-
 def main(*paths: str) -> None:
-    """Print the tables of the files, and of the kernels' machine code."""
+    """Print the tables of the files."""
     measured = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
     for each in measured:
         about = f"{each['device_name']}, torch {each['torch']}, {each['dtype']}"
         print(f"{about}, commit {str(each['commit'])[:12]}:\n", *table(each), "", sep="\n")
     if not any(each["device"] == "cuda" for each in measured):
         print("Times on a GPU: not measured.\n")
-    print("Machine code for sm_90, stride 8, float32:\n", *compiled(), sep="\n")
 
 
 if __name__ == "__main__":
