@@ -287,7 +287,8 @@ def test_an_infinity_reaches_its_readers_alone(kernel, stride):
         name = FACTORS[kind][0]
         ones = {n: torch.ones(problem.shape(n)) for n in FACTORS[kind]}
         height, width = ones[name].shape[2:]
-        for row, column in ((0, 0), *((height - 1, column) for column in range(width))):
+        last = range(max(0, width - stride), width)  # one for each phase of the stride
+        for row, column in ((0, 0), (height - 1, 0), *((height - 1, column) for column in last)):
             x = ones[name].clone()
             x[..., row, column] = torch.inf
             marks = {n: value.double() for n, value in ones.items()}
