@@ -16,6 +16,10 @@ export HYPOTHESIS_PROFILE ?= ci
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt $(PIP_ARGS)
 
+# Rooms of the package that are shown beside its top level.
+ROOMS = fcnfast.ops fcnfast.nn fcnfast.reference fcnfast.data fcnfast.models fcnfast.train \
+    fcnfast.metrics fcnfast.theory
+
 # Each stamp says that a step succeeded; an install is repeated when what it was made from changes.
 MADE = $(VENV)/.made
 CORE = $(VENV)/.core
@@ -23,7 +27,7 @@ TEST = $(VENV)/.test
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: demo test interop lint static venv clean help
+.PHONY: demo test interop lint docs static venv clean help
 
 demo: $(CORE)  ## segment the sample scene with the bundled weights, pictures in out/demo
 	$(BIN)/fcnfast demo
@@ -43,13 +47,16 @@ lint: $(TEST)  ## check style, types and imports
 	$(BIN)/mypy fcnfast
 	$(BIN)/lint-imports --no-cache
 
+docs: $(VENV)/.docs  ## the API as static pages in out/api, from the docstrings
+	$(BIN)/pdoc --docformat google --output-directory out/api fcnfast $(ROOMS)
+
 static: $(CORE)  ## compile the kernels for every GPU they are meant for, and judge the code
 	$(BIN)/python bench/run.py --static
 
 venv: $(TEST)  ## make .venv with fcnfast (editable) and the tools of test and lint
 
 clean:  ## remove .venv and .venv-interop, the demo's pictures and what the tools left
-	rm -rf $(VENV) $(INTEROP) out/demo build dist fcnfast.egg-info
+	rm -rf $(VENV) $(INTEROP) out/demo out/api build dist fcnfast.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find fcnfast kernels bench tests -name __pycache__ -prune -exec rm -rf {} +
 
@@ -74,6 +81,10 @@ $(CORE): $(MADE) pyproject.toml constraints.txt
 $(TEST): $(MADE) pyproject.toml constraints.txt
 	$(INSTALL) -e '.[test,lint]'
 	@touch $(CORE) $@
+
+$(VENV)/.docs: $(CORE)
+	$(INSTALL) -e '.[docs]'
+	@touch $@
 
 # PyPI's torchvision does not import beside a CPU build of torch: all of it comes from one index.
 $(INTEROP)/.made: pyproject.toml constraints-interop.txt
