@@ -10,7 +10,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,19 +25,13 @@ from .errors import InputError
 from .files import PathLike, refuse_replacing, replacing
 from .geometry import Size, as_pair
 from .models import FCN, load_model
-from .ops import upsample, upsample_argmax
-from .ops._portable import RULES
+from .ops import portable, upsample, upsample_argmax
 
 FORMATS = (".onnx", ".pt2")
 DEFAULT_SIZE = (512, 512)
 # What a network of any size is traced with: not divisible by strides, so that no two sizes of
 # maps agree by chance.
 EXAMPLE_SIZE = (505, 643)
-
-
-def decompositions() -> dict[Any, Callable[..., Any]]:
-    """fcnfast's ops in torch's own, for ``ExportedProgram.run_decompositions``."""
-    return {getattr(torch.ops.fcnfast, name).default: rule for name, rule in RULES.items()}
 
 
 class _Graph(nn.Module):
@@ -151,8 +145,8 @@ def _program(graph: _Graph, size: tuple[int, int] | None) -> ExportedProgram:
     shapes = None if size else ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
     name = network.name or type(network).__name__
     try:
-        program = torch.export.export(graph, (image,), dynamic_shapes=shapes)
-        return program.run_decompositions(decompositions())
+        with portable():
+            return torch.export.export(graph, (image,), dynamic_shapes=shapes)
     except (RuntimeError, ValueError, torch._dynamo.exc.UserError) as error:
         told = " ".join(str(error).split())
         if size:

@@ -140,9 +140,7 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     sizes.add_argument("--size", type=_size, metavar="HxW", help="of the images (512x512)")
     sizes.add_argument("--dynamic", action="store_true", help="take batches and images of any size")
     outputs = export.add_mutually_exclusive_group()
-    outputs.add_argument(
-        "--labels", dest="scores", action="store_false", help="give label maps (the default)"
-    )
+    outputs.add_argument("--labels", action="store_true", help="give label maps (the default)")
     outputs.add_argument("--scores", action="store_true", help="give the scores of all classes")
     export.add_argument(
         "--uint8", action="store_true", help="take uint8 RGB: the preprocessing is in the graph"
@@ -207,7 +205,7 @@ def _size(text: str) -> tuple[int, int]:
     """Read a height and a width, such as 360x480."""
     parts = text.split("x")
     if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"must be a height and a width such as 360x480, not {text}")
+        raise argparse.ArgumentTypeError(f"must be height x width, as 360x480, not {text}")
     return int(parts[0]), int(parts[1])
 
 

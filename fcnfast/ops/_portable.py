@@ -1,12 +1,13 @@
 """The raw ops of inference in torch's own operators: what a graph holds that leaves fcnfast.
 
-Each function takes a raw op's arguments. `torch.onnx.export` traces them in place of the ops, and
-`fcnfast.deploy` replaces the ops of an exported program by them. They write full-resolution
-logits, and a tap of weight 0 is read.
+Each function takes a raw op's arguments. They run in place of the ops while `torch.onnx.export`
+traces, and within `portable`. They write full-resolution logits, and a tap of weight 0 is read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,29 @@ from torch import Tensor
 from ..geometry import SamplingGrid, taps
 from ..tiled._tiles import compute_dtype
 from ._checks import check_classes
+
+# Of the whole process, as a forced backend is.
+_active = False
+
+
+@contextmanager
+def portable() -> Iterator[None]:
+    """Make the ops run in torch's own operators within, so that an exported graph has only those.
+
+    For ``torch.export.export`` of a model whose program shall load where fcnfast is not
+    installed. It holds for all threads. Losses and confusion matrices stay as they are.
+    """
+    global _active
+    before, _active = _active, True
+    try:
+        yield
+    finally:
+        _active = before
+
+
+def is_portable() -> bool:
+    """Whether ops run in torch's own operators now."""
+    return _active or torch.onnx.is_in_onnx_export()
 
 
 def _known(condition: Any) -> bool:
@@ -64,7 +88,12 @@ def upsample(x: Tensor, grid: Any, clamp: bool, backend: str | None) -> Tensor:
 
 
 def upsample_argmax(
-    scores: Tensor, grid: Any, clamp: bool, dtype: torch.dtype, confidence: bool, backend: str | None
+    scores: Tensor,
+    grid: Any,
+    clamp: bool,
+    dtype: torch.dtype,
+    confidence: bool,
+    backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Labels N x H x W and the winner's softmax, or an empty tensor."""
     check_classes(scores.shape[1], dtype, "labels")

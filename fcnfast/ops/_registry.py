@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from ..geometry import SamplingGrid, lowest_terms
-from ._portable import RULES
+from ._portable import RULES, is_portable
 
 LIBRARY = torch.library.Library("fcnfast", "DEF")
 # A grid in a schema: integers, which may be symbolic, and whether the border repeats the edge.
@@ -197,11 +197,11 @@ def define_without_gradient(
 
 
 def _or_portable(op: Any) -> Callable[..., Any]:
-    """`op`, but while torch.onnx.export traces, what it is in torch's own operators."""
+    """The function that calls `op`, or what it is in torch's own operators (see `_portable`)."""
     rule = RULES.get(op.name().partition("::")[2])
     if rule is None:
         return op
-    return lambda *args: (rule if torch.onnx.is_in_onnx_export() else op)(*args)
+    return lambda *args: (rule if is_portable() else op)(*args)
 
 
 def _register(schema: str, body: Callable[..., Any], fake: Callable[..., Any]) -> tuple[Any, str]:
