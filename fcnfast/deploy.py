@@ -32,6 +32,9 @@ DEFAULT_SIZE = (512, 512)
 # What a network of any size is traced with: not divisible by strides, so that no two sizes of
 # maps agree by chance.
 EXAMPLE_SIZE = (505, 643)
+# Up to this length of an axis, conditions of a traced graph may fail, as they do for maps of one
+# unit. Beyond, for as many lengths again, they must hold.
+LONGEST_EXCEPTION = 256
 
 
 class _Graph(nn.Module):
@@ -69,8 +72,9 @@ def export(
 
     Its input is "image", N x C x H x W of the network's own input (see `FCN.preprocess`). Its
     output is "labels", N x H x W, uint8 (int16 with more than 256 classes), or "scores",
-    N x classes x H x W. The file's metadata holds, as JSON, the classes' names and what the input
-    has to be. The network itself is not changed.
+    N x classes x H x W. The file's metadata holds the classes' names and what the input has to be,
+    as JSON, and for images of any size the least that all conditions of the graph were met for.
+    The network itself is not changed.
 
     Args:
         model: a network, a weights file, or "bundled".
@@ -104,13 +108,16 @@ def export(
         network = _network(model)
         if uint8 and network.channels != 3:
             raise InputError(
-                f"{network.name}: takes {network.channels} channels, uint8 RGB pictures have 3"
+                f"{_name(network)}: takes {network.channels} channels, uint8 RGB pictures have 3"
             )
         network = copy.deepcopy(network).to("cpu", torch.float16 if half else torch.float32)
         graph = _Graph(network.eval().requires_grad_(False), head, scores, uint8)
         with _quiet():
-            program = _program(graph, None if dynamic else as_pair(size or DEFAULT_SIZE, "size"))
-            _write(program, graph, temporary, suffix)
+            if size is None and not dynamic:
+                size = DEFAULT_SIZE
+            program = _program(graph, None if size is None else as_pair(size, "size"))
+            least = _least_length(program, _name(network)) if dynamic else None
+            _write(program, graph, _metadata(graph, least), temporary, suffix)
 
 
 def _network(model: FCN | PathLike) -> FCN:
@@ -119,6 +126,10 @@ def _network(model: FCN | PathLike) -> FCN:
     if isinstance(model, nn.Module):
         raise TypeError(f"model must be a network of fcnfast, not {type(model).__name__}")
     return load_model(None if model == "bundled" else model)
+
+
+def _name(network: FCN) -> str:
+    return network.name or type(network).__name__
 
 
 @contextmanager
@@ -143,35 +154,65 @@ def _program(graph: _Graph, size: tuple[int, int] | None) -> ExportedProgram:
     dtype = torch.uint8 if graph.uint8 else next(network.parameters()).dtype
     image = torch.zeros(batch, network.channels, height, width, dtype=dtype)
     shapes = None if size else ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
-    name = network.name or type(network).__name__
     try:
         with portable():
             return torch.export.export(graph, (image,), dynamic_shapes=shapes)
     except (RuntimeError, ValueError, torch._dynamo.exc.UserError) as error:
         told = " ".join(str(error).split())
         if size:
-            raise InputError(f"{name} at {height}x{width}: {told}") from error
-        raise InputError(f"{name}: no graph takes every size; give one: {told}") from error
+            raise InputError(f"{_name(network)} at {height}x{width}: {told}") from error
+        raise InputError(
+            f"{_name(network)}: no graph takes every size; give one: {told}"
+        ) from error
 
 
-def _metadata(graph: _Graph) -> dict[str, str]:
+def _least_length(program: ExportedProgram, name: str) -> int:
+    """The height and width from which on a graph for all sizes is known to hold.
+
+    Tracing follows one path through the code and keeps the conditions on sizes that led there. A
+    .pt2 checks them whenever it runs. ONNX does not, so they are tried here.
+
+    Raises:
+        InputError: for a condition that fails for large images.
+    """
+    failed = 0
+    # torch 2.7 has no such list, and refuses what would be on it.
+    for guard in getattr(program, "_guards_code", None) or ():
+        condition = compile(guard, "guard", "eval")
+        for length in range(1, 2 * LONGEST_EXCEPTION):
+            for size in ((length, length), (length, EXAMPLE_SIZE[1]), (EXAMPLE_SIZE[0], length)):
+                image = torch.empty(2, 0, *size, device="meta")
+                if not eval(condition, {"L": {"image": image}}):
+                    failed = max(failed, length)
+        if failed > LONGEST_EXCEPTION:
+            raise InputError(
+                f"{name}: no graph takes every size; give one: {failed} pixels need another than "
+                f"{EXAMPLE_SIZE[0]}, by {guard}"
+            )
+    return failed + 1
+
+
+def _metadata(graph: _Graph, least: int | None) -> dict[str, str]:
     """What a program has to know about the graph, as texts."""
     network = graph.model
     about: dict[str, Any] = {"fcnfast": __version__, "network": network.name}
     if network.table is not None and graph.head == "out":
         about["classes"] = network.table.names
+    if least is not None:
+        about["least_size"] = [least, least]
     if not graph.uint8:
         about["preprocessing"] = network.preprocessing.to_json()
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
 
 
-def _write(program: ExportedProgram, graph: _Graph, path: Path, suffix: str) -> None:
-    about = _metadata(graph)
+def _write(
+    program: ExportedProgram, graph: _Graph, about: dict[str, str], path: Path, suffix: str
+) -> None:
     if suffix == ".pt2":
         with path.open("wb") as file:
             torch.export.save(program, file, extra_files=about)
         return
-    axes = ({0: "batch", 2: "height", 3: "width"},) if program.range_constraints else None
+    axes = ({0: "batch", 2: "height", 3: "width"},) if "least_size" in about else None
     made = torch.onnx.export(
         program,
         input_names=["image"],
