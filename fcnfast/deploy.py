@@ -157,7 +157,7 @@ def _program(graph: _Graph, size: tuple[int, int] | None) -> ExportedProgram:
     try:
         with portable():
             return torch.export.export(graph, (image,), dynamic_shapes=shapes)
-    except (RuntimeError, ValueError, torch._dynamo.exc.UserError) as error:
+    except (RuntimeError, ValueError) as error:
         told = " ".join(str(error).split())
         if size:
             raise InputError(f"{_name(network)} at {height}x{width}: {told}") from error
