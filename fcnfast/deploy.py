@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,7 +90,7 @@ def export(
 
     Raises:
         InputError: for another suffix, a missing extra, a size or a head that the network does
-            not have, or a network that no graph expresses for every size.
+            not have, weights beyond float16, or a network that no graph expresses for every size.
         TypeError: when `model` is not a network of fcnfast.
         ValueError: for both `size` and `dynamic`.
         WeightsError: when the weights cannot be used.
@@ -102,7 +103,8 @@ def export(
         raise InputError(f"{path}: the name must end in .onnx or .pt2")
     if suffix == ".onnx" and not (find_spec("onnx") and find_spec("onnxscript")):
         raise InputError(f"{path}: ONNX takes onnx and onnxscript: pip install 'fcnfast[export]'")
-    if isinstance(model, (str, Path)):
+    wanted = None if dynamic else as_pair(DEFAULT_SIZE if size is None else size, "size")
+    if isinstance(model, (str, os.PathLike)):
         refuse_replacing([model], [path])
     with replacing(path) as temporary:
         network = _network(model)
@@ -110,19 +112,21 @@ def export(
             raise InputError(
                 f"{_name(network)}: takes {network.channels} channels, uint8 RGB pictures have 3"
             )
-        network = copy.deepcopy(network).to("cpu", torch.float16 if half else torch.float32)
+        network = network.to("cpu", torch.float16 if half else torch.float32)
+        state = network.state_dict().values()
+        if half and any(value.isinf().any() for value in state):
+            raise InputError(f"{_name(network)}: has weights that float16 does not reach")
         graph = _Graph(network.eval().requires_grad_(False), head, scores, uint8)
         with _quiet():
-            if size is None and not dynamic:
-                size = DEFAULT_SIZE
-            program = _program(graph, None if size is None else as_pair(size, "size"))
+            program = _program(graph, wanted)
             least = _least_length(program, _name(network)) if dynamic else None
             _write(program, graph, _metadata(graph, least), temporary, suffix)
 
 
 def _network(model: FCN | PathLike) -> FCN:
+    """A network that may be changed."""
     if isinstance(model, FCN):
-        return model
+        return copy.deepcopy(model)
     if isinstance(model, nn.Module):
         raise TypeError(f"model must be a network of fcnfast, not {type(model).__name__}")
     return load_model(None if model == "bundled" else model)
@@ -213,7 +217,7 @@ def _write(
             torch.export.save(program, file, extra_files=about)
         return
     axes = ({0: "batch", 2: "height", 3: "width"},) if "least_size" in about else None
-    made = torch.onnx.export(
+    made: Any = torch.onnx.export(
         program,
         input_names=["image"],
         output_names=["scores" if graph.scores else "labels"],

@@ -305,7 +305,8 @@ def test_what_would_be_wrong_in_a_graph_is_refused():
 
 
 def test_wrong_calls(tmp_path, monkeypatch):
-    model = network("fcn4s_light")
+    model, wide = network("fcn4s_light"), network("fcn4s_light")
+    wide.score.bias.data[0] = 1e5
     path = tmp_path / "net.pt2"
     for error, says, call in (
         (fcnfast.InputError, "must end in .onnx or .pt2", {"path": tmp_path / "net.pb"}),
@@ -324,6 +325,7 @@ def test_wrong_calls(tmp_path, monkeypatch):
             "nyud_fcn32s_vgg16_color_hha: takes 6 channels, uint8 RGB pictures have 3",
             {"model": create_model("nyud_fcn32s_vgg16_color_hha"), "uint8": True},
         ),
+        (fcnfast.InputError, "weights that float16 does not reach", {"model": wide, "half": True}),
         (fcnfast.InputError, "none.pth: no such weights file", {"model": tmp_path / "none.pth"}),
         (FileNotFoundError, "missing/net.pt2", {"path": tmp_path / "missing" / "net.pt2"}),
     ):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..geometry import SamplingGrid, taps
+from ..geometry import Border, SamplingGrid, taps
 from ..tiled._tiles import compute_dtype
 from ._checks import check_classes
 
@@ -64,7 +64,7 @@ def _sampled(x: Tensor, integers: Any, clamp: bool) -> Tensor:
     if _known(x.shape[2] != h) or _known(x.shape[3] != w):
         raise ValueError(f"grid was made for maps of {(h, w)}, not {tuple(x.shape[2:])}")
     num, off, den = rest[:2], rest[2:4], rest[4:]
-    border = "clamp" if clamp else "zero"
+    border: Border = "clamp" if clamp else "zero"
     grid = SamplingGrid((h, w), (height, width), tuple(num), tuple(off), tuple(den), border)
     if _same(grid, SamplingGrid.resize((h, w), (h, w))):
         return x
