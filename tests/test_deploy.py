@@ -26,7 +26,7 @@ SMALL = {"fcn4s_light": {"widths": (8,) * 5, "depths": (1,) * 4, "decoder": 8}}
 TRIED = (
     "fcn32s_alexnet",
     "fcn4s_light",
-    "fcn4s_lite2",
+    "fcn4s_lite0",
     "fcn8s_atonce_vgg16",
     "fcn8s_googlenet",
     "fcn8s_resnet18",
@@ -232,7 +232,7 @@ print(len(pairs))
 
 @pytest.mark.parametrize(
     ("name", "sizes"),
-    [("fcn4s_light", [(1, 33, 70)]), ("fcn32s_alexnet", [(1, 33, 70), (2, 64, 50), (1, 90, 61)])],
+    [("fcn4s_light", [(1, 33, 70)]), ("fcn_resnet50", [(1, 33, 70), (2, 64, 50), (1, 90, 61)])],
 )
 def test_a_program_opens_without_fcnfast(name, sizes, tmp_path):
     model = network(name)
