@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from . import reference as reference
     from . import theory as theory
     from .data import CAMVID, ClassTable, SegmentationDataset, open_dataset
+    from .deploy import export
     from .errors import InputError
     from .evaluate import evaluate_folder, evaluate_model
     from .geometry import ReceptiveField, SamplingGrid
@@ -55,6 +56,7 @@ _HOMES = {
     "deconv": "ops",
     "evaluate_folder": "evaluate",
     "evaluate_model": "evaluate",
+    "export": "deploy",
     "fuse": "lazy",
     "fuse_report": "lazy",
     "lazy_logits": "lazy",
@@ -104,6 +106,7 @@ __all__ = [
     "deconv",
     "evaluate_folder",
     "evaluate_model",
+    "export",
     "fuse",
     "fuse_report",
     "lazy_logits",

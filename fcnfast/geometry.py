@@ -367,7 +367,7 @@ def taps(grid: SamplingGrid, axis: int, dtype: torch.dtype, device: torch.device
     """
     n, num, off, den = (v[axis] for v in (grid.in_size, grid.num, grid.off, grid.den))
     position = torch.arange(grid.size[axis], dtype=torch.int64, device="cpu") * num + off
-    cell = torch.div(position, den, rounding_mode="floor")
+    cell = position // den
     rest = position - cell * den
     w0, w1 = (den - rest).double() / den, rest.double() / den
     if grid.border == "zero":

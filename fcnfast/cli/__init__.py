@@ -1,4 +1,4 @@
-"""The command line: ``fcnfast demo | predict | evaluate | train | plot | check | convert | ...``.
+"""The command line: ``fcnfast demo | predict | evaluate | train | plot | convert | export | ...``.
 
 Only the parser is made here before a command is known: torch is imported by the commands, so that
 ``--help`` answers at once. A user's mistake is one line on stderr and exit code 2.
@@ -153,6 +153,22 @@ def _parser(training: bool) -> argparse.ArgumentParser:
         "--classes", metavar="TABLE", help="a class table by name (voc), or a JSON file"
     )
     convert.add_argument("--half", action="store_true", help="store float16: half the size")
+    export = command(
+        "export", commands.export, "write a network as a graph that runs without fcnfast"
+    )
+    export.add_argument("weights", metavar="MODEL", help="a weights file, or bundled")
+    export.add_argument("output", metavar="OUT", help="file to write: NAME.onnx or NAME.pt2")
+    sizes = export.add_mutually_exclusive_group()
+    sizes.add_argument("--size", type=_size, metavar="HxW", help="of the images (512x512)")
+    sizes.add_argument("--dynamic", action="store_true", help="take batches and images of any size")
+    outputs = export.add_mutually_exclusive_group()
+    outputs.add_argument("--labels", action="store_true", help="give label maps (the default)")
+    outputs.add_argument("--scores", action="store_true", help="give the scores of all classes")
+    export.add_argument(
+        "--uint8", action="store_true", help="take uint8 RGB: the preprocessing is in the graph"
+    )
+    export.add_argument("--half", action="store_true", help="float16 weights, input and scores")
+    export.add_argument("--head", default="out", help="the output that is wanted (%(default)s)")
     command("models", commands.models, "list the networks by name")
     info = command("info", commands.info, "print the layers of a network and what they see")
     info.add_argument("model", metavar="MODEL", help="its name, as `fcnfast models` lists it")
@@ -222,6 +238,14 @@ def _scales(text: str) -> tuple[float, ...]:
         return tuple(map(float, text.split(",")))
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be numbers such as 0.75,1, not {text}") from None
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Read a height and a width, such as 360x480."""
+    parts = text.split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"must be height x width, as 360x480, not {text}")
+    return int(parts[0]), int(parts[1])
 
 
 def _bits(text: str) -> int:

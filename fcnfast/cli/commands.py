@@ -334,6 +334,24 @@ def convert(args: argparse.Namespace) -> int:
     return 0
 
 
+def export(args: argparse.Namespace) -> int:
+    """Write a network as a graph of standard operators, and say what goes in and comes out."""
+    from ..deploy import export
+
+    export(
+        args.weights,
+        args.output,
+        size=args.size,
+        dynamic=args.dynamic,
+        scores=args.scores,
+        uint8=args.uint8,
+        half=args.half,
+        head=args.head,
+    )
+    print(f"Written: {args.output}")
+    return 0
+
+
 def models(_: argparse.Namespace) -> int:
     """Print the names that `--model` takes, and what each network is."""
     from ..models import MODELS, list_models

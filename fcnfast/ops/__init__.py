@@ -6,6 +6,7 @@ grid is a list of integers, and what is forced of the implementations an argumen
 compile torch.func.grad of any op that is not its own.)
 """
 
+from ._portable import portable
 from ._registry import backend
 from .argmax import upsample_argmax
 from .confusion import upsample_confusion
@@ -19,6 +20,7 @@ __all__ = [
     "backend",
     "crop_add",
     "deconv",
+    "portable",
     "upsample",
     "upsample_argmax",
     "upsample_confusion",

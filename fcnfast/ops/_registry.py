@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from ..geometry import SamplingGrid, lowest_terms
+from ._portable import RULES, is_portable
 
 LIBRARY = torch.library.Library("fcnfast", "DEF")
 # A grid in a schema: integers, which may be symbolic, and whether the border repeats the edge.
@@ -160,12 +161,14 @@ def define(
     def refuse(*_: Any) -> None:
         raise RuntimeError(f"{name} has no forward-mode derivative: use reverse mode")
 
+    run = _or_portable(op)
+
     def call(*args: Any) -> Any:
         if not torch.compiler.is_compiling():
             for a in args:
                 if isinstance(a, Tensor) and unpack_dual(a).tangent is not None:
                     refuse()
-        return op(*args)
+        return run(*args)
 
     # torch.func differentiates an autograd.Function, but not an op of register_autograd. This key
     # is met while one of its transforms is active, and only then.
@@ -185,12 +188,20 @@ def define(
 def define_without_gradient(
     schema: str, body: Callable[..., Any], fake: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """Register a raw op whose results have no gradient and return it."""
+    """Register a raw op whose results have no gradient and return the function that calls it."""
     op, name = _register(schema, body, fake)
     LIBRARY.impl(op, torch.library.fallthrough_kernel, "Autograd")
     rule = _one_by_one(op, in_place="(a!)" in schema)
     torch.library.register_vmap(name, rule, lib=LIBRARY)
-    return op
+    return _or_portable(op)
+
+
+def _or_portable(op: Any) -> Callable[..., Any]:
+    """The function that calls `op`, or what it is in torch's own operators (see `_portable`)."""
+    rule = RULES.get(op.name().partition("::")[2])
+    if rule is None:
+        return op
+    return lambda *args: (rule if is_portable() else op)(*args)
 
 
 def _register(schema: str, body: Callable[..., Any], fake: Callable[..., Any]) -> tuple[Any, str]:

@@ -1,0 +1,229 @@
+"""A network as a graph that runs without fcnfast: ONNX, or a program of `torch.export`.
+
+The raw ops become torch's own operators (`fcnfast.ops._portable`), and these ONNX's: two Gathers
+for each axis of an upsampling, or one Resize where its grid is that of ``F.interpolate``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from ._version import __version__
+from .errors import InputError
+from .files import PathLike, refuse_replacing, replacing
+from .geometry import Size, as_pair
+from .models import FCN, load_model
+from .ops import portable, upsample, upsample_argmax
+
+FORMATS = (".onnx", ".pt2")
+DEFAULT_SIZE = (512, 512)
+# What a network of any size is traced with: not divisible by strides, so that no two sizes of
+# maps agree by chance.
+EXAMPLE_SIZE = (505, 643)
+# Up to this length of an axis, conditions of a traced graph may fail, as they do for maps of one
+# unit. Beyond, for as many lengths again, they must hold.
+LONGEST_EXCEPTION = 256
+
+
+class _Graph(nn.Module):
+    """What is exported: one head of a network, from its own input or from uint8 RGB."""
+
+    def __init__(self, model: FCN, head: str, scores: bool, uint8: bool) -> None:
+        super().__init__()
+        self.model, self.head, self.scores, self.uint8 = model, head, scores, uint8
+
+    def forward(self, image: Tensor) -> Tensor:
+        """N x C x H x W to labels N x H x W, or to scores N x classes x H x W."""
+        x = self.model.preprocess(image) if self.uint8 else image
+        maps = self.model.score_maps(x, (self.head,))
+        if self.head not in maps:
+            raise ValueError(f"this network has no head {self.head!r}")
+        scores, grid = maps[self.head]
+        if self.scores:
+            return upsample(scores, grid)
+        dtype = torch.uint8 if scores.shape[1] <= 256 else torch.int16
+        return upsample_argmax(scores, grid, dtype=dtype)
+
+
+def export(
+    model: FCN | PathLike,
+    path: PathLike,
+    *,
+    size: Size | None = None,
+    dynamic: bool = False,
+    scores: bool = False,
+    uint8: bool = False,
+    half: bool = False,
+    head: str = "out",
+) -> None:
+    """Write a network as a graph of standard operators, for machines without fcnfast.
+
+    Its input is "image", N x C x H x W of the network's own input (see `FCN.preprocess`). Its
+    output is "labels", N x H x W, uint8 (int16 with more than 256 classes), or "scores",
+    N x classes x H x W. The file's metadata holds the classes' names and what the input has to be,
+    as JSON, and for images of any size the least that all conditions of the graph were met for.
+    The network itself is not changed.
+
+    Args:
+        model: a network, a weights file, or "bundled".
+        path: ``.onnx`` (which takes ``pip install 'fcnfast[export]'``) or ``.pt2``, what
+            ``torch.export.load`` reads.
+        size: (H, W) of the images, 512 x 512 by default; N is 1.
+        dynamic: take batches and images of any size instead.
+        scores: write scores instead of labels.
+        uint8: take uint8 RGB, N x 3 x H x W: the preprocessing becomes part of the graph.
+        half: weights, input and scores in float16.
+        head: the output that is wanted, such as "geo" of a SIFT Flow network.
+
+    Raises:
+        InputError: for another suffix, a missing extra, a size or a head that the network does
+            not have, weights beyond float16, or a network that no graph expresses for every size.
+        TypeError: when `model` is not a network of fcnfast.
+        ValueError: for both `size` and `dynamic`.
+        WeightsError: when the weights cannot be used.
+        OSError: when the file cannot be written; nothing is left behind.
+    """
+    if size is not None and dynamic:
+        raise ValueError("give size or dynamic, not both")
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise InputError(f"{path}: the name must end in .onnx or .pt2")
+    if suffix == ".onnx" and not (find_spec("onnx") and find_spec("onnxscript")):
+        raise InputError(f"{path}: ONNX takes onnx and onnxscript: pip install 'fcnfast[export]'")
+    wanted = None if dynamic else as_pair(DEFAULT_SIZE if size is None else size, "size")
+    if isinstance(model, (str, os.PathLike)):
+        refuse_replacing([model], [path])
+    with replacing(path) as temporary:
+        network = _network(model)
+        if uint8 and network.channels != 3:
+            raise InputError(
+                f"{_name(network)}: takes {network.channels} channels, uint8 RGB pictures have 3"
+            )
+        network = network.to("cpu", torch.float16 if half else torch.float32)
+        state = network.state_dict().values()
+        if half and any(value.isinf().any() for value in state):
+            raise InputError(f"{_name(network)}: has weights that float16 does not reach")
+        graph = _Graph(network.eval().requires_grad_(False), head, scores, uint8)
+        with _quiet():
+            program = _program(graph, wanted)
+            least = _least_length(program, _name(network)) if dynamic else None
+            _write(program, graph, _metadata(graph, least), temporary, suffix)
+
+
+def _network(model: FCN | PathLike) -> FCN:
+    """A network that may be changed."""
+    if isinstance(model, FCN):
+        return copy.deepcopy(model)
+    if isinstance(model, nn.Module):
+        raise TypeError(f"model must be a network of fcnfast, not {type(model).__name__}")
+    return load_model(None if model == "bundled" else model)
+
+
+def _name(network: FCN) -> str:
+    return network.name or type(network).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporters log about themselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _program(graph: _Graph, size: tuple[int, int] | None) -> ExportedProgram:
+    """The graph in torch's own operators, for one size or for all."""
+    network = graph.model
+    batch, (height, width) = (1, size) if size else (2, EXAMPLE_SIZE)
+    if min(height, width) < 1:
+        raise InputError(f"size must be positive, not {size}")
+    dtype = torch.uint8 if graph.uint8 else next(network.parameters()).dtype
+    image = torch.zeros(batch, network.channels, height, width, dtype=dtype)
+    shapes = None if size else ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+    try:
+        with portable():
+            return torch.export.export(graph, (image,), dynamic_shapes=shapes)
+    except (RuntimeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        if size:
+            raise InputError(f"{_name(network)} at {height}x{width}: {told}") from error
+        raise InputError(
+            f"{_name(network)}: no graph takes every size; give one: {told}"
+        ) from error
+
+
+def _least_length(program: ExportedProgram, name: str) -> int:
+    """The height and width from which on a graph for all sizes is known to hold.
+
+    Tracing follows one path through the code and keeps the conditions on sizes that led there. A
+    .pt2 checks them whenever it runs. ONNX does not, so they are tried here.
+
+    Raises:
+        InputError: for a condition that fails for large images.
+    """
+    failed = 0
+    # torch 2.7 has no such list, and refuses what would be on it.
+    for guard in getattr(program, "_guards_code", None) or ():
+        condition = compile(guard, "guard", "eval")
+        for length in range(1, 2 * LONGEST_EXCEPTION):
+            for size in ((length, length), (length, EXAMPLE_SIZE[1]), (EXAMPLE_SIZE[0], length)):
+                image = torch.empty(2, 0, *size, device="meta")
+                if not eval(condition, {"L": {"image": image}}):
+                    failed = max(failed, length)
+        if failed > LONGEST_EXCEPTION:
+            raise InputError(
+                f"{name}: no graph takes every size; give one: {failed} pixels need another than "
+                f"{EXAMPLE_SIZE[0]}, by {guard}"
+            )
+    return failed + 1
+
+
+def _metadata(graph: _Graph, least: int | None) -> dict[str, str]:
+    """What a program has to know about the graph, as texts."""
+    network = graph.model
+    about: dict[str, Any] = {"fcnfast": __version__, "network": network.name}
+    if network.table is not None and graph.head == "out":
+        about["classes"] = network.table.names
+    if least is not None:
+        about["least_size"] = [least, least]
+    if not graph.uint8:
+        about["preprocessing"] = network.preprocessing.to_json()
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
+
+
+def _write(
+    program: ExportedProgram, graph: _Graph, about: dict[str, str], path: Path, suffix: str
+) -> None:
+    if suffix == ".pt2":
+        with path.open("wb") as file:
+            torch.export.save(program, file, extra_files=about)
+        return
+    axes = ({0: "batch", 2: "height", 3: "width"},) if "least_size" in about else None
+    made: Any = torch.onnx.export(
+        program,
+        input_names=["image"],
+        output_names=["scores" if graph.scores else "labels"],
+        dynamic_shapes=axes,
+        dynamo=True,
+        verbose=False,
+    )
+    made.model.metadata_props.update(about)
+    made.save(path, external_data=False)

@@ -1,0 +1,131 @@
+"""The raw ops of inference in torch's own operators: what a graph holds that leaves fcnfast.
+
+Each function takes a raw op's arguments. They run in place of the ops while `torch.onnx.export`
+traces, and within `portable`. They write full-resolution logits, and a tap of weight 0 is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..geometry import Border, SamplingGrid, taps
+from ..tiled._tiles import compute_dtype
+from ._checks import check_classes
+
+# Of the whole process, as a forced backend is.
+_active = False
+
+
+@contextmanager
+def portable() -> Iterator[None]:
+    """Make the ops run in torch's own operators within, so that an exported graph has only those.
+
+    For ``torch.export.export`` of a model whose program shall load where fcnfast is not
+    installed. It holds for all threads. Losses and confusion matrices stay as they are.
+    """
+    global _active
+    before, _active = _active, True
+    try:
+        yield
+    finally:
+        _active = before
+
+
+def is_portable() -> bool:
+    """Whether ops run in torch's own operators now."""
+    return _active or torch.onnx.is_in_onnx_export()
+
+
+def _known(condition: Any) -> bool:
+    """Whether a condition on sizes holds for all sizes that they stand for."""
+    if isinstance(condition, bool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # takes half a second
+
+    return statically_known_true(condition)
+
+
+def _same(a: SamplingGrid, b: SamplingGrid) -> bool:
+    """Whether two grids sample one map at the same places."""
+    fields = ("size", "num", "off", "den")
+    pairs = ((getattr(a, f)[axis], getattr(b, f)[axis]) for f in fields for axis in (0, 1))
+    return all(_known(p == q) for p, q in pairs)
+
+
+def _sampled(x: Tensor, integers: Any, clamp: bool) -> Tensor:
+    """N x C x H x W: the map at a grid, in the precision that the ops compute in."""
+    h, w, height, width, *rest = integers
+    if _known(x.shape[2] != h) or _known(x.shape[3] != w):
+        raise ValueError(f"grid was made for maps of {(h, w)}, not {tuple(x.shape[2:])}")
+    num, off, den = rest[:2], rest[2:4], rest[4:]
+    border: Border = "clamp" if clamp else "zero"
+    grid = SamplingGrid((h, w), (height, width), tuple(num), tuple(off), tuple(den), border)
+    if _same(grid, SamplingGrid.resize((h, w), (h, w))):
+        return x
+    x = x.to(compute_dtype(x))
+    # ONNX' Resize puts the only pixel of an axis elsewhere.
+    if clamp and not any(_known(n == 1) for n in (height, width)):
+        for corners in (False, True):
+            if _same(grid, SamplingGrid.resize((h, w), (height, width), align_corners=corners)):
+                return F.interpolate(x, (height, width), mode="bilinear", align_corners=corners)
+    # Columns first: the rows of the result are then copies of whole rows.
+    for axis in (1, 0):
+        t = taps(grid, axis, x.dtype, x.device)
+        w0, w1 = (w if axis else w[:, None] for w in (t.w0, t.w1))
+        x = x.index_select(axis + 2, t.i0) * w0 + x.index_select(axis + 2, t.i1) * w1
+    return x
+
+
+def upsample(x: Tensor, grid: Any, clamp: bool, backend: str | None) -> Tensor:
+    """N x C x H x W of the dtype of `x`."""
+    return _sampled(x, grid, clamp).to(x.dtype)
+
+
+def upsample_argmax(
+    scores: Tensor,
+    grid: Any,
+    clamp: bool,
+    dtype: torch.dtype,
+    confidence: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """Labels N x H x W and the winner's softmax, or an empty tensor."""
+    check_classes(scores.shape[1], dtype, "labels")
+    full = _sampled(scores, grid, clamp)
+    labels = full.argmax(1)
+    if not confidence:
+        return labels.to(dtype), scores.new_empty(0)
+    probability = full.softmax(1).amax(1).to(compute_dtype(scores))
+    return labels.to(dtype), probability
+
+
+def crop_add(x: Tensor, skip: Tensor, offset: Any, backend: str | None) -> Tensor:
+    """`x` and the window of `skip` from `offset` on."""
+    (top, left), (h, w) = offset, x.shape[2:]
+    return x + skip[:, :, top : top + h, left : left + w]
+
+
+def upsample_crop_add(
+    x: Tensor, skip: Tensor, grid: Any, clamp: bool, offset: Any, backend: str | None
+) -> Tensor:
+    """One fusion step, rounded once."""
+    full = _sampled(x, grid, clamp)
+    return crop_add(full, skip.to(full.dtype), offset, backend).to(x.dtype)
+
+
+def deconv(
+    x: Tensor, weight: Tensor, stride: int, start: Any, size: Any, backend: str | None
+) -> Tensor:
+    """The depthwise transposed convolution and its window."""
+    full = F.conv_transpose2d(x, weight.to(x.dtype), stride=stride, groups=x.shape[1])
+    (top, left), (height, width) = start, size
+    return full[:, :, top : top + height, left : left + width]
+
+
+RULES = {f.__name__: f for f in (upsample, upsample_argmax, crop_add, upsample_crop_add, deconv)}

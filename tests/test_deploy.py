@@ -1,0 +1,370 @@
+"""Exported networks, run by onnxruntime and by torch without fcnfast: the same labels as ours."""
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnxscript._framework_apis import torch_2_5
+from torch import nn
+
+import fcnfast
+from fcnfast.cli import main
+from fcnfast.models import FCN, MODELS, create_model, efficientnet_lite, load_model, resnet
+from tests.model_tools import is_score, narrow_trunks, randomize_scores, write_small_weights
+
+SMALL = {"fcn4s_light": {"widths": (8,) * 5, "depths": (1,) * 4, "decoder": 8}}
+
+# Of each class the network with the most parts; depths and numbers of classes change no part.
+TRIED = (
+    "fcn32s_alexnet",
+    "fcn4s_light",
+    "fcn4s_lite0",
+    "fcn8s_atonce_vgg16",
+    "fcn8s_googlenet",
+    "fcn8s_resnet18",
+    "fcn8s_resnet101",
+    "fcn_resnet50",
+    "fcn_resnet101_mmseg",
+    "nyud_fcn32s_vgg16_color_d",
+    "nyud_fcn32s_vgg16_color_hha",
+    "siftflow_fcn16s_vgg16",
+)
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    """All kinds of layers, few of each: tracing takes time by the layer."""
+    narrow_trunks(monkeypatch)
+    shallow = {depth: ((1, 1, 1, 1), wide) for depth, (_, wide) in resnet.DEPTHS.items()}
+    monkeypatch.setattr(resnet, "DEPTHS", shallow)
+    stages = tuple((1, *stage[1:4], 8) for stage in efficientnet_lite.STAGES)
+    monkeypatch.setattr(efficientnet_lite, "STAGES", stages)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def library():
+    """The exporter reads its own library anew each time, which takes longer than our graphs."""
+    with pytest.MonkeyPatch.context() as patch:
+        cached = functools.cache(torch_2_5.get_torchlib_ops)
+        patch.setattr(torch_2_5, "get_torchlib_ops", cached)
+        yield
+
+
+def images_for(model: FCN, *size: int) -> torch.Tensor:
+    return 60 * torch.randn(size[0], model.channels, *size[1:])
+
+
+def network(name: str, **options) -> FCN:
+    """A small network that gives several labels."""
+    torch.manual_seed(0)
+    model = randomize_scores(create_model(name, **SMALL.get(name, {}), **options)).eval()
+    scores = model(images_for(model, 2, 65, 97))["out"].detach()
+    layers = [layer for key, layer in model.named_modules() if is_score(key)]
+    # Of a net with skips, all score layers are summed; with two heads the first is the main one.
+    last = next(layer for layer in layers if len(layer.bias) == scores.shape[1])
+    last.bias.data -= scores.mean((0, 2, 3))
+    return model
+
+
+def run_onnx(path: Path, image: torch.Tensor) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": image.numpy()})[0]
+
+
+def assert_same_labels(found: np.ndarray, expected: torch.Tensor) -> None:
+    assert found.shape == expected.shape and found.dtype == expected.numpy().dtype
+    assert (found == expected.numpy()).mean() >= 0.9999
+
+
+def shapes(values) -> dict[str, list]:
+    """Names and shapes of a graph's inputs or outputs."""
+    return {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in values
+    }
+
+
+def test_a_network_of_every_class_is_tried():
+    assert {MODELS[name].make for name in TRIED} == {row.make for row in MODELS.values()}
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_onnx_of_every_class(name, tmp_path):
+    model = network(name)
+    path, image = tmp_path / "net.onnx", images_for(model, 1, 33, 70)
+    fcnfast.export(model, path, size=(33, 70))
+    graph = onnx.load(path)
+    onnx.checker.check_model(graph, full_check=True)
+    assert shapes(graph.graph.input) == {"image": [1, model.channels, 33, 70]}
+    assert shapes(graph.graph.output) == {"labels": [1, 33, 70]}
+    assert {node.domain for node in graph.graph.node} == {""}
+    expected = model.predict(image)
+    assert len(expected.unique()) > 1
+    assert_same_labels(run_onnx(path, image), expected)
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("fcn8s_vgg16", {"padding": None, "fc6_padding": 3, "upsampling": "depthwise"}),
+        ("fcn16s_vgg16", {"upsampling": "depthwise", "final_upsampling": "dense"}),
+        ("fcn8s_resnet18", {"upsampling": "depthwise", "final_upsampling": "fixed"}),
+    ],
+)
+def test_learned_upsampling(name, options, tmp_path):
+    model = network(name, **options)
+    path, image = tmp_path / "net.onnx", images_for(model, 1, 33, 70)
+    fcnfast.export(model, path, size=(33, 70))
+    assert_same_labels(run_onnx(path, image), model.predict(image))
+
+
+@pytest.mark.parametrize("name", ["fcn4s_light", "fcn_resnet50"])
+def test_onnx_of_any_size(name, tmp_path):
+    model = network(name)
+    path = tmp_path / "net.onnx"
+    fcnfast.export(model, path, dynamic=True)
+    graph = onnx.load(path)
+    onnx.checker.check_model(graph, full_check=True)
+    assert shapes(graph.graph.input) == {"image": ["batch", model.channels, "height", "width"]}
+    assert shapes(graph.graph.output) == {"labels": ["batch", "height", "width"]}
+    about = {p.key: json.loads(p.value) for p in graph.metadata_props if p.key == "least_size"}
+    assert 2 <= about["least_size"][0] <= 33
+    operators = {node.op_type for node in graph.graph.node}
+    assert ("Resize" in operators) == (name == "fcn_resnet50")
+    for size in ((1, 64, 96), (3, 35, 50), (1, 7, 2), (2, 131, 40)):
+        image = images_for(model, *size)
+        assert_same_labels(run_onnx(path, image), model.predict(image))
+
+
+def test_only_the_first_axis_of_a_row_of_pixels(tmp_path):
+    """A resize to one row samples its middle, not its first row, which ONNX' Resize takes."""
+    model = network("fcn_resnet50")
+    image = images_for(model, 1, 1, 40)
+    fcnfast.export(model, tmp_path / "net.onnx", size=(1, 40))
+    assert_same_labels(run_onnx(tmp_path / "net.onnx", image), model.predict(image))
+
+
+def test_half(tmp_path):
+    model = network("fcn4s_light")
+    image = images_for(model, 1, 40, 40).half()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fcnfast.export(model, tmp_path / "net.onnx", size=40, half=True, scores=True)
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    assert shapes(graph.output) == {"scores": [1, model.num_classes, 40, 40]}
+    kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 4}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+    scores = run_onnx(tmp_path / "net.onnx", image)
+    assert scores.dtype == np.float16
+    expected = model(image.float())["out"].detach()
+    assert np.abs(scores - expected.numpy()).max() < 0.02 * expected.abs().max()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    """uint8 in, labels out; the metadata says what they are."""
+    monkeypatch.chdir(tmp_path)
+    weights = write_small_weights(tmp_path / "net.safetensors")
+    assert main(["export", str(weights), "net.onnx", "--size", "36x50", "--uint8"]) == 0
+    assert capsys.readouterr() == ("Written: net.onnx\n", "")
+    model = load_model(weights)
+    image = torch.randint(0, 256, (1, 3, 36, 50), dtype=torch.uint8)
+    assert_same_labels(run_onnx("net.onnx", image), model.predict(model.preprocess(image)))
+    about = {p.key: p.value for p in onnx.load("net.onnx").metadata_props}
+    assert tuple(json.loads(about["classes"])) == model.table.names
+    assert about["network"] == "fcn4s_light" and "preprocessing" not in about
+    assert main(["export", "bundled", "net.pt2", "--size", "32x32", "--scores"]) == 0
+    extra = {"classes": "", "preprocessing": ""}
+    program = torch.export.load("net.pt2", extra_files=extra)
+    assert tuple(json.loads(extra["classes"])) == fcnfast.CAMVID.names
+    assert fcnfast.models.Preprocessing(**json.loads(extra["preprocessing"])) == (
+        load_model().preprocessing
+    )
+    image = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(program.module()(image), load_model()(image)["out"])
+
+
+def test_the_second_head_and_bgr(tmp_path):
+    model = network("siftflow_fcn32s_vgg16")
+    image = torch.randint(0, 256, (1, 3, 20, 30), dtype=torch.uint8)
+    fcnfast.export(model, tmp_path / "net.onnx", size=(20, 30), uint8=True, head="geo")
+    expected = model.predict(model.preprocess(image), head="geo")
+    assert_same_labels(run_onnx(tmp_path / "net.onnx", image), expected)
+
+
+class Strided(FCN):
+    """One convolution; `even`: with another result for heights that are even, as no graph has."""
+
+    def __init__(self, even: bool) -> None:
+        super().__init__(3, fcnfast.models.IMAGENET)
+        self.score, self.even = nn.Conv2d(3, 3, 3, stride=2, padding=1), even
+
+    def score_maps(self, images, heads=None):
+        scores = self.score(images)
+        if self.even and images.shape[2] % 2 == 0:
+            scores = scores.flip(3)
+        size = scores.shape[2:]
+        grid = fcnfast.SamplingGrid.centers(size, 2, 0, images.shape[2:], "zero")
+        return {"out": fcnfast.models.ScoreMap(scores, grid)}
+
+
+WITHOUT = """
+import sys
+sys.modules["fcnfast"] = None
+import torch
+program = torch.export.load("net.pt2").module()
+pairs = torch.load("pairs.pt")
+for image, labels in pairs:
+    assert torch.equal(program(image), labels), image.shape
+print(len(pairs))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("fcn4s_light", [(1, 33, 70)]), ("fcn_resnet50", [(1, 33, 70), (2, 64, 50), (1, 90, 61)])],
+)
+def test_a_program_opens_without_fcnfast(name, sizes, tmp_path):
+    model = network(name)
+    size = {"dynamic": True} if len(sizes) > 1 else {"size": sizes[0][1:]}
+    fcnfast.export(model, tmp_path / "net.pt2", **size)
+    pairs = [(image, model.predict(image)) for image in (images_for(model, *s) for s in sizes)]
+    torch.save(pairs, tmp_path / "pairs.pt")
+    command = [sys.executable, "-c", WITHOUT]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.returncode) == (f"{len(sizes)}\n", 0), done.stderr
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
+def test_aotinductor_compiles_a_program(tmp_path, monkeypatch):
+    # Without the headers that later compilations would share.
+    monkeypatch.setattr(torch._inductor.config, "cpp_cache_precompile_headers", False)
+    model = Strided(even=False)
+    fcnfast.export(model, tmp_path / "net.pt2", size=(33, 40))
+    program = torch.export.load(tmp_path / "net.pt2")
+    quick = {
+        "aot_inductor.compile_wrapper_opt_level": "O0",
+        "aot_inductor.precompile_headers": False,
+    }
+    package = torch._inductor.aoti_compile_and_package(
+        program, package_path=str(tmp_path / "compiled.pt2"), inductor_configs=quick
+    )
+    image = images_for(model, 1, 33, 40)
+    labels = torch._inductor.aoti_load_package(package)(image)
+    assert_same_labels(labels.numpy(), model.predict(image))
+
+
+class Own(nn.Module):
+    """Somebody's network that ends in our ops."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+
+    def forward(self, image):
+        x = self.conv(image)
+        skip = image.sum(1, keepdim=True).expand(-1, 4, -1, -1)
+        finer = fcnfast.upsample_crop_add(x, skip, size=9)
+        return fcnfast.upsample_argmax(finer, size=(20, 30), confidence=True)
+
+
+def test_own_networks(tmp_path):
+    own, image = Own().eval(), torch.randn(1, 3, 16, 16)
+    with fcnfast.ops.portable():
+        program = torch.export.export(own, (image,))
+    assert not any("fcnfast" in str(node.target) for node in program.graph.nodes)
+    assert "fcnfast" in str(torch.export.export(own, (image,)).graph)
+    torch.onnx.export(own, (image,), tmp_path / "own.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "own.onnx")
+    found = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    traced = torch.jit.trace(own, (torch.zeros_like(image),), check_trace=False)
+    with torch.no_grad():
+        for labels, confidence in (program.module()(image), traced(image), found):
+            expected = own(image)
+            assert_same_labels(np.asarray(labels), expected[0])
+            np.testing.assert_allclose(np.asarray(confidence), expected[1], rtol=1e-5)
+
+
+def test_what_would_be_wrong_in_a_graph_is_refused():
+    grid = fcnfast.SamplingGrid.resize((4, 4), (8, 8))
+    with fcnfast.ops.portable():
+        with pytest.raises(ValueError, match=r"made for maps of \(4, 4\), not \(5, 4\)"):
+            fcnfast.upsample(torch.zeros(1, 1, 5, 4), grid)
+        with pytest.raises(ValueError, match="cannot name 300 classes"):
+            fcnfast.upsample_argmax(torch.zeros(1, 300, 4, 4), grid)
+
+
+def test_wrong_calls(tmp_path, monkeypatch):
+    model, wide = network("fcn4s_light"), network("fcn4s_light")
+    wide.score.bias.data[0] = 1e5
+    path = tmp_path / "net.pt2"
+    for error, says, call in (
+        (fcnfast.InputError, "must end in .onnx or .pt2", {"path": tmp_path / "net.pb"}),
+        (TypeError, "of fcnfast, not Conv2d", {"model": nn.Conv2d(1, 1, 1)}),
+        (ValueError, "not both", {"size": 32, "dynamic": True}),
+        (fcnfast.InputError, r"size must be positive, not \(0, 5\)", {"size": (0, 5)}),
+        (TypeError, "size must be an integer or a pair", {"size": "big"}),
+        (fcnfast.InputError, "fcn4s_light.*no head 'geo'", {"head": "geo"}),
+        (
+            fcnfast.InputError,
+            "fcn8s_vgg16 at 40x50: an image of .40, 50. is too small",
+            {"model": network_without_padding(), "size": (40, 50)},
+        ),
+        (
+            fcnfast.InputError,
+            "nyud_fcn32s_vgg16_color_hha: takes 6 channels, uint8 RGB pictures have 3",
+            {"model": create_model("nyud_fcn32s_vgg16_color_hha"), "uint8": True},
+        ),
+        (fcnfast.InputError, "weights that float16 does not reach", {"model": wide, "half": True}),
+        (fcnfast.InputError, "none.pth: no such weights file", {"model": tmp_path / "none.pth"}),
+        (FileNotFoundError, "missing/net.pt2", {"path": tmp_path / "missing" / "net.pt2"}),
+    ):
+        with pytest.raises(error, match=says):
+            fcnfast.export(**{"model": model, "path": path, **call})
+    assert list(tmp_path.iterdir()) == []
+
+
+def network_without_padding() -> FCN:
+    return create_model("fcn8s_vgg16", padding=None)
+
+
+def test_no_graph_for_every_size(tmp_path):
+    with pytest.raises(fcnfast.InputError, match="Strided: no graph takes every size; give one"):
+        fcnfast.export(Strided(even=True), tmp_path / "net.onnx", dynamic=True)
+    fcnfast.export(Strided(even=True), tmp_path / "net.pt2", size=10)
+    fcnfast.export(Strided(even=False), tmp_path / "net.pt2", dynamic=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["bundled", "net.onnx", "--size", "12"], "height x width, as 360x480, not 12"),
+        (["bundled", "net.onnx", "--size", "8x8", "--dynamic"], "not allowed with argument"),
+        (["none.safetensors", "net.onnx"], "none.safetensors"),
+        (["bundled", "missing/net.onnx"], "missing/net.onnx: No such file or directory"),
+        (["bundled", "net.tflite"], "net.tflite: the name must end in .onnx or .pt2"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and says in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_extra(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert main(["export", "bundled", "net.onnx"]) == 2
+    assert "pip install 'fcnfast[export]'" in capsys.readouterr().err
