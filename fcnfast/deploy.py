@@ -84,7 +84,8 @@ def export(
         size: (H, W) of the images, 512 x 512 by default; N is 1.
         dynamic: take batches and images of any size instead.
         scores: write scores instead of labels.
-        uint8: take uint8 RGB, N x 3 x H x W: the preprocessing becomes part of the graph.
+        uint8: take uint8 RGB, N x 3 x H x W (N x 4 x H x W of a network of four channels): the
+            preprocessing becomes part of the graph.
         half: weights, input and scores in float16.
         head: the output that is wanted, such as "geo" of a SIFT Flow network.
 
@@ -108,7 +109,7 @@ def export(
         refuse_replacing([model], [path])
     with replacing(path) as temporary:
         network = _network(model)
-        if uint8 and network.channels != 3:
+        if uint8 and network.channels != network.in_channels:
             raise InputError(
                 f"{_name(network)}: takes {network.channels} channels, uint8 RGB pictures have 3"
             )
@@ -156,7 +157,8 @@ def _program(graph: _Graph, size: tuple[int, int] | None) -> ExportedProgram:
     if min(height, width) < 1:
         raise InputError(f"size must be positive, not {size}")
     dtype = torch.uint8 if graph.uint8 else next(network.parameters()).dtype
-    image = torch.zeros(batch, network.channels, height, width, dtype=dtype)
+    channels = network.picture_channels if graph.uint8 else network.channels
+    image = torch.zeros(batch, channels, height, width, dtype=dtype)
     shapes = None if size else ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
     try:
         with portable():

@@ -194,6 +194,16 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     torch.testing.assert_close(program.module()(image), load_model()(image)["out"])
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_pictures_of_other_channels(channels, tmp_path):
+    model = network("fcn4s_light", in_channels=channels)
+    image = torch.randint(0, 256, (1, max(3, channels), 20, 30), dtype=torch.uint8)
+    fcnfast.export(model, tmp_path / "net.onnx", size=(20, 30), uint8=True)
+    assert_same_labels(
+        run_onnx(tmp_path / "net.onnx", image), model.predict(model.preprocess(image))
+    )
+
+
 def test_the_second_head_and_bgr(tmp_path):
     model = network("siftflow_fcn32s_vgg16")
     image = torch.randint(0, 256, (1, 3, 20, 30), dtype=torch.uint8)
