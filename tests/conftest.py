@@ -23,6 +23,8 @@ if _workers > 1:
 # tests find an interpreter. TRITON_INTERPRET=0 runs them on a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import torch  # noqa: E402 - reads the environment
+
 # No deadline: the first example pays for imports and compilers. too_slow measures the machine.
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile(
@@ -45,3 +47,9 @@ def root() -> Path:
 def pyproject(root: Path) -> dict[str, Any]:
     """The settings in pyproject.toml."""
     return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws without a generator is the same in every run."""
+    torch.manual_seed(0)
