@@ -1,8 +1,7 @@
-"""Is a data set fit to learn from: every pair is read, and every class has pixels."""
+"""Checks that a data set can be trained on: every pair is readable, every class has pixels."""
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from ..errors import DatasetError, InputError, LabelError
 from .classes import IGNORE_INDEX, ClassTable
-from .folder import SegmentationDataset, main_labels
+from .folder import SegmentationDataset, count_pixels
 from .images import IMAGE_EXTENSIONS
 from .labels import stored_integers
 
@@ -23,9 +22,9 @@ class Findings:
     """What `examine` found in a data set.
 
     Attributes:
-        sizes: how many pictures have each (width, height).
-        pixels: pixels of each label, int64 256; 255 counts those of no class.
-        faults: one line for each pair that cannot be used; it begins with the file.
+        sizes: the number of pictures of each (width, height).
+        pixels: the number of pixels of each label, int64 256; label 255 is no class.
+        faults: one line for each pair that cannot be used, beginning with the file.
     """
 
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -49,16 +48,7 @@ class _Examined(Dataset[Any]):
             return None, None, str(error)
         except MemoryError:
             return None, None, f"{self.dataset.samples[index][0]}: too large for the memory"
-        return image.size, _count(labels), ""
-
-
-def _count(labels: np.ndarray) -> np.ndarray:
-    """Return the pixels of each label, int64 256; of labels H×W×K those of the first head."""
-    return np.bincount(main_labels(labels).ravel(), minlength=256)
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
+        return image.size, count_pixels(labels), ""
 
 
 def examine(dataset: SegmentationDataset, workers: int = 0, progress: bool = False) -> Findings:
@@ -73,9 +63,8 @@ def examine(dataset: SegmentationDataset, workers: int = 0, progress: bool = Fal
         RuntimeError: a process was killed.
     """
     findings = Findings()
-    loader = DataLoader(
-        _Examined(dataset), batch_size=None, num_workers=workers, collate_fn=_as_it_is
-    )
+    items = _Examined(dataset)  # tuples, which `tuple` leaves alone
+    loader = DataLoader(items, batch_size=None, num_workers=workers, collate_fn=tuple)
     for size, pixels, fault in tqdm(loader, unit="picture", disable=not progress):
         if fault:
             findings.faults.append(fault)
@@ -86,17 +75,19 @@ def examine(dataset: SegmentationDataset, workers: int = 0, progress: bool = Fal
 
 
 def require_every_class(dataset: SegmentationDataset) -> None:
-    """Read labels until every class has been seen, and refuse a data set in which one never is.
+    """Read labels in random order until every class has been seen.
 
     Raises:
         DatasetError: a class has no pixel; the message says what may be wrong.
-        LabelError: labels that cannot be used.
+        LabelError: labels cannot be used.
     """
     pixels = np.zeros(256, np.int64)
     order = np.random.default_rng(0).permutation(len(dataset))
-    slow = None if len(order) > 500 and sys.stderr.isatty() else True
-    for index in tqdm(order, "looking for every class", unit="picture", leave=False, disable=slow):
-        pixels += _count(dataset.labels(int(index)))
+    hidden = None if len(order) > 500 else True  # None: unless stderr is a terminal
+    for index in tqdm(
+        order, "looking for every class", unit="picture", leave=False, disable=hidden
+    ):
+        pixels += count_pixels(dataset.labels(int(index)))
         if pixels[: len(dataset.table)].all():
             return
     raise DatasetError(without_pixels(dataset, pixels))
@@ -118,9 +109,8 @@ def _suggestion(dataset: SegmentationDataset) -> str:
     """Say what the stored values of some label files suggest; begins with a semicolon."""
     table = dataset.table
     if dataset.guessed:
-        return (
-            f"; so these are not {table.name}'s classes: name your own by --classes or dataset.json"
-        )
+        named = "name your own by --classes or dataset.json"
+        return f"; so these are not {table.name}'s classes: {named}"
     stored: set[int] = set()
     for _, path in dataset.samples[:20]:
         if path.suffix.lower() not in IMAGE_EXTENSIONS:

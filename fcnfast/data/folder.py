@@ -41,6 +41,11 @@ def main_labels(labels: np.ndarray) -> np.ndarray:
     return labels if labels.ndim == 2 else labels[..., 0]
 
 
+def count_pixels(labels: np.ndarray) -> np.ndarray:
+    """Return the number of pixels of each label, int64 256, in `main_labels`."""
+    return np.bincount(main_labels(labels).ravel(), minlength=256)
+
+
 def demo_scene() -> Sample:
     """Return the package's own picture: a drawn street, 480×360, with exact labels of `CAMVID`."""
     folder = Path(__file__).with_name("demo")
@@ -190,12 +195,12 @@ class SegmentationDataset(Dataset[Any]):
 
 
 def wrap_dataset(dataset: Any, table: ClassTable, channels: int = 3) -> SegmentationDataset:
-    """Make any data set of (image, labels) pairs one that fcnfast trains on and evaluates.
+    """Wrap any data set of (image, labels) pairs, so that fcnfast trains on it and evaluates it.
 
     Args:
-        dataset: ``len`` and items by index, as a `torch.utils.data.Dataset` has them: an image as
-            `Segmenter` takes it (a PIL image, uint8 H×W×3, a uint8 tensor 3×H×W, a path), and
-            integer labels H×W, an array or a tensor. Items may be longer.
+        dataset: has ``len`` and, by index, items that begin with an image as `Segmenter` takes it
+            (a PIL image, uint8 H×W×3, a uint8 tensor 3×H×W, a path) and integer labels H×W, an
+            array or a tensor.
         table: the classes, and which labels mean none.
         channels: 3, or 4 of images with four channels.
 
@@ -204,8 +209,7 @@ def wrap_dataset(dataset: Any, table: ClassTable, channels: int = 3) -> Segmenta
     """
     if isinstance(dataset, SegmentationDataset) and dataset.transform is None:
         return dataset
-    indices = [Path(str(index)) for index in range(len(dataset))]
-    pairs = [(k, k) for k in indices]
+    pairs = [(Path(str(k)),) * 2 for k in range(len(dataset))]
     return SegmentationDataset(pairs, table, pairs=dataset, channels=channels)
 
 
@@ -255,8 +259,8 @@ def open_folder(
                 '["background", ...] into its dataset.json'
             )
         table, guessed = CAMVID, True
-    passed: list[Path] = []
-    samples = _pair(image_folder, label_folder, include, exclude, passed)
+    passed = passed_over([image_folder, label_folder])
+    samples = _pair(image_folder, label_folder, include, exclude)
     return SegmentationDataset(samples, table, guessed=guessed, passed_over=passed, **options)
 
 
@@ -286,29 +290,21 @@ def _folders(
 ) -> tuple[Path, Path]:
     """Return the folders of the pictures and of the labels."""
     tried = []
-    for images_at, labels_at in _LAYOUTS:
-        images_at, labels_at = (
-            described.get("images", images_at),
-            described.get("labels", labels_at),
-        )
-        pair = (
-            images_at.replace("{split}", split),
-            os.fspath(labels or labels_at).replace("{split}", split),
-        )
-        if split and all((root / place).is_dir() for place in pair):
-            return root / pair[0], root / pair[1]
-        if pair not in tried:
-            tried.append(pair)
-    expected = " or ".join(f"{images} and {annotations}" for images, annotations in tried)
+    for layout in _LAYOUTS:
+        places = described.get("images", layout[0]), labels or described.get("labels", layout[1])
+        names = [os.fspath(place).replace("{split}", split) for place in places]
+        if split and all((root / name).is_dir() for name in names):
+            return root / names[0], root / names[1]
+        tried.append(" and ".join(names))
+    expected = " or ".join(dict.fromkeys(tried))
     raise NoSplitError(f"{root}: split {split!r} needs the folders {expected}")
 
 
 def _pair(
-    image_folder: Path, label_folder: Path, include: Patterns, exclude: Patterns, passed: list[Path]
+    image_folder: Path, label_folder: Path, include: Patterns, exclude: Patterns
 ) -> list[tuple[Path, Path]]:
-    """Match the files of two folders by stem, after the filters; `passed` gets what is left out."""
-    images = _by_stem(image_folder, include, exclude, passed)
-    labels = _by_stem(label_folder, include, exclude, passed)
+    """Match the files of two folders by stem, after the filters."""
+    images, labels = (_by_stem(f, include, exclude) for f in (image_folder, label_folder))
     if not images:
         filtered = include is not None or exclude is not None
         reason = "no pictures left by the patterns" if filtered else "no pictures in this folder"
@@ -329,20 +325,14 @@ def shortened(names: Sequence[str], most: int = 5) -> str:
     return f"{', '.join(names[:most])}{more}"
 
 
-def _by_stem(
-    folder: Path, include: Patterns, exclude: Patterns, passed: list[Path]
-) -> dict[str, Path]:
+def _by_stem(folder: Path, include: Patterns, exclude: Patterns) -> dict[str, Path]:
     """Return the pictures of a folder that pass the filters, keyed by stem.
 
     Composed and decomposed letters (NFC and NFD) are the same: file systems differ in them.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if not _is_picture(path):
-            if path.is_file() and not path.name.startswith("."):
-                passed.append(path)
-            continue
-        if not _passes(path, path.stem, include, exclude):
+        if not _is_picture(path) or not _passes(path, path.stem, include, exclude):
             continue
         stem = unicodedata.normalize("NFC", path.stem)
         if stem in found:
@@ -375,11 +365,8 @@ def image_paths(specs: PathLike | Iterable[PathLike]) -> list[Path]:
 
     A folder gives the pictures directly in it, by extension; a pattern (``**`` reaches into
     subfolders) those that it matches; a file stands for itself whatever its extension. Each
-    folder's and pattern's pictures are sorted, the order of `specs` is kept, and a picture that
-    is met twice is returned once.
-
-    A spec that yields nothing is returned as it is when others yield pictures, so that reading it
-    fails as one picture among the others.
+    folder's and pattern's pictures are sorted, in the order of `specs`, without repetitions. A
+    spec that yields nothing is returned as it is, so that reading it fails among the others.
 
     Raises:
         ImageError: none of `specs` yields a picture.
@@ -418,10 +405,6 @@ def _why_nothing(spec: str) -> str:
 def passed_over(specs: PathLike | Iterable[PathLike]) -> list[Path]:
     """Return the visible files of the folders in `specs` that `image_paths` leaves out."""
     specs = [specs] if isinstance(specs, (str, os.PathLike)) else specs
-    folders = [Path(spec) for spec in specs if os.path.isdir(spec)]
-    return sorted(
-        path
-        for place in folders
-        for path in place.iterdir()
-        if path.is_file() and not _is_picture(path) and not path.name.startswith(".")
-    )
+    inside = [path for spec in specs if os.path.isdir(spec) for path in Path(spec).iterdir()]
+    hidden = [path for path in inside if path.name.startswith(".")]
+    return sorted(p for p in {*inside} - {*hidden} if p.is_file() and not _is_picture(p))

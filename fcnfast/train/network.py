@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..data import ClassTable, SegmentationDataset
-from ..data.folder import main_labels
+from ..data.folder import count_pixels
 from ..errors import InputError
 from ..models import FCN, Preprocessing, create_model
 from ..weights import bundled_path
@@ -183,7 +183,7 @@ def median_frequency(labels: Iterable[np.ndarray], classes: int, power: float = 
     """
     pixels, room = np.zeros(classes), np.zeros(classes)
     for picture in labels:
-        count = np.bincount(main_labels(picture).ravel(), minlength=256)[:classes]
+        count = count_pixels(picture)[:classes]
         pixels += count
         room += np.where(count > 0, count.sum(), 0)
     if not pixels.any():
