@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,18 +63,32 @@ def examine(dataset: SegmentationDataset, workers: int = 0, progress: bool = Fal
         progress: show a bar on stderr.
 
     Raises:
-        RuntimeError: a process was killed.
+        InputError: a process was killed.
     """
     findings = Findings()
     items = _Examined(dataset)  # tuples, which `tuple` leaves alone
     loader = DataLoader(items, batch_size=None, num_workers=workers, collate_fn=tuple)
-    for size, pixels, fault in tqdm(loader, unit="picture", disable=not progress):
-        if fault:
-            findings.faults.append(fault)
-        else:
-            findings.sizes[size] += 1
-            findings.pixels += pixels
+    with explained_workers(workers):
+        for size, pixels, fault in tqdm(loader, unit="picture", disable=not progress):
+            if fault:
+                findings.faults.append(fault)
+            else:
+                findings.sizes[size] += 1
+                findings.pixels += pixels
     return findings
+
+
+@contextlib.contextmanager
+def explained_workers(workers: int) -> Iterator[None]:
+    """Raise InputError, which names the flag, where one of a loader's processes has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        died = re.search(r"DataLoader worker .*?(killed by signal: \w+|exited)", str(error))
+        if died is None:
+            raise
+        told = f"a process that reads pictures was lost ({died[1]}), maybe for want of memory"
+        raise InputError(f"--workers {workers}: {told}: give fewer workers") from error
 
 
 def require_every_class(dataset: SegmentationDataset) -> None:

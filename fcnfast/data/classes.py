@@ -123,7 +123,7 @@ def read_json(path: Path, what: str) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise DatasetError(f"{path}: cannot read {what}: {error.strerror}") from error
+        raise DatasetError(f"{path}: {error.strerror}: cannot read {what}") from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: not a JSON file: {error}") from error
 

@@ -35,6 +35,7 @@ from .tables import (
     SIFTFLOW,
     SIFTFLOW_GEO,
     VOC,
+    class_table,
 )
 
 # Two paths; or a name, and behind it what VOC's lists of one class say of the picture: -1, 0 or 1.
@@ -476,7 +477,7 @@ def open_dataset(
     root: PathLike,
     split: str,
     *,
-    table: ClassTable | None = None,
+    table: ClassTable | str | None = None,
     labels: PathLike | None = None,
     default: ClassTable | None = None,
     **options: Any,
@@ -487,7 +488,7 @@ def open_dataset(
         name: voc, nyud, nyud-hha, siftflow, pascal-context, camvid, cityscapes, ade20k or folder.
         root: its folder.
         split: one of its splits; "train" and "val" are understood everywhere.
-        table: the classes, in place of its own.
+        table: the classes, as `class_table` takes them, in place of its own.
         labels: another folder with the labels (voc, camvid and folder).
         default: the classes of a folder that does not name its own.
         options: arguments of `SegmentationDataset`.
@@ -498,8 +499,8 @@ def open_dataset(
     if name not in DATASETS:
         raise DatasetError(f"--dataset {name}: not one of {', '.join(DATASETS)}")
     row = DATASETS[name]
-    if table is not None:
-        options["table"] = table
+    if table:
+        options["table"] = class_table(table)
     if labels:
         if name not in ("voc", "camvid", "folder"):
             raise DatasetError(f"--labels-dir {labels}: {name} keeps its labels in one place")

@@ -306,7 +306,7 @@ def _pair(
     """Match the files of two folders by stem, after the filters."""
     images, labels = (_by_stem(f, include, exclude) for f in (image_folder, label_folder))
     if not images:
-        filtered = include is not None or exclude is not None
+        filtered = include or exclude
         reason = "no pictures left by the patterns" if filtered else "no pictures in this folder"
         raise DatasetError(f"{image_folder}: {reason}")
     for found, others, kind, place in (
@@ -357,7 +357,7 @@ def _passes(path: Path, name: str, include: Patterns, exclude: Patterns) -> bool
         wanted = [unicodedata.normalize("NFC", pattern) for pattern in patterns]
         return any(fnmatchcase(text, pattern) for text in names for pattern in wanted)
 
-    return (include is None or matches(include)) and not (exclude is not None and matches(exclude))
+    return (not include or matches(include)) and not (exclude and matches(exclude))
 
 
 def image_paths(specs: PathLike | Iterable[PathLike]) -> list[Path]:

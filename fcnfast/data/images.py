@@ -48,12 +48,24 @@ def decode(
     any size, and chunks that are damaged or cut, do not stop a picture whose pixels are sound.
 
     Args:
-        source: a file, or the content of one; the content, not the extension, tells the format.
+        source: a file, or the content of one, which alone tells the format.
         failure: the exception to raise; its message begins with the file.
         use: gets the picture before its pixels are decoded.
         max_pixels: width times height above which the picture is refused.
     """
-    name = "the picture" if isinstance(source, bytes) else source
+    name = _named(source)
+
+    def attempt(file: PathLike | BinaryIO) -> _T:
+        formats = [name for name in _FORMATS if name in Image.OPEN]
+        with Image.open(file, formats=formats) as image:
+            pixels = image.width * image.height
+            if pixels > max_pixels:
+                raise failure(
+                    f"{name}: too large: {image.width}x{image.height} is {pixels} pixels, "
+                    f"at most {max_pixels} are read"
+                )
+            return use(image)
+
     try:
         if not isinstance(source, bytes) and os.path.isdir(source):
             raise failure(f"{name}: is a folder, not a picture")
@@ -64,37 +76,23 @@ def decode(
             # PIL warns of oddities that it can handle, and of half the size that it refuses.
             warnings.simplefilter("ignore")
             try:
-                return _open(source, failure, use, max_pixels)
+                return attempt(io.BytesIO(source) if isinstance(source, bytes) else source)
             except (failure, MemoryError, Image.DecompressionBombError):
                 raise
             except Exception:
                 plain = _without_metadata(source)
                 if plain is None:
                     raise
-                return _open(plain, failure, use, max_pixels)
+                return attempt(io.BytesIO(plain))
     except failure:
         raise
     except Exception as error:  # decoders raise any exception on a damaged file
         raise failure(f"{name}: {_reason(error)}") from error
 
 
-def _open(
-    source: PathLike | bytes,
-    failure: type[InputError],
-    use: Callable[[Image.Image], _T],
-    max_pixels: int,
-) -> _T:
-    """Open a picture, check its size, and return what `use` makes of it."""
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    with Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
-        pixels = image.width * image.height
-        if pixels > max_pixels:
-            name = "the picture" if isinstance(source, bytes) else source
-            raise failure(
-                f"{name}: too large: {image.width}x{image.height} is {pixels} pixels, "
-                f"at most {max_pixels} are read"
-            )
-        return use(image)
+def _named(source: PathLike | bytes) -> PathLike:
+    """Return what a picture is called in an error."""
+    return "the picture" if isinstance(source, bytes) else source
 
 
 def _without_metadata(source: PathLike | bytes) -> bytes | None:
@@ -158,11 +156,10 @@ def read_image(
 ) -> Image.Image:
     """Read a picture as 8-bit RGB, or with a fourth channel, upright.
 
-    The EXIF orientation is applied. Gray, palette and bilevel pictures get equal channels or their
-    palette's colors; transparency is laid over white; 16-bit samples are scaled from 0..65535;
-    32-bit integers and floats are stretched from their own smallest to their own largest value
-    (floats that lie within 0..1 are scaled from there); CMYK is converted without a color profile.
-    Of an animation or a multi-page file the first picture is taken.
+    The EXIF orientation is applied; transparency is laid over white; 16-bit samples are scaled from
+    0..65535; 32-bit integers and floats are stretched between their smallest and largest value
+    (floats within 0..1 are scaled from there); CMYK is converted without a color profile. Only the
+    first picture of an animation or a multi-page file is read.
 
     Args:
         path: the file, or the content of one.
@@ -188,16 +185,15 @@ def read_image(
             raise ValueError("bit_depth is for pictures of 1 or 3 channels")
         return decode(path, ImageError, lambda image: _four_channels(image, path), max_pixels)
     low = decode(path, ImageError, _low_bytes, max_pixels) if bit_depth else None
-    rgb, largest = decode(
-        path, ImageError, lambda image: _upright_rgb(image, bit_depth or 16, low), max_pixels
-    )
-    name = "the picture" if isinstance(path, bytes) else path
-    if bit_depth is not None and largest is not None and largest >> bit_depth:
-        raise ImageError(f"{name}: its largest value, {largest}, has more bits than {bit_depth}")
-    if bit_depth is None and largest is not None and 0 < largest < 4096:
+    depth = bit_depth or 16
+    rgb, largest = decode(path, ImageError, lambda im: _upright_rgb(im, depth, low), max_pixels)
+    if bit_depth is not None and largest >> bit_depth:
+        told = f"its largest value, {largest}, has more bits than {bit_depth}"
+        raise ImageError(f"{_named(path)}: {told}")
+    if bit_depth is None and 0 < largest < 4096:
         warnings.warn(
-            f"{name}: its largest 16-bit value is {largest}: if its samples have 12 bits, give "
-            "--bit-depth 12 (bit_depth=12)",
+            f"{_named(path)}: its largest 16-bit value is {largest}: if its samples have 12 bits, "
+            "give --bit-depth 12 (bit_depth=12)",
             stacklevel=2,
         )
     return rgb
@@ -231,10 +227,9 @@ _OTHER_ORDER["RGB;16N"] = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
 
 def _low_bytes(image: Image.Image) -> np.ndarray | None:
     """Return the low bytes of a picture of 16-bit colors, H×W×3; None for other pictures."""
-    other = _OTHER_ORDER.get(raw_mode(image))
-    if other is None:
+    if raw_mode(image) not in _OTHER_ORDER:
         return None
-    set_raw_mode(image, other)
+    set_raw_mode(image, _OTHER_ORDER[raw_mode(image)])
     return np.asarray(image)
 
 
@@ -322,28 +317,21 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 
 
 def _four_channels(image: Image.Image, source: PathLike | bytes = b"") -> Image.Image:
-    """Return a picture's four channels as mode RGBX, in which no channel acts on another; upright.
-
-    Raises:
-        ImageError: another number of channels.
-        Exception: of any kind, on a damaged picture.
-    """
+    """Return a picture's four channels, upright, as mode RGBX: no channel acts on another."""
     bands = image.getbands()
     if len(bands) != 4:
-        name = "the picture" if isinstance(source, bytes) else source
         found = f"has {len(bands)} of 4 channels ({''.join(bands)})"
-        raise ImageError(f"{name}: {found}, which the network takes")
+        raise ImageError(f"{_named(source)}: {found}, which the network takes")
     image.load()
     return _turned(Image.merge("RGBX", image.split()), _orientation(image))
 
 
 def rgbx(pixels: np.ndarray) -> Image.Image:
     """Return uint8 pixels H×W×4 as a picture of mode RGBX; H×W×3 as one of mode RGB."""
-    height, width, channels = pixels.shape
-    if channels == 3:
+    if pixels.shape[2] == 3:
         return Image.fromarray(pixels)
     data = np.ascontiguousarray(pixels)
-    return Image.frombuffer("RGBX", (width, height), data, "raw", "RGBX", 0, 1)
+    return Image.frombuffer("RGBX", pixels.shape[1::-1], data, "raw", "RGBX", 0, 1)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -368,19 +356,11 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 def _upright_rgb(
     image: Image.Image, bit_depth: int = 16, low: np.ndarray | None = None
-) -> tuple[Image.Image, int | None]:
-    """Convert a picture of any mode to RGB, turned as its EXIF orientation says; a copy.
+) -> tuple[Image.Image, int]:
+    """Return an RGB copy of a picture, turned as EXIF says, and its largest 16-bit sample or 0.
 
-    Args:
-        image: the picture, opened or loaded.
-        bit_depth: bits that 16-bit samples really use.
-        low: the low bytes of 16-bit colors.
-
-    Returns:
-        The picture, and the largest of its 16-bit samples; None for other pictures.
-
-    Raises:
-        Exception: of any kind, on a damaged picture.
+    `bit_depth` and `low`, the low bytes of its colors, are for 16-bit samples. A damaged picture
+    raises exceptions of any kind.
     """
     kind = raw_mode(image)
     white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
@@ -388,14 +368,14 @@ def _upright_rgb(
     orientation = _orientation(image)
     values = _sixteen_bits(image, kind, low)
     if values is None:
-        largest, rgb = None, _to_rgb(image)
+        largest, rgb = 0, _to_rgb(image)
     else:
-        largest, top = int(values.max()), (1 << (12 if kind == "I;12" else bit_depth)) - 1
+        top = (1 << (12 if kind == "I;12" else bit_depth)) - 1
         scaled = np.rint(np.minimum(values, top) * np.float32(255.0 / top)).astype(np.uint8)
         if white_is_zero and values.ndim == 2:  # PIL turns those of fewer bits itself
             scaled = 255 - scaled
         rgb = Image.fromarray(scaled).convert("RGB")
-        largest = None if kind == "I;12" else largest
+        largest = 0 if kind == "I;12" else int(values.max())
     return _turned(rgb.copy() if rgb is image else rgb, orientation), largest
 
 

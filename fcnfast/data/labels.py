@@ -113,21 +113,18 @@ def _stored(path: PathLike, image: Image.Image) -> np.ndarray:
         set_raw_mode(image, kind)
     if image.format == "BMP" and image.mode in ("1", "L"):
         kind = _gray_bmp(image)
-    mode = image.mode
+    mode, bits = image.mode, kind.partition(";")[2]
+    opaque = "transparency" not in image.info and not kind.startswith("RGB;16")
+    if mode == "P" or mode == "RGB" and opaque:
+        return np.asarray(image)
     if mode in ("LA", "PA", "RGBA"):
-        if np.asarray(image.getchannel("A")).min() < 255:
+        values = np.asarray(image)
+        if values[..., -1].min() < 255:
             raise LabelError(f"{path}: labels must not be transparent")
-        if mode != "RGBA":
-            return np.asarray(image)[..., 0]
-        return np.asarray(image)[..., :3]
-    if mode == "RGB" and "transparency" not in image.info and not kind.startswith("RGB;16"):
-        return np.asarray(image)
-    if mode == "P":
-        return np.asarray(image)
+        return values[..., :3] if mode == "RGBA" else values[..., 0]
     if mode == "1":  # PIL makes "white" True: bits that mean black are turned
-        return np.asarray(image).astype(np.uint8) ^ np.uint8("I" in kind.partition(";")[2])
+        return np.asarray(image).astype(np.uint8) ^ np.uint8("I" in bits)
     if mode == "L":
-        bits = kind.partition(";")[2]
         values = np.asarray(image)
         values = 255 - values if "I" in bits else values  # "white is zero"
         # PIL stretches gray values of 2 and 4 bits to 0..255.

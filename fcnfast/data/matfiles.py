@@ -24,10 +24,8 @@ def extra(module: str, path: Path) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
-        raise InputError(
-            f"{path}: reading it needs {package}: pip install 'fcnfast[data]'"
-        ) from error
+        needs = f"reading it needs {module.partition('.')[0]}"
+        raise InputError(f"{path}: {needs}: pip install 'fcnfast[data]'") from error
 
 
 def read_mat(path: Path) -> dict[str, Any]:
@@ -47,7 +45,7 @@ def read_mat(path: Path) -> dict[str, Any]:
 
 
 def mat_labels(path: Path, table: ClassTable, key: str) -> np.ndarray:
-    """Read labels H×W from a variable of a MATLAB file, or from the field "struct.field".
+    """Read labels H×W from a variable of a MATLAB file, or from a field, "struct.field".
 
     Raises:
         LabelError: as `read_mat`; no such variable; or values that are not classes.

@@ -1,12 +1,11 @@
 """Paired transforms: a picture and its labels go through the same geometry, the picture alone
 through color, light, blur and noise.
 
-A transform is a small frozen dataclass called as ``transform(image, labels, rng)`` with an RGB
+A transform is a frozen dataclass called as ``transform(image, labels, rng)`` with an RGB
 `PIL.Image` (RGBX: one channel more), its uint8 label array H×W and a `numpy.random.Generator`; it
-returns the new pair and changes neither argument. All chance comes from `rng`: equal generators
-give equal results. In the geometry the picture is interpolated, the labels take the nearest pixel
-at exactly the same positions, and what lies outside the picture gets the mean color and the label
-255.
+returns the new pair and changes neither argument. Equal generators give equal results. Geometry
+interpolates the picture and takes the nearest label at the same positions; outside the picture it
+gives the mean color and the label 255.
 """
 
 import math
@@ -45,8 +44,7 @@ class RandomScaleCrop:
 
     With scale s and aspect ratio a, one pixel of the picture becomes s·√a by s/√a pixels of the
     result; both are drawn evenly on a logarithmic axis. Where the window is larger than the
-    picture, the picture lies at a random place in it, on the mean color and the label 255.
-    The picture is interpolated (antialiased when it shrinks); labels take the nearest pixel.
+    picture, the picture lies at a random place in it. Shrinking is antialiased.
 
     Args:
         size: (height, width) of the result.
@@ -124,17 +122,17 @@ def _nearest(
     return labels[picks[0]].take(picks[1], axis=1)
 
 
-def _mean_color(image: Image.Image) -> tuple[int, ...]:
+def _mean_color(channels: int) -> tuple[int, ...]:
     """Return what lies outside a picture; of a fourth channel the mean of the others."""
-    return (*MEAN_COLOR, sum(MEAN_COLOR) // 3)[: len(image.getbands())]
+    return (*MEAN_COLOR, sum(MEAN_COLOR) // 3)[:channels]
 
 
 def _on_canvas(
     image: Image.Image, labels: np.ndarray, size: tuple[int, int], corner: tuple[int, int]
 ) -> Pair:
     """Lay a pair on a mean-colored canvas of `size` with its first pixel at `corner` (y, x)."""
-    canvas = Image.new(image.mode, (size[1], size[0]), _mean_color(image))
-    canvas.paste(image, (corner[1], corner[0]))
+    canvas = Image.new(image.mode, size[::-1], _mean_color(len(image.getbands())))
+    canvas.paste(image, corner[::-1])
     padded = np.full((*size, *labels.shape[2:]), IGNORE_INDEX, dtype=np.uint8)
     height, width = labels.shape[:2]
     padded[corner[0] : corner[0] + height, corner[1] : corner[1] + width] = labels
@@ -156,10 +154,7 @@ class RandomHorizontalFlip:
 
 @dataclass(frozen=True)
 class RandomRotate:
-    """Turn about the middle by up to `degrees` either way with probability `p`.
-
-    The corners that come into view get the mean color and the label 255.
-    """
+    """Turn about the middle by up to `degrees` either way with probability `p`."""
 
     degrees: float = 5.0
     p: float = 0.5
@@ -169,7 +164,8 @@ class RandomRotate:
         if rng.random() >= self.p:
             return image, labels
         angle = rng.uniform(-self.degrees, self.degrees)
-        turned = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=_mean_color(image))
+        outside = _mean_color(len(image.getbands()))
+        turned = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=outside)
 
         def turn(plane: np.ndarray) -> np.ndarray:
             picture = Image.fromarray(np.ascontiguousarray(plane))
@@ -220,7 +216,7 @@ class Compose:
     """Apply `transforms` in order, then make tensors.
 
     Returns from a call: (uint8 tensor 3×H×W, uint8 tensor H×W, or H×W×K for K heads), copies that
-    share no memory with the arguments. Without a generator chance is drawn anew.
+    share no memory with the arguments. Without a generator every call draws anew.
     """
 
     transforms: tuple[Transform, ...] = ()
@@ -229,31 +225,21 @@ class Compose:
         self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the transformed pair as tensors."""
-        _check(image, labels)
+        if image.mode not in ("RGB", "RGBX"):
+            raise ValueError(f"the picture must be RGB, or RGBX of four channels, not {image.mode}")
+        if labels.dtype != np.uint8:
+            raise TypeError(f"labels must be uint8, not {labels.dtype}")
+        if labels.shape[:2] != (image.height, image.width) or labels.ndim > 3:
+            raise ValueError(
+                f"labels of shape {labels.shape} do not fit a picture of height {image.height} "
+                f"and width {image.width}"
+            )
         rng = np.random.default_rng() if rng is None else rng
         for transform in self.transforms:
             image, labels = transform(image, labels, rng)
-        return to_tensor(image, labels)
-
-
-def to_tensor(image: Image.Image, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (uint8 tensor C×H×W in RGB order, uint8 tensor H×W), both contiguous copies."""
-    # numpy copies in this thread; torch would wake all of its threads, which a training step needs.
-    pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-    return torch.from_numpy(pixels), torch.from_numpy(np.array(labels, order="C"))
-
-
-def _check(image: Image.Image, labels: np.ndarray) -> None:
-    """Refuse a pair that does not fit together."""
-    if image.mode not in ("RGB", "RGBX"):
-        raise ValueError(f"the picture must be RGB, or RGBX of four channels, not {image.mode}")
-    if labels.dtype != np.uint8:
-        raise TypeError(f"labels must be uint8, not {labels.dtype}")
-    if labels.shape[:2] != (image.height, image.width) or labels.ndim > 3:
-        raise ValueError(
-            f"labels of shape {labels.shape} do not fit a picture of height {image.height} "
-            f"and width {image.width}"
-        )
+        # numpy copies in this thread; torch would wake all its threads, which the trainer needs.
+        pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+        return torch.from_numpy(pixels), torch.from_numpy(np.array(labels, order="C"))
 
 
 def train_transform(
@@ -267,8 +253,8 @@ def train_transform(
     Args:
         crop_size: (height, width) of the result, or one number for a square.
         scale: smallest and largest random scale.
-        strength: how far color, light, blur, noise, aspect and rotation go; 0 leaves only scale,
-            crop and mirror, 1 is meant to cover other cameras, weather and times of day.
+        strength: of color, light, blur, noise, aspect and rotation. 0 leaves only scale, crop and
+            mirror; 1 is meant to cover other cameras, weather and times of day.
     """
     if strength < 0:
         raise ValueError(f"strength must not be negative, not {strength}")
@@ -276,19 +262,14 @@ def train_transform(
     if strength == 0:
         return Compose((RandomScaleCrop(size, scale, aspect=1.0), RandomHorizontalFlip()))
     often, seldom = min(0.5 * strength, 0.9), min(0.25 * strength, 0.9)
+    jitter = [share * strength for share in (0.4, 0.4, 0.5, 0.05)]
     return Compose(
         (
             RandomScaleCrop(size, scale, aspect=1.0 + 0.3 * strength),
             RandomHorizontalFlip(),
             RandomRotate(5.0 * strength, p=seldom),
             RandomLighting(shade=max(0.0, 1.0 - 0.6 * strength), p=seldom),
-            ColorJitter(
-                0.4 * strength,
-                0.4 * strength,
-                0.5 * strength,
-                0.05 * strength,
-                p=min(0.8, often * 2),
-            ),
+            ColorJitter(*jitter, p=min(0.8, often * 2)),
             RandomAutoContrast(p=seldom),
             RandomExposure(p=seldom),
             RandomGamma(1.0 + 0.5 * strength, p=often),
@@ -323,9 +304,8 @@ def collate(
     height = max(labels.shape[0] for _, labels in samples)
     width = max(labels.shape[1] for _, labels in samples)
     channels = samples[0][0].shape[0]
-    mean = np.array((*MEAN_COLOR, sum(MEAN_COLOR) // 3)[:channels], dtype=np.uint8)
     images = np.empty((len(samples), channels, height, width), dtype=np.uint8)
-    images[:] = mean[:, None, None]
+    images[:] = np.array(_mean_color(channels), dtype=np.uint8)[:, None, None]
     heads = samples[0][1].shape[2:]
     targets = np.full((len(samples), height, width, *heads), IGNORE_INDEX, dtype=np.uint8)
     for index, (image, labels) in enumerate(samples):
