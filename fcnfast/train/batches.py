@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 from ..data import (
     Sample,
     SegmentationDataset,
-    class_table,
     collate,
     eval_transform,
     open_dataset,
@@ -37,10 +36,10 @@ def open_pictures(
         s.dataset,
         s.data_path,
         split,
-        table=class_table(s.classes) if s.classes else None,
-        labels=s.labels_dir or None,
-        include=include or None,
-        exclude=exclude or None,
+        table=s.classes,
+        labels=s.labels_dir,
+        include=include,
+        exclude=exclude,
         cache=cache,
         bit_depth=s.bit_depth or None,
         channels=max(3, s.in_channels),
@@ -55,11 +54,9 @@ class Part:
         self.indices = range(rank, len(dataset), world)
 
     def __len__(self) -> int:
-        """Return the number of samples of this process."""
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return one of them."""
         return self.dataset[self.indices[index]]
 
 
@@ -93,7 +90,6 @@ class Crops(Dataset[Batch | Exception]):
         self.heads: Collection[str] = ("out",)
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
         return len(self.pictures)
 
     def __getitem__(self, items: list[tuple[int, int, int]]) -> Batch | Exception:
@@ -119,20 +115,17 @@ class Crops(Dataset[Batch | Exception]):
 
 
 def make_crops(pictures: SegmentationDataset, s: TrainSettings, world: int) -> Crops:
-    """Return the crops that `s` asks for, after a check that they fill a step.
+    """Return the crops that `s` asks for.
 
     Raises:
-        InputError: when they do not, or when a batch does not divide by the processes.
+        InputError: they do not fill a step, or a batch does not divide by the processes.
     """
+    batch = f"--batch-size {s.batch_size}"
     if s.batch_size % world:
-        raise InputError(
-            f"--batch-size {s.batch_size} is over all processes, and does not divide by {world}"
-        )
+        raise InputError(f"{batch} is over all processes, and does not divide by {world}")
     if len(pictures) < s.batch_size * s.grad_accum:
-        times = f" times --grad-accum {s.grad_accum}" if s.grad_accum > 1 else ""
-        raise InputError(
-            f"--batch-size {s.batch_size}{times} is more than the {len(pictures)} pictures"
-        )
+        batch += f" times --grad-accum {s.grad_accum}" if s.grad_accum > 1 else ""
+        raise InputError(f"{batch} is more than the {len(pictures)} pictures")
     if s.cache:  # read here, once, and not by every worker
         for index in range(len(pictures)):
             pictures[index]

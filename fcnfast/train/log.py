@@ -77,9 +77,9 @@ class Progress:
         if self.shown and self.bar.disable:
             spent = time.perf_counter() - self.started
             left = spent / max(1, iteration - self.first) * (self.last - iteration)
+            loader = row["loader_images_per_second"]
             facts["lr"] = row["lr"]
-            facts["images/s"] = f"{row['images_per_second']} (loader "
-            facts["images/s"] += f"{row['loader_images_per_second']})"
+            facts["images/s"] = f"{row['images_per_second']} (loader {loader})"
             text = ", ".join(f"{name} {value}" for name, value in facts.items())
             print(f"{iteration}/{self.last}: {text}, left {tqdm.format_interval(left)}", flush=True)
 
@@ -101,9 +101,8 @@ class Board:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise InputError(
-                "--log tensorboard needs TensorBoard: pip install 'fcnfast[log]'"
-            ) from None
+            told = "--log tensorboard needs TensorBoard: pip install 'fcnfast[log]'"
+            raise InputError(told) from None
         self._writer: Any = SummaryWriter(str(folder), purge_step=iteration + 1)
 
     def write(self, row: dict[str, Any]) -> None:
