@@ -222,10 +222,8 @@ def as_svg(shapes: Sequence[Line | Text], size: tuple[int, int], label: str) -> 
     """Write a drawing as an SVG element that follows the reader's light or dark setting."""
 
     def css(colors: dict[str, str]) -> str:
-        return "".join(
-            f".c-{name}{{stroke:{color}}}.t-{name}{{fill:{color}}}"
-            for name, color in colors.items()
-        )
+        rules = [f".c-{k}{{stroke:{color}}}.t-{k}{{fill:{color}}}" for k, color in colors.items()]
+        return "".join(rules)
 
     series = {str(k): color for k, color in enumerate(_SERIES)}
     parts = [

@@ -43,11 +43,7 @@ class Shown(NamedTuple):
 class Gallery:
     """The best and the worst pictures by mean IU over the classes that are truly in them.
 
-    Only those are kept in memory, small and encoded, whatever number is added.
-
-    Args:
-        table: the classes.
-        kept: of the best, and of the worst.
+    Only `kept` of the best and of the worst stay in memory, small and encoded.
     """
 
     def __init__(self, table: ClassTable, kept: int = KEPT) -> None:
@@ -100,10 +96,9 @@ class Gallery:
         seen, guess = small(truth), small(labels)
         error = np.asarray(Image.blend(photo.convert("L"), Image.new("L", photo.size, 255), 0.5))
         error = np.repeat(error[..., None], 3, axis=2)
+        error[small((truth != labels).astype(np.uint8)) > 0] = _WRONG
         error[seen == IGNORE_INDEX] = _FADED
-        error[small((truth != labels).astype(np.uint8)).astype(bool) & (seen != 255)] = _WRONG
-        void = [_FADED] * (256 - len(self.table))
-        palette = [*self.table.palette, *void]
+        palette = [*self.table.palette, *[_FADED] * (256 - len(self.table))]
         maps = (_uri(colored(values, palette), "PNG") for values in (seen, guess))
         return (_uri(photo), *maps, _uri(Image.fromarray(error)))
 
@@ -129,15 +124,12 @@ def _title(key: str) -> str:
 def _tiles(scores: Mapping[str, Any]) -> str:
     """The scores of the whole, in percent."""
     classes = scores["classes"].values()
-    counted = {
-        f"mean_{key}": sum(c[key] is not None for c in classes) for key in next(iter(classes))
-    }
     parts = []
     for key, value in scores.items():
         if value is None or isinstance(value, float):
-            over = counted.get(key, len(classes))
-            note = f"<small>over {over} of {len(classes)} classes</small>"
-            note = note if over < len(classes) else ""
+            counted = [c for c in classes if c.get(key.removeprefix("mean_"), 0) is not None]
+            note = f"<small>over {len(counted)} of {len(classes)} classes</small>"
+            note = note if len(counted) < len(classes) else ""
             parts.append(f"<div><b>{_percent(value)}</b><span>{_title(key)}</span>{note}</div>")
     return f'<div class="tiles">{"".join(parts)}</div>'
 
@@ -150,10 +142,9 @@ def _classes(scores: Mapping[str, Any], table: ClassTable) -> str:
     heads = ["class", *(f"{_title(column)}, %" for column in columns), "share, %"]
     rows = []
     for index, (name, values) in enumerate(classes.items()):
-        color = "#{:02x}{:02x}{:02x}".format(*table.palette[index])
-        cells = [
-            f'<td data-v="{index}"><i class="dot" style="background:{color}"></i>{clean(name)}</td>'
-        ]
+        color = "#" + bytes(table.palette[index]).hex()
+        dot = f'<i class="dot" style="background:{color}"></i>'
+        cells = [f'<td data-v="{index}">{dot}{clean(name)}</td>']
         for column in columns:
             value = values[column]
             bar = ""
@@ -165,11 +156,9 @@ def _classes(scores: Mapping[str, Any], table: ClassTable) -> str:
         cells.append(f'<td class="n" data-v="{pixels[index]}">{100 * share:.2f}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f'<th scope="col"><button>{text}</button></th>' for text in heads)
-    body = "\n".join(rows)
-    return (
-        f'<div class="wide"><table id="classes"><thead><tr>{head}</tr></thead>'
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )
+    body = "\n".join(["<tbody>", *rows, "</tbody>"])
+    shown = f'<table id="classes"><thead><tr>{head}</tr></thead>{body}</table>'
+    return f'<div class="wide">{shown}</div>'
 
 
 def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:
@@ -225,12 +214,11 @@ def _confusions(counts: np.ndarray, names: Sequence[str]) -> str:
 
 def _pictures(title: str, shown: Sequence[Shown]) -> str:
     parts = []
+    kinds = ("photo", "truth", "prediction", "error")
     for one in shown:
         images = "".join(
             f'<figure><img src="{uri}" alt="{kind}"><figcaption>{kind}</figcaption></figure>'
-            for kind, uri in zip(
-                ("photo", "truth", "prediction", "error"), one.pictures, strict=True
-            )
+            for kind, uri in zip(kinds, one.pictures, strict=True)
         )
         parts.append(
             f'<div class="picture"><h3>{clean(one.name)}</h3><p>mean IU '
@@ -242,15 +230,11 @@ def _pictures(title: str, shown: Sequence[Shown]) -> str:
 
 def _curves(run: Curves) -> str:
     size = (plot.WIDTH, plot.HEIGHT)
-    drawn = [
-        plot.as_svg(plot.panel(column, [run]), size, plot.PANELS[column])
-        for column in plot.panels([run])
-    ]
-    best = plot.best(run).removeprefix(": ")
-    return (
-        f'<section><h2>Training</h2><p>{clean(best)}</p><div class="curves">{"".join(drawn)}</div>'
-        "</section>"
-    )
+    columns = plot.panels([run])
+    drawn = "".join(plot.as_svg(plot.panel(c, [run]), size, plot.PANELS[c]) for c in columns)
+    best = clean(plot.best(run).removeprefix(": "))
+    body = f'<p>{best}</p><div class="curves">{drawn}</div>'
+    return f"<section><h2>Training</h2>{body}</section>"
 
 
 def write_report(
