@@ -180,17 +180,16 @@ def evaluate_oracle(
 ) -> dict[int, ConfusionMatrix]:
     """Score the true labels downsampled and upsampled again: what a stride allows at best.
 
-    Of each cell of factor×factor pixels, from the upper left corner on, the most frequent class
-    stays (the first of equals; void does not count), for all of the cell's pixels. The paper's
-    upper bounds (arXiv v2, appendix A) are on PASCAL VOC; how they were sampled is not said.
+    All pixels of a cell of factor×factor pixels get its most frequent class (the first of equals;
+    void does not count). The paper's upper bounds (arXiv v2, appendix A) are on PASCAL VOC; it
+    does not say how they were sampled.
 
     Args:
         dataset: the true labels; no picture is read.
         factors: at least 1 each; by default the paper's.
         trimap, progress: as in `evaluate_model`.
 
-    Returns:
-        A matrix for each factor.
+    Returns a matrix for each factor.
 
     Raises:
         TypeError, ValueError: a factor or a width that is not a positive integer.
@@ -247,19 +246,15 @@ def _check_classes(model: FCN, dataset: Dataset) -> None:
         raise DatasetError("the data set has no pictures")
     table = getattr(dataset, "table", None)
     if table is not None and len(table) != model.num_classes:
-        raise DatasetError(
-            f"the network has {model.num_classes} classes, the data set's table "
-            f"{table.name!r} has {len(table)}"
-        )
+        told = f"the data set's table {table.name!r} has {len(table)}"
+        raise DatasetError(f"the network has {model.num_classes} classes, {told}")
     own = getattr(model, "table", None)
     if table is None or own is None or set(table.names) != set(own.names):
         return
     for name, other in zip(table.names, own.names, strict=True):
         if name != other:
-            raise DatasetError(
-                f"the network and the data set's table {table.name!r} have the same classes in "
-                f"another order, beginning with {name!r}"
-            )
+            order = f"the same classes in another order, beginning with {name!r}"
+            raise DatasetError(f"the network and the data set's table {table.name!r} have {order}")
 
 
 def _size(sample: Sample) -> tuple[int, int]:

@@ -100,11 +100,7 @@ def refuse_replacing(inputs: Sequence[PathLike], outputs: Sequence[PathLike]) ->
 
 @contextlib.contextmanager
 def output_folders(*folders: Path) -> Iterator[None]:
-    """Create folders and check that they can be written; on exit remove new ones that are empty.
-
-    Raises:
-        InputError, OSError: a folder cannot be created or written.
-    """
+    """Create folders that can be written, or raise OSError or InputError; remove new empty ones."""
     made = []
     try:
         for folder in folders:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -66,10 +66,8 @@ class Views:
             if self.tile is None:
                 raise ValueError(f"overlap {self.overlap} needs a tile")
             if type(self.overlap) is not int or not 0 <= self.overlap < self.tile:
-                raise ValueError(
-                    f"overlap must be an integer from 0 to less than the tile, {self.tile}, "
-                    f"not {self.overlap!r}"
-                )
+                bounds = f"from 0 to less than the tile, {self.tile}"
+                raise ValueError(f"overlap must be an integer {bounds}, not {self.overlap!r}")
         scales = self.scales if isinstance(self.scales, (tuple, list)) else ()
         fit = [isinstance(s, (int, float)) and 0 < s <= _LARGEST_SCALE for s in scales]
         if not fit or not all(fit):
@@ -209,12 +207,12 @@ def _score_views(model: FCN, image: Image.Image, views: Views, source: str) -> l
 
 def mean_softmax(views: Sequence[ScoredView], first: int, last: int) -> Tensor:
     """Return the mean softmax of all views in the rows [first, last) of their tile: C×rows×W."""
-    total: Tensor | None = None
-    for scores, grid, mirrored in views:
+    total = torch.zeros(())
+    for k, (scores, grid, mirrored) in enumerate(views):
         part = upsample(*_rows(scores, grid, first, last))[0].softmax(0)
         part = part.flip(-1) if mirrored else part
-        total = part if total is None else total.add_(part)
-    return cast(Tensor, total).div_(len(views))  # there is at least one
+        total = total.add_(part) if k else part
+    return total.div_(len(views))
 
 
 def _rows(scores: Tensor, grid: SamplingGrid, first: int, last: int) -> ScoreMap:

@@ -166,15 +166,16 @@ def keep_trimap(target: torch.Tensor, width: int) -> torch.Tensor:
         target: labels [N×]H×W of any integer dtype, 255 for void.
         width: in pixels, at least 1: 1 keeps the pixels that touch another label.
     """
-    planes = target.unsqueeze(0) if target.dim() == 2 else target
+    planes = target.float().reshape(-1, *target.shape[-2:])
     width = min(width, max(target.shape[-2:]))
-    extremes = []
-    for sign in (1, -1):
-        values = planes.float() * sign
-        for kernel, padding in (((2 * width + 1, 1), (width, 0)), ((1, 2 * width + 1), (0, width))):
-            values = F.max_pool2d(values, kernel, 1, padding)
-        extremes.append(values * sign)
-    return target.masked_fill((extremes[0] == extremes[1]).view(target.shape), _IGNORE_INDEX)
+    around = 2 * width + 1
+
+    def highest(values: torch.Tensor) -> torch.Tensor:
+        values = F.max_pool2d(values, (around, 1), 1, (width, 0))
+        return F.max_pool2d(values, (1, around), 1, (0, width))
+
+    alone = highest(planes) == -highest(-planes)
+    return target.masked_fill(alone.view(target.shape), _IGNORE_INDEX)
 
 
 def _labels(

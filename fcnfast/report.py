@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import heapq
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,14 +47,10 @@ class Gallery:
 
     def __init__(self, table: ClassTable, kept: int = KEPT) -> None:
         self.table, self.kept, self.count = table, kept, 0
-        self._heaps: dict[int, list[tuple[tuple[float, int], Shown]]] = {1: [], -1: []}
+        self._kept: dict[int, list[tuple[tuple[float, int], Shown]]] = {1: [], -1: []}
 
     def add(self, sample: Sample, labels: np.ndarray) -> None:
-        """Look at a picture with its predicted labels, uint8 H×W; one without a truth is ignored.
-
-        Raises:
-            ValueError: labels of another size, or that are not classes.
-        """
+        """Look at a picture and its predicted labels, uint8 H×W; one without a truth is ignored."""
         truth = main_labels(sample.labels)
         matrix = ConfusionMatrix(len(self.table))
         matrix.update(truth, labels)
@@ -64,22 +59,20 @@ class Gallery:
             return
         self.count += 1
         shown = None
-        for sign, heap in self._heaps.items():
-            # The heap's first leaves it. Of equal scores the later is the worse.
-            rank = (sign * scores.mean_iu, -sign * self.count)
-            if len(heap) == self.kept and rank < heap[0][0]:
+        for sign, kept in self._kept.items():  # the best, and the worst, in order
+            rank = (sign * scores.mean_iu, -sign * self.count)  # of equal scores the later is worse
+            if len(kept) == self.kept and rank < kept[-1][0]:
                 continue
             if shown is None:
                 pictures = self._pictures(sample.image, truth, labels)
                 shown = Shown(sample.name, scores.mean_iu, scores.pixel_accuracy, pictures)
-            push = heapq.heappushpop if len(heap) == self.kept else heapq.heappush
-            push(heap, (rank, shown))
+            kept.append((rank, shown))
+            kept.sort(reverse=True)
+            del kept[self.kept :]
 
     def best_and_worst(self) -> tuple[list[Shown], list[Shown]]:
         """Return the best, best first, and the worst, worst first; no picture is in both."""
-        best, worst = (
-            [shown for _, shown in sorted(heap, reverse=True)] for heap in self._heaps.values()
-        )
+        best, worst = ([shown for _, shown in kept] for kept in self._kept.values())
         share = min(self.kept, (self.count + 1) // 2)
         return best[:share], worst[: min(self.kept, self.count - share)]
 

@@ -55,13 +55,12 @@ class Segmentation:
 
     Attributes:
         image: the picture at its own size: RGB, upright.
-        labels: uint8 array H×W of the picture's own size; label k is ``table.names[k]``.
+        labels: uint8 array H×W; label k is ``table.names[k]``.
         table: the classes' names and colors.
         name: the stem of the picture's file; "image" without one, "image-1", ... in an iterable.
-        scores: the network's coarse class scores, 1×C×h×w on the CPU; `labels`, `confidence` and
-            `probabilities` come from them. None where several views were blended.
-        grid: where each pixel of the picture samples `scores`.
-        blended: where several views were, the mean softmax of each pixel's label, float32 H×W.
+        scores: the network's coarse class scores, 1×C×h×w on the CPU, and `grid`, where each pixel
+            samples them. None where several views were blended.
+        blended: then the mean softmax of each pixel's label, float32 H×W.
     """
 
     image: Image.Image
@@ -81,11 +80,7 @@ class Segmentation:
 
     @cached_property
     def confidence(self) -> np.ndarray:
-        """The softmax of each pixel's label, float32 H×W in 0..1; computed once, on first use.
-
-        Raises:
-            ValueError: a result that was made without scores.
-        """
+        """The softmax of each pixel's label, float32 H×W; ValueError without scores."""
         if self.blended is not None:
             return self.blended
         scores, grid = self._sampled()
@@ -94,20 +89,15 @@ class Segmentation:
         return confidence[0].float().numpy()
 
     def probabilities(self) -> np.ndarray:
-        """Return the softmax of all classes, float32 C×H×W; every call computes it anew.
-
-        Raises:
-            ValueError: a result that was made without scores, or blended of several views.
-        """
+        """Compute the softmax of all classes, float32 C×H×W; ValueError without scores."""
         scores, grid = self._sampled()
         with torch.inference_mode():
             return upsample(scores.float(), grid).softmax(1)[0].numpy()
 
     def _sampled(self) -> tuple[Tensor, SamplingGrid]:
         if self.blended is not None:
-            raise ValueError(
-                "a blended result keeps no scores; segment with probabilities=FILE to write them"
-            )
+            told = "segment with probabilities=FILE to write them"
+            raise ValueError(f"a blended result keeps no scores; {told}")
         if self.scores is None or self.grid is None:
             raise ValueError("this result has no scores: it was not made by a Segmenter")
         return self.scores, self.grid
@@ -128,13 +118,8 @@ class Segmentation:
     ) -> tuple[Path, Path]:
         """Write ``folder/labels/NAME.png`` (index PNG) and ``folder/overlays/NAME.png``.
 
-        Args:
-            folder: created when it is missing.
-            name: the files' stem, by default the picture's.
-            opacity: of the overlay, which has a legend.
-
-        Returns:
-            The two paths.
+        Folders are created. NAME is by default the picture's; `opacity` is of the overlay, which
+        has a legend. Returns the two paths.
 
         Raises:
             ValueError: `folder` is the name of a picture, or `opacity` is outside 0..1.
@@ -142,9 +127,8 @@ class Segmentation:
         """
         folder, name = Path(folder), name or self.name
         if folder.suffix.lower() in IMAGE_EXTENSIONS and not folder.is_dir():
-            raise ValueError(
-                f"{folder}: save() takes a folder; overlay().save({str(folder)!r}) writes a picture"
-            )
+            told = f"save() takes a folder; overlay().save({str(folder)!r}) writes a picture"
+            raise ValueError(f"{folder}: {told}")
         overlay = self.overlay(opacity, legend=True)
         paths = folder / "labels" / f"{name}.png", folder / "overlays" / f"{name}.png"
         for path in paths:
@@ -200,24 +184,16 @@ class Segmenter:
         self.bit_depth = bit_depth
         self.device = choose_device(device)
         self.model = load_model(weights, self.device)
-        if self.model.channels != self.model.in_channels:
-            raise WeightsError(
-                f"{weights}: the network takes {self.model.channels} channels, a picture has 3"
-            )
+        if (channels := self.model.channels) != self.model.in_channels:
+            raise WeightsError(f"{weights}: the network takes {channels} channels, a picture has 3")
         if bit_depth is not None and self.model.in_channels == 4:
             raise InputError(f"--bit-depth {bit_depth}: is for pictures of 1 or 3 channels")
         if self.device.type == "cpu":  # convolutions on a CPU are a quarter faster so
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.model.table is None:
-            count = self.model.num_classes
-            if count > 255:
-                raise WeightsError(
-                    f"the network has {count} classes; label pictures hold up to 255"
-                )
-            names = tuple(f"class {k}" for k in range(count))
-            self.table = ClassTable("numbered", names, voc_palette(count))
-        else:
-            self.table = self.model.table
+        if (count := self.model.num_classes) > 255:
+            raise WeightsError(f"the network has {count} classes; label pictures hold up to 255")
+        numbered = tuple(f"class {k}" for k in range(count))
+        self.table = self.model.table or ClassTable("numbered", numbered, voc_palette(count))
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is an iterable, too
@@ -397,12 +373,12 @@ def segment_files(
     """Segment picture files one by one into a folder.
 
     Writes ``labels/NAME.png`` (index PNG), ``overlays/NAME.png`` and at the end, even after an
-    interruption, ``predictions.json``. NAME is the stem of the picture's file; of several pictures
-    with one stem, all but the first get ``-2``, ``-3``, ... in the order given.
+    interruption, ``predictions.json``. NAME is the stem of the picture's file, with ``-2``, ...
+    behind it where an earlier picture has that stem. A bad picture does not stop the others.
 
     Args:
         segmenter: the network.
-        paths: the pictures. A bad one does not stop the others.
+        paths: the pictures.
         folder: created when it is missing; existing files of the same names are replaced.
         opacity: of the overlays.
         probabilities: also write ``probabilities/NAME.npy``, the softmax of all classes, float16

@@ -92,12 +92,7 @@ def explained_workers(workers: int) -> Iterator[None]:
 
 
 def require_every_class(dataset: SegmentationDataset) -> None:
-    """Read labels in random order until every class has been seen.
-
-    Raises:
-        DatasetError: a class has no pixel; the message says what may be wrong.
-        LabelError: labels cannot be used.
-    """
+    """Read labels in random order until every class has been seen; DatasetError if one never is."""
     pixels = np.zeros(256, np.int64)
     order = np.random.default_rng(0).permutation(len(dataset))
     hidden = None if len(order) > 500 else True  # None: unless stderr is a terminal
@@ -115,11 +110,11 @@ def without_pixels(dataset: SegmentationDataset, pixels: np.ndarray) -> str:
     missing = [name for name, n in zip(dataset.table.names, pixels, strict=False) if not n]
     if not missing:
         return ""
-    where = dataset.samples[0][1].parent
-    if len(missing) == len(dataset.table):
-        return f"{where}: the labels have no labeled pixel{_suggestion(dataset)}"
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-    return f"{where}: class {missing[0]!r}{more} has no pixel{_suggestion(dataset)}"
+    what = f"class {missing[0]!r}{more} has no pixel"
+    if len(missing) == len(dataset.table):
+        what = "the labels have no labeled pixel"
+    return f"{dataset.samples[0][1].parent}: {what}{_suggestion(dataset)}"
 
 
 def _suggestion(dataset: SegmentationDataset) -> str:
@@ -166,8 +161,6 @@ def share_lines(table: ClassTable, pixels: np.ndarray) -> list[str]:
     rows = [(name, int(pixels[k])) for k, name in enumerate(table.names)]
     rows += [("(no class)", int(pixels[IGNORE_INDEX]))]
     width = max(len(name) for name, _ in rows)
-    return [f"  {name:<{width}}  {_percent(n / total) if n else '-':>7}" for name, n in rows]
-
-
-def _percent(share: float) -> str:
-    return "<0.01 %" if share < 0.0001 else f"{100 * share:.2f} %"
+    shown = [f"{100 * n / total:.2f} %" if n / total >= 0.0001 else "<0.01 %" for _, n in rows]
+    parts = zip(rows, shown, strict=True)
+    return [f"  {name:<{width}}  {text if n else '-':>7}" for (name, n), text in parts]

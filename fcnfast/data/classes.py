@@ -115,11 +115,7 @@ def voc_palette(count: int) -> tuple[Color, ...]:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
-
-    Raises:
-        DatasetError: it cannot be read, or is not JSON.
-    """
+    """Read JSON in UTF-8, UTF-16 or UTF-32; DatasetError for a file that cannot be read."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:

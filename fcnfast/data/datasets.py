@@ -38,16 +38,13 @@ from .tables import (
     class_table,
 )
 
-# Two paths; or a name, and behind it what VOC's lists of one class say of the picture: -1, 0 or 1.
+# Two paths; or a name, and what VOC's lists of one class put behind it: -1, 0 or 1.
 _TWO_PATHS = re.compile(r"(.*?\.\w+)\s+(\S.*\.\w+)")
 _NAME = re.compile(r"(.*?)(?:\s+-1|\s\s+[01])?")
 
 
 def _read_list(path: Path) -> list[tuple[str, ...]]:
-    """Read the lines of a list file: one name or two paths, in which spaces may be.
-
-    Names are UTF-8 or Latin-1, with or without a byte order mark.
-    """
+    """Read the lines of a list file, UTF-8 or Latin-1: a name or two paths, maybe with spaces."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -62,7 +59,7 @@ def _read_list(path: Path) -> list[tuple[str, ...]]:
 
 
 def _stem(text: str) -> str:
-    """Return a picture's name in a list, without its folders and its extension."""
+    """Return a picture's name from a list, without folders and extension."""
     name = PurePosixPath(text)
     return name.stem if name.suffix.lower() in IMAGE_EXTENSIONS else name.name
 
@@ -85,9 +82,8 @@ def _below(root: PathLike, *patterns: str, needs: str) -> Path:
     root = Path(root)
     if not root.is_dir():
         raise DatasetError(f"{root}: no such data set folder")
-    for pattern in ("", *patterns):
-        places = sorted(root.glob(pattern)) if pattern else [root]
-        places = [place for place in places if (place / needs).exists()]
+    for found in ([root], *(sorted(root.glob(pattern)) for pattern in patterns)):
+        places = [place for place in found if (place / needs).exists()]
         if len(places) > 1:
             names = shortened([place.name for place in places])
             raise DatasetError(f"{root}: holds {names}: name one of them")
@@ -135,14 +131,13 @@ def voc(
     Args:
         root: a folder such as ``VOCdevkit/VOC2012``, or one above it; or SBD's
             ``benchmark_RELEASE/dataset`` alone.
-        split: a list of ``ImageSets/Segmentation``, or the path of any list file, of one column or
-            two. "sbd-train" and "sbd-val" are SBD's own. Where there is no such list, "seg11valid"
-            is VOC 2011's val without SBD's train, and "trainaug" VOC's train with SBD's, without
-            VOC's val.
+        split: a list of ``ImageSets/Segmentation``, or the path of any list file of one or two
+            columns. "sbd-train" and "sbd-val" are SBD's own. Without a list, "seg11valid" is VOC
+            2011's val without SBD's train, and "trainaug" is both trains without VOC's val.
         labels: the folder of the labels, by default the first of ``SegmentationClass``,
             ``SegmentationClassAug`` and SBD's ``cls`` that has a picture's.
-        sbd: SBD's ``dataset`` folder, by default ``benchmark_RELEASE/dataset`` (or
-            ``sbd``, ``SBD``) in `root` or up to three folders above it.
+        sbd: SBD's ``dataset`` folder, by default ``benchmark_RELEASE/dataset``, ``sbd`` or ``SBD``
+            in `root` or up to three folders above it.
     """
     if sbd is None and (Path(root) / "cls").is_dir():
         sbd = root
@@ -175,11 +170,9 @@ def _voc_labels(path: Path, table: ClassTable) -> np.ndarray:
 
 def _sbd(home: Path) -> Path | None:
     """Find SBD near a VOC folder."""
-    near = [home, *home.resolve().parents[:3]]
     names = ("benchmark_RELEASE/dataset", "sbd", "SBD", "sbd/benchmark_RELEASE/dataset")
-    return _first(
-        place / name for place in near for name in names if (place / name / "cls").is_dir()
-    )
+    near = [place / name for place in (home, *home.resolve().parents[:3]) for name in names]
+    return _first(place for place in near if (place / "cls").is_dir())
 
 
 def _voc_names(home: Path, sbd: Path | None, split: str) -> list[str]:
@@ -220,10 +213,9 @@ def nyud(
     Args:
         root: the folder with ``data``, ``segmentation`` and the lists; or the one with
             ``nyu_depth_v2_labeled.mat``, ``splits.mat`` and ``classMapping40.mat``.
-        split: train, val, trainval (train and val where it has no list) or test. The official
-            file has trainval and test.
-        modality: "color"; "depth", a picture of mode F in millimeters; or "hha", three channels in
-            the order in which the file stores them (not in the official file).
+        split: train, val, trainval or test; the official file has the last two.
+        modality: "color"; "depth", a picture of mode F in millimeters; or "hha", three channels as
+            the file stores them (not in the official file).
 
     Raises:
         ValueError: another `modality`.
@@ -296,9 +288,8 @@ def siftflow(
 
     Args:
         root: the folder with ``Images``, ``SemanticLabels`` and ``GeoLabels``.
-        split: "trainval" or "test". Without ``trainval.txt`` it is all but the test pictures and
-            the two that nobody has labeled.
-        table: the semantic classes.
+        split: "trainval" or "test". Without a list, trainval is all but the test pictures and the
+            two that nobody has labeled.
         target: "semantic" or "geometric", labels H×W; or "both", labels H×W×2 in this order.
 
     Raises:
@@ -340,11 +331,11 @@ def pascal_context(
     """Open PASCAL-Context: 459 labels, mapped by name to 59 classes and "background".
 
     Args:
-        root: the folder that has VOC2010 (``JPEGImages``) and the annotations (``labels.txt`` and
-            ``trainval/ID.mat``) in it; or a VOC2010 with ``SegmentationClassContext``.
+        root: the folder with VOC2010 (``JPEGImages``) and the annotations (``labels.txt`` and
+            ``trainval/ID.mat``); or a VOC2010 with ``SegmentationClassContext``.
         split: a list of ``ImageSets/SegmentationContext`` or ``ImageSets/Main``.
-        table: the classes. A class that none of the 459 is called, other than "background", is an
-            error. All other labels become "background", or no class where the table has none.
+        table: the classes, named as among the 459, other than "background". All other labels
+            become "background", or no class where the table has none.
     """
     home = _below(root, "VOC2010", "VOCdevkit/VOC2010", "*/VOC2010", needs="JPEGImages")
     lists = _first(home / "ImageSets" / name for name in ("SegmentationContext", "Main"))
@@ -393,9 +384,9 @@ def camvid(
 
     Args:
         root: the folder.
-        split: train, val or test. A list ``train.txt``, of two columns whose paths may begin with
-            folders of another machine, counts before the folders.
-        labels: the folder of the labels, without a list.
+        split: train, val or test. A list ``train.txt`` wins over the folders; its two columns are
+            paths, which may begin with folders of another machine.
+        labels: the folder of the labels, in place of a list.
     """
     listed = Path(root) / f"{split}.txt"
     if not listed.is_file() or labels:
@@ -422,8 +413,8 @@ def cityscapes(
     Args:
         root: the folder with both.
         split: train, val or test.
-        table: the classes, by default the 19, read from ``_gtFine_labelIds``, or where there are
-            none from ``_gtFine_labelTrainIds``.
+        table: the classes, by default the 19. Labels are read from ``_gtFine_labelIds``, or if
+            there are none from ``_gtFine_labelTrainIds``.
     """
     home = _below(root, "*", needs="leftImg8bit")
     pictures = sorted((home / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
@@ -514,20 +505,15 @@ def open_dataset(
 def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, by_name: bool) -> None:
     """Refuse a validation set with pictures of the training set.
 
-    Args:
-        train, val: the data sets.
-        by_name: equal names are one picture, as in VOC and SBD; otherwise equal files are.
+    Equal files are one picture; `by_name`, as in VOC and SBD, equal names are.
 
     Raises:
         DatasetError: the pictures of both are named.
     """
-
-    def keys(dataset: SegmentationDataset) -> list[str]:
-        return dataset.names if by_name else [str(image) for image, _ in dataset.samples]
-
-    both = sorted(set(keys(train)) & set(keys(val)))
+    names, others = (
+        set(d.names if by_name else [str(image) for image, _ in d.samples]) for d in (train, val)
+    )
+    both = [Path(name).name for name in sorted(names & others)]
     if both:
-        raise DatasetError(
-            f"--val-split: {len(both)} of its pictures are in the training list, too: "
-            f"{shortened([Path(name).name for name in both], 3)}"
-        )
+        told = f"{len(both)} of its pictures are in the training list, too"
+        raise DatasetError(f"--val-split: {told}: {shortened(both, 3)}")

@@ -59,22 +59,19 @@ class SegmentationDataset(Dataset[Any]):
     Args:
         samples: (picture, labels) of each item: paths, which the two loaders read.
         table: the classes that the labels must fit.
-        load_image: reads a picture as 8-bit RGB; it must know `channels` itself.
+        load_image: reads a picture as 8-bit RGB, or with `channels`.
         load_labels: reads labels, uint8 H×W, or H×W×K for K heads.
         names: a name for each item, by default the stem of the picture's file.
         heads: what the K planes of the labels are for, as networks name their outputs.
-        include: glob pattern(s) of the names to keep, matched against the file name and its stem.
-        exclude: glob pattern(s) of the names to leave out, such as "0016E5*" for one drive.
-        transform: called as ``transform(image, labels)``; an item is then what it returns, as the
-            two tensors of `train_transform` and `eval_transform`. By default a `Sample`.
+        include, exclude: glob patterns of the file names, stems or names to keep or to leave out,
+            such as "0016E5*" for one drive.
+        transform: called as ``transform(image, labels)`` and returns the item, as the two tensors
+            of `train_transform` and `eval_transform`. By default an item is a `Sample`.
         cache: keep decoded samples in memory (H·W·4 bytes each) after their first use.
         bit_depth, channels: as `read_image` takes them.
         pairs: a data set of (image, labels) items to take instead of files, by `wrap_dataset`.
         guessed: the table is the layout's usual one; nobody has named it.
         passed_over: files of its folders that are not pictures.
-
-    Attributes:
-        samples, names, table, heads, guessed, passed_over: as above, after the filters.
 
     Raises:
         DatasetError: the patterns leave nothing.
@@ -119,7 +116,6 @@ class SegmentationDataset(Dataset[Any]):
         self._decoded: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Any:
@@ -135,7 +131,7 @@ class SegmentationDataset(Dataset[Any]):
             image = rgbx(pixels)
         else:
             image, labels = self._read(index)
-            self._check_sizes(index, image.size, (labels.shape[1], labels.shape[0]))
+            self._check_sizes(index, image.size, labels.shape[1::-1])
             if self.cache:
                 self._decoded[index] = (np.asarray(image), labels)
         if self.transform is not None:
@@ -143,26 +139,20 @@ class SegmentationDataset(Dataset[Any]):
         return Sample(image, labels, self.names[index])
 
     def _read(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        """Read one sample."""
         if self._pairs is None:
             return self._image(self.samples[index][0]), self.labels(index)
         name = self.names[index]
         image, labels = self._pairs[int(name)][:2]
         labels = np.asarray(labels)
         if labels.ndim != 2 or labels.dtype.kind not in "ui":
-            raise TypeError(
-                f"item {name}: labels must be integers H×W, not {labels.dtype} {labels.shape}"
-            )
+            found = f"{labels.dtype} {labels.shape}"
+            raise TypeError(f"item {name}: labels must be integers H×W, not {found}")
         labels = to_labels(labels, self.table, f"item {name}")
         labels.setflags(write=False)
         return as_photo(image, channels=self.channels), labels
 
     def labels(self, index: int) -> np.ndarray:
-        """Read the labels of one sample alone, read-only.
-
-        Raises:
-            LabelError: as reading the sample.
-        """
+        """Read the labels of one sample alone, read-only; LabelError as of the sample."""
         if index in self._decoded:
             return self._decoded[index][1]
         if self._pairs is not None:
@@ -172,15 +162,11 @@ class SegmentationDataset(Dataset[Any]):
         return labels
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return (width, height) of a picture as its file says; an EXIF turn is not applied.
-
-        Raises:
-            ImageError: as reading the sample.
-        """
+        """Return a picture's (width, height) without an EXIF turn; ImageError as of the sample."""
         path = self.samples[index][0]
         return picture_size(path) if self._sized_by_file else self._read(index)[0].size
 
-    def _check_sizes(self, index: int, image: tuple[int, int], labels: tuple[int, int]) -> None:
+    def _check_sizes(self, index: int, image: tuple[int, ...], labels: tuple[int, ...]) -> None:
         """Refuse labels of another size than their picture's, both as (width, height)."""
         if image == labels:
             return
@@ -226,25 +212,24 @@ def open_folder(
 ) -> SegmentationDataset:
     """Open pictures and label pictures that share their names, in two folders for each split.
 
-    The pictures lie in ``root/split`` and the labels in ``root/{split}annot`` (as CamVid has them),
-    or in ``root/images/split`` and ``root/labels/split`` (or annotations, or masks). A
-    ``dataset.json`` in `root` may say otherwise: ``"images"`` and ``"labels"``, such as
-    ``"masks/{split}"``; and ``"classes"`` (names, a known table's name or a JSON file), with
-    ``"palette"``, ``"ignore"`` (void values) and ``"label_map"`` as in a class table's file.
+    Pictures lie in ``root/split`` and labels in ``root/{split}annot`` (as CamVid has them), or in
+    ``root/images/split`` and ``root/labels/split`` (or annotations, or masks). A ``dataset.json``
+    in `root` may name other folders as ``"images"`` and ``"labels"``, such as ``"masks/{split}"``,
+    and the ``"classes"`` (names, a known table's name or a JSON file), with ``"palette"``,
+    ``"ignore"`` (void values) and ``"label_map"`` as in a class table's file.
 
     Args:
         root: the data set's folder.
         split: the split's name, such as "train".
-        table: the classes; by default those of ``dataset.json``, then `default`. Without either
-            CamVid's layout means CamVid's classes, and any other layout is an error.
+        table: the classes; by default those of ``dataset.json``, then `default`, then CamVid's in
+            CamVid's layout.
         labels: another folder with the labels, absolute or relative to `root`.
-        include, exclude: as of `SegmentationDataset`.
+        include, exclude, options: as of `SegmentationDataset`.
         default: the classes where the data set does not name its own.
-        options: more arguments of `SegmentationDataset`.
 
     Raises:
-        DatasetError: a folder is missing or empty, files have no partner (they are named), the
-            patterns leave nothing, or no classes are named.
+        DatasetError: a folder is missing or empty, files have no partner, the patterns leave
+            nothing, or no classes are named.
     """
     root = Path(root)
     if not root.is_dir():
@@ -254,10 +239,8 @@ def open_folder(
     table, guessed = table or named or default, False
     if table is None:
         if label_folder.name != f"{split}annot":
-            raise DatasetError(
-                f'{root}: nothing names its classes: give --classes TABLE, or put "classes": '
-                '["background", ...] into its dataset.json'
-            )
+            told = 'give --classes TABLE, or put "classes": ["background", ...] into dataset.json'
+            raise DatasetError(f"{root}: nothing names its classes: {told}")
         table, guessed = CAMVID, True
     passed = passed_over([image_folder, label_folder])
     samples = _pair(image_folder, label_folder, include, exclude)
@@ -376,9 +359,12 @@ def image_paths(specs: PathLike | Iterable[PathLike]) -> list[Path]:
     found: dict[str, Path] = {}
     missing: list[str] = []
     for spec in specs:
-        paths = _expand(os.fspath(spec))
+        name = os.fspath(spec)
+        paths = _expand(name)
         if not paths:
-            missing.append(f"{spec}: {_why_nothing(os.fspath(spec))}")
+            reason = "no picture matches" if glob.has_magic(name) else "no such file or folder"
+            reason = "no pictures in this folder" if os.path.isdir(name) else reason
+            missing.append(f"{name}: {reason}")
         for path in paths or [Path(spec)]:
             found.setdefault(os.path.realpath(path), path)
     if not any(os.path.isfile(path) for path in found):
@@ -393,13 +379,6 @@ def _expand(spec: str) -> list[Path]:
     inside = os.path.isdir(spec)
     candidates = Path(spec).iterdir() if inside else map(Path, glob.glob(spec, recursive=True))
     return sorted(path for path in candidates if _is_picture(path) and os.path.isfile(path))
-
-
-def _why_nothing(spec: str) -> str:
-    """Say why a spec stands for no picture."""
-    if os.path.isdir(spec):
-        return "no pictures in this folder"
-    return "no picture matches" if glob.has_magic(spec) else "no such file or folder"
 
 
 def passed_over(specs: PathLike | Iterable[PathLike]) -> list[Path]:

@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -44,8 +44,8 @@ def decode(
 ) -> _T:
     """Open a picture and return what `use` makes of it; any error is raised as `failure`.
 
-    A PNG or JPEG that PIL refuses is tried once more without its metadata: profiles and texts of
-    any size, and chunks that are damaged or cut, do not stop a picture whose pixels are sound.
+    A PNG or JPEG that PIL refuses is tried once more without its metadata: large profiles and
+    texts, and damaged or cut chunks, do not stop a picture whose pixels are sound.
 
     Args:
         source: a file, or the content of one, which alone tells the format.
@@ -167,15 +167,15 @@ def read_image(
             `PIL.Image.MAX_IMAGE_PIXELS` holds besides.
         bit_depth: bits, 8 to 16, that 16-bit samples really use: 12 for most cameras' raw data.
             None: all 16, and a warning when no value needs more than 12.
-        channels: 3; or 4: the file's own four, 8 bits each, which must be there (RGBA, where no
-            transparency is applied; or RGB and near infrared, say, of a TIFF).
+        channels: 3; or 4: the file's own four, 8 bits each (RGBA, with no transparency applied;
+            or RGB and near infrared, say, of a TIFF).
 
     Returns:
         A loaded picture of mode RGB, or RGBX with four channels.
 
     Raises:
         ImageError: the file is missing, a folder, empty, cut, not a picture, or too large; or it
-            holds values of more than `bit_depth` bits, or no four channels.
+            holds values of more than `bit_depth` bits, or not the channels.
         ValueError: `bit_depth` outside 8..16, or given with four channels.
     """
     if bit_depth is not None and not 8 <= bit_depth <= 16:
@@ -200,10 +200,7 @@ def read_image(
 
 
 def raw_mode(image: Image.Image) -> str:
-    """Return PIL's name for how a file stores its samples, such as "L;4"; may be "".
-
-    PIL forgets it when it decodes.
-    """
+    """Return PIL's name for how an opened file stores its samples, such as "L;4"; may be ""."""
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     if isinstance(arguments, (tuple, list)) and arguments:
@@ -213,11 +210,11 @@ def raw_mode(image: Image.Image) -> str:
 
 def set_raw_mode(image: Image.Image, kind: str) -> None:
     """Let PIL decode an opened picture as if its samples were stored so."""
-    tiles = []
-    for codec, box, offset, arguments in image.tile:  # type: ignore[attr-defined]
-        changed = kind if isinstance(arguments, str) else (kind, *arguments[1:])
-        tiles.append((codec, box, offset, changed))
-    image.tile = tiles  # type: ignore[attr-defined]
+    opened: Any = image
+    opened.tile = [
+        (codec, box, offset, kind if isinstance(arguments, str) else (kind, *arguments[1:]))
+        for codec, box, offset, arguments in opened.tile
+    ]
 
 
 # PIL keeps the high byte of 16-bit colors; read in the other byte order, it keeps the low one.
@@ -234,26 +231,18 @@ def _low_bytes(image: Image.Image) -> np.ndarray | None:
 
 
 def picture_size(path: PathLike) -> tuple[int, int]:
-    """Return (width, height) as the head of a picture's file says, without decoding it.
-
-    An EXIF orientation is not applied.
-
-    Raises:
-        ImageError: as in `read_image`.
-    """
+    """Return a file's (width, height) without an EXIF turn; ImageError as `read_image`."""
     return decode(path, ImageError, lambda image: image.size)
 
 
 def as_photo(image: Photo, bit_depth: int | None = None, channels: int = 3) -> Image.Image:
-    """Return a picture as 8-bit RGB, upright; or with all of its four channels.
+    """Return a picture as `read_image` does, upright.
 
     Args:
         image: a path; the content of a picture file (bytes) or a file open for reading; a PIL
-            image of any mode (converted as `read_image` does, its EXIF orientation applied); a
-            uint8 array H×W or H×W×1 (gray), H×W×3 (RGB) or H×W×4 (RGBA); or a uint8 tensor C×H×W
-            with 1, 3 or 4 such channels.
-        bit_depth: of files, as `read_image` takes it.
-        channels: 3, or 4 as of `read_image`.
+            image of any mode; a uint8 array H×W or H×W×1 (gray), H×W×3 (RGB) or H×W×4 (RGBA); or a
+            uint8 tensor C×H×W with 1, 3 or 4 such channels.
+        bit_depth, channels: as `read_image` takes them, `bit_depth` for files alone.
 
     Raises:
         ImageError: a file that cannot be read, or a picture without pixels or without the channels.
@@ -380,10 +369,7 @@ def _upright_rgb(
 
 
 def _sixteen_bits(image: Image.Image, kind: str, low: np.ndarray | None) -> np.ndarray | None:
-    """Return the samples of a 16-bit picture, H×W or H×W×3; None for other pictures.
-
-    Without the low bytes of colors these are taken for full.
-    """
+    """Return the samples of a 16-bit picture, H×W or H×W×3; None for other pictures."""
     # Releases of PIL before 11 open 16-bit gray PNGs, and all of them PGMs, as mode I.
     if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):
         return np.asarray(image).astype(np.int32)
@@ -429,11 +415,7 @@ def check_positive(name: str, value: object) -> None:
 
 
 def shrink(image: Image.Image, max_size: int | None) -> Image.Image:
-    """Return the picture with its longest side at most `max_size` pixels; never enlarged.
-
-    Raises:
-        TypeError, ValueError: `max_size` is neither a positive integer nor None (no limit).
-    """
+    """Return the picture with its longest side at most `max_size` (a positive int) pixels."""
     if max_size is None:
         return image
     check_positive("max_size", max_size)
@@ -452,21 +434,16 @@ def photo_tensor(image: Image.Image) -> torch.Tensor:
 def write_image(path: PathLike, image: Image.Image, **options: object) -> None:
     """Write a picture in the format of its extension, whole or not at all.
 
-    Args:
-        path: the file to create or replace.
-        image: the picture.
-        options: for `PIL.Image.Image.save`, such as ``quality`` or ``format``.
+    `options` are those of `PIL.Image.Image.save`, such as ``quality`` or ``format``.
 
     Raises:
         ValueError: an extension that PIL cannot write.
         OSError: the file cannot be written; nothing is left behind.
     """
-    # Encoded in memory first: what remains to go wrong on the disk is one write and one rename.
-    encoded = io.BytesIO()
-    format_name = options.pop("format", None) or Image.registered_extensions().get(
-        Path(path).suffix.lower()
-    )
+    encoded = io.BytesIO()  # all that remains to go wrong on the disk is one write and one rename
+    suffix = Path(path).suffix
+    format_name = options.pop("format", Image.registered_extensions().get(suffix.lower()))
     if format_name is None:
-        raise ValueError(f"{path}: no picture format has the extension {Path(path).suffix!r}")
+        raise ValueError(f"{path}: no picture format has the extension {suffix!r}")
     image.save(encoded, format=str(format_name), **options)
     write_bytes(path, encoded.getbuffer())

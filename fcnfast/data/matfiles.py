@@ -16,11 +16,7 @@ from .labels import to_labels
 
 
 def extra(module: str, path: Path) -> Any:
-    """Import a module of the extra ``data``.
-
-    Raises:
-        InputError: it is not installed; the message names the file, the package and the extra.
-    """
+    """Import a module of the extra ``data``; InputError, which names both, if it is missing."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -29,11 +25,7 @@ def extra(module: str, path: Path) -> Any:
 
 
 def read_mat(path: Path) -> dict[str, Any]:
-    """Read the variables of a MATLAB file of version 4 to 7.
-
-    Raises:
-        LabelError: it is missing, damaged, or no such file.
-    """
+    """Read the variables of a MATLAB file of version 4 to 7; LabelError where that fails."""
     io = extra("scipy.io", path)
     if not path.is_file():
         raise LabelError(f"{path}: no such file")

@@ -39,7 +39,16 @@ Transform = Callable[[Image.Image, np.ndarray, np.random.Generator], Pair]
 
 
 @dataclass(frozen=True)
-class RandomScaleCrop:
+class _Sized:
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"size must be (height, width) of at least 1, not {self.size}")
+
+
+@dataclass(frozen=True)
+class RandomScaleCrop(_Sized):
     """Cut a random window at a random scale and aspect ratio, in one resampling.
 
     With scale s and aspect ratio a, one pixel of the picture becomes s·√a by s/√a pixels of the
@@ -55,12 +64,11 @@ class RandomScaleCrop:
         ValueError: a size below 1, a scale not above 0 or with its ends swapped, an aspect below 1.
     """
 
-    size: tuple[int, int]
     scale: tuple[float, float] = (0.5, 2.0)
     aspect: float = 1.25
 
     def __post_init__(self) -> None:
-        _check_size(self.size)
+        super().__post_init__()
         if not 0.0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale must be (smallest, largest) above 0, not {self.scale}")
         if not self.aspect >= 1.0:
@@ -80,19 +88,13 @@ class RandomScaleCrop:
         return _on_canvas(part, part_labels, (height, width), (top, left))
 
 
-def _check_size(size: tuple[int, int]) -> None:
-    """Refuse a result without pixels."""
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size must be (height, width) of at least 1, not {size}")
-
-
 def _window(
     extent: int, size: int, scale: float, rng: np.random.Generator
 ) -> tuple[int, int, float, float]:
     """Place a window of `size` result pixels along an axis of `extent` source pixels.
 
-    Returns (first, count, start, stop): the result pixels first..first+count-1 lie wholly within
-    the picture and cover the source interval [start, stop]; the others are padding.
+    Returns (first, count, start, stop): `count` result pixels from `first` on lie within the
+    picture and cover the source interval [start, stop]; the others are padding.
     """
     covered = size / scale  # source pixels under the window
     slack = extent - covered
@@ -169,8 +171,7 @@ class RandomRotate:
 
         def turn(plane: np.ndarray) -> np.ndarray:
             picture = Image.fromarray(np.ascontiguousarray(plane))
-            nearest = Image.Resampling.NEAREST
-            return np.asarray(picture.rotate(angle, nearest, fillcolor=IGNORE_INDEX))
+            return np.asarray(picture.rotate(angle, fillcolor=IGNORE_INDEX))  # the nearest label
 
         if labels.ndim == 2:
             return turned, turn(labels)
@@ -178,13 +179,8 @@ class RandomRotate:
 
 
 @dataclass(frozen=True)
-class Resize:
+class Resize(_Sized):
     """Bring a pair to `size` (height, width), whatever its aspect ratio was."""
-
-    size: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        _check_size(self.size)
 
     def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
         """Return the resized pair; nothing is drawn from `rng`."""
@@ -195,13 +191,8 @@ class Resize:
 
 
 @dataclass(frozen=True)
-class Pad:
+class Pad(_Sized):
     """Extend a pair at the bottom and the right to at least `size` (height, width)."""
-
-    size: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        _check_size(self.size)
 
     def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
         """Return the padded pair; nothing is drawn from `rng`."""
@@ -283,7 +274,7 @@ def train_transform(
 
 
 def eval_transform() -> Compose:
-    """Build the transform for evaluation: only the conversion to tensors."""
+    """Return the conversion to tensors alone."""
     return Compose()
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import (
-    Sample,
     SegmentationDataset,
     collate,
     eval_transform,
@@ -44,20 +43,6 @@ def open_pictures(
         bit_depth=s.bit_depth or None,
         channels=max(3, s.in_channels),
     )
-
-
-class Part:
-    """Every `world`-th sample of a data set, from number `rank` on: no sample twice."""
-
-    def __init__(self, dataset: SegmentationDataset, rank: int, world: int) -> None:
-        self.dataset, self.table = dataset, dataset.table
-        self.indices = range(rank, len(dataset), world)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.dataset[self.indices[index]]
 
 
 class Batch(NamedTuple):
@@ -115,11 +100,7 @@ class Crops(Dataset[Batch | Exception]):
 
 
 def make_crops(pictures: SegmentationDataset, s: TrainSettings, world: int) -> Crops:
-    """Return the crops that `s` asks for.
-
-    Raises:
-        InputError: they do not fill a step, or a batch does not divide by the processes.
-    """
+    """Return the crops that `s` asks for; InputError if they do not fill a step."""
     batch = f"--batch-size {s.batch_size}"
     if s.batch_size % world:
         raise InputError(f"{batch} is over all processes, and does not divide by {world}")

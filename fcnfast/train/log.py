@@ -28,10 +28,10 @@ PICTURES = 3  # that TensorBoard shows of a validation
 
 
 class Log:
-    """The CSV log of a run; going on from an iteration drops the rows after it."""
+    """The CSV log of a run, and its board; going on from an iteration drops the rows after it."""
 
-    def __init__(self, path: Path, iteration: int) -> None:
-        rows = []
+    def __init__(self, path: Path, iteration: int, board: Board | None = None) -> None:
+        self.board, rows = board, []
         if path.exists():
             with path.open(newline="") as file:
                 rows = [r for r in csv.DictReader(file) if _before(r, iteration)]
@@ -47,10 +47,14 @@ class Log:
         """Append a row; columns without a value stay empty."""
         self._writer.writerow(row)
         self._file.flush()
+        if self.board is not None:
+            self.board.write(row)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the files."""
         self._file.close()
+        if self.board is not None:
+            self.board.close()
 
 
 def _before(row: dict[str, Any], iteration: int) -> bool:
@@ -91,11 +95,7 @@ class Progress:
 
 
 class Board:
-    """TensorBoard's files of a run: curves, and some validated pictures.
-
-    Raises:
-        InputError: when TensorBoard is not installed; the message names the extra.
-    """
+    """TensorBoard's files of a run: curves, and some validated pictures (extra ``log``)."""
 
     def __init__(self, folder: Path, iteration: int) -> None:
         try:

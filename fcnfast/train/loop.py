@@ -16,7 +16,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import Subset
 
 from ..data import ClassTable, SegmentationDataset, wrap_dataset
 from ..data.check import require_every_class
@@ -39,7 +39,6 @@ from ..models import FCN, save_model
 from . import checkpoint
 from .batches import (
     Batch,
-    Part,
     batches,
     make_crops,
     next_batch,
@@ -160,8 +159,12 @@ class Run:
         p.together(self._begin)
         with contextlib.ExitStack() as stack, explained(p, s):
             stack.callback(self.progress.bar.close)
-            self.log, self.board = p.together(lambda: self._logs(stack))
-            stack.enter_context(self._listening())
+            self.log = p.together(self._open_log)
+            if self.log is not None:
+                stack.callback(self.log.close)
+            if threading.current_thread() is threading.main_thread():  # the one that gets signals
+                before = signal.signal(signal.SIGTERM, self._terminate)
+                stack.callback(signal.signal, signal.SIGTERM, before)
             self.net = self._wrapped()
             first, pin = self.iteration, self.device.type == "cuda"
             loader = batches(self.crops, s, first, self.iterations, p.rank, p.world, pin)
@@ -214,31 +217,16 @@ class Run:
             told = "has no bfloat16 instructions; float32 is several times as fast"
             print(f"fcnfast: warning: --amp: this CPU {told}", file=sys.stderr)
 
-    def _logs(self, stack: contextlib.ExitStack) -> tuple[Log | None, Board | None]:
-        """Open the log, and TensorBoard's, in process 0; `stack` closes them."""
+    def _open_log(self) -> Log | None:
+        """Open the log, and TensorBoard's, in process 0."""
         if self.processes.rank > 0:
-            return None, None
-        board = None
-        if self.settings.log == "tensorboard":
-            board = stack.enter_context(contextlib.closing(Board(self.out, self.iteration)))
-        log = Log(self.out / "log.csv", self.iteration)
-        return stack.enter_context(contextlib.closing(log)), board
+            return None
+        board = Board(self.out, self.iteration) if self.settings.log == "tensorboard" else None
+        return Log(self.out / "log.csv", self.iteration, board)
 
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Let SIGTERM, with which a cluster announces that it takes the machine, end the run."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Python delivers signals to the main thread only
-            return
-
-        def stop(*_: Any) -> None:
-            self.sigterm = True
-
-        before = signal.signal(signal.SIGTERM, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    def _terminate(self, *_: Any) -> None:
+        """End the run: a cluster takes the machine."""
+        self.sigterm = True
 
     def _wrapped(self) -> nn.Module:
         """Return the network as it is called: compiled, and for several processes in DDP."""
@@ -268,10 +256,10 @@ class Run:
         for norm in self.frozen:
             norm.eval()
         self.optimizer.zero_grad(set_to_none=True)
+        net: Any = self.net
         for index, batch in enumerate(group):
             reduce_later = world > 1 and index < len(group) - 1
-            no_sync = cast(DistributedDataParallel, self.net).no_sync if reduce_later else None
-            with contextlib.nullcontext() if no_sync is None else no_sync():
+            with net.no_sync() if reduce_later else contextlib.nullcontext():
                 loss = self._loss(batch, divisors)
                 self.scaler.scale(loss * world).backward()
             self.loss_sum += loss.detach()
@@ -371,8 +359,7 @@ class Run:
     def _checked_loss(self) -> float:
         """Return the sum of the losses since the last row of the log, over all processes.
 
-        Raises:
-            DivergenceError, SystemExit: when it, or a weight of any process, is not finite.
+        DivergenceError if it, or a weight of any process, is not finite.
         """
         parameters = [p for p in self.averaged.state_dict().values() if p.is_floating_point()]
         parameters += [p.detach() for p in self.model.parameters()]
@@ -402,8 +389,6 @@ class Run:
             "memory_mib": peak_memory(self.device),
         }
         self.log.write(row)
-        if self.board is not None:
-            self.board.write(row)
         best = self.best if self.best >= 0 else None
         self.progress.tell(self.iteration, loss, best, row)
 
@@ -417,7 +402,7 @@ class Run:
         p, val = self.processes, cast(SegmentationDataset, self.val)
         for buffer in self.averaged.buffers():  # running statistics are process 0's
             p.share(buffer)
-        part = Part(val, p.rank, p.world)
+        part = Subset(val, range(p.rank, len(val), p.world))  # no picture twice
         none = ConfusionMatrix(len(self.table))  # where there are more processes than pictures
         net = self.averaged.eval()
         matrix = p.together(lambda: evaluate_model(net, part) if len(part) else none)
@@ -439,9 +424,9 @@ class Run:
                 "val_pixel_accuracy": f"{scores.pixel_accuracy:.4f}",
             }
             self.log.write(row)
-            if self.board is not None:
-                self.board.write(row)
-                self.board.show(self.averaged, cast(SegmentationDataset, self.val), self.iteration)
+            if self.log.board is not None:
+                held_out = cast(SegmentationDataset, self.val)
+                self.log.board.show(self.averaged, held_out, self.iteration)
             note = " (the best so far)" if better else ""
             self.progress.say(f"epoch {row['epoch']:g}: mean IU {100 * scores.mean_iu:.1f}{note}")
             if better:
@@ -471,11 +456,7 @@ class Run:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, on any number of processes.
-
-        Raises:
-            InputError: when the pictures are not those of the run.
-        """
+        """Go on from `state`, on any number of processes; InputError if the pictures differ."""
         names = [image.name for image, _ in self.pictures.samples]
         if state["pictures"] != names:
             told = f"({len(state['pictures'])} then, {len(names)} now)"

@@ -32,10 +32,8 @@ def make_model(
 ) -> FCN:
     """Return the network of a run, which learns from `pictures`, on its device.
 
-    `saved` are the options and the preprocessing of a resumed run, whose weights may be gone.
-
-    Raises:
-        InputError, WeightsError: as `create_model`, and for `sync_bn` without GPUs.
+    `saved` are options and preprocessing of a resumed run, whose weights may be gone. Raises
+    as `create_model`, and InputError for `sync_bn` without GPUs.
     """
     if saved is None:
         options: dict[str, Any] = {} if s.in_channels == 3 else {"in_channels": s.in_channels}
@@ -86,11 +84,7 @@ def freeze(model: FCN, what: str) -> list[nn.Module]:
 
 
 def checkpoint_blocks(model: FCN) -> None:
-    """Make the trunk's blocks keep their input only, and compute the rest again when it is needed.
-
-    Raises:
-        InputError: for a trunk that is not made of blocks.
-    """
+    """Make the trunk's blocks keep only their input, and run again in the backward pass."""
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     layers = [layer for name, layer in model.named_modules() if _in_trunk(model, name)]
     blocks = [b for b in layers if type(b) not in containers and any(b.children())]

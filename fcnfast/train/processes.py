@@ -76,11 +76,7 @@ class Processes:
             dist.destroy_process_group()
 
     def device(self, name: str) -> torch.device:
-        """Return the device of this process: the GPU of its number, where there are GPUs.
-
-        Raises:
-            InputError: as `choose_device`, and for one GPU that all processes would share.
-        """
+        """Return the device called `name`; of several processes each has a GPU of its own."""
         device = choose_device(name or None)
         if self.world > 1 and device.type == "cuda":
             if device.index is not None:
@@ -116,9 +112,7 @@ class Processes:
     def together(self, work: Callable[[], T]) -> T:
         """Do what every process does for itself; when one of them fails, all of them end.
 
-        Raises:
-            InputError, OSError: in process 0, the first error of any process.
-            SystemExit: in the others.
+        Process 0 raises the first InputError or OSError of any process, the others SystemExit.
         """
         result, error = None, None
         try:
@@ -137,11 +131,7 @@ class Processes:
         raise SystemExit(FAILED)
 
     def agree(self, what: dict[str, Any]) -> None:
-        """Refuse processes that differ in something that must be the same.
-
-        Raises:
-            InputError, SystemExit: as `together`; the first difference is named.
-        """
+        """Refuse, as `together`, processes that differ in something that must be the same."""
         first, *others = self.gather(what)
         for rank, theirs in enumerate(others, 1):
             for key, value in first.items():

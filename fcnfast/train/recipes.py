@@ -134,13 +134,10 @@ def _of_recipe(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stages(settings: TrainSettings) -> list[TrainSettings]:
-    """Return the settings of the runs that a staged one consists of, each in a folder of its own.
+    """Return the settings of the runs of a staged one, each in a folder of its own.
 
     Every stage has its own rate, as a share of the first one's: a hundredth of the stage before
-    where the reference says nothing else.
-
-    Raises:
-        InputError: for a network that has no coarser ones.
+    where the reference says nothing else. InputError for a network that has no coarser ones.
     """
     names = [settings.model.replace("fcn8s", f"fcn{stride}s") for stride in (32, 16, 8)]
     if len(set(names)) < 3 or not set(names) <= set(list_models()):

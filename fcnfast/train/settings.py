@@ -180,11 +180,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def resumed(saved: TrainSettings, changes: dict[str, Any]) -> TrainSettings:
-    """Return the settings of a resumed run: only where and how it runs may change.
-
-    Raises:
-        InputError: when another setting differs from the one in the checkpoint.
-    """
+    """Return the settings of a resumed run: InputError for changes of more than how it runs."""
     free = {f.name for f in fields(TrainSettings) if f.metadata.get("free")}
     for name, value in changes.items():
         if name not in free and value != getattr(saved, name):
