@@ -12,7 +12,7 @@ from .errors import ImageError, InputError
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """Return a device that is there; by default a CUDA GPU if there is one, else the CPU.
+    """Return an available device; by default a CUDA GPU if there is one, else the CPU.
 
     Raises:
         InputError: a name that torch does not know, or a device that this machine does not have.
@@ -50,19 +50,16 @@ def too_small(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def image_errors(source: str, what: str, device: torch.device) -> Iterator[None]:
-    """Raise ImageError where a network cannot take `what`, such as "8x8 pixels", of `source`.
+    """Raise ImageError where `what`, such as "8x8 pixels", is too much for the memory or too small.
 
-    Raises:
-        ImageError: too large for the memory, or too small for the network. Other errors pass.
+    The message begins with `source`. Other errors pass.
     """
     try:
         yield
     except (MemoryError, RuntimeError, ValueError) as error:
         if out_of_memory(error):
-            reason = (
-                f"too many for the memory of {device}; "
-                "give a tile, or a smaller tile, max_size or batch_size"
-            )
+            hint = "give a tile, or a smaller tile, max_size or batch_size"
+            reason = f"too many for the memory of {device}; {hint}"
         elif too_small(error):
             reason = f"too few for the network: {' '.join(str(error).split())}"
         else:

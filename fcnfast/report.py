@@ -256,22 +256,22 @@ def write_report(
     names, confusion = list(scores["classes"]), np.array(scores["confusion"], dtype=np.int64)
     about = "".join(f"<dt>{clean(key)}</dt><dd>{clean(text)}</dd>" for key, text in facts.items())
     best, worst = gallery.best_and_worst()
-    body = "\n".join(
-        [
-            f"<header><h1>Evaluation</h1><dl>{about}</dl></header>",
-            f"<section>{_tiles(scores)}</section>",
-            f"<section><h2>Classes</h2>{_classes(scores, table)}</section>",
-            "<section><h2>Confusion matrix</h2><p>Rows are the truth, columns the prediction; "
-            "each row in percent of its class's pixels, from 0.5 up.</p>"
-            f'<div class="pair">{_matrix(confusion, names)}{_confusions(confusion, names)}</div>'
-            "</section>",
-            _pictures("The best pictures", best),
-            _pictures("The worst pictures", worst),
-            _curves(run) if run else "",
-            f"<footer>fcnfast {__version__}</footer>",
-        ]
+    maps = f'<div class="pair">{_matrix(confusion, names)}{_confusions(confusion, names)}</div>'
+    about_matrix = (
+        "<p>Rows are the truth, columns the prediction; each row in percent of its class's pixels, "
+        "from 0.5 up.</p>"
     )
+    parts = [
+        f"<header><h1>Evaluation</h1><dl>{about}</dl></header>",
+        f"<section>{_tiles(scores)}</section>",
+        f"<section><h2>Classes</h2>{_classes(scores, table)}</section>",
+        f"<section><h2>Confusion matrix</h2>{about_matrix}{maps}</section>",
+        _pictures("The best pictures", best),
+        _pictures("The worst pictures", worst),
+        _curves(run) if run else "",
+        f"<footer>fcnfast {__version__}</footer>",
+    ]
     path = Path(folder) / "index.html"
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    write_bytes(path, page.replace("%BODY%", body).encode())
+    write_bytes(path, page.replace("%BODY%", "\n".join(parts)).encode())
     return path

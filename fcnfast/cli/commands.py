@@ -110,7 +110,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _tell_passed_over(paths: Sequence[Path]) -> None:
-    """Name the files of a folder that are not pictures, so that none vanishes without a word."""
+    """Name the files that were skipped because they are not pictures."""
     if paths:
         from ..data.folder import shortened
 
@@ -257,7 +257,7 @@ def _facts(args: argparse.Namespace, model: FCN | None, pictures: int) -> dict[s
 
 
 def _training(args: argparse.Namespace) -> Curves | None:
-    """Return the curves of the run whose weights these are; a log that is none is told and left."""
+    """Return the curves of the run that made the weights; warn of a log that cannot be read."""
     from ..plot import read_curves
 
     log = Path(args.weights).with_name("log.csv") if args.weights else None
@@ -280,14 +280,14 @@ def plot(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train; everything about it is in `fcnfast.train`."""
+    """Train a network; see `fcnfast.train`."""
     from ..train import run
 
     return 0 if run(args) else STOPPED
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Write a weights file of any kind as one of fcnfast's, and say what it took of it."""
+    """Rewrite a weights file of any kind as fcnfast's, and print what was loaded."""
     import torch
 
     from ..data.tables import class_table
@@ -325,7 +325,7 @@ def models(_: argparse.Namespace) -> int:
 
 
 def info(args: argparse.Namespace) -> int:
-    """Print a network's layers: where their units are, and what they see of the image."""
+    """Print a network's layers with their receptive fields."""
     import torch
 
     from ..models import create_model

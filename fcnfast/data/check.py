@@ -55,15 +55,9 @@ class _Examined(Dataset[Any]):
 
 
 def examine(dataset: SegmentationDataset, workers: int = 0, progress: bool = False) -> Findings:
-    """Read every pair of a data set.
+    """Read every pair of a data set, opened without a transform, in `workers` processes (0: here).
 
-    Args:
-        dataset: opened without a transform.
-        workers: processes that read; 0 reads in this one.
-        progress: show a bar on stderr.
-
-    Raises:
-        InputError: a process was killed.
+    `progress` shows a bar on stderr. InputError when a process was killed.
     """
     findings = Findings()
     items = _Examined(dataset)  # tuples, which `tuple` leaves alone
@@ -96,9 +90,8 @@ def require_every_class(dataset: SegmentationDataset) -> None:
     pixels = np.zeros(256, np.int64)
     order = np.random.default_rng(0).permutation(len(dataset))
     hidden = None if len(order) > 500 else True  # None: unless stderr is a terminal
-    for index in tqdm(
-        order, "looking for every class", unit="picture", leave=False, disable=hidden
-    ):
+    bar = tqdm(order, "looking for every class", unit="picture", leave=False, disable=hidden)
+    for index in bar:
         pixels += count_pixels(dataset.labels(int(index)))
         if pixels[: len(dataset.table)].all():
             return
@@ -127,11 +120,9 @@ def _suggestion(dataset: SegmentationDataset) -> str:
     for _, path in dataset.samples[:20]:
         if path.suffix.lower() not in IMAGE_EXTENSIONS:
             return "; is this the right class table?"
-        try:
+        with contextlib.suppress(LabelError):
             values = stored_integers(path)
-        except LabelError:
-            continue
-        stored |= set(np.unique(values).tolist()) if values.ndim == 2 else {-1}
+            stored |= set(np.unique(values).tolist()) if values.ndim == 2 else {-1}
     values_seen = sorted(stored)
     if len(values_seen) == len(table) and values_seen != list(range(len(table))):
         line = _map_line(list(zip(values_seen, table.names, strict=True)))

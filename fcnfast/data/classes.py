@@ -96,13 +96,10 @@ class ClassTable:
 
 
 def voc_palette(count: int) -> tuple[Color, ...]:
-    """Return the first `count` colors of PASCAL VOC's palette, the default of any table.
+    """Return the first `count` (0 to 256) colors of PASCAL VOC's palette, the default of any table.
 
     Bits 0, 1, 2 of k are the top bits of red, green and blue in color k, bits 3, 4, 5 the next
     lower ones, and so on. All 256 colors differ.
-
-    Raises:
-        ValueError: `count` outside 0..256.
     """
     if not 0 <= count <= 256:
         raise ValueError(f"a palette has 0 to 256 colors, not {count}")

@@ -24,7 +24,7 @@ from .classes import IGNORE_INDEX, ClassTable
 from .folder import SegmentationDataset, open_folder, shortened
 from .images import IMAGE_EXTENSIONS, decode
 from .labels import read_labels
-from .matfiles import mat_labels, nyud_color, nyud_depth, nyud_labels, read_mat
+from .matfiles import mat_labels, nyud_labels, nyud_picture, read_mat
 from .tables import (
     ADE20K,
     CAMVID,
@@ -266,7 +266,7 @@ def _nyud_official(
         samples,
         table,
         names=[str(5000 + number) for number in numbers],
-        load_image=nyud_color if modality == "color" else nyud_depth,
+        load_image=partial(nyud_picture, modality=modality),
         load_labels=partial(nyud_labels, mapping=mapping),
         **options,
     )

@@ -171,10 +171,7 @@ def _gray_bmp(image: Image.Image) -> str:
 
 
 def _unscale(image: Image.Image) -> str:
-    """Let PIL decode a PGM as it is stored, not scaled by its largest value; return its raw mode.
-
-    PIL scales by 255 or 65535 over the maxval of the head; with that as the maxval it does not.
-    """
+    """Let PIL decode a PGM as it is stored, not scaled to its maxval; return its raw mode."""
     opened: Any = image
     (codec, box, offset, arguments), *_ = opened.tile
     gray, kind = image.mode == "L", raw_mode(image)

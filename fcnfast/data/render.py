@@ -66,7 +66,7 @@ def add_legend(image: Image.Image, table: ClassTable, shares: Mapping[str, float
 
 
 def percent(share: float) -> str:
-    """Write a share for people: one decimal, and no "0.0" for what is there."""
+    """Format a share with one decimal, but never a positive one as "0.0 %"."""
     return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
 
 

@@ -254,23 +254,22 @@ def train_transform(
         return Compose((RandomScaleCrop(size, scale, aspect=1.0), RandomHorizontalFlip()))
     often, seldom = min(0.5 * strength, 0.9), min(0.25 * strength, 0.9)
     jitter = [share * strength for share in (0.4, 0.4, 0.5, 0.05)]
-    return Compose(
-        (
-            RandomScaleCrop(size, scale, aspect=1.0 + 0.3 * strength),
-            RandomHorizontalFlip(),
-            RandomRotate(5.0 * strength, p=seldom),
-            RandomLighting(shade=max(0.0, 1.0 - 0.6 * strength), p=seldom),
-            ColorJitter(*jitter, p=min(0.8, often * 2)),
-            RandomAutoContrast(p=seldom),
-            RandomExposure(p=seldom),
-            RandomGamma(1.0 + 0.5 * strength, p=often),
-            RandomWhiteBalance(1.0 + 0.25 * strength, p=often),
-            RandomGrayscale(p=min(0.08 * strength, 0.5)),
-            RandomBlur(1.5 * strength, 1.0 * strength, p=seldom),
-            RandomNoise(12.0 * strength, p=seldom),
-            RandomJPEG(p=seldom),
-        )
+    steps: tuple[Transform, ...] = (
+        RandomScaleCrop(size, scale, aspect=1.0 + 0.3 * strength),
+        RandomHorizontalFlip(),
+        RandomRotate(5.0 * strength, p=seldom),
+        RandomLighting(shade=max(0.0, 1.0 - 0.6 * strength), p=seldom),
+        ColorJitter(*jitter, p=min(0.8, often * 2)),
+        RandomAutoContrast(p=seldom),
+        RandomExposure(p=seldom),
+        RandomGamma(1.0 + 0.5 * strength, p=often),
+        RandomWhiteBalance(1.0 + 0.25 * strength, p=often),
+        RandomGrayscale(p=min(0.08 * strength, 0.5)),
+        RandomBlur(1.5 * strength, 1.0 * strength, p=seldom),
+        RandomNoise(12.0 * strength, p=seldom),
+        RandomJPEG(p=seldom),
     )
+    return Compose(steps)
 
 
 def eval_transform() -> Compose:

@@ -1,4 +1,4 @@
-"""What a run learns from: its pictures, their crops, and the batches of every step."""
+"""The data of a run: its pictures, their crops, and the batches of every step."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def open_pictures(
 
 
 class Batch(NamedTuple):
-    """Pictures (uint8 N x 3 x h x w), their labels (uint8 N x h x w), and what they took.
+    """Pictures (uint8 N x 3 x h x w) and their labels (uint8 N x h x w).
 
     counts: pixels of each label, int64 256, for every head (one, "out", where all share the
-    labels); seconds: that one worker spent on them.
+    labels); seconds: the time that one worker spent on them.
     """
 
     images: Tensor

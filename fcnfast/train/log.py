@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: log.csv, a progress line, TensorBoard if it is wanted."""
+"""What a run shows as it goes: log.csv, a progress line, TensorBoard on request."""
 
 from __future__ import annotations
 

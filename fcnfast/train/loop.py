@@ -1,4 +1,4 @@
-"""The training loop, in the order in which things happen.
+"""The training loop, in the order of execution.
 
 fcnfast train --data-path CamVid --output-dir run                       # one CPU, or one GPU
 torchrun --nproc_per_node=8 -m fcnfast train --data-path CamVid ...     # eight GPUs
@@ -121,7 +121,7 @@ class Run:
         self.saved = 0  # iteration of the last checkpoint
 
     def identity(self) -> dict[str, Any]:
-        """Return what all processes must have in common."""
+        """Return what all processes must agree on."""
         found = {"the classes": f"{len(self.table)} ({', '.join(self.table.names)})"}
         apart = ("data_path", "output_dir", "device", "workers")
         found |= {flag(k): v for k, v in self.settings.to_json().items() if k not in apart}

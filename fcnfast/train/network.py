@@ -1,4 +1,4 @@
-"""The network of a run: where it starts, what of it learns, how, and the average of its weights."""
+"""The network of a run: its start, frozen parts, optimizer, class weights and averaged weights."""
 
 from __future__ import annotations
 
