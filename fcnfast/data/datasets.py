@@ -20,23 +20,12 @@ from PIL import Image
 
 from ..errors import DatasetError, ImageError, NoSplitError
 from ..files import PathLike
+from . import tables
 from .classes import IGNORE_INDEX, ClassTable
 from .folder import SegmentationDataset, open_folder, shortened
 from .images import IMAGE_EXTENSIONS, decode
 from .labels import read_labels
 from .matfiles import mat_labels, nyud_labels, nyud_picture, read_mat
-from .tables import (
-    ADE20K,
-    CAMVID,
-    CITYSCAPES,
-    CITYSCAPES_IDS,
-    NYUD,
-    PASCAL_CONTEXT,
-    SIFTFLOW,
-    SIFTFLOW_GEO,
-    VOC,
-    class_table,
-)
 
 # Two paths; or a name, and what VOC's lists of one class put behind it: -1, 0 or 1.
 _TWO_PATHS = re.compile(r"(.*?\.\w+)\s+(\S.*\.\w+)")
@@ -121,7 +110,7 @@ def voc(
     root: PathLike,
     split: str = "train",
     *,
-    table: ClassTable = VOC,
+    table: ClassTable = tables.VOC,
     labels: PathLike | None = None,
     sbd: PathLike | None = None,
     **options: Any,
@@ -204,7 +193,7 @@ def nyud(
     root: PathLike,
     split: str = "train",
     *,
-    table: ClassTable = NYUD,
+    table: ClassTable = tables.NYUD,
     modality: str = "color",
     **options: Any,
 ) -> SegmentationDataset:
@@ -280,7 +269,7 @@ def siftflow(
     root: PathLike,
     split: str = "trainval",
     *,
-    table: ClassTable = SIFTFLOW,
+    table: ClassTable = tables.SIFTFLOW,
     target: str = "both",
     **options: Any,
 ) -> SegmentationDataset:
@@ -310,14 +299,14 @@ def siftflow(
     options["load_labels"] = partial(mat_labels, key="S")
     if target == "both":
         options |= {"load_labels": _both_siftflow, "heads": ("out", "geo")}
-    table = SIFTFLOW_GEO if target == "geometric" else table
+    table = tables.SIFTFLOW_GEO if target == "geometric" else table
     return SegmentationDataset(_present(places, home), table, **options)
 
 
 def _both_siftflow(path: Path, table: ClassTable) -> np.ndarray:
     """Read semantic and geometric labels, H×W×2."""
     geometric = path.parents[2] / "GeoLabels" / path.parent.name / path.name
-    planes = mat_labels(path, table, "S"), mat_labels(geometric, SIFTFLOW_GEO, "S")
+    planes = mat_labels(path, table, "S"), mat_labels(geometric, tables.SIFTFLOW_GEO, "S")
     return np.stack(planes, axis=-1)
 
 
@@ -326,7 +315,11 @@ _CONTEXT_SPELLINGS = {"table": "diningtable", "bedclothes": "bedcloth", "cloth":
 
 
 def pascal_context(
-    root: PathLike, split: str = "train", *, table: ClassTable = PASCAL_CONTEXT, **options: Any
+    root: PathLike,
+    split: str = "train",
+    *,
+    table: ClassTable = tables.PASCAL_CONTEXT,
+    **options: Any,
 ) -> SegmentationDataset:
     """Open PASCAL-Context: 459 labels, mapped by name to 59 classes and "background".
 
@@ -376,7 +369,7 @@ def camvid(
     root: PathLike,
     split: str = "train",
     *,
-    table: ClassTable = CAMVID,
+    table: ClassTable = tables.CAMVID,
     labels: PathLike | None = None,
     **options: Any,
 ) -> SegmentationDataset:
@@ -426,12 +419,12 @@ def cityscapes(
     for path in pictures:
         name = path.stem.removesuffix("_leftImg8bit")
         places[path.stem] = path, truth / path.parent.name / f"{name}_gtFine_{kind}.png"
-    table = table or (CITYSCAPES_IDS if kind == "labelIds" else CITYSCAPES)
+    table = table or (tables.CITYSCAPES_IDS if kind == "labelIds" else tables.CITYSCAPES)
     return SegmentationDataset(_present(places, truth), table, **options)
 
 
 def ade20k(
-    root: PathLike, split: str = "training", *, table: ClassTable = ADE20K, **options: Any
+    root: PathLike, split: str = "training", *, table: ClassTable = tables.ADE20K, **options: Any
 ) -> SegmentationDataset:
     """Open ADE20K's scene parsing benchmark: labels from 1, 0 is no class.
 
@@ -491,7 +484,7 @@ def open_dataset(
         raise DatasetError(f"--dataset {name}: not one of {', '.join(DATASETS)}")
     row = DATASETS[name]
     if table:
-        options["table"] = class_table(table)
+        options["table"] = tables.class_table(table)
     if labels:
         if name not in ("voc", "camvid", "folder"):
             raise DatasetError(f"--labels-dir {labels}: {name} keeps its labels in one place")

@@ -13,13 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import (
-    SegmentationDataset,
-    collate,
-    eval_transform,
-    open_dataset,
-    train_transform,
-)
+from ..data import SegmentationDataset, collate, eval_transform, open_dataset, train_transform
 from ..data.transforms import Compose
 from ..errors import InputError
 from .settings import TrainSettings
