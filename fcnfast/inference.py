@@ -58,10 +58,8 @@ class Views:
             if (value := getattr(self, name)) is not None:
                 check_positive(name, value)
         if self.tile is not None and self.max_size is not None:
-            raise ValueError(
-                f"tile {self.tile}: tiles are cut from the picture at its own size, which max_size "
-                f"{self.max_size} would change; give one of them"
-            )
+            told = f"cut from the picture at its own size, which max_size {self.max_size} changes"
+            raise ValueError(f"tile {self.tile}: tiles are {told}; give one of them")
         if self.overlap is not None:
             if self.tile is None:
                 raise ValueError(f"overlap {self.overlap} needs a tile")
@@ -71,10 +69,8 @@ class Views:
         scales = self.scales if isinstance(self.scales, (tuple, list)) else ()
         fit = [isinstance(s, (int, float)) and 0 < s <= _LARGEST_SCALE for s in scales]
         if not fit or not all(fit):
-            raise ValueError(
-                f"scales must be numbers above 0 and at most {_LARGEST_SCALE} in a tuple or a "
-                f"list, not {self.scales!r}"
-            )
+            wanted = f"numbers above 0 and at most {_LARGEST_SCALE} in a tuple or a list"
+            raise ValueError(f"scales must be {wanted}, not {self.scales!r}")
 
     def single(self, size: Pair) -> bool:
         """Tell whether a picture of this (height, width) is seen once, whole and as it is."""

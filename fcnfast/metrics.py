@@ -111,9 +111,9 @@ class ConfusionMatrix:
         if bad.size:
             value = self.num_classes + int(bad[0])
             extra = f", or {self.ignore_index} to ignore" if what == "target" else ""
+            known = f"(0 to {self.num_classes - 1}{extra})"
             raise ValueError(
-                f"{what}: value {value} (pixels: {counts[value]}) is not a class "
-                f"(0 to {self.num_classes - 1}{extra})"
+                f"{what}: value {value} (pixels: {counts[value]}) is not a class {known}"
             )
 
     def scores(self, absent: Absent = "union") -> Scores:

@@ -80,9 +80,9 @@ def read_curves(run: PathLike) -> Curves:
             raise InputError(f"{path}: the log is empty")
         known = [column for column in PANELS if column in rows.fieldnames]
         if "iteration" not in rows.fieldnames or not known:
-            told = f"it needs the columns iteration and {' or '.join(PANELS)}, and has"
-            found_columns = ", ".join(rows.fieldnames)
-            raise InputError(f"{path}: not the log of a run: {told} {found_columns}")
+            told = f"it needs the columns iteration and {' or '.join(PANELS)}"
+            has = ", ".join(rows.fieldnames)
+            raise InputError(f"{path}: not the log of a run: {told}, and has {has}")
         found: dict[str, list[Point]] = {column: [] for column in known}
         for row in rows:
             for column in known:

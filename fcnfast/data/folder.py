@@ -174,9 +174,9 @@ class SegmentationDataset(Dataset[Any]):
         why = ""
         if self._sized_by_file and picture_size(path) == labels:
             why = ": EXIF turns it upright, and the labels were drawn on the unturned photo"
+        found, expected = f"{labels[0]}x{labels[1]}", f"{image[0]}x{image[1]}"
         raise LabelError(
-            f"{label_path}: the labels are {labels[0]}x{labels[1]} pixels, their image is "
-            f"{image[0]}x{image[1]}{why}"
+            f"{label_path}: the labels are {found} pixels, their image is {expected}{why}"
         )
 
 
@@ -319,9 +319,8 @@ def _by_stem(folder: Path, include: Patterns, exclude: Patterns) -> dict[str, Pa
             continue
         stem = unicodedata.normalize("NFC", path.stem)
         if stem in found:
-            raise DatasetError(
-                f"{folder}: {found[stem].name} and {path.name} share one name; keep one"
-            )
+            both = f"{found[stem].name} and {path.name}"
+            raise DatasetError(f"{folder}: {both} share one name; keep one")
         found[stem] = path
     return found
 

@@ -60,10 +60,8 @@ def decode(
         with Image.open(file, formats=formats) as image:
             pixels = image.width * image.height
             if pixels > max_pixels:
-                raise failure(
-                    f"{name}: too large: {image.width}x{image.height} is {pixels} pixels, "
-                    f"at most {max_pixels} are read"
-                )
+                told = f"{image.width}x{image.height} is {pixels} pixels, at most {max_pixels}"
+                raise failure(f"{name}: too large: {told} are read")
             return use(image)
 
     try:
@@ -265,10 +263,8 @@ def as_photo(image: Photo, bit_depth: int | None = None, channels: int = 3) -> I
     if isinstance(image, np.ndarray):
         image = _from_array(image)
     if not isinstance(image, Image.Image):
-        raise TypeError(
-            "a picture must be a path, bytes, a PIL image, a uint8 array or a uint8 tensor, not "
-            f"{type(image).__name__}"
-        )
+        kinds = "a path, bytes, a PIL image, a uint8 array or a uint8 tensor"
+        raise TypeError(f"a picture must be {kinds}, not {type(image).__name__}")
     if image.width == 0 or image.height == 0:
         raise ImageError(f"the picture has no pixels: {image.width}x{image.height}")
     try:
@@ -284,10 +280,8 @@ def check_channels(images: torch.Tensor) -> None:
     if images.dtype != torch.uint8:
         raise TypeError(f"a picture's tensor must be uint8 (0 to 255), not {images.dtype}")
     if images.dim() not in (3, 4) or images.shape[-3] not in (1, 3, 4):
-        raise ValueError(
-            "a picture's tensor must be C×H×W or N×C×H×W with 1, 3 or 4 channels, not "
-            f"{tuple(images.shape)}"
-        )
+        shapes = "C×H×W or N×C×H×W with 1, 3 or 4 channels"
+        raise ValueError(f"a picture's tensor must be {shapes}, not {tuple(images.shape)}")
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
@@ -295,9 +289,8 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
     if pixels.dtype != np.uint8:
         raise TypeError(f"a picture's array must be uint8 (0 to 255), not {pixels.dtype}")
     if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4)):
-        raise ValueError(
-            f"a picture's array must be H×W, or H×W×C with 1, 3 or 4 channels, not {pixels.shape}"
-        )
+        shapes = "H×W, or H×W×C with 1, 3 or 4 channels"
+        raise ValueError(f"a picture's array must be {shapes}, not {pixels.shape}")
     if pixels.size == 0:
         raise ImageError(f"the picture has no pixels: its array is {pixels.shape}")
     if pixels.ndim == 3 and pixels.shape[2] == 1:

@@ -67,10 +67,8 @@ def to_labels(values: np.ndarray, table: ClassTable, path: PathLike) -> np.ndarr
     for value, count in zip(found.tolist(), counts.tolist(), strict=True):
         if value not in known:
             shown = str(value) if kind == "value" else f"#{value:06x}"
-            raise LabelError(
-                f"{path}: {kind} {shown} (pixels: {count}) is not a class of {table.name!r}: "
-                f"{_expected(table, kind)}"
-            )
+            told = f"is not a class of {table.name!r}: {_expected(table, kind)}"
+            raise LabelError(f"{path}: {kind} {shown} (pixels: {count}) {told}")
     return labels
 
 
