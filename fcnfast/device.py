@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import torch
@@ -11,7 +12,7 @@ from .errors import ImageError, InputError
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """Return a device that is there; by default a CUDA GPU if there is one, else the CPU.
+    """Return an available device; by default a CUDA GPU if there is one, else the CPU.
 
     Raises:
         InputError: a name that torch does not know, or a device that this machine does not have.
@@ -37,30 +38,30 @@ def out_of_memory(error: BaseException) -> bool:
     """Tell whether Python, or torch on any device, ran out of memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    # What the CPU's allocator and the C++ library say.
-    return isinstance(error, RuntimeError) and any(
-        text in str(error) for text in ("can't allocate memory", "std::bad_alloc")
-    )
+    # What the CPU's allocator, the C++ library and other parts of torch say.
+    told = r"can't allocate memory|std::bad_alloc|not enough memory|out of memory"
+    return isinstance(error, RuntimeError) and re.search(told, str(error)) is not None
+
+
+def too_small(error: BaseException) -> bool:
+    """Tell whether a network refused a picture for its size."""
+    return re.search("too small|Kernel size can't be greater than actual", str(error)) is not None
 
 
 @contextlib.contextmanager
 def image_errors(source: str, what: str, device: torch.device) -> Iterator[None]:
-    """Raise ImageError where a network cannot take `what`, such as "8x8 pixels", of `source`.
+    """Raise ImageError where `what`, such as "8x8 pixels", is too much for the memory or too small.
 
-    Raises:
-        ImageError: too large for the memory, or too small for the network. Other errors pass.
+    The message begins with `source`. Other errors pass.
     """
     try:
         yield
     except (MemoryError, RuntimeError, ValueError) as error:
-        told = " ".join(str(error).split())
         if out_of_memory(error):
-            reason = (
-                f"too many for the memory of {device}; "
-                "give a tile, or a smaller tile, max_size or batch_size"
-            )
-        elif "too small" in told or "Kernel size can't be greater than actual" in told:
-            reason = f"too few for the network: {told}"
+            hint = "give a tile, or a smaller tile, max_size or batch_size"
+            reason = f"too many for the memory of {device}; {hint}"
+        elif too_small(error):
+            reason = f"too few for the network: {' '.join(str(error).split())}"
         else:
             raise
         raise ImageError(f"{source}: {what} are {reason}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from .data.labels import read_labels
 from .device import image_errors
 from .errors import DatasetError, LabelError
 from .files import PathLike
-from .inference import Views, blended_softmax, coarse_scores
+from .inference import Views, blended_softmax, coarse_scores, neighbors
 from .metrics import ConfusionMatrix, keep_trimap
 from .models import FCN
 from .ops import upsample_argmax, upsample_confusion
@@ -30,16 +30,14 @@ Each = Callable[[Sample, np.ndarray], None]
 
 
 class Dataset(Protocol):
-    """Samples by index, such as a `SegmentationDataset` without a transform."""
+    """Samples by index, such as a `SegmentationDataset` without a transform.
 
-    def __len__(self) -> int:
-        """Return the number of samples."""
+    Labels have the picture's size, 255 for none; of labels for several heads, H×W×K, the first
+    head's count.
+    """
 
-    def __getitem__(self, index: int, /) -> Sample:
-        """Return one sample; its labels have the picture's size, 255 for none.
-
-        Of labels for several heads, H×W×K, the first counts.
-        """
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Sample: ...
 
 
 def evaluate_model(
@@ -59,15 +57,13 @@ def evaluate_model(
     """Label every picture of a data set and count all its pixels.
 
     Args:
-        model: a network, on any device; it is in evaluation mode while this runs, and afterwards
-            as it was.
+        model: a network on any device, in evaluation mode while this runs.
         dataset: the pictures and their true labels.
-        batch_size: up to so many neighboring pictures of one size go through together, where
-            nothing is blended. Nothing is padded, so that the labels do not depend on it.
-        max_size: longest side that the network sees; labels are made, and counted, at the
-            pictures' own size.
-        tile, overlap, scales, flip: what the network sees of a picture, as in a call of
-            `fcnfast.Segmenter`; by default all of it, once.
+        batch_size: the most neighboring pictures of one size that go through together, unpadded,
+            where nothing is blended. The labels do not depend on it.
+        max_size: longest side that the network sees, in pixels; by default any. Labels are made
+            and counted at the pictures' own size.
+        tile, overlap, scales, flip: as in a call of `fcnfast.Segmenter`.
         trimap: also count the pixels so near to a true border, as `ConfusionMatrix` does.
         progress: show a bar on stderr.
         each: called with every sample and its predicted labels, uint8 H×W.
@@ -85,12 +81,13 @@ def evaluate_model(
     matrices = [matrix] if matrix.trimap is None else [matrix, matrix.trimap]
     device = next(model.parameters()).device
     counts = [torch.from_numpy(part.matrix).to(device, copy=True) for part in matrices]
+    samples = (dataset[n] for n in range(len(dataset)))
     was_training = model.training
     model.eval()
     try:
         # no_grad, not inference_mode: training goes on with the same network afterwards.
         with torch.no_grad(), tqdm(total=len(dataset), unit="image", disable=not progress) as bar:
-            for group in _groups((dataset[n] for n in range(len(dataset))), batch_size):
+            for group in neighbors(samples, _size, batch_size):
                 _count(model, group, views, trimap, counts, each)
                 bar.update(len(group))
     finally:
@@ -151,9 +148,7 @@ def evaluate_folder(
             or gray values 0 to C - 1, or colors of the palette, of the picture's size. Other files
             are ignored.
         dataset: the true labels.
-        trimap: also count the pixels so near to a true border, as `ConfusionMatrix` does.
-        progress: show a bar on stderr.
-        each: called with every sample and its predicted labels, uint8 H×W.
+        trimap, progress, each: as in `evaluate_model`.
 
     Raises:
         DatasetError: no such folder, or predictions are missing; they are named.
@@ -185,18 +180,16 @@ def evaluate_oracle(
 ) -> dict[int, ConfusionMatrix]:
     """Score the true labels downsampled and upsampled again: what a stride allows at best.
 
-    Of each cell of factor×factor pixels, from the upper left corner on, the most frequent class
-    stays (the first of equals; void does not count), for all of the cell's pixels. The paper's
-    upper bounds (arXiv v2, appendix A) are on PASCAL VOC; how they were sampled is not said.
+    All pixels of a cell of factor×factor pixels get its most frequent class (the first of equals;
+    void does not count). The paper's upper bounds (arXiv v2, appendix A) are on PASCAL VOC; it
+    does not say how they were sampled.
 
     Args:
         dataset: the true labels; no picture is read.
         factors: at least 1 each; by default the paper's.
-        trimap: as in `evaluate_model`.
-        progress: show a bar on stderr.
+        trimap, progress: as in `evaluate_model`.
 
-    Returns:
-        A matrix for each factor.
+    Returns a matrix for each factor.
 
     Raises:
         TypeError, ValueError: a factor or a width that is not a positive integer.
@@ -218,9 +211,8 @@ def _in_cells(truth: np.ndarray, factor: int, classes: int) -> np.ndarray:
     rows, columns = (np.arange(n) // factor for n in truth.shape)
     cells = rows[:, None] * (columns[-1] + 1) + columns
     valid = truth != IGNORE_INDEX
-    counts = np.bincount(
-        cells[valid] * classes + truth[valid], minlength=(cells[-1, -1] + 1) * classes
-    )
+    pairs, count = cells[valid] * classes + truth[valid], cells[-1, -1] + 1
+    counts = np.bincount(pairs, minlength=count * classes)
     return counts.reshape(-1, classes).argmax(1).astype(np.uint8)[cells]
 
 
@@ -254,35 +246,19 @@ def _check_classes(model: FCN, dataset: Dataset) -> None:
         raise DatasetError("the data set has no pictures")
     table = getattr(dataset, "table", None)
     if table is not None and len(table) != model.num_classes:
-        raise DatasetError(
-            f"the network has {model.num_classes} classes, the data set's table "
-            f"{table.name!r} has {len(table)}"
-        )
+        told = f"the data set's table {table.name!r} has {len(table)}"
+        raise DatasetError(f"the network has {model.num_classes} classes, {told}")
     own = getattr(model, "table", None)
-    if table is not None and own is not None and table.names != own.names:
-        moved = [name for name, other in zip(table.names, own.names, strict=True) if name != other]
-        if set(table.names) == set(own.names):
-            raise DatasetError(
-                f"the network and the data set's table {table.name!r} have the same classes in "
-                f"another order, beginning with {moved[0]!r}"
-            )
+    if table is None or own is None or set(table.names) != set(own.names):
+        return
+    for name, other in zip(table.names, own.names, strict=True):
+        if name != other:
+            order = f"the same classes in another order, beginning with {name!r}"
+            raise DatasetError(f"the network and the data set's table {table.name!r} have {order}")
 
 
 def _size(sample: Sample) -> tuple[int, int]:
-    """Return (height, width)."""
     return sample.image.height, sample.image.width
-
-
-def _groups(samples: Iterable[Sample], most: int) -> Iterator[list[Sample]]:
-    """Yield neighboring samples of one size together, at most so many."""
-    group: list[Sample] = []
-    for sample in samples:
-        if group and (len(group) == most or _size(sample) != _size(group[0])):
-            yield group
-            group = []
-        group.append(sample)
-    if group:
-        yield group
 
 
 def _prediction_paths(folder: Path, samples: Sequence[str]) -> list[Path]:

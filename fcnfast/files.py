@@ -22,9 +22,8 @@ _temporary_number = itertools.count()
 def replacing(path: PathLike) -> Iterator[Path]:
     """Write a file whole or not at all: yield a temporary neighbor that then takes its place.
 
-    Killed at any moment, `path` is the old file or the new one. A link is followed and stays, and
-    so do an old file's permissions. To outlive a power failure, the body flushes what it wrote
-    (os.fsync).
+    Killed at any moment, `path` is the old file or the new one. Links are followed, and an old
+    file's permissions stay. To survive a power failure, the body must flush (os.fsync).
 
     Raises:
         OSError: the body or the final rename failed, or `path` is a folder, a device or a pipe.
@@ -58,23 +57,13 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def write_bytes(path: PathLike, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        OSError: no room, no permission, no such folder.
-    """
+    """Write a file whole or not at all; OSError as `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path: PathLike, content: object) -> None:
-    """Write a JSON file whole or not at all.
-
-    A link is followed and stays. A pipe or a terminal, as /dev/stdout may be, is written to.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write a JSON file whole or not at all, or to a pipe or a terminal, as /dev/stdout may be."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     if os.path.exists(path) and not os.path.isfile(path):
         Path(path).write_text(text, encoding="utf-8")
@@ -103,7 +92,7 @@ def output_names(paths: Sequence[PathLike]) -> list[str]:
 
 def refuse_replacing(inputs: Sequence[PathLike], outputs: Sequence[PathLike]) -> None:
     """Raise InputError when an output would replace one of the inputs."""
-    taken = {os.path.realpath(path) for path in outputs}
+    taken = set(map(os.path.realpath, outputs))
     for path in inputs:
         if os.path.realpath(path) in taken:
             raise InputError(f"{path}: would be replaced by an output; choose another folder")
@@ -111,11 +100,7 @@ def refuse_replacing(inputs: Sequence[PathLike], outputs: Sequence[PathLike]) ->
 
 @contextlib.contextmanager
 def output_folders(*folders: Path) -> Iterator[None]:
-    """Create folders and check that they can be written; on exit remove new ones that are empty.
-
-    Raises:
-        InputError, OSError: a folder cannot be created or written.
-    """
+    """Create folders that can be written, or raise OSError or InputError; remove new empty ones."""
     made = []
     try:
         for folder in folders:

@@ -7,9 +7,9 @@ are kept, and only until the last row that they cover: memory does not grow with
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from .ops import upsample
 # Rows of a band: a multiple of the strides, so that most bands sample alike.
 BAND = 64
 _LARGEST_SCALE = 16
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,27 +58,19 @@ class Views:
             if (value := getattr(self, name)) is not None:
                 check_positive(name, value)
         if self.tile is not None and self.max_size is not None:
-            raise ValueError(
-                f"tile {self.tile}: tiles are cut from the picture at its own size, and max_size "
-                f"{self.max_size} would change that; give one of them"
-            )
+            told = f"cut from the picture at its own size, which max_size {self.max_size} changes"
+            raise ValueError(f"tile {self.tile}: tiles are {told}; give one of them")
         if self.overlap is not None:
             if self.tile is None:
                 raise ValueError(f"overlap {self.overlap} needs a tile")
             if type(self.overlap) is not int or not 0 <= self.overlap < self.tile:
-                raise ValueError(
-                    f"overlap must be an integer from 0 to less than the tile, {self.tile}, "
-                    f"not {self.overlap!r}"
-                )
-        if (
-            not isinstance(self.scales, (tuple, list))
-            or not self.scales
-            or not all(isinstance(s, (int, float)) and 0 < s <= _LARGEST_SCALE for s in self.scales)
-        ):
-            raise ValueError(
-                f"scales must be numbers above 0 and at most {_LARGEST_SCALE} in a tuple or a "
-                f"list, not {self.scales!r}"
-            )
+                bounds = f"from 0 to less than the tile, {self.tile}"
+                raise ValueError(f"overlap must be an integer {bounds}, not {self.overlap!r}")
+        scales = self.scales if isinstance(self.scales, (tuple, list)) else ()
+        fit = [isinstance(s, (int, float)) and 0 < s <= _LARGEST_SCALE for s in scales]
+        if not fit or not all(fit):
+            wanted = f"numbers above 0 and at most {_LARGEST_SCALE} in a tuple or a list"
+            raise ValueError(f"scales must be {wanted}, not {self.scales!r}")
 
     def single(self, size: Pair) -> bool:
         """Tell whether a picture of this (height, width) is seen once, whole and as it is."""
@@ -92,6 +86,29 @@ def coarse_scores(model: FCN, images: Sequence[Image.Image], size: Pair) -> Scor
         pixels = pixels.contiguous(memory_format=torch.channels_last)
     scores, grid = model.score_maps(pixels, ("out",))["out"]
     return ScoreMap(scores, grid.rescaled(size))
+
+
+def neighbors(items: Iterable[T], key: Callable[[T], object], most: int) -> Iterator[list[T]]:
+    """Yield neighbors of equal `key` together, up to `most`; an error comes after those before it.
+
+    A full group is yielded before the next item is read.
+    """
+    group: list[T] = []
+    try:
+        for item in items:
+            if group and key(item) != key(group[0]):
+                yield group
+                group = []
+            group.append(item)
+            if len(group) == most:
+                yield group
+                group = []
+    except Exception:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
 
 
 class ScoredView(NamedTuple):
@@ -186,12 +203,12 @@ def _score_views(model: FCN, image: Image.Image, views: Views, source: str) -> l
 
 def mean_softmax(views: Sequence[ScoredView], first: int, last: int) -> Tensor:
     """Return the mean softmax of all views in the rows [first, last) of their tile: C×rows×W."""
-    total: Tensor | None = None
-    for scores, grid, mirrored in views:
+    total = torch.zeros(())
+    for k, (scores, grid, mirrored) in enumerate(views):
         part = upsample(*_rows(scores, grid, first, last))[0].softmax(0)
         part = part.flip(-1) if mirrored else part
-        total = part if total is None else total.add_(part)
-    return cast(Tensor, total).div_(len(views))  # there is at least one
+        total = total.add_(part) if k else part
+    return total.div_(len(views))
 
 
 def _rows(scores: Tensor, grid: SamplingGrid, first: int, last: int) -> ScoreMap:
@@ -215,15 +232,8 @@ def probability_file(
 ) -> Iterator[Callable[[int, Tensor], None]]:
     """Write a float16 ``.npy`` file C×H×W band by band, whole or not at all.
 
-    Args:
-        path: the file to create or replace.
-        shape: (C, H, W).
-
-    Yields:
-        A function that takes the first row of a band, and the band: C×rows×W.
-
-    Raises:
-        OSError: it cannot be written.
+    Yields a function that takes the first row of a band, and the band: C×rows×W. Raises OSError
+    when the file cannot be written.
     """
     header = {"descr": "<f2", "fortran_order": False, "shape": shape}
     with replacing(path) as temporary, temporary.open("wb") as file:

@@ -31,15 +31,8 @@ Absent = Literal["union", "truth", "zero"]
 class Scores:
     """Scores as fractions of 1; NaN where there is nothing to score.
 
-    Attributes:
-        pixel_accuracy: correct pixels among all.
-        mean_accuracy: mean of `accuracy` over the classes that count.
-        mean_iu: mean of `iu` over the classes that count.
-        fw_iu: mean of `iu` weighted by the true pixels of each class.
-        iu: intersection over union of each class, float64 C; NaN for a class that does not count.
-        accuracy: share of each class's true pixels that are correct, float64 C; NaN likewise.
-        mean_dice: mean of `dice` over the classes of `mean_iu`.
-        dice: Dice's coefficient, or F1, of each class, float64 C; NaN where `iu` is.
+    `iu`, `accuracy` and `dice` (F1) are float64 C, NaN for a class that does not count; the means
+    leave such classes out.
     """
 
     pixel_accuracy: float
@@ -88,8 +81,7 @@ class ConfusionMatrix:
         """Add the pixels of one or more label maps.
 
         Args:
-            target: true labels of any integer dtype and shape, [N×]H×W for a trimap; the pixels of
-                `ignore_index` are left out.
+            target: true labels of any integer dtype and shape, [N×]H×W for a trimap.
             prediction: predicted labels of the same shape.
 
         Raises:
@@ -119,21 +111,19 @@ class ConfusionMatrix:
         if bad.size:
             value = self.num_classes + int(bad[0])
             extra = f", or {self.ignore_index} to ignore" if what == "target" else ""
+            known = f"(0 to {self.num_classes - 1}{extra})"
             raise ValueError(
-                f"{what}: value {value} (pixels: {counts[value]}) is not a class "
-                f"(0 to {self.num_classes - 1}{extra})"
+                f"{what}: value {value} (pixels: {counts[value]}) is not a class {known}"
             )
 
     def scores(self, absent: Absent = "union") -> Scores:
         """Return the metrics of the pixels seen so far.
 
         Args:
-            absent: which classes the two means are over.
-                "union": mean IU over the classes in the truth or in the prediction, so that a
-                class predicted but never true counts as 0; mean accuracy over those in the truth
-                (what the paper's own code does);
-                "truth": both over the classes in the truth (what the paper says for SIFT Flow);
-                "zero": both over all classes, an absent one counting as 0.
+            absent: the classes that the means are over. "union": mean IU and Dice over the classes
+                in the truth or in the prediction, mean accuracy over those in the truth (the
+                paper's own code); "truth": all over the classes in the truth (the paper, for SIFT
+                Flow); "zero": all over all classes, an absent one counting as 0.
 
         Raises:
             ValueError: another value of `absent`.
@@ -143,43 +133,49 @@ class ConfusionMatrix:
         counts = self.matrix.astype(np.float64)
         correct, truth = np.diag(counts), counts.sum(axis=1)
         union = truth + counts.sum(axis=0) - correct
+
+        def ratio(denominator: np.ndarray, where: np.ndarray, fill: float) -> np.ndarray:
+            return np.divide(correct, denominator, out=np.full(len(correct), fill), where=where)
+
         # Fill values: 0 keeps an absent class in a mean, NaN leaves it out.
         fill = 0.0 if absent == "zero" else np.nan
-        accuracy = _ratio(correct, truth, truth > 0, fill)
-        iu = _ratio(correct, union, truth > 0 if absent == "truth" else union > 0, fill)
+        accuracy = ratio(truth, truth > 0, fill)
+        iu = ratio(union, truth > 0 if absent == "truth" else union > 0, fill)
+        dice = 2 * iu / (1 + iu)
         total = truth.sum()
-        weighted = truth * _ratio(correct, union, union > 0, 0.0)
+        weighted = truth * ratio(union, union > 0, 0.0)
         return Scores(
-            pixel_accuracy=float(correct.sum() / total) if total else float("nan"),
+            pixel_accuracy=float(correct.sum() / total) if total else np.nan,
             mean_accuracy=_mean(accuracy),
             mean_iu=_mean(iu),
-            fw_iu=float(weighted.sum() / total) if total else float("nan"),
+            fw_iu=float(weighted.sum() / total) if total else np.nan,
             iu=iu,
             accuracy=accuracy,
-            mean_dice=_mean(2 * iu / (1 + iu)),
-            dice=2 * iu / (1 + iu),
+            mean_dice=_mean(dice),
+            dice=dice,
         )
 
 
 def keep_trimap(target: torch.Tensor, width: int) -> torch.Tensor:
     """Return the labels with 255 in all pixels farther than `width` from another true label.
 
-    The distance is the larger of rows and columns. Void (255) is a label here, so that the rim of
-    void around the objects of PASCAL VOC is a border, but its own pixels still do not count.
+    The distance is the larger of rows and columns. Void (255) is a label here: the rim of void
+    around the objects of PASCAL VOC is a border, though its own pixels do not count.
 
     Args:
         target: labels [N×]H×W of any integer dtype, 255 for void.
         width: in pixels, at least 1: 1 keeps the pixels that touch another label.
     """
-    planes = target.unsqueeze(0) if target.dim() == 2 else target
+    planes = target.float().reshape(-1, *target.shape[-2:])
     width = min(width, max(target.shape[-2:]))
-    extremes = []
-    for sign in (1, -1):
-        values = planes.float() * sign
-        for kernel, padding in (((2 * width + 1, 1), (width, 0)), ((1, 2 * width + 1), (0, width))):
-            values = F.max_pool2d(values, kernel, 1, padding)
-        extremes.append(values * sign)
-    return target.masked_fill((extremes[0] == extremes[1]).view(target.shape), _IGNORE_INDEX)
+    around = 2 * width + 1
+
+    def highest(values: torch.Tensor) -> torch.Tensor:
+        values = F.max_pool2d(values, (around, 1), 1, (width, 0))
+        return F.max_pool2d(values, (1, around), 1, (0, width))
+
+    alone = highest(planes) == -highest(-planes)
+    return target.masked_fill(alone.view(target.shape), _IGNORE_INDEX)
 
 
 def _labels(
@@ -201,34 +197,18 @@ def _labels(
     return np.where(ignored, _IGNORE_INDEX, values).astype(np.uint8)
 
 
-def _ratio(
-    numerator: np.ndarray, denominator: np.ndarray, where: np.ndarray, fill: float
-) -> np.ndarray:
-    """Divide where `where` is true; `fill` elsewhere."""
-    result = np.full(numerator.shape, fill)
-    return np.divide(numerator, denominator, out=result, where=where)
-
-
 def _mean(values: np.ndarray) -> float:
     """Return the mean of the values that are not NaN; NaN if there are none."""
-    kept = values[~np.isnan(values)]
-    return float(kept.mean()) if kept.size else float("nan")
+    return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
 
 
 def format_scores(matrix: ConfusionMatrix, names: Sequence[str]) -> str:
-    """Format all scores as a table in percent with one decimal.
+    """Format all scores in percent: a line for each class, then the metrics over all classes.
 
     A class that does not count has "-", and each mean says over how many classes it is.
 
-    Args:
-        matrix: the counts, with those of a trimap or without.
-        names: one name for each class.
-
-    Returns:
-        Lines without a final newline: one for each class, then the metrics of all.
-
     Raises:
-        ValueError: another number of names.
+        ValueError: the number of names is not that of the classes.
     """
     if len(names) != matrix.num_classes:
         raise ValueError(f"{len(names)} names for {matrix.num_classes} classes")

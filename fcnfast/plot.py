@@ -65,8 +65,7 @@ def read_curves(run: PathLike) -> Curves:
     """Read the log of a run: its folder, or the file itself. A row that was cut off is left out.
 
     Raises:
-        InputError: no log, one without rows, or a file that is not a log; a value that is not a
-            finite number. The message names the file, and the line.
+        InputError: no log, one without rows, not a log, or a value that is not a finite number.
     """
     path = Path(run)
     if path.is_dir():
@@ -81,10 +80,9 @@ def read_curves(run: PathLike) -> Curves:
             raise InputError(f"{path}: the log is empty")
         known = [column for column in PANELS if column in rows.fieldnames]
         if "iteration" not in rows.fieldnames or not known:
-            raise InputError(
-                f"{path}: not the log of a run: it needs the columns iteration and "
-                f"{' or '.join(PANELS)}, and has {', '.join(rows.fieldnames)}"
-            )
+            told = f"it needs the columns iteration and {' or '.join(PANELS)}"
+            has = ", ".join(rows.fieldnames)
+            raise InputError(f"{path}: not the log of a run: {told}, and has {has}")
         found: dict[str, list[Point]] = {column: [] for column in known}
         for row in rows:
             for column in known:
@@ -195,12 +193,12 @@ def _sheet(runs: Sequence[Curves]) -> tuple[list[Line | Text], tuple[int, int]]:
     columns = panels(runs)
     shapes: list[Line | Text] = []
     for index, column in enumerate(columns):
+        right = index * WIDTH
         for shape in panel(column, runs):
             if isinstance(shape, Text):
-                shapes.append(shape._replace(x=shape.x + index * WIDTH))
+                shapes.append(shape._replace(x=shape.x + right))
             else:
-                moved = [(x + index * WIDTH, y) for x, y in shape.points]
-                shapes.append(shape._replace(points=moved))
+                shapes.append(shape._replace(points=[(x + right, y) for x, y in shape.points]))
     for k, run in enumerate(runs):
         y = HEIGHT + 20 * k + 10
         name = run.name if len(run.name) <= 60 else f"{run.name[:28]}...{run.name[-28:]}"
@@ -222,10 +220,8 @@ def as_svg(shapes: Sequence[Line | Text], size: tuple[int, int], label: str) -> 
     """Write a drawing as an SVG element that follows the reader's light or dark setting."""
 
     def css(colors: dict[str, str]) -> str:
-        return "".join(
-            f".c-{name}{{stroke:{color}}}.t-{name}{{fill:{color}}}"
-            for name, color in colors.items()
-        )
+        rules = [f".c-{k}{{stroke:{color}}}.t-{k}{{fill:{color}}}" for k, color in colors.items()]
+        return "".join(rules)
 
     series = {str(k): color for k, color in enumerate(_SERIES)}
     parts = [
@@ -272,11 +268,9 @@ def _as_picture(shapes: Sequence[Line | Text], size: tuple[int, int]) -> Image.I
 
 
 def plot_runs(runs: Sequence[PathLike], path: PathLike) -> None:
-    """Draw the loss, the rate and the mean IU of several runs together.
+    """Draw the loss, the rate and the mean IU of runs (folders, or log.csv files) together.
 
-    Args:
-        runs: their folders, or their log.csv files.
-        path: the SVG or PNG file to write, whole or not at all.
+    The SVG or PNG file is written whole or not at all.
 
     Raises:
         InputError: another kind of file, or as `read_curves`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import heapq
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,23 +42,15 @@ class Shown(NamedTuple):
 class Gallery:
     """The best and the worst pictures by mean IU over the classes that are truly in them.
 
-    Only those are kept in memory, small and encoded, whatever number is added.
-
-    Args:
-        table: the classes.
-        kept: of the best, and of the worst.
+    Only `kept` of the best and of the worst stay in memory, small and encoded.
     """
 
     def __init__(self, table: ClassTable, kept: int = KEPT) -> None:
         self.table, self.kept, self.count = table, kept, 0
-        self._heaps: dict[int, list[tuple[tuple[float, int], Shown]]] = {1: [], -1: []}
+        self._kept: dict[int, list[tuple[tuple[float, int], Shown]]] = {1: [], -1: []}
 
     def add(self, sample: Sample, labels: np.ndarray) -> None:
-        """Look at a picture with its predicted labels, uint8 H×W; one without a truth is ignored.
-
-        Raises:
-            ValueError: labels of another size, or that are not classes.
-        """
+        """Look at a picture and its predicted labels, uint8 H×W; one without a truth is ignored."""
         truth = main_labels(sample.labels)
         matrix = ConfusionMatrix(len(self.table))
         matrix.update(truth, labels)
@@ -68,22 +59,20 @@ class Gallery:
             return
         self.count += 1
         shown = None
-        for sign, heap in self._heaps.items():
-            # The heap's first leaves it. Of equal scores the later is the worse.
-            rank = (sign * scores.mean_iu, -sign * self.count)
-            if len(heap) == self.kept and rank < heap[0][0]:
+        for sign, kept in self._kept.items():  # the best, and the worst, in order
+            rank = (sign * scores.mean_iu, -sign * self.count)  # of equal scores the later is worse
+            if len(kept) == self.kept and rank < kept[-1][0]:
                 continue
             if shown is None:
                 pictures = self._pictures(sample.image, truth, labels)
                 shown = Shown(sample.name, scores.mean_iu, scores.pixel_accuracy, pictures)
-            push = heapq.heappushpop if len(heap) == self.kept else heapq.heappush
-            push(heap, (rank, shown))
+            kept.append((rank, shown))
+            kept.sort(reverse=True)
+            del kept[self.kept :]
 
     def best_and_worst(self) -> tuple[list[Shown], list[Shown]]:
         """Return the best, best first, and the worst, worst first; no picture is in both."""
-        best, worst = (
-            [shown for _, shown in sorted(heap, reverse=True)] for heap in self._heaps.values()
-        )
+        best, worst = ([shown for _, shown in kept] for kept in self._kept.values())
         share = min(self.kept, (self.count + 1) // 2)
         return best[:share], worst[: min(self.kept, self.count - share)]
 
@@ -100,10 +89,9 @@ class Gallery:
         seen, guess = small(truth), small(labels)
         error = np.asarray(Image.blend(photo.convert("L"), Image.new("L", photo.size, 255), 0.5))
         error = np.repeat(error[..., None], 3, axis=2)
+        error[small((truth != labels).astype(np.uint8)) > 0] = _WRONG
         error[seen == IGNORE_INDEX] = _FADED
-        error[small((truth != labels).astype(np.uint8)).astype(bool) & (seen != 255)] = _WRONG
-        void = [_FADED] * (256 - len(self.table))
-        palette = [*self.table.palette, *void]
+        palette = [*self.table.palette, *[_FADED] * (256 - len(self.table))]
         maps = (_uri(colored(values, palette), "PNG") for values in (seen, guess))
         return (_uri(photo), *maps, _uri(Image.fromarray(error)))
 
@@ -129,15 +117,12 @@ def _title(key: str) -> str:
 def _tiles(scores: Mapping[str, Any]) -> str:
     """The scores of the whole, in percent."""
     classes = scores["classes"].values()
-    counted = {
-        f"mean_{key}": sum(c[key] is not None for c in classes) for key in next(iter(classes))
-    }
     parts = []
     for key, value in scores.items():
         if value is None or isinstance(value, float):
-            over = counted.get(key, len(classes))
-            note = f"<small>over {over} of {len(classes)} classes</small>"
-            note = note if over < len(classes) else ""
+            counted = [c for c in classes if c.get(key.removeprefix("mean_"), 0) is not None]
+            note = f"<small>over {len(counted)} of {len(classes)} classes</small>"
+            note = note if len(counted) < len(classes) else ""
             parts.append(f"<div><b>{_percent(value)}</b><span>{_title(key)}</span>{note}</div>")
     return f'<div class="tiles">{"".join(parts)}</div>'
 
@@ -150,10 +135,9 @@ def _classes(scores: Mapping[str, Any], table: ClassTable) -> str:
     heads = ["class", *(f"{_title(column)}, %" for column in columns), "share, %"]
     rows = []
     for index, (name, values) in enumerate(classes.items()):
-        color = "#{:02x}{:02x}{:02x}".format(*table.palette[index])
-        cells = [
-            f'<td data-v="{index}"><i class="dot" style="background:{color}"></i>{clean(name)}</td>'
-        ]
+        color = "#" + bytes(table.palette[index]).hex()
+        dot = f'<i class="dot" style="background:{color}"></i>'
+        cells = [f'<td data-v="{index}">{dot}{clean(name)}</td>']
         for column in columns:
             value = values[column]
             bar = ""
@@ -165,11 +149,9 @@ def _classes(scores: Mapping[str, Any], table: ClassTable) -> str:
         cells.append(f'<td class="n" data-v="{pixels[index]}">{100 * share:.2f}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f'<th scope="col"><button>{text}</button></th>' for text in heads)
-    body = "\n".join(rows)
-    return (
-        f'<div class="wide"><table id="classes"><thead><tr>{head}</tr></thead>'
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )
+    body = "\n".join(["<tbody>", *rows, "</tbody>"])
+    shown = f'<table id="classes"><thead><tr>{head}</tr></thead>{body}</table>'
+    return f'<div class="wide">{shown}</div>'
 
 
 def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:
@@ -225,12 +207,11 @@ def _confusions(counts: np.ndarray, names: Sequence[str]) -> str:
 
 def _pictures(title: str, shown: Sequence[Shown]) -> str:
     parts = []
+    kinds = ("photo", "truth", "prediction", "error")
     for one in shown:
         images = "".join(
             f'<figure><img src="{uri}" alt="{kind}"><figcaption>{kind}</figcaption></figure>'
-            for kind, uri in zip(
-                ("photo", "truth", "prediction", "error"), one.pictures, strict=True
-            )
+            for kind, uri in zip(kinds, one.pictures, strict=True)
         )
         parts.append(
             f'<div class="picture"><h3>{clean(one.name)}</h3><p>mean IU '
@@ -242,15 +223,11 @@ def _pictures(title: str, shown: Sequence[Shown]) -> str:
 
 def _curves(run: Curves) -> str:
     size = (plot.WIDTH, plot.HEIGHT)
-    drawn = [
-        plot.as_svg(plot.panel(column, [run]), size, plot.PANELS[column])
-        for column in plot.panels([run])
-    ]
-    best = plot.best(run).removeprefix(": ")
-    return (
-        f'<section><h2>Training</h2><p>{clean(best)}</p><div class="curves">{"".join(drawn)}</div>'
-        "</section>"
-    )
+    columns = plot.panels([run])
+    drawn = "".join(plot.as_svg(plot.panel(c, [run]), size, plot.PANELS[c]) for c in columns)
+    best = clean(plot.best(run).removeprefix(": "))
+    body = f'<p>{best}</p><div class="curves">{drawn}</div>'
+    return f"<section><h2>Training</h2>{body}</section>"
 
 
 def write_report(
@@ -279,22 +256,22 @@ def write_report(
     names, confusion = list(scores["classes"]), np.array(scores["confusion"], dtype=np.int64)
     about = "".join(f"<dt>{clean(key)}</dt><dd>{clean(text)}</dd>" for key, text in facts.items())
     best, worst = gallery.best_and_worst()
-    body = "\n".join(
-        [
-            f"<header><h1>Evaluation</h1><dl>{about}</dl></header>",
-            f"<section>{_tiles(scores)}</section>",
-            f"<section><h2>Classes</h2>{_classes(scores, table)}</section>",
-            "<section><h2>Confusion matrix</h2><p>Rows are the truth, columns the prediction; "
-            "each row in percent of its class's pixels, from 0.5 up.</p>"
-            f'<div class="pair">{_matrix(confusion, names)}{_confusions(confusion, names)}</div>'
-            "</section>",
-            _pictures("The best pictures", best),
-            _pictures("The worst pictures", worst),
-            _curves(run) if run else "",
-            f"<footer>fcnfast {__version__}</footer>",
-        ]
+    maps = f'<div class="pair">{_matrix(confusion, names)}{_confusions(confusion, names)}</div>'
+    about_matrix = (
+        "<p>Rows are the truth, columns the prediction; each row in percent of its class's pixels, "
+        "from 0.5 up.</p>"
     )
+    parts = [
+        f"<header><h1>Evaluation</h1><dl>{about}</dl></header>",
+        f"<section>{_tiles(scores)}</section>",
+        f"<section><h2>Classes</h2>{_classes(scores, table)}</section>",
+        f"<section><h2>Confusion matrix</h2>{about_matrix}{maps}</section>",
+        _pictures("The best pictures", best),
+        _pictures("The worst pictures", worst),
+        _curves(run) if run else "",
+        f"<footer>fcnfast {__version__}</footer>",
+    ]
     path = Path(folder) / "index.html"
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    write_bytes(path, page.replace("%BODY%", body).encode())
+    write_bytes(path, page.replace("%BODY%", "\n".join(parts)).encode())
     return path

@@ -39,6 +39,7 @@ from .inference import (
     blended_softmax,
     coarse_scores,
     mean_softmax,
+    neighbors,
     probability_file,
 )
 from .models import load_model
@@ -54,13 +55,12 @@ class Segmentation:
 
     Attributes:
         image: the picture at its own size: RGB, upright.
-        labels: uint8 array H×W of the picture's own size; label k is ``table.names[k]``.
+        labels: uint8 array H×W; label k is ``table.names[k]``.
         table: the classes' names and colors.
         name: the stem of the picture's file; "image" without one, "image-1", ... in an iterable.
-        scores: the network's coarse class scores, 1×C×h×w on the CPU; `labels`, `confidence` and
-            `probabilities` come from them. None where several views were blended.
-        grid: where each pixel of the picture samples `scores`.
-        blended: where several views were, the mean softmax of each pixel's label, float32 H×W.
+        scores: the network's coarse class scores, 1×C×h×w on the CPU, and `grid`, where each pixel
+            samples them. None where several views were blended.
+        blended: then the mean softmax of each pixel's label, float32 H×W.
     """
 
     image: Image.Image
@@ -80,11 +80,7 @@ class Segmentation:
 
     @cached_property
     def confidence(self) -> np.ndarray:
-        """The softmax of each pixel's label, float32 H×W in 0..1; computed once, on first use.
-
-        Raises:
-            ValueError: a result that was made without scores.
-        """
+        """The softmax of each pixel's label, float32 H×W; ValueError without scores."""
         if self.blended is not None:
             return self.blended
         scores, grid = self._sampled()
@@ -93,37 +89,26 @@ class Segmentation:
         return confidence[0].float().numpy()
 
     def probabilities(self) -> np.ndarray:
-        """Return the softmax of all classes, float32 C×H×W; every call computes it anew.
-
-        Raises:
-            ValueError: a result that was made without scores, or blended of several views.
-        """
+        """Compute the softmax of all classes, float32 C×H×W; ValueError without scores."""
         scores, grid = self._sampled()
         with torch.inference_mode():
             return upsample(scores.float(), grid).softmax(1)[0].numpy()
 
     def _sampled(self) -> tuple[Tensor, SamplingGrid]:
         if self.blended is not None:
-            raise ValueError(
-                "a blended result keeps no scores; segment with probabilities=FILE to write them"
-            )
+            told = "segment with probabilities=FILE to write them"
+            raise ValueError(f"a blended result keeps no scores; {told}")
         if self.scores is None or self.grid is None:
             raise ValueError("this result has no scores: it was not made by a Segmenter")
         return self.scores, self.grid
 
     def overlay(self, opacity: float = 0.5, *, legend: bool = False) -> Image.Image:
-        """Draw the classes' colors over the picture.
+        """Draw the classes' colors over the picture; RGB, exactly of its size without a legend.
 
         Args:
-            opacity: 0 (the picture alone) to 1 (the colors alone).
+            opacity: 0 (the picture alone) to 1 (the colors alone); ValueError outside.
             legend: add the names and shares of the classes that are there, below a landscape
-                photo or to the right of a portrait: the result is larger than the photo by them.
-
-        Returns:
-            An RGB picture of exactly the photo's size, without a legend.
-
-        Raises:
-            ValueError: `opacity` outside 0..1.
+                photo or to the right of a portrait.
         """
         drawn = blend(self.image, self.labels, self.table, opacity)
         return add_legend(drawn, self.table, self.shares) if legend else drawn
@@ -133,13 +118,8 @@ class Segmentation:
     ) -> tuple[Path, Path]:
         """Write ``folder/labels/NAME.png`` (index PNG) and ``folder/overlays/NAME.png``.
 
-        Args:
-            folder: created when it is missing.
-            name: the files' stem, by default the picture's.
-            opacity: of the overlay, which has a legend.
-
-        Returns:
-            The two paths.
+        Folders are created. NAME is by default the picture's; `opacity` is of the overlay, which
+        has a legend. Returns the two paths.
 
         Raises:
             ValueError: `folder` is the name of a picture, or `opacity` is outside 0..1.
@@ -147,9 +127,8 @@ class Segmentation:
         """
         folder, name = Path(folder), name or self.name
         if folder.suffix.lower() in IMAGE_EXTENSIONS and not folder.is_dir():
-            raise ValueError(
-                f"{folder}: save() takes a folder; overlay().save({str(folder)!r}) writes a picture"
-            )
+            told = f"save() takes a folder; overlay().save({str(folder)!r}) writes a picture"
+            raise ValueError(f"{folder}: {told}")
         overlay = self.overlay(opacity, legend=True)
         paths = folder / "labels" / f"{name}.png", folder / "overlays" / f"{name}.png"
         for path in paths:
@@ -171,11 +150,6 @@ class _Prepared(NamedTuple):
     seen: Image.Image
     name: str
     source: str
-
-    @property
-    def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """What pictures of one batch have in common."""
-        return self.photo.size, self.seen.size
 
     @property
     def rgb(self) -> Image.Image:
@@ -210,15 +184,16 @@ class Segmenter:
         self.bit_depth = bit_depth
         self.device = choose_device(device)
         self.model = load_model(weights, self.device)
-        if self.model.channels != self.model.in_channels:
-            raise WeightsError(
-                f"{weights}: the network takes {self.model.channels} channels, a picture has 3"
-            )
+        if (channels := self.model.channels) != self.model.in_channels:
+            raise WeightsError(f"{weights}: the network takes {channels} channels, a picture has 3")
         if bit_depth is not None and self.model.in_channels == 4:
             raise InputError(f"--bit-depth {bit_depth}: is for pictures of 1 or 3 channels")
         if self.device.type == "cpu":  # convolutions on a CPU are a quarter faster so
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.table = self.model.table or _numbered_table(self.model.num_classes)
+        if (count := self.model.num_classes) > 255:
+            raise WeightsError(f"the network has {count} classes; label pictures hold up to 255")
+        numbered = tuple(f"class {k}" for k in range(count))
+        self.table = self.model.table or ClassTable("numbered", numbered, voc_palette(count))
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is an iterable, too
@@ -262,27 +237,26 @@ class Segmenter:
         Args:
             image: a path; the content of a picture file (bytes) or a file open for reading; a PIL
                 image; a uint8 array H×W (gray), H×W×3 (RGB) or H×W×4 (RGBA); a uint8 tensor C×H×W
-                with 1, 3 or 4 channels. Or many: a list or any iterable of these, an endless one
-                too, or a uint8 tensor N×C×H×W.
-            max_size: longest side, in pixels, that the network sees. A larger picture is shrunk
-                for it; the labels still come at the picture's own size. By default the size
-                up to which the network learned, if its weights say so; with `tile` no limit.
-            tile: side of the square tiles, in pixels of the picture, that the network sees one by
-                one; for pictures too large for the memory, or for the network to see whole.
+                with 1, 3 or 4 channels. Or many: any iterable of these, an endless one too, or a
+                uint8 tensor N×C×H×W.
+            max_size: longest side, in pixels, that the network sees; a larger picture is shrunk
+                for it. By default the size up to which the network learned, if its weights say
+                so; with `tile` no limit.
+            tile: side, in pixels of the picture, of the squares that the network sees one by one;
+                for pictures too large for the memory, or for the network to see whole.
             overlap: pixels that neighboring tiles share, a quarter of a tile by default; their
                 softmax is blended there.
-            scales: factors by which the picture, or each tile, is resized for the network; the
-                label is that of the mean softmax.
-            flip: the mirrored picture counts in that mean, too.
-            batch_size: of many pictures, up to so many neighbors of equal size go through the
-                network together, if nothing is blended; no more than these are held in memory.
-            probabilities: of one picture, also write the softmax of all classes to this ``.npy``
+            scales: factors by which the picture, or each tile, is resized; the label is that of
+                the mean softmax.
+            flip: also average over the mirrored picture.
+            batch_size: the most neighbors of equal size, of many pictures, that go through the
+                network together if nothing is blended; no more are held in memory.
+            probabilities: also write the softmax of all classes, of one picture, to this ``.npy``
                 file: float16 C×H×W.
 
         Returns:
             The result at the picture's own size; for many pictures an iterator of results, in
-            order, that reads a picture when it is its turn. A bad picture raises there, after
-            the results of those before it.
+            order, that reads a picture when it is its turn. A bad picture raises there.
 
         Raises:
             ImageError: a picture that cannot be read, too large for the memory, or too small for
@@ -313,7 +287,9 @@ class Segmenter:
         self, images: Iterable[Photo], views: Views, batch_size: int
     ) -> Iterator[Segmentation]:
         """Yield the results of many pictures."""
-        for batch in self._batches(images, views.max_size, batch_size):
+        size = views.max_size
+        prepared = (self._prepare(image, size, f"image-{k}") for k, image in enumerate(images, 1))
+        for batch in neighbors(prepared, lambda one: (one.photo.size, one.seen.size), batch_size):
             yield from self._run(batch, views)
 
     def _prepare(self, image: Photo, max_size: int | None, name: str) -> _Prepared:
@@ -323,28 +299,6 @@ class Segmenter:
         if isinstance(image, (str, os.PathLike)):
             name, source = Path(image).stem, os.fspath(image)
         return _Prepared(photo, shrink(photo, max_size), name, source)
-
-    def _batches(
-        self, images: Iterable[Photo], max_size: int | None, batch_size: int
-    ) -> Iterator[list[_Prepared]]:
-        """Yield neighbors of equal size together; an error comes after the pictures before it."""
-        batch: list[_Prepared] = []
-        try:
-            for number, image in enumerate(images, 1):
-                one = self._prepare(image, max_size, f"image-{number}")
-                if batch and one.sizes != batch[0].sizes:
-                    yield batch
-                    batch = []
-                batch.append(one)
-                if len(batch) == batch_size:
-                    yield batch
-                    batch = []
-        except Exception:
-            if batch:
-                yield batch
-            raise
-        if batch:
-            yield batch
 
     @torch.inference_mode()
     def _run(
@@ -366,17 +320,13 @@ class Segmenter:
             with probability_file(path, (len(self.table), *size)) as write:
                 for first in range(0, size[0], BAND):
                     write(first, mean_softmax(whole, first, min(first + BAND, size[0])))
+        if len(batch) == 1:
+            return [Segmentation(batch[0].rgb, labels[0], self.table, batch[0].name, scores, grid)]
+        # Each result gets its own copy, so that keeping one does not keep all.
+        parts = zip(batch, labels, scores.split(1), strict=True)
         return [
-            # Of a batch each result gets its own copy, so that keeping one does not keep all.
-            Segmentation(
-                one.rgb,
-                labels[k].copy() if len(batch) > 1 else labels[k],
-                self.table,
-                one.name,
-                scores[k : k + 1].clone() if len(batch) > 1 else scores,
-                grid,
-            )
-            for k, one in enumerate(batch)
+            Segmentation(one.rgb, own.copy(), self.table, one.name, score.clone(), grid)
+            for one, own, score in parts
         ]
 
     def _blend(self, one: _Prepared, views: Views, path: PathLike | None) -> Segmentation:
@@ -423,12 +373,12 @@ def segment_files(
     """Segment picture files one by one into a folder.
 
     Writes ``labels/NAME.png`` (index PNG), ``overlays/NAME.png`` and at the end, even after an
-    interruption, ``predictions.json``. NAME is the stem of the picture's file; of several pictures
-    with one stem, all but the first get ``-2``, ``-3``, ... in the order given.
+    interruption, ``predictions.json``. NAME is the stem of the picture's file, with ``-2``, ...
+    behind it where an earlier picture has that stem. A bad picture does not stop the others.
 
     Args:
         segmenter: the network.
-        paths: the pictures. A bad one does not stop the others.
+        paths: the pictures.
         folder: created when it is missing; existing files of the same names are replaced.
         opacity: of the overlays.
         probabilities: also write ``probabilities/NAME.npy``, the softmax of all classes, float16
@@ -454,16 +404,23 @@ def segment_files(
             for path, group in bar:
                 try:
                     entry = _segment_file(segmenter, path, group, folder, opacity, options)
-                except ImageError as error:
-                    report.failed.append({"input": str(path), "error": str(error)})
-                except MemoryError:  # the drawing takes more than the labels
-                    message = f"{path}: too large for the memory"
-                    report.failed.append({"input": str(path), "error": message})
-                else:
                     report.done.append(entry)
+                except (ImageError, MemoryError) as error:  # drawing takes more than the labels
+                    large = isinstance(error, MemoryError)
+                    message = f"{path}: too large for the memory" if large else str(error)
+                    report.failed.append({"input": str(path), "error": message})
         finally:
             if report.done:
-                _write_report(folder / "predictions.json", segmenter, report)
+                table = segmenter.table
+                colors = ["#" + bytes(color).hex() for color in table.palette]
+                rows = zip(table.names, colors, strict=True)
+                content = {
+                    "model": segmenter.model.name,
+                    "classes": [{"name": name, "color": color} for name, color in rows],
+                    "pictures": report.done,
+                    "failed": report.failed,
+                }
+                write_json(folder / "predictions.json", content)
     return report
 
 
@@ -497,26 +454,3 @@ def _segment_file(
         "height": result.image.height,
         "shares": {name: round(share, 6) for name, share in result.shares.items()},
     }
-
-
-def _write_report(path: Path, segmenter: Segmenter, report: Report) -> None:
-    """Write predictions.json."""
-    table = segmenter.table
-    content = {
-        "model": segmenter.model.name,
-        "classes": [
-            {"name": name, "color": "#" + bytes(color).hex()}
-            for name, color in zip(table.names, table.palette, strict=True)
-        ],
-        "pictures": report.done,
-        "failed": report.failed,
-    }
-    write_json(path, content)
-
-
-def _numbered_table(num_classes: int) -> ClassTable:
-    """Return a table for weights that do not name their classes."""
-    if num_classes > 255:
-        raise WeightsError(f"the network has {num_classes} classes; label pictures hold up to 255")
-    names = tuple(f"class {k}" for k in range(num_classes))
-    return ClassTable("numbered", names, voc_palette(num_classes))

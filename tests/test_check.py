@@ -19,10 +19,11 @@ from fcnfast.cli import main
 from fcnfast.cli.errors import complain, explain, one_line
 from fcnfast.data import CAMVID, Sample, class_table, open_folder
 from fcnfast.data.check import examine, require_every_class
-from fcnfast.errors import DatasetError
+from fcnfast.errors import DatasetError, InputError
 from fcnfast.evaluate import evaluate_model
 from fcnfast.models import load_model
-from fcnfast.train import TrainSettings, batches, resume, start
+from fcnfast.train import Processes, TrainSettings, batches, resume, start
+from fcnfast.train.processes import explained
 from tests.model_tools import run_command, write_small_weights
 
 SMALL = ["--epochs", "1", "-b", "1", "--crop-size", "64", "-j", "0", "--device", "cpu"]
@@ -287,21 +288,26 @@ class TestErrors:
                 "--workers 3:",
             ),
             (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "--workers 3:"),
-            (torch.OutOfMemoryError("CUDA out of memory."), "--batch-size 8, --crop-size 64: too"),
+            (torch.OutOfMemoryError("CUDA out of memory."), "--batch-size 8, --crop-size 64: out"),
             (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "--batch-size 8, --crop"),
-            (MemoryError(), "--batch-size 8, --crop-size 64: too much"),
+            (MemoryError(), "--batch-size 8, --crop-size 64: out of memory"),
             (ValueError("Expected more than 1 value per channel when training"), "batch norm has"),
             (ValueError("an image of (16, 16) is too small"), "--crop-size 64: too small for the"),
-            (OSError(28, "No space left on device"), "run: No space left on device"),
-            (OSError(28, "No space left on device", "run/a"), "run/a: No space left on device"),
         ],
     )
     def test_what_training_can_meet(self, error, says):
-        args = Namespace(resume=None, workers=3, crop_size=64, output_dir="run")
-        told = explain(error, args)
-        assert told is not None and says in told
+        settings = TrainSettings(workers=3, crop_size=64, output_dir="run")
+        with pytest.raises(InputError, match=says), explained(Processes(), settings):
+            raise error
+
+    def test_a_full_disk(self):
+        full, args = "No space left on device", Namespace(output_dir="run")
+        assert explain(OSError(28, full), args) == f"run: {full}"
+        assert explain(OSError(28, full, "run/a"), args) == f"run/a: {full}"
 
     def test_what_is_a_fault_of_ours(self):
+        with pytest.raises(RuntimeError, match="a bug"), explained(Processes(), TrainSettings()):
+            raise RuntimeError("a bug")
         assert explain(RuntimeError("a bug"), Namespace()) is None
         assert explain(KeyError("a bug"), Namespace()) is None
         told = explain(MemoryError(), Namespace(weights="w.pth"))

@@ -159,8 +159,8 @@ class TestModel:
 
     def test_a_damaged_picture_is_named(self, tmp_path):
         dataset = write_dataset(tmp_path, PAIRS)
-        (tmp_path / "val" / "p1.png").write_bytes(b"no picture")
-        with pytest.raises(ImageError, match=r"p1\.png"):
+        (tmp_path / "val" / "p0.png").write_bytes(b"no picture")
+        with pytest.raises(ImageError, match=r"p0\.png"):
             evaluate_model(Reader(), dataset)
 
 

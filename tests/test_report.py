@@ -179,7 +179,7 @@ def test_the_best_and_the_worst(rights, kept):
     assert len(worst) == min(kept, len(rights) // 2)
     names = [one.name for one in (*best, *worst)]
     assert len(set(names)) == len(names)
-    assert all(len(heap) <= kept for heap in gallery._heaps.values())
+    assert all(len(shown) <= kept for shown in gallery._kept.values())
 
 
 def test_the_pictures_of_a_picture(tmp_path):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import math
 import os
 import sys
 import traceback
@@ -65,6 +64,26 @@ def _abandon_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _number(
+    kind: type[int] | type[float], least: int, most: int | None = None
+) -> Callable[[str], Any]:
+    """Return a reader of numbers from `least` up, or to `most`."""
+    noun = "an integer" if kind is int else "a number"
+    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def read(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            if least <= value and (most is None or value <= most):
+                return value
+        raise argparse.ArgumentTypeError(f"must be {noun} {bounds}, not {text}")
+
+    return read
+
+
+_COUNT, _POSITIVE = _number(int, 0), _number(int, 1)
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without repeating the usage."""
 
@@ -90,37 +109,27 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     demo.add_argument("--output-dir", default="out/demo", metavar="DIR", help="(%(default)s)")
     demo.add_argument("--device", help="cpu, cuda, ...; by default a GPU if there is one")
 
-    predict = command(
-        "predict", commands.predict, "segment pictures: files, folders or glob patterns"
-    )
+    text = "segment pictures: files, folders or glob patterns"
+    predict = command("predict", commands.predict, text)
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder or pattern")
     predict.add_argument("--output-dir", default="out", metavar="DIR", help="(%(default)s)")
-    predict.add_argument("--opacity", type=_opacity, default=0.5, help="of the colors (0.5)")
     predict.add_argument(
-        "--probabilities",
-        choices=("npy", "png"),
-        help="also write the softmax: of all classes (float16 C x H x W), or the label's in 8 bits",
+        "--opacity", type=_number(float, 0, 1), default=0.5, help="of the colors (0.5)"
     )
+    text = "also write the softmax: of all classes (float16 C x H x W), or the label's in 8 bits"
+    predict.add_argument("--probabilities", choices=("npy", "png"), help=text)
     _add_model_options(predict)
 
-    evaluate = command(
-        "evaluate", commands.evaluate, "score a network, or label pictures, on a data set"
-    )
+    text = "score a network, or label pictures, on a data set"
+    evaluate = command("evaluate", commands.evaluate, text)
     evaluate.add_argument("--predictions", metavar="DIR", help="score these label PNGs instead")
-    evaluate.add_argument(
-        "--oracle",
-        action="store_true",
-        help="score the labels themselves, downsampled by 128, 64, ... 4 and upsampled again",
-    )
+    text = "score the labels themselves, downsampled by 128, 64, ... 4 and upsampled again"
+    evaluate.add_argument("--oracle", action="store_true", help=text)
     evaluate.add_argument("--data-path", metavar="DIR", required=True, help="the data set's folder")
     evaluate.add_argument("--split", default="val", help="which part of it (%(default)s)")
     _add_data_options(evaluate, "by default the data set's own, then those of the weights")
-    evaluate.add_argument(
-        "--trimap",
-        type=_at_least(1),
-        metavar="WIDTH",
-        help="also the IU within so many pixels of a true border",
-    )
+    text = "also the IU within so many pixels of a true border"
+    evaluate.add_argument("--trimap", type=_POSITIVE, metavar="WIDTH", help=text)
     evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file")
     evaluate.add_argument("--report", metavar="DIR", help="also write a page, DIR/index.html")
     _add_model_options(evaluate)
@@ -132,26 +141,22 @@ def _parser(training: bool) -> argparse.ArgumentParser:
         add_arguments(train)
     plot = command("plot", commands.plot, "draw the loss, rate and mean IU of runs together")
     plot.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its log.csv")
-    plot.add_argument(
-        *("-o", "--output"), metavar="FILE", default="curves.svg", help=".svg or .png (%(default)s)"
-    )
+    text = ".svg or .png (%(default)s)"
+    plot.add_argument("-o", "--output", metavar="FILE", default="curves.svg", help=text)
     check = command("check", commands.check, "read every pair of a data set, and count its classes")
     check.add_argument("data_path", metavar="DATA", help="the data set's folder")
     check.add_argument("--split", help="which part of it; by default those to train and validate")
     _add_data_options(check, "by default the data set's own")
-    check.add_argument("-j", "--workers", type=_at_least(0), help="processes that read")
+    check.add_argument("-j", "--workers", type=_COUNT, help="processes that read")
 
-    convert = command(
-        "convert", commands.convert, "rewrite a weights file of any kind as fcnfast's"
-    )
+    text = "rewrite a weights file of any kind as fcnfast's"
+    convert = command("convert", commands.convert, text)
     convert.add_argument("input", metavar="IN", help="PyTorch, Caffe, HDF5 or safetensors file")
     convert.add_argument("output", metavar="OUT", help="safetensors file to write")
-    convert.add_argument(
-        "--model", metavar="NAME", help="the network, where the file does not tell"
-    )
-    convert.add_argument(
-        "--classes", metavar="TABLE", help="a class table by name (voc), or a JSON file"
-    )
+    text = "the network, where the file does not tell"
+    convert.add_argument("--model", metavar="NAME", help=text)
+    text = "a class table by name (voc), or a JSON file"
+    convert.add_argument("--classes", metavar="TABLE", help=text)
     convert.add_argument("--half", action="store_true", help="store float16: half the size")
     export = command(
         "export", commands.export, "write a network as a graph that runs without fcnfast"
@@ -172,18 +177,16 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     command("models", commands.models, "list the networks by name")
     info = command("info", commands.info, "print the layers of a network and what they see")
     info.add_argument("model", metavar="MODEL", help="its name, as `fcnfast models` lists it")
-    info.add_argument("--size", type=_at_least(1), default=500, help="of a square image (500)")
-    info.add_argument("--num-classes", type=_at_least(1), help="by default the network's own")
+    info.add_argument("--size", type=_POSITIVE, default=500, help="of a square image (500)")
+    info.add_argument("--num-classes", type=_POSITIVE, help="by default the network's own")
     return parser
 
 
-_DATASETS = (
-    "voc, nyud, nyud-hha, siftflow, pascal-context, camvid, cityscapes, ade20k or a plain folder"
-)
-
-
 def _add_data_options(parser: argparse.ArgumentParser, classes: str) -> None:
-    parser.add_argument("--dataset", metavar="NAME", default="folder", help=f"{_DATASETS} (folder)")
+    # Written out: the table of data sets needs torch.
+    text = "voc, nyud, nyud-hha, siftflow, pascal-context, camvid, cityscapes, ade20k"
+    text = f"{text} or a plain folder (folder)"
+    parser.add_argument("--dataset", metavar="NAME", default="folder", help=text)
     parser.add_argument("--labels-dir", metavar="DIR", help="where its labels are, if elsewhere")
     parser.add_argument("--include", metavar="PATTERN", help="only names that match this pattern")
     parser.add_argument("--exclude", metavar="PATTERN", help="no names that match this pattern")
@@ -191,45 +194,22 @@ def _add_data_options(parser: argparse.ArgumentParser, classes: str) -> None:
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--bit-depth",
-        type=_bits,
-        metavar="BITS",
-        help="bits that the samples of 16-bit pictures really use, such as 12",
-    )
+    text = "bits that the samples of 16-bit pictures really use, such as 12"
+    parser.add_argument("--bit-depth", type=_number(int, 8, 16), metavar="BITS", help=text)
     parser.add_argument("--weights", metavar="FILE", help="by default the bundled weights")
     parser.add_argument("--device", help="cpu, cuda, ...; by default a GPU if there is one")
-    parser.add_argument(
-        "--max-size",
-        type=_at_least(1),
-        metavar="PIXELS",
-        help="longest side that the network sees (predict: by default the size up to which it "
-        "learned); labels come at the picture's own size",
+    text = (
+        "longest side that the network sees (predict: by default the size up to which it "
+        "learned); labels come at the picture's own size"
     )
-    parser.add_argument(
-        "--tile", type=_at_least(1), metavar="SIZE", help="cut pictures into squares, unshrunk"
-    )
-    parser.add_argument(
-        "--overlap", type=_at_least(0), metavar="PIXELS", help="of tiles (a quarter of a tile)"
-    )
+    parser.add_argument("--max-size", type=_POSITIVE, metavar="PIXELS", help=text)
+    text = "cut pictures into squares, unshrunk"
+    parser.add_argument("--tile", type=_POSITIVE, metavar="SIZE", help=text)
+    text = "of tiles (a quarter of a tile)"
+    parser.add_argument("--overlap", type=_COUNT, metavar="PIXELS", help=text)
     average = "average over pictures"
     parser.add_argument("--scales", type=_scales, help=f"{average} resized by, say, 0.75,1,1.25")
     parser.add_argument("--flip", action="store_true", help=f"{average} and their mirror images")
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    """Return a reader of integers from `least` up."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, not {text}")
-        return value
-
-    return read
 
 
 def _scales(text: str) -> tuple[float, ...]:
@@ -246,22 +226,3 @@ def _size(text: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
         raise argparse.ArgumentTypeError(f"must be height x width, as 360x480, not {text}")
     return int(parts[0]), int(parts[1])
-
-
-def _bits(text: str) -> int:
-    """Read a number of bits from 8 to 16."""
-    value = int(text) if text.isdecimal() else 0
-    if not 8 <= value <= 16:
-        raise argparse.ArgumentTypeError(f"must be an integer from 8 to 16, not {text}")
-    return value
-
-
-def _opacity(text: str) -> float:
-    """Read a number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text}")
-    return value

@@ -42,11 +42,11 @@ def demo(args: argparse.Namespace) -> int:
         if share > 0:
             print(f"  {name:<12} {percent(share):>8}")
     print(f"{100 * matrix.scores().pixel_accuracy:.1f} % of the pixels are labeled right.")
-    print("The pictures:")
-    print(f"  {folder / 'photo.png'}    the street")
-    print(f"  {folder / 'overlay.png'}  what the network sees in it")
-    print(f"  {folder / 'labels.png'}   the same as labels")
-    print(f"  {folder / 'truth.png'}    the exact labels")
+    print(f"""The pictures:
+  {folder / "photo.png"}    the street
+  {folder / "overlay.png"}  what the network sees in it
+  {folder / "labels.png"}   the same as labels
+  {folder / "truth.png"}    the exact labels""")
     return 0
 
 
@@ -57,19 +57,13 @@ def predict(args: argparse.Namespace) -> int:
     from ..data.render import percent
     from ..segment import Segmenter, segment_files
 
-    views = _views(args)
+    options = _views(args)
     paths = image_paths(args.inputs)
     segmenter = Segmenter(args.weights, args.device, args.bit_depth)
     started = time.perf_counter()
-    report = segment_files(
-        segmenter,
-        paths,
-        args.output_dir,
-        opacity=args.opacity,
-        probabilities=args.probabilities,
-        progress=len(paths) > 1 and sys.stderr.isatty(),
-        **views,
-    )
+    options |= {"opacity": args.opacity, "probabilities": args.probabilities}
+    options["progress"] = len(paths) > 1 and sys.stderr.isatty()
+    report = segment_files(segmenter, paths, args.output_dir, **options)
     seconds = time.perf_counter() - started
     if report.done:
         folder = Path(args.output_dir)
@@ -79,8 +73,7 @@ def predict(args: argparse.Namespace) -> int:
             print(f"{paths[0]}: {', '.join(seen)}")
         done = _count(len(report.done), "picture")
         print(f"Segmented {done} in {seconds:.1f} s on {segmenter.device}:")
-        print(f"  labels    {folder / 'labels'}")
-        print(f"  overlays  {folder / 'overlays'}")
+        print(f"  labels    {folder / 'labels'}\n  overlays  {folder / 'overlays'}")
         if args.probabilities:
             print(f"  softmax   {folder / 'probabilities'}")
         print(f"  shares    {folder / 'predictions.json'}")
@@ -96,12 +89,15 @@ def predict(args: argparse.Namespace) -> int:
     return 0
 
 
+VIEWS = ("max_size", "tile", "overlap", "scales", "flip")
+"""The arguments that say what a network sees of a picture."""
+
+
 def _views(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what the flags say of how a network sees a picture, as the library's arguments."""
+    """Return those that were given, as the library's arguments."""
     from ..inference import Views
 
-    names = ("max_size", "tile", "overlap", "scales", "flip")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in VIEWS if getattr(args, name) is not None}
     try:
         Views(**given)
     except ValueError as error:  # it begins with the argument's name
@@ -114,29 +110,26 @@ def _count(number: int, noun: str) -> str:
 
 
 def _tell_passed_over(paths: Sequence[Path]) -> None:
-    """Name the files of a folder that are not pictures, so that none vanishes without a word."""
+    """Name the files that were skipped because they are not pictures."""
     if paths:
         from ..data.folder import shortened
 
+        told = "passed over, not pictures by their names"
         names = shortened([path.name for path in paths])
-        print(
-            f"fcnfast: {_count(len(paths), 'file')} passed over, not pictures by their names: "
-            f"{names}",
-            file=sys.stderr,
-        )
+        print(f"fcnfast: {_count(len(paths), 'file')} {told}: {names}", file=sys.stderr)
 
 
 def _open(
     args: argparse.Namespace, split: str, default: ClassTable | None = None, channels: int = 3
 ) -> SegmentationDataset:
     """Open a split of the data set that the arguments name."""
-    from ..data import class_table, open_dataset
+    from ..data import open_dataset
 
     return open_dataset(
         args.dataset,
         args.data_path,
         split,
-        table=class_table(args.classes) if args.classes else None,
+        table=args.classes,
         labels=args.labels_dir,
         default=default,
         include=args.include,
@@ -163,14 +156,8 @@ def check(args: argparse.Namespace) -> int:
     if len(opened) == 2:
         train, val = opened.values()
         refuse_overlap(train, val, by_name=args.dataset == "voc")
-    return max(
-        _check_split(args, split, dataset, learned=split == splits[0] and split not in HELD_OUT)
-        for split, dataset in opened.items()
-    )
-
-
-HELD_OUT = ("val", "validation", "test")
-"""Splits that nothing learns from."""
+    learned = {splits[0]} - {"val", "validation", "test"}
+    return max(_check_split(args, k, opened[k], learned=k in learned) for k in opened)
 
 
 def _check_split(
@@ -207,17 +194,17 @@ def evaluate(args: argparse.Namespace) -> int:
     from ..files import output_folders, write_json
     from ..metrics import format_oracle, format_scores
     from ..report import Gallery, write_report
+    from ..segment import Segmenter
 
     views = _views(args)
-    sources = [f"--{name}" for name in ("predictions", "oracle") if getattr(args, name)]
-    if len(sources) > 1:
-        raise InputError(
-            "--predictions scores label pictures, --oracle the truth; give one of them"
-        )
-    for name in ("weights", "device", "bit_depth", "max_size", "tile", "overlap", "scales", "flip"):
-        if sources and getattr(args, name) not in (None, False):
+    labels = "--predictions" if args.predictions else "--oracle" if args.oracle else ""
+    if args.predictions and args.oracle:
+        told = "--predictions scores label pictures, --oracle the truth"
+        raise InputError(f"{told}; give one of them")
+    for name in ("weights", "device", "bit_depth", *VIEWS):
+        if labels and getattr(args, name) not in (None, False):
             option = "--" + name.replace("_", "-")
-            raise InputError(f"{option} is for a network, {sources[0]} scores labels")
+            raise InputError(f"{option} is for a network, {labels} scores labels")
     if args.json and Path(args.json).is_dir():
         raise InputError(f"{args.json}: is a folder, --json needs a file")
     if args.report and args.oracle:
@@ -225,20 +212,18 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.report and Path(args.report).suffix.lower() in (".html", ".htm"):
         raise InputError(f"{args.report}: --report needs a folder, and writes index.html into it")
     model = None
-    if not sources:
-        from ..segment import Segmenter
-
-        model = Segmenter(args.weights, args.device, args.bit_depth).model
-    if model is None:
+    if labels:
         dataset = _open(args, args.split)
     else:
+        model = Segmenter(args.weights, args.device, args.bit_depth).model
         dataset = _open(args, args.split, model.table, model.picture_channels)
     table = dataset.table
     gallery = Gallery(table) if args.report else None
     options: dict[str, Any] = {"trimap": args.trimap, "progress": sys.stderr.isatty()}
     each = gallery.add if gallery else None
     folders = [Path(args.json).parent] if args.json else []
-    with output_folders(*folders, *([Path(args.report)] if args.report else [])):
+    folders += [Path(args.report)] if args.report else []
+    with output_folders(*folders):
         if args.oracle:
             bounds = evaluate_oracle(dataset, **options)
             text, found = format_oracle(bounds), {}
@@ -272,14 +257,12 @@ def _facts(args: argparse.Namespace, model: FCN | None, pictures: int) -> dict[s
 
 
 def _training(args: argparse.Namespace) -> Curves | None:
-    """Return the curves of the run whose weights these are; a log that is none is told and left."""
+    """Return the curves of the run that made the weights; warn of a log that cannot be read."""
     from ..plot import read_curves
 
-    log = Path(args.weights or "").with_name("log.csv") if args.weights else None
-    if log is None or not log.is_file():
-        return None
+    log = Path(args.weights).with_name("log.csv") if args.weights else None
     try:
-        return read_curves(log)
+        return read_curves(log) if log and log.is_file() else None
     except InputError as error:
         warn(f"--report: no learning curves: {error}")
         return None
@@ -297,14 +280,14 @@ def plot(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train; everything about it is in `fcnfast.train`."""
+    """Train a network; see `fcnfast.train`."""
     from ..train import run
 
     return 0 if run(args) else STOPPED
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Write a weights file of any kind as one of fcnfast's, and say what it took of it."""
+    """Rewrite a weights file of any kind as fcnfast's, and print what was loaded."""
     import torch
 
     from ..data.tables import class_table
@@ -319,10 +302,8 @@ def convert(args: argparse.Namespace) -> int:
     table = None if args.classes is None else class_table(args.classes)
     model = load_as(args.model, args.input)
     if table is not None and len(table) != model.num_classes:
-        raise InputError(
-            f"--classes {args.classes}: {len(table)} classes, but {args.input} has "
-            f"{model.num_classes}"
-        )
+        told = f"{len(table)} classes, but {args.input} has {model.num_classes}"
+        raise InputError(f"--classes {args.classes}: {told}")
     model.table = table or model.table
     try:
         save_model(model, output, dtype=torch.float16 if args.half else None)
@@ -361,12 +342,8 @@ def models(_: argparse.Namespace) -> int:
     return 0
 
 
-def _dash(value: object) -> str:
-    return "-" if value is None else str(value)
-
-
 def info(args: argparse.Namespace) -> int:
-    """Print a network's layers: where their units are, and what they see of the image."""
+    """Print a network's layers with their receptive fields."""
     import torch
 
     from ..models import create_model
@@ -379,28 +356,22 @@ def info(args: argparse.Namespace) -> int:
         seen = trace(model, args.size)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{args.model} on an image of {args.size} pixels: {error}") from error
-    table: list[tuple[str, ...]] = [
-        ("layer", "kind", "output", "field", "stride", "offset", "parameters")
-    ]
+    head = ("layer", "kind", "output", "field", "stride", "offset", "parameters")
+    table: list[tuple[str, ...]] = [head]
     for layer in seen.layers:
         field, shape = layer.field, " x ".join(map(str, layer.shape))
-        places = (field.size, field.stride, field.offset) if field else (None, None, None)
+        places = (field.size, field.stride, field.offset) if field else ("-",) * 3
         if layer.parameters or layer.given != field:  # not those that act on each value alone
             own = f"{layer.parameters:,}" if layer.parameters else ""
-            table.append((layer.name, layer.kind, shape, *map(_dash, places), own))
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+            table.append((layer.name, layer.kind, shape, *map(str, places), own))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
-        cells = [
-            text.ljust(width) if i < 3 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
+        left, right = map(str.ljust, row[:3], widths), map(str.rjust, row[3:], widths[3:])
+        print("  ".join([*left, *right]).rstrip())
     total = sum(parameter.numel() for parameter in model.parameters())
     print(f"{total:,} parameters, {seen.macs / 1e9:.1f} GMAC on {args.size} x {args.size} pixels")
     print("field: pixels that a unit sees. Unit u is centered on pixel stride * u + offset.")
     if isinstance(model, FCNGoogLeNet):
-        print(
-            "The paper's 907 pixels count the classifier's 7 x 7 average pooling, which an FCN "
-            "leaves out: 907 = 715 + 6 * 32."
-        )
+        told = "the classifier's 7 x 7 average pooling, which an FCN leaves out"
+        print(f"The paper's 907 pixels count {told}: 907 = 715 + 6 * 32.")
     return 0

@@ -70,35 +70,10 @@ def explain(error: Exception, args: argparse.Namespace) -> str | None:
             return f"{error.filename}: {error.strerror}"
         where = getattr(args, "output_dir", None) or "stdout"
         return f"{where}: {error.strerror}" if error.strerror else str(error)
-    if not isinstance(error, (MemoryError, RuntimeError, ValueError)):
+    if not isinstance(error, (MemoryError, RuntimeError)):
         return None
     from ..device import out_of_memory
 
-    text = " ".join(str(error).split())
-    batch, crop = _flag(args, "batch_size"), _flag(args, "crop_size")
-    killed = re.search(r"DataLoader worker .*?(killed by signal: \w+|exited unexpectedly)", text)
-    if killed:
-        return (
-            f"{_flag(args, 'workers')}: a process that reads pictures was "
-            f"{killed[1].replace('exited', 'ended')}, maybe for want of memory: give fewer workers"
-        )
     if out_of_memory(error):
-        if hasattr(args, "resume"):
-            return f"{batch}, {crop}: too much for the memory; give smaller ones"
         return f"{getattr(args, 'weights', None) or 'the network'}: too large for the memory"
-    if "Expected more than 1 value per channel" in text:
-        return f"{batch}, {crop}: batch norm has one value to learn from; give a larger one"
-    if hasattr(args, "resume") and ("too small" in text or "Kernel size can't be" in text):
-        return f"{crop}: too small for the network: {text}"
     return None
-
-
-def _flag(args: argparse.Namespace, name: str) -> str:
-    """Return a flag of a training run with its value: the one that was given, or the default."""
-    flag = "--" + name.replace("_", "-")
-    value = getattr(args, name, None)
-    if value is None and getattr(args, "resume", "") is None:
-        from ..train import TrainSettings
-
-        value = getattr(TrainSettings, name)
-    return flag if value is None else f"{flag} {value}"

@@ -1,16 +1,7 @@
 """Data: class tables, pictures and labels on disk, data sets of them, paired transforms."""
 
 from .classes import IGNORE_INDEX, ClassTable, voc_palette
-from .datasets import (
-    ade20k,
-    camvid,
-    cityscapes,
-    nyud,
-    open_dataset,
-    pascal_context,
-    siftflow,
-    voc,
-)
+from .datasets import ade20k, camvid, cityscapes, nyud, open_dataset, pascal_context, siftflow, voc
 from .folder import Sample, SegmentationDataset, demo_scene, image_paths, open_folder, wrap_dataset
 from .images import read_image, write_image
 from .labels import read_labels, write_labels

@@ -1,9 +1,11 @@
-"""Is a data set fit to learn from: every pair is read, and every class has pixels."""
+"""Checks that a data set can be trained on: every pair is readable, every class has pixels."""
 
 from __future__ import annotations
 
-import sys
+import contextlib
+import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +15,7 @@ from tqdm import tqdm
 
 from ..errors import DatasetError, InputError, LabelError
 from .classes import IGNORE_INDEX, ClassTable
-from .folder import SegmentationDataset, main_labels
+from .folder import SegmentationDataset, count_pixels
 from .images import IMAGE_EXTENSIONS
 from .labels import stored_integers
 
@@ -23,9 +25,9 @@ class Findings:
     """What `examine` found in a data set.
 
     Attributes:
-        sizes: how many pictures have each (width, height).
-        pixels: pixels of each label, int64 256; 255 counts those of no class.
-        faults: one line for each pair that cannot be used; it begins with the file.
+        sizes: the number of pictures of each (width, height).
+        pixels: the number of pixels of each label, int64 256; label 255 is no class.
+        faults: one line for each pair that cannot be used, beginning with the file.
     """
 
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -49,54 +51,48 @@ class _Examined(Dataset[Any]):
             return None, None, str(error)
         except MemoryError:
             return None, None, f"{self.dataset.samples[index][0]}: too large for the memory"
-        return image.size, _count(labels), ""
-
-
-def _count(labels: np.ndarray) -> np.ndarray:
-    """Return the pixels of each label, int64 256; of labels H×W×K those of the first head."""
-    return np.bincount(main_labels(labels).ravel(), minlength=256)
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
+        return image.size, count_pixels(labels), ""
 
 
 def examine(dataset: SegmentationDataset, workers: int = 0, progress: bool = False) -> Findings:
-    """Read every pair of a data set.
+    """Read every pair of a data set, opened without a transform, in `workers` processes (0: here).
 
-    Args:
-        dataset: opened without a transform.
-        workers: processes that read; 0 reads in this one.
-        progress: show a bar on stderr.
-
-    Raises:
-        RuntimeError: a process was killed.
+    `progress` shows a bar on stderr. InputError when a process was killed.
     """
     findings = Findings()
-    loader = DataLoader(
-        _Examined(dataset), batch_size=None, num_workers=workers, collate_fn=_as_it_is
-    )
-    for size, pixels, fault in tqdm(loader, unit="picture", disable=not progress):
-        if fault:
-            findings.faults.append(fault)
-        else:
-            findings.sizes[size] += 1
-            findings.pixels += pixels
+    items = _Examined(dataset)  # tuples, which `tuple` leaves alone
+    loader = DataLoader(items, batch_size=None, num_workers=workers, collate_fn=tuple)
+    with explained_workers(workers):
+        for size, pixels, fault in tqdm(loader, unit="picture", disable=not progress):
+            if fault:
+                findings.faults.append(fault)
+            else:
+                findings.sizes[size] += 1
+                findings.pixels += pixels
     return findings
 
 
-def require_every_class(dataset: SegmentationDataset) -> None:
-    """Read labels until every class has been seen, and refuse a data set in which one never is.
+@contextlib.contextmanager
+def explained_workers(workers: int) -> Iterator[None]:
+    """Raise InputError, which names the flag, where one of a loader's processes has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        died = re.search(r"DataLoader worker .*?(killed by signal: \w+|exited)", str(error))
+        if died is None:
+            raise
+        told = f"a process that reads pictures was lost ({died[1]}), maybe for want of memory"
+        raise InputError(f"--workers {workers}: {told}: give fewer workers") from error
 
-    Raises:
-        DatasetError: a class has no pixel; the message says what may be wrong.
-        LabelError: labels that cannot be used.
-    """
+
+def require_every_class(dataset: SegmentationDataset) -> None:
+    """Read labels in random order until every class has been seen; DatasetError if one never is."""
     pixels = np.zeros(256, np.int64)
     order = np.random.default_rng(0).permutation(len(dataset))
-    slow = None if len(order) > 500 and sys.stderr.isatty() else True
-    for index in tqdm(order, "looking for every class", unit="picture", leave=False, disable=slow):
-        pixels += _count(dataset.labels(int(index)))
+    hidden = None if len(order) > 500 else True  # None: unless stderr is a terminal
+    bar = tqdm(order, "looking for every class", unit="picture", leave=False, disable=hidden)
+    for index in bar:
+        pixels += count_pixels(dataset.labels(int(index)))
         if pixels[: len(dataset.table)].all():
             return
     raise DatasetError(without_pixels(dataset, pixels))
@@ -107,29 +103,26 @@ def without_pixels(dataset: SegmentationDataset, pixels: np.ndarray) -> str:
     missing = [name for name, n in zip(dataset.table.names, pixels, strict=False) if not n]
     if not missing:
         return ""
-    where = dataset.samples[0][1].parent
-    if len(missing) == len(dataset.table):
-        return f"{where}: the labels have no labeled pixel{_suggestion(dataset)}"
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-    return f"{where}: class {missing[0]!r}{more} has no pixel{_suggestion(dataset)}"
+    what = f"class {missing[0]!r}{more} has no pixel"
+    if len(missing) == len(dataset.table):
+        what = "the labels have no labeled pixel"
+    return f"{dataset.samples[0][1].parent}: {what}{_suggestion(dataset)}"
 
 
 def _suggestion(dataset: SegmentationDataset) -> str:
     """Say what the stored values of some label files suggest; begins with a semicolon."""
     table = dataset.table
     if dataset.guessed:
-        return (
-            f"; so these are not {table.name}'s classes: name your own by --classes or dataset.json"
-        )
+        named = "name your own by --classes or dataset.json"
+        return f"; so these are not {table.name}'s classes: {named}"
     stored: set[int] = set()
     for _, path in dataset.samples[:20]:
         if path.suffix.lower() not in IMAGE_EXTENSIONS:
             return "; is this the right class table?"
-        try:
+        with contextlib.suppress(LabelError):
             values = stored_integers(path)
-        except LabelError:
-            continue
-        stored |= set(np.unique(values).tolist()) if values.ndim == 2 else {-1}
+            stored |= set(np.unique(values).tolist()) if values.ndim == 2 else {-1}
     values_seen = sorted(stored)
     if len(values_seen) == len(table) and values_seen != list(range(len(table))):
         line = _map_line(list(zip(values_seen, table.names, strict=True)))
@@ -159,8 +152,6 @@ def share_lines(table: ClassTable, pixels: np.ndarray) -> list[str]:
     rows = [(name, int(pixels[k])) for k, name in enumerate(table.names)]
     rows += [("(no class)", int(pixels[IGNORE_INDEX]))]
     width = max(len(name) for name, _ in rows)
-    return [f"  {name:<{width}}  {_percent(n / total) if n else '-':>7}" for name, n in rows]
-
-
-def _percent(share: float) -> str:
-    return "<0.01 %" if share < 0.0001 else f"{100 * share:.2f} %"
+    shown = [f"{100 * n / total:.2f} %" if n / total >= 0.0001 else "<0.01 %" for _, n in rows]
+    parts = zip(rows, shown, strict=True)
+    return [f"  {name:<{width}}  {text if n else '-':>7}" for (name, n), text in parts]

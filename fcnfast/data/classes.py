@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,16 @@ Color = tuple[int, int, int]
 class ClassTable:
     """The classes of a data set: label ``k`` is ``names[k]``, drawn in ``palette[k]``.
 
-    Label files that store other integers than 0 to C - 1 are described by `label_map`: with
-    integers in it, only those and the void values are known. Label pictures in colors are read
-    through the palette, and through the colors in `label_map`.
-
     Args:
         name: the table's name, as `class_table` finds it.
         names: one name for each class; 1 to 255 of them, all different.
-        palette: one (red, green, blue) in 0..255 for each class.
+        palette: one (red, green, blue) in 0..255 for each class. Label pictures in colors are read
+            through it, too.
         void_values: the values in label files that mean "no class". They become 255 in memory;
             255 itself counts as void, listed or not, unless `label_map` names it.
-        label_map: (what a file stores, label) pairs: a stored integer or a color (red, green,
-            blue), and the label that it becomes: 0 to C - 1, or 255 for no class.
+        label_map: pairs of what a file stores, an integer or a color (red, green, blue), and the
+            label that it becomes: 0 to C - 1, or 255 for no class. If it names any integers, only
+            those and the void values are known.
 
     Raises:
         ValueError: a table that contradicts itself; the message says how.
@@ -63,16 +61,14 @@ class ClassTable:
             if not 0 <= label < count and label != IGNORE_INDEX:
                 raise ValueError(f"label map of {self.name!r}: {key} has no class {label}")
         keys = [key for key, _ in self.label_map]
-        if len(set(keys)) < len(keys):
-            repeats = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"label map of {self.name!r} repeats {repeats}")
-        meant = self._meant()
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"label map of {self.name!r} repeats {key}")
         for value in self.void_values:
-            if value in meant and value != IGNORE_INDEX and meant[value] != IGNORE_INDEX:
-                raise ValueError(
-                    f"void value {value} of {self.name!r} is also the class "
-                    f"{self.names[meant[value]]!r}"
-                )
+            label = self._meant().get(value, IGNORE_INDEX)
+            if IGNORE_INDEX not in (value, label):
+                also = f"is also the class {self.names[label]!r}"
+                raise ValueError(f"void value {value} of {self.name!r} {also}")
 
     @property
     def has_map(self) -> bool:
@@ -100,89 +96,70 @@ class ClassTable:
 
 
 def voc_palette(count: int) -> tuple[Color, ...]:
-    """Return the first `count` colors of PASCAL VOC's palette, a default for any table.
+    """Return the first `count` (0 to 256) colors of PASCAL VOC's palette, the default of any table.
 
-    Color k takes the bits 0, 1, 2 of k as the top bits of red, green and blue, the bits 3, 4, 5
-    as the next lower ones, and so on; no two of the 256 colors are equal.
-
-    Raises:
-        ValueError: `count` outside 0..256.
+    Bits 0, 1, 2 of k are the top bits of red, green and blue in color k, bits 3, 4, 5 the next
+    lower ones, and so on. All 256 colors differ.
     """
     if not 0 <= count <= 256:
         raise ValueError(f"a palette has 0 to 256 colors, not {count}")
-    colors = []
-    for index in range(count):
-        channels = [0, 0, 0]
-        for level in range(3):  # 8 bits of the index: three each for red and green, two for blue
-            for channel in range(3):
-                bit = index >> (3 * level + channel) & 1
-                channels[channel] |= bit << (7 - level)
-        colors.append((channels[0], channels[1], channels[2]))
-    return tuple(colors)
+
+    def channel(index: int, first: int) -> int:
+        """Collect 8 bits of the index: three each for red and green, two for blue."""
+        return sum((index >> (3 * level + first) & 1) << (7 - level) for level in range(3))
+
+    return tuple((channel(k, 0), channel(k, 1), channel(k, 2)) for k in range(count))
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
-
-    Raises:
-        DatasetError: it cannot be read, or is not JSON.
-    """
+    """Read JSON in UTF-8, UTF-16 or UTF-32; DatasetError for a file that cannot be read."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise DatasetError(f"{path}: cannot read {what}: {error.strerror}") from error
+        raise DatasetError(f"{path}: {error.strerror}: cannot read {what}") from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: not a JSON file: {error}") from error
-
-
-def table_from_json(path: Path, entries: object, also: tuple[str, ...] = ()) -> ClassTable:
-    """Build a table from the JSON object of a file; `also` are entries that are not the table's.
-
-    Raises:
-        DatasetError: it holds no class table; the message names the file and the entry.
-    """
-    try:
-        return _from_json(path.stem, entries, also)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise DatasetError(f"{path}: not a class table: {detail}") from error
 
 
 _SYNONYMS = {"classes": "names", "ignore": "void_values"}
 
 
-def _from_json(name: str, entries: object, also: tuple[str, ...]) -> ClassTable:
-    """Build a table from parsed JSON; KeyError, TypeError or ValueError say what is wrong."""
-    if not isinstance(entries, dict):
-        raise TypeError(f"expected an object, found a {type(entries).__name__}")
-    entries = {_SYNONYMS.get(k, str(k)): value for k, value in entries.items() if k not in also}
-    unknown = sorted(set(entries) - {"name", "names", "palette", "void_values", "label_map"})
-    if unknown:
-        raise ValueError(f"unknown entry {unknown[0]!r}")
-    names = entries["names"]
-    if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
-        raise TypeError('"names" is not a list of strings')
-    void_values = entries.get("void_values", [IGNORE_INDEX])
-    void_values = [void_values] if type(void_values) is int else void_values
-    if not isinstance(void_values, list) or not all(type(item) is int for item in void_values):
-        raise TypeError('"void_values" is not a list of integers')
-    palette = entries.get("palette", voc_palette(min(len(names), 256)))
-    if not isinstance(palette, (list, tuple)):
-        raise TypeError('"palette" is not a list of colors')
-    label_map = _label_map(entries.get("label_map", {}), names)
-    name = str(entries.get("name", name))
-    return ClassTable(
-        name, tuple(names), tuple(map(_color, palette)), tuple(void_values), label_map
-    )
+def table_from_json(path: Path, entries: object, also: tuple[str, ...] = ()) -> ClassTable:
+    """Build a table from the JSON object of a file; the entries in `also` are skipped.
+
+    Raises:
+        DatasetError: it holds no class table; the message names the file and the entry.
+    """
+    try:
+        if not isinstance(entries, dict):
+            raise TypeError(f"expected an object, found a {type(entries).__name__}")
+        entries = {_SYNONYMS.get(k, str(k)): value for k, value in entries.items() if k not in also}
+        unknown = sorted(entries.keys() - {f.name for f in fields(ClassTable)})
+        if unknown:
+            raise ValueError(f"unknown entry {unknown[0]!r}")
+        names = entries["names"]
+        if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
+            raise TypeError('"names" is not a list of strings')
+        voids = entries.get("void_values", [IGNORE_INDEX])
+        voids = [voids] if type(voids) is int else voids
+        if not isinstance(voids, list) or not all(type(item) is int for item in voids):
+            raise TypeError('"void_values" is not a list of integers')
+        palette = entries.get("palette", voc_palette(min(len(names), 256)))
+        if not isinstance(palette, (list, tuple)):
+            raise TypeError('"palette" is not a list of colors')
+        colors, label_map = map(_color, palette), _label_map(entries.get("label_map", {}), names)
+        name = str(entries.get("name", path.stem))
+        return ClassTable(name, tuple(names), tuple(colors), tuple(voids), label_map)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise DatasetError(f"{path}: not a class table: {detail}") from error
 
 
 def _color(color: object) -> Color:
     """Read [red, green, blue]."""
-    if not isinstance(color, (list, tuple)) or len(color) != 3:
+    if not isinstance(color, (list, tuple)) or [type(channel) for channel in color] != [int] * 3:
         raise TypeError(f"color {color!r} is not three integers")
     red, green, blue = color
-    if not all(type(channel) is int for channel in (red, green, blue)):
-        raise TypeError(f"color {color!r} is not three integers")
     return red, green, blue
 
 

@@ -1,53 +1,39 @@
 """The data sets by name: where each keeps its pictures and its labels, and what they mean.
 
-Each function returns a `SegmentationDataset` of one split; `table` are its classes, and `options`
-more of its arguments. Splits are named as the data set names them; "a+b" joins two lists. A folder,
-a list, a picture or labels that are missing raise DatasetError, which names them; another value of
-`modality` or `target` raises ValueError.
+Each function returns a `SegmentationDataset` of one split; `table` has its classes, and `options`
+are passed on to it. Splits have the data set's own names; "a+b" joins two lists. Missing folders,
+lists, pictures or labels raise DatasetError, which names them.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ..errors import DatasetError, ImageError, NoSplitError
 from ..files import PathLike
+from . import tables
 from .classes import IGNORE_INDEX, ClassTable
 from .folder import SegmentationDataset, open_folder, shortened
 from .images import IMAGE_EXTENSIONS, decode
 from .labels import read_labels
-from .matfiles import mat_labels, nyud_color, nyud_depth, nyud_labels, read_mat
-from .tables import (
-    ADE20K,
-    CAMVID,
-    CITYSCAPES,
-    CITYSCAPES_IDS,
-    NYUD,
-    PASCAL_CONTEXT,
-    SIFTFLOW,
-    SIFTFLOW_GEO,
-    VOC,
-)
+from .matfiles import mat_labels, nyud_labels, nyud_picture, read_mat
 
-# Two paths; or a name, and behind it what VOC's lists of one class say of the picture: -1, 0 or 1.
+# Two paths; or a name, and what VOC's lists of one class put behind it: -1, 0 or 1.
 _TWO_PATHS = re.compile(r"(.*?\.\w+)\s+(\S.*\.\w+)")
 _NAME = re.compile(r"(.*?)(?:\s+-1|\s\s+[01])?")
 
 
 def _read_list(path: Path) -> list[tuple[str, ...]]:
-    """Read the lines of a list file: one name or two paths, in which spaces may be.
-
-    Names are UTF-8 or Latin-1, with or without a byte order mark.
-    """
+    """Read the lines of a list file, UTF-8 or Latin-1: a name or two paths, maybe with spaces."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -62,7 +48,7 @@ def _read_list(path: Path) -> list[tuple[str, ...]]:
 
 
 def _stem(text: str) -> str:
-    """Return a picture's name in a list, without its folders and its extension."""
+    """Return a picture's name from a list, without folders and extension."""
     name = PurePosixPath(text)
     return name.stem if name.suffix.lower() in IMAGE_EXTENSIONS else name.name
 
@@ -85,22 +71,24 @@ def _below(root: PathLike, *patterns: str, needs: str) -> Path:
     root = Path(root)
     if not root.is_dir():
         raise DatasetError(f"{root}: no such data set folder")
-    for pattern in ("", *patterns):
-        places = sorted(root.glob(pattern)) if pattern else [root]
-        places = [place for place in places if (place / needs).exists()]
+    for found in ([root], *(sorted(root.glob(pattern)) for pattern in patterns)):
+        places = [place for place in found if (place / needs).exists()]
         if len(places) > 1:
             names = shortened([place.name for place in places])
             raise DatasetError(f"{root}: holds {names}: name one of them")
         if places:
             return places[0]
-    raise DatasetError(
-        f"{root}: no {needs} in it{' or in ' if patterns else ''}{' or '.join(patterns)}"
-    )
+    below = f" or in {' or '.join(patterns)}" if patterns else ""
+    raise DatasetError(f"{root}: no {needs} in it{below}")
 
 
-def _first(paths: Iterable[Path]) -> Path | None:
-    """Return the first path that is there, its letters composed or decomposed (NFC, NFD)."""
-    for path in paths:
+Place = Path | Iterable[Path]
+"""A file, or those of which the first that exists counts."""
+
+
+def _first(place: Place) -> Path | None:
+    """Return the first path that exists, its letters composed or decomposed (NFC, NFD)."""
+    for path in [place] if isinstance(place, Path) else place:
         for form in (None, "NFC", "NFD"):
             spelled = path if form is None else Path(unicodedata.normalize(form, str(path)))
             if spelled.exists():
@@ -108,10 +96,9 @@ def _first(paths: Iterable[Path]) -> Path | None:
     return None
 
 
-def _present(
-    samples: Mapping[str, tuple[Path | None, Path | None]], where: Path
-) -> list[tuple[Path, Path]]:
-    """Return the samples by name, in order; refuse those whose picture or labels are missing."""
+def _present(places: Mapping[str, tuple[Place, Place]], where: Path) -> list[tuple[Path, Path]]:
+    """Return the (picture, labels) of each name, in order; DatasetError where one is missing."""
+    samples = {name: (_first(image), _first(labels)) for name, (image, labels) in places.items()}
     for place, kind in ((0, "picture"), (1, "labels")):
         missing = [name for name, pair in samples.items() if pair[place] is None]
         if missing:
@@ -119,20 +106,11 @@ def _present(
     return [(image, labels) for image, labels in samples.values() if image and labels]
 
 
-def _with_suffix(folder: Path, name: str, suffixes: Sequence[str] = (".jpg", ".png")) -> list[Path]:
-    return [folder / f"{name}{suffix}" for suffix in suffixes]
-
-
-def _picture_or_mat(path: Path, table: ClassTable, key: str) -> np.ndarray:
-    """Read labels from a MATLAB file or a picture."""
-    return mat_labels(path, table, key) if path.suffix == ".mat" else read_labels(path, table)
-
-
 def voc(
     root: PathLike,
     split: str = "train",
     *,
-    table: ClassTable = VOC,
+    table: ClassTable = tables.VOC,
     labels: PathLike | None = None,
     sbd: PathLike | None = None,
     **options: Any,
@@ -142,14 +120,13 @@ def voc(
     Args:
         root: a folder such as ``VOCdevkit/VOC2012``, or one above it; or SBD's
             ``benchmark_RELEASE/dataset`` alone.
-        split: a list of ``ImageSets/Segmentation``, or the path of any list file, of one column or
-            two. "sbd-train" and "sbd-val" are SBD's own. Where there is no such list, "seg11valid"
-            is VOC 2011's val without SBD's train, and "trainaug" VOC's train with SBD's, without
-            VOC's val.
+        split: a list of ``ImageSets/Segmentation``, or the path of any list file of one or two
+            columns. "sbd-train" and "sbd-val" are SBD's own. Without a list, "seg11valid" is VOC
+            2011's val without SBD's train, and "trainaug" is both trains without VOC's val.
         labels: the folder of the labels, by default the first of ``SegmentationClass``,
             ``SegmentationClassAug`` and SBD's ``cls`` that has a picture's.
-        sbd: SBD's ``dataset`` folder, by default ``benchmark_RELEASE/dataset`` (or
-            ``sbd``, ``SBD``) in `root` or up to three folders above it.
+        sbd: SBD's ``dataset`` folder, by default ``benchmark_RELEASE/dataset``, ``sbd`` or ``SBD``
+            in `root` or up to three folders above it.
     """
     if sbd is None and (Path(root) / "cls").is_dir():
         sbd = root
@@ -159,30 +136,32 @@ def voc(
         below = ("VOC20*", "VOCdevkit/VOC20*", "TrainVal/VOCdevkit/VOC20*")
         home = _below(root, *below, needs="JPEGImages")
     extra = Path(sbd) if sbd is not None else _sbd(home)
-    names = _voc_names(home, extra, split)
     folders = [home / "SegmentationClass", home / "SegmentationClassAug"]
     folders = [home / labels] if labels else folders
-    samples: dict[str, tuple[Path | None, Path | None]] = {}
-    for name in names:
-        pictures, truths = (
-            [home / "JPEGImages" / f"{name}.jpg"],
-            [f / f"{name}.png" for f in folders],
-        )
+    places: dict[str, tuple[Place, Place]] = {}
+    for name in _voc_names(home, extra, split):
+        pictures = [home / "JPEGImages" / f"{name}.jpg"]
+        truths = [folder / f"{name}.png" for folder in folders]
         if extra is not None:
             pictures.append(extra / "img" / f"{name}.jpg")
-            truths += _with_suffix(extra / "cls", name, (".mat", ".png")) if not labels else []
-        samples[name] = _first(pictures), _first(truths)
-    read = partial(_picture_or_mat, key="GTcls.Segmentation")
-    return SegmentationDataset(_present(samples, home), table, load_labels=read, **options)
+            found = [extra / "cls" / f"{name}{suffix}" for suffix in (".mat", ".png")]
+            truths += [] if labels else found
+        places[name] = pictures, truths
+    return SegmentationDataset(_present(places, home), table, load_labels=_voc_labels, **options)
+
+
+def _voc_labels(path: Path, table: ClassTable) -> np.ndarray:
+    """Read VOC's labels from a picture, or SBD's from a MATLAB file."""
+    if path.suffix == ".mat":
+        return mat_labels(path, table, "GTcls.Segmentation")
+    return read_labels(path, table)
 
 
 def _sbd(home: Path) -> Path | None:
     """Find SBD near a VOC folder."""
-    near = [home, *home.resolve().parents[:3]]
     names = ("benchmark_RELEASE/dataset", "sbd", "SBD", "sbd/benchmark_RELEASE/dataset")
-    return _first(
-        place / name for place in near for name in names if (place / name / "cls").is_dir()
-    )
+    near = [place / name for place in (home, *home.resolve().parents[:3]) for name in names]
+    return _first(place for place in near if (place / "cls").is_dir())
 
 
 def _voc_names(home: Path, sbd: Path | None, split: str) -> list[str]:
@@ -214,7 +193,7 @@ def nyud(
     root: PathLike,
     split: str = "train",
     *,
-    table: ClassTable = NYUD,
+    table: ClassTable = tables.NYUD,
     modality: str = "color",
     **options: Any,
 ) -> SegmentationDataset:
@@ -223,10 +202,12 @@ def nyud(
     Args:
         root: the folder with ``data``, ``segmentation`` and the lists; or the one with
             ``nyu_depth_v2_labeled.mat``, ``splits.mat`` and ``classMapping40.mat``.
-        split: train, val, trainval (train and val where it has no list) or test. The official
-            file has trainval and test.
-        modality: "color"; "depth", a picture of mode F in millimeters; or "hha", three channels in
-            the order in which the file stores them (not in the official file).
+        split: train, val, trainval or test; the official file has the last two.
+        modality: "color"; "depth", a picture of mode F in millimeters; or "hha", three channels as
+            the file stores them (not in the official file).
+
+    Raises:
+        ValueError: another `modality`.
     """
     if modality not in ("color", "depth", "hha"):
         raise ValueError(f'modality must be "color", "depth" or "hha", not {modality!r}')
@@ -237,20 +218,16 @@ def nyud(
     if split == "trainval" and not (home / "trainval.txt").exists():
         split = "train+val"
     folder = home / "data" / {"color": "images"}.get(modality, modality)
-    samples = {
-        name: (
-            _first([folder / f"img_{name}.png"]),
-            _first([home / "segmentation" / f"img_{name}.mat"]),
-        )
-        for name in (name.removeprefix("img_") for name in _ids(home, split))
-    }
+    names = [name.removeprefix("img_") for name in _ids(home, split)]
+    truth = home / "segmentation"
+    places = {name: (folder / f"img_{name}.png", truth / f"img_{name}.mat") for name in names}
     read = partial(mat_labels, key="segmentation")
     if modality == "depth":
-        options["load_image"] = read_depth
-    return SegmentationDataset(_present(samples, home), table, load_labels=read, **options)
+        options["load_image"] = _read_depth
+    return SegmentationDataset(_present(places, home), table, load_labels=read, **options)
 
 
-def read_depth(path: Path) -> Image.Image:
+def _read_depth(path: Path) -> Image.Image:
     """Read a 16-bit depth picture as it is stored, in millimeters, as a picture of mode F."""
     values = decode(path, ImageError, lambda image: np.asarray(image).astype(np.float32))
     return Image.fromarray(values if values.ndim == 2 else values[..., 0])
@@ -260,25 +237,26 @@ def _nyud_official(
     path: Path, split: str, table: ClassTable, modality: str, options: dict[str, Any]
 ) -> SegmentationDataset:
     """Open a split of nyu_depth_v2_labeled.mat; picture n is called 5000 + n, as elsewhere."""
-    keys = {"trainval": "trainNdxs", "test": "testNdxs"}
-    if split not in keys or modality == "hha":
-        what = "split" if split not in keys else "modality"
-        raise DatasetError(f"{path}: has no {what} {split if what == 'split' else modality!r}")
-    needed = {name: path.with_name(name) for name in ("splits.mat", "classMapping40.mat")}
-    for place in needed.values():
+    key = {"trainval": "trainNdxs", "test": "testNdxs"}.get(split)
+    if key is None:
+        raise DatasetError(f"{path}: has no split {split}")
+    if modality == "hha":
+        raise DatasetError(f"{path}: has no modality {modality!r}")
+    splits, mapping = path.with_name("splits.mat"), path.with_name("classMapping40.mat")
+    for place in (splits, mapping):
         if not place.exists():
             raise DatasetError(f"{place}: is needed beside {path.name}")
-    variables = read_mat(needed["splits.mat"])
-    if keys[split] not in variables:
-        raise DatasetError(f"{needed['splits.mat']}: has no variable {keys[split]!r}")
-    numbers = [int(number) for number in np.ravel(variables[keys[split]])]
+    variables = read_mat(splits)
+    if key not in variables:
+        raise DatasetError(f"{splits}: has no variable {key!r}")
+    numbers = [int(number) for number in np.ravel(variables[key])]
     samples = [(path.with_name(f"{path.name}#{n}"),) * 2 for n in numbers]
     return SegmentationDataset(
         samples,
         table,
         names=[str(5000 + number) for number in numbers],
-        load_image=nyud_color if modality == "color" else nyud_depth,
-        load_labels=partial(nyud_labels, mapping=needed["classMapping40.mat"]),
+        load_image=partial(nyud_picture, modality=modality),
+        load_labels=partial(nyud_labels, mapping=mapping),
         **options,
     )
 
@@ -291,7 +269,7 @@ def siftflow(
     root: PathLike,
     split: str = "trainval",
     *,
-    table: ClassTable = SIFTFLOW,
+    table: ClassTable = tables.SIFTFLOW,
     target: str = "both",
     **options: Any,
 ) -> SegmentationDataset:
@@ -299,10 +277,12 @@ def siftflow(
 
     Args:
         root: the folder with ``Images``, ``SemanticLabels`` and ``GeoLabels``.
-        split: "trainval" or "test". Without ``trainval.txt`` it is all but the test pictures and
-            the two that nobody has labeled.
-        table: the semantic classes.
+        split: "trainval" or "test". Without a list, trainval is all but the test pictures and the
+            two that nobody has labeled.
         target: "semantic" or "geometric", labels H×W; or "both", labels H×W×2 in this order.
+
+    Raises:
+        ValueError: another `target`.
     """
     if target not in ("semantic", "geometric", "both"):
         raise ValueError(f'target must be "semantic", "geometric" or "both", not {target!r}')
@@ -315,22 +295,19 @@ def siftflow(
         names = [name for name in _ids(home, split) if name not in _SIFTFLOW_UNLABELED]
     kinds = {"semantic": "SemanticLabels", "geometric": "GeoLabels"}
     truth = home / kinds.get(target, "SemanticLabels") / _SIFTFLOW_SCENES
-    samples = {
-        name: (_first([images / f"{name}.jpg"]), _first([truth / f"{name}.mat"])) for name in names
-    }
+    places = {name: (images / f"{name}.jpg", truth / f"{name}.mat") for name in names}
     options["load_labels"] = partial(mat_labels, key="S")
     if target == "both":
         options |= {"load_labels": _both_siftflow, "heads": ("out", "geo")}
-    table = SIFTFLOW_GEO if target == "geometric" else table
-    return SegmentationDataset(_present(samples, home), table, **options)
+    table = tables.SIFTFLOW_GEO if target == "geometric" else table
+    return SegmentationDataset(_present(places, home), table, **options)
 
 
 def _both_siftflow(path: Path, table: ClassTable) -> np.ndarray:
     """Read semantic and geometric labels, H×W×2."""
     geometric = path.parents[2] / "GeoLabels" / path.parent.name / path.name
-    return np.stack(
-        (mat_labels(path, table, "S"), mat_labels(geometric, SIFTFLOW_GEO, "S")), axis=-1
-    )
+    planes = mat_labels(path, table, "S"), mat_labels(geometric, tables.SIFTFLOW_GEO, "S")
+    return np.stack(planes, axis=-1)
 
 
 # The names of 59 classes that the list of 459 spells otherwise.
@@ -338,16 +315,20 @@ _CONTEXT_SPELLINGS = {"table": "diningtable", "bedclothes": "bedcloth", "cloth":
 
 
 def pascal_context(
-    root: PathLike, split: str = "train", *, table: ClassTable = PASCAL_CONTEXT, **options: Any
+    root: PathLike,
+    split: str = "train",
+    *,
+    table: ClassTable = tables.PASCAL_CONTEXT,
+    **options: Any,
 ) -> SegmentationDataset:
     """Open PASCAL-Context: 459 labels, mapped by name to 59 classes and "background".
 
     Args:
-        root: the folder that has VOC2010 (``JPEGImages``) and the annotations (``labels.txt`` and
-            ``trainval/ID.mat``) in it; or a VOC2010 with ``SegmentationClassContext``.
+        root: the folder with VOC2010 (``JPEGImages``) and the annotations (``labels.txt`` and
+            ``trainval/ID.mat``); or a VOC2010 with ``SegmentationClassContext``.
         split: a list of ``ImageSets/SegmentationContext`` or ``ImageSets/Main``.
-        table: the classes. A class that none of the 459 is called, other than "background", is an
-            error. All other labels become "background", or no class where the table has none.
+        table: the classes, named as among the 459, other than "background". All other labels
+            become "background", or no class where the table has none.
     """
     home = _below(root, "VOC2010", "VOCdevkit/VOC2010", "*/VOC2010", needs="JPEGImages")
     lists = _first(home / "ImageSets" / name for name in ("SegmentationContext", "Main"))
@@ -360,11 +341,9 @@ def pascal_context(
         truth, suffix = annotations / "trainval", ".mat"
         meant = _context_map(annotations / "labels.txt", table)
         read = partial(mat_labels, key="LabelMap")
-    samples = {
-        name: (_first([home / "JPEGImages" / f"{name}.jpg"]), _first([truth / f"{name}{suffix}"]))
-        for name in names
-    }
-    return SegmentationDataset(_present(samples, truth), meant, load_labels=read, **options)
+    photos = home / "JPEGImages"
+    places = {name: (photos / f"{name}.jpg", truth / f"{name}{suffix}") for name in names}
+    return SegmentationDataset(_present(places, truth), meant, load_labels=read, **options)
 
 
 def _context_map(path: Path, table: ClassTable) -> ClassTable:
@@ -374,9 +353,9 @@ def _context_map(path: Path, table: ClassTable) -> ClassTable:
         number, _, name = row[0].partition(":")
         if number.strip().isdigit():
             numbers[name.strip()] = int(number)
-    labels = dict.fromkeys(range(len(numbers) + 1), IGNORE_INDEX)
-    if "background" in table.names:
-        labels = dict.fromkeys(labels, table.names.index("background"))
+    named = "background" in table.names
+    rest = table.names.index("background") if named else IGNORE_INDEX
+    labels = dict.fromkeys(range(len(numbers) + 1), rest)
     for label, name in enumerate(table.names):
         found = numbers.get(name, numbers.get(_CONTEXT_SPELLINGS.get(name, "")))
         if found is not None:
@@ -390,7 +369,7 @@ def camvid(
     root: PathLike,
     split: str = "train",
     *,
-    table: ClassTable = CAMVID,
+    table: ClassTable = tables.CAMVID,
     labels: PathLike | None = None,
     **options: Any,
 ) -> SegmentationDataset:
@@ -398,25 +377,25 @@ def camvid(
 
     Args:
         root: the folder.
-        split: train, val or test. A list ``train.txt``, of two columns whose paths may begin with
-            folders of another machine, counts before the folders.
-        labels: the folder of the labels, without a list.
+        split: train, val or test. A list ``train.txt`` wins over the folders; its two columns are
+            paths, which may begin with folders of another machine.
+        labels: the folder of the labels, in place of a list.
     """
     listed = Path(root) / f"{split}.txt"
     if not listed.is_file() or labels:
         return open_folder(root, split, table, labels, **options)
-    samples = {}
+    places: dict[str, tuple[Place, Place]] = {}
     for row in _read_list(listed):
         if len(row) != 2:
             raise DatasetError(f"{listed}: {row[0][:80]!r} is not a picture and its labels")
-        samples[_stem(row[0])] = tuple(_rerooted(listed.parent, text) for text in row)
-    return SegmentationDataset(_present(samples, listed), table, **options)  # type: ignore[arg-type]
+        places[_stem(row[0])] = _ends(listed.parent, row[0]), _ends(listed.parent, row[1])
+    return SegmentationDataset(_present(places, listed), table, **options)
 
 
-def _rerooted(root: Path, text: str) -> Path | None:
-    """Return the file that a path of another machine means here: its longest end that is there."""
+def _ends(root: Path, text: str) -> list[Path]:
+    """Return where the file of a path of another machine may be here, the longest end first."""
     parts = PurePosixPath(text).parts
-    return _first(root.joinpath(*parts[k:]) for k in range(text.startswith("/"), len(parts)))
+    return [root.joinpath(*parts[k:]) for k in range(text.startswith("/"), len(parts))]
 
 
 def cityscapes(
@@ -427,8 +406,8 @@ def cityscapes(
     Args:
         root: the folder with both.
         split: train, val or test.
-        table: the classes, by default the 19, read from ``_gtFine_labelIds``, or where there are
-            none from ``_gtFine_labelTrainIds``.
+        table: the classes, by default the 19. Labels are read from ``_gtFine_labelIds``, or if
+            there are none from ``_gtFine_labelTrainIds``.
     """
     home = _below(root, "*", needs="leftImg8bit")
     pictures = sorted((home / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
@@ -436,17 +415,16 @@ def cityscapes(
         raise NoSplitError(f"{home / 'leftImg8bit' / split}: no CITY/*_leftImg8bit.png in it")
     truth = home / "gtFine" / split
     kind = "labelIds" if any(truth.glob("*/*_gtFine_labelIds.png")) else "labelTrainIds"
-    samples = {}
+    places = {}
     for path in pictures:
         name = path.stem.removesuffix("_leftImg8bit")
-        labels = truth / path.parent.name / f"{name}_gtFine_{kind}.png"
-        samples[path.stem] = path, _first([labels])
-    table = table or (CITYSCAPES_IDS if kind == "labelIds" else CITYSCAPES)
-    return SegmentationDataset(_present(samples, truth), table, **options)
+        places[path.stem] = path, truth / path.parent.name / f"{name}_gtFine_{kind}.png"
+    table = table or (tables.CITYSCAPES_IDS if kind == "labelIds" else tables.CITYSCAPES)
+    return SegmentationDataset(_present(places, truth), table, **options)
 
 
 def ade20k(
-    root: PathLike, split: str = "training", *, table: ClassTable = ADE20K, **options: Any
+    root: PathLike, split: str = "training", *, table: ClassTable = tables.ADE20K, **options: Any
 ) -> SegmentationDataset:
     """Open ADE20K's scene parsing benchmark: labels from 1, 0 is no class.
 
@@ -458,30 +436,22 @@ def ade20k(
     return open_folder(home, split, table, f"annotations/{split}", **options)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One data set.
-
-    Attributes:
-        open: its function.
-        splits: those that `fcnfast check` walks: to learn from, and to validate on.
-        aliases: its own names for "train" and "val".
-    """
+class Row(NamedTuple):
+    """A data set's function, and its splits: to learn from, and to validate on."""
 
     open: Callable[..., SegmentationDataset]
-    splits: tuple[str, ...] = ("train", "val")
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    splits: tuple[str, str] = ("train", "val")
 
 
 DATASETS: dict[str, Row] = {
     "voc": Row(voc),
     "nyud": Row(nyud),
     "nyud-hha": Row(partial(nyud, modality="hha")),
-    "siftflow": Row(siftflow, ("trainval", "test"), {"train": "trainval", "val": "test"}),
+    "siftflow": Row(siftflow, ("trainval", "test")),
     "pascal-context": Row(pascal_context),
     "camvid": Row(camvid),
     "cityscapes": Row(cityscapes),
-    "ade20k": Row(ade20k, ("training", "validation"), {"train": "training", "val": "validation"}),
+    "ade20k": Row(ade20k, ("training", "validation")),
     "folder": Row(open_folder),
 }
 
@@ -491,7 +461,7 @@ def open_dataset(
     root: PathLike,
     split: str,
     *,
-    table: ClassTable | None = None,
+    table: ClassTable | str | None = None,
     labels: PathLike | None = None,
     default: ClassTable | None = None,
     **options: Any,
@@ -501,8 +471,8 @@ def open_dataset(
     Args:
         name: voc, nyud, nyud-hha, siftflow, pascal-context, camvid, cityscapes, ade20k or folder.
         root: its folder.
-        split: one of its splits; "train" and "val" mean the data set's own names for them.
-        table: other classes than its own.
+        split: one of its splits; "train" and "val" are understood everywhere.
+        table: the classes, as `class_table` takes them, in place of its own.
         labels: another folder with the labels (voc, camvid and folder).
         default: the classes of a folder that does not name its own.
         options: arguments of `SegmentationDataset`.
@@ -513,34 +483,30 @@ def open_dataset(
     if name not in DATASETS:
         raise DatasetError(f"--dataset {name}: not one of {', '.join(DATASETS)}")
     row = DATASETS[name]
-    if table is not None:
-        options["table"] = table
+    if table:
+        options["table"] = tables.class_table(table)
     if labels:
         if name not in ("voc", "camvid", "folder"):
             raise DatasetError(f"--labels-dir {labels}: {name} keeps its labels in one place")
         options["labels"] = labels
     if name == "folder":
         options["default"] = default
-    return row.open(root, row.aliases.get(split, split), **options)
+    own = dict(zip(("train", "val"), row.splits, strict=True))
+    return row.open(root, own.get(split, split), **options)
 
 
 def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, by_name: bool) -> None:
     """Refuse a validation set with pictures of the training set.
 
-    Args:
-        train, val: the data sets.
-        by_name: equal names are one picture, as in VOC and SBD; otherwise equal files are.
+    Equal files are one picture; `by_name`, as in VOC and SBD, equal names are.
 
     Raises:
         DatasetError: the pictures of both are named.
     """
-
-    def keys(dataset: SegmentationDataset) -> list[str]:
-        return dataset.names if by_name else [str(image) for image, _ in dataset.samples]
-
-    both = sorted(set(keys(train)) & set(keys(val)))
+    names, others = (
+        set(d.names if by_name else [str(image) for image, _ in d.samples]) for d in (train, val)
+    )
+    both = [Path(name).name for name in sorted(names & others)]
     if both:
-        raise DatasetError(
-            f"--val-split: {len(both)} of its pictures are in the training list, too: "
-            f"{shortened([Path(name).name for name in both], 3)}"
-        )
+        told = f"{len(both)} of its pictures are in the training list, too"
+        raise DatasetError(f"--val-split: {told}: {shortened(both, 3)}")

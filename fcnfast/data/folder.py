@@ -41,6 +41,11 @@ def main_labels(labels: np.ndarray) -> np.ndarray:
     return labels if labels.ndim == 2 else labels[..., 0]
 
 
+def count_pixels(labels: np.ndarray) -> np.ndarray:
+    """Return the number of pixels of each label, int64 256, in `main_labels`."""
+    return np.bincount(main_labels(labels).ravel(), minlength=256)
+
+
 def demo_scene() -> Sample:
     """Return the package's own picture: a drawn street, 480×360, with exact labels of `CAMVID`."""
     folder = Path(__file__).with_name("demo")
@@ -54,22 +59,19 @@ class SegmentationDataset(Dataset[Any]):
     Args:
         samples: (picture, labels) of each item: paths, which the two loaders read.
         table: the classes that the labels must fit.
-        load_image: reads a picture as 8-bit RGB; it must know `channels` itself.
+        load_image: reads a picture as 8-bit RGB, or with `channels`.
         load_labels: reads labels, uint8 H×W, or H×W×K for K heads.
         names: a name for each item, by default the stem of the picture's file.
         heads: what the K planes of the labels are for, as networks name their outputs.
-        include: glob pattern(s) of the names to keep, matched against the file name and its stem.
-        exclude: glob pattern(s) of the names to leave out, such as "0016E5*" for one drive.
-        transform: called as ``transform(image, labels)``; an item is then what it returns, as the
-            two tensors of `train_transform` and `eval_transform`. By default a `Sample`.
+        include, exclude: glob patterns of the file names, stems or names to keep or to leave out,
+            such as "0016E5*" for one drive.
+        transform: called as ``transform(image, labels)`` and returns the item, as the two tensors
+            of `train_transform` and `eval_transform`. By default an item is a `Sample`.
         cache: keep decoded samples in memory (H·W·4 bytes each) after their first use.
         bit_depth, channels: as `read_image` takes them.
         pairs: a data set of (image, labels) items to take instead of files, by `wrap_dataset`.
         guessed: the table is the layout's usual one; nobody has named it.
         passed_over: files of its folders that are not pictures.
-
-    Attributes:
-        samples, names, table, heads, guessed, passed_over: as above, after the filters.
 
     Raises:
         DatasetError: the patterns leave nothing.
@@ -114,7 +116,6 @@ class SegmentationDataset(Dataset[Any]):
         self._decoded: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Any:
@@ -130,7 +131,7 @@ class SegmentationDataset(Dataset[Any]):
             image = rgbx(pixels)
         else:
             image, labels = self._read(index)
-            self._check_sizes(index, image.size, (labels.shape[1], labels.shape[0]))
+            self._check_sizes(index, image.size, labels.shape[1::-1])
             if self.cache:
                 self._decoded[index] = (np.asarray(image), labels)
         if self.transform is not None:
@@ -138,26 +139,20 @@ class SegmentationDataset(Dataset[Any]):
         return Sample(image, labels, self.names[index])
 
     def _read(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        """Read one sample."""
         if self._pairs is None:
             return self._image(self.samples[index][0]), self.labels(index)
         name = self.names[index]
         image, labels = self._pairs[int(name)][:2]
         labels = np.asarray(labels)
         if labels.ndim != 2 or labels.dtype.kind not in "ui":
-            raise TypeError(
-                f"item {name}: labels must be integers H×W, not {labels.dtype} {labels.shape}"
-            )
+            found = f"{labels.dtype} {labels.shape}"
+            raise TypeError(f"item {name}: labels must be integers H×W, not {found}")
         labels = to_labels(labels, self.table, f"item {name}")
         labels.setflags(write=False)
         return as_photo(image, channels=self.channels), labels
 
     def labels(self, index: int) -> np.ndarray:
-        """Read the labels of one sample alone, read-only.
-
-        Raises:
-            LabelError: as reading the sample.
-        """
+        """Read the labels of one sample alone, read-only; LabelError as of the sample."""
         if index in self._decoded:
             return self._decoded[index][1]
         if self._pairs is not None:
@@ -167,15 +162,11 @@ class SegmentationDataset(Dataset[Any]):
         return labels
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return (width, height) of a picture as its file says; an EXIF turn is not applied.
-
-        Raises:
-            ImageError: as reading the sample.
-        """
+        """Return a picture's (width, height) without an EXIF turn; ImageError as of the sample."""
         path = self.samples[index][0]
         return picture_size(path) if self._sized_by_file else self._read(index)[0].size
 
-    def _check_sizes(self, index: int, image: tuple[int, int], labels: tuple[int, int]) -> None:
+    def _check_sizes(self, index: int, image: tuple[int, ...], labels: tuple[int, ...]) -> None:
         """Refuse labels of another size than their picture's, both as (width, height)."""
         if image == labels:
             return
@@ -183,19 +174,19 @@ class SegmentationDataset(Dataset[Any]):
         why = ""
         if self._sized_by_file and picture_size(path) == labels:
             why = ": EXIF turns it upright, and the labels were drawn on the unturned photo"
+        found, expected = f"{labels[0]}x{labels[1]}", f"{image[0]}x{image[1]}"
         raise LabelError(
-            f"{label_path}: the labels are {labels[0]}x{labels[1]} pixels, their image is "
-            f"{image[0]}x{image[1]}{why}"
+            f"{label_path}: the labels are {found} pixels, their image is {expected}{why}"
         )
 
 
 def wrap_dataset(dataset: Any, table: ClassTable, channels: int = 3) -> SegmentationDataset:
-    """Make any data set of (image, labels) pairs one that fcnfast trains on and evaluates.
+    """Wrap any data set of (image, labels) pairs, so that fcnfast trains on it and evaluates it.
 
     Args:
-        dataset: ``len`` and items by index, as a `torch.utils.data.Dataset` has them: an image as
-            `Segmenter` takes it (a PIL image, uint8 H×W×3, a uint8 tensor 3×H×W, a path), and
-            integer labels H×W, an array or a tensor. Items may be longer.
+        dataset: has ``len`` and, by index, items that begin with an image as `Segmenter` takes it
+            (a PIL image, uint8 H×W×3, a uint8 tensor 3×H×W, a path) and integer labels H×W, an
+            array or a tensor.
         table: the classes, and which labels mean none.
         channels: 3, or 4 of images with four channels.
 
@@ -204,8 +195,7 @@ def wrap_dataset(dataset: Any, table: ClassTable, channels: int = 3) -> Segmenta
     """
     if isinstance(dataset, SegmentationDataset) and dataset.transform is None:
         return dataset
-    indices = [Path(str(index)) for index in range(len(dataset))]
-    pairs = [(k, k) for k in indices]
+    pairs = [(Path(str(k)),) * 2 for k in range(len(dataset))]
     return SegmentationDataset(pairs, table, pairs=dataset, channels=channels)
 
 
@@ -222,25 +212,24 @@ def open_folder(
 ) -> SegmentationDataset:
     """Open pictures and label pictures that share their names, in two folders for each split.
 
-    The pictures lie in ``root/split`` and the labels in ``root/{split}annot`` (as CamVid has them),
-    or in ``root/images/split`` and ``root/labels/split`` (or annotations, or masks). A
-    ``dataset.json`` in `root` may say otherwise: ``"images"`` and ``"labels"``, such as
-    ``"masks/{split}"``; and ``"classes"`` (names, a known table's name or a JSON file), with
-    ``"palette"``, ``"ignore"`` (void values) and ``"label_map"`` as in a class table's file.
+    Pictures lie in ``root/split`` and labels in ``root/{split}annot`` (as CamVid has them), or in
+    ``root/images/split`` and ``root/labels/split`` (or annotations, or masks). A ``dataset.json``
+    in `root` may name other folders as ``"images"`` and ``"labels"``, such as ``"masks/{split}"``,
+    and the ``"classes"`` (names, a known table's name or a JSON file), with ``"palette"``,
+    ``"ignore"`` (void values) and ``"label_map"`` as in a class table's file.
 
     Args:
         root: the data set's folder.
         split: the split's name, such as "train".
-        table: the classes; by default those of ``dataset.json``, then `default`. Without either
-            CamVid's layout means CamVid's classes, and any other layout is an error.
+        table: the classes; by default those of ``dataset.json``, then `default`, then CamVid's in
+            CamVid's layout.
         labels: another folder with the labels, absolute or relative to `root`.
-        include, exclude: as of `SegmentationDataset`.
+        include, exclude, options: as of `SegmentationDataset`.
         default: the classes where the data set does not name its own.
-        options: more arguments of `SegmentationDataset`.
 
     Raises:
-        DatasetError: a folder is missing or empty, files have no partner (they are named), the
-            patterns leave nothing, or no classes are named.
+        DatasetError: a folder is missing or empty, files have no partner, the patterns leave
+            nothing, or no classes are named.
     """
     root = Path(root)
     if not root.is_dir():
@@ -250,13 +239,11 @@ def open_folder(
     table, guessed = table or named or default, False
     if table is None:
         if label_folder.name != f"{split}annot":
-            raise DatasetError(
-                f'{root}: nothing names its classes: give --classes TABLE, or put "classes": '
-                '["background", ...] into its dataset.json'
-            )
+            told = 'give --classes TABLE, or put "classes": ["background", ...] into dataset.json'
+            raise DatasetError(f"{root}: nothing names its classes: {told}")
         table, guessed = CAMVID, True
-    passed: list[Path] = []
-    samples = _pair(image_folder, label_folder, include, exclude, passed)
+    passed = passed_over([image_folder, label_folder])
+    samples = _pair(image_folder, label_folder, include, exclude)
     return SegmentationDataset(samples, table, guessed=guessed, passed_over=passed, **options)
 
 
@@ -286,31 +273,23 @@ def _folders(
 ) -> tuple[Path, Path]:
     """Return the folders of the pictures and of the labels."""
     tried = []
-    for images_at, labels_at in _LAYOUTS:
-        images_at, labels_at = (
-            described.get("images", images_at),
-            described.get("labels", labels_at),
-        )
-        pair = (
-            images_at.replace("{split}", split),
-            os.fspath(labels or labels_at).replace("{split}", split),
-        )
-        if split and all((root / place).is_dir() for place in pair):
-            return root / pair[0], root / pair[1]
-        if pair not in tried:
-            tried.append(pair)
-    expected = " or ".join(f"{images} and {annotations}" for images, annotations in tried)
+    for layout in _LAYOUTS:
+        places = described.get("images", layout[0]), labels or described.get("labels", layout[1])
+        names = [os.fspath(place).replace("{split}", split) for place in places]
+        if split and all((root / name).is_dir() for name in names):
+            return root / names[0], root / names[1]
+        tried.append(" and ".join(names))
+    expected = " or ".join(dict.fromkeys(tried))
     raise NoSplitError(f"{root}: split {split!r} needs the folders {expected}")
 
 
 def _pair(
-    image_folder: Path, label_folder: Path, include: Patterns, exclude: Patterns, passed: list[Path]
+    image_folder: Path, label_folder: Path, include: Patterns, exclude: Patterns
 ) -> list[tuple[Path, Path]]:
-    """Match the files of two folders by stem, after the filters; `passed` gets what is left out."""
-    images = _by_stem(image_folder, include, exclude, passed)
-    labels = _by_stem(label_folder, include, exclude, passed)
+    """Match the files of two folders by stem, after the filters."""
+    images, labels = (_by_stem(f, include, exclude) for f in (image_folder, label_folder))
     if not images:
-        filtered = include is not None or exclude is not None
+        filtered = include or exclude
         reason = "no pictures left by the patterns" if filtered else "no pictures in this folder"
         raise DatasetError(f"{image_folder}: {reason}")
     for found, others, kind, place in (
@@ -329,26 +308,19 @@ def shortened(names: Sequence[str], most: int = 5) -> str:
     return f"{', '.join(names[:most])}{more}"
 
 
-def _by_stem(
-    folder: Path, include: Patterns, exclude: Patterns, passed: list[Path]
-) -> dict[str, Path]:
+def _by_stem(folder: Path, include: Patterns, exclude: Patterns) -> dict[str, Path]:
     """Return the pictures of a folder that pass the filters, keyed by stem.
 
     Composed and decomposed letters (NFC and NFD) are the same: file systems differ in them.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if not _is_picture(path):
-            if path.is_file() and not path.name.startswith("."):
-                passed.append(path)
-            continue
-        if not _passes(path, path.stem, include, exclude):
+        if not _is_picture(path) or not _passes(path, path.stem, include, exclude):
             continue
         stem = unicodedata.normalize("NFC", path.stem)
         if stem in found:
-            raise DatasetError(
-                f"{folder}: {found[stem].name} and {path.name} share one name; keep one"
-            )
+            both = f"{found[stem].name} and {path.name}"
+            raise DatasetError(f"{folder}: {both} share one name; keep one")
         found[stem] = path
     return found
 
@@ -367,7 +339,7 @@ def _passes(path: Path, name: str, include: Patterns, exclude: Patterns) -> bool
         wanted = [unicodedata.normalize("NFC", pattern) for pattern in patterns]
         return any(fnmatchcase(text, pattern) for text in names for pattern in wanted)
 
-    return (include is None or matches(include)) and not (exclude is not None and matches(exclude))
+    return (not include or matches(include)) and not (exclude and matches(exclude))
 
 
 def image_paths(specs: PathLike | Iterable[PathLike]) -> list[Path]:
@@ -375,11 +347,8 @@ def image_paths(specs: PathLike | Iterable[PathLike]) -> list[Path]:
 
     A folder gives the pictures directly in it, by extension; a pattern (``**`` reaches into
     subfolders) those that it matches; a file stands for itself whatever its extension. Each
-    folder's and pattern's pictures are sorted, the order of `specs` is kept, and a picture that
-    is met twice is returned once.
-
-    A spec that yields nothing is returned as it is when others yield pictures, so that reading it
-    fails as one picture among the others.
+    folder's and pattern's pictures are sorted, in the order of `specs`, without repetitions. A
+    spec that yields nothing is returned as it is, so that reading it fails among the others.
 
     Raises:
         ImageError: none of `specs` yields a picture.
@@ -389,9 +358,12 @@ def image_paths(specs: PathLike | Iterable[PathLike]) -> list[Path]:
     found: dict[str, Path] = {}
     missing: list[str] = []
     for spec in specs:
-        paths = _expand(os.fspath(spec))
+        name = os.fspath(spec)
+        paths = _expand(name)
         if not paths:
-            missing.append(f"{spec}: {_why_nothing(os.fspath(spec))}")
+            reason = "no picture matches" if glob.has_magic(name) else "no such file or folder"
+            reason = "no pictures in this folder" if os.path.isdir(name) else reason
+            missing.append(f"{name}: {reason}")
         for path in paths or [Path(spec)]:
             found.setdefault(os.path.realpath(path), path)
     if not any(os.path.isfile(path) for path in found):
@@ -408,20 +380,9 @@ def _expand(spec: str) -> list[Path]:
     return sorted(path for path in candidates if _is_picture(path) and os.path.isfile(path))
 
 
-def _why_nothing(spec: str) -> str:
-    """Say why a spec stands for no picture."""
-    if os.path.isdir(spec):
-        return "no pictures in this folder"
-    return "no picture matches" if glob.has_magic(spec) else "no such file or folder"
-
-
 def passed_over(specs: PathLike | Iterable[PathLike]) -> list[Path]:
     """Return the visible files of the folders in `specs` that `image_paths` leaves out."""
     specs = [specs] if isinstance(specs, (str, os.PathLike)) else specs
-    folders = [Path(spec) for spec in specs if os.path.isdir(spec)]
-    return sorted(
-        path
-        for place in folders
-        for path in place.iterdir()
-        if path.is_file() and not _is_picture(path) and not path.name.startswith(".")
-    )
+    inside = [path for spec in specs if os.path.isdir(spec) for path in Path(spec).iterdir()]
+    hidden = [path for path in inside if path.name.startswith(".")]
+    return sorted(p for p in {*inside} - {*hidden} if p.is_file() and not _is_picture(p))

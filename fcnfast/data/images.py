@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -44,16 +44,26 @@ def decode(
 ) -> _T:
     """Open a picture and return what `use` makes of it; any error is raised as `failure`.
 
-    A PNG or JPEG that PIL refuses is tried once more without its metadata: profiles and texts of
-    any size, and chunks that are damaged or cut, do not stop a picture whose pixels are sound.
+    A PNG or JPEG that PIL refuses is tried once more without its metadata: large profiles and
+    texts, and damaged or cut chunks, do not stop a picture whose pixels are sound.
 
     Args:
-        source: a file, or the content of one; the content, not the extension, tells the format.
+        source: a file, or the content of one, which alone tells the format.
         failure: the exception to raise; its message begins with the file.
         use: gets the picture before its pixels are decoded.
         max_pixels: width times height above which the picture is refused.
     """
-    name = "the picture" if isinstance(source, bytes) else source
+    name = _named(source)
+
+    def attempt(file: PathLike | BinaryIO) -> _T:
+        formats = [name for name in _FORMATS if name in Image.OPEN]
+        with Image.open(file, formats=formats) as image:
+            pixels = image.width * image.height
+            if pixels > max_pixels:
+                told = f"{image.width}x{image.height} is {pixels} pixels, at most {max_pixels}"
+                raise failure(f"{name}: too large: {told} are read")
+            return use(image)
+
     try:
         if not isinstance(source, bytes) and os.path.isdir(source):
             raise failure(f"{name}: is a folder, not a picture")
@@ -64,37 +74,23 @@ def decode(
             # PIL warns of oddities that it can handle, and of half the size that it refuses.
             warnings.simplefilter("ignore")
             try:
-                return _open(source, failure, use, max_pixels)
+                return attempt(io.BytesIO(source) if isinstance(source, bytes) else source)
             except (failure, MemoryError, Image.DecompressionBombError):
                 raise
             except Exception:
                 plain = _without_metadata(source)
                 if plain is None:
                     raise
-                return _open(plain, failure, use, max_pixels)
+                return attempt(io.BytesIO(plain))
     except failure:
         raise
     except Exception as error:  # decoders raise any exception on a damaged file
         raise failure(f"{name}: {_reason(error)}") from error
 
 
-def _open(
-    source: PathLike | bytes,
-    failure: type[InputError],
-    use: Callable[[Image.Image], _T],
-    max_pixels: int,
-) -> _T:
-    """Open a picture, check its size, and return what `use` makes of it."""
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    with Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
-        pixels = image.width * image.height
-        if pixels > max_pixels:
-            name = "the picture" if isinstance(source, bytes) else source
-            raise failure(
-                f"{name}: too large: {image.width}x{image.height} is {pixels} pixels, "
-                f"at most {max_pixels} are read"
-            )
-        return use(image)
+def _named(source: PathLike | bytes) -> PathLike:
+    """Return what a picture is called in an error."""
+    return "the picture" if isinstance(source, bytes) else source
 
 
 def _without_metadata(source: PathLike | bytes) -> bytes | None:
@@ -158,11 +154,10 @@ def read_image(
 ) -> Image.Image:
     """Read a picture as 8-bit RGB, or with a fourth channel, upright.
 
-    The EXIF orientation is applied. Gray, palette and bilevel pictures get equal channels or their
-    palette's colors; transparency is laid over white; 16-bit samples are scaled from 0..65535;
-    32-bit integers and floats are stretched from their own smallest to their own largest value
-    (floats that lie within 0..1 are scaled from there); CMYK is converted without a color profile.
-    Of an animation or a multi-page file the first picture is taken.
+    The EXIF orientation is applied; transparency is laid over white; 16-bit samples are scaled from
+    0..65535; 32-bit integers and floats are stretched between their smallest and largest value
+    (floats within 0..1 are scaled from there); CMYK is converted without a color profile. Only the
+    first picture of an animation or a multi-page file is read.
 
     Args:
         path: the file, or the content of one.
@@ -170,15 +165,15 @@ def read_image(
             `PIL.Image.MAX_IMAGE_PIXELS` holds besides.
         bit_depth: bits, 8 to 16, that 16-bit samples really use: 12 for most cameras' raw data.
             None: all 16, and a warning when no value needs more than 12.
-        channels: 3; or 4: the file's own four, 8 bits each, which must be there (RGBA, where no
-            transparency is applied; or RGB and near infrared, say, of a TIFF).
+        channels: 3; or 4: the file's own four, 8 bits each (RGBA, with no transparency applied;
+            or RGB and near infrared, say, of a TIFF).
 
     Returns:
         A loaded picture of mode RGB, or RGBX with four channels.
 
     Raises:
         ImageError: the file is missing, a folder, empty, cut, not a picture, or too large; or it
-            holds values of more than `bit_depth` bits, or no four channels.
+            holds values of more than `bit_depth` bits, or not the channels.
         ValueError: `bit_depth` outside 8..16, or given with four channels.
     """
     if bit_depth is not None and not 8 <= bit_depth <= 16:
@@ -188,26 +183,22 @@ def read_image(
             raise ValueError("bit_depth is for pictures of 1 or 3 channels")
         return decode(path, ImageError, lambda image: _four_channels(image, path), max_pixels)
     low = decode(path, ImageError, _low_bytes, max_pixels) if bit_depth else None
-    rgb, largest = decode(
-        path, ImageError, lambda image: _upright_rgb(image, bit_depth or 16, low), max_pixels
-    )
-    name = "the picture" if isinstance(path, bytes) else path
-    if bit_depth is not None and largest is not None and largest >> bit_depth:
-        raise ImageError(f"{name}: its largest value, {largest}, has more bits than {bit_depth}")
-    if bit_depth is None and largest is not None and 0 < largest < 4096:
+    depth = bit_depth or 16
+    rgb, largest = decode(path, ImageError, lambda im: _upright_rgb(im, depth, low), max_pixels)
+    if bit_depth is not None and largest >> bit_depth:
+        told = f"its largest value, {largest}, has more bits than {bit_depth}"
+        raise ImageError(f"{_named(path)}: {told}")
+    if bit_depth is None and 0 < largest < 4096:
         warnings.warn(
-            f"{name}: its largest 16-bit value is {largest}: if its samples have 12 bits, give "
-            "--bit-depth 12 (bit_depth=12)",
+            f"{_named(path)}: its largest 16-bit value is {largest}: if its samples have 12 bits, "
+            "give --bit-depth 12 (bit_depth=12)",
             stacklevel=2,
         )
     return rgb
 
 
 def raw_mode(image: Image.Image) -> str:
-    """Return PIL's name for how a file stores its samples, such as "L;4"; may be "".
-
-    PIL forgets it when it decodes.
-    """
+    """Return PIL's name for how an opened file stores its samples, such as "L;4"; may be ""."""
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     if isinstance(arguments, (tuple, list)) and arguments:
@@ -217,11 +208,11 @@ def raw_mode(image: Image.Image) -> str:
 
 def set_raw_mode(image: Image.Image, kind: str) -> None:
     """Let PIL decode an opened picture as if its samples were stored so."""
-    tiles = []
-    for codec, box, offset, arguments in image.tile:  # type: ignore[attr-defined]
-        changed = kind if isinstance(arguments, str) else (kind, *arguments[1:])
-        tiles.append((codec, box, offset, changed))
-    image.tile = tiles  # type: ignore[attr-defined]
+    opened: Any = image
+    opened.tile = [
+        (codec, box, offset, kind if isinstance(arguments, str) else (kind, *arguments[1:]))
+        for codec, box, offset, arguments in opened.tile
+    ]
 
 
 # PIL keeps the high byte of 16-bit colors; read in the other byte order, it keeps the low one.
@@ -231,34 +222,25 @@ _OTHER_ORDER["RGB;16N"] = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
 
 def _low_bytes(image: Image.Image) -> np.ndarray | None:
     """Return the low bytes of a picture of 16-bit colors, H×W×3; None for other pictures."""
-    other = _OTHER_ORDER.get(raw_mode(image))
-    if other is None:
+    if raw_mode(image) not in _OTHER_ORDER:
         return None
-    set_raw_mode(image, other)
+    set_raw_mode(image, _OTHER_ORDER[raw_mode(image)])
     return np.asarray(image)
 
 
 def picture_size(path: PathLike) -> tuple[int, int]:
-    """Return (width, height) as the head of a picture's file says, without decoding it.
-
-    An EXIF orientation is not applied.
-
-    Raises:
-        ImageError: as in `read_image`.
-    """
+    """Return a file's (width, height) without an EXIF turn; ImageError as `read_image`."""
     return decode(path, ImageError, lambda image: image.size)
 
 
 def as_photo(image: Photo, bit_depth: int | None = None, channels: int = 3) -> Image.Image:
-    """Return a picture as 8-bit RGB, upright; or with all of its four channels.
+    """Return a picture as `read_image` does, upright.
 
     Args:
         image: a path; the content of a picture file (bytes) or a file open for reading; a PIL
-            image of any mode (converted as `read_image` does, its EXIF orientation applied); a
-            uint8 array H×W or H×W×1 (gray), H×W×3 (RGB) or H×W×4 (RGBA); or a uint8 tensor C×H×W
-            with 1, 3 or 4 such channels.
-        bit_depth: of files, as `read_image` takes it.
-        channels: 3, or 4 as of `read_image`.
+            image of any mode; a uint8 array H×W or H×W×1 (gray), H×W×3 (RGB) or H×W×4 (RGBA); or a
+            uint8 tensor C×H×W with 1, 3 or 4 such channels.
+        bit_depth, channels: as `read_image` takes them, `bit_depth` for files alone.
 
     Raises:
         ImageError: a file that cannot be read, or a picture without pixels or without the channels.
@@ -281,10 +263,8 @@ def as_photo(image: Photo, bit_depth: int | None = None, channels: int = 3) -> I
     if isinstance(image, np.ndarray):
         image = _from_array(image)
     if not isinstance(image, Image.Image):
-        raise TypeError(
-            "a picture must be a path, bytes, a PIL image, a uint8 array or a uint8 tensor, not "
-            f"{type(image).__name__}"
-        )
+        kinds = "a path, bytes, a PIL image, a uint8 array or a uint8 tensor"
+        raise TypeError(f"a picture must be {kinds}, not {type(image).__name__}")
     if image.width == 0 or image.height == 0:
         raise ImageError(f"the picture has no pixels: {image.width}x{image.height}")
     try:
@@ -300,10 +280,8 @@ def check_channels(images: torch.Tensor) -> None:
     if images.dtype != torch.uint8:
         raise TypeError(f"a picture's tensor must be uint8 (0 to 255), not {images.dtype}")
     if images.dim() not in (3, 4) or images.shape[-3] not in (1, 3, 4):
-        raise ValueError(
-            "a picture's tensor must be C×H×W or N×C×H×W with 1, 3 or 4 channels, not "
-            f"{tuple(images.shape)}"
-        )
+        shapes = "C×H×W or N×C×H×W with 1, 3 or 4 channels"
+        raise ValueError(f"a picture's tensor must be {shapes}, not {tuple(images.shape)}")
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
@@ -311,9 +289,8 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
     if pixels.dtype != np.uint8:
         raise TypeError(f"a picture's array must be uint8 (0 to 255), not {pixels.dtype}")
     if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4)):
-        raise ValueError(
-            f"a picture's array must be H×W, or H×W×C with 1, 3 or 4 channels, not {pixels.shape}"
-        )
+        shapes = "H×W, or H×W×C with 1, 3 or 4 channels"
+        raise ValueError(f"a picture's array must be {shapes}, not {pixels.shape}")
     if pixels.size == 0:
         raise ImageError(f"the picture has no pixels: its array is {pixels.shape}")
     if pixels.ndim == 3 and pixels.shape[2] == 1:
@@ -322,28 +299,21 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 
 
 def _four_channels(image: Image.Image, source: PathLike | bytes = b"") -> Image.Image:
-    """Return a picture's four channels as mode RGBX, in which no channel acts on another; upright.
-
-    Raises:
-        ImageError: another number of channels.
-        Exception: of any kind, on a damaged picture.
-    """
+    """Return a picture's four channels, upright, as mode RGBX: no channel acts on another."""
     bands = image.getbands()
     if len(bands) != 4:
-        name = "the picture" if isinstance(source, bytes) else source
         found = f"has {len(bands)} of 4 channels ({''.join(bands)})"
-        raise ImageError(f"{name}: {found}, which the network takes")
+        raise ImageError(f"{_named(source)}: {found}, which the network takes")
     image.load()
     return _turned(Image.merge("RGBX", image.split()), _orientation(image))
 
 
 def rgbx(pixels: np.ndarray) -> Image.Image:
     """Return uint8 pixels H×W×4 as a picture of mode RGBX; H×W×3 as one of mode RGB."""
-    height, width, channels = pixels.shape
-    if channels == 3:
+    if pixels.shape[2] == 3:
         return Image.fromarray(pixels)
     data = np.ascontiguousarray(pixels)
-    return Image.frombuffer("RGBX", (width, height), data, "raw", "RGBX", 0, 1)
+    return Image.frombuffer("RGBX", pixels.shape[1::-1], data, "raw", "RGBX", 0, 1)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -368,19 +338,11 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 def _upright_rgb(
     image: Image.Image, bit_depth: int = 16, low: np.ndarray | None = None
-) -> tuple[Image.Image, int | None]:
-    """Convert a picture of any mode to RGB, turned as its EXIF orientation says; a copy.
+) -> tuple[Image.Image, int]:
+    """Return an RGB copy of a picture, turned as EXIF says, and its largest 16-bit sample or 0.
 
-    Args:
-        image: the picture, opened or loaded.
-        bit_depth: bits that 16-bit samples really use.
-        low: the low bytes of 16-bit colors.
-
-    Returns:
-        The picture, and the largest of its 16-bit samples; None for other pictures.
-
-    Raises:
-        Exception: of any kind, on a damaged picture.
+    `bit_depth` and `low`, the low bytes of its colors, are for 16-bit samples. A damaged picture
+    raises exceptions of any kind.
     """
     kind = raw_mode(image)
     white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
@@ -388,22 +350,19 @@ def _upright_rgb(
     orientation = _orientation(image)
     values = _sixteen_bits(image, kind, low)
     if values is None:
-        largest, rgb = None, _to_rgb(image)
+        largest, rgb = 0, _to_rgb(image)
     else:
-        largest, top = int(values.max()), (1 << (12 if kind == "I;12" else bit_depth)) - 1
+        top = (1 << (12 if kind == "I;12" else bit_depth)) - 1
         scaled = np.rint(np.minimum(values, top) * np.float32(255.0 / top)).astype(np.uint8)
         if white_is_zero and values.ndim == 2:  # PIL turns those of fewer bits itself
             scaled = 255 - scaled
         rgb = Image.fromarray(scaled).convert("RGB")
-        largest = None if kind == "I;12" else largest
+        largest = 0 if kind == "I;12" else int(values.max())
     return _turned(rgb.copy() if rgb is image else rgb, orientation), largest
 
 
 def _sixteen_bits(image: Image.Image, kind: str, low: np.ndarray | None) -> np.ndarray | None:
-    """Return the samples of a 16-bit picture, H×W or H×W×3; None for other pictures.
-
-    Without the low bytes of colors these are taken for full.
-    """
+    """Return the samples of a 16-bit picture, H×W or H×W×3; None for other pictures."""
     # Releases of PIL before 11 open 16-bit gray PNGs, and all of them PGMs, as mode I.
     if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):
         return np.asarray(image).astype(np.int32)
@@ -449,11 +408,7 @@ def check_positive(name: str, value: object) -> None:
 
 
 def shrink(image: Image.Image, max_size: int | None) -> Image.Image:
-    """Return the picture with its longest side at most `max_size` pixels; never enlarged.
-
-    Raises:
-        TypeError, ValueError: `max_size` is neither a positive integer nor None (no limit).
-    """
+    """Return the picture with its longest side at most `max_size` (a positive int) pixels."""
     if max_size is None:
         return image
     check_positive("max_size", max_size)
@@ -472,21 +427,16 @@ def photo_tensor(image: Image.Image) -> torch.Tensor:
 def write_image(path: PathLike, image: Image.Image, **options: object) -> None:
     """Write a picture in the format of its extension, whole or not at all.
 
-    Args:
-        path: the file to create or replace.
-        image: the picture.
-        options: for `PIL.Image.Image.save`, such as ``quality`` or ``format``.
+    `options` are those of `PIL.Image.Image.save`, such as ``quality`` or ``format``.
 
     Raises:
         ValueError: an extension that PIL cannot write.
         OSError: the file cannot be written; nothing is left behind.
     """
-    # Encoded in memory first: what remains to go wrong on the disk is one write and one rename.
-    encoded = io.BytesIO()
-    format_name = options.pop("format", None) or Image.registered_extensions().get(
-        Path(path).suffix.lower()
-    )
+    encoded = io.BytesIO()  # all that remains to go wrong on the disk is one write and one rename
+    suffix = Path(path).suffix
+    format_name = options.pop("format", Image.registered_extensions().get(suffix.lower()))
     if format_name is None:
-        raise ValueError(f"{path}: no picture format has the extension {Path(path).suffix!r}")
+        raise ValueError(f"{path}: no picture format has the extension {suffix!r}")
     image.save(encoded, format=str(format_name), **options)
     write_bytes(path, encoded.getbuffer())

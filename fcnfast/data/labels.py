@@ -21,15 +21,15 @@ _LOSSLESS_TIFF = (
 def read_labels(
     path: PathLike, table: ClassTable, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Read a label picture: its stored integers, or its colors, through the table.
+    """Read a label picture through a table: its stored integers, or its colors.
 
     Args:
         path: the file, usually a PNG of mode P or L; or an RGB picture in the table's colors.
-        table: the classes; its void values, and 255 unless its label map names it, become 255.
+        table: the classes, and what counts as none.
         size: (height, width) that the labels must have, when given.
 
     Returns:
-        uint8 array H×W with values 0..len(table)-1 and 255.
+        uint8 array H×W with values 0..len(table)-1, and 255 for no class.
 
     Raises:
         LabelError: an unreadable or lossy file, another size, or values or colors that are not
@@ -37,18 +37,15 @@ def read_labels(
     """
     values = stored_integers(path)
     if size is not None and values.shape[:2] != tuple(size):
-        raise LabelError(
-            f"{path}: the labels are {values.shape[1]}x{values.shape[0]} pixels, "
-            f"their image is {size[1]}x{size[0]}"
-        )
+        found, image = f"{values.shape[1]}x{values.shape[0]}", f"{size[1]}x{size[0]}"
+        raise LabelError(f"{path}: the labels are {found} pixels, their image is {image}")
     return to_labels(values, table, path)
 
 
 def to_labels(values: np.ndarray, table: ClassTable, path: PathLike) -> np.ndarray:
     """Return uint8 labels H×W of stored integers H×W, or of colors H×W×3.
 
-    Raises:
-        LabelError: a value or a color that the table does not have; it begins with `path`.
+    An unknown value or color raises LabelError, which begins with `path`.
     """
     known: Mapping[Any, int]
     if values.ndim == 3:
@@ -70,10 +67,8 @@ def to_labels(values: np.ndarray, table: ClassTable, path: PathLike) -> np.ndarr
     for value, count in zip(found.tolist(), counts.tolist(), strict=True):
         if value not in known:
             shown = str(value) if kind == "value" else f"#{value:06x}"
-            raise LabelError(
-                f"{path}: {kind} {shown} (pixels: {count}) is not a class of {table.name!r}: "
-                f"{_expected(table, kind)}"
-            )
+            told = f"is not a class of {table.name!r}: {_expected(table, kind)}"
+            raise LabelError(f"{path}: {kind} {shown} (pixels: {count}) {told}")
     return labels
 
 
@@ -113,21 +108,18 @@ def _stored(path: PathLike, image: Image.Image) -> np.ndarray:
         set_raw_mode(image, kind)
     if image.format == "BMP" and image.mode in ("1", "L"):
         kind = _gray_bmp(image)
-    mode = image.mode
+    mode, bits = image.mode, kind.partition(";")[2]
+    opaque = "transparency" not in image.info and not kind.startswith("RGB;16")
+    if mode == "P" or mode == "RGB" and opaque:
+        return np.asarray(image)
     if mode in ("LA", "PA", "RGBA"):
-        if np.asarray(image.getchannel("A")).min() < 255:
+        values = np.asarray(image)
+        if values[..., -1].min() < 255:
             raise LabelError(f"{path}: labels must not be transparent")
-        if mode != "RGBA":
-            return np.asarray(image)[..., 0]
-        return np.asarray(image)[..., :3]
-    if mode == "RGB" and "transparency" not in image.info and not kind.startswith("RGB;16"):
-        return np.asarray(image)
-    if mode == "P":
-        return np.asarray(image)
+        return values[..., :3] if mode == "RGBA" else values[..., 0]
     if mode == "1":  # PIL makes "white" True: bits that mean black are turned
-        return np.asarray(image).astype(np.uint8) ^ np.uint8("I" in kind.partition(";")[2])
+        return np.asarray(image).astype(np.uint8) ^ np.uint8("I" in bits)
     if mode == "L":
-        bits = kind.partition(";")[2]
         values = np.asarray(image)
         values = 255 - values if "I" in bits else values  # "white is zero"
         # PIL stretches gray values of 2 and 4 bits to 0..255.
@@ -148,10 +140,8 @@ def _refuse_lossy(path: PathLike, image: Image.Image) -> None:
     if image.format == "TIFF" and image.info.get("compression") not in (None, *_LOSSLESS_TIFF):
         kind = f"TIFF ({image.info['compression']})"
     if kind is not None:
-        raise LabelError(
-            f"{path}: {kind} may be lossy, so that the labels' integers cannot be known; save them "
-            "as PNG"
-        )
+        told = "may be lossy, so that the labels' integers cannot be known; save them as PNG"
+        raise LabelError(f"{path}: {kind} {told}")
 
 
 def _head(image: Image.Image) -> bytes:
@@ -179,30 +169,25 @@ def _gray_bmp(image: Image.Image) -> str:
 
 
 def _unscale(image: Image.Image) -> str:
-    """Let PIL decode a PGM as it is stored, not scaled by its largest value; return its raw mode.
-
-    PIL scales by 255 or 65535 over the maxval of the head; with that as the maxval it does not.
-    """
-    (codec, box, offset, arguments), *_ = image.tile  # type: ignore[attr-defined]
-    kind = raw_mode(image)
+    """Let PIL decode a PGM as it is stored, not scaled to its maxval; return its raw mode."""
+    opened: Any = image
+    (codec, box, offset, arguments), *_ = opened.tile
+    gray, kind = image.mode == "L", raw_mode(image)
     if codec == "ppm":
-        codec, kind = "raw", "L" if image.mode == "L" else "I;16B"
+        codec, kind = "raw", "L" if gray else "I;16B"
         arguments = (kind, 0, 1)
     elif codec == "ppm_plain":
-        arguments = (kind, 255 if image.mode == "L" else 65535)
-    image.tile = [(codec, box, offset, arguments)]  # type: ignore[attr-defined]
+        arguments = (kind, 255 if gray else 65535)
+    opened.tile = [(codec, box, offset, arguments)]
     return kind
 
 
 def write_labels(
     path: PathLike, labels: np.ndarray, palette: Sequence[tuple[int, int, int]]
 ) -> None:
-    """Write a label map as an index PNG (mode P, 8 bits), whole or not at all.
+    """Write labels, uint8 H×W, as an index PNG (mode P, 8 bits), whole or not at all.
 
-    Args:
-        path: the file to create or replace.
-        labels: uint8 array H×W.
-        palette: (red, green, blue) for the labels 0, 1, ...; labels beyond it are drawn black.
+    Labels beyond the palette, (red, green, blue) for 0, 1, ..., are drawn black.
 
     Raises:
         TypeError, ValueError: `labels` is not a uint8 array H×W, or the palette is too long.

@@ -16,26 +16,16 @@ from .labels import to_labels
 
 
 def extra(module: str, path: Path) -> Any:
-    """Import a module of the extra ``data``.
-
-    Raises:
-        InputError: it is not installed; the message names the file, the package and the extra.
-    """
+    """Import a module of the extra ``data``; InputError, which names both, if it is missing."""
     try:
         return import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
-        raise InputError(
-            f"{path}: reading it needs {package}: pip install 'fcnfast[data]'"
-        ) from error
+        needs = f"reading it needs {module.partition('.')[0]}"
+        raise InputError(f"{path}: {needs}: pip install 'fcnfast[data]'") from error
 
 
 def read_mat(path: Path) -> dict[str, Any]:
-    """Read the variables of a MATLAB file of version 4 to 7.
-
-    Raises:
-        LabelError: it is missing, damaged, or no such file.
-    """
+    """Read the variables of a MATLAB file of version 4 to 7; LabelError where that fails."""
     io = extra("scipy.io", path)
     if not path.is_file():
         raise LabelError(f"{path}: no such file")
@@ -47,7 +37,7 @@ def read_mat(path: Path) -> dict[str, Any]:
 
 
 def mat_labels(path: Path, table: ClassTable, key: str) -> np.ndarray:
-    """Read labels H×W from a variable of a MATLAB file, or from the field "struct.field".
+    """Read labels H×W from a variable of a MATLAB file, or from a field, "struct.field".
 
     Raises:
         LabelError: as `read_mat`; no such variable; or values that are not classes.
@@ -71,11 +61,7 @@ def mat_labels(path: Path, table: ClassTable, key: str) -> np.ndarray:
 
 
 def nyud_item(source: Path, variable: str) -> np.ndarray:
-    """Read picture "file#number" from a variable of ``nyu_depth_v2_labeled.mat``, rows first.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
+    """Read "file#number" from a variable of ``nyu_depth_v2_labeled.mat``, rows first."""
     name, _, number = str(source).rpartition("#")
     h5py = extra("h5py", Path(name))
     try:
@@ -86,23 +72,16 @@ def nyud_item(source: Path, variable: str) -> np.ndarray:
     return values.T  # MATLAB stores columns first: [C×]W×H here
 
 
-def nyud_color(source: Path) -> Image.Image:
-    """Return the color picture of "file#number"."""
-    return Image.fromarray(np.ascontiguousarray(nyud_item(source, "images")))
-
-
-def nyud_depth(source: Path) -> Image.Image:
-    """Return the filled depth of "file#number" in millimeters, as a picture of mode F."""
+def nyud_picture(source: Path, modality: str) -> Image.Image:
+    """Return "color", or "depth" in millimeters as mode F, of "file#number"."""
+    if modality == "color":
+        return Image.fromarray(np.ascontiguousarray(nyud_item(source, "images")))
     meters = nyud_item(source, "depths").astype(np.float32)
     return Image.fromarray(np.ascontiguousarray(meters * 1000))
 
 
 def nyud_labels(source: Path, table: ClassTable, mapping: Path) -> np.ndarray:
-    """Return the labels of "file#number": 0 to 894 as stored, mapped to 0 to 40, then to classes.
-
-    Raises:
-        LabelError, ImageError: a file that cannot be read, or values that are not classes.
-    """
+    """Return the labels of "file#number": 0 to 894 as stored, mapped to 0 to 40 and to classes."""
     stored, forty = nyud_item(source, "labels"), _mapping(mapping)
     if stored.max() >= len(forty):
         raise LabelError(f"{source}: label {stored.max()} is not one of {len(forty) - 1}")

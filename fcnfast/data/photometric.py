@@ -30,7 +30,7 @@ class Photometric:
     """A change of the picture alone, with probability `p`.
 
     Called as ``transform(image, labels, rng)`` with an RGB picture; returns (image, labels). A
-    fourth channel stays as it is.
+    fourth channel stays as it is. Subclasses return the changed picture from `_change`.
     """
 
     _: KW_ONLY
@@ -41,13 +41,12 @@ class Photometric:
         if rng.random() >= self.p:
             return image, labels
         if image.mode == "RGB":
-            return self.change(image, rng), labels
+            return self._change(image, rng), labels
         *color, more = image.split()
-        changed = self.change(Image.merge("RGB", color), rng)
+        changed = self._change(Image.merge("RGB", color), rng)
         return Image.merge("RGBX", (*changed.split(), more)), labels
 
-    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Return the changed picture."""
+    def _change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         raise NotImplementedError
 
 
@@ -66,35 +65,19 @@ class ColorJitter(Photometric):
     hue: float = 0.05
     p: float = field(default=0.8, kw_only=True)
 
-    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Return the picture with other colors."""
-        brightness = _factor(rng, self.brightness)
-        contrast = _factor(rng, self.contrast)
-        saturation = _factor(rng, self.saturation)
-        angle = rng.uniform(-self.hue, self.hue) * 2 * math.pi
-        turn = np.array(
-            [
-                [1.0, 0.0, 0.0],
-                [0.0, math.cos(angle), -math.sin(angle)],
-                [0.0, math.sin(angle), math.cos(angle)],
-            ]
+    def _change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        spreads = self.brightness, self.contrast, self.saturation
+        brightness, contrast, saturation = (
+            rng.uniform(max(0.0, 1.0 - spread), 1.0 + spread) for spread in spreads
         )
+        angle = rng.uniform(-self.hue, self.hue) * 2 * math.pi
+        cos, sin = math.cos(angle), math.sin(angle)
+        turn = np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
         color = saturation * np.eye(3) + (1.0 - saturation) * _LUMA  # each row: towards the luma
         linear = brightness * contrast * (_YIQ_INVERSE @ turn @ _YIQ @ color)
-        mean = _mean_gray(image)
-        offset = (1.0 - contrast) * brightness * mean
-        return _linear(image, linear, offset)
-
-
-def _factor(rng: np.random.Generator, spread: float) -> float:
-    """Draw a factor from 1 - spread to 1 + spread, not below 0."""
-    return rng.uniform(max(0.0, 1.0 - spread), 1.0 + spread)
-
-
-def _linear(image: Image.Image, matrix: np.ndarray, offset: float) -> Image.Image:
-    """Map every color c to matrix @ c + offset, rounded and clipped."""
-    rows = (*matrix[0], offset, *matrix[1], offset, *matrix[2], offset)
-    return image.convert("RGB", tuple(float(value) for value in rows))
+        offset = (1.0 - contrast) * brightness * _mean_gray(image)
+        # PIL takes the three rows, each followed by its offset; it rounds and clips.
+        return image.convert("RGB", tuple(np.insert(linear, 3, offset, axis=1).ravel().tolist()))
 
 
 @dataclass(frozen=True)
@@ -103,10 +86,8 @@ class RandomGamma(Photometric):
 
     gamma: float = 1.6
 
-    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Return the picture with another tone curve."""
-        exponent = log_uniform(rng, 1.0 / self.gamma, self.gamma)
-        return _power(image, exponent)
+    def _change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        return _power(image, log_uniform(rng, 1.0 / self.gamma, self.gamma))
 
 
 def _power(image: Image.Image, exponent: float) -> Image.Image:
@@ -130,8 +111,7 @@ class RandomExposure(Photometric):
     means: tuple[float, float] = (50.0, 160.0)
     p: float = field(default=0.25, kw_only=True)
 
-    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Return the picture with another exposure."""
+    def _change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         wanted = rng.uniform(*self.means)
         mean = min(max(_mean_gray(image), 1.0), 250.0)
         exponent = math.log(wanted / 255.0) / math.log(mean / 255.0)
@@ -149,8 +129,7 @@ class RandomAutoContrast(Photometric):
     cutoff: float = 1.0
     p: float = field(default=0.25, kw_only=True)
 
-    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Return the picture stretched."""
+    def _change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         return ImageOps.autocontrast(image, cutoff=self.cutoff, preserve_tone=True)
 
 
@@ -160,8 +139,7 @@ class RandomWhiteBalance(Photometric):
 
     gain: float = 1.2
 
-    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Return the picture under another light."""
+    def _change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         levels = np.arange(256.0)
         gains = [log_uniform(rng, 1.0 / self.gain, self.gain) for _ in range(3)]
         return _curves(image, [gain * levels for gain in gains])
@@ -179,8 +157,7 @@ class RandomGrayscale(Photometric):
 
     p: float = field(default=0.05, kw_only=True)
 
-    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Return the picture in gray."""
+    def _change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         return image.convert("L").convert("RGB")
 
 
@@ -194,8 +171,7 @@ class RandomLighting(Photometric):
     shade: float = 0.4
     p: float = field(default=0.3, kw_only=True)
 
-    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Return the picture unevenly lit."""
+    def _change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         darker = _curves(image, [np.arange(256.0) * rng.uniform(self.shade, 1.0)] * 3)
         rows, columns = (int(count) for count in rng.integers(2, 6, size=2))
         grid = Image.fromarray(rng.integers(0, 256, (rows, columns), dtype=np.uint8))
@@ -216,8 +192,7 @@ class RandomBlur(Photometric):
     sharpen: float = 1.0
     p: float = field(default=0.3, kw_only=True)
 
-    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Return the picture with another sharpness."""
+    def _change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if rng.random() < 0.5:
             radius = rng.uniform(0.0, self.radius)
             return image.filter(ImageFilter.BoxBlur(radius))
@@ -232,8 +207,7 @@ class RandomNoise(Photometric):
     sigma: float = 12.0
     p: float = field(default=0.3, kw_only=True)
 
-    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Return the picture with noise."""
+    def _change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         # The difference of two uniform bytes is cheap, symmetric, and has a deviation of
         # 256/sqrt(6); times gain/256 in int16 it cannot overflow below sigma = 50.
         gain = round(rng.uniform(0.0, min(self.sigma, 50.0)) * math.sqrt(6.0))
@@ -254,8 +228,7 @@ class RandomJPEG(Photometric):
     quality: tuple[int, int] = (25, 90)
     p: float = field(default=0.2, kw_only=True)
 
-    def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Return the picture compressed."""
+    def _change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         buffer = io.BytesIO()
         quality = int(rng.integers(self.quality[0], self.quality[1] + 1))
         image.save(buffer, "JPEG", quality=quality)

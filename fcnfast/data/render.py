@@ -40,17 +40,14 @@ def blend(image: Image.Image, labels: np.ndarray, table: ClassTable, opacity: fl
 
 
 def add_legend(image: Image.Image, table: ClassTable, shares: Mapping[str, float]) -> Image.Image:
-    """Put a picture on a sheet with the classes' colors, names and shares.
+    """Add the classes' colors, names and shares below a landscape picture or beside a portrait.
 
-    The legend stands below a landscape picture and to the right of a portrait one, never over it.
-    Its letters grow with the picture and do not shrink below what can be read; a small picture
-    gets a larger sheet.
+    Letters grow with the picture, but a small picture gets a larger sheet to keep them readable.
 
     Args:
         image: RGB.
         table: the classes.
-        shares: share of the picture by class name; the legend keeps the order and leaves out what
-            is 0.
+        shares: share of the picture by class name, in the order to show; those of 0 are left out.
 
     Returns:
         An RGB picture; the given one is its upper left corner.
@@ -69,7 +66,7 @@ def add_legend(image: Image.Image, table: ClassTable, shares: Mapping[str, float
 
 
 def percent(share: float) -> str:
-    """Write a share for people: one decimal, and no "0.0" for what is there."""
+    """Format a share with one decimal, but never a positive one as "0.0 %"."""
     return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
 
 
@@ -81,7 +78,8 @@ def _draw_legend(
     em = max(13, round(math.sqrt(width * height) / 40))
     font = ImageFont.load_default(em)
     line, gap = round(1.6 * em), em // 2
-    names = [_shorten(name) for name, _ in rows]
+    names = [" ".join(name.split()) for name, _ in rows]
+    names = [n if len(n) <= _LONGEST_NAME else f"{n[: _LONGEST_NAME - 3]}..." for n in names]
     name_width = math.ceil(max(font.getlength(name) for name in names))
     share_width = math.ceil(max(font.getlength(percent(share)) for _, share in rows))
     cell = em + gap + name_width + em + share_width + 2 * em
@@ -103,9 +101,3 @@ def _draw_legend(
         right = x + em + gap + name_width + em + share_width
         draw.text((right, y), percent(share), INK, font, anchor="rm")
     return sheet
-
-
-def _shorten(name: str) -> str:
-    """Return a class name as one line of bounded length."""
-    name = " ".join(name.split())
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."

@@ -12,17 +12,14 @@ def _colors(text: str) -> tuple[Color, ...]:
     return tuple((c[0], c[1], c[2]) for c in map(bytes.fromhex, text.split()))
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-def _comma(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
+def _names(text: str) -> tuple[str, ...]:
+    """Read names, separated by commas or by spaces."""
+    return tuple(map(str.strip, text.split("," if "," in text else None)))
 
 
 CAMVID = ClassTable(
     name="camvid",
-    names=_words("Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist"),
+    names=_names("Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist"),
     palette=_colors("808080 800000 c0c080 804080 3c28de 808000 c08080 404080 400080 404000 0080c0"),
     void_values=(11, 255),
     label_map=(((0, 0, 0), IGNORE_INDEX),),
@@ -31,7 +28,7 @@ CAMVID = ClassTable(
 
 VOC = ClassTable(
     name="voc",
-    names=_words(
+    names=_names(
         "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog "
         "horse motorbike person pottedplant sheep sofa train tvmonitor"
     ),
@@ -44,7 +41,7 @@ _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28,
 
 CITYSCAPES = ClassTable(
     name="cityscapes",
-    names=_comma(
+    names=_names(
         "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, "
         "terrain, sky, person, rider, car, truck, bus, train, motorcycle, bicycle"
     ),
@@ -73,7 +70,7 @@ def _from_one(name: str, names: tuple[str, ...]) -> ClassTable:
 
 ADE20K = _from_one(
     "ade20k",
-    _comma(
+    _names(
         "wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, "
         "sidewalk, person, earth, door, table, mountain, plant, curtain, chair, car, water, "
         "painting, sofa, shelf, house, sea, mirror, rug, field, armchair, seat, fence, desk, rock, "
@@ -95,7 +92,7 @@ ADE20K = _from_one(
 
 NYUD = _from_one(
     "nyud",
-    _comma(
+    _names(
         "wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter, "
         "blinds, desk, shelves, curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, "
         "books, refridgerator, television, paper, towel, shower curtain, box, whiteboard, person, "
@@ -106,7 +103,7 @@ NYUD = _from_one(
 
 SIFTFLOW = _from_one(
     "siftflow",
-    _words(
+    _names(
         "awning balcony bird boat bridge building bus car cow crosswalk desert door fence "
         "field grass moon mountain person plant pole river road rock sand sea sidewalk sign "
         "sky staircase streetlight sun tree window"
@@ -120,7 +117,7 @@ SIFTFLOW_GEO = replace(
 )
 """SIFT Flow's 3 geometric classes; files store 1 to 3, and -1 for none."""
 
-_CONTEXT = _words(
+_CONTEXT = _names(
     "aeroplane bag bed bedclothes bench bicycle bird boat book bottle building bus cabinet car "
     "cat ceiling chair cloth computer cow cup curtain dog door fence floor flower food grass "
     "ground horse keyboard light motorbike mountain mouse person plate platform pottedplant "
@@ -134,13 +131,11 @@ PASCAL_CONTEXT = ClassTable("pascal-context", ("background", *_CONTEXT), voc_pal
 PASCAL_CONTEXT_59 = _from_one("pascal-context-59", _CONTEXT)
 """PASCAL-Context's 59 classes alone; all else counts as none."""
 
-TABLES = {
-    table.name: table
-    for table in (
-        *(ADE20K, CAMVID, CITYSCAPES, NYUD, PASCAL_CONTEXT, PASCAL_CONTEXT_59, SIFTFLOW),
-        *(SIFTFLOW_GEO, VOC),
-    )
-}
+_ALL = (
+    *(ADE20K, CAMVID, CITYSCAPES, NYUD, PASCAL_CONTEXT, PASCAL_CONTEXT_59, SIFTFLOW),
+    *(SIFTFLOW_GEO, VOC),
+)
+TABLES = {table.name: table for table in _ALL}
 
 
 def class_table(spec: str | Path | ClassTable) -> ClassTable:

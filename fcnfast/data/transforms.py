@@ -1,12 +1,11 @@
 """Paired transforms: a picture and its labels go through the same geometry, the picture alone
 through color, light, blur and noise.
 
-A transform is a small frozen dataclass called as ``transform(image, labels, rng)`` with an RGB
+A transform is a frozen dataclass called as ``transform(image, labels, rng)`` with an RGB
 `PIL.Image` (RGBX: one channel more), its uint8 label array H×W and a `numpy.random.Generator`; it
-returns the new pair and changes neither argument. All chance comes from `rng`: equal generators
-give equal results. In the geometry the picture is interpolated, the labels take the nearest pixel
-at exactly the same positions, and what lies outside the picture gets the mean color and the label
-255.
+returns the new pair and changes neither argument. Equal generators give equal results. Geometry
+interpolates the picture and takes the nearest label at the same positions; outside the picture it
+gives the mean color and the label 255.
 """
 
 import math
@@ -40,13 +39,21 @@ Transform = Callable[[Image.Image, np.ndarray, np.random.Generator], Pair]
 
 
 @dataclass(frozen=True)
-class RandomScaleCrop:
+class _Sized:
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"size must be (height, width) of at least 1, not {self.size}")
+
+
+@dataclass(frozen=True)
+class RandomScaleCrop(_Sized):
     """Cut a random window at a random scale and aspect ratio, in one resampling.
 
     With scale s and aspect ratio a, one pixel of the picture becomes s·√a by s/√a pixels of the
     result; both are drawn evenly on a logarithmic axis. Where the window is larger than the
-    picture, the picture lies at a random place in it, on the mean color and the label 255.
-    The picture is interpolated (antialiased when it shrinks); labels take the nearest pixel.
+    picture, the picture lies at a random place in it. Shrinking is antialiased.
 
     Args:
         size: (height, width) of the result.
@@ -57,12 +64,11 @@ class RandomScaleCrop:
         ValueError: a size below 1, a scale not above 0 or with its ends swapped, an aspect below 1.
     """
 
-    size: tuple[int, int]
     scale: tuple[float, float] = (0.5, 2.0)
     aspect: float = 1.25
 
     def __post_init__(self) -> None:
-        _check_size(self.size)
+        super().__post_init__()
         if not 0.0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale must be (smallest, largest) above 0, not {self.scale}")
         if not self.aspect >= 1.0:
@@ -82,19 +88,13 @@ class RandomScaleCrop:
         return _on_canvas(part, part_labels, (height, width), (top, left))
 
 
-def _check_size(size: tuple[int, int]) -> None:
-    """Refuse a result without pixels."""
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size must be (height, width) of at least 1, not {size}")
-
-
 def _window(
     extent: int, size: int, scale: float, rng: np.random.Generator
 ) -> tuple[int, int, float, float]:
     """Place a window of `size` result pixels along an axis of `extent` source pixels.
 
-    Returns (first, count, start, stop): the result pixels first..first+count-1 lie wholly within
-    the picture and cover the source interval [start, stop]; the others are padding.
+    Returns (first, count, start, stop): `count` result pixels from `first` on lie within the
+    picture and cover the source interval [start, stop]; the others are padding.
     """
     covered = size / scale  # source pixels under the window
     slack = extent - covered
@@ -124,17 +124,17 @@ def _nearest(
     return labels[picks[0]].take(picks[1], axis=1)
 
 
-def _mean_color(image: Image.Image) -> tuple[int, ...]:
+def _mean_color(channels: int) -> tuple[int, ...]:
     """Return what lies outside a picture; of a fourth channel the mean of the others."""
-    return (*MEAN_COLOR, sum(MEAN_COLOR) // 3)[: len(image.getbands())]
+    return (*MEAN_COLOR, sum(MEAN_COLOR) // 3)[:channels]
 
 
 def _on_canvas(
     image: Image.Image, labels: np.ndarray, size: tuple[int, int], corner: tuple[int, int]
 ) -> Pair:
     """Lay a pair on a mean-colored canvas of `size` with its first pixel at `corner` (y, x)."""
-    canvas = Image.new(image.mode, (size[1], size[0]), _mean_color(image))
-    canvas.paste(image, (corner[1], corner[0]))
+    canvas = Image.new(image.mode, size[::-1], _mean_color(len(image.getbands())))
+    canvas.paste(image, corner[::-1])
     padded = np.full((*size, *labels.shape[2:]), IGNORE_INDEX, dtype=np.uint8)
     height, width = labels.shape[:2]
     padded[corner[0] : corner[0] + height, corner[1] : corner[1] + width] = labels
@@ -156,10 +156,7 @@ class RandomHorizontalFlip:
 
 @dataclass(frozen=True)
 class RandomRotate:
-    """Turn about the middle by up to `degrees` either way with probability `p`.
-
-    The corners that come into view get the mean color and the label 255.
-    """
+    """Turn about the middle by up to `degrees` either way with probability `p`."""
 
     degrees: float = 5.0
     p: float = 0.5
@@ -169,12 +166,12 @@ class RandomRotate:
         if rng.random() >= self.p:
             return image, labels
         angle = rng.uniform(-self.degrees, self.degrees)
-        turned = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=_mean_color(image))
+        outside = _mean_color(len(image.getbands()))
+        turned = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=outside)
 
         def turn(plane: np.ndarray) -> np.ndarray:
             picture = Image.fromarray(np.ascontiguousarray(plane))
-            nearest = Image.Resampling.NEAREST
-            return np.asarray(picture.rotate(angle, nearest, fillcolor=IGNORE_INDEX))
+            return np.asarray(picture.rotate(angle, fillcolor=IGNORE_INDEX))  # the nearest label
 
         if labels.ndim == 2:
             return turned, turn(labels)
@@ -182,13 +179,8 @@ class RandomRotate:
 
 
 @dataclass(frozen=True)
-class Resize:
+class Resize(_Sized):
     """Bring a pair to `size` (height, width), whatever its aspect ratio was."""
-
-    size: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        _check_size(self.size)
 
     def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
         """Return the resized pair; nothing is drawn from `rng`."""
@@ -199,13 +191,8 @@ class Resize:
 
 
 @dataclass(frozen=True)
-class Pad:
+class Pad(_Sized):
     """Extend a pair at the bottom and the right to at least `size` (height, width)."""
-
-    size: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        _check_size(self.size)
 
     def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
         """Return the padded pair; nothing is drawn from `rng`."""
@@ -220,7 +207,7 @@ class Compose:
     """Apply `transforms` in order, then make tensors.
 
     Returns from a call: (uint8 tensor 3×H×W, uint8 tensor H×W, or H×W×K for K heads), copies that
-    share no memory with the arguments. Without a generator chance is drawn anew.
+    share no memory with the arguments. Without a generator every call draws anew.
     """
 
     transforms: tuple[Transform, ...] = ()
@@ -229,31 +216,21 @@ class Compose:
         self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the transformed pair as tensors."""
-        _check(image, labels)
+        if image.mode not in ("RGB", "RGBX"):
+            raise ValueError(f"the picture must be RGB, or RGBX of four channels, not {image.mode}")
+        if labels.dtype != np.uint8:
+            raise TypeError(f"labels must be uint8, not {labels.dtype}")
+        if labels.shape[:2] != (image.height, image.width) or labels.ndim > 3:
+            raise ValueError(
+                f"labels of shape {labels.shape} do not fit a picture of height {image.height} "
+                f"and width {image.width}"
+            )
         rng = np.random.default_rng() if rng is None else rng
         for transform in self.transforms:
             image, labels = transform(image, labels, rng)
-        return to_tensor(image, labels)
-
-
-def to_tensor(image: Image.Image, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (uint8 tensor C×H×W in RGB order, uint8 tensor H×W), both contiguous copies."""
-    # numpy copies in this thread; torch would wake all of its threads, which a training step needs.
-    pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-    return torch.from_numpy(pixels), torch.from_numpy(np.array(labels, order="C"))
-
-
-def _check(image: Image.Image, labels: np.ndarray) -> None:
-    """Refuse a pair that does not fit together."""
-    if image.mode not in ("RGB", "RGBX"):
-        raise ValueError(f"the picture must be RGB, or RGBX of four channels, not {image.mode}")
-    if labels.dtype != np.uint8:
-        raise TypeError(f"labels must be uint8, not {labels.dtype}")
-    if labels.shape[:2] != (image.height, image.width) or labels.ndim > 3:
-        raise ValueError(
-            f"labels of shape {labels.shape} do not fit a picture of height {image.height} "
-            f"and width {image.width}"
-        )
+        # numpy copies in this thread; torch would wake all its threads, which the trainer needs.
+        pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+        return torch.from_numpy(pixels), torch.from_numpy(np.array(labels, order="C"))
 
 
 def train_transform(
@@ -267,8 +244,8 @@ def train_transform(
     Args:
         crop_size: (height, width) of the result, or one number for a square.
         scale: smallest and largest random scale.
-        strength: how far color, light, blur, noise, aspect and rotation go; 0 leaves only scale,
-            crop and mirror, 1 is meant to cover other cameras, weather and times of day.
+        strength: of color, light, blur, noise, aspect and rotation. 0 leaves only scale, crop and
+            mirror; 1 is meant to cover other cameras, weather and times of day.
     """
     if strength < 0:
         raise ValueError(f"strength must not be negative, not {strength}")
@@ -276,33 +253,27 @@ def train_transform(
     if strength == 0:
         return Compose((RandomScaleCrop(size, scale, aspect=1.0), RandomHorizontalFlip()))
     often, seldom = min(0.5 * strength, 0.9), min(0.25 * strength, 0.9)
-    return Compose(
-        (
-            RandomScaleCrop(size, scale, aspect=1.0 + 0.3 * strength),
-            RandomHorizontalFlip(),
-            RandomRotate(5.0 * strength, p=seldom),
-            RandomLighting(shade=max(0.0, 1.0 - 0.6 * strength), p=seldom),
-            ColorJitter(
-                0.4 * strength,
-                0.4 * strength,
-                0.5 * strength,
-                0.05 * strength,
-                p=min(0.8, often * 2),
-            ),
-            RandomAutoContrast(p=seldom),
-            RandomExposure(p=seldom),
-            RandomGamma(1.0 + 0.5 * strength, p=often),
-            RandomWhiteBalance(1.0 + 0.25 * strength, p=often),
-            RandomGrayscale(p=min(0.08 * strength, 0.5)),
-            RandomBlur(1.5 * strength, 1.0 * strength, p=seldom),
-            RandomNoise(12.0 * strength, p=seldom),
-            RandomJPEG(p=seldom),
-        )
+    jitter = [share * strength for share in (0.4, 0.4, 0.5, 0.05)]
+    steps: tuple[Transform, ...] = (
+        RandomScaleCrop(size, scale, aspect=1.0 + 0.3 * strength),
+        RandomHorizontalFlip(),
+        RandomRotate(5.0 * strength, p=seldom),
+        RandomLighting(shade=max(0.0, 1.0 - 0.6 * strength), p=seldom),
+        ColorJitter(*jitter, p=min(0.8, often * 2)),
+        RandomAutoContrast(p=seldom),
+        RandomExposure(p=seldom),
+        RandomGamma(1.0 + 0.5 * strength, p=often),
+        RandomWhiteBalance(1.0 + 0.25 * strength, p=often),
+        RandomGrayscale(p=min(0.08 * strength, 0.5)),
+        RandomBlur(1.5 * strength, 1.0 * strength, p=seldom),
+        RandomNoise(12.0 * strength, p=seldom),
+        RandomJPEG(p=seldom),
     )
+    return Compose(steps)
 
 
 def eval_transform() -> Compose:
-    """Build the transform for evaluation: only the conversion to tensors."""
+    """Return the conversion to tensors alone."""
     return Compose()
 
 
@@ -323,9 +294,8 @@ def collate(
     height = max(labels.shape[0] for _, labels in samples)
     width = max(labels.shape[1] for _, labels in samples)
     channels = samples[0][0].shape[0]
-    mean = np.array((*MEAN_COLOR, sum(MEAN_COLOR) // 3)[:channels], dtype=np.uint8)
     images = np.empty((len(samples), channels, height, width), dtype=np.uint8)
-    images[:] = mean[:, None, None]
+    images[:] = np.array(_mean_color(channels), dtype=np.uint8)[:, None, None]
     heads = samples[0][1].shape[2:]
     targets = np.full((len(samples), height, width, *heads), IGNORE_INDEX, dtype=np.uint8)
     for index, (image, labels) in enumerate(samples):

@@ -1,4 +1,4 @@
-"""What a run learns from: its pictures, their crops, and the batches of every step."""
+"""The data of a run: its pictures, their crops, and the batches of every step."""
 
 from __future__ import annotations
 
@@ -13,15 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import (
-    Sample,
-    SegmentationDataset,
-    class_table,
-    collate,
-    eval_transform,
-    open_dataset,
-    train_transform,
-)
+from ..data import SegmentationDataset, collate, eval_transform, open_dataset, train_transform
 from ..data.transforms import Compose
 from ..errors import InputError
 from .settings import TrainSettings
@@ -37,37 +29,21 @@ def open_pictures(
         s.dataset,
         s.data_path,
         split,
-        table=class_table(s.classes) if s.classes else None,
-        labels=s.labels_dir or None,
-        include=include or None,
-        exclude=exclude or None,
+        table=s.classes,
+        labels=s.labels_dir,
+        include=include,
+        exclude=exclude,
         cache=cache,
         bit_depth=s.bit_depth or None,
         channels=max(3, s.in_channels),
     )
 
 
-class Part:
-    """Every `world`-th sample of a data set, from number `rank` on: no sample twice."""
-
-    def __init__(self, dataset: SegmentationDataset, rank: int, world: int) -> None:
-        self.dataset, self.table = dataset, dataset.table
-        self.indices = range(rank, len(dataset), world)
-
-    def __len__(self) -> int:
-        """Return the number of samples of this process."""
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Return one of them."""
-        return self.dataset[self.indices[index]]
-
-
 class Batch(NamedTuple):
-    """Pictures (uint8 N x 3 x h x w), their labels (uint8 N x h x w), and what they took.
+    """Pictures (uint8 N x 3 x h x w) and their labels (uint8 N x h x w).
 
     counts: pixels of each label, int64 256, for every head (one, "out", where all share the
-    labels); seconds: that one worker spent on them.
+    labels); seconds: the time that one worker spent on them.
     """
 
     images: Tensor
@@ -93,7 +69,6 @@ class Crops(Dataset[Batch | Exception]):
         self.heads: Collection[str] = ("out",)
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
         return len(self.pictures)
 
     def __getitem__(self, items: list[tuple[int, int, int]]) -> Batch | Exception:
@@ -119,20 +94,13 @@ class Crops(Dataset[Batch | Exception]):
 
 
 def make_crops(pictures: SegmentationDataset, s: TrainSettings, world: int) -> Crops:
-    """Return the crops that `s` asks for, after a check that they fill a step.
-
-    Raises:
-        InputError: when they do not, or when a batch does not divide by the processes.
-    """
+    """Return the crops that `s` asks for; InputError if they do not fill a step."""
+    batch = f"--batch-size {s.batch_size}"
     if s.batch_size % world:
-        raise InputError(
-            f"--batch-size {s.batch_size} is over all processes, and does not divide by {world}"
-        )
+        raise InputError(f"{batch} is over all processes, and does not divide by {world}")
     if len(pictures) < s.batch_size * s.grad_accum:
-        times = f" times --grad-accum {s.grad_accum}" if s.grad_accum > 1 else ""
-        raise InputError(
-            f"--batch-size {s.batch_size}{times} is more than the {len(pictures)} pictures"
-        )
+        batch += f" times --grad-accum {s.grad_accum}" if s.grad_accum > 1 else ""
+        raise InputError(f"{batch} is more than the {len(pictures)} pictures")
     if s.cache:  # read here, once, and not by every worker
         for index in range(len(pictures)):
             pictures[index]

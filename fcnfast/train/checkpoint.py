@@ -18,13 +18,7 @@ CHECKPOINT, LAST, BEST = "checkpoint.pt", "last.safetensors", "best.safetensors"
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint next to its place, flush it to the disk, then put it there.
-
-    Killed at any moment, `path` holds the old checkpoint or the new one.
-
-    Raises:
-        OSError: when it cannot be written; the old checkpoint stays.
-    """
+    """Write a checkpoint whole or not at all, and flush it; OSError leaves the old one."""
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save({"format": FORMAT, **content}, file)
@@ -36,12 +30,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without running anything in it.
-
-    Raises:
-        WeightsError: when the file is missing, damaged or not a checkpoint of fcnfast.
-        OSError: when it cannot be read.
-    """
+    """Read a checkpoint without running anything in it; WeightsError if it is not one."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such checkpoint")
     with path.open("rb") as file, warnings.catch_warnings():

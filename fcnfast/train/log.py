@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: log.csv, a progress line, TensorBoard if it is wanted."""
+"""What a run shows as it goes: log.csv, a progress line, TensorBoard on request."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ PICTURES = 3  # that TensorBoard shows of a validation
 
 
 class Log:
-    """The CSV log of a run; going on from an iteration drops the rows after it."""
+    """The CSV log of a run, and its board; going on from an iteration drops the rows after it."""
 
-    def __init__(self, path: Path, iteration: int) -> None:
-        rows = []
+    def __init__(self, path: Path, iteration: int, board: Board | None = None) -> None:
+        self.board, rows = board, []
         if path.exists():
             with path.open(newline="") as file:
                 rows = [r for r in csv.DictReader(file) if _before(r, iteration)]
@@ -47,10 +47,14 @@ class Log:
         """Append a row; columns without a value stay empty."""
         self._writer.writerow(row)
         self._file.flush()
+        if self.board is not None:
+            self.board.write(row)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the files."""
         self._file.close()
+        if self.board is not None:
+            self.board.close()
 
 
 def _before(row: dict[str, Any], iteration: int) -> bool:
@@ -77,9 +81,9 @@ class Progress:
         if self.shown and self.bar.disable:
             spent = time.perf_counter() - self.started
             left = spent / max(1, iteration - self.first) * (self.last - iteration)
+            loader = row["loader_images_per_second"]
             facts["lr"] = row["lr"]
-            facts["images/s"] = f"{row['images_per_second']} (loader "
-            facts["images/s"] += f"{row['loader_images_per_second']})"
+            facts["images/s"] = f"{row['images_per_second']} (loader {loader})"
             text = ", ".join(f"{name} {value}" for name, value in facts.items())
             print(f"{iteration}/{self.last}: {text}, left {tqdm.format_interval(left)}", flush=True)
 
@@ -91,19 +95,14 @@ class Progress:
 
 
 class Board:
-    """TensorBoard's files of a run: curves, and some validated pictures.
-
-    Raises:
-        InputError: when TensorBoard is not installed; the message names the extra.
-    """
+    """TensorBoard's files of a run: curves, and some validated pictures (extra ``log``)."""
 
     def __init__(self, folder: Path, iteration: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise InputError(
-                "--log tensorboard needs TensorBoard: pip install 'fcnfast[log]'"
-            ) from None
+            told = "--log tensorboard needs TensorBoard: pip install 'fcnfast[log]'"
+            raise InputError(told) from None
         self._writer: Any = SummaryWriter(str(folder), purge_step=iteration + 1)
 
     def write(self, row: dict[str, Any]) -> None:

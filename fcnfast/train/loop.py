@@ -1,4 +1,4 @@
-"""The training loop, in the order in which things happen.
+"""The training loop, in the order of execution.
 
 fcnfast train --data-path CamVid --output-dir run                       # one CPU, or one GPU
 torchrun --nproc_per_node=8 -m fcnfast train --data-path CamVid ...     # eight GPUs
@@ -16,8 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import Subset
 
 from ..data import ClassTable, SegmentationDataset, wrap_dataset
 from ..data.check import require_every_class
@@ -39,7 +39,6 @@ from ..models import FCN, save_model
 from . import checkpoint
 from .batches import (
     Batch,
-    Part,
     batches,
     make_crops,
     next_batch,
@@ -59,13 +58,12 @@ from .network import (
 )
 from .processes import Processes, explained, has_bf16, peak_memory
 from .recipes import RECIPES
-from .settings import TrainSettings, resumed
+from .settings import TrainSettings, flag, resumed
 
 
 class Run:
     """One training run: everything that changes while it goes on, and the loop.
 
-    processes: the run's processes; by default those of the environment.
     network: options and preprocessing of a resumed run, whose `weights` file may be gone.
     data: what to learn from and to validate on, instead of the settings' data set.
     """
@@ -73,14 +71,14 @@ class Run:
     def __init__(
         self,
         settings: TrainSettings,
-        processes: Processes | None = None,
+        processes: Processes,
         network: dict[str, Any] | None = None,
         data: tuple[SegmentationDataset, SegmentationDataset | None] | None = None,
     ) -> None:
         for name in ("data_path", "output_dir"):
             if not getattr(settings, name) and (data is None or name == "output_dir"):
-                raise InputError(f"--{name.replace('_', '-')} is needed")
-        self.processes = p = processes or Processes()
+                raise InputError(f"{flag(name)} is needed")
+        self.processes = p = processes
         settings = replace(settings, workers=worker_count(settings.workers, p.local_world))
         self.settings = s = settings
         self.out = Path(s.output_dir)
@@ -101,20 +99,17 @@ class Run:
         self.crops.heads = tuple(getattr(self.model, "heads", ("out",)))
         self.frozen = freeze(self.model, s.freeze)
         self.optimizer = make_optimizer(self.model, s)
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=s.amp and s.amp_dtype == "fp16"
-        )
+        scaled = s.amp and s.amp_dtype == "fp16"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.average = None
         if s.ema_decay:
-            self.average = AveragedModel(
-                self.model, multi_avg_fn=moving_average(s.ema_decay), use_buffers=True
-            )
+            update = moving_average(s.ema_decay)
+            self.average = AveragedModel(self.model, multi_avg_fn=update, use_buffers=True)
         if s.checkpoint_activations:
             checkpoint_blocks(self.model)
         self.weight = None  # of each class in the loss
         if s.class_weights == "median-frequency":
-            labels = (self.pictures.labels(index) for index in range(len(self.pictures)))
-            weights = median_frequency(labels, len(self.table), s.class_weight_power)
+            weights = median_frequency(self.pictures, s.class_weight_power)
             self.weight = weights.to(self.device)
         self.net: nn.Module = self.model  # what `train` wraps for several processes, or compiles
         self.progress = Progress(0, 0, False)
@@ -126,14 +121,10 @@ class Run:
         self.saved = 0  # iteration of the last checkpoint
 
     def identity(self) -> dict[str, Any]:
-        """Return what all processes must have in common."""
+        """Return what all processes must agree on."""
+        found = {"the classes": f"{len(self.table)} ({', '.join(self.table.names)})"}
         apart = ("data_path", "output_dir", "device", "workers")
-        shared = {
-            f"--{f.name.replace('_', '-')}": getattr(self.settings, f.name)
-            for f in fields(self.settings)
-            if f.name not in apart
-        }
-        found = {"the classes": f"{len(self.table)} ({', '.join(self.table.names)})", **shared}
+        found |= {flag(k): v for k, v in self.settings.to_json().items() if k not in apart}
         for name, folder in (("the pictures", self.pictures), ("validation", self.val)):
             names = [image.name for image, _ in folder.samples] if folder else []
             found[name] = f"{len(names)} ({hashlib.sha1(repr(names).encode()).hexdigest()[:8]})"
@@ -152,12 +143,11 @@ class Run:
     def train(self, progress: bool = True) -> bool:
         """Run to the last iteration, with the log, the checkpoints and the validations.
 
-        Returns:
-            Whether the run is finished; False after SIGTERM, with everything in the checkpoint.
+        Returns False after SIGTERM, with everything in the checkpoint; otherwise True.
 
         Raises:
-            DivergenceError: when the loss or a weight is not finite; neither is then written.
-            InputError: when memory does not suffice, or another process of the run has gone.
+            DivergenceError: the loss or a weight is not finite; neither is then written.
+            InputError: out of memory, or another process of the run has gone.
         """
         p, s = self.processes, self.settings
         shown = progress and p.rank == 0
@@ -169,8 +159,12 @@ class Run:
         p.together(self._begin)
         with contextlib.ExitStack() as stack, explained(p, s):
             stack.callback(self.progress.bar.close)
-            self.log, self.board = p.together(lambda: self._logs(stack))
-            stack.enter_context(self._listening())
+            self.log = p.together(self._open_log)
+            if self.log is not None:
+                stack.callback(self.log.close)
+            if threading.current_thread() is threading.main_thread():  # the one that gets signals
+                before = signal.signal(signal.SIGTERM, self._terminate)
+                stack.callback(signal.signal, signal.SIGTERM, before)
             self.net = self._wrapped()
             first, pin = self.iteration, self.device.type == "cuda"
             loader = batches(self.crops, s, first, self.iterations, p.rank, p.world, pin)
@@ -199,12 +193,8 @@ class Run:
         s = self.settings
         self.out.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.out)
-        root = Path(s.data_path)
-        names = [
-            p.relative_to(root) if p.is_relative_to(root) else p
-            for sample in self.pictures.samples
-            for p in sample
-        ]
+        root, paths = Path(s.data_path), [path for pair in self.pictures.samples for path in pair]
+        names = [path.relative_to(root) if path.is_relative_to(root) else path for path in paths]
         lines = [os.fsencode(f"{name.as_posix()}\n") for name in names]
         write_bytes(self.out / "files.txt", b"".join(lines))
         write_json(self.out / "settings.json", s.to_json())
@@ -224,37 +214,19 @@ class Run:
         told = ", ".join(f"{name} {values[name]}" for name in chosen)
         self.progress.say(f"recipe {s.recipe} ({RECIPES[s.recipe].about}): {told}")
         if s.amp and s.amp_dtype == "bf16" and self.device.type == "cpu" and not has_bf16():
-            print(
-                "fcnfast: warning: --amp: this CPU has no bfloat16 instructions, and takes several "
-                "times as long with it as with float32",
-                file=sys.stderr,
-            )
+            told = "has no bfloat16 instructions; float32 is several times as fast"
+            print(f"fcnfast: warning: --amp: this CPU {told}", file=sys.stderr)
 
-    def _logs(self, stack: contextlib.ExitStack) -> tuple[Log | None, Board | None]:
-        """Open the log, and TensorBoard's, in process 0; `stack` closes them."""
+    def _open_log(self) -> Log | None:
+        """Open the log, and TensorBoard's, in process 0."""
         if self.processes.rank > 0:
-            return None, None
-        board = None
-        if self.settings.log == "tensorboard":
-            board = stack.enter_context(contextlib.closing(Board(self.out, self.iteration)))
-        log = Log(self.out / "log.csv", self.iteration)
-        return stack.enter_context(contextlib.closing(log)), board
+            return None
+        board = Board(self.out, self.iteration) if self.settings.log == "tensorboard" else None
+        return Log(self.out / "log.csv", self.iteration, board)
 
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Let SIGTERM, with which a cluster announces that it takes the machine, end the run."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Python delivers signals to the main thread only
-            return
-
-        def stop(*_: Any) -> None:
-            self.sigterm = True
-
-        before = signal.signal(signal.SIGTERM, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    def _terminate(self, *_: Any) -> None:
+        """End the run: a cluster takes the machine."""
+        self.sigterm = True
 
     def _wrapped(self) -> nn.Module:
         """Return the network as it is called: compiled, and for several processes in DDP."""
@@ -284,10 +256,10 @@ class Run:
         for norm in self.frozen:
             norm.eval()
         self.optimizer.zero_grad(set_to_none=True)
+        net: Any = self.net
         for index, batch in enumerate(group):
             reduce_later = world > 1 and index < len(group) - 1
-            no_sync = cast(DistributedDataParallel, self.net).no_sync if reduce_later else None
-            with contextlib.nullcontext() if no_sync is None else no_sync():
+            with net.no_sync() if reduce_later else contextlib.nullcontext():
                 loss = self._loss(batch, divisors)
                 self.scaler.scale(loss * world).backward()
             self.loss_sum += loss.detach()
@@ -341,25 +313,19 @@ class Run:
             targets = {k: t.to(self.device, non_blocking=True) for k, t in targets.items()}
         dtype = torch.float16 if s.amp_dtype == "fp16" else torch.bfloat16
         with torch.autocast(self.device.type, dtype, enabled=s.amp):
-            return self.net(
-                images,
-                targets,
-                weight=self.weight,
-                label_smoothing=s.label_smoothing,
-                normalizer=divisors,
-            )["loss"]
+            options = {"weight": self.weight, "label_smoothing": s.label_smoothing}
+            return self.net(images, targets, normalizer=divisors, **options)["loss"]
 
     def _tell_loss(self, images: float, valid: float) -> None:
         """Print how the loss is normalized, and which rate on a mean loss the rate equals."""
-        s = self.settings
-        if s.normalize == "valid":
-            told = f"{valid:,.0f} in the first step): --lr {s.lr:g} is that of a mean loss"
-            self.progress.say(f"loss: sum over the step's valid pixels / their number ({told}")
+        lr, summed = self.settings.lr, "loss: sum over the step's valid pixels"
+        if self.settings.normalize == "valid":
+            told = f"{valid:,.0f} in the first step): --lr {lr:g} is that of a mean loss"
+            self.progress.say(f"{summed} / their number ({told}")
         else:
-            told = f"{valid / images:,.0f} valid pixels an image in the first step: --lr {s.lr:g}"
             self.progress.say(
-                f"loss: sum over the step's valid pixels / its {images:.0f} images; {told} equals "
-                f"{s.lr * valid / images:.2g} on a mean loss"
+                f"{summed} / its {images:.0f} images; {valid / images:,.0f} valid pixels an image "
+                f"in the first step: --lr {lr:g} equals {lr * valid / images:.2g} on a mean loss"
             )
 
     def _keep(self) -> None:
@@ -393,8 +359,7 @@ class Run:
     def _checked_loss(self) -> float:
         """Return the sum of the losses since the last row of the log, over all processes.
 
-        Raises:
-            DivergenceError, SystemExit: when it, or a weight of any process, is not finite.
+        DivergenceError if it, or a weight of any process, is not finite.
         """
         parameters = [p for p in self.averaged.state_dict().values() if p.is_floating_point()]
         parameters += [p.detach() for p in self.model.parameters()]
@@ -404,12 +369,9 @@ class Run:
         if bad or not np.isfinite(total):
             what = "a weight" if np.isfinite(total) else "the loss"
             good = f"the last good checkpoint is {self.out / CHECKPOINT}, iteration {self.saved}"
-            self.processes.fail(
-                DivergenceError(
-                    f"{what} is not finite at iteration {self.iteration}: a lower --lr may help; "
-                    f"{good if self.saved else 'there is no checkpoint yet'}"
-                )
-            )
+            good = good if self.saved else "there is no checkpoint yet"
+            when = f"at iteration {self.iteration}: a lower --lr may help"
+            self.processes.fail(DivergenceError(f"{what} is not finite {when}; {good}"))
         return total
 
     def _log(self, row: dict[str, Any], loss: float | None) -> None:
@@ -418,18 +380,15 @@ class Run:
             return
         s = self.settings
         images = (self.iteration - self.logged) * s.batch_size * s.grad_accum
+        loaded = images * max(1, s.workers)  # the seconds are one worker's
         row = row | {
             "lr": f"{s.lr * self._lr_factor(self.iteration - 1):.4g}",
             "loss": "" if loss is None else f"{loss:.5g}",
             "images_per_second": f"{images / max(self.spent - self.waited, 1e-9):.1f}",
-            "loader_images_per_second": (
-                f"{images * max(1, s.workers) / max(self.loading, 1e-9):.1f}"
-            ),
+            "loader_images_per_second": f"{loaded / max(self.loading, 1e-9):.1f}",
             "memory_mib": peak_memory(self.device),
         }
         self.log.write(row)
-        if self.board is not None:
-            self.board.write(row)
         best = self.best if self.best >= 0 else None
         self.progress.tell(self.iteration, loss, best, row)
 
@@ -443,11 +402,10 @@ class Run:
         p, val = self.processes, cast(SegmentationDataset, self.val)
         for buffer in self.averaged.buffers():  # running statistics are process 0's
             p.share(buffer)
-        part = Part(val, p.rank, p.world)
+        part = Subset(val, range(p.rank, len(val), p.world))  # no picture twice
         none = ConfusionMatrix(len(self.table))  # where there are more processes than pictures
-        matrix = p.together(
-            lambda: evaluate_model(self.averaged.eval(), part) if len(part) else none
-        )
+        net = self.averaged.eval()
+        matrix = p.together(lambda: evaluate_model(net, part) if len(part) else none)
         p.sum_(torch.from_numpy(matrix.matrix))
         return matrix.scores()
 
@@ -466,32 +424,27 @@ class Run:
                 "val_pixel_accuracy": f"{scores.pixel_accuracy:.4f}",
             }
             self.log.write(row)
-            if self.board is not None:
-                self.board.write(row)
-                self.board.show(self.averaged, cast(SegmentationDataset, self.val), self.iteration)
-            self.progress.say(
-                f"epoch {row['epoch']:g}: mean IU {100 * scores.mean_iu:.1f}"
-                f"{' (the best so far)' if better else ''}"
-            )
+            if self.log.board is not None:
+                held_out = cast(SegmentationDataset, self.val)
+                self.log.board.show(self.averaged, held_out, self.iteration)
+            note = " (the best so far)" if better else ""
+            self.progress.say(f"epoch {row['epoch']:g}: mean IU {100 * scores.mean_iu:.1f}{note}")
             if better:
                 save_model(self.averaged, self.out / BEST)
         save_model(self.averaged, self.out / LAST)
 
     def _save(self, loss_sum: float) -> None:
-        """Write a checkpoint."""
         if self.processes.rank == 0:
             checkpoint.save(self.out / CHECKPOINT, self.state(loss_sum))
         self.saved = self.iteration
 
     def state(self, loss_sum: float) -> dict[str, Any]:
         """Return everything that is needed to go on; `loss_sum` is that of all processes."""
+        preprocessing = self.model.preprocessing.to_json()
         return {
             "settings": self.settings.to_json(),
             "pictures": [image.name for image, _ in self.pictures.samples],
-            "network": {
-                "options": self.model.options,
-                "preprocessing": self.model.preprocessing.to_json(),
-            },
+            "network": {"options": self.model.options, "preprocessing": preprocessing},
             "iteration": self.iteration,
             "loss": [loss_sum, self.loss_count],
             "best": [self.best, self.best_epoch, self.stale],
@@ -503,17 +456,12 @@ class Run:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, on any number of processes.
-
-        Raises:
-            InputError: when the pictures are not those of the run.
-        """
+        """Go on from `state`, on any number of processes; InputError if the pictures differ."""
         names = [image.name for image, _ in self.pictures.samples]
         if state["pictures"] != names:
-            raise InputError(
-                f"{self.settings.data_path}: holds other pictures than the run began with "
-                f"({len(state['pictures'])} then, {len(names)} now)"
-            )
+            told = f"({len(state['pictures'])} then, {len(names)} now)"
+            where = self.settings.data_path
+            raise InputError(f"{where}: holds other pictures than the run began with {told}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -545,10 +493,8 @@ class Run:
         print(f"  fcnfast predict PHOTOS --weights {best}")
         if s.val_split and s.data_path:
             kind = "" if s.dataset == "folder" else f"--dataset {s.dataset} "
-            print(
-                f"  fcnfast evaluate {kind}--data-path {s.data_path} --split {s.val_split} "
-                f"--weights {best}"
-            )
+            data = f"{kind}--data-path {s.data_path} --split {s.val_split}"
+            print(f"  fcnfast evaluate {data} --weights {best}")
 
 
 def _wrapped(
@@ -556,12 +502,11 @@ def _wrapped(
 ) -> tuple[SegmentationDataset, SegmentationDataset | None] | None:
     if train is None:
         return None
-    table = table or getattr(train, "table", None)
+    table, channels = table or getattr(train, "table", None), max(3, s.in_channels)
     if table is None:
         raise InputError("train: a data set without a class table needs table=")
-    channels = max(3, s.in_channels)
-    pictures = wrap_dataset(train, table, channels)
-    return pictures, None if val is None else wrap_dataset(val, table, channels)
+    held_out = None if val is None else wrap_dataset(val, table, channels)
+    return wrap_dataset(train, table, channels), held_out
 
 
 def start(
@@ -575,14 +520,14 @@ def start(
     """Begin a new run; nothing is written before it trains.
 
     Args:
-        settings: of the run; with `train` those of the data are not used.
+        settings: of the run.
         processes: by default those of the environment.
-        train, val: data sets of (image, labels) pairs, as `fcnfast.data.wrap_dataset` takes them;
-            by default those that the settings name.
+        train, val: data sets of (image, labels) pairs, as `fcnfast.data.wrap_dataset` takes them,
+            instead of those that the settings name.
         table: their classes, where they have no attribute `table`.
 
     Raises:
-        InputError: when the folder already holds a run, or a setting cannot be used.
+        InputError: the folder already holds a run, or a setting cannot be used.
     """
     p = processes or Processes()
 
@@ -618,29 +563,24 @@ def resume(
     """
     p = processes or Processes()
     at = Path(path) / CHECKPOINT if Path(path).is_dir() else Path(path)
-    run = p.together(lambda: _restored(at, changes, p, (train, val, table)))
+
+    def restored() -> Run:
+        state = checkpoint.load(at)
+        try:
+            saved = TrainSettings(**{**state["settings"], "output_dir": str(at.parent)})
+        except (KeyError, TypeError) as error:
+            raise WeightsError(f"{at}: not from this release of fcnfast: {error}") from None
+        try:
+            s = resumed(saved, changes)
+            run = Run(s, p, state["network"], _wrapped(s, train, val, table))
+            run.restore(state)
+        except InputError:
+            raise
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise WeightsError(f"{at}: does not fit {saved.model}: {reason}") from None
+        return run
+
+    run = p.together(restored)
     p.agree(run.identity())
-    return run
-
-
-def _restored(
-    path: Path,
-    changes: dict[str, Any],
-    processes: Processes,
-    data: tuple[Any, Any, ClassTable | None],
-) -> Run:
-    state = checkpoint.load(path)
-    try:
-        saved = TrainSettings(**{**state["settings"], "output_dir": str(path.parent)})
-    except (KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: not from this release of fcnfast: {error}") from None
-    try:
-        s = resumed(saved, changes)
-        run = Run(s, processes, state["network"], _wrapped(s, *data))
-        run.restore(state)
-    except InputError:
-        raise
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{path}: does not fit {saved.model}: {reason}") from None
     return run

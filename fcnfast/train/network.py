@@ -1,9 +1,9 @@
-"""The network of a run: where it starts, what of it learns, how, and the average of its weights."""
+"""The network of a run: its start, frozen parts, optimizer, class weights and averaged weights."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..data import ClassTable, SegmentationDataset
-from ..data.folder import main_labels
+from ..data.folder import count_pixels
 from ..errors import InputError
 from ..models import FCN, Preprocessing, create_model
 from ..weights import bundled_path
@@ -30,15 +30,10 @@ def make_model(
     device: torch.device,
     saved: dict[str, Any] | None,
 ) -> FCN:
-    """Return the network of a run on its device.
+    """Return the network of a run, which learns from `pictures`, on its device.
 
-    Args:
-        s: its settings; table: its classes; pictures: what it learns from.
-        device: where it will be.
-        saved: options and preprocessing of a resumed run, whose weights' file may be gone.
-
-    Raises:
-        InputError, WeightsError: as `create_model`, and for `sync_bn` without GPUs.
+    `saved` are options and preprocessing of a resumed run, whose weights may be gone. Raises
+    as `create_model`, and InputError for `sync_bn` without GPUs.
     """
     if saved is None:
         options: dict[str, Any] = {} if s.in_channels == 3 else {"in_channels": s.in_channels}
@@ -89,20 +84,13 @@ def freeze(model: FCN, what: str) -> list[nn.Module]:
 
 
 def checkpoint_blocks(model: FCN) -> None:
-    """Make the trunk's blocks keep their input only, and compute the rest again when it is needed.
-
-    Raises:
-        InputError: for a trunk that is not made of blocks.
-    """
+    """Make the trunk's blocks keep only their input, and run again in the backward pass."""
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    blocks: list[nn.Module] = []
-    for name, layer in model.named_modules():
-        if _in_trunk(model, name) and type(layer) not in containers and any(layer.children()):
-            blocks.append(layer)
+    layers = [layer for name, layer in model.named_modules() if _in_trunk(model, name)]
+    blocks = [b for b in layers if type(b) not in containers and any(b.children())]
     if not blocks:
-        raise InputError(
-            f"--checkpoint-activations: the trunk of {model.name} is not made of blocks"
-        )
+        told = f"the trunk of {model.name} is not made of blocks"
+        raise InputError(f"--checkpoint-activations: {told}")
     inner = {part for block in blocks for part in block.modules() if part is not block}
     for block in blocks:
         if block not in inner:
@@ -125,13 +113,11 @@ def _checkpoint(block: nn.Module) -> None:
             for norm, values in zip(norms, kept, strict=True):
                 norm.momentum, norm.num_batches_tracked = values
 
-    def contexts() -> tuple[Any, Any]:
-        return contextlib.nullcontext(), again()
-
     def call(x: Tensor) -> Any:
         if not torch.is_grad_enabled():
             return forward(x)
-        return checkpoint(forward, x, use_reentrant=False, context_fn=contexts)
+        contexts = contextlib.nullcontext(), again()
+        return checkpoint(forward, x, use_reentrant=False, context_fn=lambda: contexts)
 
     block.forward = call
 
@@ -164,26 +150,21 @@ def make_optimizer(model: FCN, s: TrainSettings) -> torch.optim.Optimizer:
     return torch.optim.SGD(settings, lr=s.lr, momentum=s.momentum)
 
 
-def median_frequency(labels: Iterable[np.ndarray], classes: int, power: float = 1.0) -> Tensor:
+def median_frequency(pictures: SegmentationDataset, power: float = 1.0) -> Tensor:
     """Return class weights: (median class frequency / class frequency) ** power.
 
     The frequency of a class is its pixels over the labeled pixels of the pictures that contain it;
     a class that no picture contains gets weight 1.
 
-    Args:
-        labels: uint8 arrays, 255 ignored.
-        classes: C.
-        power: 0..1; less than 1 softens the weights.
-
-    Returns:
-        C weights, float32.
+    Returns C weights, float32; a `power` below 1 softens them.
 
     Raises:
-        InputError: when no pixel is labeled.
+        InputError: no pixel is labeled.
     """
+    classes = len(pictures.table)
     pixels, room = np.zeros(classes), np.zeros(classes)
-    for picture in labels:
-        count = np.bincount(main_labels(picture).ravel(), minlength=256)[:classes]
+    for index in range(len(pictures)):
+        count = count_pixels(pictures.labels(index))[:classes]
         pixels += count
         room += np.where(count > 0, count.sum(), 0)
     if not pixels.any():

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..device import choose_device
+from ..data.check import explained_workers
+from ..device import choose_device, out_of_memory, too_small
 from ..errors import InputError
 from .settings import TrainSettings
 
@@ -66,10 +67,8 @@ class Processes:
             )
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(
-                f"process {self.rank} cannot join the {self.world} of this run at {address}: "
-                f"{reason}"
-            ) from None
+            told = f"cannot join the {self.world} of this run at {address}: {reason}"
+            raise InputError(f"process {self.rank} {told}") from None
 
     def leave(self) -> None:
         """Part from the others."""
@@ -77,11 +76,7 @@ class Processes:
             dist.destroy_process_group()
 
     def device(self, name: str) -> torch.device:
-        """Return the device of this process: the GPU of its number, where there are GPUs.
-
-        Raises:
-            InputError: as `choose_device`, and for one GPU that all processes would share.
-        """
+        """Return the device called `name`; of several processes each has a GPU of its own."""
         device = choose_device(name or None)
         if self.world > 1 and device.type == "cuda":
             if device.index is not None:
@@ -117,9 +112,7 @@ class Processes:
     def together(self, work: Callable[[], T]) -> T:
         """Do what every process does for itself; when one of them fails, all of them end.
 
-        Raises:
-            InputError, OSError: in process 0, the first error of any process.
-            SystemExit: in the others.
+        Process 0 raises the first InputError or OSError of any process, the others SystemExit.
         """
         result, error = None, None
         try:
@@ -138,58 +131,47 @@ class Processes:
         raise SystemExit(FAILED)
 
     def agree(self, what: dict[str, Any]) -> None:
-        """Refuse processes that differ in something that must be the same.
-
-        Raises:
-            InputError, SystemExit: as `together`; the first difference is named.
-        """
-        everyone = self.gather(what)
-        for rank, theirs in enumerate(everyone):
-            for key, value in everyone[0].items():
+        """Refuse, as `together`, processes that differ in something that must be the same."""
+        first, *others = self.gather(what)
+        for rank, theirs in enumerate(others, 1):
+            for key, value in first.items():
                 if theirs[key] != value:
-                    self.fail(
-                        InputError(
-                            f"the processes differ in {key}: {value} in process 0, "
-                            f"{theirs[key]} in process {rank}"
-                        )
-                    )
+                    told = f"{value} in process 0, {theirs[key]} in process {rank}"
+                    self.fail(InputError(f"the processes differ in {key}: {told}"))
 
 
 @contextlib.contextmanager
 def explained(processes: Processes, settings: TrainSettings) -> Iterator[None]:
-    """Turn what torch says about memory and about other processes into a user's errors.
+    """Turn what torch says about memory, sizes and other processes into a user's errors.
 
     Each begins with the flags that may help, and their values.
     """
-    s = settings
-    sizes = f"--batch-size {s.batch_size}, --crop-size {s.crop_size}"
+    crop = f"--crop-size {settings.crop_size}"
+    sizes = f"--batch-size {settings.batch_size}, {crop}"
     try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise InputError(
-            f"{sizes}: batch norm has one value to learn from; give a larger one, or --freeze bn"
-        ) from error
-    except (RuntimeError, MemoryError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        memory = re.search(r"can't allocate memory|not enough memory|out of memory", str(error))
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or memory:
-            raise InputError(
+        with explained_workers(settings.workers):
+            yield
+    except InputError:
+        raise
+    except (RuntimeError, MemoryError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if out_of_memory(error):
+            told = (
                 f"{sizes}: out of memory; smaller ones with more --grad-accum, --amp or "
                 f"--checkpoint-activations take less ({reason})"
-            ) from error
-        if "DataLoader worker" in str(error):
-            raise InputError(
-                f"--workers {s.workers}: a process that reads pictures was killed or ended "
-                f"unexpectedly, maybe for want of memory: give fewer workers ({reason})"
-            ) from error
-        if processes.world > 1 and _lost(error):
-            raise InputError(
+            )
+        elif "more than 1 value per channel" in reason:
+            told = f"{sizes}: batch norm has one value to learn from; larger ones or --freeze bn"
+        elif too_small(error):
+            told = f"{crop}: too small for the network: {reason}"
+        elif processes.world > 1 and _lost(error):
+            told = (
                 f"process {processes.rank} lost another process of this run: see what that one "
-                f"says, and go on with --resume {s.output_dir}"
-            ) from error
-        raise
+                f"says, and go on with --resume {settings.output_dir}"
+            )
+        else:
+            raise
+        raise InputError(told) from error
 
 
 def _lost(error: Exception) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..data.classes import read_json
 from ..errors import InputError
 from ..models import list_models
 from .checkpoint import LAST
@@ -103,7 +103,9 @@ def make_settings(given: Mapping[str, Any], config: str = "") -> TrainSettings:
     if config:
         if "recipe" in given:
             raise InputError("give --config or --recipe, not both")
-        values = _read(config)
+        values = read_json(Path(config), "the settings")
+        if not isinstance(values, dict):
+            raise InputError(f"{config}: not the settings of a run")
     else:
         values = _of_recipe(given.get("recipe", "modern"), given)
     if "epochs" in given:
@@ -132,13 +134,10 @@ def _of_recipe(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stages(settings: TrainSettings) -> list[TrainSettings]:
-    """Return the settings of the runs that a staged one consists of, each in a folder of its own.
+    """Return the settings of the runs of a staged one, each in a folder of its own.
 
     Every stage has its own rate, as a share of the first one's: a hundredth of the stage before
-    where the reference says nothing else.
-
-    Raises:
-        InputError: for a network that has no coarser ones.
+    where the reference says nothing else. InputError for a network that has no coarser ones.
     """
     names = [settings.model.replace("fcn8s", f"fcn{stride}s") for stride in (32, 16, 8)]
     if len(set(names)) < 3 or not set(names) <= set(list_models()):
@@ -156,16 +155,3 @@ def stages(settings: TrainSettings) -> list[TrainSettings]:
             changes["weights"] = str(Path(settings.output_dir) / names[index - 1] / LAST)
         found.append(replace(settings, **changes))
     return found
-
-
-def _read(config: str) -> dict[str, Any]:
-    """Read the settings of a run."""
-    try:
-        values = json.loads(Path(config).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{config}: {error.strerror}") from None
-    except ValueError:
-        raise InputError(f"{config}: not a JSON file") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{config}: not the settings of a run")
-    return values

@@ -11,6 +11,8 @@ from ..data.datasets import DATASETS
 from ..errors import InputError
 
 STAGED = "fcn8s-staged"
+_FREEZE = ("none", "trunk", "bn")
+_RECIPES = ("modern", "paper-heavy", "paper-light", STAGED)
 
 
 def _flag(default: Any, text: str, **extra: Any) -> Any:
@@ -25,11 +27,7 @@ class TrainSettings:
         InputError: when a value is out of its range; the message names the flag.
     """
 
-    recipe: str = _flag(
-        "modern",
-        "where the other settings start from",
-        choices=("modern", "paper-heavy", "paper-light", STAGED),
-    )
+    recipe: str = _flag("modern", "where the other settings start from", choices=_RECIPES)
     # what is learned from
     data_path: str = _flag("", "the data set's folder", free=True)
     dataset: str = _flag("folder", "its layout", choices=tuple(DATASETS))
@@ -44,15 +42,11 @@ class TrainSettings:
     val_include: str = _flag("", "validate only on the pictures whose names match this pattern")
     # the network
     model: str = _flag("fcn4s_light", "the network, by name")
-    in_channels: int = _flag(
-        3, "1: sees the luma of pictures; 4: their RGB and a fourth channel", choices=(1, 3, 4)
-    )
+    in_channels: int = _flag(3, "1: luma; 3: RGB; 4: RGB and a fourth channel", choices=(1, 3, 4))
     weights: str = _flag("", "weights file to start from, or 'bundled'")
     weights_backbone: str = _flag("", "a classifier's file for the trunk, or 'imagenet'")
     freeze: str = _flag(
-        "none",
-        "what keeps its values: the trunk, or all batch norms",
-        choices=("none", "trunk", "bn"),
+        "none", "what to keep fixed: the trunk, or all batch norms", choices=_FREEZE
     )
     # how the pictures are varied
     crop_size: int = _flag(288, "side of the square crops, pixels; 0: whole pictures", least=0)
@@ -66,9 +60,7 @@ class TrainSettings:
     batch_size: int = _flag(8, "crops in a batch, over all processes", short="-b", least=1)
     grad_accum: int = _flag(1, "batches in a step of the optimizer", least=1)
     normalize: str = _flag(
-        "valid",
-        "what the summed loss is divided by: the step's valid pixels or its images",
-        choices=("valid", "images"),
+        "valid", "divide the summed loss by the valid pixels or images", choices=("valid", "images")
     )
     optimizer: str = _flag("adamw", "the optimizer", choices=("adamw", "sgd"))
     lr: float = _flag(1e-3, "highest learning rate")
@@ -79,14 +71,10 @@ class TrainSettings:
     warmup: float = _flag(0.05, "share of the run over which the rate rises", least=0, most=1)
     power: float = _flag(0.9, "of the poly schedule lr * (1 - i/n)**power; 0: constant", least=0)
     class_weights: str = _flag("none", "weights in the loss", choices=("none", "median-frequency"))
-    class_weight_power: float = _flag(
-        1.0, "power that softens the class weights, 0 to 1", least=0, most=1
-    )
+    class_weight_power: float = _flag(1.0, "softens the class weights, 0 to 1", least=0, most=1)
     label_smoothing: float = _flag(0.0, "label smoothing, 0 to 1", least=0, most=1)
     clip_grad_norm: float = _flag(0.0, "largest norm of the gradient; 0 for no limit", least=0)
-    ema_decay: float = _flag(
-        0.999, "decay of the averaged weights; 0 for no average", least=0, most=1
-    )
+    ema_decay: float = _flag(0.999, "decay of the averaged weights; 0: none", least=0, most=1)
     patience: int = _flag(
         0, "stop after so many validations without a better mean IU; 0: never", least=0, free=True
     )
@@ -104,11 +92,7 @@ class TrainSettings:
     output_dir: str = _flag("", "folder for the checkpoint, the log and the weights")
     device: str = _flag("", "cpu, cuda, ...; by default a GPU if there is one", free=True)
     workers: int = _flag(
-        -1,
-        "processes that prepare crops; -1: one for each core, at most 8",
-        short="-j",
-        free=True,
-        least=-1,
+        -1, "loader processes; -1: one a core, at most 8", short="-j", free=True, least=-1
     )
     print_freq: int = _flag(20, "iterations between rows of the log", least=1)
     val_freq: int = _flag(1, "epochs between validations", least=1)
@@ -117,14 +101,12 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            self._check(f)
+            _check(f, getattr(self, f.name))
         if not self.lr > 0:
             raise InputError(f"--lr must be positive, not {self.lr}")
         if not 0 < self.scale_min <= self.scale_max:
-            raise InputError(
-                f"--scale-min and --scale-max must be positive and in order: {self.scale_min}, "
-                f"{self.scale_max}"
-            )
+            scales = f"{self.scale_min}, {self.scale_max}"
+            raise InputError(f"--scale-min and --scale-max must be positive and in order: {scales}")
         if self.crop_size == 0 and (self.scale_min, self.scale_max, self.augment) != (1, 1, 0):
             raise InputError(
                 "--crop-size 0 takes whole pictures as they are: it needs --scale-min 1 "
@@ -142,46 +124,45 @@ class TrainSettings:
         }
         for name, (unused, needed) in idle.items():
             if unused and getattr(self, name) != getattr(TrainSettings, name):
-                raise InputError(f"{_name(name)} has no meaning without {needed}")
-
-    def _check(self, f: Field[Any]) -> None:
-        """Check the type and the range of one setting."""
-        value, kind, name = getattr(self, f.name), type(f.default), _name(f.name)
-        fits = type(value) is kind
-        if kind is float:
-            fits = isinstance(value, (int, float)) and math.isfinite(value)
-        if not fits:
-            wanted = "a finite number" if kind is float else f"of type {kind.__name__}"
-            raise InputError(f"{name} must be {wanted}, not {value!r}")
-        choices = f.metadata.get("choices", (value,))
-        if value not in choices:
-            raise InputError(f"{name} must be {' or '.join(map(str, choices))}, not {value!r}")
-        if value < f.metadata.get("least", value):
-            raise InputError(f"{name} must be at least {f.metadata['least']}, not {value}")
-        if value > f.metadata.get("most", value):
-            raise InputError(f"{name} must be at most {f.metadata['most']}, not {value}")
+                raise InputError(f"{flag(name)} has no meaning without {needed}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
         return asdict(self)
 
 
-def _name(name: str) -> str:
+def _check(f: Field[Any], value: Any) -> None:
+    """Check the type and the range of one setting."""
+    kind, name, allowed = type(f.default), flag(f.name), f.metadata
+    fits = type(value) is kind
+    if kind is float:
+        fits = isinstance(value, (int, float)) and math.isfinite(value)
+    if not fits:
+        wanted = "a finite number" if kind is float else f"of type {kind.__name__}"
+    elif value not in allowed.get("choices", (value,)):
+        wanted = " or ".join(map(str, allowed["choices"]))
+    elif value < allowed.get("least", value):
+        wanted = f"at least {allowed['least']}"
+    elif value > allowed.get("most", value):
+        wanted = f"at most {allowed['most']}"
+    else:
+        return
+    raise InputError(f"{name} must be {wanted}, not {value!r}")
+
+
+def flag(name: str) -> str:
+    """Return the flag of a setting."""
     return "--" + name.replace("_", "-")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every setting, ``--resume`` and ``--config``."""
-    parser.add_argument(
-        "--resume", metavar="RUN", help="go on with the run in this folder, or of this checkpoint"
-    )
-    parser.add_argument(
-        "--config", metavar="FILE", default="", help="start from the settings.json of a run"
-    )
+    text = "go on with the run in this folder, or of this checkpoint"
+    parser.add_argument("--resume", metavar="RUN", help=text)
+    text = "start from the settings.json of a run"
+    parser.add_argument("--config", metavar="FILE", default="", help=text)
     for f in fields(TrainSettings):
-        names = [_name(f.name)]
-        if "short" in f.metadata:
-            names.insert(0, f.metadata["short"])
+        short = (f.metadata["short"],) if "short" in f.metadata else ()
         shown = "" if f.default in ("", False) else f" (default {f.default})"
         options: dict[str, Any] = {"help": f.metadata["help"] + shown, "dest": f.name}
         if isinstance(f.default, bool):
@@ -190,7 +171,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             options["type"] = type(f.default)
             options["choices"] = f.metadata.get("choices")
         # Only what was written on the command line is set: a resumed run keeps the rest.
-        parser.add_argument(*names, default=argparse.SUPPRESS, **options)
+        parser.add_argument(*short, flag(f.name), default=argparse.SUPPRESS, **options)
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
@@ -199,16 +180,12 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def resumed(saved: TrainSettings, changes: dict[str, Any]) -> TrainSettings:
-    """Return the settings of a resumed run: only where and how it runs may change.
-
-    Raises:
-        InputError: when another setting differs from the one in the checkpoint.
-    """
+    """Return the settings of a resumed run: InputError for changes of more than how it runs."""
     free = {f.name for f in fields(TrainSettings) if f.metadata.get("free")}
     for name, value in changes.items():
         if name not in free and value != getattr(saved, name):
             raise InputError(
-                f"{_name(name)} {value} differs from the checkpoint's {getattr(saved, name)}: "
+                f"{flag(name)} {value} differs from the checkpoint's {getattr(saved, name)}: "
                 "a resumed run keeps its settings"
             )
     kept = {name: value for name, value in changes.items() if name in free}
