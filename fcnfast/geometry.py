@@ -116,12 +116,7 @@ def lowest_terms(num: int, off: int, den: int) -> tuple[int, int, int]:
 
 
 def deconv_size(
-    in_size: Pair,
-    stride: int,
-    kernel: int,
-    padding: int,
-    crop: Pair,
-    size: Size | None,
+    in_size: Pair, stride: int, kernel: int, padding: int, crop: Pair, size: Size | None
 ) -> Pair:
     """The (H, W) kept of a transposed convolution: `size`, or all that is left from `crop` on.
 

@@ -101,12 +101,7 @@ class FCNLite(FCN):
     variance = "fan_out"
 
     def __init__(
-        self,
-        num_classes: int = 11,
-        *,
-        scaling: int = 0,
-        decoder: int = 80,
-        dropout: float = 0.1,
+        self, num_classes: int = 11, *, scaling: int = 0, decoder: int = 80, dropout: float = 0.1
     ) -> None:
         super().__init__(num_classes, LITE)
         if scaling not in SCALINGS:

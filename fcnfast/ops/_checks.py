@@ -172,11 +172,7 @@ def check_weight_dtype(x: Tensor, dtype: torch.dtype) -> None:
 
 
 def check_deconv(
-    x: Sequence[int],
-    weight: Sequence[int],
-    stride: int,
-    start: Sequence[int],
-    size: Sequence[int],
+    x: Sequence[int], weight: Sequence[int], stride: int, start: Sequence[int], size: Sequence[int]
 ) -> None:
     """The shapes belong together, and the window lies within the full transposed convolution."""
     check_pair(start, "start")

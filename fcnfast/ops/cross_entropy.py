@@ -130,11 +130,7 @@ def _of_entry(scores: Tensor, *args: Any) -> Any:
 
 
 def _scaled(
-    grad_output: Tensor,
-    scores: Tensor,
-    gradient: Tensor,
-    scale: Tensor,
-    backend: str | None,
+    grad_output: Tensor, scores: Tensor, gradient: Tensor, scale: Tensor, backend: str | None
 ) -> Tensor:
     if gradient.shape != scores.shape:
         raise ValueError(

@@ -31,12 +31,7 @@ def _implementation(backend: str | None, x: Tensor) -> Any:
 
 
 def _forward(
-    x: Tensor,
-    weight: Tensor,
-    stride: int,
-    start: Integers,
-    size: Integers,
-    backend: str | None,
+    x: Tensor, weight: Tensor, stride: int, start: Integers, size: Integers, backend: str | None
 ) -> Tensor:
     check_map(x, "x")
     check_weight(x, weight)

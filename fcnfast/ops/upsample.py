@@ -59,12 +59,7 @@ def _adjoint_backward(ctx: Any, grad_input: Tensor) -> tuple[Tensor | None, ...]
 
 
 def _fused(
-    x: Tensor,
-    skip: Tensor,
-    grid: Integers,
-    clamp: bool,
-    offset: Integers,
-    backend: str | None,
+    x: Tensor, skip: Tensor, grid: Integers, clamp: bool, offset: Integers, backend: str | None
 ) -> Tensor:
     check_map(x, "x")
     check_skip(x, skip)

@@ -10,9 +10,7 @@ from ..nn import Deconv
 
 
 def stacked_deconvolutions(
-    channels: int,
-    strides: Sequence[int],
-    activation: Callable[[], nn.Module] | None = None,
+    channels: int, strides: Sequence[int], activation: Callable[[], nn.Module] | None = None
 ) -> nn.Sequential:
     """A stack of learnable deconvolutions, which can learn even a nonlinear upsampling.
 

@@ -235,10 +235,7 @@ def check_module(name: str, value: object) -> None:
 
 
 def trace(
-    model: nn.Module,
-    input_size: int | tuple[int, int] = INPUT_SIZE,
-    *,
-    channels: int | None = None,
+    model: nn.Module, input_size: int | tuple[int, int] = INPUT_SIZE, *, channels: int | None = None
 ) -> Trace:
     """Run a network on an image without data, and see what each layer's units look at.
 

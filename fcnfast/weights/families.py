@@ -22,11 +22,7 @@ from .stored import Stored
 
 # Preprocessing settings, as fields of `fcnfast.models.Preprocessing`.
 Settings = Mapping[str, Any]
-RGB: Settings = {
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "scale": 1 / 255,
-}
+RGB: Settings = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "scale": 1 / 255}
 # torchvision's GoogLeNet normalizes its (already normalized) input again: RGB in -1..1.
 INCEPTION: Settings = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "scale": 1 / 255}
 # The weights that torchvision names IMAGENET1K_FEATURES, from the SSD implementation.
@@ -186,9 +182,7 @@ def _mmseg(file: WeightsFile) -> Family:
     return replace(family, options=options, classes=classes, palette=palette)
 
 
-def _mmseg_classes(
-    file: WeightsFile,
-) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+def _mmseg_classes(file: WeightsFile) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
     """The classes in a checkpoint's meta data, under the names of either release; or none."""
     meta = file.notes.get("meta")
     inner = meta.get("dataset_meta") if isinstance(meta, dict) else None
