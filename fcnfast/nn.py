@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .geometry import Border, Pair, SamplingGrid, Size, as_integer, as_pair
-from .ops._checks import check_ignore_index, check_reduction, check_smoothing
+from .ops._checks import check_ignore_index, check_loss
 
 
 class GridRule(Protocol):
@@ -173,8 +173,7 @@ class UpsampleCrossEntropy(_OnGrid):
         if weight is not None and not isinstance(weight, Tensor):
             raise TypeError(f"weight must be a tensor of C class weights, not {weight!r}")
         self.ignore_index = check_ignore_index(ignore_index)
-        check_reduction(reduction)
-        check_smoothing(label_smoothing)
+        check_loss(reduction, label_smoothing)
         self.register_buffer("weight", weight)
         self.reduction: ops.Reduction = reduction
         self.label_smoothing = label_smoothing

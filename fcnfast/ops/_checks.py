@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..geometry import SamplingGrid, Size, as_integer, as_pair, is_symbolic
 from ..tiled._tiles import compute_dtype
+from ._registry import Integers, unpacked
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -73,13 +74,10 @@ def grid_for(
     check_tensor(x, name)
     if grid is None:
         in_size = as_pair(x.shape[-2:], name)
-        if size is None or scale_factor is not None or is_symbolic(*in_size):
-            return SamplingGrid.resize(
-                in_size, size, scale_factor=scale_factor, align_corners=align_corners
-            )
-        size = as_pair(size, "size")
-        resize = SamplingGrid.resize if is_symbolic(*size) else _resized
-        return resize(in_size, size, align_corners=align_corners)
+        size = None if size is None else as_pair(size, "size")
+        cached = size is not None and scale_factor is None and not is_symbolic(*in_size, *size)
+        resize = _resized if cached else SamplingGrid.resize
+        return resize(in_size, size, scale_factor=scale_factor, align_corners=align_corners)
     if not isinstance(grid, SamplingGrid):
         raise TypeError(f"grid must be a SamplingGrid, not {type(grid).__name__}")
     others = {"size": size, "scale_factor": scale_factor, "align_corners": align_corners}
@@ -112,11 +110,32 @@ def check_on_grid(x: Tensor, grid: SamplingGrid, name: str) -> None:
         )
 
 
-def check_result(grad_output: Tensor, grid: SamplingGrid) -> None:
-    """`grad_output` has the size of the grid's result."""
-    size = tuple(grad_output.shape[-2:])
-    if size != grid.size:
-        raise ValueError(f"grad_output must be of the grid's {grid.size}, not {size}")
+def checked_grid(x: Tensor, name: str, integers: Integers, clamp: bool) -> SamplingGrid:
+    """The grid of a raw op's arguments, which must fit the map `x`."""
+    check_map(x, name)
+    grid = unpacked(integers, clamp)
+    check_on_grid(x, grid, name)
+    return grid
+
+
+def checked_grid_for_target(
+    scores: Tensor, target: Tensor, integers: Integers, clamp: bool
+) -> SamplingGrid:
+    """The grid of a raw op's arguments, which must fit the scores and their labels."""
+    grid = checked_grid(scores, "scores", integers, clamp)
+    check_label_dtype(target.dtype, "target")
+    check_dense(target, "target")
+    check_device(scores, target, "scores", "target")
+    check_tensor(target, "target", TARGET)
+    check_on_target(scores, target, grid)
+    return grid
+
+
+def check_on_target(scores: Tensor, target: Tensor, grid: SamplingGrid) -> None:
+    """`target` is of the grid's size, one map for each image."""
+    wanted = (scores.shape[0], *grid.size)
+    if tuple(target.shape) != wanted:
+        raise ValueError(f"target must be N x H x W = {wanted}, not {tuple(target.shape)}")
 
 
 def check_skip(x: Tensor, skip: Tensor) -> None:
@@ -190,30 +209,10 @@ def check_deconv(
         )
 
 
-def check_target(scores: Tensor, target: Tensor) -> None:
-    """Labels of an integer type on the scores' device, N x H x W."""
-    if target.dtype not in LABELS:
-        raise TypeError(f"target must be uint8, int16, int32 or int64, not {target.dtype}")
-    check_dense(target, "target")
-    check_device(scores, target, "scores", "target")
-    check_tensor(target, "target", TARGET)
-
-
-def check_target_on_grid(scores: Tensor, target: Tensor, grid: SamplingGrid) -> None:
-    """The labels are of the grid's size, one map for each image."""
-    wanted = (scores.shape[0], *grid.size)
-    if tuple(target.shape) != wanted:
-        raise ValueError(f"target must be N x H x W = {wanted}, not {tuple(target.shape)}")
-
-
-def check_reduction(reduction: str) -> None:
-    """One of REDUCTIONS."""
+def check_loss(reduction: str, label_smoothing: float) -> None:
+    """A reduction of the loss, and a number from 0 to 1."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, not {reduction!r}")
-
-
-def check_smoothing(label_smoothing: float) -> None:
-    """A number from 0 to 1."""
     if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, Real):
         raise TypeError(f"label_smoothing must be a number, not {label_smoothing!r}")
     if not 0.0 <= label_smoothing <= 1.0:
@@ -251,9 +250,9 @@ def _out_of_range(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
 
 
 def looks_at_labels(target: Tensor) -> bool:
-    """Whether labels are checked. A GPU's only on request, for that waits for it: FCNFAST_CHECK=1.
+    """Whether to check label values: on a CPU always, on a GPU only with FCNFAST_CHECK=1.
 
-    Never while a graph is captured.
+    Looking synchronizes with the GPU, so it never happens while a graph is captured.
     """
     if target.device.type == "cpu":
         return True
@@ -263,7 +262,9 @@ def looks_at_labels(target: Tensor) -> bool:
 
 
 def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
-    """Every label that is not ignored lies in [0, classes); looks at the values."""
+    """Every label that is not ignored lies in [0, classes), where `looks_at_labels`."""
+    if not looks_at_labels(target):
+        return
     for labels in target if target.numel() else ():  # by image: the masks stay small
         low, high = (int(v) for v in torch.aminmax(labels))
         if low >= 0 and high < classes:
@@ -290,8 +291,7 @@ def check_out(scores: Tensor, out: Tensor) -> None:
 
 def check_counts(out: Tensor, classes: int) -> None:
     """Counts of C classes: C x C, or a row more for the labels that are no class."""
-    if classes < 1:
-        raise ValueError("scores must have at least one class")
+    check_classes(classes, out.dtype, "out")
     if tuple(out.shape) not in ((classes, classes), (classes + 1, classes)):
         raise ValueError(
             f"out must be {classes} x {classes} or {classes + 1} x {classes} counts, not of shape "
@@ -303,10 +303,10 @@ def check_counts(out: Tensor, classes: int) -> None:
         raise ValueError(f"out must have a place for every count, not strides {out.stride()}")
 
 
-def check_label_dtype(dtype: torch.dtype) -> None:
-    """A type for the labels that an op makes."""
+def check_label_dtype(dtype: torch.dtype, name: str) -> None:
+    """A type of labels."""
     if dtype not in LABELS:
-        raise TypeError(f"dtype must be uint8, int16, int32 or int64, not {dtype}")
+        raise TypeError(f"{name} must be uint8, int16, int32 or int64, not {dtype}")
 
 
 def check_classes(classes: int, dtype: torch.dtype, name: str) -> None:
