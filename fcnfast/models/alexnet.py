@@ -19,11 +19,7 @@ FULLY_CONNECTED = 4096
 
 
 def check_family(family: str) -> None:
-    """Check the name of a variant of the layers.
-
-    Raises:
-        ValueError: with the names of those that are.
-    """
+    """ValueError for a `family` of layers that is not known."""
     if family not in VARIANTS:
         raise ValueError(f"family must be one of {', '.join(VARIANTS)}, not {family!r}")
 
@@ -54,9 +50,8 @@ def alexnet(
     conv(4, nn.Conv2d(w3, w4, 3, padding=1, groups=groups))
     conv(5, nn.Conv2d(w4, w5, 3, padding=1, groups=groups))
     pool(5)
-    return layers | fully_connected(
-        w5, 6, FULLY_CONNECTED, dropout, fc6_padding, dropout_first=not caffe
-    )
+    settings = (FULLY_CONNECTED, dropout, padding, fc6_padding)
+    return layers | fully_connected(w5, 6, *settings, dropout_first=not caffe)
 
 
 class FCNAlexNet(SkipNet):
@@ -92,8 +87,6 @@ class FCNAlexNet(SkipNet):
     ) -> None:
         check_family(family)
         super().__init__(num_classes, CAFFE if family == "caffe" else IMAGENET, padding)
-        if padding is not None and fc6_padding:
-            raise ValueError("fc6_padding needs padding=None: with a padded canvas fc6 has none")
         self.family = family
         self.add_trunk(alexnet(family, padding, fc6_padding, dropout))
         self.add_heads({"fc7": FULLY_CONNECTED})

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..geometry import Border, ReceptiveField, SamplingGrid
+from ..nn import bilinear_filter
 from ..ops import crop_add, deconv, upsample_crop_add
 from .base import ScoreMap
 
@@ -74,8 +75,7 @@ class Window(NamedTuple):
 def window_of(layer: nn.Module) -> Window | None:
     """The window of a convolution or a pooling; None for layers of other kinds.
 
-    Raises:
-        ValueError: for settings that differ between the axes.
+    ValueError for settings that differ between the axes.
     """
     if not isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
         return None
@@ -99,18 +99,12 @@ def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
     if hasattr(layer, "branches"):
         return joined(*(_through(field, row) for row in cast(Branched, layer).branches()))
     if isinstance(layer, (nn.Sequential, nn.ModuleList)):
-        field = _through(field, layer)
-    elif isinstance(layer, nn.ConvTranspose2d):
-        field = field.deconv(
-            _one(layer.kernel_size, "kernel_size"),
-            _one(layer.stride, "stride"),
-            _one(layer.padding, "padding"),
-        )
-    else:
-        window = window_of(layer)
-        if window is not None:
-            field = field.conv(window.kernel, window.stride, window.padding, window.dilation)
-    return field
+        return _through(field, layer)
+    if isinstance(layer, nn.ConvTranspose2d):
+        names = ("kernel_size", "stride", "padding")
+        return field.deconv(*(_one(getattr(layer, name), name) for name in names))
+    window = window_of(layer)
+    return field if window is None else field.conv(*window[:4])
 
 
 def _through(field: ReceptiveField, layers: Iterable[nn.Module]) -> ReceptiveField:
@@ -121,23 +115,17 @@ def _through(field: ReceptiveField, layers: Iterable[nn.Module]) -> ReceptiveFie
 
 def size_after(size: int, layer: nn.Module) -> int:
     """How many units of a map along one axis are left behind one layer."""
-    layers: Iterable[nn.Module] = ()
     if hasattr(layer, "branches"):
-        layers = cast(Branched, layer).branches()[0]
-    elif isinstance(layer, (nn.Sequential, nn.ModuleList)):
-        layers = layer
-    for inner in layers:
-        size = size_after(size, inner)
+        layer = nn.ModuleList(cast(Branched, layer).branches()[0])
+    if isinstance(layer, (nn.Sequential, nn.ModuleList)):
+        for inner in layer:
+            size = size_after(size, inner)
     window = window_of(layer)
     return size if window is None else window.out_size(size)
 
 
 def joined(*fields: ReceptiveField) -> ReceptiveField:
-    """The field of branches that are summed or concatenated: the widest of them.
-
-    Raises:
-        ValueError: when their units do not lie at the same places.
-    """
+    """The widest field of branches that are joined; ValueError when they lie apart."""
     widest = fields[0]
     for field in fields[1:]:
         if (field.stride, field.offset) != (widest.stride, widest.offset):
@@ -239,14 +227,6 @@ class Upscore(nn.ConvTranspose2d):
         elif max(top, bottom, left, right):
             x = F.pad(x, (left, right, top, bottom))
         return self(x, crops, size)
-
-
-def bilinear_filter(kernel: int) -> Tensor:
-    """The k x k filter of a bilinear transposed convolution, float32: a tent in both directions."""
-    half = (kernel + 1) // 2
-    center = half - 1 if kernel % 2 else half - 0.5
-    tent = 1 - (torch.arange(kernel, device="cpu", dtype=torch.float64) - center).abs() / half
-    return torch.outer(tent, tent).float()
 
 
 def fuse(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import FCN, Preprocessing, ScoreMap, dropout_layer
-from .decoder import IMAGE, Located, after, fuse, on_image
+from .base import Preprocessing, dropout_layer
+from .decoder import Located, after, fuse
+from .light import SummedSkipNet
 
 # What the TensorFlow models learned from: RGB, (x - 127) / 128.
 LITE = Preprocessing(mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))
@@ -26,17 +26,14 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 STEM = 32
-# The stages whose maps the scores are read from: strides 4, 8, 16 and 32.
-TAPS = (1, 2, 4, 6)
 
 
 def conv_bn(
     channels: int, width: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> list[nn.Module]:
     """A convolution that pads its own border, and its batch norm."""
-    conv = nn.Conv2d(
-        channels, width, kernel, stride, padding=kernel // 2, groups=groups, bias=False
-    )
+    pad = kernel // 2
+    conv = nn.Conv2d(channels, width, kernel, stride, pad, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(width, eps=1e-3)]  # TensorFlow's eps
 
 
@@ -55,9 +52,8 @@ class InvertedResidual(nn.Module):
         self.expand = nn.Sequential()
         if expansion != 1:
             self.expand = nn.Sequential(*conv_bn(channels, wide, 1), nn.ReLU6(inplace=True))
-        self.depthwise = nn.Sequential(
-            *conv_bn(wide, wide, kernel, stride, wide), nn.ReLU6(inplace=True)
-        )
+        depthwise = conv_bn(wide, wide, kernel, stride, wide)
+        self.depthwise = nn.Sequential(*depthwise, nn.ReLU6(inplace=True))
         self.project = nn.Sequential(*conv_bn(wide, width, 1))
         self.adds = stride == 1 and channels == width
 
@@ -77,7 +73,7 @@ def _round_channels(channels: float) -> int:
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
-class FCNLite(FCN):
+class FCNLite(SummedSkipNet):
     """An FCN over EfficientNet-Lite whose skips are summed in feature space, coarse to fine.
 
     The trunk's weights are TensorFlow's. There a strided convolution pads one pixel less in front,
@@ -98,7 +94,7 @@ class FCNLite(FCN):
 
     trunk_modules = ("stem", "stages")
     heads_begin = ("lateral", "blend", "score")
-    variance = "fan_out"
+    taps = (1, 2, 4, 6)
 
     def __init__(
         self, num_classes: int = 11, *, scaling: int = 0, decoder: int = 80, dropout: float = 0.1
@@ -121,7 +117,7 @@ class FCNLite(FCN):
                 blocks.append(InvertedResidual(channels, out, kernel, step, expansion))
                 channels = out
             self.stages.append(blocks)
-            if index in TAPS:
+            if index in self.taps:
                 taps.append(out)
         self.lateral = nn.ModuleList(nn.Sequential(*conv_bn(out, decoder, 1)) for out in taps)
         self.blend = nn.ModuleList(
@@ -132,27 +128,10 @@ class FCNLite(FCN):
         for name, layer in self.named_modules():
             self.initialize(name, layer)
 
-    def features(self, images: Tensor) -> list[Located]:
-        """The maps of strides 4, 8, 16 and 32."""
-        x, field = self.stem(images), after(IMAGE, self.stem)
-        found = []
-        for index, stage in enumerate(self.stages):
-            x, field = stage(x), after(field, stage)
-            if index in TAPS:
-                found.append(Located(x, field))
-        return found
-
-    def score_maps(
-        self, images: Tensor, heads: Collection[str] | None = None
-    ) -> dict[str, ScoreMap]:
-        """Scores at stride 4."""
-        maps = [
-            Located(lateral(x), field)
-            for lateral, (x, field) in zip(self.lateral, self.features(images), strict=True)
-        ]
+    def blend_maps(self, maps: list[Located]) -> Located:
+        """Fuse one map after the other, with a convolution behind each."""
         here = maps.pop()
         for blend, skip in zip(reversed(self.blend), reversed(maps), strict=True):
             x, field = fuse(here, skip, "clamp")
             here = Located(blend(F.relu(x, inplace=True)), after(field, blend))
-        x = self.score(self.drop(here.x))
-        return {"out": on_image(Located(x, here.field), images.shape[-2:], "clamp")}
+        return here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from .alexnet import Variant, check_family
 from .base import CAFFE, Preprocessing, dropout_layer
 from .decoder import Upsampling
-from .skipnet import SkipNet
+from .skipnet import SkipNet, taps_of_stride
 
 
 class Widths(NamedTuple):
@@ -46,23 +47,13 @@ TORCHVISION = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3, scale=1 / 255)
 
 
 def _unit(
-    family: Variant,
-    before: int,
-    width: int,
-    kernel: int,
-    stride: int = 1,
-    padding: int | None = None,
+    family: Variant, before: int, width: int, kernel: int, stride: int = 1, pad: int | None = None
 ) -> nn.Module:
     """A convolution; torchvision's is followed by batch norm, and has no bias."""
-    plain = family == "caffe"
-    padding = kernel // 2 if padding is None else padding
-    conv = nn.Conv2d(before, width, kernel, stride, padding, bias=plain)
-    if plain:
-        return conv
-    named = nn.Sequential()
-    named.add_module("conv", conv)
-    named.add_module("bn", nn.BatchNorm2d(width, eps=1e-3))
-    return named
+    plain, pad = family == "caffe", kernel // 2 if pad is None else pad
+    conv = nn.Conv2d(before, width, kernel, stride, pad, bias=plain)
+    norm = nn.BatchNorm2d(width, eps=1e-3)
+    return conv if plain else nn.Sequential(OrderedDict(conv=conv, bn=norm))
 
 
 class Inception(nn.Module):
@@ -182,10 +173,9 @@ class FCNGoogLeNet(SkipNet):
     ) -> None:
         check_family(family)
         super().__init__(num_classes, CAFFE if family == "caffe" else TORCHVISION, padding)
-        if stride not in (32, 16, 8):
-            raise ValueError(f"stride must be 32, 16 or 8, not {stride}")
+        taps = {f"inception_{name}": BLOCKS[name].total for name in ("5b", "4e", "3b")}
+        taps = taps_of_stride(stride, taps)
         self.stride, self.family = stride, family
         self.add_trunk(googlenet(family, padding, dropout))
-        blocks = ("5b", "4e", "3b")[: {32: 1, 16: 2, 8: 3}[stride]]
-        self.add_heads({f"inception_{name}": BLOCKS[name].total for name in blocks})
+        self.add_heads(taps)
         self.finish(upsampling, final_upsampling)

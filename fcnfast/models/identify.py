@@ -25,10 +25,10 @@ def is_classifier(family: Family) -> bool:
 
 
 def fits(stored: Shape, shape: Shape) -> bool:
-    """Tell whether one shape is the other, but for axes of length 1 or a flattened input.
+    """Whether one shape is the other, but for axes of length 1 or a flattened input.
 
-    Fully connected layers take all of a map at once: O x C·h·w for O x C x h x w. Caffe's oldest
-    files have four axes everywhere, (1, 1, 1, N) for a vector.
+    Fully connected layers hold O x C·h·w for O x C x h x w; Caffe's oldest files have four axes
+    everywhere, (1, 1, 1, N) for a vector.
     """
     flat = (*shape[:1], math.prod(shape[1:]))
     there, *ours = [[n for n in axes if n != 1] for axes in (stored, shape, flat)]
@@ -50,8 +50,7 @@ def shapes_of(name: str, options: Mapping[str, Any]) -> dict[str, Shape]:
 def alike(file: WeightsFile, family: Family) -> list[str]:
     """The networks that share most tensors with a file; several when only their data differ.
 
-    Raises:
-        WeightsError: the file has less than half of every network's layers.
+    WeightsError when the file has less than half of every network's layers.
     """
     stored = {name: file.tensors[key].shape for key, name in family.names.items()}
     shares: dict[str, float] = {}

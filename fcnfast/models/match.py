@@ -33,8 +33,7 @@ class Match:
 
     Attributes:
         keys: the file's names by the network's.
-        own: shape and type of the network's tensors, as they will be: with the learned upsamplings
-            that the file's weights need.
+        own: shape and type of the network's tensors, with the learned upsamplings to come.
         dropped: by the file's names, why a tensor is not used.
         values: tensors of the file that are read already, by the network's names.
         upsampling: the kinds that `SkipNet.set_upsampling` will take.
@@ -50,11 +49,7 @@ class Match:
         self.upsampling: tuple[Upsampling, Upsampling] | None = None
 
     def load(self) -> LoadReport:
-        """Put into the network what fits.
-
-        Raises:
-            WeightsError: the file is of another network, or damaged; nothing was changed.
-        """
+        """Load what fits; WeightsError, before any change, for another network or a bad file."""
         self._check_options()
         self._check_scales()
         preprocessing, table = self._described()
@@ -91,12 +86,9 @@ class Match:
 
     @property
     def _other(self) -> str:
-        """What to add to a complaint when the file is of another network, not this one's damaged.
-
-        Where the file does not name its network, that shows in how many of the layers it has.
-        """
+        """What to add to an error when the file is of another network, not this one's damaged."""
         same = self.family.network == self.model.name
-        if not self.family.network:
+        if not self.family.network:  # then the number of common layers tells
             same = 2 * len(self.own.keys() & self.keys.keys()) > len(self.own)
         return "" if same else f"; it holds weights of {self.family.title}, not of {self._name}"
 
@@ -122,10 +114,10 @@ class Match:
                 # `create_model` asks the file for options, unless it is of another network.
                 own = "" if family.network in ("", model.name) else f"{key}={needs!r}, "
                 argument = "weights_backbone" if is_classifier(family) else "weights"
+                call = f"create_model({self._name!r}, {own}{argument}=...)"
                 raise self._error(
                     f"weights of {family.title} for {key}={needs!r}, but {self._name} was made "
-                    f"with {key}={has!r}; create_model({self._name!r}, {own}{argument}=...) makes "
-                    "it as the file needs"
+                    f"with {key}={has!r}; {call} makes it as the file needs"
                 )
 
     def _check_scales(self) -> None:
@@ -158,18 +150,17 @@ class Match:
         """The preprocessing that the weights need, and the classes, where the file names them."""
         model, family = self.model, self.family
         preprocessing, table = model.default_preprocessing, model.table
+        what = "preprocessing"
         try:
             if family.preprocess is not None:
                 preprocessing = Preprocessing(**family.preprocess)
             elif self.file.meta is not None:
                 preprocessing = model.preprocessing
-        except (TypeError, ValueError) as error:
-            raise self._error(f"its preprocessing cannot be used: {error}") from None
-        if len(family.classes) == model.num_classes == len(family.palette):
-            try:
+            what = "classes"
+            if len(family.classes) == model.num_classes == len(family.palette):
                 table = self._table()
-            except ValueError as error:
-                raise self._error(f"its classes cannot be used: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise self._error(f"its {what} cannot be used: {error}") from None
         return preprocessing, table
 
     def _table(self) -> ClassTable:
@@ -224,8 +215,7 @@ class Match:
     def _found(self) -> set[str]:
         """The network's tensors that the file has; `dropped` gets what has other classes.
 
-        Raises:
-            WeightsError: a layer of the trunk is missing, or one has numbers for another layer.
+        WeightsError when a layer of the trunk is missing, or has another layer's numbers.
         """
         found = set(self.values)
         given = {key for key in self.own if key in self.keys and self.keys[key] not in self.dropped}
@@ -242,9 +232,8 @@ class Match:
             if key in found or fits(stored.shape, shape) or self._is_rgb(key):
                 found.add(key)
             elif fits_other_classes(key, stored.shape, shape):
-                self.dropped[self.keys[key]] = (
-                    f"for {stored.shape[0]} classes, the network has {shape[0]}"
-                )
+                why = f"for {stored.shape[0]} classes, the network has {shape[0]}"
+                self.dropped[self.keys[key]] = why
             else:
                 counts = f"{math.prod(stored.shape)} numbers for {math.prod(shape)}"
                 raise self._error(
@@ -266,15 +255,14 @@ class Match:
         return self.keys.get(key, f"{self.family.theirs(layer)}.{what}")
 
     def _hint(self, key: str) -> str:
-        """How else the network gets a trunk with another first layer."""
         first = key.partition(".")[0] in getattr(self.model, "trunk", ())[:1]
         return f"; {self.model.transplanting}" if first and self.model.transplanting else ""
 
     def _check_rest(self, missing: tuple[str, ...], unexpected: tuple[str, ...]) -> None:
         """Refuse what only another network's file can lack or hold.
 
-        A file of ours for this very network lacks nothing and holds nothing else; elsewhere a layer
-        of a trunk that this network does not have shows that the file is of a deeper one.
+        Our own files for this network lack nothing and hold nothing else; in others, a layer of a
+        trunk that this network does not have shows that the file is of a deeper one.
         """
         same = self.family.network == self.model.name != ""
         classes = classes_in(self.model, self.file, self.family)
@@ -334,21 +322,17 @@ def classes_in(model: FCN, file: WeightsFile, family: Family) -> int:
     if file.meta is not None:
         return file.meta.num_classes
     names = {name: key for key, name in family.names.items()}
-    for key, tensor in model.state_dict().items():
-        if SCORES.match(key) and key in names:
-            shape = file.tensors[names[key]].shape
-            if fits_other_classes(key, shape, tuple(tensor.shape)):
-                return shape[0]
-            break  # of another network: loading says so
+    scores = ((k, t) for k, t in model.state_dict().items() if SCORES.match(k) and k in names)
+    for key, tensor in scores:
+        shape = file.tensors[names[key]].shape
+        if fits_other_classes(key, shape, tuple(tensor.shape)):
+            return shape[0]
+        break  # of another network: loading says so
     return model.num_classes
 
 
 def _assign(model: FCN, state: dict[str, Tensor]) -> None:
-    """Put all tensors into the network; nothing can fail any more.
-
-    Parameters on the meta device are not copied but replaced by the file's tensors; what the file
-    lacks gets its starting values.
-    """
+    """Put all tensors into the network: copied, or, for a network on the meta device, assigned."""
     if not any(tensor.is_meta for tensor in model.state_dict().values()):
         model.load_state_dict(state, strict=False)
         return

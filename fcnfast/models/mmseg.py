@@ -29,12 +29,16 @@ class ConvBN(nn.Module):
 
 
 class Head(nn.Module):
-    """Convolutions, with `concat` one more over their input and result together, then scores."""
+    """3 x 3 convolutions to a quarter of the channels, then scores.
+
+    concat: one more convolution over their input and result together.
+    """
 
     def __init__(
-        self, channels: int, width: int, convs: int, concat: bool, classes: int, dropout: float
+        self, channels: int, convs: int, concat: bool, classes: int, dropout: float
     ) -> None:
         super().__init__()
+        width = channels // 4
         widths = [channels, *[width] * convs]
         self.convs = nn.Sequential(*map(ConvBN, widths[:-1], widths[1:]))
         self.conv_cat = ConvBN(channels + width, width) if concat else None
@@ -97,10 +101,8 @@ class FCNMMSeg(DilatedFCN):
                 del layers[name]
             layers = {"stem": stem, **layers}
         self.backbone = nn.ModuleDict(layers)
-        wide = widths["layer4"]
-        self.decode_head = Head(wide, wide // 4, 2, True, num_classes, dropout)
-        wide = widths["layer3"]
-        auxiliary = Head(wide, wide // 4, 1, False, num_classes, dropout) if aux_loss else None
+        self.decode_head = Head(widths["layer4"], 2, True, num_classes, dropout)
+        auxiliary = Head(widths["layer3"], 1, False, num_classes, dropout) if aux_loss else None
         self.auxiliary_head = auxiliary
         for name, layer in self.named_modules():
             self.initialize(name, layer)

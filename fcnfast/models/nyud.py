@@ -60,7 +60,7 @@ class FCNColorDepth(SkipNet):
         Args:
             images: uint8 RGB, N x 3 x H x W.
             depth: N x 1 x H x W in millimeters, of a floating type or int32; pixels without a
-                depth (0, or not finite) get the mean, as one that says nothing.
+                depth (0, or not finite) get the mean.
 
         Raises:
             InputError: without a depth.

@@ -30,7 +30,7 @@ class Residual(nn.Module):
 
     Args:
         channels: of the input; width: of the middle; bottleneck: 1 x 1, 3 x 3, 1 x 1 instead of
-            two 3 x 3; stride, dilation: of the first 3 x 3; `project` the shortcut by 1 x 1.
+            two 3 x 3; stride, dilation: of the first 3 x 3; project: a 1 x 1 shortcut.
     """
 
     def __init__(
@@ -42,14 +42,10 @@ class Residual(nn.Module):
         def three(before: int, stride: int) -> nn.Conv2d:
             return nn.Conv2d(before, width, 3, stride, dilation, dilation, bias=False)
 
+        convs = [three(channels, stride), three(width, 1)]
         if bottleneck:
-            convs = [
-                nn.Conv2d(channels, width, 1, bias=False),
-                three(width, stride),
-                nn.Conv2d(width, out, 1, bias=False),
-            ]
-        else:
-            convs = [three(channels, stride), three(width, 1)]
+            narrow = nn.Conv2d(channels, width, 1, bias=False)
+            convs = [narrow, three(width, stride), nn.Conv2d(width, out, 1, bias=False)]
         self.count = len(convs)
         for number, conv in enumerate(convs, 1):
             self.add_module(f"conv{number}", conv)
@@ -98,17 +94,9 @@ def resnet(depth: int, dilate: bool) -> tuple[dict[str, nn.Module], dict[str, in
             stride, dilation = 1, 2 * dilation
         blocks = nn.Sequential()
         for index in range(count):
-            first = index == 0
-            project = first and (channels != out or number > 0)
-            block = Residual(
-                channels,
-                width,
-                bottleneck,
-                stride if first else 1,
-                before if first else dilation,
-                project,
-            )
-            blocks.append(block)
+            project = index == 0 and (channels != out or number > 0)
+            place = (stride, before) if index == 0 else (1, dilation)
+            blocks.append(Residual(channels, width, bottleneck, *place, project))
             channels = out
         layers[name], widths[name] = blocks, out
     return layers, widths

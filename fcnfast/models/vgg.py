@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .base import CAFFE, check_count, dropout_layer
 from .decoder import Upsampling
-from .skipnet import SkipNet
+from .skipnet import SkipNet, taps_of_stride
 
 # Output channels of the convolutions between two poolings.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -21,8 +21,8 @@ AT_ONCE_SCALES = {"pool4": 0.01, "pool3": 0.0001}
 class FullyConnected(nn.Conv2d):
     """A convolution of stride 1 with many more weights than its map has units, as fc6.
 
-    A convolution on a CPU brings its weights into another order first, which takes longer here than
-    the work itself: for one picture, FCN-8s is 1.2 times as fast with a matrix product.
+    A CPU's convolution reorders its weights first, which takes longer here than the work itself:
+    for one picture, FCN-8s is 1.2 times as fast with a matrix product.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,18 +43,19 @@ def fully_connected(
     kernel: int,
     width: int,
     dropout: float,
-    padding: int,
-    *,
+    padding: int | None,
+    fc6_padding: int,
     dropout_first: bool = False,
 ) -> dict[str, nn.Module]:
     """The classifier of AlexNet and VGG as convolutions: fc6 and fc7, each with ReLU and dropout.
 
-    Raises:
-        ValueError: for a padding that is not within fc6's kernel.
+    Raises ValueError for an fc6_padding beyond half of fc6's kernel, or beside a padded canvas.
     """
-    if type(padding) is not int or not 0 <= padding <= kernel // 2:
-        raise ValueError(f"fc6_padding must be 0 to {kernel // 2}, not {padding!r}")
-    fc6 = FullyConnected(channels, width, kernel, padding=padding)
+    if padding is not None and fc6_padding:
+        raise ValueError("fc6_padding needs padding=None: with a padded canvas fc6 has none")
+    if type(fc6_padding) is not int or not 0 <= fc6_padding <= kernel // 2:
+        raise ValueError(f"fc6_padding must be 0 to {kernel // 2}, not {fc6_padding!r}")
+    fc6 = FullyConnected(channels, width, kernel, padding=fc6_padding)
     layers: dict[str, nn.Module] = {}
     for number, conv in ((6, fc6), (7, nn.Conv2d(width, width, 1))):
         drop: dict[str, nn.Module] = {f"drop{number}": dropout_layer(dropout)}
@@ -66,25 +67,18 @@ def fully_connected(
 def vgg16(
     padding: int | None, fc6_padding: int, dropout: float, *, channels: int = 3, first: str = ""
 ) -> dict[str, nn.Module]:
-    """The layers of VGG-16 up to fc7; `first` is the name of the first convolution if it differs.
-
-    Raises:
-        ValueError: for a padding of fc6 beside one of the whole canvas, or beyond its kernel.
-    """
-    if padding is not None and fc6_padding:
-        raise ValueError("fc6_padding needs padding=None: with a padded canvas fc6 has none")
+    """The layers of VGG-16 up to fc7; `first`: the name of the first convolution, if it differs."""
     layers: dict[str, nn.Module] = {}
     for stage, widths in enumerate(STAGES, 1):
         for number, width in enumerate(widths, 1):
-            name, pad = f"{stage}_{number}", 1
-            if name == "1_1" and padding is not None:
-                pad = padding
+            name = f"{stage}_{number}"
+            pad = 1 if layers or padding is None else padding
             conv = nn.Conv2d(channels, width, 3, padding=pad)
-            layers[first if name == "1_1" and first else f"conv{name}"] = conv
+            layers[f"conv{name}" if layers or not first else first] = conv
             layers[f"relu{name}"] = nn.ReLU(inplace=True)
             channels = width
         layers[f"pool{stage}"] = nn.MaxPool2d(2, ceil_mode=True)
-    return layers | fully_connected(channels, 7, FULLY_CONNECTED, dropout, fc6_padding)
+    return layers | fully_connected(channels, 7, FULLY_CONNECTED, dropout, padding, fc6_padding)
 
 
 class FCNVGG16(SkipNet):
@@ -129,18 +123,16 @@ class FCNVGG16(SkipNet):
         final_upsampling: Upsampling | None = None,
     ) -> None:
         super().__init__(num_classes, CAFFE, padding)
-        if stride not in (32, 16, 8):
-            raise ValueError(f"stride must be 32, 16 or 8, not {stride}")
+        taps = {"fc7": FULLY_CONNECTED, "pool4": STAGES[3][-1], "pool3": STAGES[2][-1]}
+        taps = taps_of_stride(stride, taps)
         if at_once and stride != 8:
             raise ValueError(f"at_once needs stride 8, not {stride}")
         self.stride, self.at_once = stride, at_once
         self.add_trunk(vgg16(padding, fc6_padding, dropout))
-        taps = {"fc7": FULLY_CONNECTED, "pool4": STAGES[3][-1], "pool3": STAGES[2][-1]}
-        count = {32: 1, 16: 2, 8: 3}[stride]
         heads = {"out": ("", num_classes)}
         if geo_classes is not None:
             check_count("geo_classes", geo_classes)
             heads = {"out": ("_sem", num_classes), "geo": ("_geo", geo_classes)}
-        self.add_heads(dict(list(taps.items())[:count]), heads)
+        self.add_heads(taps, heads)
         self.scales = AT_ONCE_SCALES if at_once else {}
         self.finish(upsampling, final_upsampling)
