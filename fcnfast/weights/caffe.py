@@ -107,7 +107,6 @@ def read_caffe(path: Path) -> tuple[dict[str, Stored], list[str]]:
 def _tensors(
     path: Path, data: mmap.mmap, layers: list[_Field]
 ) -> tuple[dict[str, Stored], list[str]]:
-    """Read the layers one by one; the first that is no layer shows what the file is not."""
     tensors: dict[str, Stored] = {}
     names: list[str] = []
     for field in layers:
