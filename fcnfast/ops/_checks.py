@@ -54,7 +54,7 @@ def check_dense(x: Tensor, name: str) -> None:
         raise TypeError(f"{name} must be a dense tensor, not {x.layout}")
 
 
-_resized = lru_cache(maxsize=1024)(SamplingGrid.resize)
+cached_resize = lru_cache(maxsize=1024)(SamplingGrid.resize)
 
 
 def grid_for(
@@ -76,7 +76,7 @@ def grid_for(
         in_size = as_pair(x.shape[-2:], name)
         size = None if size is None else as_pair(size, "size")
         cached = size is not None and scale_factor is None and not is_symbolic(*in_size, *size)
-        resize = _resized if cached else SamplingGrid.resize
+        resize = cached_resize if cached else SamplingGrid.resize
         return resize(in_size, size, scale_factor=scale_factor, align_corners=align_corners)
     if not isinstance(grid, SamplingGrid):
         raise TypeError(f"grid must be a SamplingGrid, not {type(grid).__name__}")

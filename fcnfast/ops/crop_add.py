@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..geometry import Size, as_pair
 from ..tiled import crop_add as tiled
-from ..tiled._formats import empty_like
+from ..tiled._tiles import empty_like
 from ._checks import check_device, check_map, check_pair, check_skip, check_tensor, check_window
 from ._registry import BACKEND, Integers, define, forced, uses_triton
 

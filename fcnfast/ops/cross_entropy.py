@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..geometry import SamplingGrid
 from ..tiled import cross_entropy as tiled
-from ..tiled._formats import empty_like, is_channels_last, memory_format
-from ..tiled._tiles import compute_dtype
+from ..tiled._tiles import compute_dtype, empty_like, is_channels_last, memory_format
 from ._checks import (
     check_class_weight,
     check_classes,

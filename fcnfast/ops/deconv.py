@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..geometry import Size, as_integer, as_pair, deconv_size
 from ..tiled import deconv as tiled
-from ..tiled._formats import empty_like, memory_format
+from ..tiled._tiles import empty_like, memory_format
 from ._checks import (
     FILTERS,
     check_deconv,

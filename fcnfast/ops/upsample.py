@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..geometry import SamplingGrid, Size, as_pair
 from ..tiled import upsample as tiled
-from ..tiled._formats import empty_like
+from ..tiled._tiles import empty_like
 from ._checks import (
     check_device,
     check_map,

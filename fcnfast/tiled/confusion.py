@@ -32,15 +32,9 @@ def _counts(truth: Tensor, labels: Tensor, classes: int, ignore_index: int) -> T
 
 
 def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_index: int) -> None:
-    """Count every pixel by its label in `target` and by the class of its largest score.
+    """Add the counts of every (label, predicted class) to `out`; arguments as of the op, unchecked.
 
-    Args:
-        out: C x C int64, rows truth, columns prediction: the counts are added to it. With a row
-            more, that one counts the pixels whose label is no class; else they are left out.
-        scores: N x C x h x w, of the grid's in_size (nothing is checked here).
-        target: N x H x W labels of any integer type.
-        grid: from h x w to H x W.
-        ignore_index: the label of pixels that are not counted.
+    out: C x C, or (C + 1) x C with a last row for labels out of range, which are else left out.
     """
     classes = scores.shape[1]
     step = max(1, max(PIXELS, classes**2) // grid.size[1])

@@ -18,8 +18,18 @@ import torch
 from torch import Tensor
 
 from ..geometry import SamplingGrid
-from ._formats import empty_like, is_channels_last, memory_format
-from ._tiles import Strip, compute_dtype, even_length, gather, is_finite, scatter, strips
+from ._tiles import (
+    Strip,
+    compute_dtype,
+    empty_like,
+    even_length,
+    gather,
+    is_channels_last,
+    is_finite,
+    memory_format,
+    scatter,
+    strips,
+)
 from .crop_add import window
 
 # A banded matrix for rows has so many outputs (a longer one would hold more zeros), one for
