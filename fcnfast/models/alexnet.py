@@ -61,9 +61,8 @@ class FCNAlexNet(SkipNet):
 
     Args:
         num_classes: C.
-        family: "caffe" for CaffeNet (what the paper used: groups, local response normalization),
-            "torchvision" for the layers of torchvision's AlexNet (other widths, no groups, no
-            normalization, dropout before fc6 and fc7; poolings round up here, so that crops fit).
+        family: "caffe" for CaffeNet (the paper's), "torchvision" for the layers of torchvision's
+            AlexNet, whose poolings round up here, so that crops fit.
         padding: of the first convolution, at least 82; weights belong to one padding. None: no
             padded canvas, images of at least 189 x 189.
         fc6_padding: with padding=None, cells that fc6 pads, 0 to 3.

@@ -32,12 +32,13 @@ class Located(NamedTuple):
     field: ReceptiveField
 
 
-def _one(value: int | str | tuple[int, ...], what: str) -> int:
+def single(value: int | str | Sequence[int], what: str) -> int:
+    """What a layer's setting is along both axes; ValueError where it is not one number."""
     if isinstance(value, str):
         raise ValueError(f"{what} must be given in pixels, not as {value!r}")
     values = {value} if isinstance(value, int) else set(value)
     if len(values) != 1:
-        raise ValueError(f"{what} must be the same along both axes, not {value}")
+        raise ValueError(f"a {what} of {tuple(value)} differs between rows and columns")
     return values.pop()
 
 
@@ -80,10 +81,10 @@ def window_of(layer: nn.Module) -> Window | None:
     if not isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
         return None
     return Window(
-        _one(layer.kernel_size, "kernel_size"),
-        _one(layer.stride, "stride"),
-        _one(layer.padding, "padding"),
-        _one(getattr(layer, "dilation", 1), "dilation"),
+        single(layer.kernel_size, "kernel_size"),
+        single(layer.stride, "stride"),
+        single(layer.padding, "padding"),
+        single(getattr(layer, "dilation", 1), "dilation"),
         bool(getattr(layer, "ceil_mode", False)),
     )
 
@@ -102,7 +103,7 @@ def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
         return _through(field, layer)
     if isinstance(layer, nn.ConvTranspose2d):
         names = ("kernel_size", "stride", "padding")
-        return field.deconv(*(_one(getattr(layer, name), name) for name in names))
+        return field.deconv(*(single(getattr(layer, name), name) for name in names))
     window = window_of(layer)
     return field if window is None else field.conv(*window[:4])
 
@@ -157,9 +158,7 @@ class Step(NamedTuple):
 def step_between(coarse: ReceptiveField, fine: ReceptiveField) -> Step:
     """The upsampling from one field to a finer one.
 
-    Raises:
-        ValueError: when the strides are no multiples, or no bilinear transposed convolution lays
-            the units over those of the finer map.
+    ValueError unless a bilinear transposed convolution lays the units over the finer ones.
     """
     ratio = coarse.stride / fine.stride
     origin = (coarse.offset - fine.offset) / fine.stride
@@ -175,11 +174,8 @@ def step_between(coarse: ReceptiveField, fine: ReceptiveField) -> Step:
 class Upscore(nn.ConvTranspose2d):
     """A learned upsampling: a transposed convolution without bias that starts as the bilinear one.
 
-    Args:
-        channels: C.
-        step: stride and kernel.
-        dense: C x C filters, of which only the diagonal is not zero at the start, as in the
-            reference implementation; otherwise a filter each channel (C x 1 x k x k).
+    dense: C x C filters, diagonal at the start, as in the reference implementation; otherwise a
+    filter for each channel (C x 1 x k x k).
     """
 
     def __init__(self, channels: int, step: Step, dense: bool) -> None:
@@ -191,7 +187,7 @@ class Upscore(nn.ConvTranspose2d):
         """Bilinear interpolation of every channel by itself."""
         if self.weight.is_meta:
             return
-        kernel = bilinear_filter(_one(self.kernel_size, "kernel_size")).to(self.weight)
+        kernel = bilinear_filter(single(self.kernel_size, "kernel_size")).to(self.weight)
         with torch.no_grad():
             self.weight.zero_()
             channel = torch.arange(self.weight.shape[0], device=self.weight.device)
@@ -201,7 +197,7 @@ class Upscore(nn.ConvTranspose2d):
         self, x: Tensor, crop: Sequence[int] = (0, 0), size: Sequence[int] | None = None
     ) -> Tensor:
         """The transposed convolution of N x C x h x w, and a window of it."""
-        stride = _one(self.stride, "stride")
+        stride = single(self.stride, "stride")
         if not self.dense:
             return deconv(x, self.weight, stride, crop=crop, size=size)
         y = F.conv_transpose2d(x, self.weight, stride=stride)
@@ -261,12 +257,7 @@ def fuse(
 def on_image(
     scores: Located, size: Sequence[int], border: Border = "zero", up: Upscore | None = None
 ) -> ScoreMap:
-    """The last upsampling, to an image of `size` (H, W); a learned one is carried out.
-
-    Raises:
-        ValueError: with the zero border, when the upsampled map does not cover the image (too
-            little padding).
-    """
+    """The last upsampling, to an image of `size` (H, W); a learned one is carried out."""
     grid = (image_grid if border == "zero" else image_grid_aligned)(scores, size)
     if up is None:
         return ScoreMap(scores.x, grid)
@@ -277,9 +268,7 @@ def on_image(
 def image_grid(scores: Located, size: Sequence[int]) -> SamplingGrid:
     """The last transposed convolution and its crop to an image of `size` (H, W).
 
-    Raises:
-        ValueError: when the crop would be negative or no whole number, or the upsampled map does
-            not cover the image (too little padding).
+    ValueError when no crop fits, or the map does not cover the image (too little padding).
     """
     step = step_between(scores.field, IMAGE)
     offset = scores.field.deconv(step.kernel, step.stride).crop_onto(IMAGE)

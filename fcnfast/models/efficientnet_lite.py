@@ -38,20 +38,16 @@ def conv_bn(
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV2's block: 1 x 1 to wide, depthwise k x k, 1 x 1 to narrow (arXiv 1801.04381).
+    """MobileNetV2's block: 1 x 1 to `expansion` times wider, depthwise k x k, 1 x 1 to `width`.
 
-    Args:
-        channels, width: C in and out; the input is added where they agree and the stride is 1.
-        kernel, stride: of the depthwise convolution.
-        expansion: the wide map has `expansion` times C channels.
+    The input is added where channels agree and the stride is 1 (arXiv 1801.04381).
     """
 
     def __init__(self, channels: int, width: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         wide = channels * expansion
-        self.expand = nn.Sequential()
-        if expansion != 1:
-            self.expand = nn.Sequential(*conv_bn(channels, wide, 1), nn.ReLU6(inplace=True))
+        wider = [*conv_bn(channels, wide, 1), nn.ReLU6(inplace=True)] if expansion != 1 else []
+        self.expand = nn.Sequential(*wider)
         depthwise = conv_bn(wide, wide, kernel, stride, wide)
         self.depthwise = nn.Sequential(*depthwise, nn.ReLU6(inplace=True))
         self.project = nn.Sequential(*conv_bn(wide, width, 1))
@@ -76,11 +72,10 @@ def _round_channels(channels: float) -> int:
 class FCNLite(SummedSkipNet):
     """An FCN over EfficientNet-Lite whose skips are summed in feature space, coarse to fine.
 
-    The trunk's weights are TensorFlow's. There a strided convolution pads one pixel less in front,
-    so that unit u of a map of stride S lies on pixel S u + S - 1. Here every convolution pads
-    evenly and the unit lies on pixel S u. Away from the borders the values are those that
-    TensorFlow computes for the picture moved by S - 1 pixels. Pictures may have any size from
-    1 x 1 up.
+    The trunk's weights are TensorFlow's, whose strided convolutions pad one pixel less in front:
+    unit u of a map of stride S lies on pixel S u + S - 1 there. Here padding is even and it lies on
+    S u: away from the borders, values are TensorFlow's for the picture moved by S - 1 pixels.
+    Pictures may have any size from 1 x 1 up.
 
     Args:
         num_classes: C.

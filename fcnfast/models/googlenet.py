@@ -140,20 +140,17 @@ def googlenet(family: Variant, padding: int | None, dropout: float) -> dict[str,
 class FCNGoogLeNet(SkipNet):
     """FCN-32s over GoogLeNet, as section 4.1 describes it; 16s and 8s carry its idea of skips on.
 
-    The paper reports the 32s net only, released neither code nor weights, and does not say how it
-    padded: here every layer pads its own border, so that no large padding is needed. Skips are
-    read from the last blocks of strides 16 and 8, inception_4e and inception_3b. Images of at
-    least 31 x 31. Score layers start at zero, upsampling is bilinear, the trunk at random (He).
+    The paper reports the 32s net only, without code, weights or padding: here every layer pads its
+    own border. Skips are read from inception_4e and inception_3b, the last blocks of strides 16
+    and 8. Images are at least 31 x 31. Scores start at zero, the trunk at random (He).
 
     Args:
         num_classes: C.
         stride: 32, 16 or 8: the stride of the finest scores.
-        family: "caffe" for BVLC's layers, "torchvision" for those of torchvision's weights (batch
-            norm instead of local response normalization, a 3 x 3 kernel in the 5 x 5 branches, a
-            2 x 2 fourth pooling).
-        padding: of the first convolution; 3 is the trunk's own. None: as 3, but beyond their edges
-            maps go on with their edge instead of zeros.
-        dropout: before the score layer, elementwise; the share is the classifier's.
+        family: "caffe" for BVLC's layers, "torchvision" for those of torchvision's weights.
+        padding: of the first convolution; 3 is the trunk's own. None: 3, with maps that repeat
+            their edge instead of zeros.
+        dropout: before the score layer, elementwise.
         upsampling, final_upsampling: see `set_upsampling`.
 
     Raises:

@@ -73,8 +73,8 @@ class SummedSkipNet(FCN):
 class FCNLight(SummedSkipNet):
     """A small FCN whose skips are summed in feature space, by the paper's fused steps.
 
-    Every convolution pads its own border, so that unit u of a map of stride S is centered on pixel
-    S * u: no large padding, no crop, and any image from 1 x 1 up has scores at stride 4.
+    Every convolution pads its own border, so that unit u of a map of stride S lies on pixel S * u,
+    and any image from 1 x 1 up has scores at stride 4.
 
     Args:
         num_classes: C.

@@ -68,14 +68,12 @@ def _deep_stem(width: int) -> nn.Sequential:
 class FCNMMSeg(DilatedFCN):
     """mmsegmentation's FCN: a dilated ResNet of stride 8, a head on layer4, another on layer3.
 
-    Keys, inputs and outputs are those of its ``fcn_r50-d8`` and ``fcn_r101-d8``, whose scores are
-    resized without regard to where their units lie, as torchvision's are.
+    Keys, inputs and outputs are those of its ``fcn_r50-d8`` and ``fcn_r101-d8``.
 
     Args:
         num_classes: C.
         depth: 50 or 101.
-        deep_stem: three convolutions before the first pooling, as its own ResNets have them; with
-            False one, as torchvision's.
+        deep_stem: three convolutions before the first pooling, as in its own ResNets, not one.
         aux_loss: have the auxiliary head, output "aux"; it counts half in the loss.
         dropout: before the scores, elementwise.
     """

@@ -86,9 +86,9 @@ class FCNColorDepth(SkipNet):
 class FCNColorHHA(SkipNet):
     """Two FCN-32s over VGG-16, for color and for HHA, whose coarse scores are averaged.
 
-    HHA is depth as three channels: disparity, height, angle. Layers carry the names of the
-    reference implementation: those of one net with "color" or "hha" behind them. The network's own
-    input is N x 6 x H x W, color first, what `preprocess` makes of a photo and its HHA picture.
+    HHA is depth as three channels: disparity, height, angle. As in the reference implementation,
+    layers are named as in one net, with "color" or "hha" behind. The network's own input is
+    N x 6 x H x W, color first, what `preprocess` makes of a photo and its HHA picture.
 
     Args:
         num_classes: C.

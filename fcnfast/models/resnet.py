@@ -119,12 +119,8 @@ class FCNHead(nn.Sequential):
 class DilatedFCN(FCN):
     """A dilated ResNet of stride 8, a head on its layer4 ("out"), and one on layer3 ("aux").
 
-    Scores are resized to the image without regard to where their units lie, as torchvision's and
-    mmsegmentation's networks do.
-
-    Attributes:
-        backbone: the ResNet's layers; head_names: attributes with the two heads, the second of
-            which may be None.
+    Scores are resized regardless of where their units lie, as in torchvision and mmsegmentation.
+    head_names: attributes with the two heads, the second of which may be None.
     """
 
     backbone: nn.ModuleDict
@@ -159,15 +155,14 @@ class DilatedFCN(FCN):
 class FCNResNet(DilatedFCN):
     """torchvision's FCN: a dilated ResNet of stride 8, a head on layer4, an auxiliary on layer3.
 
-    Keys, inputs and outputs are torchvision's, its resize included: unit u of the scores lies on
-    pixel 8u, but is drawn at 8u + 3.5, since a resize looks at sizes only. `aligned` draws it
-    where it lies, for new training. New scores start at zero, as the paper's.
+    Keys, inputs and outputs are torchvision's, and so is its resize, which draws unit u of the
+    scores at pixel 8u + 3.5, though it lies on 8u. New scores start at zero, as the paper's.
 
     Args:
         num_classes: C.
         depth: 50 or 101.
         aux_loss: have the auxiliary head, output "aux"; it counts half in the loss.
-        aligned: sample the scores where their units lie.
+        aligned: sample the scores where their units lie, for new training.
         dropout: before the scores, elementwise.
     """
 

@@ -49,9 +49,9 @@ class SkipNet(FCN):
         trunk: names of the trunk's layers, in order.
         taps: names of the maps that scores are read from, coarsest first; scales: factors of some.
         heads: for every output the suffix of its layers' names.
-        padding: of the first convolution, with which all maps are padded and cropped as in the
-            paper; None: every layer pads its own border, and maps are sampled where they lie.
-        upsampling, final_upsampling: "fixed" (bilinear), "depthwise" or "dense" (learned).
+        padding: of the first convolution, with crops as in the paper; None: every layer pads its
+            own border, and maps are sampled where they lie.
+        upsampling, final_upsampling: see `set_upsampling`.
     """
 
     def __init__(
@@ -170,9 +170,9 @@ class SkipNet(FCN):
 
         Args:
             kind: "fixed": bilinear, without parameters; "depthwise": a learned filter for every
-                class; "dense": learned filters between all classes, as some early weights have
-                them. New ones start as the bilinear ones; those that are kept keep their values.
-            final: of the last step to the image; by default `kind`. The paper learned all but it.
+                class; "dense": learned filters between all classes, as in some early weights. New
+                ones start bilinear; those that are kept keep their values.
+            final: of the last step to the image; by default `kind`. The paper learned all others.
 
         Raises:
             ValueError: for another kind.

@@ -86,27 +86,25 @@ class FCNVGG16(SkipNet):
 
     Layers carry the names of the reference implementation. Poolings round up; the first
     convolution is padded by 100 pixels so that images of any size from 1 x 1 have a score map.
-    Score layers start at zero, upsampling is bilinear; the trunk starts at random (He) and is
-    meant to be replaced by a classifier's weights.
+    Scores start at zero, upsampling bilinear, the trunk at random (He): load a classifier's.
 
     Args:
         num_classes: C.
         stride: 32, 16 or 8: the stride of the finest scores.
         at_once: scale the skips, for training all streams from the start (stride 8).
-        geo_classes: classes of a second head, "geo" (SIFT Flow); the layers of the two are
-            named _sem and _geo.
+        geo_classes: classes of a second head, "geo" (SIFT Flow); layers are named _sem and _geo.
         padding: of the first convolution, at least 81, 73 or 69 for strides 32, 16 and 8. Weights
-            belong to one padding: the released ones to 100. None: no padded canvas; every 3 x 3
-            convolution pads its own border and maps are sampled where they lie. That halves the
-            work, for networks trained so; images are then at least 193 x 193.
-        fc6_padding: with padding=None, cells that fc6 pads: 3 for images of any size and scores
-            whose windows reach over the image's border, 0 for half the work of fc6.
+            belong to one padding: the released ones to 100. None halves the work, for networks
+            trained so: every 3 x 3 convolution pads its own border, maps are sampled where they
+            lie, and images are at least 193 x 193.
+        fc6_padding: with padding=None, cells that fc6 pads: 3 for images of any size, 0 for half
+            the work of fc6.
         dropout: behind fc6 and fc7, elementwise.
         upsampling, final_upsampling: see `set_upsampling`.
 
     Raises:
-        ValueError: on numbers of classes below 1, on another stride, on at_once without stride 8,
-            on a padding that no crop fits.
+        ValueError: on a number of classes below 1, another stride, at_once without stride 8, or a
+            padding that no crop fits.
     """
 
     def __init__(

@@ -65,12 +65,7 @@ def grid_for(
     scale_factor: float | Sequence[float] | None,
     align_corners: bool | None,
 ) -> SamplingGrid:
-    """The grid of a call: `grid`, or else what ``F.interpolate`` does with the other arguments.
-
-    Raises:
-        TypeError: when `x` is not a tensor, or `grid` not a `SamplingGrid`.
-        ValueError: for both a grid and another argument, and as `SamplingGrid.resize`.
-    """
+    """The grid of a call: `grid`, or else what ``F.interpolate`` does with the other arguments."""
     check_tensor(x, name)
     if grid is None:
         in_size = as_pair(x.shape[-2:], name)
@@ -104,10 +99,8 @@ def grid_for_target(
 
 def check_on_grid(x: Tensor, grid: SamplingGrid, name: str) -> None:
     """`grid` was made for maps of the size of `x`."""
-    if tuple(x.shape[-2:]) != grid.in_size:
-        raise ValueError(
-            f"grid was made for maps of {grid.in_size}, but {name} is {tuple(x.shape[-2:])}"
-        )
+    if (size := tuple(x.shape[-2:])) != grid.in_size:
+        raise ValueError(f"grid was made for maps of {grid.in_size}, but {name} is {size}")
 
 
 def checked_grid(x: Tensor, name: str, integers: Integers, clamp: bool) -> SamplingGrid:
@@ -155,19 +148,15 @@ def check_pair(values: Sequence[int], name: str) -> None:
 def check_window(skip: Sequence[int], shape: Sequence[int], offset: Sequence[int]) -> None:
     """A map of the shape `skip` (N, C, h', w') holds a window of `shape` (N, C, h, w)."""
     if tuple(skip[:2]) != tuple(shape[:2]):
-        raise ValueError(
-            f"x and skip must share batch and channels, not {tuple(shape[:2])} and "
-            f"{tuple(skip[:2])}"
-        )
+        both = f"{tuple(shape[:2])} and {tuple(skip[:2])}"
+        raise ValueError(f"x and skip must share batch and channels, not {both}")
     check_pair(offset, "offset")
     oy, ox = offset
     if oy < 0 or ox < 0:
         raise ValueError(f"offset must not be negative: {(oy, ox)}")
     if oy + shape[2] > skip[2] or ox + shape[3] > skip[3]:
-        raise ValueError(
-            f"a window of {tuple(shape[2:])} at offset {(oy, ox)} leaves the skip map of "
-            f"{tuple(skip[2:])}"
-        )
+        window = f"a window of {tuple(shape[2:])} at offset {(oy, ox)}"
+        raise ValueError(f"{window} leaves the skip map of {tuple(skip[2:])}")
 
 
 def check_weight(x: Tensor, weight: Tensor) -> None:
@@ -177,10 +166,8 @@ def check_weight(x: Tensor, weight: Tensor) -> None:
     check_device(x, weight, "x", "weight")
     channels, one, rows, columns = weight.shape
     if channels != x.shape[1] or one != 1 or rows != columns or rows < 1:
-        raise ValueError(
-            f"weight must be C x 1 x k x k with C = {x.shape[1]}, not of shape "
-            f"{tuple(weight.shape)}"
-        )
+        wanted = f"C x 1 x k x k with C = {x.shape[1]}"
+        raise ValueError(f"weight must be {wanted}, not of shape {tuple(weight.shape)}")
 
 
 def check_weight_dtype(x: Tensor, dtype: torch.dtype) -> None:
@@ -227,10 +214,8 @@ def check_class_weight(scores: Tensor, weight: Tensor) -> None:
         raise ValueError("weight must not require a gradient: the loss has none for it")
     classes, dtype = scores.shape[1], compute_dtype(scores)
     if weight.dtype != dtype or tuple(weight.shape) != (classes,):
-        raise ValueError(
-            f"weight must hold {classes} class weights in {dtype}, not {tuple(weight.shape)} in "
-            f"{weight.dtype}"
-        )
+        found = f"{tuple(weight.shape)} in {weight.dtype}"
+        raise ValueError(f"weight must hold {classes} class weights in {dtype}, not {found}")
 
 
 def check_ignore_index(ignore_index: int) -> int:
@@ -293,10 +278,8 @@ def check_counts(out: Tensor, classes: int) -> None:
     """Counts of C classes: C x C, or a row more for the labels that are no class."""
     check_classes(classes, out.dtype, "out")
     if tuple(out.shape) not in ((classes, classes), (classes + 1, classes)):
-        raise ValueError(
-            f"out must be {classes} x {classes} or {classes + 1} x {classes} counts, not of shape "
-            f"{tuple(out.shape)}"
-        )
+        wanted = f"{classes} x {classes} or {classes + 1} x {classes} counts"
+        raise ValueError(f"out must be {wanted}, not of shape {tuple(out.shape)}")
     strides = sorted(zip(out.stride(), out.shape, strict=True))
     (inner, length), (outer, _) = ((s, n) for s, n in strides)
     if out.numel() > 1 and (inner == 0 or outer < inner * length):
