@@ -181,10 +181,9 @@ class FCN(nn.Module):
             self.register_buffer(f"_{name}", value.view(-1, 1, 1), persistent=False)
 
     def take_channels(self, in_channels: int) -> None:
-        """Make the first layer one of gray pictures, or of RGB and one channel more.
+        """Make the first layer one of gray pictures (1), or of RGB and one channel more (4).
 
-        Raises:
-            InputError: not 1, 3 or 4; or the network does not see RGB alone.
+        InputError for another number, or a network that does not see RGB alone.
         """
         if in_channels not in (1, 3, 4):
             raise InputError(f"in_channels must be 1, 3 or 4, not {in_channels!r}")
@@ -201,14 +200,13 @@ class FCN(nn.Module):
         """uint8 pictures to the network's own input, of the network's dtype.
 
         Args:
-            images: N x 3 x H x W, RGB; N x 4 x H x W, the fourth channel as it is stored, where
-                `in_channels` is 4.
+            images: RGB, N x 3 x H x W; N x 4 x H x W where `in_channels` is 4.
 
         Returns:
             The same shape; N x 1 x H x W where `in_channels` is 1.
 
         Raises:
-            TypeError: when the images are no tensor, or not uint8.
+            TypeError: when the images are not a uint8 tensor.
             ValueError: on another shape.
         """
         if not isinstance(images, Tensor) or images.dtype != torch.uint8:
@@ -233,7 +231,7 @@ class FCN(nn.Module):
         or whose score layers have other names, overrides this.
         """
         if isinstance(layer, nn.Conv2d):
-            if name.rpartition(".")[2].startswith("score"):
+            if name.rpartition(".")[2].startswith(("score", "conv_seg")):
                 nn.init.zeros_(layer.weight)
             else:
                 nn.init.kaiming_normal_(layer.weight, mode=self.variance, nonlinearity="relu")

@@ -7,8 +7,9 @@ whose padded canvas is larger than the image), or by its edge (nets without such
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
+from functools import reduce
 from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
@@ -36,10 +37,10 @@ def single(value: int | str | Sequence[int], what: str) -> int:
     """What a layer's setting is along both axes; ValueError where it is not one number."""
     if isinstance(value, str):
         raise ValueError(f"{what} must be given in pixels, not as {value!r}")
-    values = {value} if isinstance(value, int) else set(value)
-    if len(values) != 1:
-        raise ValueError(f"a {what} of {tuple(value)} differs between rows and columns")
-    return values.pop()
+    values = (value,) if isinstance(value, int) else tuple(value)
+    if len(set(values)) != 1:
+        raise ValueError(f"a {what} of {values} differs between rows and columns")
+    return values[0]
 
 
 class Branched(Protocol):
@@ -98,9 +99,9 @@ def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
         ValueError: for settings that differ between the axes, or branches that do not meet.
     """
     if hasattr(layer, "branches"):
-        return joined(*(_through(field, row) for row in cast(Branched, layer).branches()))
+        return joined(*(reduce(after, row, field) for row in cast(Branched, layer).branches()))
     if isinstance(layer, (nn.Sequential, nn.ModuleList)):
-        return _through(field, layer)
+        return reduce(after, layer, field)
     if isinstance(layer, nn.ConvTranspose2d):
         names = ("kernel_size", "stride", "padding")
         return field.deconv(*(single(getattr(layer, name), name) for name in names))
@@ -108,19 +109,12 @@ def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
     return field if window is None else field.conv(*window[:4])
 
 
-def _through(field: ReceptiveField, layers: Iterable[nn.Module]) -> ReceptiveField:
-    for layer in layers:
-        field = after(field, layer)
-    return field
-
-
 def size_after(size: int, layer: nn.Module) -> int:
     """How many units of a map along one axis are left behind one layer."""
     if hasattr(layer, "branches"):
-        layer = nn.ModuleList(cast(Branched, layer).branches()[0])
+        return reduce(size_after, cast(Branched, layer).branches()[0], size)
     if isinstance(layer, (nn.Sequential, nn.ModuleList)):
-        for inner in layer:
-            size = size_after(size, inner)
+        return reduce(size_after, layer, size)
     window = window_of(layer)
     return size if window is None else window.out_size(size)
 

@@ -36,7 +36,7 @@ def fits(stored: Shape, shape: Shape) -> bool:
 
 
 def fits_other_classes(key: str, stored: Shape, shape: Shape) -> bool:
-    """Tell whether scores would fit if the network had as many classes as the file."""
+    """Whether scores would fit if the network had as many classes as the file."""
     return bool(SCORES.match(key) and stored) and fits(stored, (stored[0], *shape[1:]))
 
 
@@ -78,13 +78,9 @@ def alike(file: WeightsFile, family: Family) -> list[str]:
 
 
 def identify(file: WeightsFile, family: Family) -> tuple[str, dict[str, Any]]:
-    """Name the network that an open file of a family belongs to, by its layers and their shapes.
+    """The name and options (beside the family's) of a file's network, by its layers' shapes.
 
-    Returns:
-        Its name and options, as `create_model` takes them, beside those of the family.
-
-    Raises:
-        WeightsError: it cannot be told; the message says which networks it may be of.
+    WeightsError when it cannot be told; the message says which networks it may be of.
     """
     if family.network:
         return family.network, {}
@@ -130,8 +126,8 @@ def unknown(file: WeightsFile) -> WeightsError:
         shared[name] = common / sum((own | shapes).values()), common, sum(own.values())
     nearest = max(shared, key=lambda name: shared[name])
     keys = ", ".join(map(repr, list(file.tensors)[:4]))
+    _, common, count = shared[nearest]
     return WeightsError(
         f"{file.path}: of no network that fcnfast knows by its layers ({keys}, ...); the nearest "
-        f"is {nearest}: {shared[nearest][1]} of its {shared[nearest][2]} tensors have the shape of "
-        "one in the file"
+        f"is {nearest}: {common} of its {count} tensors have the shape of one in the file"
     )

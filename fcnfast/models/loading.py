@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +110,8 @@ def load_as(
         find(name)
     with open_weights(path) as file:
         if name is None:
-            family = recognize(file, _first_layers)
+            kinds = {row.make: name for name, row in MODELS.items()}.values()
+            family = recognize(file, lambda: [next(iter(shapes_of(kind, {}))) for kind in kinds])
             name, told = identify(file, family)
             try:
                 model = _build_for(name, num_classes, told | (options or {}), file, family)
@@ -125,12 +125,6 @@ def load_as(
             model = _build_for(name, num_classes, options or {}, file, family)
         load_file(model, file, family)
         return model
-
-
-def _first_layers() -> Iterable[str]:
-    """The names with which networks begin."""
-    kinds = {row.make: name for name, row in MODELS.items()}
-    return [next(iter(shapes_of(name, {}))) for name in kinds.values()]
 
 
 def _check_kind(name: str, file: WeightsFile, family: Family, classifier: bool | None) -> None:

@@ -226,7 +226,7 @@ class Match:
                 head = key.startswith(self.model.heads_begin) and key.partition(".")[0] not in begun
                 old = key.endswith("num_batches_tracked")  # not in the oldest files
                 if not (head or old or key.startswith(self.family.partial)):
-                    raise self._error(f"has no {self._theirs(key)!r}{self._other}{self._hint(key)}")
+                    raise self._missing(key)
                 continue
             stored = self._stored(key)
             if key in found or fits(stored.shape, shape) or self._is_rgb(key):
@@ -249,14 +249,13 @@ class Match:
         shape = self.own[key][0]
         return self._stored(key).shape == (shape[0], 3, *shape[2:])
 
-    def _theirs(self, key: str) -> str:
-        """What the file calls a tensor of the network, or would call it if it had it."""
+    def _missing(self, key: str) -> WeightsError:
+        """The error for a tensor that the file lacks, by the name that it would have there."""
         layer, _, what = key.rpartition(".")
-        return self.keys.get(key, f"{self.family.theirs(layer)}.{what}")
-
-    def _hint(self, key: str) -> str:
+        theirs = self.keys.get(key, f"{self.family.theirs(layer)}.{what}")
         first = key.partition(".")[0] in getattr(self.model, "trunk", ())[:1]
-        return f"; {self.model.transplanting}" if first and self.model.transplanting else ""
+        hint = f"; {self.model.transplanting}" if first and self.model.transplanting else ""
+        return self._error(f"has no {theirs!r}{self._other}{hint}")
 
     def _check_rest(self, missing: tuple[str, ...], unexpected: tuple[str, ...]) -> None:
         """Refuse what only another network's file can lack or hold.
@@ -279,8 +278,9 @@ class Match:
         value = self.values.pop(key) if key in self.values else self._stored(key).read()
         if value.is_floating_point() != dtype.is_floating_point:
             raise self._error(f"{self.keys[key]!r} holds {value.dtype}{self._other}")
-        if self._is_rgb(key):
-            value = _of_channels(value, shape[1])
+        if self._is_rgb(key):  # for gray, or with a fourth channel
+            gray, extra = value.sum(1, keepdim=True), value.mean(1, keepdim=True)
+            value = gray if shape[1] == 1 else torch.cat((value, extra), 1)
         value = value.reshape(shape).to(dtype)
         if value.is_floating_point() and value.numel():
             low, high = torch.aminmax(value)  # both NaN when anything is; needs no memory
@@ -298,13 +298,6 @@ class Match:
             f"made with padding={padding}: scores near the border will differ, unless it is "
             "trained further or the weights are of a network made so",
         )
-
-
-def _of_channels(weight: Tensor, channels: int) -> Tensor:
-    """The filters of a first layer for RGB as those for gray, or for a fourth channel, too."""
-    if channels == 1:
-        return weight.sum(1, keepdim=True)
-    return torch.cat((weight, weight.mean(1, keepdim=True)), 1)
 
 
 def _kind(name: str) -> str:

@@ -18,9 +18,8 @@ from .base import CAFFE, FCN, Preprocessing
 from .efficientnet_lite import FCNLite
 from .googlenet import FCNGoogLeNet
 from .light import FCNLight
-from .mmseg import FCNMMSeg
 from .nyud import NYUD_COLOR, NYUD_HHA, FCNColorDepth, FCNColorHHA
-from .resnet import FCN8sResNet, FCNResNet
+from .resnet import FCN8sResNet, FCNMMSeg, FCNResNet
 from .vgg import FCNVGG16
 
 # Mean BGR pixels of the data sets whose networks subtract their own.

@@ -35,7 +35,6 @@ def check_tensor(x: Any, name: str, shape: str = MAP) -> None:
 
 
 def check_map(x: Tensor, name: str, shape: str = MAP) -> None:
-    """A dense floating-point tensor."""
     if x.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, not {x.dtype}")
     check_dense(x, name)
@@ -49,7 +48,6 @@ def check_device(x: Tensor, other: Tensor, x_name: str, name: str) -> None:
 
 
 def check_dense(x: Tensor, name: str) -> None:
-    """Not sparse."""
     if x.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, not {x.layout}")
 
@@ -98,7 +96,6 @@ def grid_for_target(
 
 
 def check_on_grid(x: Tensor, grid: SamplingGrid, name: str) -> None:
-    """`grid` was made for maps of the size of `x`."""
     if (size := tuple(x.shape[-2:])) != grid.in_size:
         raise ValueError(f"grid was made for maps of {grid.in_size}, but {name} is {size}")
 
@@ -140,7 +137,6 @@ def check_skip(x: Tensor, skip: Tensor) -> None:
 
 
 def check_pair(values: Sequence[int], name: str) -> None:
-    """(rows, columns), as raw ops get them."""
     if len(values) != 2:
         raise ValueError(f"{name} must be (rows, columns), not {list(values)}")
 
@@ -197,7 +193,6 @@ def check_deconv(
 
 
 def check_loss(reduction: str, label_smoothing: float) -> None:
-    """A reduction of the loss, and a number from 0 to 1."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, not {reduction!r}")
     if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, Real):
@@ -219,7 +214,6 @@ def check_class_weight(scores: Tensor, weight: Tensor) -> None:
 
 
 def check_ignore_index(ignore_index: int) -> int:
-    """An integer that int64 holds, as a Python integer."""
     ignore_index = as_integer(ignore_index, "ignore_index")
     if not -(1 << 63) <= ignore_index < 1 << 63:
         raise ValueError(f"ignore_index must fit int64, not {ignore_index}")
@@ -266,7 +260,6 @@ def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
 
 
 def check_out(scores: Tensor, out: Tensor) -> None:
-    """int64 counts on the scores' device."""
     if not isinstance(out, Tensor) or out.dtype != torch.int64:
         kind = out.dtype if isinstance(out, Tensor) else type(out).__name__
         raise TypeError(f"out must be an int64 tensor, not {kind}")
@@ -287,13 +280,11 @@ def check_counts(out: Tensor, classes: int) -> None:
 
 
 def check_label_dtype(dtype: torch.dtype, name: str) -> None:
-    """A type of labels."""
     if dtype not in LABELS:
         raise TypeError(f"{name} must be uint8, int16, int32 or int64, not {dtype}")
 
 
 def check_classes(classes: int, dtype: torch.dtype, name: str) -> None:
-    """There is a class, and integers of `dtype` can name them all."""
     if classes < 1:
         raise ValueError("scores must have at least one class")
     if classes - 1 > torch.iinfo(dtype).max:

@@ -199,13 +199,6 @@ def _ready(model: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
             module.training = mode
 
 
-def _channels(model: nn.Module) -> int:
-    if isinstance(model, FCN):  # which may read its input in parts
-        return model.channels
-    convolutions = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    return next(convolutions, 3)
-
-
 def check_module(name: str, value: object) -> None:
     """TypeError for anything but a torch network."""
     if not isinstance(value, nn.Module):
@@ -233,7 +226,10 @@ def trace(
     own = (*model.named_parameters(), *model.named_buffers())
     state = {name: x.detach().to("meta") for name, x in own}
     dtype = next((x.dtype for x in state.values() if x.is_floating_point()), None)
-    images = torch.empty(1, channels or _channels(model), *size, dtype=dtype, device="meta")
+    first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    # A network of fcnfast may read its input in parts.
+    channels = channels or (model.channels if isinstance(model, FCN) else first)
+    images = torch.empty(1, channels, *size, dtype=dtype, device="meta")
     watch, layers = _Watch(images), {}
 
     def seen(name: str, module: nn.Module, given: tuple[Any, ...], result: Any) -> None:

@@ -12,12 +12,6 @@ from . import argmax
 PIXELS = 1 << 16
 
 
-def _label_dtype(classes: int) -> torch.dtype:
-    """The smallest type of a label map."""
-    fitting = (torch.uint8, torch.int16, torch.int32)
-    return next(dtype for dtype in fitting if classes - 1 <= torch.iinfo(dtype).max)
-
-
 def _counts(truth: Tensor, labels: Tensor, classes: int, ignore_index: int) -> Tensor:
     """(C + 2) x C pixels by true label and predicted class; then out of range, then ignored."""
     truth = truth.long()  # a uint8 label must not be compared with, say, -100 as uint8
@@ -37,9 +31,11 @@ def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_
     out: C x C, or (C + 1) x C with a last row for labels out of range, which are else left out.
     """
     classes = scores.shape[1]
+    dtypes = (torch.uint8, torch.int16, torch.int32)
+    dtype = next(dtype for dtype in dtypes if classes - 1 <= torch.iinfo(dtype).max)
     step = max(1, max(PIXELS, classes**2) // grid.size[1])
     for n in range(scores.shape[0]):
-        labels, _ = argmax.forward(scores[n : n + 1], grid, _label_dtype(classes), False)
+        labels, _ = argmax.forward(scores[n : n + 1], grid, dtype, False)
         for first in range(0, grid.size[0], step):
             rows = slice(first, first + step)
             counts = _counts(target[n, rows], labels[0, rows], classes, ignore_index)
