@@ -214,10 +214,8 @@ class SamplingGrid:
         wanted = deconv_size(in_size, stride, kernel, padding, crop, size)
         bilinear = sorted({2 * stride - 1, 2 * stride - stride % 2})
         if kernel not in bilinear:
-            raise ValueError(
-                f"kernel {kernel} at stride {stride} is not bilinear sampling; "
-                f"use {' or '.join(map(str, bilinear))}"
-            )
+            use = " or ".join(map(str, bilinear))
+            raise ValueError(f"kernel {kernel} at stride {stride} is not bilinear; use {use}")
         # Unit u puts the center of its kernel at u * stride + (kernel - 1) / 2.
         axes = [(2, 2 * (padding + c) - (kernel - 1), 2 * stride) for c in crop]
         return cls._of_axes(in_size, wanted, axes, "zero")

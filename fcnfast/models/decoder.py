@@ -81,13 +81,9 @@ def window_of(layer: nn.Module) -> Window | None:
     """
     if not isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
         return None
-    return Window(
-        single(layer.kernel_size, "kernel_size"),
-        single(layer.stride, "stride"),
-        single(layer.padding, "padding"),
-        single(getattr(layer, "dilation", 1), "dilation"),
-        bool(getattr(layer, "ceil_mode", False)),
-    )
+    names = ("kernel_size", "stride", "padding", "dilation")  # an average pooling has no dilation
+    kernel, stride, padding, dilation = (single(getattr(layer, name, 1), name) for name in names)
+    return Window(kernel, stride, padding, dilation, bool(getattr(layer, "ceil_mode", False)))
 
 
 def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:

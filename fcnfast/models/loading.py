@@ -75,10 +75,8 @@ def _imagenet(name: str) -> Path:
     """The file with a network's trunk in an installed package."""
     package = MODELS[name].imagenet
     if package is None:
-        raise InputError(
-            f"no package with ImageNet weights is known for {name}: give weights_backbone a "
-            "classifier's file"
-        )
+        why = f"no package with ImageNet weights is known for {name}"
+        raise InputError(f"{why}: give weights_backbone a classifier's file")
     spec = importlib.util.find_spec(package.module)
     folders = [] if spec is None else list(spec.submodule_search_locations or ())
     for folder in folders:

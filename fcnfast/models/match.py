@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from functools import partial
 from typing import Any
 
 import torch
@@ -196,10 +197,8 @@ class Match:
         ends = {f"{name}.weight" for name in model.final_upscores}
         final = [kind for name, kind in kinds.items() if name in ends]
         inner = [kind for name, kind in kinds.items() if name not in ends]
-        self.upsampling = (
-            max((model.upsampling, *inner), key=UPSAMPLINGS.index),
-            max((model.final_upsampling, *final), key=UPSAMPLINGS.index),
-        )
+        most = partial(max, key=UPSAMPLINGS.index)
+        self.upsampling = most((model.upsampling, *inner)), most((model.final_upsampling, *final))
         dtype = next(model.parameters()).dtype
         for name, (classes, _, *window) in shapes.items():
             key = f"{name}.weight"

@@ -113,11 +113,8 @@ def _pooling(field: ReceptiveField, args: Sequence[Any], dilated: bool) -> Recep
 def _resized(field: ReceptiveField, x: Tensor, out: Tensor, args: Sequence[Any]) -> ReceptiveField:
     """After ``F.interpolate(mode="bilinear")``."""
     scales = [s for s in args[3:5] if s is not None]
-    grid = (
-        SamplingGrid.resize(x.shape[2:], scale_factor=scales, align_corners=args[2])
-        if scales and not args[2]
-        else SamplingGrid.resize(x.shape[2:], out.shape[2:], align_corners=args[2])
-    )
+    given: Any = {"scale_factor": scales} if scales and not args[2] else {"size": out.shape[2:]}
+    grid = SamplingGrid.resize(x.shape[2:], align_corners=args[2], **given)
     return _sampled(field, grid.num[0], grid.off[0], grid.den[0])
 
 

@@ -81,15 +81,9 @@ def _cells(
 
 def _window(grid: SamplingGrid, axis: int, first: int, last: int) -> SamplingGrid:
     """The grid of the outputs [first, last) along an axis."""
-
-    def changed(pair: tuple[int, int], value: int) -> tuple[int, int]:
-        return (value, pair[1]) if axis == 0 else (pair[0], value)
-
-    return replace(
-        grid,
-        size=changed(grid.size, last - first),
-        off=changed(grid.off, grid.off[axis] + first * grid.num[axis]),
-    )
+    size, off = list(grid.size), list(grid.off)
+    size[axis], off[axis] = last - first, off[axis] + first * grid.num[axis]
+    return replace(grid, size=(size[0], size[1]), off=(off[0], off[1]))
 
 
 def _planes(x: Tensor) -> Tensor:

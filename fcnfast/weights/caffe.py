@@ -115,9 +115,8 @@ def _tensors(
         except _BrokenError as error:
             if not tensors:
                 raise NotCaffeError(True) from None
-            raise WeightsError(
-                f"{path}: damaged Caffe model: no layer can be read at byte {error}"
-            ) from None
+            what = f"damaged Caffe model: no layer can be read at byte {error}"
+            raise WeightsError(f"{path}: {what}") from None
         names.append(name)
         if blobs and f"{name}.weight" in tensors:
             raise WeightsError(f"{path}: two of its layers are called {name!r}")
@@ -125,10 +124,8 @@ def _tensors(
             key = f"{name}.{('weight', 'bias')[index] if index < 2 else index}"
             count = sum(run.size for run in blob.runs)
             if math.prod(blob.shape) != count:
-                raise WeightsError(
-                    f"{path}: damaged Caffe model: {key!r} has the shape {blob.shape}, but holds "
-                    f"{count} numbers"
-                )
+                what = f"{key!r} has the shape {blob.shape}, but holds {count} numbers"
+                raise WeightsError(f"{path}: damaged Caffe model: {what}")
             tensors[key] = _stored(blob)
     return tensors, names
 

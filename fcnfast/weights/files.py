@@ -126,10 +126,10 @@ def open_weights(path: PathLike) -> Iterator[WeightsFile]:
         with open_hdf5(path) as file:
             yield WeightsFile(path, "HDF5", read_hdf5(path, file))
     elif _is_tar(head):
-        raise WeightsError(
-            f"{path}: a tar archive; PyTorch's oldest files are such: save the weights again "
-            "with a PyTorch that reads them"
+        hint = (
+            "PyTorch's oldest files are such: save the weights again with a PyTorch that reads them"
         )
+        raise WeightsError(f"{path}: a tar archive; {hint}")
     elif _is_pickle(path):
         raise WeightsError(f"{path}: a Python pickle, not of torch.save, and is not run")
     else:  # Caffe's models have no mark
@@ -233,10 +233,8 @@ def parse_meta(path: Path, metadata: Mapping[str, Any]) -> WeightsMeta | None:
         entries = json.loads(metadata[METADATA_KEY])
         version = entries.pop("format")
         if version != FORMAT_VERSION:
-            raise WeightsError(
-                f"{path}: written in format {version!r}; this release of fcnfast "
-                f"reads format {FORMAT_VERSION}"
-            )
+            ours = f"this release of fcnfast reads format {FORMAT_VERSION}"
+            raise WeightsError(f"{path}: written in format {version!r}; {ours}")
         entries["classes"] = tuple(entries["classes"])
         entries["palette"] = tuple(tuple(color) for color in entries["palette"])
         return WeightsMeta(**entries)
