@@ -1,7 +1,5 @@
 """Which network a file is of: its names and shapes beside those of every network of the table."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """The networks by name: one row each."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import inspect

@@ -1,7 +1,5 @@
 """upsample_cross_entropy in plain torch, in tiles: full-resolution logits are never written."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 
