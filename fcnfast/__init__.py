@@ -41,36 +41,19 @@ if not (_package / "kernels").is_dir():
 
 # Names are looked up when they are first used: the command line answers --help without torch.
 _HOMES = {
-    "CAMVID": "data",
-    "ClassTable": "data",
-    "ConfusionMatrix": "metrics",
-    "InputError": "errors",
-    "ReceptiveField": "geometry",
-    "SamplingGrid": "geometry",
-    "Segmentation": "segment",
-    "SegmentationDataset": "data",
-    "Segmenter": "segment",
-    "UpsampledLogits": "lazy",
-    "create_model": "models",
-    "crop_add": "ops",
-    "deconv": "ops",
-    "evaluate_folder": "evaluate",
-    "evaluate_model": "evaluate",
-    "export": "deploy",
-    "fuse": "lazy",
-    "fuse_report": "lazy",
-    "lazy_logits": "lazy",
-    "list_models": "models",
-    "load_model": "models",
-    "load_weights": "models",
-    "open_dataset": "data",
-    "save_model": "models",
-    "unfuse": "lazy",
-    "upsample": "ops",
-    "upsample_argmax": "ops",
-    "upsample_confusion": "ops",
-    "upsample_crop_add": "ops",
-    "upsample_cross_entropy": "ops",
+    "data": ("CAMVID", "ClassTable", "SegmentationDataset", "open_dataset"),
+    "deploy": ("export",),
+    "errors": ("InputError",),
+    "evaluate": ("evaluate_folder", "evaluate_model"),
+    "geometry": ("ReceptiveField", "SamplingGrid"),
+    "lazy": ("UpsampledLogits", "fuse", "fuse_report", "lazy_logits", "unfuse"),
+    "metrics": ("ConfusionMatrix",),
+    "models": ("create_model", "list_models", "load_model", "load_weights", "save_model"),
+    "ops": (
+        *("crop_add", "deconv", "upsample", "upsample_crop_add"),
+        *("upsample_argmax", "upsample_confusion", "upsample_cross_entropy"),
+    ),
+    "segment": ("Segmentation", "Segmenter"),
 }
 _ROOMS = ("data", "nn", "ops", "reference", "theory")
 
@@ -78,15 +61,14 @@ _ROOMS = ("data", "nn", "ops", "reference", "theory")
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(f".{name}", __name__)
-    if name in _HOMES:
-        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-        globals()[name] = value
-        return value
+    for home, names in _HOMES.items():
+        if name in names:
+            return globals().setdefault(name, getattr(import_module(f".{home}", __name__), name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, *_ROOMS})
+    return sorted({*globals(), *__all__, *_ROOMS})
 
 
 __all__ = [

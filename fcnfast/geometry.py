@@ -41,11 +41,7 @@ def _as_python(value: Any) -> Any:
 
 
 def as_integer(value: Any, name: str) -> int:
-    """`value` as an integer: an int, a NumPy integer or a 0-d tensor.
-
-    Raises:
-        TypeError: when it is anything else.
-    """
+    """`value` (an int, a NumPy integer or a 0-d tensor) as an int; TypeError for anything else."""
     number = _as_python(value)
     if not _is_integer(number):
         raise TypeError(f"{name} must be an integer, not {value!r}")
@@ -55,13 +51,8 @@ def as_integer(value: Any, name: str) -> int:
 def as_pair(value: Size | None, name: str) -> Pair:
     """`value` as (rows, columns), in any form that ``F.interpolate`` takes a size in.
 
-    Args:
-        value: an integer for both axes, or two of them in a tuple, a list, a ``torch.Size``, an
-            array or a tensor. An integer may be an int, a NumPy integer or a 0-d tensor.
-        name: for the error.
-
-    Raises:
-        TypeError: when `value` is anything else.
+    That is an integer for both axes, or two in a tuple, a list, a ``torch.Size``, an array or a
+    tensor, each as `as_integer` takes it; TypeError, with `name`, for anything else.
     """
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
         return value
@@ -75,10 +66,7 @@ def as_pair(value: Size | None, name: str) -> Pair:
 
 
 def _fraction(value: int | float | Fraction, name: str) -> Fraction:
-    """`value` exactly, but a float as the fraction of a small denominator that it stands for.
-
-    Raises TypeError when it is no number, ValueError when it is not finite.
-    """
+    """`value` exactly, but a float as the fraction of a small denominator that it stands for."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be an integer, a float or a Fraction, not {value!r}")
     if isinstance(value, Rational):
@@ -98,15 +86,9 @@ def _scaled(n: int, factor: float) -> int:
 def is_symbolic(*values: int) -> bool:
     """Whether code is being traced, so that a size may stand for all sizes.
 
-    What a tracer cannot follow, or would take for a condition on the sizes, waits until an op
-    runs with the sizes at hand.
+    What a tracer cannot follow, or would turn into a guard, waits until an op runs.
     """
     return torch.compiler.is_compiling() or not all(isinstance(v, int) for v in values)
-
-
-def _reduced(num: int, off: int, den: int) -> tuple[int, int, int]:
-    """The same map in lowest terms; symbolic sizes are left as they are."""
-    return (num, off, den) if is_symbolic(num, off, den) else lowest_terms(num, off, den)
 
 
 def lowest_terms(num: int, off: int, den: int) -> tuple[int, int, int]:
@@ -116,19 +98,9 @@ def lowest_terms(num: int, off: int, den: int) -> tuple[int, int, int]:
 
 
 def deconv_size(
-    in_size: Pair,
-    stride: int,
-    kernel: int,
-    padding: int,
-    crop: Pair,
-    size: Size | None,
+    in_size: Pair, stride: int, kernel: int, padding: int, crop: Pair, size: Size | None
 ) -> Pair:
-    """The (H, W) kept of a transposed convolution: `size`, or all that is left from `crop` on.
-
-    Raises:
-        TypeError: when `size` is not of integers.
-        ValueError: when an argument is out of its range, or the crop leaves the result.
-    """
+    """The (H, W) kept of a transposed convolution: `size`, or all that is left from `crop` on."""
     if stride < 1 or padding < 0 or any(c < 0 for c in crop):
         raise ValueError(
             f"stride must be positive, padding and crop not negative: got stride {stride}, "
@@ -154,21 +126,12 @@ def deconv_size(
     return wanted
 
 
-def _bilinear_deconv_axis(stride: int, kernel: int, shift: int) -> tuple[int, int, int]:
-    """Position of output pixel y of a bilinear transposed convolution, `shift` pixels further in.
-
-    Input unit u puts the center of its kernel at u * stride + (kernel - 1) / 2.
-    """
-    return _reduced(2, 2 * shift - (kernel - 1), 2 * stride)
-
-
 @dataclass(frozen=True)
 class SamplingGrid:
     """Where each pixel of an H x W result samples an h x w map, bilinearly and exactly.
 
-    Along each axis, output pixel y looks at position ``(num * y + off) / den`` of the map, a
-    rational number: its floor is the cell, its fraction the weight. All fields are pairs
-    (rows, columns).
+    Along each axis, output pixel y samples the map at the rational ``(num * y + off) / den``: its
+    floor is the cell, its fraction the weight. All fields are pairs (rows, columns).
 
     Attributes:
         in_size: (h, w) of the coarse map; every op checks it against the map that it gets.
@@ -212,6 +175,15 @@ class SamplingGrid:
             )
 
     @classmethod
+    def _of_axes(
+        cls, in_size: Pair, size: Pair, axes: Sequence[tuple[int, int, int]], border: Border
+    ) -> SamplingGrid:
+        """A grid from (num, off, den) of both axes, in lowest terms unless they are symbolic."""
+        axes = [axis if is_symbolic(*axis) else lowest_terms(*axis) for axis in axes]
+        num, off, den = zip(*axes, strict=True)
+        return cls(in_size, size, num, off, den, border)
+
+    @classmethod
     def deconv(
         cls,
         in_size: Size,
@@ -242,13 +214,11 @@ class SamplingGrid:
         wanted = deconv_size(in_size, stride, kernel, padding, crop, size)
         bilinear = sorted({2 * stride - 1, 2 * stride - stride % 2})
         if kernel not in bilinear:
-            raise ValueError(
-                f"kernel {kernel} at stride {stride} is not bilinear sampling; "
-                f"use {' or '.join(map(str, bilinear))}"
-            )
-        axes = [_bilinear_deconv_axis(stride, kernel, padding + c) for c in crop]
-        num, off, den = zip(*axes, strict=True)
-        return cls(in_size, wanted, num, off, den, "zero")
+            use = " or ".join(map(str, bilinear))
+            raise ValueError(f"kernel {kernel} at stride {stride} is not bilinear; use {use}")
+        # Unit u puts the center of its kernel at u * stride + (kernel - 1) / 2.
+        axes = [(2, 2 * (padding + c) - (kernel - 1), 2 * stride) for c in crop]
+        return cls._of_axes(in_size, wanted, axes, "zero")
 
     @classmethod
     def resize(
@@ -261,8 +231,8 @@ class SamplingGrid:
     ) -> SamplingGrid:
         """What ``F.interpolate(mode="bilinear")`` does with the same arguments.
 
-        A scale factor is used as it is given, not as the ratio of the sizes (torch's
-        ``recompute_scale_factor=False``), read as the nearest fraction of a small denominator.
+        A scale factor is used as given (torch's ``recompute_scale_factor=False``), as the nearest
+        fraction of a small denominator.
 
         Raises:
             TypeError: when a size is not of integers, a factor not a number or two, or
@@ -295,14 +265,13 @@ class SamplingGrid:
         axes = []
         for n, out, scale in zip(in_size, wanted, scales, strict=True):
             if align_corners:
-                axes.append(_reduced(n - 1, 0, out - 1) if out > 1 else (0, 0, 1))
+                axes.append((n - 1, 0, out - 1) if out > 1 else (0, 0, 1))
             elif scale is None:  # (y + 1/2) n / out - 1/2
-                axes.append(_reduced(2 * n, n - out, 2 * out))
+                axes.append((2 * n, n - out, 2 * out))
             else:  # (y + 1/2) / scale - 1/2
                 up, down = scale.numerator, scale.denominator
-                axes.append(_reduced(2 * down, down - up, 2 * up))
-        num, off, den = zip(*axes, strict=True)
-        return cls(in_size, wanted, num, off, den, "clamp")
+                axes.append((2 * down, down - up, 2 * up))
+        return cls._of_axes(in_size, wanted, axes, "clamp")
 
     @classmethod
     def centers(
@@ -327,24 +296,23 @@ class SamplingGrid:
             raise ValueError(f"stride must be positive, not {stride}")
         num = step.denominator * start.denominator
         off = -start.numerator * step.denominator
-        axis = _reduced(num, off, step.numerator * start.denominator)
-        nums, offs, dens = zip(axis, axis, strict=True)
-        return cls(as_pair(in_size, "in_size"), as_pair(size, "size"), nums, offs, dens, border)
+        axis = num, off, step.numerator * start.denominator
+        sizes = as_pair(in_size, "in_size"), as_pair(size, "size")
+        return cls._of_axes(*sizes, (axis, axis), border)
 
     def rescaled(self, size: Size) -> SamplingGrid:
         """The same picture drawn at another size, in one sampling of the same map.
 
         Pixel Y of the new size lies over pixel (Y + 1/2) H / H' - 1/2 of this grid's H x W, as in
-        a half-pixel resize; a photo shrunk for a network is so labeled at its own size.
+        a half-pixel resize. It labels a photo that was shrunk for a network at its own size.
         """
         wanted = as_pair(size, "size")
-        axes = []
-        for old, new, num, off, den in zip(
-            self.size, wanted, self.num, self.off, self.den, strict=True
-        ):
-            axes.append(_reduced(2 * old * num, num * (old - new) + 2 * new * off, 2 * new * den))
-        nums, offs, dens = zip(*axes, strict=True)
-        return SamplingGrid(self.in_size, wanted, nums, offs, dens, self.border)
+        both = zip(self.size, wanted, self.num, self.off, self.den, strict=True)
+        axes = [
+            (2 * old * num, num * (old - new) + 2 * new * off, 2 * new * den)
+            for old, new, num, off, den in both
+        ]
+        return self._of_axes(self.in_size, wanted, axes, self.border)
 
 
 @dataclass(frozen=True, eq=False)
@@ -403,21 +371,16 @@ class ReceptiveField:
     ) -> ReceptiveField:
         """After a convolution or a pooling."""
         reach = dilation * (kernel - 1)
-        return ReceptiveField(
-            self.size + reach * self.stride.numerator // self.stride.denominator,
-            self.stride * stride,
-            self.offset + self.stride * (Fraction(reach, 2) - padding),
-        )
+        size = self.size + reach * self.stride.numerator // self.stride.denominator
+        offset = self.offset + self.stride * (Fraction(reach, 2) - padding)
+        return ReceptiveField(size, self.stride * stride, offset)
 
     def deconv(self, kernel: int, stride: int, padding: int = 0) -> ReceptiveField:
         """After a transposed convolution."""
-        finer = self.stride / stride
-        reach = (kernel - 1) // stride
-        return ReceptiveField(
-            self.size + reach * self.stride.numerator // self.stride.denominator,
-            finer,
-            self.offset - finer * (Fraction(kernel - 1, 2) - padding),
-        )
+        finer, reach = self.stride / stride, (kernel - 1) // stride
+        size = self.size + reach * self.stride.numerator // self.stride.denominator
+        offset = self.offset - finer * (Fraction(kernel - 1, 2) - padding)
+        return ReceptiveField(size, finer, offset)
 
     def crop(self, offset: int) -> ReceptiveField:
         """After `offset` rows and columns are removed at the top and the left."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .geometry import SamplingGrid
 from .ops import upsample, upsample_argmax, upsample_cross_entropy
-from .ops._checks import FLOATS, check_map, check_on_grid, grid_for
-from .tiled._formats import memory_format
+from .ops._checks import FLOATS, cached_resize, check_map, check_on_grid, grid_for
+from .tiled._tiles import memory_format
 
 Make = Callable[[Tensor], Tensor]
 Module = TypeVar("Module", bound=nn.Module)
@@ -61,10 +61,9 @@ class Resize:
 class _State:
     """What a lazy tensor is made of, until it is real.
 
-    make: the real tensor from `source`, followed by autograd. parent, view: the lazy tensor of
-    which this is a view, and how. node, version: grad_fn, and `source`'s version, as at the start.
-    scores, grid: behind an `UpsampledLogits`. after: what is done to its logits: "", "softmax" or
-    "log_softmax". single: it is one image, C x H x W.
+    make: the real tensor from `source`, followed by autograd. parent, view: what this is a view
+    of, and how. node, version: grad_fn and `source`'s version at the start. scores, grid: behind
+    an `UpsampledLogits`. after: "softmax", "log_softmax" or "". single: one image, C x H x W.
     """
 
     source: Tensor
@@ -154,8 +153,7 @@ class LazyTensor(Tensor):
         with self._lock:
             if self._state is not None:
                 self._real, self._state = self._made(self._state), None
-        assert self._real is not None
-        return self._real
+        return cast(Tensor, self._real)
 
     def _made(self, state: _State) -> Tensor:
         with _as_wrapper():
@@ -188,9 +186,8 @@ class LazyTensor(Tensor):
             written = argument.alias_info is not None and argument.alias_info.is_write
             if written and any(isinstance(leaf, LazyTensor) for leaf in tree_leaves(value)):
                 raise RuntimeError(f"{func} cannot write into lazy logits: pass x.materialize()")
-        args, kwargs = tree_map_only(
-            LazyTensor, LazyTensor.materialize, (tuple(args), kwargs or {})
-        )
+        given = (tuple(args), kwargs or {})
+        args, kwargs = tree_map_only(LazyTensor, LazyTensor.materialize, given)
         return func(*args, **kwargs)
 
 
@@ -199,7 +196,7 @@ class UpsampledLogits(LazyTensor):
 
     ``F.cross_entropy`` and ``F.nll_loss(F.log_softmax(...))`` with class labels, and ``argmax``,
     ``max`` and ``topk(1)`` over the classes, also after a softmax, run as fcnfast's fused ops.
-    Images and slices of the batch stay lazy. All else reads the real tensor.
+    Images and slices of the batch stay lazy; everything else reads the real tensor.
 
     Args:
         scores: N x C x h x w, float32, bfloat16, float16 or float64.
@@ -234,10 +231,7 @@ def _can_wait(x: Any) -> bool:
         return False
     if type(x) not in (Tensor, nn.Parameter) or x.is_meta:
         return False
-    if (
-        torch._C._are_functorch_transforms_active()
-        or getattr(forward_ad, "_current_level", -1) >= 0
-    ):
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     return x.dim() == 4 and x.dtype in FLOATS and x.numel() > 0
 
@@ -284,7 +278,7 @@ def _derived(x: LazyTensor, function: Make, scores: Tensor | None, **changes: An
 
 
 def _has_classes(x: Tensor, dim: Any) -> bool:
-    return isinstance(dim, int) and not isinstance(dim, bool) and dim in (x.dim() - 3, -3)
+    return type(dim) is int and dim in (x.dim() - 3, -3)
 
 
 def _undefined(state: _State) -> Tensor | None:
@@ -479,9 +473,6 @@ def _resize(
     return _upsampled(x.to(dtype), grid, make, record)
 
 
-_resized = lru_cache(maxsize=1024)(SamplingGrid.resize)
-
-
 def _grid(
     shape: Sequence[int], size: Any, factor: Any, align_corners: bool, recompute: bool
 ) -> SamplingGrid | None:
@@ -494,7 +485,7 @@ def _grid(
             factor = None
         new = None if sizes[0] is None else tuple(map(operator.index, sizes))
         scale = None if factor is None else tuple(map(float, factors))
-        return _resized(tuple(shape), new, scale_factor=scale, align_corners=align_corners)
+        return cached_resize(tuple(shape), new, scale_factor=scale, align_corners=align_corners)
     except (TypeError, ValueError):
         return None
 
@@ -634,9 +625,8 @@ _entered = threading.local()
 _told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # which a compiler calls while it traces
 def _warn_compiled() -> None:
-    """For a compiler, which carries it out while it traces."""
     warnings.warn(
         "torch.compile makes the full logits of a fused module; instead compile the network up "
         "to its scores and call upsample_cross_entropy or upsample_argmax of fcnfast.ops on them",
@@ -667,22 +657,17 @@ def _leave(module: nn.Module, args: Any, output: Any) -> None:
         return
     _told.add(module)
     kinds = ", ".join(sorted({type(m).__name__ for m in module.modules()}))
-    warnings.warn(
-        f"fuse: no bilinear resize ran in {type(module).__name__} (other resizes: "
-        f"{', '.join(sorted(mode.seen)) or 'none'}; modules: {kinds}); around a resize outside the "
-        "module use fcnfast.lazy_logits()",
-        stacklevel=2,
-    )
+    others = ", ".join(sorted(mode.seen)) or "none"
+    message = f"fuse: no bilinear resize ran in {type(module).__name__} (other resizes: {others}; "
+    message += f"modules: {kinds}); around a resize outside the module use fcnfast.lazy_logits()"
+    warnings.warn(message, stacklevel=2)
 
 
 def fuse(model: Module) -> Module:
     """Let the bilinear resizes in a module's forward pass return `UpsampledLogits`.
 
-    It adds two hooks. The module keeps its class, state dict and mode, and its copies and pickles
-    are fused, too. To fuse twice is to fuse once.
-
-    Returns:
-        The module itself.
+    This adds two hooks and returns the module. Its class, state dict and mode stay, and copies and
+    pickles are fused too. Fusing twice is fusing once.
 
     Raises:
         TypeError: when it is not a module, or one of TorchScript.
@@ -708,14 +693,14 @@ def unfuse(model: Module) -> Module:
 
 
 def fuse_report(model: nn.Module, inputs: Any) -> list[Resize]:
-    """Run a module, fused or not, and say of every ``F.interpolate`` in it what became of it.
+    """Run a module, fused or not, once, and say what became of every ``F.interpolate`` in it.
 
     Args:
-        model: in the mode to look at; it runs once.
+        model: the module, in the mode to look at.
         inputs: its argument, a tuple of arguments, or a mapping of named ones.
 
     Returns:
-        One entry a resize, in order. Print them.
+        One printable entry for each resize, in order.
     """
     records: list[Resize] = []
     fused = _enter in model._forward_pre_hooks.values()

@@ -4,18 +4,16 @@ A layer that samples at a grid holds a rule, which makes the grid for the map th
 `DeconvGrid`, `ResizeGrid` or `CentersGrid`, one for each builder of `SamplingGrid`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from . import ops
 from .geometry import Border, Pair, SamplingGrid, Size, as_integer, as_pair
-from .ops._checks import check_ignore_index, check_reduction, check_smoothing
+from .ops._checks import check_ignore_index, check_loss
 
 
 class GridRule(Protocol):
@@ -62,11 +60,7 @@ class CentersGrid:
     border: Border = "zero"
 
     def __call__(self, in_size: Pair, size: Size | None = None) -> SamplingGrid:
-        """The grid for a map of `in_size`.
-
-        Raises:
-            ValueError: without a size.
-        """
+        """The grid for a map of `in_size`; ValueError without a size."""
         if size is None:
             raise ValueError("a grid by its centers needs the size of the result")
         return SamplingGrid.centers(in_size, self.stride, self.offset, size, self.border)
@@ -92,23 +86,15 @@ class _OnGrid(nn.Module):
 
 
 class Upsample(_OnGrid):
-    """`fcnfast.ops.upsample`: N x C x h x w to N x C x H x W.
-
-    Args:
-        grid: the rule for the grids, such as ``DeconvGrid(8, crop=31)``.
-    """
+    """`fcnfast.ops.upsample` by a rule for the grids, such as ``DeconvGrid(8, crop=31)``."""
 
     def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
-        """Upsample to `size` (H, W), or to the size that the rule gives."""
+        """N x C x h x w to N x C x H x W: to `size`, or to the size that the rule gives."""
         return ops.upsample(x, self._grid_for(x, size))
 
 
 class CropAdd(nn.Module):
-    """`fcnfast.ops.crop_add`: a map plus a window of a finer one.
-
-    Args:
-        offset: first (row, column) of the window.
-    """
+    """`fcnfast.ops.crop_add`: a map plus the window of a finer one from `offset` on."""
 
     def __init__(self, offset: Size) -> None:
         super().__init__()
@@ -126,9 +112,8 @@ class CropAdd(nn.Module):
 class UpsampleCropAdd(_OnGrid):
     """`fcnfast.ops.upsample_crop_add`: one fusion step of an FCN.
 
-    Args:
-        grid: the rule for the grids, such as ``DeconvGrid(2)``.
-        offset: first (row, column) of the window of the finer map.
+    grid: the rule for the grids, such as ``DeconvGrid(2)``. offset: first (row, column) of the
+    window of the finer map.
     """
 
     def __init__(self, grid: GridRule, offset: Size = (0, 0)) -> None:
@@ -147,7 +132,7 @@ class UpsampleCropAdd(_OnGrid):
 class UpsampleCrossEntropy(_OnGrid):
     """`fcnfast.ops.upsample_cross_entropy`: the loss of coarse scores at the labels' resolution.
 
-    Its state is that of ``nn.CrossEntropyLoss``: the class weights, if there are any.
+    Its state is that of ``nn.CrossEntropyLoss``: the class weights, if any.
 
     Args:
         grid: the rule for the grids; by default an ``F.interpolate`` to the labels' size.
@@ -173,8 +158,7 @@ class UpsampleCrossEntropy(_OnGrid):
         if weight is not None and not isinstance(weight, Tensor):
             raise TypeError(f"weight must be a tensor of C class weights, not {weight!r}")
         self.ignore_index = check_ignore_index(ignore_index)
-        check_reduction(reduction)
-        check_smoothing(label_smoothing)
+        check_loss(reduction, label_smoothing)
         self.register_buffer("weight", weight)
         self.reduction: ops.Reduction = reduction
         self.label_smoothing = label_smoothing
@@ -184,15 +168,9 @@ class UpsampleCrossEntropy(_OnGrid):
         if not isinstance(target, Tensor):
             raise TypeError(f"target must be a tensor, not {type(target).__name__}")
         size = as_pair(target.shape[-2:], "the target's size")
-        return ops.upsample_cross_entropy(
-            scores,
-            target,
-            self._grid_for(scores, size),
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-        )
+        settings: Any = {"ignore_index": self.ignore_index, "reduction": self.reduction}
+        settings |= {"weight": self.weight, "label_smoothing": self.label_smoothing}
+        return ops.upsample_cross_entropy(scores, target, self._grid_for(scores, size), **settings)
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
@@ -215,7 +193,7 @@ class Deconv(nn.Module):
         crop: first (row, column) kept after the padding is removed.
 
     Raises:
-        TypeError: on arguments that are no integers.
+        TypeError: when an argument is not of integers.
         ValueError: when channels, stride or kernel are not positive, or padding or crop negative.
     """
 
@@ -260,16 +238,14 @@ class Deconv(nn.Module):
 
 
 def bilinear_filter(kernel: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The k x k filter of a bilinear transposed convolution: a tent along both axes.
+    """The k x k filter of a bilinear transposed convolution: a tent along both axes, on the CPU.
 
-    Raises:
-        TypeError: when `kernel` is no integer.
-        ValueError: when it is not positive.
+    TypeError when `kernel` is not an integer, ValueError when it is not positive.
     """
     kernel = as_integer(kernel, "kernel")
     if kernel < 1:
         raise ValueError(f"kernel must be positive, not {kernel}")
     half = (kernel + 1) // 2
     center = half - 1 if kernel % 2 else half - 0.5
-    tent = 1 - (torch.arange(kernel, dtype=torch.float64) - center).abs() / half
+    tent = 1 - (torch.arange(kernel, dtype=torch.float64, device="cpu") - center).abs() / half
     return torch.outer(tent, tent).to(dtype)

@@ -1,7 +1,5 @@
 """FCN-AlexNet of the paper, over CaffeNet or over torchvision's variant."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import nn
@@ -19,11 +17,7 @@ FULLY_CONNECTED = 4096
 
 
 def check_family(family: str) -> None:
-    """Check the name of a variant of the layers.
-
-    Raises:
-        ValueError: with the names of those that are.
-    """
+    """ValueError for a `family` of layers that is not known."""
     if family not in VARIANTS:
         raise ValueError(f"family must be one of {', '.join(VARIANTS)}, not {family!r}")
 
@@ -54,9 +48,8 @@ def alexnet(
     conv(4, nn.Conv2d(w3, w4, 3, padding=1, groups=groups))
     conv(5, nn.Conv2d(w4, w5, 3, padding=1, groups=groups))
     pool(5)
-    return layers | fully_connected(
-        w5, 6, FULLY_CONNECTED, dropout, fc6_padding, dropout_first=not caffe
-    )
+    settings = (FULLY_CONNECTED, dropout, padding, fc6_padding)
+    return layers | fully_connected(w5, 6, *settings, dropout_first=not caffe)
 
 
 class FCNAlexNet(SkipNet):
@@ -66,9 +59,8 @@ class FCNAlexNet(SkipNet):
 
     Args:
         num_classes: C.
-        family: "caffe" for CaffeNet (what the paper used: groups, local response normalization),
-            "torchvision" for the layers of torchvision's AlexNet (other widths, no groups, no
-            normalization, dropout before fc6 and fc7; poolings round up here, so that crops fit).
+        family: "caffe" for CaffeNet (the paper's), "torchvision" for the layers of torchvision's
+            AlexNet, whose poolings round up here, so that crops fit.
         padding: of the first convolution, at least 82; weights belong to one padding. None: no
             padded canvas, images of at least 189 x 189.
         fc6_padding: with padding=None, cells that fc6 pads, 0 to 3.
@@ -92,8 +84,6 @@ class FCNAlexNet(SkipNet):
     ) -> None:
         check_family(family)
         super().__init__(num_classes, CAFFE if family == "caffe" else IMAGENET, padding)
-        if padding is not None and fc6_padding:
-            raise ValueError("fc6_padding needs padding=None: with a padded canvas fc6 has none")
         self.family = family
         self.add_trunk(alexnet(family, padding, fc6_padding, dropout))
         self.add_heads({"fc7": FULLY_CONNECTED})

@@ -1,7 +1,5 @@
 """What every network of fcnfast is: coarse score maps, and the fused ops on top of them."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,9 +34,9 @@ class ScoreMap(NamedTuple):
 class Preprocessing:
     """What a family of weights expects: ``(channels * scale - mean) / std``.
 
-    order: "rgb" or "bgr"; scale: 1/255 for inputs in 0..1, 1 for inputs in 0..255; mean and std
-    in the order of the channels. max_size: longest side of the pictures that the network learned
-    from, at their largest scale; larger photos are better shrunk to it. None: not known.
+    order: "rgb" or "bgr", that of mean and std too. scale: 1/255 for inputs in 0..1, 1 for 0..255.
+    max_size: longest side of the training pictures at their largest scale, to which larger photos
+    are better shrunk; None: not known.
     """
 
     mean: tuple[float, float, float]
@@ -76,14 +74,13 @@ class LoadReport:
         path: the file.
         format: "safetensors", "PyTorch", "Caffe" or "HDF5".
         family: whose weights they are.
-        loaded: the network's tensors that the file gave, by the network's names.
-        reshaped: those of them that had another shape in the file, as fully connected layers have:
-            the file's shape and the network's.
+        loaded: the network's tensors that came from the file, by the network's names.
+        reshaped: those of them with another shape in the file: (the file's, the network's).
         missing: the network's tensors that keep their starting values.
         unexpected: the file's tensors, by its names, that mean nothing to this network.
-        dropped: those that do, but that were not used, and why.
+        dropped: by the file's names, why a known tensor was not used.
         preprocessing: what ``model.preprocess`` does now.
-        notes: what may make the weights worse than where they come from; warnings say it, too.
+        notes: what may make the weights worse than at their origin; warnings say it, too.
     """
 
     path: Path
@@ -112,26 +109,18 @@ class LoadReport:
 
 
 def check_count(name: str, value: object) -> None:
-    """Check a number of classes.
-
-    Raises:
-        ValueError: not a positive integer; the message names the argument.
-    """
+    """ValueError when a number of classes is not a positive integer."""
     if type(value) is not int or value < 1:
         raise ValueError(f"{name} must be a positive integer, not {value!r}")
 
 
 def dropout_layer(share: float) -> nn.Dropout:
-    """Elementwise dropout of this share of the values.
-
-    Raises:
-        TypeError: not a number.
-        ValueError: outside of 0 to 1.
-    """
+    """Elementwise dropout; TypeError or ValueError when its share is not a number from 0 to 1."""
+    message = f"dropout must be a number from 0 to 1, not {share!r}"
     if not isinstance(share, (int, float)):
-        raise TypeError(f"dropout must be a number from 0 to 1, not {share!r}")
+        raise TypeError(message)
     if not 0 <= share <= 1:
-        raise ValueError(f"dropout must be a number from 0 to 1, not {share!r}")
+        raise ValueError(message)
     return nn.Dropout(share)
 
 
@@ -146,15 +135,12 @@ class FCN(nn.Module):
             more, such as near infrared), or 1: RGB, of which the network sees the luma.
         preprocessing: what `preprocess` does; it travels with the weights.
         default_preprocessing: what the network's own released weights expect.
-        load_report: what the last weights file gave, where one was loaded.
-        trunk_modules: names of its direct children that are the trunk; training may freeze them
-            or give them a learning rate of their own.
-        transplanting: how it gets the trunk of a network whose first layer is another one, where
-            loading a file cannot do that; errors say it.
-        heads_begin: what the names of the layers behind the trunk begin with; a weights file may
-            lack these layers.
-        variance: what starting values keep the variance of, as kaiming_normal_'s mode: "fan_in" of
-            the activations, "fan_out" of the gradients.
+        load_report: what became of the last weights file, if one was loaded.
+        trunk_modules: names of the trunk's layers among the direct children; training may freeze
+            them or give them their own learning rate.
+        transplanting: for errors: how to get a trunk with another first layer.
+        heads_begin: prefixes of the layers behind the trunk, which a weights file may lack.
+        variance: mode of kaiming_normal_ for starting values.
     """
 
     transplanting = ""
@@ -178,11 +164,7 @@ class FCN(nn.Module):
         self.set_preprocessing(preprocessing)
 
     def set_preprocessing(self, preprocessing: Preprocessing | Mapping[str, Any]) -> None:
-        """Make `preprocess` do this from now on (weights of another family were loaded).
-
-        Raises:
-            TypeError, ValueError: for a mapping that is no `Preprocessing`.
-        """
+        """Set what `preprocess` does; TypeError or ValueError for a mapping that does not fit."""
         if not isinstance(preprocessing, Preprocessing):
             preprocessing = Preprocessing(**preprocessing)
         self.preprocessing = preprocessing
@@ -197,10 +179,9 @@ class FCN(nn.Module):
             self.register_buffer(f"_{name}", value.view(-1, 1, 1), persistent=False)
 
     def take_channels(self, in_channels: int) -> None:
-        """Make the first layer one of gray pictures, or of RGB and one channel more.
+        """Make the first layer one of gray pictures (1), or of RGB and one channel more (4).
 
-        Raises:
-            InputError: not 1, 3 or 4; or the network does not see RGB alone.
+        InputError for another number, or a network that does not see RGB alone.
         """
         if in_channels not in (1, 3, 4):
             raise InputError(f"in_channels must be 1, 3 or 4, not {in_channels!r}")
@@ -217,14 +198,13 @@ class FCN(nn.Module):
         """uint8 pictures to the network's own input, of the network's dtype.
 
         Args:
-            images: N x 3 x H x W, RGB; N x 4 x H x W, the fourth channel as it is stored, where
-                `in_channels` is 4.
+            images: RGB, N x 3 x H x W; N x 4 x H x W where `in_channels` is 4.
 
         Returns:
             The same shape; N x 1 x H x W where `in_channels` is 1.
 
         Raises:
-            TypeError: when the images are no tensor, or not uint8.
+            TypeError: when the images are not a uint8 tensor.
             ValueError: on another shape.
         """
         if not isinstance(images, Tensor) or images.dtype != torch.uint8:
@@ -243,14 +223,13 @@ class FCN(nn.Module):
         return ((images * settings.scale - self._mean) / self._std).to(self._mean.dtype)
 
     def initialize(self, name: str, layer: nn.Module) -> None:
-        """Give one layer its starting values: scores are zero, other convolutions never.
+        """Give the layer `name` of `named_modules` its starting values: scores are zero.
 
-        `name` is the layer's in `named_modules`. A network whose layers start otherwise, or whose
-        score layers have other names, overrides this; it is also what fills the layers that a
-        weights file does not have.
+        It also fills the layers that a weights file lacks. A network whose layers start otherwise,
+        or whose score layers have other names, overrides this.
         """
         if isinstance(layer, nn.Conv2d):
-            if name.rpartition(".")[2].startswith("score"):
+            if name.rpartition(".")[2].startswith(("score", "conv_seg")):
                 nn.init.zeros_(layer.weight)
             else:
                 nn.init.kaiming_normal_(layer.weight, mode=self.variance, nonlinearity="relu")
@@ -262,18 +241,13 @@ class FCN(nn.Module):
     def materialize(self, device: str | torch.device = "cpu") -> None:
         """Give starting values to all that is still on the meta device."""
         for name, layer in self.named_modules():
-            tensors = [
-                (owner, key, tensor)
-                for owner in (layer._parameters, layer._buffers)
-                for key, tensor in owner.items()
-                if tensor is not None
-            ]
-            if any(tensor.is_meta for _, _, tensor in tensors):
+            owners = (layer._parameters, layer._buffers)
+            kept = [{k: t for k, t in o.items() if t is not None and not t.is_meta} for o in owners]
+            if any(t is not None and t.is_meta for owner in owners for t in owner.values()):
                 layer.to_empty(device=device, recurse=False)
                 self.initialize(name, layer)
-                for owner, key, tensor in tensors:
-                    if not tensor.is_meta:
-                        owner[key] = tensor
+                for owner, tensors in zip(owners, kept, strict=True):
+                    owner.update(tensors)
 
     def score_maps(
         self, images: Tensor, heads: Collection[str] | None = None
@@ -303,27 +277,22 @@ class FCN(nn.Module):
             weight, label_smoothing, reduction: with targets only, as in
                 `fcnfast.ops.upsample_cross_entropy`.
             normalizer: with targets only: divide the summed loss by this instead, one number for
-                all heads or one for each by name. Such as the valid pixels of all batches that
-                make one step, on all processes: the parts then add up to the mean over them.
+                all heads or one for each by name. With the valid pixels of all batches of a step,
+                on all processes, the parts add up to the mean over them.
 
         Returns:
             ``{"out": N x C x H x W, ...}``, or ``{"loss": ..., "out": ..., ...}``: the sum and each
             head's weighted part of it.
 
         Raises:
-            ValueError, TypeError: as `upsample_cross_entropy`, for images of another shape, for
-                targets that name other heads, for settings of the loss without targets, for a
-            `reduction` beside a `normalizer`, and for one without a head's number.
+            ValueError, TypeError: as `upsample_cross_entropy`, for images of another shape,
+                targets or a `normalizer` that do not fit the heads, settings of the loss without
+                targets, and a `reduction` beside a `normalizer`.
         """
         self._check_input(images)
         maps = self.score_maps(images)
         if targets is None:
-            if (
-                weight is not None
-                or label_smoothing
-                or reduction != "mean"
-                or normalizer is not None
-            ):
+            if (weight, label_smoothing, reduction, normalizer) != (None, 0.0, "mean", None):
                 raise ValueError("weight, label_smoothing, reduction and normalizer need targets")
             return {head: upsample(m.scores, m.grid) for head, m in maps.items()}
         divisors: Mapping[str, Tensor | float | None] = dict.fromkeys(maps)
@@ -335,16 +304,10 @@ class FCN(nn.Module):
         if not isinstance(targets, (Tensor, Mapping)):
             raise TypeError(f"targets must be a tensor or a dict, not {type(targets).__name__}")
         by_head, losses = _by_head(targets, list(maps)), {}
+        settings: Any = {"weight": weight, "label_smoothing": label_smoothing}
+        settings |= {"reduction": reduction, "ignore_index": IGNORE_INDEX}
         for head, m in maps.items():
-            loss = upsample_cross_entropy(
-                m.scores,
-                by_head[head],
-                m.grid,
-                weight=weight,
-                ignore_index=IGNORE_INDEX,
-                reduction=reduction,
-                label_smoothing=label_smoothing,
-            )
+            loss = upsample_cross_entropy(m.scores, by_head[head], m.grid, **settings)
             divisor = divisors[head]
             loss = loss if divisor is None else loss / divisor
             losses[head] = loss * HEAD_WEIGHTS.get(head, 1.0)
@@ -370,9 +333,8 @@ class FCN(nn.Module):
             kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise TypeError(f"images must be the network's own input, not {kind}: see preprocess")
         if images.dim() != 4 or images.shape[1] != self.channels or 0 in images.shape[2:]:
-            raise ValueError(
-                f"images must be N x {self.channels} x H x W, not {tuple(images.shape)}"
-            )
+            wanted = f"N x {self.channels} x H x W"
+            raise ValueError(f"images must be {wanted}, not {tuple(images.shape)}")
 
     @torch.no_grad()
     def predict(
@@ -380,14 +342,13 @@ class FCN(nn.Module):
     ) -> Tensor:
         """Labels of one head, by default the main one, without full-resolution scores.
 
-        The network should be in evaluation mode; in training mode batch norm and dropout act, and
-        batch norm learns, as they do in `forward`.
+        In training mode batch norm and dropout act, as in `forward`: call `eval` first.
 
         Args:
             images: the network's own input, N x 3 x H x W.
-            size: (H', W') of the label map: the size of a photo that was shrunk for the network,
-                say. By default H x W.
-            head: the output that is wanted, such as "geo" of a SIFT Flow network.
+            size: (H', W') of the label map, such as that of a photo before it was shrunk; H x W by
+                default.
+            head: the wanted output, such as "geo" of a SIFT Flow network.
 
         Returns:
             N x H' x W' labels, uint8 (int16 with more than 256 classes).

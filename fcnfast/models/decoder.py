@@ -5,10 +5,9 @@ continued in two ways beyond its edge: by zeros, as transposed convolutions do i
 whose padded canvas is larger than the image), or by its edge (nets without such a padding).
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
+from functools import reduce
 from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..geometry import Border, ReceptiveField, SamplingGrid
+from ..nn import bilinear_filter
 from ..ops import crop_add, deconv, upsample_crop_add
 from .base import ScoreMap
 
@@ -31,13 +31,14 @@ class Located(NamedTuple):
     field: ReceptiveField
 
 
-def _one(value: int | str | tuple[int, ...], what: str) -> int:
+def single(value: int | str | Sequence[int], what: str) -> int:
+    """What a layer's setting is along both axes; ValueError where it is not one number."""
     if isinstance(value, str):
         raise ValueError(f"{what} must be given in pixels, not as {value!r}")
-    values = {value} if isinstance(value, int) else set(value)
-    if len(values) != 1:
-        raise ValueError(f"{what} must be the same along both axes, not {value}")
-    return values.pop()
+    values = (value,) if isinstance(value, int) else tuple(value)
+    if len(set(values)) != 1:
+        raise ValueError(f"a {what} of {values} differs between rows and columns")
+    return values[0]
 
 
 class Branched(Protocol):
@@ -74,18 +75,13 @@ class Window(NamedTuple):
 def window_of(layer: nn.Module) -> Window | None:
     """The window of a convolution or a pooling; None for layers of other kinds.
 
-    Raises:
-        ValueError: for settings that differ between the axes.
+    ValueError for settings that differ between the axes.
     """
     if not isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
         return None
-    return Window(
-        _one(layer.kernel_size, "kernel_size"),
-        _one(layer.stride, "stride"),
-        _one(layer.padding, "padding"),
-        _one(getattr(layer, "dilation", 1), "dilation"),
-        bool(getattr(layer, "ceil_mode", False)),
-    )
+    names = ("kernel_size", "stride", "padding", "dilation")  # an average pooling has no dilation
+    kernel, stride, padding, dilation = (single(getattr(layer, name, 1), name) for name in names)
+    return Window(kernel, stride, padding, dilation, bool(getattr(layer, "ceil_mode", False)))
 
 
 def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
@@ -97,47 +93,28 @@ def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
         ValueError: for settings that differ between the axes, or branches that do not meet.
     """
     if hasattr(layer, "branches"):
-        return joined(*(_through(field, row) for row in cast(Branched, layer).branches()))
+        return joined(*(reduce(after, row, field) for row in cast(Branched, layer).branches()))
     if isinstance(layer, (nn.Sequential, nn.ModuleList)):
-        field = _through(field, layer)
-    elif isinstance(layer, nn.ConvTranspose2d):
-        field = field.deconv(
-            _one(layer.kernel_size, "kernel_size"),
-            _one(layer.stride, "stride"),
-            _one(layer.padding, "padding"),
-        )
-    else:
-        window = window_of(layer)
-        if window is not None:
-            field = field.conv(window.kernel, window.stride, window.padding, window.dilation)
-    return field
-
-
-def _through(field: ReceptiveField, layers: Iterable[nn.Module]) -> ReceptiveField:
-    for layer in layers:
-        field = after(field, layer)
-    return field
+        return reduce(after, layer, field)
+    if isinstance(layer, nn.ConvTranspose2d):
+        names = ("kernel_size", "stride", "padding")
+        return field.deconv(*(single(getattr(layer, name), name) for name in names))
+    window = window_of(layer)
+    return field if window is None else field.conv(*window[:4])
 
 
 def size_after(size: int, layer: nn.Module) -> int:
     """How many units of a map along one axis are left behind one layer."""
-    layers: Iterable[nn.Module] = ()
     if hasattr(layer, "branches"):
-        layers = cast(Branched, layer).branches()[0]
-    elif isinstance(layer, (nn.Sequential, nn.ModuleList)):
-        layers = layer
-    for inner in layers:
-        size = size_after(size, inner)
+        return reduce(size_after, cast(Branched, layer).branches()[0], size)
+    if isinstance(layer, (nn.Sequential, nn.ModuleList)):
+        return reduce(size_after, layer, size)
     window = window_of(layer)
     return size if window is None else window.out_size(size)
 
 
 def joined(*fields: ReceptiveField) -> ReceptiveField:
-    """The field of branches that are summed or concatenated: the widest of them.
-
-    Raises:
-        ValueError: when their units do not lie at the same places.
-    """
+    """The widest field of branches that are joined; ValueError when they lie apart."""
     widest = fields[0]
     for field in fields[1:]:
         if (field.stride, field.offset) != (widest.stride, widest.offset):
@@ -169,9 +146,7 @@ class Step(NamedTuple):
 def step_between(coarse: ReceptiveField, fine: ReceptiveField) -> Step:
     """The upsampling from one field to a finer one.
 
-    Raises:
-        ValueError: when the strides are no multiples, or no bilinear transposed convolution lays
-            the units over those of the finer map.
+    ValueError unless a bilinear transposed convolution lays the units over the finer ones.
     """
     ratio = coarse.stride / fine.stride
     origin = (coarse.offset - fine.offset) / fine.stride
@@ -187,11 +162,8 @@ def step_between(coarse: ReceptiveField, fine: ReceptiveField) -> Step:
 class Upscore(nn.ConvTranspose2d):
     """A learned upsampling: a transposed convolution without bias that starts as the bilinear one.
 
-    Args:
-        channels: C.
-        step: stride and kernel.
-        dense: C x C filters, of which only the diagonal is not zero at the start, as in the
-            reference implementation; otherwise a filter each channel (C x 1 x k x k).
+    dense: C x C filters, diagonal at the start, as in the reference implementation; otherwise a
+    filter for each channel (C x 1 x k x k).
     """
 
     def __init__(self, channels: int, step: Step, dense: bool) -> None:
@@ -203,7 +175,7 @@ class Upscore(nn.ConvTranspose2d):
         """Bilinear interpolation of every channel by itself."""
         if self.weight.is_meta:
             return
-        kernel = bilinear_filter(_one(self.kernel_size, "kernel_size")).to(self.weight)
+        kernel = bilinear_filter(single(self.kernel_size, "kernel_size")).to(self.weight)
         with torch.no_grad():
             self.weight.zero_()
             channel = torch.arange(self.weight.shape[0], device=self.weight.device)
@@ -213,7 +185,7 @@ class Upscore(nn.ConvTranspose2d):
         self, x: Tensor, crop: Sequence[int] = (0, 0), size: Sequence[int] | None = None
     ) -> Tensor:
         """The transposed convolution of N x C x h x w, and a window of it."""
-        stride = _one(self.stride, "stride")
+        stride = single(self.stride, "stride")
         if not self.dense:
             return deconv(x, self.weight, stride, crop=crop, size=size)
         y = F.conv_transpose2d(x, self.weight, stride=stride)
@@ -239,14 +211,6 @@ class Upscore(nn.ConvTranspose2d):
         elif max(top, bottom, left, right):
             x = F.pad(x, (left, right, top, bottom))
         return self(x, crops, size)
-
-
-def bilinear_filter(kernel: int) -> Tensor:
-    """The k x k filter of a bilinear transposed convolution, float32: a tent in both directions."""
-    half = (kernel + 1) // 2
-    center = half - 1 if kernel % 2 else half - 0.5
-    tent = 1 - (torch.arange(kernel, device="cpu", dtype=torch.float64) - center).abs() / half
-    return torch.outer(tent, tent).float()
 
 
 def fuse(
@@ -281,12 +245,7 @@ def fuse(
 def on_image(
     scores: Located, size: Sequence[int], border: Border = "zero", up: Upscore | None = None
 ) -> ScoreMap:
-    """The last upsampling, to an image of `size` (H, W); a learned one is carried out.
-
-    Raises:
-        ValueError: with the zero border, when the upsampled map does not cover the image (too
-            little padding).
-    """
+    """The last upsampling, to an image of `size` (H, W); a learned one is carried out."""
     grid = (image_grid if border == "zero" else image_grid_aligned)(scores, size)
     if up is None:
         return ScoreMap(scores.x, grid)
@@ -297,9 +256,7 @@ def on_image(
 def image_grid(scores: Located, size: Sequence[int]) -> SamplingGrid:
     """The last transposed convolution and its crop to an image of `size` (H, W).
 
-    Raises:
-        ValueError: when the crop would be negative or no whole number, or the upsampled map does
-            not cover the image (too little padding).
+    ValueError when no crop fits, or the map does not cover the image (too little padding).
     """
     step = step_between(scores.field, IMAGE)
     offset = scores.field.deconv(step.kernel, step.stride).crop_onto(IMAGE)

@@ -1,15 +1,13 @@
 """FCN over EfficientNet-Lite: an ImageNet trunk that is fast on a CPU, skips at strides 4 to 32."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Collection
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import FCN, Preprocessing, ScoreMap, dropout_layer
-from .decoder import IMAGE, Located, after, fuse, on_image
+from .base import Preprocessing, dropout_layer
+from .decoder import Located, after, fuse
+from .light import SummedSkipNet
 
 # What the TensorFlow models learned from: RGB, (x - 127) / 128.
 LITE = Preprocessing(mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))
@@ -26,38 +24,30 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 STEM = 32
-# The stages whose maps the scores are read from: strides 4, 8, 16 and 32.
-TAPS = (1, 2, 4, 6)
 
 
 def conv_bn(
     channels: int, width: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> list[nn.Module]:
     """A convolution that pads its own border, and its batch norm."""
-    conv = nn.Conv2d(
-        channels, width, kernel, stride, padding=kernel // 2, groups=groups, bias=False
-    )
+    pad = kernel // 2
+    conv = nn.Conv2d(channels, width, kernel, stride, pad, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(width, eps=1e-3)]  # TensorFlow's eps
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV2's block: 1 x 1 to wide, depthwise k x k, 1 x 1 to narrow (arXiv 1801.04381).
+    """MobileNetV2's block: 1 x 1 to `expansion` times wider, depthwise k x k, 1 x 1 to `width`.
 
-    Args:
-        channels, width: C in and out; the input is added where they agree and the stride is 1.
-        kernel, stride: of the depthwise convolution.
-        expansion: the wide map has `expansion` times C channels.
+    The input is added where channels agree and the stride is 1 (arXiv 1801.04381).
     """
 
     def __init__(self, channels: int, width: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         wide = channels * expansion
-        self.expand = nn.Sequential()
-        if expansion != 1:
-            self.expand = nn.Sequential(*conv_bn(channels, wide, 1), nn.ReLU6(inplace=True))
-        self.depthwise = nn.Sequential(
-            *conv_bn(wide, wide, kernel, stride, wide), nn.ReLU6(inplace=True)
-        )
+        wider = [*conv_bn(channels, wide, 1), nn.ReLU6(inplace=True)] if expansion != 1 else []
+        self.expand = nn.Sequential(*wider)
+        depthwise = conv_bn(wide, wide, kernel, stride, wide)
+        self.depthwise = nn.Sequential(*depthwise, nn.ReLU6(inplace=True))
         self.project = nn.Sequential(*conv_bn(wide, width, 1))
         self.adds = stride == 1 and channels == width
 
@@ -77,14 +67,13 @@ def _round_channels(channels: float) -> int:
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
-class FCNLite(FCN):
+class FCNLite(SummedSkipNet):
     """An FCN over EfficientNet-Lite whose skips are summed in feature space, coarse to fine.
 
-    The trunk's weights are TensorFlow's. There a strided convolution pads one pixel less in front,
-    so that unit u of a map of stride S lies on pixel S u + S - 1. Here every convolution pads
-    evenly and the unit lies on pixel S u. Away from the borders the values are those that
-    TensorFlow computes for the picture moved by S - 1 pixels. Pictures may have any size from
-    1 x 1 up.
+    The trunk's weights are TensorFlow's, whose strided convolutions pad one pixel less in front:
+    unit u of a map of stride S lies on pixel S u + S - 1 there. Here padding is even and it lies on
+    S u: away from the borders, values are TensorFlow's for the picture moved by S - 1 pixels.
+    Pictures may have any size from 1 x 1 up.
 
     Args:
         num_classes: C.
@@ -98,15 +87,10 @@ class FCNLite(FCN):
 
     trunk_modules = ("stem", "stages")
     heads_begin = ("lateral", "blend", "score")
-    variance = "fan_out"
+    taps = (1, 2, 4, 6)
 
     def __init__(
-        self,
-        num_classes: int = 11,
-        *,
-        scaling: int = 0,
-        decoder: int = 80,
-        dropout: float = 0.1,
+        self, num_classes: int = 11, *, scaling: int = 0, decoder: int = 80, dropout: float = 0.1
     ) -> None:
         super().__init__(num_classes, LITE)
         if scaling not in SCALINGS:
@@ -126,7 +110,7 @@ class FCNLite(FCN):
                 blocks.append(InvertedResidual(channels, out, kernel, step, expansion))
                 channels = out
             self.stages.append(blocks)
-            if index in TAPS:
+            if index in self.taps:
                 taps.append(out)
         self.lateral = nn.ModuleList(nn.Sequential(*conv_bn(out, decoder, 1)) for out in taps)
         self.blend = nn.ModuleList(
@@ -137,27 +121,10 @@ class FCNLite(FCN):
         for name, layer in self.named_modules():
             self.initialize(name, layer)
 
-    def features(self, images: Tensor) -> list[Located]:
-        """The maps of strides 4, 8, 16 and 32."""
-        x, field = self.stem(images), after(IMAGE, self.stem)
-        found = []
-        for index, stage in enumerate(self.stages):
-            x, field = stage(x), after(field, stage)
-            if index in TAPS:
-                found.append(Located(x, field))
-        return found
-
-    def score_maps(
-        self, images: Tensor, heads: Collection[str] | None = None
-    ) -> dict[str, ScoreMap]:
-        """Scores at stride 4."""
-        maps = [
-            Located(lateral(x), field)
-            for lateral, (x, field) in zip(self.lateral, self.features(images), strict=True)
-        ]
+    def blend_maps(self, maps: list[Located]) -> Located:
+        """Fuse one map after the other, with a convolution behind each."""
         here = maps.pop()
         for blend, skip in zip(reversed(self.blend), reversed(maps), strict=True):
             x, field = fuse(here, skip, "clamp")
             here = Located(blend(F.relu(x, inplace=True)), after(field, blend))
-        x = self.score(self.drop(here.x))
-        return {"out": on_image(Located(x, here.field), images.shape[-2:], "clamp")}
+        return here

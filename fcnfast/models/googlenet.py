@@ -1,7 +1,6 @@
 """FCNs over GoogLeNet: FCN-32s as in the paper, and with skips; BVLC's layers or torchvision's."""
 
-from __future__ import annotations
-
+from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from .alexnet import Variant, check_family
 from .base import CAFFE, Preprocessing, dropout_layer
 from .decoder import Upsampling
-from .skipnet import SkipNet
+from .skipnet import SkipNet, taps_of_stride
 
 
 class Widths(NamedTuple):
@@ -46,23 +45,13 @@ TORCHVISION = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3, scale=1 / 255)
 
 
 def _unit(
-    family: Variant,
-    before: int,
-    width: int,
-    kernel: int,
-    stride: int = 1,
-    padding: int | None = None,
+    family: Variant, before: int, width: int, kernel: int, stride: int = 1, pad: int | None = None
 ) -> nn.Module:
     """A convolution; torchvision's is followed by batch norm, and has no bias."""
-    plain = family == "caffe"
-    padding = kernel // 2 if padding is None else padding
-    conv = nn.Conv2d(before, width, kernel, stride, padding, bias=plain)
-    if plain:
-        return conv
-    named = nn.Sequential()
-    named.add_module("conv", conv)
-    named.add_module("bn", nn.BatchNorm2d(width, eps=1e-3))
-    return named
+    plain, pad = family == "caffe", kernel // 2 if pad is None else pad
+    conv = nn.Conv2d(before, width, kernel, stride, pad, bias=plain)
+    norm = nn.BatchNorm2d(width, eps=1e-3)
+    return conv if plain else nn.Sequential(OrderedDict(conv=conv, bn=norm))
 
 
 class Inception(nn.Module):
@@ -149,20 +138,17 @@ def googlenet(family: Variant, padding: int | None, dropout: float) -> dict[str,
 class FCNGoogLeNet(SkipNet):
     """FCN-32s over GoogLeNet, as section 4.1 describes it; 16s and 8s carry its idea of skips on.
 
-    The paper reports the 32s net only, released neither code nor weights, and does not say how it
-    padded: here every layer pads its own border, so that no large padding is needed. Skips are
-    read from the last blocks of strides 16 and 8, inception_4e and inception_3b. Images of at
-    least 31 x 31. Score layers start at zero, upsampling is bilinear, the trunk at random (He).
+    The paper reports the 32s net only, without code, weights or padding: here every layer pads its
+    own border. Skips are read from inception_4e and inception_3b, the last blocks of strides 16
+    and 8. Images are at least 31 x 31. Scores start at zero, the trunk at random (He).
 
     Args:
         num_classes: C.
         stride: 32, 16 or 8: the stride of the finest scores.
-        family: "caffe" for BVLC's layers, "torchvision" for those of torchvision's weights (batch
-            norm instead of local response normalization, a 3 x 3 kernel in the 5 x 5 branches, a
-            2 x 2 fourth pooling).
-        padding: of the first convolution; 3 is the trunk's own. None: as 3, but beyond their edges
-            maps go on with their edge instead of zeros.
-        dropout: before the score layer, elementwise; the share is the classifier's.
+        family: "caffe" for BVLC's layers, "torchvision" for those of torchvision's weights.
+        padding: of the first convolution; 3 is the trunk's own. None: 3, with maps that repeat
+            their edge instead of zeros.
+        dropout: before the score layer, elementwise.
         upsampling, final_upsampling: see `set_upsampling`.
 
     Raises:
@@ -182,10 +168,9 @@ class FCNGoogLeNet(SkipNet):
     ) -> None:
         check_family(family)
         super().__init__(num_classes, CAFFE if family == "caffe" else TORCHVISION, padding)
-        if stride not in (32, 16, 8):
-            raise ValueError(f"stride must be 32, 16 or 8, not {stride}")
+        taps = {f"inception_{name}": BLOCKS[name].total for name in ("5b", "4e", "3b")}
+        taps = taps_of_stride(stride, taps)
         self.stride, self.family = stride, family
         self.add_trunk(googlenet(family, padding, dropout))
-        blocks = ("5b", "4e", "3b")[: {32: 1, 16: 2, 8: 3}[stride]]
-        self.add_heads({f"inception_{name}": BLOCKS[name].total for name in blocks})
+        self.add_heads(taps)
         self.finish(upsampling, final_upsampling)

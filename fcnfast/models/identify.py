@@ -1,7 +1,5 @@
 """Which network a file is of: its names and shapes beside those of every network of the table."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter
@@ -25,10 +23,10 @@ def is_classifier(family: Family) -> bool:
 
 
 def fits(stored: Shape, shape: Shape) -> bool:
-    """Tell whether one shape is the other, but for axes of length 1 or a flattened input.
+    """Whether one shape is the other, but for axes of length 1 or a flattened input.
 
-    Fully connected layers take all of a map at once: O x C·h·w for O x C x h x w. Caffe's oldest
-    files have four axes everywhere, (1, 1, 1, N) for a vector.
+    Fully connected layers hold O x C·h·w for O x C x h x w; Caffe's oldest files have four axes
+    everywhere, (1, 1, 1, N) for a vector.
     """
     flat = (*shape[:1], math.prod(shape[1:]))
     there, *ours = [[n for n in axes if n != 1] for axes in (stored, shape, flat)]
@@ -36,7 +34,7 @@ def fits(stored: Shape, shape: Shape) -> bool:
 
 
 def fits_other_classes(key: str, stored: Shape, shape: Shape) -> bool:
-    """Tell whether scores would fit if the network had as many classes as the file."""
+    """Whether scores would fit if the network had as many classes as the file."""
     return bool(SCORES.match(key) and stored) and fits(stored, (stored[0], *shape[1:]))
 
 
@@ -50,8 +48,7 @@ def shapes_of(name: str, options: Mapping[str, Any]) -> dict[str, Shape]:
 def alike(file: WeightsFile, family: Family) -> list[str]:
     """The networks that share most tensors with a file; several when only their data differ.
 
-    Raises:
-        WeightsError: the file has less than half of every network's layers.
+    WeightsError when the file has less than half of every network's layers.
     """
     stored = {name: file.tensors[key].shape for key, name in family.names.items()}
     shares: dict[str, float] = {}
@@ -79,13 +76,9 @@ def alike(file: WeightsFile, family: Family) -> list[str]:
 
 
 def identify(file: WeightsFile, family: Family) -> tuple[str, dict[str, Any]]:
-    """Name the network that an open file of a family belongs to, by its layers and their shapes.
+    """The name and options (beside the family's) of a file's network, by its layers' shapes.
 
-    Returns:
-        Its name and options, as `create_model` takes them, beside those of the family.
-
-    Raises:
-        WeightsError: it cannot be told; the message says which networks it may be of.
+    WeightsError when it cannot be told; the message says which networks it may be of.
     """
     if family.network:
         return family.network, {}
@@ -131,8 +124,8 @@ def unknown(file: WeightsFile) -> WeightsError:
         shared[name] = common / sum((own | shapes).values()), common, sum(own.values())
     nearest = max(shared, key=lambda name: shared[name])
     keys = ", ".join(map(repr, list(file.tensors)[:4]))
+    _, common, count = shared[nearest]
     return WeightsError(
         f"{file.path}: of no network that fcnfast knows by its layers ({keys}, ...); the nearest "
-        f"is {nearest}: {shared[nearest][1]} of its {shared[nearest][2]} tensors have the shape of "
-        "one in the file"
+        f"is {nearest}: {common} of its {count} tensors have the shape of one in the file"
     )

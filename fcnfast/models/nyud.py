@@ -1,7 +1,5 @@
 """FCN-32s from color and depth (NYUDv2): early fusion of channels, late fusion of two nets."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch
@@ -60,7 +58,7 @@ class FCNColorDepth(SkipNet):
         Args:
             images: uint8 RGB, N x 3 x H x W.
             depth: N x 1 x H x W in millimeters, of a floating type or int32; pixels without a
-                depth (0, or not finite) get the mean, as one that says nothing.
+                depth (0, or not finite) get the mean.
 
         Raises:
             InputError: without a depth.
@@ -86,9 +84,9 @@ class FCNColorDepth(SkipNet):
 class FCNColorHHA(SkipNet):
     """Two FCN-32s over VGG-16, for color and for HHA, whose coarse scores are averaged.
 
-    HHA is depth as three channels: disparity, height, angle. Layers carry the names of the
-    reference implementation: those of one net with "color" or "hha" behind them. The network's own
-    input is N x 6 x H x W, color first, what `preprocess` makes of a photo and its HHA picture.
+    HHA is depth as three channels: disparity, height, angle. As in the reference implementation,
+    layers are named as in one net, with "color" or "hha" behind. The network's own input is
+    N x 6 x H x W, color first, what `preprocess` makes of a photo and its HHA picture.
 
     Args:
         num_classes: C.

@@ -1,13 +1,13 @@
-"""ResNets: torchvision's fcn_resnet50 and fcn_resnet101, and FCN-8s over any of them."""
-
-from __future__ import annotations
+"""FCNs over ResNets: torchvision's, mmsegmentation's, and FCN-8s over any of them."""
 
 from collections.abc import Collection
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from ..geometry import SamplingGrid
-from .base import FCN, IMAGENET, ScoreMap, dropout_layer
+from .base import FCN, IMAGENET, Preprocessing, ScoreMap, dropout_layer
 from .decoder import IMAGE, Located, Upsampling, after, image_grid_aligned
 from .skipnet import SkipNet
 
@@ -23,6 +23,8 @@ WIDTH = 64
 # A bottleneck's result is so many times wider than its middle.
 EXPANSION = 4
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
+# Of mmsegmentation: RGB in 0..255.
+MMSEG = Preprocessing(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
 
 class Residual(nn.Module):
@@ -30,7 +32,7 @@ class Residual(nn.Module):
 
     Args:
         channels: of the input; width: of the middle; bottleneck: 1 x 1, 3 x 3, 1 x 1 instead of
-            two 3 x 3; stride, dilation: of the first 3 x 3; `project` the shortcut by 1 x 1.
+            two 3 x 3; stride, dilation: of the first 3 x 3; project: a 1 x 1 shortcut.
     """
 
     def __init__(
@@ -42,14 +44,10 @@ class Residual(nn.Module):
         def three(before: int, stride: int) -> nn.Conv2d:
             return nn.Conv2d(before, width, 3, stride, dilation, dilation, bias=False)
 
+        convs = [three(channels, stride), three(width, 1)]
         if bottleneck:
-            convs = [
-                nn.Conv2d(channels, width, 1, bias=False),
-                three(width, stride),
-                nn.Conv2d(width, out, 1, bias=False),
-            ]
-        else:
-            convs = [three(channels, stride), three(width, 1)]
+            narrow = nn.Conv2d(channels, width, 1, bias=False)
+            convs = [narrow, three(width, stride), nn.Conv2d(width, out, 1, bias=False)]
         self.count = len(convs)
         for number, conv in enumerate(convs, 1):
             self.add_module(f"conv{number}", conv)
@@ -98,17 +96,9 @@ def resnet(depth: int, dilate: bool) -> tuple[dict[str, nn.Module], dict[str, in
             stride, dilation = 1, 2 * dilation
         blocks = nn.Sequential()
         for index in range(count):
-            first = index == 0
-            project = first and (channels != out or number > 0)
-            block = Residual(
-                channels,
-                width,
-                bottleneck,
-                stride if first else 1,
-                before if first else dilation,
-                project,
-            )
-            blocks.append(block)
+            project = index == 0 and (channels != out or number > 0)
+            place = (stride, before) if index == 0 else (1, dilation)
+            blocks.append(Residual(channels, width, bottleneck, *place, project))
             channels = out
         layers[name], widths[name] = blocks, out
     return layers, widths
@@ -131,12 +121,8 @@ class FCNHead(nn.Sequential):
 class DilatedFCN(FCN):
     """A dilated ResNet of stride 8, a head on its layer4 ("out"), and one on layer3 ("aux").
 
-    Scores are resized to the image without regard to where their units lie, as torchvision's and
-    mmsegmentation's networks do.
-
-    Attributes:
-        backbone: the ResNet's layers; head_names: attributes with the two heads, the second of
-            which may be None.
+    Scores are resized regardless of where their units lie, as in torchvision and mmsegmentation.
+    head_names: attributes with the two heads, the second of which may be None.
     """
 
     backbone: nn.ModuleDict
@@ -171,15 +157,14 @@ class DilatedFCN(FCN):
 class FCNResNet(DilatedFCN):
     """torchvision's FCN: a dilated ResNet of stride 8, a head on layer4, an auxiliary on layer3.
 
-    Keys, inputs and outputs are torchvision's, its resize included: unit u of the scores lies on
-    pixel 8u, but is drawn at 8u + 3.5, since a resize looks at sizes only. `aligned` draws it
-    where it lies, for new training. New scores start at zero, as the paper's.
+    Keys, inputs and outputs are torchvision's, and so is its resize, which draws unit u of the
+    scores at pixel 8u + 3.5, though it lies on 8u. New scores start at zero, as the paper's.
 
     Args:
         num_classes: C.
         depth: 50 or 101.
         aux_loss: have the auxiliary head, output "aux"; it counts half in the loss.
-        aligned: sample the scores where their units lie.
+        aligned: sample the scores where their units lie, for new training.
         dropout: before the scores, elementwise.
     """
 
@@ -247,3 +232,95 @@ class FCN8sResNet(SkipNet):
         self.add_trunk({**layers, "drop": dropout_layer(dropout)})
         self.add_heads({name: widths[name] for name in LAYERS[:0:-1]})
         self.finish(upsampling, final_upsampling)
+
+
+class ConvBN(nn.Module):
+    """A 3 x 3 convolution, batch norm and ReLU, with mmsegmentation's names."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x h x w to N x C' x h x w."""
+        return self.relu(self.bn(self.conv(x)))
+
+
+class Head(nn.Module):
+    """3 x 3 convolutions to a quarter of the channels, then scores.
+
+    concat: one more convolution over their input and result together.
+    """
+
+    def __init__(
+        self, channels: int, convs: int, concat: bool, classes: int, dropout: float
+    ) -> None:
+        super().__init__()
+        width = channels // 4
+        widths = [channels, *[width] * convs]
+        self.convs = nn.Sequential(*map(ConvBN, widths[:-1], widths[1:]))
+        self.conv_cat = ConvBN(channels + width, width) if concat else None
+        self.dropout = dropout_layer(dropout)
+        self.conv_seg = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x h x w to scores of the same size."""
+        y = self.convs(x)
+        if self.conv_cat is not None:
+            y = self.conv_cat(torch.cat((x, y), 1))
+        return self.conv_seg(self.dropout(y))
+
+
+def _deep_stem(width: int) -> nn.Sequential:
+    """Three 3 x 3 convolutions of stride 2 together, instead of one 7 x 7."""
+    stem = nn.Sequential()
+    widths = (3, width // 2, width // 2, width)
+    for number, (before, after_it) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        stride = 2 if number == 0 else 1
+        stem.append(nn.Conv2d(before, after_it, 3, stride, padding=1, bias=False))
+        stem.append(nn.BatchNorm2d(after_it))
+        stem.append(nn.ReLU(inplace=True))
+    return stem
+
+
+class FCNMMSeg(DilatedFCN):
+    """mmsegmentation's FCN: a dilated ResNet of stride 8, a head on layer4, another on layer3.
+
+    Keys, inputs and outputs are those of its ``fcn_r50-d8`` and ``fcn_r101-d8``.
+
+    Args:
+        num_classes: C.
+        depth: 50 or 101.
+        deep_stem: three convolutions before the first pooling, as in its own ResNets, not one.
+        aux_loss: have the auxiliary head, output "aux"; it counts half in the loss.
+        dropout: before the scores, elementwise.
+    """
+
+    head_names = ("decode_head", "auxiliary_head")
+    trunk_modules = ("backbone",)
+
+    def __init__(
+        self,
+        num_classes: int = 19,
+        *,
+        depth: int = 50,
+        deep_stem: bool = True,
+        aux_loss: bool = True,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(num_classes, MMSEG)
+        self.deep_stem = deep_stem
+        layers, widths = resnet(depth, dilate=True)
+        if deep_stem:
+            stem = _deep_stem(cast(nn.Conv2d, layers["conv1"]).out_channels)
+            for name in ("conv1", "bn1", "relu"):
+                del layers[name]
+            layers = {"stem": stem, **layers}
+        self.backbone = nn.ModuleDict(layers)
+        self.decode_head = Head(widths["layer4"], 2, True, num_classes, dropout)
+        auxiliary = Head(widths["layer3"], 1, False, num_classes, dropout) if aux_loss else None
+        self.auxiliary_head = auxiliary
+        for name, layer in self.named_modules():
+            self.initialize(name, layer)

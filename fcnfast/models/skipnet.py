@@ -1,7 +1,5 @@
 """What the FCNs of the paper share: a trunk, scores read from its maps, fused coarse to fine."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import cast
 
@@ -27,12 +25,16 @@ from .decoder import (
 
 
 def _names_a_map(layer: nn.Module) -> bool:
-    """Tell whether a map is called by this layer.
-
-    Behind activations, norms and dropout it keeps the name of the layer before, as in Caffe.
-    """
+    """Whether a map is named after this layer; as in Caffe, activations and such keep a name."""
     kinds = (nn.ConvTranspose2d, nn.LocalResponseNorm)
     return window_of(layer) is not None or isinstance(layer, kinds) or any(layer.children())
+
+
+def taps_of_stride(stride: int, taps: dict[str, int]) -> dict[str, int]:
+    """Those of three taps, coarsest first, that a net of stride 32, 16 or 8 reads scores from."""
+    if stride not in (32, 16, 8):
+        raise ValueError(f"stride must be 32, 16 or 8, not {stride}")
+    return dict(list(taps.items())[: (32, 16, 8).index(stride) + 1])
 
 
 class SkipNet(FCN):
@@ -45,9 +47,9 @@ class SkipNet(FCN):
         trunk: names of the trunk's layers, in order.
         taps: names of the maps that scores are read from, coarsest first; scales: factors of some.
         heads: for every output the suffix of its layers' names.
-        padding: of the first convolution, with which all maps are padded and cropped as in the
-            paper; None: every layer pads its own border, and maps are sampled where they lie.
-        upsampling, final_upsampling: "fixed" (bilinear), "depthwise" or "dense" (learned).
+        padding: of the first convolution, with crops as in the paper; None: every layer pads its
+            own border, and maps are sampled where they lie.
+        upsampling, final_upsampling: see `set_upsampling`.
     """
 
     def __init__(
@@ -69,8 +71,7 @@ class SkipNet(FCN):
     def add_trunk(self, layers: Mapping[str, nn.Module]) -> None:
         """Append layers to the trunk; each becomes an attribute of its name.
 
-        Raises:
-            ValueError: for a name with a dot, or one that the network has already (`features`).
+        ValueError for a name with a dot, or one that the network has already (`features`).
         """
         for name, layer in layers.items():
             if "." in name or hasattr(self, name):
@@ -99,10 +100,9 @@ class SkipNet(FCN):
         self.set_upsampling(upsampling, final_upsampling)
 
     def _check_padding(self) -> None:
-        """Refuse a padding with which the scores' canvas would not hold every image.
+        """Refuse a padding with which scores begin or end inside an image.
 
-        They may begin inside the image, or end inside it: the latter depends on the image's length
-        modulo the trunk's stride only.
+        Where they end depends on the image's length modulo the trunk's stride only.
         """
         steps, last = self._steps(), self._steps()[-1]
         problem = f"padding {self.padding} is too small for stride {last.stride}"
@@ -116,9 +116,8 @@ class SkipNet(FCN):
                 count = min(sizes[tap], step.start + step.length(count)) - max(0, step.start)
             missing = length - last.start - last.length(count)
             if missing > 0:
-                raise ValueError(
-                    f"{problem}: of {length} pixels the scores would miss the last {missing}"
-                )
+                missed = f"of {length} pixels the scores would miss the last {missing}"
+                raise ValueError(f"{problem}: {missed}")
 
     def _sizes(self, length: int) -> dict[str, int]:
         """How many units the trunk's maps have along an axis of so many pixels."""
@@ -154,20 +153,24 @@ class SkipNet(FCN):
     def upscore_shapes(self) -> dict[str, tuple[int, ...]]:
         """The weights of `upscores` where classes do not mix: C x 1 x k x k."""
         shapes: dict[str, tuple[int, ...]] = {}
+        steps = self._steps()
         for suffix in self.heads.values():
-            score = cast(nn.Conv2d, getattr(self, self._score_name(self.taps[0], suffix)))
-            for name, step in zip(self._upscore_names(suffix), self._steps(), strict=True):
-                shapes[name] = (score.out_channels, 1, step.kernel, step.kernel)
+            classes = self._first_score(suffix).out_channels
+            for name, step in zip(self._upscore_names(suffix), steps, strict=True):
+                shapes[name] = (classes, 1, step.kernel, step.kernel)
         return shapes
+
+    def _first_score(self, suffix: str) -> nn.Conv2d:
+        return cast(nn.Conv2d, getattr(self, self._score_name(self.taps[0], suffix)))
 
     def set_upsampling(self, kind: Upsampling, final: Upsampling | None = None) -> None:
         """Make the upsampling fixed or learned from now on.
 
         Args:
             kind: "fixed": bilinear, without parameters; "depthwise": a learned filter for every
-                class; "dense": learned filters between all classes, as some early weights have
-                them. New ones start as the bilinear ones; those that are kept keep their values.
-            final: of the last step to the image; by default `kind`. The paper learned all but it.
+                class; "dense": learned filters between all classes, as in some early weights. New
+                ones start bilinear; those that are kept keep their values.
+            final: of the last step to the image; by default `kind`. The paper learned all others.
 
         Raises:
             ValueError: for another kind.
@@ -178,8 +181,7 @@ class SkipNet(FCN):
                 raise ValueError(f"{name} must be one of {', '.join(UPSAMPLINGS)}, not {value!r}")
         steps = self._steps()
         for suffix in self.heads.values():
-            score = cast(nn.Conv2d, getattr(self, self._score_name(self.taps[0], suffix)))
-            names = self._upscore_names(suffix)
+            score, names = self._first_score(suffix), self._upscore_names(suffix)
             for name, step in zip(names, steps, strict=True):
                 wanted = final if name == names[-1] else kind
                 if wanted == "fixed":
@@ -220,11 +222,7 @@ class SkipNet(FCN):
         return [*steps, step_between(here, IMAGE)]
 
     def features(self, images: Tensor) -> dict[str, Located]:
-        """The maps that scores are read from.
-
-        Raises:
-            ValueError: when an image is too small for the network.
-        """
+        """The maps that scores are read from; ValueError when an image is too small."""
         return self._walk(self.trunk, images, self.taps)
 
     def _walk(

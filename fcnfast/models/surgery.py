@@ -3,8 +3,6 @@
 The functions check everything before they change anything.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -52,24 +50,22 @@ def transplant(
 ) -> Transplant:
     """Copy every layer of one net into the layer of the same name in another.
 
-    A tensor of another shape but as many elements is reshaped: so does a fully connected layer
-    (O x C*k*k) become a convolution (O x C x k x k).
+    A tensor of another shape but as many elements is reshaped: a fully connected layer (O x C*k*k)
+    becomes a convolution (O x C x k x k).
 
     Args:
         source: a net, or its state dict.
         target: the net that is changed.
-        suffix: put behind the names of the source's layers (behind their first part), as for the
-            streams of a late fusion.
-        names: other names that layers of the source have in the target, such as
-            ``{"classifier.0": "fc6"}``.
+        suffix: appended to the first part of the source's names, as for a late fusion's streams.
+        names: the target's names of layers of the source, such as ``{"classifier.0": "fc6"}``.
         skip: layers of the target that keep what they have.
 
     Returns:
         What was done.
 
     Raises:
-        ValueError: when element counts differ, when nothing has the same name, or when `names` or
-            `skip` hold a layer that is not there. Nothing was copied then.
+        ValueError: when element counts differ, nothing has the same name, or `names` or `skip`
+            hold an unknown layer. Nothing was copied then.
     """
     given = source.state_dict() if isinstance(source, nn.Module) else dict(source)
     own = target.state_dict(keep_vars=True)
@@ -93,12 +89,12 @@ def transplant(
                 f"{key} is {tuple(tensor.shape)} in the source and {tuple(own[key].shape)} in the "
                 f"target: {tensor.numel()} elements cannot become {own[key].numel()}"
             )
-    _copy(own, pairs)
-    reshaped = {
-        key: (tuple(tensor.shape), tuple(own[key].shape))
-        for key, tensor in pairs.items()
-        if tensor.shape != own[key].shape
-    }
+    reshaped = {}
+    with torch.no_grad():
+        for key, tensor in pairs.items():
+            own[key].copy_(tensor.reshape(own[key].shape))
+            if tensor.shape != own[key].shape:
+                reshaped[key] = tuple(tensor.shape), tuple(own[key].shape)
     untouched = tuple(key for key in own if key not in pairs)
     return Transplant(tuple(pairs), reshaped, tuple(dropped), untouched)
 
@@ -108,12 +104,6 @@ def _check_layers(what: str, layers: Collection[str], state: Mapping[str, Tensor
     for layer in layers:
         if layer not in known:
             raise ValueError(f"{what}: there is no layer {layer!r}")
-
-
-@torch.no_grad()
-def _copy(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for key, tensor in values.items():
-        own[key].copy_(tensor.reshape(own[key].shape))
 
 
 def _like(model: FCN, name: str, num_classes: int) -> FCN:
@@ -133,10 +123,9 @@ def _check_model(model: object) -> None:
 def refine(model: FCN) -> FCN:
     """The next stage of a net: FCN-16s from FCN-32s, FCN-8s from FCN-16s (section 4.2).
 
-    All layers of the same names are copied. The new skip's scores start at zero, so that it is
-    silent at first, and the upsamplings that the coarser net does not have are bilinear. Two
-    bilinear upsamplings are smoother than a single one, so the first predictions are nearly, not
-    exactly, the coarser net's. Learning goes on at a hundredth of the rate.
+    Layers of the same names are copied. The new skip's scores start at zero and new upsamplings
+    are bilinear. Two bilinear upsamplings are smoother than one, so the first predictions are
+    nearly, not exactly, the coarser net's. The paper trains on at a hundredth of the rate.
 
     Returns:
         A new net; `model` is not changed.
@@ -159,8 +148,7 @@ def refine(model: FCN) -> FCN:
 def expand_score(model: FCN, num_classes: int) -> FCN:
     """The same net with more classes: the scores of those it has stay as they are.
 
-    New classes start as in a new net: with zero scores, and with bilinear upsampling where it is
-    learned.
+    New classes start with zero scores, and bilinear upsampling where it is learned.
 
     Returns:
         A new net without a class table; `model` is not changed.

@@ -1,7 +1,5 @@
 """The networks by name: one row each."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import inspect
@@ -18,9 +16,8 @@ from .base import CAFFE, FCN, Preprocessing
 from .efficientnet_lite import FCNLite
 from .googlenet import FCNGoogLeNet
 from .light import FCNLight
-from .mmseg import FCNMMSeg
 from .nyud import NYUD_COLOR, NYUD_HHA, FCNColorDepth, FCNColorHHA
-from .resnet import FCN8sResNet, FCNResNet
+from .resnet import FCN8sResNet, FCNMMSeg, FCNResNet
 from .vgg import FCNVGG16
 
 # Mean BGR pixels of the data sets whose networks subtract their own.
@@ -29,10 +26,7 @@ PASCAL_CONTEXT = Preprocessing(mean=(104.007, 116.669, 122.679), order="bgr")
 
 
 class Package(NamedTuple):
-    """An installable package that holds ImageNet weights of a trunk.
-
-    module: its name; file: a pattern for the file in its folder; extra: fcnfast's that installs it.
-    """
+    """A package with ImageNet weights of a trunk: its module, the file in it, fcnfast's extra."""
 
     module: str
     file: str
@@ -85,9 +79,9 @@ MODELS: dict[str, Row] = {
     "fcn32s_alexnet": Row(FCNAlexNet, "FCN-32s over CaffeNet, PASCAL VOC"),
     "fcn32s_googlenet": Row(FCNGoogLeNet, "FCN-32s over GoogLeNet", {"stride": 32}),
     "fcn16s_googlenet": Row(
-        FCNGoogLeNet, "FCN-16s over GoogLeNet (not the paper's)", {"stride": 16}
+        FCNGoogLeNet, "FCN-16s over GoogLeNet, not in the paper", {"stride": 16}
     ),
-    "fcn8s_googlenet": Row(FCNGoogLeNet, "FCN-8s over GoogLeNet (not the paper's)", {"stride": 8}),
+    "fcn8s_googlenet": Row(FCNGoogLeNet, "FCN-8s over GoogLeNet, not in the paper", {"stride": 8}),
     "nyud_fcn32s_vgg16_color": _vgg(32, "NYUDv2 from color", 40, NYUD_COLOR),
     "nyud_fcn32s_vgg16_hha": _vgg(32, "NYUDv2 from HHA pictures of the depth", 40, NYUD_HHA),
     "nyud_fcn32s_vgg16_color_d": Row(FCNColorDepth, "NYUDv2, color and depth, early", classes=40),
@@ -121,12 +115,7 @@ def list_models() -> list[str]:
 
 
 def find(name: str) -> Row:
-    """The row of a name.
-
-    Raises:
-        TypeError: if `name` is not a string.
-        InputError: for an unknown name; the nearest are offered.
-    """
+    """The row of a name; InputError for an unknown one, with the nearest."""
     if not isinstance(name, str):
         raise TypeError(f"name must be that of a network (see list_models), not {name!r}")
     if name not in MODELS:
@@ -144,9 +133,8 @@ def _check_options(name: str, row: Row, options: Mapping[str, Any]) -> None:
     known = [key for key in parameters if key != "num_classes" and key not in row.fixed]
     for option in options:
         if option not in known:
-            if "class" in option:
-                raise TypeError(f"{name} has no option {option!r}; did you mean num_classes?")
             near = difflib.get_close_matches(option, known, n=1)
+            near = ["num_classes"] if "class" in option else near
             listed = ", ".join([*known, "in_channels"])
             hint = f"did you mean {near[0]}?" if near else f"its options: {listed}"
             raise TypeError(f"{name} has no option {option!r}; {hint}")

@@ -1,14 +1,12 @@
 """The FCNs over VGG-16 of the paper: FCN-32s, FCN-16s, FCN-8s staged and at-once."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import CAFFE, check_count, dropout_layer
 from .decoder import Upsampling
-from .skipnet import SkipNet
+from .skipnet import SkipNet, taps_of_stride
 
 # Output channels of the convolutions between two poolings.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -21,8 +19,8 @@ AT_ONCE_SCALES = {"pool4": 0.01, "pool3": 0.0001}
 class FullyConnected(nn.Conv2d):
     """A convolution of stride 1 with many more weights than its map has units, as fc6.
 
-    A convolution on a CPU brings its weights into another order first, which takes longer here than
-    the work itself: for one picture, FCN-8s is 1.2 times as fast with a matrix product.
+    A CPU's convolution reorders its weights first, which takes longer here than the work itself:
+    for one picture, FCN-8s is 1.2 times as fast with a matrix product.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,18 +41,19 @@ def fully_connected(
     kernel: int,
     width: int,
     dropout: float,
-    padding: int,
-    *,
+    padding: int | None,
+    fc6_padding: int,
     dropout_first: bool = False,
 ) -> dict[str, nn.Module]:
     """The classifier of AlexNet and VGG as convolutions: fc6 and fc7, each with ReLU and dropout.
 
-    Raises:
-        ValueError: for a padding that is not within fc6's kernel.
+    Raises ValueError for an fc6_padding beyond half of fc6's kernel, or beside a padded canvas.
     """
-    if type(padding) is not int or not 0 <= padding <= kernel // 2:
-        raise ValueError(f"fc6_padding must be 0 to {kernel // 2}, not {padding!r}")
-    fc6 = FullyConnected(channels, width, kernel, padding=padding)
+    if padding is not None and fc6_padding:
+        raise ValueError("fc6_padding needs padding=None: with a padded canvas fc6 has none")
+    if type(fc6_padding) is not int or not 0 <= fc6_padding <= kernel // 2:
+        raise ValueError(f"fc6_padding must be 0 to {kernel // 2}, not {fc6_padding!r}")
+    fc6 = FullyConnected(channels, width, kernel, padding=fc6_padding)
     layers: dict[str, nn.Module] = {}
     for number, conv in ((6, fc6), (7, nn.Conv2d(width, width, 1))):
         drop: dict[str, nn.Module] = {f"drop{number}": dropout_layer(dropout)}
@@ -66,25 +65,18 @@ def fully_connected(
 def vgg16(
     padding: int | None, fc6_padding: int, dropout: float, *, channels: int = 3, first: str = ""
 ) -> dict[str, nn.Module]:
-    """The layers of VGG-16 up to fc7; `first` is the name of the first convolution if it differs.
-
-    Raises:
-        ValueError: for a padding of fc6 beside one of the whole canvas, or beyond its kernel.
-    """
-    if padding is not None and fc6_padding:
-        raise ValueError("fc6_padding needs padding=None: with a padded canvas fc6 has none")
+    """The layers of VGG-16 up to fc7; `first`: the name of the first convolution, if it differs."""
     layers: dict[str, nn.Module] = {}
     for stage, widths in enumerate(STAGES, 1):
         for number, width in enumerate(widths, 1):
-            name, pad = f"{stage}_{number}", 1
-            if name == "1_1" and padding is not None:
-                pad = padding
+            name = f"{stage}_{number}"
+            pad = 1 if layers or padding is None else padding
             conv = nn.Conv2d(channels, width, 3, padding=pad)
-            layers[first if name == "1_1" and first else f"conv{name}"] = conv
+            layers[f"conv{name}" if layers or not first else first] = conv
             layers[f"relu{name}"] = nn.ReLU(inplace=True)
             channels = width
         layers[f"pool{stage}"] = nn.MaxPool2d(2, ceil_mode=True)
-    return layers | fully_connected(channels, 7, FULLY_CONNECTED, dropout, fc6_padding)
+    return layers | fully_connected(channels, 7, FULLY_CONNECTED, dropout, padding, fc6_padding)
 
 
 class FCNVGG16(SkipNet):
@@ -92,27 +84,25 @@ class FCNVGG16(SkipNet):
 
     Layers carry the names of the reference implementation. Poolings round up; the first
     convolution is padded by 100 pixels so that images of any size from 1 x 1 have a score map.
-    Score layers start at zero, upsampling is bilinear; the trunk starts at random (He) and is
-    meant to be replaced by a classifier's weights.
+    Scores start at zero, upsampling bilinear, the trunk at random (He): load a classifier's.
 
     Args:
         num_classes: C.
         stride: 32, 16 or 8: the stride of the finest scores.
         at_once: scale the skips, for training all streams from the start (stride 8).
-        geo_classes: classes of a second head, "geo" (SIFT Flow); the layers of the two are
-            named _sem and _geo.
+        geo_classes: classes of a second head, "geo" (SIFT Flow); layers are named _sem and _geo.
         padding: of the first convolution, at least 81, 73 or 69 for strides 32, 16 and 8. Weights
-            belong to one padding: the released ones to 100. None: no padded canvas; every 3 x 3
-            convolution pads its own border and maps are sampled where they lie. That halves the
-            work, for networks trained so; images are then at least 193 x 193.
-        fc6_padding: with padding=None, cells that fc6 pads: 3 for images of any size and scores
-            whose windows reach over the image's border, 0 for half the work of fc6.
+            belong to one padding: the released ones to 100. None halves the work, for networks
+            trained so: every 3 x 3 convolution pads its own border, maps are sampled where they
+            lie, and images are at least 193 x 193.
+        fc6_padding: with padding=None, cells that fc6 pads: 3 for images of any size, 0 for half
+            the work of fc6.
         dropout: behind fc6 and fc7, elementwise.
         upsampling, final_upsampling: see `set_upsampling`.
 
     Raises:
-        ValueError: on numbers of classes below 1, on another stride, on at_once without stride 8,
-            on a padding that no crop fits.
+        ValueError: on a number of classes below 1, another stride, at_once without stride 8, or a
+            padding that no crop fits.
     """
 
     def __init__(
@@ -129,18 +119,16 @@ class FCNVGG16(SkipNet):
         final_upsampling: Upsampling | None = None,
     ) -> None:
         super().__init__(num_classes, CAFFE, padding)
-        if stride not in (32, 16, 8):
-            raise ValueError(f"stride must be 32, 16 or 8, not {stride}")
+        taps = {"fc7": FULLY_CONNECTED, "pool4": STAGES[3][-1], "pool3": STAGES[2][-1]}
+        taps = taps_of_stride(stride, taps)
         if at_once and stride != 8:
             raise ValueError(f"at_once needs stride 8, not {stride}")
         self.stride, self.at_once = stride, at_once
         self.add_trunk(vgg16(padding, fc6_padding, dropout))
-        taps = {"fc7": FULLY_CONNECTED, "pool4": STAGES[3][-1], "pool3": STAGES[2][-1]}
-        count = {32: 1, 16: 2, 8: 3}[stride]
         heads = {"out": ("", num_classes)}
         if geo_classes is not None:
             check_count("geo_classes", geo_classes)
             heads = {"out": ("_sem", num_classes), "geo": ("_geo", geo_classes)}
-        self.add_heads(dict(list(taps.items())[:count]), heads)
+        self.add_heads(taps, heads)
         self.scales = AT_ONCE_SCALES if at_once else {}
         self.finish(upsampling, final_upsampling)

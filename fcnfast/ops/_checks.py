@@ -5,8 +5,6 @@ graph serves all sizes. The public functions check only what a raw op cannot be 
 need to build its arguments: Python types and ranks.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from ..geometry import SamplingGrid, Size, as_integer, as_pair, is_symbolic
 from ..tiled._tiles import compute_dtype
+from ._registry import Integers, unpacked
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -34,7 +33,6 @@ def check_tensor(x: Any, name: str, shape: str = MAP) -> None:
 
 
 def check_map(x: Tensor, name: str, shape: str = MAP) -> None:
-    """A dense floating-point tensor."""
     if x.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, not {x.dtype}")
     check_dense(x, name)
@@ -48,12 +46,11 @@ def check_device(x: Tensor, other: Tensor, x_name: str, name: str) -> None:
 
 
 def check_dense(x: Tensor, name: str) -> None:
-    """Not sparse."""
     if x.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, not {x.layout}")
 
 
-_resized = lru_cache(maxsize=1024)(SamplingGrid.resize)
+cached_resize = lru_cache(maxsize=1024)(SamplingGrid.resize)
 
 
 def grid_for(
@@ -64,22 +61,14 @@ def grid_for(
     scale_factor: float | Sequence[float] | None,
     align_corners: bool | None,
 ) -> SamplingGrid:
-    """The grid of a call: `grid`, or else what ``F.interpolate`` does with the other arguments.
-
-    Raises:
-        TypeError: when `x` is not a tensor, or `grid` not a `SamplingGrid`.
-        ValueError: for both a grid and another argument, and as `SamplingGrid.resize`.
-    """
+    """The grid of a call: `grid`, or else what ``F.interpolate`` does with the other arguments."""
     check_tensor(x, name)
     if grid is None:
         in_size = as_pair(x.shape[-2:], name)
-        if size is None or scale_factor is not None or is_symbolic(*in_size):
-            return SamplingGrid.resize(
-                in_size, size, scale_factor=scale_factor, align_corners=align_corners
-            )
-        size = as_pair(size, "size")
-        resize = SamplingGrid.resize if is_symbolic(*size) else _resized
-        return resize(in_size, size, align_corners=align_corners)
+        size = None if size is None else as_pair(size, "size")
+        cached = size is not None and scale_factor is None and not is_symbolic(*in_size, *size)
+        resize = cached_resize if cached else SamplingGrid.resize
+        return resize(in_size, size, scale_factor=scale_factor, align_corners=align_corners)
     if not isinstance(grid, SamplingGrid):
         raise TypeError(f"grid must be a SamplingGrid, not {type(grid).__name__}")
     others = {"size": size, "scale_factor": scale_factor, "align_corners": align_corners}
@@ -105,18 +94,36 @@ def grid_for_target(
 
 
 def check_on_grid(x: Tensor, grid: SamplingGrid, name: str) -> None:
-    """`grid` was made for maps of the size of `x`."""
-    if tuple(x.shape[-2:]) != grid.in_size:
-        raise ValueError(
-            f"grid was made for maps of {grid.in_size}, but {name} is {tuple(x.shape[-2:])}"
-        )
+    if (size := tuple(x.shape[-2:])) != grid.in_size:
+        raise ValueError(f"grid was made for maps of {grid.in_size}, but {name} is {size}")
 
 
-def check_result(grad_output: Tensor, grid: SamplingGrid) -> None:
-    """`grad_output` has the size of the grid's result."""
-    size = tuple(grad_output.shape[-2:])
-    if size != grid.size:
-        raise ValueError(f"grad_output must be of the grid's {grid.size}, not {size}")
+def checked_grid(x: Tensor, name: str, integers: Integers, clamp: bool) -> SamplingGrid:
+    """The grid of a raw op's arguments, which must fit the map `x`."""
+    check_map(x, name)
+    grid = unpacked(integers, clamp)
+    check_on_grid(x, grid, name)
+    return grid
+
+
+def checked_grid_for_target(
+    scores: Tensor, target: Tensor, integers: Integers, clamp: bool
+) -> SamplingGrid:
+    """The grid of a raw op's arguments, which must fit the scores and their labels."""
+    grid = checked_grid(scores, "scores", integers, clamp)
+    check_label_dtype(target.dtype, "target")
+    check_dense(target, "target")
+    check_device(scores, target, "scores", "target")
+    check_tensor(target, "target", TARGET)
+    check_on_target(scores, target, grid)
+    return grid
+
+
+def check_on_target(scores: Tensor, target: Tensor, grid: SamplingGrid) -> None:
+    """`target` is of the grid's size, one map for each image."""
+    wanted = (scores.shape[0], *grid.size)
+    if tuple(target.shape) != wanted:
+        raise ValueError(f"target must be N x H x W = {wanted}, not {tuple(target.shape)}")
 
 
 def check_skip(x: Tensor, skip: Tensor) -> None:
@@ -128,7 +135,6 @@ def check_skip(x: Tensor, skip: Tensor) -> None:
 
 
 def check_pair(values: Sequence[int], name: str) -> None:
-    """(rows, columns), as raw ops get them."""
     if len(values) != 2:
         raise ValueError(f"{name} must be (rows, columns), not {list(values)}")
 
@@ -136,19 +142,15 @@ def check_pair(values: Sequence[int], name: str) -> None:
 def check_window(skip: Sequence[int], shape: Sequence[int], offset: Sequence[int]) -> None:
     """A map of the shape `skip` (N, C, h', w') holds a window of `shape` (N, C, h, w)."""
     if tuple(skip[:2]) != tuple(shape[:2]):
-        raise ValueError(
-            f"x and skip must share batch and channels, not {tuple(shape[:2])} and "
-            f"{tuple(skip[:2])}"
-        )
+        both = f"{tuple(shape[:2])} and {tuple(skip[:2])}"
+        raise ValueError(f"x and skip must share batch and channels, not {both}")
     check_pair(offset, "offset")
     oy, ox = offset
     if oy < 0 or ox < 0:
         raise ValueError(f"offset must not be negative: {(oy, ox)}")
     if oy + shape[2] > skip[2] or ox + shape[3] > skip[3]:
-        raise ValueError(
-            f"a window of {tuple(shape[2:])} at offset {(oy, ox)} leaves the skip map of "
-            f"{tuple(skip[2:])}"
-        )
+        window = f"a window of {tuple(shape[2:])} at offset {(oy, ox)}"
+        raise ValueError(f"{window} leaves the skip map of {tuple(skip[2:])}")
 
 
 def check_weight(x: Tensor, weight: Tensor) -> None:
@@ -158,10 +160,8 @@ def check_weight(x: Tensor, weight: Tensor) -> None:
     check_device(x, weight, "x", "weight")
     channels, one, rows, columns = weight.shape
     if channels != x.shape[1] or one != 1 or rows != columns or rows < 1:
-        raise ValueError(
-            f"weight must be C x 1 x k x k with C = {x.shape[1]}, not of shape "
-            f"{tuple(weight.shape)}"
-        )
+        wanted = f"C x 1 x k x k with C = {x.shape[1]}"
+        raise ValueError(f"weight must be {wanted}, not of shape {tuple(weight.shape)}")
 
 
 def check_weight_dtype(x: Tensor, dtype: torch.dtype) -> None:
@@ -172,11 +172,7 @@ def check_weight_dtype(x: Tensor, dtype: torch.dtype) -> None:
 
 
 def check_deconv(
-    x: Sequence[int],
-    weight: Sequence[int],
-    stride: int,
-    start: Sequence[int],
-    size: Sequence[int],
+    x: Sequence[int], weight: Sequence[int], stride: int, start: Sequence[int], size: Sequence[int]
 ) -> None:
     """The shapes belong together, and the window lies within the full transposed convolution."""
     check_pair(start, "start")
@@ -194,30 +190,9 @@ def check_deconv(
         )
 
 
-def check_target(scores: Tensor, target: Tensor) -> None:
-    """Labels of an integer type on the scores' device, N x H x W."""
-    if target.dtype not in LABELS:
-        raise TypeError(f"target must be uint8, int16, int32 or int64, not {target.dtype}")
-    check_dense(target, "target")
-    check_device(scores, target, "scores", "target")
-    check_tensor(target, "target", TARGET)
-
-
-def check_target_on_grid(scores: Tensor, target: Tensor, grid: SamplingGrid) -> None:
-    """The labels are of the grid's size, one map for each image."""
-    wanted = (scores.shape[0], *grid.size)
-    if tuple(target.shape) != wanted:
-        raise ValueError(f"target must be N x H x W = {wanted}, not {tuple(target.shape)}")
-
-
-def check_reduction(reduction: str) -> None:
-    """One of REDUCTIONS."""
+def check_loss(reduction: str, label_smoothing: float) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, not {reduction!r}")
-
-
-def check_smoothing(label_smoothing: float) -> None:
-    """A number from 0 to 1."""
     if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, Real):
         raise TypeError(f"label_smoothing must be a number, not {label_smoothing!r}")
     if not 0.0 <= label_smoothing <= 1.0:
@@ -232,14 +207,11 @@ def check_class_weight(scores: Tensor, weight: Tensor) -> None:
         raise ValueError("weight must not require a gradient: the loss has none for it")
     classes, dtype = scores.shape[1], compute_dtype(scores)
     if weight.dtype != dtype or tuple(weight.shape) != (classes,):
-        raise ValueError(
-            f"weight must hold {classes} class weights in {dtype}, not {tuple(weight.shape)} in "
-            f"{weight.dtype}"
-        )
+        found = f"{tuple(weight.shape)} in {weight.dtype}"
+        raise ValueError(f"weight must hold {classes} class weights in {dtype}, not {found}")
 
 
 def check_ignore_index(ignore_index: int) -> int:
-    """An integer that int64 holds, as a Python integer."""
     ignore_index = as_integer(ignore_index, "ignore_index")
     if not -(1 << 63) <= ignore_index < 1 << 63:
         raise ValueError(f"ignore_index must fit int64, not {ignore_index}")
@@ -255,9 +227,9 @@ def _out_of_range(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
 
 
 def looks_at_labels(target: Tensor) -> bool:
-    """Whether labels are checked. A GPU's only on request, for that waits for it: FCNFAST_CHECK=1.
+    """Whether to check label values: on a CPU always, on a GPU only with FCNFAST_CHECK=1.
 
-    Never while a graph is captured.
+    Looking synchronizes with the GPU, so it never happens while a graph is captured.
     """
     if target.device.type == "cpu":
         return True
@@ -267,7 +239,9 @@ def looks_at_labels(target: Tensor) -> bool:
 
 
 def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
-    """Every label that is not ignored lies in [0, classes); looks at the values."""
+    """Every label that is not ignored lies in [0, classes), where `looks_at_labels`."""
+    if not looks_at_labels(target):
+        return
     for labels in target if target.numel() else ():  # by image: the masks stay small
         low, high = (int(v) for v in torch.aminmax(labels))
         if low >= 0 and high < classes:
@@ -284,7 +258,6 @@ def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
 
 
 def check_out(scores: Tensor, out: Tensor) -> None:
-    """int64 counts on the scores' device."""
     if not isinstance(out, Tensor) or out.dtype != torch.int64:
         kind = out.dtype if isinstance(out, Tensor) else type(out).__name__
         raise TypeError(f"out must be an int64 tensor, not {kind}")
@@ -294,27 +267,22 @@ def check_out(scores: Tensor, out: Tensor) -> None:
 
 def check_counts(out: Tensor, classes: int) -> None:
     """Counts of C classes: C x C, or a row more for the labels that are no class."""
-    if classes < 1:
-        raise ValueError("scores must have at least one class")
+    check_classes(classes, out.dtype, "out")
     if tuple(out.shape) not in ((classes, classes), (classes + 1, classes)):
-        raise ValueError(
-            f"out must be {classes} x {classes} or {classes + 1} x {classes} counts, not of shape "
-            f"{tuple(out.shape)}"
-        )
+        wanted = f"{classes} x {classes} or {classes + 1} x {classes} counts"
+        raise ValueError(f"out must be {wanted}, not of shape {tuple(out.shape)}")
     strides = sorted(zip(out.stride(), out.shape, strict=True))
     (inner, length), (outer, _) = ((s, n) for s, n in strides)
     if out.numel() > 1 and (inner == 0 or outer < inner * length):
         raise ValueError(f"out must have a place for every count, not strides {out.stride()}")
 
 
-def check_label_dtype(dtype: torch.dtype) -> None:
-    """A type for the labels that an op makes."""
+def check_label_dtype(dtype: torch.dtype, name: str) -> None:
     if dtype not in LABELS:
-        raise TypeError(f"dtype must be uint8, int16, int32 or int64, not {dtype}")
+        raise TypeError(f"{name} must be uint8, int16, int32 or int64, not {dtype}")
 
 
 def check_classes(classes: int, dtype: torch.dtype, name: str) -> None:
-    """There is a class, and integers of `dtype` can name them all."""
     if classes < 1:
         raise ValueError("scores must have at least one class")
     if classes - 1 > torch.iinfo(dtype).max:

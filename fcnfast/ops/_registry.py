@@ -4,8 +4,6 @@ A raw op takes its grid as integers. It is registered for every device; its body
 launcher for CUDA tensors and the plain-torch implementation in `tiled` for all others.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,11 +55,7 @@ def _checked(name: str, source: str) -> str:
 
 @torch.compiler.assume_constant_result
 def forced() -> str | None:
-    """The backend that is forced, if one is.
-
-    Raises:
-        ValueError: when FCNFAST_BACKEND is not the name of a backend.
-    """
+    """The backend that is forced, if one is; ValueError for another FCNFAST_BACKEND."""
     if _forced is not None:
         return _forced
     variable = os.environ.get("FCNFAST_BACKEND")
@@ -75,9 +69,8 @@ def _has_triton() -> bool:
 
 @lru_cache(maxsize=1024)
 def _fits_int32(grid: SamplingGrid) -> bool:
-    """Whether the kernels compute the grid's positions: in int32, also a block beyond an axis.
-
-    Remainders must fit in the 24 bits of a float32.
+    """Whether positions, also a block beyond an axis, fit the kernels' int32, and remainders the
+    24 bits of a float32.
     """
     axes = zip(grid.in_size, grid.size, grid.num, grid.off, grid.den, strict=True)
     return all(
@@ -89,12 +82,8 @@ def _fits_int32(grid: SamplingGrid) -> bool:
 def uses_triton(backend: str | None, x: Tensor, grid: SamplingGrid | None = None) -> bool:
     """Whether the Triton launcher runs an op of the map `x` at `grid`.
 
-    The kernels compute in float32 and int32: without a forced backend, plain torch takes float64
-    maps and grids of larger positions.
-
-    Raises:
-        ValueError: when `backend` is not the name of one, or when Triton is forced but not
-            installed, or for what its kernels do not take.
+    The kernels compute in float32 and int32: plain torch takes float64 maps and larger positions,
+    but ValueError where Triton is forced.
     """
     if backend is None:
         if x.device.type != "cuda" or x.dtype == torch.float64 or not _has_triton():
@@ -110,7 +99,7 @@ def uses_triton(backend: str | None, x: Tensor, grid: SamplingGrid | None = None
         raise ValueError("Triton is forced, but its kernels do not take float64 maps")
     if grid is not None and not _fits_int32(grid):
         raise ValueError(
-            f"Triton is forced, but its kernels compute in int32: too small for {grid}"
+            f"Triton is forced, but its kernels compute in int32, too small for {grid}"
         )
     return True
 
@@ -129,11 +118,7 @@ def _unpacked(integers: tuple[int, ...], clamp: bool) -> SamplingGrid:
 
 
 def unpacked(integers: Integers, clamp: bool) -> SamplingGrid:
-    """The grid of a raw op's arguments, in lowest terms.
-
-    Raises:
-        ValueError: when the integers are not those of a grid.
-    """
+    """The grid of a raw op's arguments, in lowest terms; ValueError where they are not a grid's."""
     if len(integers) != 10:
         raise ValueError(f"grid must be in_size, size, num, off, den: 10 integers, not {integers}")
     return _unpacked(tuple(integers), clamp)
@@ -172,13 +157,8 @@ def define(
 
     # torch.func differentiates an autograd.Function, but not an op of register_autograd. This key
     # is met while one of its transforms is active, and only then.
-    methods = {
-        "forward": lambda *args: op(*args),
-        "setup_context": setup,
-        "backward": backward,
-        "vmap": _one_by_one(entry or op),
-        "jvp": refuse,
-    }
+    methods = {"forward": lambda *args: op(*args), "setup_context": setup, "backward": backward}
+    methods |= {"vmap": _one_by_one(entry or op), "jvp": refuse}
     statics = {key: staticmethod(method) for key, method in methods.items()}
     function: Any = type(name, (torch.autograd.Function,), statics)
     LIBRARY.impl(op, function.apply, "FuncTorchDynamicLayerFrontMode")
@@ -213,10 +193,7 @@ def _register(schema: str, body: Callable[..., Any], fake: Callable[..., Any]) -
 
 
 def _one_by_one(call: Callable[..., Any], in_place: bool = False) -> Callable[..., tuple[Any, Any]]:
-    """The rule for torch.func.vmap (see ``torch.library.register_vmap``): a call for each entry.
-
-    in_place: the call changes its first argument and returns nothing.
-    """
+    """The rule for torch.func.vmap: a call for each entry, which may change its first argument."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         if in_place and in_dims[0] is None:

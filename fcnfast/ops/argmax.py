@@ -1,9 +1,7 @@
 """Upsampling fused with the argmax: from coarse scores to a label map."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -11,17 +9,8 @@ from torch import Tensor
 from ..geometry import SamplingGrid, Size
 from ..tiled import argmax as tiled
 from ..tiled._tiles import compute_dtype
-from ._checks import check_classes, check_label_dtype, check_map, check_on_grid, grid_for
-from ._registry import (
-    BACKEND,
-    GRID,
-    Integers,
-    define_without_gradient,
-    forced,
-    packed,
-    unpacked,
-    uses_triton,
-)
+from ._checks import check_classes, check_label_dtype, checked_grid, grid_for
+from ._registry import BACKEND, GRID, Integers, define_without_gradient, forced, packed, uses_triton
 
 
 def _forward(
@@ -32,10 +21,8 @@ def _forward(
     confidence: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    check_map(scores, "scores")
-    check_label_dtype(dtype)
-    sampled = unpacked(grid, clamp)
-    check_on_grid(scores, sampled, "scores")
+    sampled = checked_grid(scores, "scores", grid, clamp)
+    check_label_dtype(dtype, "dtype")
     check_classes(scores.shape[1], dtype, "labels")
     if uses_triton(backend, scores, sampled):
         from ..kernels import argmax as triton
@@ -47,12 +34,7 @@ def _forward(
 
 
 def _fake(
-    scores: Tensor,
-    grid: Integers,
-    clamp: bool,
-    dtype: torch.dtype,
-    confidence: bool,
-    backend: str | None,
+    scores: Tensor, grid: Integers, clamp: bool, dtype: torch.dtype, confidence: bool, _: Any
 ) -> tuple[Tensor, Tensor]:
     shape = (scores.shape[0], *grid[2:4])
     labels = scores.new_empty(shape, dtype=dtype)
@@ -122,7 +104,7 @@ def upsample_argmax(
         ValueError: as `upsample`, and for more classes than `dtype` can name (256 in uint8).
     """
     grid = grid_for(scores, "scores", grid, size, scale_factor, align_corners)
-    check_label_dtype(dtype)
+    check_label_dtype(dtype, "dtype")
     if not isinstance(confidence, bool):
         raise TypeError(f"confidence must be True or False, not {confidence!r}")
     labels, probability = _argmax(scores, *packed(grid), dtype, confidence, forced())

@@ -1,7 +1,5 @@
 """Upsampling fused with the argmax and the count of a confusion matrix."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -13,24 +11,11 @@ from ._checks import (
     check_counts,
     check_ignore_index,
     check_labels,
-    check_map,
-    check_on_grid,
     check_out,
-    check_target,
-    check_target_on_grid,
+    checked_grid_for_target,
     grid_for_target,
-    looks_at_labels,
 )
-from ._registry import (
-    BACKEND,
-    GRID,
-    Integers,
-    define_without_gradient,
-    forced,
-    packed,
-    unpacked,
-    uses_triton,
-)
+from ._registry import BACKEND, GRID, Integers, define_without_gradient, forced, packed, uses_triton
 
 
 def _add(
@@ -42,14 +27,10 @@ def _add(
     ignore_index: int,
     backend: str | None,
 ) -> None:
-    check_map(scores, "scores")
-    check_target(scores, target)
+    sampled, classes = checked_grid_for_target(scores, target, grid, clamp), scores.shape[1]
     check_out(scores, out)
-    sampled, classes = unpacked(grid, clamp), scores.shape[1]
-    check_on_grid(scores, sampled, "scores")
-    check_target_on_grid(scores, target, sampled)
     check_counts(out, classes)
-    if out.shape[0] == classes and looks_at_labels(target):
+    if out.shape[0] == classes:
         check_labels(target, classes, ignore_index)
     if uses_triton(backend, scores, sampled):
         from ..kernels import confusion as triton
@@ -105,8 +86,7 @@ def upsample_confusion(
     grid = grid_for_target(scores, target, grid, scale_factor, align_corners)
     ignore_index = check_ignore_index(ignore_index)
     if out is None:
-        classes = scores.shape[1]
-        out = scores.new_zeros((classes, classes), dtype=torch.int64)
+        out = scores.new_zeros((scores.shape[1],) * 2, dtype=torch.int64)
     else:
         check_out(scores, out)
     _confusion(out, scores, target, *packed(grid), ignore_index, forced())

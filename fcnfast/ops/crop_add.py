@@ -1,14 +1,12 @@
 """The skip fusion of an FCN: add a window of a finer map (section 4.2 of the paper)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor
 
 from ..geometry import Size, as_pair
 from ..tiled import crop_add as tiled
-from ..tiled._formats import empty_like
+from ..tiled._tiles import empty_like
 from ._checks import check_device, check_map, check_pair, check_skip, check_tensor, check_window
 from ._registry import BACKEND, Integers, define, forced, uses_triton
 

@@ -1,7 +1,5 @@
 """Upsampling fused with the softmax cross-entropy: full-resolution logits are never written."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,24 +8,19 @@ from torch import Tensor
 
 from ..geometry import SamplingGrid
 from ..tiled import cross_entropy as tiled
-from ..tiled._formats import empty_like, is_channels_last, memory_format
-from ..tiled._tiles import compute_dtype
+from ..tiled._tiles import compute_dtype, empty_like, is_channels_last, memory_format
 from ._checks import (
     check_class_weight,
     check_classes,
     check_device,
     check_ignore_index,
     check_labels,
-    check_map,
-    check_on_grid,
-    check_reduction,
-    check_smoothing,
-    check_target,
-    check_target_on_grid,
+    check_loss,
+    check_on_target,
+    checked_grid_for_target,
     grid_for_target,
-    looks_at_labels,
 )
-from ._registry import BACKEND, GRID, Integers, define, forced, packed, unpacked, uses_triton
+from ._registry import BACKEND, GRID, Integers, define, forced, packed, uses_triton
 
 Reduction = Literal["mean", "sum", "none", "batch"]
 
@@ -53,38 +46,23 @@ def _forward(
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (loss, scale, unscaled gradient of the scores)."""
-    check_map(scores, "scores")
-    check_target(scores, target)
-    check_reduction(reduction)
-    check_smoothing(label_smoothing)
-    sampled, classes = unpacked(grid, clamp), scores.shape[1]
-    check_on_grid(scores, sampled, "scores")
-    check_target_on_grid(scores, target, sampled)
-    check_classes(classes, target.dtype, "target")
+    sampled = checked_grid_for_target(scores, target, grid, clamp)
+    check_loss(reduction, label_smoothing)
+    check_classes(scores.shape[1], target.dtype, "target")
     if weight is not None:
         check_class_weight(scores, weight)
-    if looks_at_labels(target):
-        check_labels(target, classes, ignore_index)
+    check_labels(target, scores.shape[1], ignore_index)
     run = _implementation(backend, scores, sampled).forward
-    settings = (ignore_index, reduction, label_smoothing, with_gradient)
-    loss, scale, gradient = run(scores, target, weight, sampled, *settings)
+    loss, scale, gradient = run(
+        scores, target, weight, sampled, ignore_index, reduction, label_smoothing, with_gradient
+    )
     if gradient is scale:  # one empty tensor for both, but an op's results must differ
         gradient = torch.empty_like(scale)
     return loss, scale, gradient
 
 
-def _fake(
-    scores: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    grid: Integers,
-    clamp: bool,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    with_gradient: bool,
-    backend: str | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(scores: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, reduction, _, with_gradient, backend = settings
     per_pixel = reduction == "none"
 
     def empty(*shape: int) -> Tensor:
@@ -130,11 +108,7 @@ def _of_entry(scores: Tensor, *args: Any) -> Any:
 
 
 def _scaled(
-    grad_output: Tensor,
-    scores: Tensor,
-    gradient: Tensor,
-    scale: Tensor,
-    backend: str | None,
+    grad_output: Tensor, scores: Tensor, gradient: Tensor, scale: Tensor, backend: str | None
 ) -> Tensor:
     if gradient.shape != scores.shape:
         raise ValueError(
@@ -156,19 +130,16 @@ def _pixel_gradient(
     label_smoothing: float,
     backend: str | None,
 ) -> Tensor:
-    check_map(scores, "scores")
-    check_target(scores, target)
-    sampled = unpacked(grid, clamp)
-    check_on_grid(scores, sampled, "scores")
-    check_target_on_grid(scores, target, sampled)
-    check_target_on_grid(scores, grad_output, sampled)
-    check_smoothing(label_smoothing)
+    sampled = checked_grid_for_target(scores, target, grid, clamp)
+    check_on_target(scores, grad_output, sampled)
+    check_loss("none", label_smoothing)
     if weight is not None:
         check_class_weight(scores, weight)
     run = _implementation(backend, scores, sampled).per_pixel_gradient
     nothing = scores.new_empty(0, dtype=compute_dtype(scores))
-    settings = (ignore_index, label_smoothing, nothing)
-    result = run(scores, target, weight, sampled, *settings, grad_output)
+    result = run(
+        scores, target, weight, sampled, ignore_index, label_smoothing, nothing, grad_output
+    )
     return result.contiguous(memory_format=memory_format(scores))
 
 
@@ -251,8 +222,7 @@ def upsample_cross_entropy(
     """
     grid = grid_for_target(scores, target, grid, scale_factor, align_corners)
     ignore_index = check_ignore_index(ignore_index)
-    check_reduction(reduction)
-    check_smoothing(label_smoothing)
+    check_loss(reduction, label_smoothing)
     if weight is not None:
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
             kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__

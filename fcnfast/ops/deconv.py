@@ -1,7 +1,5 @@
 """A learnable upsampling: the depthwise transposed convolution of an FCN, with its crop."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -9,7 +7,7 @@ from torch import Tensor
 
 from ..geometry import Size, as_integer, as_pair, deconv_size
 from ..tiled import deconv as tiled
-from ..tiled._formats import empty_like, memory_format
+from ..tiled._tiles import empty_like, memory_format
 from ._checks import (
     FILTERS,
     check_deconv,
@@ -31,12 +29,7 @@ def _implementation(backend: str | None, x: Tensor) -> Any:
 
 
 def _forward(
-    x: Tensor,
-    weight: Tensor,
-    stride: int,
-    start: Integers,
-    size: Integers,
-    backend: str | None,
+    x: Tensor, weight: Tensor, stride: int, start: Integers, size: Integers, backend: str | None
 ) -> Tensor:
     check_map(x, "x")
     check_weight(x, weight)
@@ -45,21 +38,21 @@ def _forward(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, ctx.stride, ctx.start, _, ctx.backend = inputs
-    ctx.in_size, ctx.kernel, ctx.dtype = x.shape[-2:], weight.shape[-1], weight.dtype
-    for_x, for_weight = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
+    """Of all three ops, each linear in two tensors, whose gradients are the two others."""
+    a, b, ctx.stride, ctx.start, *_, ctx.backend = inputs
+    ctx.a_size, ctx.b_size, ctx.b_dtype = a.shape[-2:], b.shape[-2:], b.dtype
+    for_a, for_b = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(a if for_b else None, b if for_a else None)
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
-    place = (ctx.stride, ctx.start)
-    grad_x = grad_weight = None
+    place, kernel = (ctx.stride, ctx.start), ctx.b_size[0]
     if weight is not None:
-        grad_x = _input_gradient(grad_output, weight, *place, ctx.in_size, ctx.backend)
+        weight = _input_gradient(grad_output, weight, *place, ctx.a_size, ctx.backend)
     if x is not None:
-        grad_weight = _weight_gradient(grad_output, x, *place, ctx.kernel, ctx.dtype, ctx.backend)
-    return grad_x, grad_weight, None, None, None, None
+        x = _weight_gradient(grad_output, x, *place, kernel, ctx.b_dtype, ctx.backend)
+    return weight, x, None, None, None, None
 
 
 def _input_forward(
@@ -79,23 +72,14 @@ def _input_forward(
     return result.contiguous(memory_format=memory_format(grad_output))
 
 
-def _input_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad_output, weight, ctx.stride, ctx.start, _, ctx.backend = inputs
-    ctx.size, ctx.kernel, ctx.dtype = grad_output.shape[-2:], weight.shape[-1], weight.dtype
-    for_grad, for_weight = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(grad_output if for_weight else None, weight if for_grad else None)
-
-
 def _input_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # <grad, input_gradient(grad_output, weight)> = <deconv(grad, weight), grad_output>
     grad_output, weight = ctx.saved_tensors
-    place = (ctx.stride, ctx.start)
+    place, kernel = (ctx.stride, ctx.start), ctx.b_size[0]
     if weight is not None:
-        weight = _deconv(grad, weight, *place, ctx.size, ctx.backend)
+        weight = _deconv(grad, weight, *place, ctx.a_size, ctx.backend)
     if grad_output is not None:
-        grad_output = _weight_gradient(
-            grad_output, grad, *place, ctx.kernel, ctx.dtype, ctx.backend
-        )
+        grad_output = _weight_gradient(grad_output, grad, *place, kernel, ctx.b_dtype, ctx.backend)
     return weight, grad_output, None, None, None, None
 
 
@@ -121,23 +105,9 @@ def _weight_forward(
     return run(grad_output, x, stride, start, kernel, dtype).contiguous()
 
 
-def _weight_fake(
-    grad_output: Tensor,
-    x: Tensor,
-    stride: int,
-    start: Integers,
-    kernel: int,
-    dtype: torch.dtype,
-    backend: str | None,
-) -> Tensor:
+def _weight_fake(grad_output: Tensor, x: Tensor, *settings: Any) -> Tensor:
+    *_, kernel, dtype, _ = settings
     return x.new_empty((x.shape[1], 1, kernel, kernel), dtype=dtype)
-
-
-def _weight_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad_output, x, ctx.stride, ctx.start, _, _, ctx.backend = inputs
-    ctx.size, ctx.in_size = grad_output.shape[-2:], x.shape[-2:]
-    for_grad, for_x = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(grad_output if for_x else None, x if for_grad else None)
 
 
 def _weight_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -145,9 +115,9 @@ def _weight_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_output, x = ctx.saved_tensors
     place = (ctx.stride, ctx.start)
     if x is not None:
-        x = _deconv(x, grad, *place, ctx.size, ctx.backend)
+        x = _deconv(x, grad, *place, ctx.a_size, ctx.backend)
     if grad_output is not None:
-        grad_output = _input_gradient(grad_output, grad, *place, ctx.in_size, ctx.backend)
+        grad_output = _input_gradient(grad_output, grad, *place, ctx.b_size, ctx.backend)
     return x, grad_output, None, None, None, None, None
 
 
@@ -164,7 +134,7 @@ _input_gradient = define(
     f"SymInt[] in_size, {BACKEND}) -> Tensor",
     _input_forward,
     lambda grad, weight, stride, start, size, *_: empty_like(grad, (*grad.shape[:2], *size)),
-    _input_setup,
+    _setup,
     _input_backward,
 )
 _weight_gradient = define(
@@ -172,7 +142,7 @@ _weight_gradient = define(
     f"ScalarType dtype, {BACKEND}) -> Tensor",
     _weight_forward,
     _weight_fake,
-    _weight_setup,
+    _setup,
     _weight_backward,
 )
 

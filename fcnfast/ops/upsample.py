@@ -1,7 +1,5 @@
 """Bilinear upsampling at a `SamplingGrid`, and one fusion step of an FCN built on it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,15 +7,14 @@ from torch import Tensor
 
 from ..geometry import SamplingGrid, Size, as_pair
 from ..tiled import upsample as tiled
-from ..tiled._formats import empty_like
+from ..tiled._tiles import empty_like
 from ._checks import (
     check_device,
     check_map,
-    check_on_grid,
-    check_result,
     check_skip,
     check_tensor,
     check_window,
+    checked_grid,
     grid_for,
 )
 from ._registry import BACKEND, GRID, Integers, define, forced, packed, unpacked, uses_triton
@@ -25,9 +22,7 @@ from .crop_add import backward_skip
 
 
 def _forward(x: Tensor, grid: Integers, clamp: bool, backend: str | None) -> Tensor:
-    check_map(x, "x")
-    sampled = unpacked(grid, clamp)
-    check_on_grid(x, sampled, "x")
+    sampled = checked_grid(x, "x", grid, clamp)
     if uses_triton(backend, x, sampled):
         from ..kernels import upsample as triton
 
@@ -46,7 +41,8 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 def _adjoint(grad_output: Tensor, grid: Integers, clamp: bool, backend: str | None) -> Tensor:
     check_map(grad_output, "grad_output")
     sampled = unpacked(grid, clamp)
-    check_result(grad_output, sampled)
+    if (size := tuple(grad_output.shape[-2:])) != sampled.size:
+        raise ValueError(f"grad_output must be of the grid's {sampled.size}, not {size}")
     if uses_triton(backend, grad_output, sampled):
         from ..kernels import upsample_backward as triton
 
@@ -59,17 +55,10 @@ def _adjoint_backward(ctx: Any, grad_input: Tensor) -> tuple[Tensor | None, ...]
 
 
 def _fused(
-    x: Tensor,
-    skip: Tensor,
-    grid: Integers,
-    clamp: bool,
-    offset: Integers,
-    backend: str | None,
+    x: Tensor, skip: Tensor, grid: Integers, clamp: bool, offset: Integers, backend: str | None
 ) -> Tensor:
-    check_map(x, "x")
+    sampled = checked_grid(x, "x", grid, clamp)
     check_skip(x, skip)
-    sampled = unpacked(grid, clamp)
-    check_on_grid(x, sampled, "x")
     check_window(skip.shape, (*x.shape[:2], *sampled.size), offset)
     if uses_triton(backend, x, sampled):
         from ..kernels import upsample as triton

@@ -1,9 +1,8 @@
 """Section 3 of the paper, for any torch network: what units see, dense outputs, sampled losses."""
 
-from .deconvolutions import stacked_deconvolutions
 from .dense import convolutionalize, rarefy, shift_and_stitch
 from .fields import Layer, Trace, receptive_field, trace
-from .sampling import sample_patches
+from .training import sample_patches, stacked_deconvolutions
 
 __all__ = [
     "Layer",

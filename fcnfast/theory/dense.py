@@ -1,7 +1,5 @@
 """Dense outputs: classifiers as convolutions, filter rarefaction, shift-and-stitch (3.1, 3.2)."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections import OrderedDict
@@ -12,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.decoder import single
 from .fields import check_module, trace
 
 # Layers that act on each value, or each channel, by itself: the same on maps as on vectors.
@@ -87,9 +86,8 @@ def _fixed_pool(pool: nn.Module, size: tuple[int, int], name: str) -> nn.Module 
     if out == list(size):
         return None
     if any(n % w for n, w in zip(size, out, strict=True)):
-        raise ValueError(
-            f"{name} pools {size} to {tuple(out)}: at another size that is no fixed window"
-        )
+        pools = f"{name} pools {size} to {tuple(out)}"
+        raise ValueError(f"{pools}: at another size that is no fixed window")
     window = (size[0] // out[0], size[1] // out[1])
     return nn.AvgPool2d(window, stride=window if out != [1, 1] else 1)
 
@@ -97,10 +95,9 @@ def _fixed_pool(pool: nn.Module, size: tuple[int, int], name: str) -> nn.Module 
 def convolutionalize(classifier: nn.Module, input_size: int | tuple[int, int]) -> nn.Sequential:
     """A classifier as a fully convolutional network (section 3.1 of the paper).
 
-    Its fully connected layers become convolutions, the first with a kernel as large as the map
-    that it reads. At `input_size` the result is the classifier's own, N x K x 1 x 1; of a larger
-    image it is a grid of outputs, that of each window of `input_size` where the classifier pads
-    nothing.
+    Its fully connected layers become convolutions, the first with a kernel as large as its map.
+    At `input_size` the result is the classifier's own, N x K x 1 x 1. A larger image gives a grid
+    of outputs, one for each window of `input_size` where the classifier pads nothing.
 
     Args:
         classifier: layers one after another (as in torchvision's AlexNet, VGG and ResNet: the
@@ -108,9 +105,9 @@ def convolutionalize(classifier: nn.Module, input_size: int | tuple[int, int]) -
         input_size: (H, W) of the images that it was trained on.
 
     Raises:
-        TypeError: for what is no network.
-        ValueError: when the children in order are not what the classifier does, when it has no
-            linear layer, or a layer after it has no form on maps.
+        TypeError: when `classifier` is not a network.
+        ValueError: when running the children in order is not what it does, it has no linear layer,
+            or a later layer has no form on maps.
     """
     check_module("classifier", classifier)
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
@@ -171,13 +168,6 @@ class _DilatedAvgPool(nn.Module):
         return F.conv2d(x, weight, padding=self.padding, dilation=self.dilation, groups=channels)
 
 
-def _single(value: int | tuple[int, ...], name: str) -> int:
-    values = set(value) if isinstance(value, tuple) else {value}
-    if len(values) != 1:
-        raise ValueError(f"{name} differs between rows and columns: {value}")
-    return values.pop()
-
-
 def _rarefied(module: nn.Module, name: str, rate: int, unstrided: bool) -> nn.Module:
     """A layer with its taps `rate` times as far apart; without its stride if `unstrided`."""
     if isinstance(module, nn.Conv2d):
@@ -185,25 +175,24 @@ def _rarefied(module: nn.Module, name: str, rate: int, unstrided: bool) -> nn.Mo
             raise ValueError(f"{name} pads {module.padding!r}: give the padding as a number")
         module.dilation = tuple(rate * d for d in module.dilation)
         module.padding = tuple(rate * p for p in module.padding)
-        module._reversed_padding_repeated_twice = [  # what other padding modes read
-            p for p in reversed(module.padding) for _ in range(2)
-        ]
+        twice = [p for p in reversed(module.padding) for _ in range(2)]
+        module._reversed_padding_repeated_twice = twice  # what other padding modes read
         module.stride = (1, 1) if unstrided else module.stride
     elif isinstance(module, nn.MaxPool2d):
         stride = module.stride
-        module.dilation = rate * _single(module.dilation, f"{name}.dilation")
-        module.padding = rate * _single(module.padding, f"{name}.padding")
+        module.dilation = rate * single(module.dilation, f"{name}.dilation")
+        module.padding = rate * single(module.padding, f"{name}.padding")
         module.stride = 1 if unstrided else stride
         if unstrided:
             module.ceil_mode = False  # no window is cut at stride 1
     elif isinstance(module, nn.AvgPool2d):
         if rate == 1:
             module.stride = 1 if unstrided else module.stride
-        elif not unstrided and _single(module.stride, f"{name}.stride") != 1:
+        elif not unstrided and single(module.stride, f"{name}.stride") != 1:
             raise ValueError(f"{name}: an average pooling cannot keep its stride and be dilated")
         else:
-            kernel = _single(module.kernel_size, f"{name}.kernel_size")
-            padding = rate * _single(module.padding, f"{name}.padding")
+            kernel = single(module.kernel_size, f"{name}.kernel_size")
+            padding = rate * single(module.padding, f"{name}.padding")
             if padding and not module.count_include_pad:
                 raise ValueError(f"{name} leaves its padding out of the mean: no dilated form")
             return _DilatedAvgPool(kernel, rate, padding)
@@ -214,16 +203,15 @@ def rarefy(model: nn.Module, layer: str | None = None) -> nn.Module:
     """Filter rarefaction: a layer's stride is removed, and the taps of all after it move apart.
 
     The paper's f'_ij = f_(i/s)(j/s) where s divides both, and 0 elsewhere, is a dilation by s
-    (section 3.2). The result of a network of stride f becomes f times as fine; its values at
-    every f-th place are those from before, at the borders too where nothing is padded.
+    (section 3.2). The result of a network of stride f becomes f times as fine; every f-th value is
+    as before, at the borders too where nothing is padded.
 
     Args:
         model: any network of convolutions and poolings; copied, not changed.
         layer: the dotted name of the layer whose stride goes; None for every one.
 
     Raises:
-        ValueError: when there is no such layer, it has no stride, or a layer has no form with its
-            taps apart.
+        ValueError: when there is no such layer, it has no stride, or a layer cannot be dilated.
     """
     before = {seen.name: seen for seen in trace(model).layers}
     if layer is not None:
@@ -232,7 +220,7 @@ def rarefy(model: nn.Module, layer: str | None = None) -> nn.Module:
     removed = 0
     for name, module in list(result.named_modules()):
         if isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)) and layer in (None, name):
-            stride = _single(module.stride, f"{name}.stride")
+            stride = single(module.stride, f"{name}.stride")
             if stride > 1:
                 removed += 1
                 module.stride = (1, 1) if isinstance(module, nn.Conv2d) else 1
@@ -258,8 +246,7 @@ def rarefy(model: nn.Module, layer: str | None = None) -> nn.Module:
 def shift_and_stitch(model: nn.Module, images: Tensor) -> Tensor:
     """Dense outputs from a network of stride f by f x f shifted runs, interlaced (section 3.2).
 
-    Equal to those of ``rarefy(model)`` where the network pads nothing; padding moves with the
-    shifts, so that borders differ otherwise.
+    Equal to those of ``rarefy(model)``, but for borders that the network pads.
 
     Args:
         model: a network of one output, N x K x h x w.
@@ -269,9 +256,8 @@ def shift_and_stitch(model: nn.Module, images: Tensor) -> Tensor:
         N x K x (H - F + 1) x (W - F + 1) for a network without padding and a receptive field F.
 
     Raises:
-        TypeError: for what is no network or no tensor.
-        ValueError: for images of another rank, when the output's stride is no integer, or when an
-            image is smaller than the shifts need.
+        TypeError: for anything but a network and a tensor.
+        ValueError: for images of another rank or too small a size, or a fractional output stride.
     """
     check_module("model", model)
     if not isinstance(images, Tensor):
@@ -285,16 +271,11 @@ def shift_and_stitch(model: nn.Module, images: Tensor) -> Tensor:
     if stride.denominator != 1 or stride < 1:
         raise ValueError(f"the network's output has stride {stride}: it must be an integer")
     f = int(stride)
-    parts = {}
-    for a in range(f):
-        for b in range(f):
-            try:
-                parts[a, b] = model(images[..., a:, b:])
-            except RuntimeError as error:
-                raise ValueError(
-                    f"images of {tuple(images.shape[2:])} are too small for shifts up to {f - 1}: "
-                    f"{error}"
-                ) from error
+    try:
+        parts = {(a, b): model(images[..., a:, b:]) for a in range(f) for b in range(f)}
+    except RuntimeError as error:
+        small = f"images of {tuple(images.shape[2:])} are too small for shifts up to {f - 1}"
+        raise ValueError(f"{small}: {error}") from error
     height = max(f * (part.shape[2] - 1) + a + 1 for (a, _), part in parts.items())
     width = max(f * (part.shape[3] - 1) + b + 1 for (_, b), part in parts.items())
     first = parts[0, 0]

@@ -4,13 +4,12 @@ Every operation that the network carries out is seen as it happens, and maps the
 reads to the field of what it gives; so skips, branches and functions that are no modules count.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..geometry import ReceptiveField, SamplingGrid
 from ..models.base import FCN
+from ..models.decoder import single
 
 # Large enough for the fields of the paper's networks; nothing is computed, so it costs nothing.
 INPUT_SIZE = 1024
@@ -34,7 +34,7 @@ class Layer:
         kind: its class.
         shape: of its result, without the batch: channels x height x width.
         field: receptive field, stride and offset of its units; None where the map has no place
-            on the image any more (after global pooling, for instance).
+            on the image, as after global pooling.
         parameters: how many of its own.
         given: the field of what it read.
     """
@@ -62,24 +62,13 @@ class Trace:
     macs: int
 
     def layer(self, name: str) -> Layer:
-        """The layer of that name.
-
-        Raises:
-            ValueError: when the network ran none; the nearest names are offered.
-        """
+        """The layer of that name; ValueError when the network ran none, with the nearest names."""
         for layer in self.layers:
             if layer.name == name:
                 return layer
         near = difflib.get_close_matches(name, [layer.name for layer in self.layers])
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"the network ran no layer {name!r}{hint}")
-
-
-def _square(values: Sequence[int], what: str) -> int:
-    """The one value of a pair of equal ones."""
-    if len(set(values)) != 1:
-        raise ValueError(f"a {what} of {tuple(values)} differs between rows and columns")
-    return values[0]
 
 
 def _sampled(field: ReceptiveField, num: int, off: int, den: int) -> ReceptiveField:
@@ -103,30 +92,27 @@ def _union(fields: Sequence[ReceptiveField]) -> ReceptiveField:
 
 def _convolution(field: ReceptiveField, args: Sequence[Any]) -> ReceptiveField:
     _, weight, _, stride, padding, dilation, transposed = args[:7]
-    kernel = _square(weight.shape[2:], "kernel")
-    step, pad = _square(stride, "stride"), _square(padding, "padding")
+    kernel = single(weight.shape[2:], "kernel")
+    step, pad = single(stride, "stride"), single(padding, "padding")
     if transposed:
         return field.deconv(kernel, step, pad)
-    return field.conv(kernel, step, pad, _square(dilation, "dilation"))
+    return field.conv(kernel, step, pad, single(dilation, "dilation"))
 
 
 def _pooling(field: ReceptiveField, args: Sequence[Any], dilated: bool) -> ReceptiveField:
-    kernel = _square(args[1], "window")
+    kernel = single(args[1], "window")
     # Arguments at the end may be left out; a stride of [] is the window's size.
-    stride = _square(args[2], "stride") if len(args) > 2 and args[2] else kernel
-    padding = _square(args[3], "padding") if len(args) > 3 else 0
-    dilation = _square(args[4], "dilation") if dilated and len(args) > 4 else 1
+    stride = single(args[2], "stride") if len(args) > 2 and args[2] else kernel
+    padding = single(args[3], "padding") if len(args) > 3 else 0
+    dilation = single(args[4], "dilation") if dilated and len(args) > 4 else 1
     return field.conv(kernel, stride, padding, dilation)
 
 
 def _resized(field: ReceptiveField, x: Tensor, out: Tensor, args: Sequence[Any]) -> ReceptiveField:
     """After ``F.interpolate(mode="bilinear")``."""
     scales = [s for s in args[3:5] if s is not None]
-    grid = (
-        SamplingGrid.resize(x.shape[2:], scale_factor=scales, align_corners=args[2])
-        if scales and not args[2]
-        else SamplingGrid.resize(x.shape[2:], out.shape[2:], align_corners=args[2])
-    )
+    given: Any = {"scale_factor": scales} if scales and not args[2] else {"size": out.shape[2:]}
+    grid = SamplingGrid.resize(x.shape[2:], align_corners=args[2], **given)
     return _sampled(field, grid.num[0], grid.off[0], grid.den[0])
 
 
@@ -177,7 +163,7 @@ class _Watch(TorchDispatchMode):
                 grid = args[1]
                 return _sampled(field, grid[4], grid[6], grid[8])
             if name == "fcnfast::deconv":
-                kernel = _square(args[1].shape[2:], "kernel")
+                kernel = single(args[1].shape[2:], "kernel")
                 return field.deconv(kernel, args[2], args[3][0])
             if name == "fcnfast::upsample_crop_add":
                 grid, skip = args[2], self.get(args[1])
@@ -187,11 +173,8 @@ class _Watch(TorchDispatchMode):
                 skip = self.get(args[1])
                 return field if skip is None else _union([field, skip.crop(args[2][0])])
         # Whatever keeps the last two axes works on each unit by itself.
-        fields = [
-            self.known[id(x)][1]
-            for x in tree_leaves(args)
-            if isinstance(x, Tensor) and id(x) in self.known and x.shape[-2:] == out.shape[-2:]
-        ]
+        maps = [x for x in tree_leaves(args) if id(x) in self.known]
+        fields = [self.known[id(x)][1] for x in maps if x.shape[-2:] == out.shape[-2:]]
         return _union(fields) if fields else None
 
 
@@ -199,14 +182,8 @@ class _Watch(TorchDispatchMode):
 def _ready(model: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
     """In evaluation mode and with a hook on every layer without layers inside, for a while."""
     modes = {module: module.training for module in model.modules()}
-    handles = []
-    for name, module in model.named_modules():
-        if next(module.children(), None) is None:
-            handles.append(
-                module.register_forward_hook(
-                    lambda module, given, result, name=name: hook(name, module, given, result)
-                )
-            )
+    leaves = ((n, m) for n, m in model.named_modules() if next(m.children(), None) is None)
+    handles = [module.register_forward_hook(partial(hook, name)) for name, module in leaves]
     model.eval()
     try:
         yield
@@ -217,62 +194,46 @@ def _ready(model: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
             module.training = mode
 
 
-def _channels(model: nn.Module) -> int:
-    if isinstance(model, FCN):  # which may read its input in parts
-        return model.channels
-    convolutions = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    return next(convolutions, 3)
-
-
 def check_module(name: str, value: object) -> None:
-    """Refuse what is no torch network.
-
-    Raises:
-        TypeError: with the argument's name.
-    """
+    """TypeError for anything but a torch network."""
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name} must be a torch.nn.Module, not {value!r}")
 
 
 def trace(
-    model: nn.Module,
-    input_size: int | tuple[int, int] = INPUT_SIZE,
-    *,
-    channels: int | None = None,
+    model: nn.Module, input_size: int | tuple[int, int] = INPUT_SIZE, *, channels: int | None = None
 ) -> Trace:
     """Run a network on an image without data, and see what each layer's units look at.
 
     Args:
-        model: any network of images N x C x H x W; it is left as it was, and takes no memory.
+        model: any network of images N x C x H x W; left as it was, and run without memory.
         input_size: (H, W) of the image. Fields do not depend on it, shapes and MACs do.
-        channels: C; by default those that a network of fcnfast says, of any other those of its
-            first convolution, 3 where there is none.
+        channels: C; by default those of an fcnfast network, else of the first convolution, else 3.
 
     Raises:
-        TypeError: for what is no network.
-        ValueError: where kernels differ between rows and columns, or maps of different strides
-            are combined.
+        TypeError: when `model` is not a network.
+        ValueError: for kernels that are not square, or combined maps of different strides.
     """
     check_module("model", model)
     from torch.utils.flop_counter import FlopCounterMode  # it brings Triton along
 
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    state = {
-        name: x.detach().to("meta")
-        for name, x in (*model.named_parameters(), *model.named_buffers())
-    }
+    own = (*model.named_parameters(), *model.named_buffers())
+    state = {name: x.detach().to("meta") for name, x in own}
     dtype = next((x.dtype for x in state.values() if x.is_floating_point()), None)
-    images = torch.empty(1, channels or _channels(model), *size, dtype=dtype, device="meta")
+    first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    # A network of fcnfast may read its input in parts.
+    channels = channels or (model.channels if isinstance(model, FCN) else first)
+    images = torch.empty(1, channels, *size, dtype=dtype, device="meta")
     watch, layers = _Watch(images), {}
 
     def seen(name: str, module: nn.Module, given: tuple[Any, ...], result: Any) -> None:
         if name in layers or not isinstance(result, Tensor):
             return
-        own = sum(p.numel() for p in module.parameters(recurse=False))
+        count = sum(p.numel() for p in module.parameters(recurse=False))
         read = watch.get(given[0]) if given else None
-        layers[name] = Layer(
-            name, type(module).__name__, tuple(result.shape[1:]), watch.get(result), own, read
-        )
+        kind, shape = type(module).__name__, tuple(result.shape[1:])
+        layers[name] = Layer(name, kind, shape, watch.get(result), count, read)
 
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), _ready(model, seen), counter, watch:
@@ -287,11 +248,11 @@ def receptive_field(model: nn.Module, layer: str | None = None) -> ReceptiveFiel
     """Size, stride and offset of the units of a layer, or of the network's (first) output.
 
     Table 1 of the paper gives them for the last layer before the upsampling, "score_fr": 355, 404
-    and 907 pixels for AlexNet, VGG-16 and GoogLeNet, all at stride 32. The output's own are those
-    behind the upsampling: stride 1, and a field that is larger by one stride of the scores.
+    and 907 pixels for AlexNet, VGG-16 and GoogLeNet, all at stride 32. The output has stride 1,
+    and a field that is larger by one stride of the scores.
 
     Raises:
-        TypeError: for what is no network.
+        TypeError: when `model` is not a network.
         ValueError: when there is no such layer, or its result has no place on the image.
     """
     seen = trace(model)

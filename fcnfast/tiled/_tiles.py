@@ -1,13 +1,11 @@
-"""What the plain-torch paths share: strips of an axis, sampling along them, what is finite.
+"""What the plain-torch paths share: strips of an axis, what is finite, memory formats.
 
 Bilinear sampling is a product with one small banded matrix for the rows and one for the columns, a
 strip of either at a time. Products read taps of weight 0 (0 * inf is NaN), so maps that are not
 finite, and devices where looking would mean a synchronization, gather instead.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -146,3 +144,21 @@ def is_finite(x: Tensor) -> bool:
     low, high = torch.aminmax(x)  # a NaN is both; several times faster than isfinite
     limit = torch.finfo(x.dtype).max / 4
     return -limit < low.item() and high.item() < limit
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of the N x C x H x W tensor `x` lie next to each other in memory."""
+    channels = x.shape[1]
+    return channels > 1 and x.stride(1) == 1 and x.stride(3) >= channels
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The format that results made from `x` have: channels_last, or else NCHW."""
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+def empty_like(x: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """A dense tensor of `shape` (N, C, H, W) on the device and in the memory format of `x`."""
+    return torch.empty(
+        tuple(shape), dtype=dtype or x.dtype, device=x.device, memory_format=memory_format(x)
+    )

@@ -5,8 +5,6 @@ corners. A class that lies everywhere below the smallest corner of another can w
 cell, so that a tile of a map with regions interpolates the few classes that meet in it.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 
@@ -82,10 +80,6 @@ def _run(
                 confidence[n, row.first : row.last] = sure.gather(1, place)
 
 
-def _has_nan(x: Tensor) -> bool:
-    return x.numel() > 0 and math.isnan(x.amax().item())
-
-
 def _outside(grid: SamplingGrid, axis: int) -> tuple[int, int]:
     """How many pixels at either end see nothing but the zeros around the map."""
     n, size, num, off, den = (
@@ -107,7 +101,8 @@ def forward(
     with torch.autocast(scores.device.type, enabled=False):
         x = coarse(scores)
         probability = x.new_empty(labels.shape) if confidence else None
-        ordered = x.device.type == "cpu" and not confidence and not _has_nan(x)
+        ordered = x.device.type == "cpu" and not confidence
+        ordered = ordered and (x.numel() == 0 or not math.isnan(x.amax().item()))
         if ordered and grid.border == "zero":
             # Zeros around a map scale its outermost pixels, alike for all classes: the winners are
             # those of a map whose edge is repeated. Of nothing but zeros the first wins.

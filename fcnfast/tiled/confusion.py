@@ -1,7 +1,5 @@
 """upsample_confusion in plain torch: the label maps of an image at a time, counted in pieces."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -10,12 +8,6 @@ from . import argmax
 
 # Pixels counted at once, at least: their indices stay small beside the scores.
 PIXELS = 1 << 16
-
-
-def _label_dtype(classes: int) -> torch.dtype:
-    """The smallest type of a label map."""
-    fitting = (torch.uint8, torch.int16, torch.int32)
-    return next(dtype for dtype in fitting if classes - 1 <= torch.iinfo(dtype).max)
 
 
 def _counts(truth: Tensor, labels: Tensor, classes: int, ignore_index: int) -> Tensor:
@@ -32,20 +24,16 @@ def _counts(truth: Tensor, labels: Tensor, classes: int, ignore_index: int) -> T
 
 
 def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_index: int) -> None:
-    """Count every pixel by its label in `target` and by the class of its largest score.
+    """Add the counts of every (label, predicted class) to `out`; arguments as of the op, unchecked.
 
-    Args:
-        out: C x C int64, rows truth, columns prediction: the counts are added to it. With a row
-            more, that one counts the pixels whose label is no class; else they are left out.
-        scores: N x C x h x w, of the grid's in_size (nothing is checked here).
-        target: N x H x W labels of any integer type.
-        grid: from h x w to H x W.
-        ignore_index: the label of pixels that are not counted.
+    out: C x C, or (C + 1) x C with a last row for labels out of range, which are else left out.
     """
     classes = scores.shape[1]
+    dtypes = (torch.uint8, torch.int16, torch.int32)
+    dtype = next(dtype for dtype in dtypes if classes - 1 <= torch.iinfo(dtype).max)
     step = max(1, max(PIXELS, classes**2) // grid.size[1])
     for n in range(scores.shape[0]):
-        labels, _ = argmax.forward(scores[n : n + 1], grid, _label_dtype(classes), False)
+        labels, _ = argmax.forward(scores[n : n + 1], grid, dtype, False)
         for first in range(0, grid.size[0], step):
             rows = slice(first, first + step)
             counts = _counts(target[n, rows], labels[0, rows], classes, ignore_index)

@@ -1,13 +1,11 @@
 """crop_add in plain torch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ._formats import empty_like
+from ._tiles import empty_like
 
 
 def window(x: Tensor, size: Sequence[int], offset: Sequence[int]) -> Tensor:

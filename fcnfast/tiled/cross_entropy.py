@@ -1,7 +1,5 @@
 """upsample_cross_entropy in plain torch, in tiles: full-resolution logits are never written."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,10 +12,8 @@ from ._tiles import coarse, is_finite
 
 
 class _Pixels(NamedTuple):
-    """What the labels say about the places of a tile, rows x places each.
-
-    classes: int64, any class where the pixel does not count. valid: it counts. weight: of the
-    pixel, 0 where it does not count.
+    """Labels of a tile, rows x places each: int64 classes (any where the pixel does not count),
+    whether it counts, and its weight, else 0.
     """
 
     classes: Tensor
@@ -68,10 +64,7 @@ class _Loss:
     def gradient(
         self, p: Tensor, pixels: _Pixels, grad: Tensor | None, seed: Tensor, out: Tensor
     ) -> Tensor:
-        """Of the logits, within `out`; that of the log-softmax is made in `seed` first.
-
-        grad: rows x places, the gradient of each pixel's loss; ones when None.
-        """
+        """Of the logits, in `out`, from that of each pixel's loss; `seed` is written over."""
         own = pixels.weight * (self.label_smoothing - 1)
         scale = pixels.valid.to(p.dtype)
         if grad is not None:
@@ -86,11 +79,10 @@ class _Loss:
 
 
 class _Run:
-    """One pass over all tiles.
+    """One pass over all tiles, which sums `loss`, pixel `weight`, and the scores' `gradient`.
 
-    grad: N x H x W, the gradient of each pixel's loss (ones when None). losses: takes each pixel's
-    loss, N x H x W. After the call: the summed `loss` and pixel `weight`, and the `gradient` with
-    respect to the scores if there is to be one.
+    grad: N x H x W, the gradient of each pixel's loss (ones when None). losses: N x H x W, takes
+    each pixel's loss.
     """
 
     def __init__(
@@ -155,23 +147,15 @@ def forward(
     label_smoothing: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss and what its gradient needs.
+    """The loss and what its gradient needs; arguments as of the op, unchecked.
 
     Args:
-        scores: N x C x h x w, of the grid's in_size (nothing is checked here).
-        target: N x H x W labels of any integer type.
-        weight: C class weights in the type of the arithmetic.
-        grid: from h x w to H x W.
-        ignore_index: the label that does not count.
-        reduction: "mean", "sum", "batch" or "none".
-        label_smoothing: in [0, 1].
+        weight: C class weights in the dtype of the arithmetic.
         with_gradient: whether to make the gradient, too ("none" makes it later).
 
     Returns:
-        The loss, N x H x W for "none", else a scalar; what its gradient needs, too: a factor, or
-        for "none" what is to be kept of each pixel (here nothing: it is made again); the gradient
-        without the factor, N x C x h x w in the type of the arithmetic. An empty tensor for what
-        is not made.
+        The loss, N x H x W for "none", else a scalar; the gradient's scale; the unscaled gradient,
+        N x C x h x w in the dtype of the arithmetic. Empty tensors for what is not made.
     """
     loss = _Loss(weight, ignore_index, label_smoothing)
     with torch.autocast(scores.device.type, enabled=False):
@@ -185,8 +169,7 @@ def forward(
         run(target)
         result, scale = run.loss, run.loss.new_ones(())
         if reduction == "mean":
-            # All pixels ignored, or of weight 0: the loss is NaN, as torch's, and the gradient
-            # exactly zero.
+            # When nothing counts the loss is NaN, as torch's, and the gradient exactly zero.
             scale = torch.where(run.weight == 0, 0.0, 1 / run.weight)
             result = torch.where(run.weight == 0, torch.nan, result / run.weight)
         elif reduction == "batch":
@@ -217,10 +200,7 @@ def per_pixel_gradient(
     kept: Tensor,
     grad: Tensor,
 ) -> Tensor:
-    """The gradient of the scores under reduction "none", for `grad` (N x H x W).
-
-    kept: what `forward` returned second.
-    """
+    """The gradient of the scores for `grad` (N x H x W) of "none"; kept: `forward`'s second."""
     loss = _Loss(weight, ignore_index, label_smoothing)
     with torch.autocast(scores.device.type, enabled=False):
         run = _Run(coarse(scores), grid, loss, grad, True)

@@ -11,8 +11,6 @@ laid out so. Products multiply the zeros beyond the kernel and the map, too (0 *
 values that are not finite go through torch's convolutions, an image at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -20,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._formats import empty_like
-from ._tiles import TILE_ELEMENTS, coarse, is_finite
+from ._tiles import TILE_ELEMENTS, coarse, empty_like, is_finite
 from .crop_add import window
 
 LEAST_STRIDE = 4
@@ -133,17 +130,10 @@ def _by_products(stride: int, *factors: Tensor) -> bool:
 def forward(
     x: Tensor, weight: Tensor, stride: int, start: Sequence[int], size: Sequence[int]
 ) -> Tensor:
-    """A window of the transposed convolution of `x` with `weight`.
+    """A window of the transposed convolution of `x` (N x C x h x w) with `weight` (C x 1 x k x k).
 
-    Args:
-        x: N x C x h x w.
-        weight: C x 1 x k x k.
-        stride: pixels from one coarse value to the next.
-        start: the first (row, column) kept of the full result, (h - 1) * stride + k rows.
-        size: (H, W) kept, within the full result (not checked).
-
-    Returns:
-        N x C x H x W of the dtype and in the memory format of `x`; sums are in float32 (float64).
+    start: the first (row, column) kept of the full result. size: (H, W) kept, unchecked.
+    Returns N x C x H x W of the dtype and in the memory format of `x`.
     """
     channels, kernel = x.shape[1], weight.shape[-1]
     out = empty_like(x, (*x.shape[:2], *size))
@@ -166,14 +156,9 @@ def forward(
 def input_gradient(
     grad: Tensor, weight: Tensor, stride: int, start: Sequence[int], in_size: Sequence[int]
 ) -> Tensor:
-    """The gradient of `x`, given that of ``forward(x, weight, stride, start, size)``.
+    """The gradient of `x`, of `in_size` (h, w), given that of ``forward``'s result.
 
-    Args:
-        grad: N x C x H x W.
-        in_size: (h, w), the size of `x`.
-
-    Returns:
-        N x C x h x w of the dtype and in the memory format of `grad`.
+    Returns N x C x h x w of the dtype and in the memory format of `grad`.
     """
     channels, kernel = grad.shape[1], weight.shape[-1]
     result = empty_like(grad, (*grad.shape[:2], *in_size))
@@ -197,17 +182,7 @@ def input_gradient(
 def weight_gradient(
     grad: Tensor, x: Tensor, stride: int, start: Sequence[int], kernel: int, dtype: torch.dtype
 ) -> Tensor:
-    """The gradient of `weight`, given that of ``forward(x, weight, stride, start, size)``.
-
-    Args:
-        grad: N x C x H x W.
-        x: N x C x h x w.
-        kernel: k, the height and the width of `weight`.
-        dtype: that of `weight`.
-
-    Returns:
-        C x 1 x k x k of `dtype`.
-    """
+    """The gradient of `weight`, C x 1 x k x k of `dtype`, given that of ``forward``'s result."""
     channels, taps = x.shape[1], -(-kernel // stride)
     matrices = coarse(grad.new_zeros((channels, taps**2, stride**2)))
     out = coarse(grad.new_zeros((channels, 1, kernel, kernel)))

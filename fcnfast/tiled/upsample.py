@@ -7,8 +7,6 @@ one pass over the cells is as fast as the memory; the columns of an NCHW map and
 products with banded matrices.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -18,8 +16,18 @@ import torch
 from torch import Tensor
 
 from ..geometry import SamplingGrid
-from ._formats import empty_like, is_channels_last, memory_format
-from ._tiles import Strip, compute_dtype, even_length, gather, is_finite, scatter, strips
+from ._tiles import (
+    Strip,
+    compute_dtype,
+    empty_like,
+    even_length,
+    gather,
+    is_channels_last,
+    is_finite,
+    memory_format,
+    scatter,
+    strips,
+)
 from .crop_add import window
 
 # A banded matrix for rows has so many outputs (a longer one would hold more zeros), one for
@@ -71,15 +79,9 @@ def _cells(
 
 def _window(grid: SamplingGrid, axis: int, first: int, last: int) -> SamplingGrid:
     """The grid of the outputs [first, last) along an axis."""
-
-    def changed(pair: tuple[int, int], value: int) -> tuple[int, int]:
-        return (value, pair[1]) if axis == 0 else (pair[0], value)
-
-    return replace(
-        grid,
-        size=changed(grid.size, last - first),
-        off=changed(grid.off, grid.off[axis] + first * grid.num[axis]),
-    )
+    size, off = list(grid.size), list(grid.off)
+    size[axis], off[axis] = last - first, off[axis] + first * grid.num[axis]
+    return replace(grid, size=(size[0], size[1]), off=(off[0], off[1]))
 
 
 def _planes(x: Tensor) -> Tensor:

@@ -6,8 +6,6 @@ differ in where a layer keeps its name and its blobs: ``layer`` (V2), ``layers``
 ``layers`` around a ``layer`` (V0).
 """
 
-from __future__ import annotations
-
 import math
 import mmap
 from collections.abc import Iterator
@@ -107,7 +105,6 @@ def read_caffe(path: Path) -> tuple[dict[str, Stored], list[str]]:
 def _tensors(
     path: Path, data: mmap.mmap, layers: list[_Field]
 ) -> tuple[dict[str, Stored], list[str]]:
-    """Read the layers one by one; the first that is no layer shows what the file is not."""
     tensors: dict[str, Stored] = {}
     names: list[str] = []
     for field in layers:
@@ -116,9 +113,8 @@ def _tensors(
         except _BrokenError as error:
             if not tensors:
                 raise NotCaffeError(True) from None
-            raise WeightsError(
-                f"{path}: damaged Caffe model: no layer can be read at byte {error}"
-            ) from None
+            what = f"damaged Caffe model: no layer can be read at byte {error}"
+            raise WeightsError(f"{path}: {what}") from None
         names.append(name)
         if blobs and f"{name}.weight" in tensors:
             raise WeightsError(f"{path}: two of its layers are called {name!r}")
@@ -126,10 +122,8 @@ def _tensors(
             key = f"{name}.{('weight', 'bias')[index] if index < 2 else index}"
             count = sum(run.size for run in blob.runs)
             if math.prod(blob.shape) != count:
-                raise WeightsError(
-                    f"{path}: damaged Caffe model: {key!r} has the shape {blob.shape}, but holds "
-                    f"{count} numbers"
-                )
+                what = f"{key!r} has the shape {blob.shape}, but holds {count} numbers"
+                raise WeightsError(f"{path}: damaged Caffe model: {what}")
             tensors[key] = _stored(blob)
     return tensors, names
 

@@ -5,13 +5,12 @@ segmentation networks do, so most names stay; the tables below are for the other
 brings its own preprocessing, since a network computes nonsense on another one's.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,11 +21,7 @@ from .stored import Stored
 
 # Preprocessing settings, as fields of `fcnfast.models.Preprocessing`.
 Settings = Mapping[str, Any]
-RGB: Settings = {
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "scale": 1 / 255,
-}
+RGB: Settings = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "scale": 1 / 255}
 # torchvision's GoogLeNet normalizes its (already normalized) input again: RGB in -1..1.
 INCEPTION: Settings = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "scale": 1 / 255}
 # The weights that torchvision names IMAGENET1K_FEATURES, from the SSD implementation.
@@ -42,21 +37,9 @@ PADDING = 100
 # pytorch-fcn's VGG-16: Caffe's values under torchvision's names, told by the file's MD5 alone.
 _VGG16_FROM_CAFFE = "aa75b158f4181e7f6230029eb96c1b13"
 
-_VGG16 = {
-    0: "conv1_1",
-    2: "conv1_2",
-    5: "conv2_1",
-    7: "conv2_2",
-    10: "conv3_1",
-    12: "conv3_2",
-    14: "conv3_3",
-    17: "conv4_1",
-    19: "conv4_2",
-    21: "conv4_3",
-    24: "conv5_1",
-    26: "conv5_2",
-    28: "conv5_3",
-}
+_VGG16_NUMBERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+_VGG16_NAMES = "1_1 1_2 2_1 2_2 3_1 3_2 3_3 4_1 4_2 4_3 5_1 5_2 5_3"
+_VGG16 = {n: f"conv{name}" for n, name in zip(_VGG16_NUMBERS, _VGG16_NAMES.split(), strict=True)}
 _ALEXNET = {0: "conv1", 3: "conv2", 6: "conv3", 8: "conv4", 10: "conv5"}
 _GOOGLENET = {"conv1": "conv1.7x7_s2", "conv2": "conv2.3x3_reduce", "conv3": "conv2.3x3"}
 _PARTS = ("conv", "bn")
@@ -94,11 +77,10 @@ class Family:
         dropped: by the file's names, why a tensor is never used.
         preprocess: fields of a `Preprocessing`; None: what the network itself is made for.
         options: options of `create_model` that a network needs for these layers.
-        network: the name of the network that they are of, where the file says it itself.
+        network: its name, where the file says it.
         classes, palette: the classes' names and colors, where the file tells them.
-        partial: the trunk's last layers may be missing, or unusable and dropped.
-        padding: of the first convolution, with which the released networks of these layers were
-            trained; None where there is no such number.
+        partial: the trunk's last layers, which may be missing, or unusable and dropped.
+        padding: of the first convolution in released networks of this family, if it has one.
         theirs: what files of this family call a layer of fcnfast's networks.
     """
 
@@ -118,22 +100,14 @@ class Family:
 def recognize(file: WeightsFile, layers: Callable[[], Iterable[str]] = tuple) -> Family:
     """Tell whose weights an open file holds: it says so itself, or its tensors' names do.
 
-    `layers` gives the names of the wanted network's tensors, for files of none that is known here.
+    `layers` gives the names of the wanted network's tensors, for files of no known family.
 
     Raises:
         WeightsError: of a network whose layers no network of fcnfast has.
     """
-    if file.meta is not None:
-        meta = file.meta
-        return Family(
-            meta.model,
-            {name: name for name in file.tensors},
-            preprocess=meta.preprocess or None,
-            options=meta.options,
-            network=meta.model,
-            classes=meta.classes,
-            palette=meta.palette,
-        )
+    if (meta := file.meta) is not None:
+        own = _own(file, meta.model, meta.preprocess or None, meta.options)
+        return replace(own, classes=meta.classes, palette=meta.palette)
     training = _training(file)
     if training is not None:
         return training
@@ -173,22 +147,25 @@ def _training(file: WeightsFile) -> Family | None:
     name, options = settings.get("model"), network.get("options")
     preprocess = network.get("preprocessing")
     if isinstance(name, str) and isinstance(options, dict) and isinstance(preprocess, dict):
-        same = {name: name for name in file.tensors}
-        return Family(name, same, preprocess=preprocess, options=options, network=name)
+        return _own(file, name, preprocess, options)
     return None
+
+
+def _own(file: WeightsFile, model: str, preprocess: Settings | None, options: Any) -> Family:
+    """A file of fcnfast's own, which names its network."""
+    names = {name: name for name in file.tensors}
+    return Family(model, names, preprocess=preprocess, options=options, network=model)
 
 
 def _mmseg(file: WeightsFile) -> Family:
     """mmsegmentation's FCN, whose names are fcnfast's."""
     options = {"deep_stem": "backbone.stem.0.weight" in file.tensors}
     classes, palette = _mmseg_classes(file)
-    family = _renamed(file, "mmsegmentation's FCN", {}, (), MMSEG)
+    family = _renamed(file, "mmsegmentation's FCN", preprocess=MMSEG)
     return replace(family, options=options, classes=classes, palette=palette)
 
 
-def _mmseg_classes(
-    file: WeightsFile,
-) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+def _mmseg_classes(file: WeightsFile) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
     """The classes in a checkpoint's meta data, under the names of either release; or none."""
     meta = file.notes.get("meta")
     inner = meta.get("dataset_meta") if isinstance(meta, dict) else None
@@ -225,18 +202,14 @@ def _caffe(file: WeightsFile) -> Family:
     # A classifier's weights have no padding of their own; a segmentation network's have.
     segments = all(any(n.startswith(part) for n in names.values()) for part in ("score_fr", "fc6"))
     padding, slash = PADDING if segments else None, "/" if any("/" in k for k in names) else "."
-    return Family(
-        title, names, dropped, padding=padding, theirs=lambda layer: layer.replace(".", slash)
-    )
+    family = Family(title, names, dropped, padding=padding)
+    return replace(family, theirs=lambda layer: layer.replace(".", slash))
 
 
 def _sequential(file: WeightsFile) -> Family:
     """torchvision's and timm's VGG-16 and torchvision's AlexNet, whose layers have numbers."""
-    numbers = {
-        int(key.split(".")[1])
-        for key in file.tensors
-        if re.fullmatch(r"features\.\d+\.weight", key)
-    }
+    found = (re.fullmatch(r"features\.(\d+)\.weight", key) for key in file.tensors)
+    numbers = {int(match[1]) for match in found if match}
     if numbers == set(_VGG16):
         return _vgg16(file)
     if numbers != set(_ALEXNET):
@@ -264,18 +237,12 @@ def _vgg16(file: WeightsFile) -> Family:
         title, preprocess = "Caffe's VGG-16 in torchvision's layout", CAFFE_BGR
     layers = {f"features.{number}": name for number, name in _VGG16.items()} | fully_connected
     family = _renamed(file, title, layers, ("classifier.6.", "head.fc."), preprocess)
-    unusable = [key for key, name in family.names.items() if name.startswith("fc")]
-    if any(
-        family.names[key] == "fc6.weight" and not _usable(file.tensors[key]) for key in unusable
-    ):
-        family = replace(
-            family,
-            title="torchvision's VGG-16 without a classifier",
-            preprocess=FEATURES,
-            names={key: name for key, name in family.names.items() if key not in unusable},
-            dropped=family.dropped
-            | dict.fromkeys(unusable, "no weights: these have features only"),
-        )
+    classifier = [key for key, name in family.names.items() if name.startswith("fc")]
+    fc6 = [key for key in classifier if family.names[key] == "fc6.weight"]
+    if fc6 and not _usable(file.tensors[fc6[0]]):
+        family = _without(family, classifier, "no weights: these have features only")
+        title = "torchvision's VGG-16 without a classifier"
+        family = replace(family, title=title, preprocess=FEATURES)
     return replace(family, partial=("fc6", "fc7"))
 
 
@@ -287,12 +254,12 @@ def _googlenet(file: WeightsFile) -> Family:
     layers = {f"{unit}.{part}": f"{name}.{part}" for unit, name in units.items() for part in _PARTS}
     family = _renamed(file, "torchvision's GoogLeNet", layers, ("fc.",), INCEPTION)
     auxiliary = [key for key in family.names if key.startswith(("aux1.", "aux2."))]
-    return replace(
-        family,
-        names={key: name for key, name in family.names.items() if key not in auxiliary},
-        dropped=family.dropped | dict.fromkeys(auxiliary, _AUXILIARY),
-        options={"family": "torchvision"},
-    )
+    return replace(_without(family, auxiliary, _AUXILIARY), options={"family": "torchvision"})
+
+
+def _without(family: Family, keys: Collection[str], why: str) -> Family:
+    names = {key: name for key, name in family.names.items() if key not in keys}
+    return replace(family, names=names, dropped=family.dropped | dict.fromkeys(keys, why))
 
 
 def _efficientnet_lite(file: WeightsFile) -> Family:
@@ -306,20 +273,21 @@ def _efficientnet_lite(file: WeightsFile) -> Family:
             layers[f"_blocks.{block}.{theirs}"] = f"stages.{stage}.{number}.{ours}"
         width, block = out, block + 1
     scores = ("_conv_head.", "_bn1.", "_fc.")
-    return _renamed(file, "EfficientNet-Lite", layers, scores, None)
+    return _renamed(file, "EfficientNet-Lite", layers, scores)
 
 
 def _renamed(
     file: WeightsFile,
     title: str,
-    layers: Mapping[str, str],
-    scores: tuple[str, ...],
-    preprocess: Settings | None,
+    layers: Mapping[str, str] | None = None,
+    scores: tuple[str, ...] = (),
+    preprocess: Settings | None = None,
 ) -> Family:
     """A family whose layers are renamed: `layers` are fcnfast's by the file's, others stay.
 
-    `scores`: what the layers begin with that are dropped; preprocess: None for the network's own.
+    Layers that begin with one of `scores` are dropped.
     """
+    layers = layers or {}
     dropped = {key: _CLASSIFIER for key in file.tensors if key.startswith(scores)}
     names = {}
     for key in file.tensors:
@@ -328,14 +296,6 @@ def _renamed(
             names[key] = f"{layers[layer]}.{what}" if layer in layers else key
     theirs = {name: layer for layer, name in layers.items()}
     return Family(title, names, dropped, preprocess, theirs=lambda layer: theirs.get(layer, layer))
-
-
-def _segmentation(file: WeightsFile) -> Family:
-    return _renamed(file, "torchvision's segmentation network", {}, (), RGB)
-
-
-def _resnet(file: WeightsFile) -> Family:
-    return _renamed(file, "torchvision's ResNet", {}, ("fc.",), RGB)
 
 
 def _usable(stored: Stored) -> bool:
@@ -347,7 +307,6 @@ def _usable(stored: Stored) -> bool:
 
 
 def _md5(file: WeightsFile) -> str:
-    """The file's MD5 sum, read once without keeping it."""
     digest = hashlib.md5(usedforsecurity=False)
     with open(file.path, "rb") as content:
         while block := content.read(1 << 20):
@@ -355,17 +314,19 @@ def _md5(file: WeightsFile) -> str:
     return digest.hexdigest()
 
 
+_RESNET: Any = {"title": "torchvision's ResNet", "scores": ("fc.",), "preprocess": RGB}
+_SEGMENTATION: Any = {"title": "torchvision's segmentation network", "preprocess": RGB}
 _CAFFE = ["layer1.0.conv1", "conv1_1", "conv1_1_bgrd", "conv1_1color", "conv1/7x7_s2"]
 _CAFFE += ["conv1.7x7_s2", "conv1.7x7_s2.conv", "score_fr", "conv1"]
 # The layers by which a family is known, and the function that names its layers; the first row that
-# a file has counts. What stands before the first of the layers in a file is a wrapper's prefix
-# (``module.``, ``model.``, a task's own), and what does not begin with it is not the network's.
+# a file has counts. Whatever precedes them in a file is a wrapper's prefix (``module.``,
+# ``model.``, a task's own), and tensors without it are not the network's.
 FAMILIES: tuple[tuple[tuple[str, ...], Callable[[WeightsFile], Family]], ...] = (
     (("features.0.weight",), _sequential),
     (("inception3a.branch1.conv.weight",), _googlenet),
     (("backbone.layer1.0.conv1.weight", "decode_head.conv_seg.weight"), _mmseg),
-    (("backbone.layer1.0.conv1.weight", "classifier.4.weight"), _segmentation),
-    (("layer1.0.conv1.weight", "conv1.weight", "bn1.weight"), _resnet),
+    (("backbone.layer1.0.conv1.weight", "classifier.4.weight"), partial(_renamed, **_SEGMENTATION)),
+    (("layer1.0.conv1.weight", "conv1.weight", "bn1.weight"), partial(_renamed, **_RESNET)),
     (("_conv_stem.weight", "_blocks.0._project_conv.weight"), _efficientnet_lite),
     *(((f"{layer}.weight",), _caffe) for layer in _CAFFE),
 )

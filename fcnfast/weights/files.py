@@ -4,8 +4,6 @@ A file of fcnfast says in its metadata which network it belongs to, how that was
 classes are called and which preprocessing it expects, so that loading it needs nothing else.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json
@@ -48,8 +46,7 @@ class WeightsMeta:
         model: the network's name, as `fcnfast.create_model` takes it.
         options: the other arguments of `create_model`; JSON values only.
         num_classes: channels of the score map.
-        classes: the names of the classes, or empty when they have none.
-        palette: their colors, (red, green, blue) in 0..255, or empty.
+        classes, palette: names and (red, green, blue) colors of the classes, 0..255; or empty.
         preprocess: what the network expects of its input; JSON values only.
         table: the class table as JSON, with what its label files store; or empty.
 
@@ -127,10 +124,10 @@ def open_weights(path: PathLike) -> Iterator[WeightsFile]:
         with open_hdf5(path) as file:
             yield WeightsFile(path, "HDF5", read_hdf5(path, file))
     elif _is_tar(head):
-        raise WeightsError(
-            f"{path}: a tar archive; PyTorch's oldest files are such: save the weights again "
-            "with a PyTorch that reads them"
+        hint = (
+            "PyTorch's oldest files are such: save the weights again with a PyTorch that reads them"
         )
+        raise WeightsError(f"{path}: a tar archive; {hint}")
     elif _is_pickle(path):
         raise WeightsError(f"{path}: a Python pickle, not of torch.save, and is not run")
     else:  # Caffe's models have no mark
@@ -200,9 +197,8 @@ class _Safetensors:
         try:
             self._file = safe_open(self.path, "pt", device="cpu")
         except (SafetensorError, OSError) as error:
-            raise WeightsError(
-                f"{self.path}: a safetensors file that is cut or damaged: {error}"
-            ) from error
+            what = "a safetensors file that is cut or damaged"
+            raise WeightsError(f"{self.path}: {what}: {error}") from error
 
     def tensors(self) -> dict[str, Stored]:
         names: list[str] = self._file.keys()
@@ -228,21 +224,15 @@ class _Safetensors:
 
 
 def parse_meta(path: Path, metadata: Mapping[str, Any]) -> WeightsMeta | None:
-    """Return our description from the metadata of a safetensors file, None where it has none.
-
-    Raises:
-        WeightsError: damaged, or of another release.
-    """
+    """Our description in a safetensors file's metadata, if any; WeightsError for a damaged one."""
     if METADATA_KEY not in metadata:
         return None
     try:
         entries = json.loads(metadata[METADATA_KEY])
         version = entries.pop("format")
         if version != FORMAT_VERSION:
-            raise WeightsError(
-                f"{path}: written in format {version!r}; this release of fcnfast "
-                f"reads format {FORMAT_VERSION}"
-            )
+            ours = f"this release of fcnfast reads format {FORMAT_VERSION}"
+            raise WeightsError(f"{path}: written in format {version!r}; {ours}")
         entries["classes"] = tuple(entries["classes"])
         entries["palette"] = tuple(tuple(color) for color in entries["palette"])
         return WeightsMeta(**entries)
@@ -250,13 +240,12 @@ def parse_meta(path: Path, metadata: Mapping[str, Any]) -> WeightsMeta | None:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise WeightsError(
-            f"{path}: its description of the network is damaged: {detail}"
-        ) from error
+        what = "its description of the network is damaged"
+        raise WeightsError(f"{path}: {what}: {detail}") from error
 
 
 def bundled_path() -> Path:
-    """Return where the weights that come with the package are (a street-scene network)."""
+    """The weights that come with the package (a street-scene network)."""
     return Path(__file__).parent / "bundled" / "street.safetensors"
 
 
@@ -264,22 +253,18 @@ def read_weights(path: PathLike) -> tuple[dict[str, Tensor], WeightsMeta]:
     """Read a weights file of `write_weights`.
 
     Returns:
-        The tensors, on the CPU and in the type they are stored in (``load_state_dict`` converts
-        them to the network's), and the description.
+        The tensors, on the CPU and in the stored dtypes, and the description.
 
     Raises:
-        WeightsError: missing, cut, damaged, no safetensors file, or one without a description of
-            ours; the message names the file.
+        WeightsError: missing, cut, damaged, or not of fcnfast; the message names the file.
     """
     path, head = _begin(path)
     if not _is_safetensors(head):
         raise WeightsError(f"{path}: not a safetensors weights file of fcnfast")
     with open_weights(path) as file:
         if file.meta is None:
-            raise WeightsError(
-                f"{path}: a safetensors file, but not of fcnfast: it does not say which network "
-                "it belongs to"
-            )
+            what = "it does not say which network it belongs to"
+            raise WeightsError(f"{path}: a safetensors file, but not of fcnfast: {what}")
         return {name: stored.read() for name, stored in file.tensors.items()}, file.meta
 
 
@@ -295,8 +280,7 @@ def write_weights(
         path: the file to make or replace; links are followed.
         state_dict: the network's tensors, on any device.
         meta: the description that goes with them.
-        dtype: floating-point type to store floating-point tensors in (``torch.float16`` halves the
-            file); integer tensors keep theirs. ``None`` keeps all.
+        dtype: stores floating-point tensors in this type, such as ``torch.float16``; None: as is.
 
     Raises:
         TypeError: something in `state_dict` is not a tensor, `dtype` is not a floating-point type,
@@ -323,7 +307,6 @@ def write_weights(
 
 
 def _as_stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Return `tensor` contiguous on the CPU, in the type that the file gets."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name!r} must be a tensor, not {type(tensor).__name__}")
     tensor = tensor.detach().cpu()

@@ -1,7 +1,5 @@
 """Caffe's HDF5 models (``.caffemodel.h5``): a group ``data``, in it one group for each layer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +28,12 @@ def is_hdf5(path: Path) -> bool:
 
 
 def open_hdf5(path: Path) -> Any:
-    """Open the file with h5py, which is closed by the caller.
-
-    Raises:
-        WeightsError: cut or damaged, or h5py is not installed; the message names the extra.
-    """
+    """Open the file with h5py; WeightsError when it is damaged, or h5py is not installed."""
     try:
         import h5py
     except ImportError as error:
-        raise WeightsError(
-            f"{path}: an HDF5 file, which takes h5py: pip install 'fcnfast[caffe]'"
-        ) from error
+        install = "pip install 'fcnfast[caffe]'"
+        raise WeightsError(f"{path}: an HDF5 file, which takes h5py: {install}") from error
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -66,14 +59,13 @@ def read_hdf5(path: Path, file: Any) -> dict[str, Stored]:
     except Exception as error:  # h5py raises whatever a damaged file leads it to
         raise WeightsError(f"{path}: damaged HDF5 file: {error}") from error
     if not tensors:
-        raise WeightsError(
-            f"{path}: an HDF5 file, but no Caffe model: there are no layers in its group 'data'"
-        )
+        what = "an HDF5 file, but no Caffe model: there are no layers in its group 'data'"
+        raise WeightsError(f"{path}: {what}")
     return tensors
 
 
 def _child(group: Any, name: str) -> Any:
-    """Return a member that is stored in this file itself; links elsewhere are not followed."""
+    """A member that is stored in this file itself; links elsewhere are not followed."""
     import h5py
 
     link = group.get(name, getlink=True)
@@ -94,7 +86,6 @@ def _visit(path: Path, group: Any, name: str, depth: int, tensors: dict[str, Sto
 
 
 def _stored(path: Path, key: str, dataset: Any) -> Stored:
-    """Make a dataset a tensor that is read when it is wanted."""
     if dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (2, 4, 8):
         raise WeightsError(f"{path}: {key!r} holds {dataset.dtype}, no weights")
     if dataset.is_virtual or dataset.external:

@@ -122,10 +122,8 @@ def read_pytorch(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
             return tensors, notes
         if all(isinstance(value, _PLAIN) for _, value in values):
             raise WeightsError(f"{path}: a PyTorch file without a state dict: no tensors")
-    raise WeightsError(
-        f"{path}: a PyTorch file without a state dict (a whole module? save its "
-        "state_dict() instead)"
-    )
+    hint = "a whole module? save its state_dict() instead"
+    raise WeightsError(f"{path}: a PyTorch file without a state dict ({hint})")
 
 
 def _load(file: BinaryIO) -> Any:
@@ -153,10 +151,8 @@ def _check_archive(path: Path) -> None:
                 raise WeightsError(f"{path}: holds a TorchScript program, not only weights")
             for record in archive.infolist():
                 if record.compress_type != zipfile.ZIP_STORED:
-                    raise WeightsError(
-                        f"{path}: record {record.filename!r} is compressed, which torch.save does "
-                        "not do"
-                    )
+                    what = f"record {record.filename!r} is compressed"
+                    raise WeightsError(f"{path}: {what}, which torch.save does not do")
                 if record.CRC:  # 0: torch was told to write none
                     with archive.open(record) as content:
                         while content.read(1 << 20):
@@ -164,9 +160,8 @@ def _check_archive(path: Path) -> None:
     except WeightsError:
         raise
     except Exception as error:  # of any kind: the bytes may be anything
-        raise WeightsError(
-            f"{path}: a zip archive (PyTorch's files are such) that is cut or damaged: {error}"
-        ) from error
+        what = "a zip archive (PyTorch's files are such) that is cut or damaged"
+        raise WeightsError(f"{path}: {what}: {error}") from error
 
 
 def _is_dict(tree: Any, key: str) -> bool:
@@ -174,13 +169,10 @@ def _is_dict(tree: Any, key: str) -> bool:
 
 
 def _is_tensor(value: object) -> bool:
-    """Tell whether this is a tensor that holds its numbers one by one."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and not value.is_quantized
-        and value.device.type == "cpu"
-    )
+    """Whether this is a tensor that holds its numbers one by one."""
+    if not isinstance(value, Tensor) or value.layout is not torch.strided:
+        return False
+    return not value.is_quantized and value.device.type == "cpu"
 
 
 def _stored(tensor: Tensor) -> Stored:

@@ -1,7 +1,5 @@
 """A tensor in a weights file, before it is read."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,9 +10,8 @@ from torch import Tensor
 class Stored:
     """A tensor in a file: its shape, and the function that reads it while the file is open.
 
-    What ``read`` gives is contiguous, on the CPU, and never a view of the file: whatever becomes
-    of the file later, the tensor stays what it is. Where a format allows it, a tensor that nobody
-    reads costs nothing, and a shape that a file only claims takes no memory.
+    ``read`` gives a contiguous tensor on the CPU, never a view of the file. A tensor that nobody
+    reads, or a shape that a file only claims, takes no memory where the format allows it.
     """
 
     shape: tuple[int, ...]
