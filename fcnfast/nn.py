@@ -4,6 +4,8 @@ A layer that samples at a grid holds a rule, which makes the grid for the map th
 `DeconvGrid`, `ResizeGrid` or `CentersGrid`, one for each builder of `SamplingGrid`.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol

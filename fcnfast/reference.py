@@ -4,6 +4,8 @@ Nothing here is fast or small in memory, and everything here is differentiable b
 Use float64 inputs for the truth.
 """
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -3,6 +3,8 @@
 Every name of `list_models` is a function here, too: ``fcnfast.models.fcn8s_vgg16(num_classes=5)``.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 

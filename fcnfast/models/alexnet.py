@@ -1,5 +1,7 @@
 """FCN-AlexNet of the paper, over CaffeNet or over torchvision's variant."""
 
+from __future__ import annotations
+
 from typing import Literal
 
 from torch import nn

@@ -1,5 +1,7 @@
 """What every network of fcnfast is: coarse score maps, and the fused ops on top of them."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -5,6 +5,8 @@ continued in two ways beyond its edge: by zeros, as transposed convolutions do i
 whose padded canvas is larger than the image), or by its edge (nets without such a padding).
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import reduce

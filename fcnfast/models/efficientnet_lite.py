@@ -1,5 +1,7 @@
 """FCN over EfficientNet-Lite: an ImageNet trunk that is fast on a CPU, skips at strides 4 to 32."""
 
+from __future__ import annotations
+
 import math
 
 import torch.nn.functional as F

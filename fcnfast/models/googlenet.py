@@ -1,5 +1,7 @@
 """FCNs over GoogLeNet: FCN-32s as in the paper, and with skips; BVLC's layers or torchvision's."""
 
+from __future__ import annotations
+
 from collections import OrderedDict
 from typing import NamedTuple
 

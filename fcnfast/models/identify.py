@@ -1,5 +1,7 @@
 """Which network a file is of: its names and shapes beside those of every network of the table."""
 
+from __future__ import annotations
+
 import math
 import re
 from collections import Counter

@@ -1,5 +1,7 @@
 """A light FCN for CPUs: residual trunk, skips at strides 4, 8 and 16 (the bundled network's)."""
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Collection
 

@@ -1,5 +1,7 @@
 """Networks made by name, loaded from files and saved: all that fits of a file, or nothing."""
 
+from __future__ import annotations
+
 import importlib.util
 import os
 import warnings

@@ -1,5 +1,7 @@
 """A file's tensors beside a network's: all that fits is loaded, or nothing."""
 
+from __future__ import annotations
+
 import inspect
 import math
 import re

@@ -1,5 +1,7 @@
 """FCN-32s from color and depth (NYUDv2): early fusion of channels, late fusion of two nets."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 import torch

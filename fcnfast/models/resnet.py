@@ -1,5 +1,7 @@
 """FCNs over ResNets: torchvision's, mmsegmentation's, and FCN-8s over any of them."""
 
+from __future__ import annotations
+
 from collections.abc import Collection
 from typing import cast
 

@@ -1,5 +1,7 @@
 """What the FCNs of the paper share: a trunk, scores read from its maps, fused coarse to fine."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import cast
 

@@ -3,6 +3,8 @@
 The functions check everything before they change anything.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 

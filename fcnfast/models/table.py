@@ -1,5 +1,7 @@
 """The networks by name: one row each."""
 
+from __future__ import annotations
+
 import contextlib
 import difflib
 import inspect

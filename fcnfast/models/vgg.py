@@ -1,5 +1,7 @@
 """The FCNs over VGG-16 of the paper: FCN-32s, FCN-16s, FCN-8s staged and at-once."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

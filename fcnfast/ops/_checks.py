@@ -5,6 +5,8 @@ graph serves all sizes. The public functions check only what a raw op cannot be 
 need to build its arguments: Python types and ranks.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from functools import lru_cache

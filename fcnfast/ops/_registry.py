@@ -4,6 +4,8 @@ A raw op takes its grid as integers. It is registered for every device; its body
 launcher for CUDA tensors and the plain-torch implementation in `tiled` for all others.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

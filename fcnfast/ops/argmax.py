@@ -1,5 +1,7 @@
 """Upsampling fused with the argmax: from coarse scores to a label map."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 

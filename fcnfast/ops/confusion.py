@@ -1,5 +1,7 @@
 """Upsampling fused with the argmax and the count of a confusion matrix."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch

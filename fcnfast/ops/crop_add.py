@@ -1,5 +1,7 @@
 """The skip fusion of an FCN: add a window of a finer map (section 4.2 of the paper)."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from torch import Tensor

@@ -1,5 +1,7 @@
 """Upsampling fused with the softmax cross-entropy: full-resolution logits are never written."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, Literal
 

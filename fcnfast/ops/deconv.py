@@ -1,5 +1,7 @@
 """A learnable upsampling: the depthwise transposed convolution of an FCN, with its crop."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch

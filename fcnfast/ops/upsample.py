@@ -1,5 +1,7 @@
 """Bilinear upsampling at a `SamplingGrid`, and one fusion step of an FCN built on it."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Dense outputs: classifiers as convolutions, filter rarefaction, shift-and-stitch (3.1, 3.2)."""
 
+from __future__ import annotations
+
 import copy
 import math
 from collections import OrderedDict

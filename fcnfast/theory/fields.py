@@ -4,6 +4,8 @@ Every operation that the network carries out is seen as it happens, and maps the
 reads to the field of what it gives; so skips, branches and functions that are no modules count.
 """
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,5 +1,7 @@
 """What sections 3.3 and 3.4 of the paper say of training: learned upsampling, sampled losses."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 
 import torch

@@ -7,6 +7,8 @@ a row is ``left + weight * (right - left)`` over contiguous memory for any grid,
 sums. The last pixel of a smaller cell has all its places; all but the first of those are void.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import lru_cache
 

@@ -5,6 +5,8 @@ strip of either at a time. Products read taps of weight 0 (0 * inf is NaN), so m
 finite, and devices where looking would mean a synchronization, gather instead.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

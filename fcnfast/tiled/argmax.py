@@ -5,6 +5,8 @@ corners. A class that lies everywhere below the smallest corner of another can w
 cell, so that a tile of a map with regions interpolates the few classes that meet in it.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 

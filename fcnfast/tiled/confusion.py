@@ -1,5 +1,7 @@
 """upsample_confusion in plain torch: the label maps of an image at a time, counted in pieces."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

@@ -1,5 +1,7 @@
 """crop_add in plain torch."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch

@@ -1,5 +1,7 @@
 """upsample_cross_entropy in plain torch, in tiles: full-resolution logits are never written."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import NamedTuple
 

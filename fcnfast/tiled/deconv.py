@@ -11,6 +11,8 @@ laid out so. Products multiply the zeros beyond the kernel and the map, too (0 *
 values that are not finite go through torch's convolutions, an image at a time.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 

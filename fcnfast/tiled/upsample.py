@@ -7,6 +7,8 @@ one pass over the cells is as fast as the memory; the columns of an NCHW map and
 products with banded matrices.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache

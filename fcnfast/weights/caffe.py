@@ -6,6 +6,8 @@ differ in where a layer keeps its name and its blobs: ``layer`` (V2), ``layers``
 ``layers`` around a ``layer`` (V0).
 """
 
+from __future__ import annotations
+
 import math
 import mmap
 from collections.abc import Iterator

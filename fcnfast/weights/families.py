@@ -5,6 +5,8 @@ segmentation networks do, so most names stay; the tables below are for the other
 brings its own preprocessing, since a network computes nonsense on another one's.
 """
 
+from __future__ import annotations
+
 import hashlib
 import math
 import re

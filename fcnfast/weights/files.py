@@ -4,6 +4,8 @@ A file of fcnfast says in its metadata which network it belongs to, how that was
 classes are called and which preprocessing it expects, so that loading it needs nothing else.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import json

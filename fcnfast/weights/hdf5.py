@@ -1,5 +1,7 @@
 """Caffe's HDF5 models (``.caffemodel.h5``): a group ``data``, in it one group for each layer."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

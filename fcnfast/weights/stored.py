@@ -1,5 +1,7 @@
 """A tensor in a weights file, before it is read."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
