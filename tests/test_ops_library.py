@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcnfast import ops, reference
 from fcnfast.geometry import SamplingGrid
-from fcnfast.ops._registry import packed, unpacked
+from fcnfast.ops._checks import packed, unpacked
 
 raw = torch.ops.fcnfast
 ZERO = packed(SamplingGrid.deconv((4, 5), 4, crop=(3, 1), size=(9, 12)))

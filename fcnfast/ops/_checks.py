@@ -16,14 +16,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..geometry import SamplingGrid, Size, as_integer, as_pair, is_symbolic
+from ..geometry import SamplingGrid, Size, as_integer, as_pair, is_symbolic, lowest_terms
 from ..tiled._tiles import compute_dtype
-from ._registry import Integers, unpacked
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 REDUCTIONS = ("mean", "sum", "none", "batch")
+Integers = Sequence[int]
 MAP, FILTERS, TARGET = "N x C x h x w", "C x 1 x k x k", "N x H x W"
+
+
+def packed(grid: SamplingGrid) -> tuple[tuple[int, ...], bool]:
+    """A grid as the arguments of a raw op; `unpacked` reverses it."""
+    integers = (*grid.in_size, *grid.size, *grid.num, *grid.off, *grid.den)
+    return integers, grid.border == "clamp"
+
+
+@lru_cache(maxsize=1024)
+def _unpacked(integers: tuple[int, ...], clamp: bool) -> SamplingGrid:
+    h, w, height, width, *_ = integers
+    num, off, den = zip(*(lowest_terms(*integers[4 + axis :: 2]) for axis in (0, 1)), strict=True)
+    return SamplingGrid((h, w), (height, width), num, off, den, "clamp" if clamp else "zero")
+
+
+def unpacked(integers: Integers, clamp: bool) -> SamplingGrid:
+    """The grid of a raw op's arguments, in lowest terms; ValueError where they are not a grid's."""
+    if len(integers) != 10:
+        raise ValueError(f"grid must be in_size, size, num, off, den: 10 integers, not {integers}")
+    return _unpacked(tuple(integers), clamp)
 
 
 def check_tensor(x: Any, name: str, shape: str = MAP) -> None:

@@ -7,7 +7,7 @@ launcher for CUDA tensors and the plain-torch implementation in `tiled` for all 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib.util import find_spec
@@ -17,15 +17,13 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from ..geometry import SamplingGrid, lowest_terms
+from ..geometry import SamplingGrid
 from ._portable import RULES, is_portable
 
 LIBRARY = torch.library.Library("fcnfast", "DEF")
 # A grid in a schema: integers, which may be symbolic, and whether the border repeats the edge.
 GRID = "SymInt[] grid, bool clamp"
 BACKEND = "str? backend"
-Integers = Sequence[int]
-
 _BACKENDS = ("torch", "triton")
 # Of the whole process: autograd's threads see it.
 _forced: str | None = None
@@ -104,26 +102,6 @@ def uses_triton(backend: str | None, x: Tensor, grid: SamplingGrid | None = None
             f"Triton is forced, but its kernels compute in int32, too small for {grid}"
         )
     return True
-
-
-def packed(grid: SamplingGrid) -> tuple[tuple[int, ...], bool]:
-    """A grid as the arguments of a raw op; `unpacked` reverses it."""
-    integers = (*grid.in_size, *grid.size, *grid.num, *grid.off, *grid.den)
-    return integers, grid.border == "clamp"
-
-
-@lru_cache(maxsize=1024)
-def _unpacked(integers: tuple[int, ...], clamp: bool) -> SamplingGrid:
-    h, w, height, width, *_ = integers
-    num, off, den = zip(*(lowest_terms(*integers[4 + axis :: 2]) for axis in (0, 1)), strict=True)
-    return SamplingGrid((h, w), (height, width), num, off, den, "clamp" if clamp else "zero")
-
-
-def unpacked(integers: Integers, clamp: bool) -> SamplingGrid:
-    """The grid of a raw op's arguments, in lowest terms; ValueError where they are not a grid's."""
-    if len(integers) != 10:
-        raise ValueError(f"grid must be in_size, size, num, off, den: 10 integers, not {integers}")
-    return _unpacked(tuple(integers), clamp)
 
 
 def define(

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..geometry import SamplingGrid, Size
 from ..tiled import argmax as tiled
 from ..tiled._tiles import compute_dtype
-from ._checks import check_classes, check_label_dtype, checked_grid, grid_for
-from ._registry import BACKEND, GRID, Integers, define_without_gradient, forced, packed, uses_triton
+from ._checks import Integers, check_classes, check_label_dtype, checked_grid, grid_for, packed
+from ._registry import BACKEND, GRID, define_without_gradient, forced, uses_triton
 
 
 def _forward(

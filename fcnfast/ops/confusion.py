@@ -10,14 +10,16 @@ from torch import Tensor
 from ..geometry import SamplingGrid
 from ..tiled import confusion as tiled
 from ._checks import (
+    Integers,
     check_counts,
     check_ignore_index,
     check_labels,
     check_out,
     checked_grid_for_target,
     grid_for_target,
+    packed,
 )
-from ._registry import BACKEND, GRID, Integers, define_without_gradient, forced, packed, uses_triton
+from ._registry import BACKEND, GRID, define_without_gradient, forced, uses_triton
 
 
 def _add(

@@ -9,8 +9,16 @@ from torch import Tensor
 from ..geometry import Size, as_pair
 from ..tiled import crop_add as tiled
 from ..tiled._tiles import empty_like
-from ._checks import check_device, check_map, check_pair, check_skip, check_tensor, check_window
-from ._registry import BACKEND, Integers, define, forced, uses_triton
+from ._checks import (
+    Integers,
+    check_device,
+    check_map,
+    check_pair,
+    check_skip,
+    check_tensor,
+    check_window,
+)
+from ._registry import BACKEND, define, forced, uses_triton
 
 
 def _forward(x: Tensor, skip: Tensor, offset: Integers, backend: str | None) -> Tensor:

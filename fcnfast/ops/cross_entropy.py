@@ -12,6 +12,7 @@ from ..geometry import SamplingGrid
 from ..tiled import cross_entropy as tiled
 from ..tiled._tiles import compute_dtype, empty_like, is_channels_last, memory_format
 from ._checks import (
+    Integers,
     check_class_weight,
     check_classes,
     check_device,
@@ -21,8 +22,9 @@ from ._checks import (
     check_on_target,
     checked_grid_for_target,
     grid_for_target,
+    packed,
 )
-from ._registry import BACKEND, GRID, Integers, define, forced, packed, uses_triton
+from ._registry import BACKEND, GRID, define, forced, uses_triton
 
 Reduction = Literal["mean", "sum", "none", "batch"]
 

@@ -12,6 +12,7 @@ from ..tiled import deconv as tiled
 from ..tiled._tiles import empty_like, memory_format
 from ._checks import (
     FILTERS,
+    Integers,
     check_deconv,
     check_device,
     check_map,
@@ -19,7 +20,7 @@ from ._checks import (
     check_weight,
     check_weight_dtype,
 )
-from ._registry import BACKEND, Integers, define, forced, uses_triton
+from ._registry import BACKEND, define, forced, uses_triton
 
 
 def _implementation(backend: str | None, x: Tensor) -> Any:

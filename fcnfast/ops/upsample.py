@@ -11,6 +11,7 @@ from ..geometry import SamplingGrid, Size, as_pair
 from ..tiled import upsample as tiled
 from ..tiled._tiles import empty_like
 from ._checks import (
+    Integers,
     check_device,
     check_map,
     check_skip,
@@ -18,8 +19,10 @@ from ._checks import (
     check_window,
     checked_grid,
     grid_for,
+    packed,
+    unpacked,
 )
-from ._registry import BACKEND, GRID, Integers, define, forced, packed, unpacked, uses_triton
+from ._registry import BACKEND, GRID, define, forced, uses_triton
 from .crop_add import backward_skip
 
 
