@@ -96,6 +96,9 @@ def export(
         ValueError: for both `size` and `dynamic`.
         WeightsError: when the weights cannot be used.
         OSError: when the file cannot be written; nothing is left behind.
+
+    Example:
+        >>> fcnfast.export("bundled", "street.pt2", size=(64, 96))
     """
     if size is not None and dynamic:
         raise ValueError("give size or dynamic, not both")

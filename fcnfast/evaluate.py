@@ -73,6 +73,12 @@ def evaluate_model(
         TypeError, ValueError: a number out of its range.
         ImageError, LabelError: a damaged file, or a picture too small for the network or too large
             for the memory.
+
+    Example:
+        >>> scene = fcnfast.data.demo_scene()
+        >>> matrix = fcnfast.evaluate_model(fcnfast.load_model(), [scene])
+        >>> round(matrix.scores().pixel_accuracy, 1)
+        0.9
     """
     check_positive("batch_size", batch_size)
     views = Views(max_size, tile, overlap, scales, flip)
@@ -154,6 +160,11 @@ def evaluate_folder(
         DatasetError: no such folder, or predictions are missing; they are named.
         LabelError: a prediction that is damaged, of another size, or that has values that are
             not classes, or no class where the truth has one.
+
+    Example:
+        >>> dataset = fcnfast.open_dataset("camvid", "CamVid", "val")  # doctest: +SKIP
+        >>> fcnfast.evaluate_folder("out/labels", dataset).scores().mean_iu  # doctest: +SKIP
+        0.68
     """
     paths = _prediction_paths(Path(predictions), dataset.names)
     matrix = ConfusionMatrix(len(dataset.table), trimap=trimap)

@@ -617,6 +617,10 @@ def lazy_logits() -> AbstractContextManager[Any]:
     """Within ``with lazy_logits():``, bilinear resizes of 4-D maps return `UpsampledLogits`.
 
     It holds for this thread and for all code called there.
+
+    Example:
+        >>> with fcnfast.lazy_logits():
+        ...     labels = Net()(images).argmax(1)
     """
     return _Mode()
 
@@ -671,6 +675,10 @@ def fuse(model: Module) -> Module:
 
     Raises:
         TypeError: when it is not a module, or one of TorchScript.
+
+    Example:
+        >>> model = fcnfast.fuse(Net())  # ends in F.interpolate(scores, size, mode="bilinear")
+        >>> loss = F.cross_entropy(model(images), target)  # no full-resolution logits
     """
     if isinstance(model, torch.jit.ScriptModule) or not isinstance(model, nn.Module):
         raise TypeError(
@@ -684,7 +692,12 @@ def fuse(model: Module) -> Module:
 
 
 def unfuse(model: Module) -> Module:
-    """Undo `fuse`, and return the module; one that is not fused is left as it is."""
+    """Undo `fuse`, and return the module; one that is not fused is left as it is.
+
+    Example:
+        >>> fcnfast.unfuse(fcnfast.fuse(Net()))(images).shape
+        torch.Size([1, 4, 8, 8])
+    """
     for hooks, ours in ((model._forward_pre_hooks, _enter), (model._forward_hooks, _leave)):
         for key in [key for key, hook in hooks.items() if hook is ours]:
             del hooks[key]
@@ -701,6 +714,10 @@ def fuse_report(model: nn.Module, inputs: Any) -> list[Resize]:
 
     Returns:
         One printable entry for each resize, in order.
+
+    Example:
+        >>> [resize.size for resize in fcnfast.fuse_report(Net(), images)]
+        [(8, 8)]
     """
     records: list[Resize] = []
     fused = _enter in model._forward_pre_hooks.values()

@@ -1,11 +1,14 @@
 """The pages in docs/: links lead somewhere, code runs, and the new network is one."""
 
+import doctest
+import inspect
 import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import fcnfast
@@ -137,6 +140,29 @@ def test_notebooks(path, monkeypatch, tmp_path):
             assert cell["execution_count"], cell["source"]
             exec("".join(cell["source"]).replace("epochs=30", "epochs=1"), names)
     assert path.stat().st_size < 200_000
+
+
+FUNCTIONS = [n for n in fcnfast.__all__ if inspect.isfunction(getattr(fcnfast, n))]
+
+
+class Net(torch.nn.Module):
+    """Somebody's network, in the examples."""
+
+    def forward(self, images):
+        return F.interpolate(images[:, :, ::4, ::4], scale_factor=4, mode="bilinear")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_examples_of_the_reference(name, monkeypatch, tmp_path):
+    """Every public function has one, and it runs."""
+    monkeypatch.chdir(tmp_path)
+    names = {"fcnfast": fcnfast, "torch": torch, "F": F, "Net": Net}
+    names |= {"images": torch.randn(1, 4, 8, 8), "target": torch.zeros(1, 8, 8, dtype=torch.long)}
+    finder = doctest.DocTestFinder(recurse=False)
+    (example,) = finder.find(getattr(fcnfast, name), name, globs=names)
+    assert example.examples, "its docstring has no example"
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
+    assert runner.run(example).failed == 0
 
 
 def test_the_network_of_the_docs(monkeypatch):

@@ -479,6 +479,10 @@ def open_dataset(
 
     Raises:
         DatasetError: an unknown name, or a data set that is missing or not laid out as expected.
+
+    Example:
+        >>> dataset = fcnfast.open_dataset("camvid", "CamVid", "train")  # doctest: +SKIP
+        >>> image, labels, name = dataset[0]  # doctest: +SKIP
     """
     if name not in DATASETS:
         raise DatasetError(f"--dataset {name}: not one of {', '.join(DATASETS)}")

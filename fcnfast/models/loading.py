@@ -59,6 +59,12 @@ def create_model(
         ValueError: for options that it refuses.
         TypeError: for an unknown option, or `weights` beside `weights_backbone`.
         WeightsError: when the file cannot be used for this network.
+
+    Example:
+        >>> model = fcnfast.create_model("fcn4s_light", num_classes=5)
+        >>> images = model.preprocess(torch.zeros(1, 3, 32, 48, dtype=torch.uint8))
+        >>> model(images)["out"].shape
+        torch.Size([1, 5, 32, 48])
     """
     find(name)  # without a name a file would have to tell it
     if weights is not None and weights_backbone is not None:
@@ -167,6 +173,12 @@ def load_weights(model: FCN, path: PathLike) -> LoadReport:
         WeightsError: the file is missing, damaged, or of another network; the message names the
             file, the layer and the shapes.
         TypeError: `model` is not a network of fcnfast.
+
+    Example:
+        >>> model = fcnfast.create_model("fcn4s_light")
+        >>> report = fcnfast.load_weights(model, fcnfast.weights.bundled_path())
+        >>> report.missing
+        ()
     """
     if not isinstance(model, FCN):
         raise TypeError(f"model must be a network of fcnfast, not {type(model).__name__}")
@@ -200,6 +212,10 @@ def load_model(path: PathLike | None = None, device: str | torch.device = "cpu")
 
     Raises:
         WeightsError: when the file cannot be used, or is of a network that is not known.
+
+    Example:
+        >>> fcnfast.load_model().name  # the bundled network
+        'fcn4s_light'
     """
     return load_as(None, bundled_path() if path is None else path).to(device).eval()
 
@@ -218,6 +234,9 @@ def save_model(
 
     Raises:
         OSError: when the file cannot be written; nothing is left behind.
+
+    Example:
+        >>> fcnfast.save_model(fcnfast.load_model(), "net.safetensors", dtype=torch.float16)
     """
     table = model.table
     meta = WeightsMeta(

@@ -112,7 +112,12 @@ MODELS: dict[str, Row] = {
 
 
 def list_models() -> list[str]:
-    """The names that `create_model` knows."""
+    """The names that `create_model` knows.
+
+    Example:
+        >>> "fcn8s_vgg16" in fcnfast.list_models()
+        True
+    """
     return sorted(MODELS)
 
 

@@ -104,6 +104,11 @@ def upsample_argmax(
     Raises:
         TypeError: for other types or dtypes.
         ValueError: as `upsample`, and for more classes than `dtype` can name (256 in uint8).
+
+    Example:
+        >>> scores = torch.eye(2)[None, :, None]  # 1 x 2 x 1 x 2
+        >>> fcnfast.upsample_argmax(scores, size=(1, 4))
+        tensor([[[0, 0, 1, 1]]], dtype=torch.uint8)
     """
     grid = grid_for(scores, "scores", grid, size, scale_factor, align_corners)
     check_label_dtype(dtype, "dtype")

@@ -86,6 +86,12 @@ def upsample_confusion(
         ValueError: for other shapes or devices, a grid beside another argument for it, or with
             C x C counts for a label out of range that is not ignored: nothing is counted then. On
             a GPU such a pixel is left out, unless FCNFAST_CHECK=1 is set.
+
+    Example:
+        >>> scores, target = torch.eye(2)[None, :, None], torch.tensor([[[0, 1, 1, 255]]])
+        >>> fcnfast.upsample_confusion(scores, target)
+        tensor([[1, 0],
+                [1, 1]])
     """
     grid = grid_for_target(scores, target, grid, scale_factor, align_corners)
     ignore_index = check_ignore_index(ignore_index)

@@ -98,6 +98,12 @@ def crop_add(x: Tensor, skip: Tensor, offset: Size) -> Tensor:
     Raises:
         TypeError: for other types or dtypes.
         ValueError: for other shapes or devices, a negative offset, or a window that leaves `skip`.
+
+    Example:
+        >>> x, skip = torch.ones(1, 1, 2, 2), torch.arange(16.0).view(1, 1, 4, 4)
+        >>> fcnfast.crop_add(x, skip, (1, 1))
+        tensor([[[[ 6.,  7.],
+                  [10., 11.]]]])
     """
     check_tensor(x, "x")
     check_tensor(skip, "skip")

@@ -223,6 +223,12 @@ def upsample_cross_entropy(
         ValueError: for other shapes or devices, a grid beside another argument for it, or a label
             out of range that is not ignored. On a GPU such a label makes the loss and the gradient
             NaN, unless FCNFAST_CHECK=1 is set.
+
+    Example:
+        >>> scores = torch.zeros(1, 4, 3, 3)
+        >>> target = torch.zeros(1, 6, 6, dtype=torch.uint8)
+        >>> fcnfast.upsample_cross_entropy(scores, target)  # log 4
+        tensor(1.3863)
     """
     grid = grid_for_target(scores, target, grid, scale_factor, align_corners)
     ignore_index = check_ignore_index(ignore_index)

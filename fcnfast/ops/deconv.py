@@ -178,6 +178,11 @@ def deconv(
     Raises:
         TypeError: for other types or dtypes.
         ValueError: for other shapes or devices, or a crop that leaves the result.
+
+    Example:
+        >>> x, weight = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
+        >>> fcnfast.deconv(x, weight, stride=2).shape
+        torch.Size([1, 1, 4, 4])
     """
     check_tensor(x, "x")
     check_tensor(weight, "weight", FILTERS)

@@ -135,6 +135,10 @@ def upsample(
         ValueError: for another rank, a grid made for maps of another size, a grid beside `size`,
             `scale_factor` or `align_corners`, or without a grid not exactly one of `size` and
             `scale_factor`.
+
+    Example:
+        >>> fcnfast.upsample(torch.tensor([[[[0.0, 4.0]]]]), size=(1, 4))
+        tensor([[[[0., 1., 3., 4.]]]])
     """
     grid = grid_for(x, "x", grid, size, scale_factor, align_corners)
     return _upsample(x, *packed(grid), forced())
@@ -166,6 +170,11 @@ def upsample_crop_add(
     Raises:
         TypeError: for other types or dtypes.
         ValueError: as `upsample` and `crop_add`.
+
+    Example:
+        >>> x, skip = torch.ones(1, 2, 4, 4), torch.ones(1, 2, 10, 10)
+        >>> fcnfast.upsample_crop_add(x, skip, size=(8, 8), offset=(1, 1)).shape
+        torch.Size([1, 2, 8, 8])
     """
     check_tensor(skip, "skip")
     top, left = as_pair(offset, "offset")
