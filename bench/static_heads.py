@@ -36,20 +36,17 @@ def _patch(launch: Launch) -> float:
 
 
 def _class_trips(launch: Launch) -> Mapping[str, float]:
-    """All loops over classes; the labels' sums are of the pixels (below)."""
+    """All loops over classes; the labels are read for pixels (below)."""
     loops = ("highest_of: for _", "exponential_sums: for channel", "patch_loss: for channel")
-    return dict.fromkeys(loops, _patch(launch)) | {"label_sums: for i": inf}
+    return dict.fromkeys(loops, _patch(launch)) | {"classes_of: for i": inf}
 
 
 def _pixel_trips(launch: Launch) -> Mapping[str, float]:
-    """What else there is: labels are read once for all classes, and once for each that is there."""
+    """What else there is: labels are read once for all classes."""
     patch, rows = _patch(launch), launch.arguments["ROWS"]
-    once = {"": patch, "label_survey: for i": patch / rows}
-    return (
-        once
-        | dict.fromkeys(_class_trips(launch), inf)
-        | {"label_sums: for i": patch / rows / PRESENT}
-    )
+    # Two loops, each over half of the rows, if these are more than four.
+    once = {"": patch, "classes_of: for i": patch / min(rows, 4)}
+    return dict.fromkeys(_class_trips(launch), inf) | once
 
 
 # Classes whose labels a program sees, of 21: two regions, as in natural pictures.

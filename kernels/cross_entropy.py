@@ -2,9 +2,9 @@
 
 No full-resolution logit is written. `patch_kernel` makes the loss of each patch from the sums of
 its exponentials, and what it gives to the gradient of the corners of its cell: four sums over its
-pixels for each class. `exact_kernel` adds the patches that were left over, `finish_kernel` sums the
-losses up, and `combine_kernel` the shares that each corner got. All in a fixed order: the same bits
-in every run.
+pixels for each class. `exact_kernel` adds the patches that were left over, and `combine_kernel`
+sums up the losses, and the shares that each corner got. All in a fixed order: the same bits in
+every run.
 
 For a class that no label of the program names, the four sums are polynomials in the ratio of its
 progression; of one that labels name, the softmax of a pixel and its label cancel before anything
@@ -86,8 +86,9 @@ SCALE_ROWS, SCALE_BLOCK = 16, 64
 class Labels(NamedTuple):
     """The labels of each lane's patch.
 
-    ptr: pointers to that of the first pixel. h, w: from row to row, from column to column.
-    rows, columns: how many there are. ignore_index: the label that does not count.
+    ptr: to the first of all. offset: of each patch's first pixel. h, w: from row to row, from
+    column to column. rows, columns: how many there are. ignore_index: the label that does not
+    count.
     """
 
     ptr: tl.tensor
@@ -104,7 +105,7 @@ class Classes(NamedTuple):
 
     digits: for each binary digit the pixels whose class has it. valid: the pixels that count.
     invalid: whether a label is out of range. present: of the program's classes, modulo 32, a bit
-    for each (see `may_be_named`).
+    for each (see `is_named`).
     """
 
     digits: tl.tuple
@@ -126,8 +127,8 @@ def classes_of(
 ):  # fmt: skip
     """The Classes of each lane's patch, DIGITS binary digits each, 2 at least.
 
-    Neighboring threads read neighboring labels, whichever lanes these belong to. The codes of a
-    column are the bytes of words: one shift moves a digit of all of them.
+    Neighboring threads read neighboring labels, whichever lanes these belong to. The codes of four
+    rows of a column are the bytes of a word: one shift moves a digit of all of them.
     """
     j, lane = tl.arange(0, COLUMNS)[None, :], tl.arange(0, BLOCK)
     # Gathered, which is cheaper than to compute them again for the threads that read.
@@ -171,12 +172,6 @@ def classes_of(
 
 
 @triton.jit
-def may_be_named(channel, classes, DIGITS: tl.constexpr):
-    """Whether labels of the program may be of class `channel`."""
-    return ((classes.present >> ((channel + (1 << DIGITS)) & 31)) & 1) == 1
-
-
-@triton.jit
 def pixels_of(channel, classes, DIGITS: tl.constexpr):
     """The set of pixels of each lane's patch that count and are of class `channel`."""
     pixels = classes.valid
@@ -184,6 +179,19 @@ def pixels_of(channel, classes, DIGITS: tl.constexpr):
         lacks = ((channel >> b) & 1) - 1  # all bits or none
         pixels = pixels & (classes.digits[b] ^ lacks)
     return pixels
+
+
+@triton.jit
+def is_named(channel, classes, DIGITS: tl.constexpr):
+    """Whether labels of the program are of class `channel`, or, of 32 classes at most, may be."""
+    named = ((classes.present >> ((channel + (1 << DIGITS)) & 31)) & 1) == 1
+    if DIGITS <= 5:
+        return named
+    else:  # several classes have this bit
+        if named:
+            some = pixels_of(channel, classes, DIGITS) != 0
+            named = tl.max(some.to(tl.int32), 0) > 0
+        return named
 
 
 @triton.jit
@@ -238,7 +246,7 @@ def weighted_by_class(
     loss, total, valid = zero, zero, Sums(zero, zero, zero, zero)
     soft = tl.load(table_ptr + 3 * num_classes)
     for channel in range(num_classes):
-        if may_be_named(channel, classes, DIGITS):
+        if is_named(channel, classes, DIGITS):
             hits = pixels_of(channel, classes, DIGITS)
             own = sums_of(hits, ROWS, COLUMNS)
             weight = tl.load(table_ptr + num_classes + channel) + soft
@@ -289,7 +297,7 @@ def patch_loss(
         loss -= dot(corner_shares(counted, middle), smooth)
     upper, lower = planes.upper, planes.lower
     for channel in range(num_classes):
-        named = may_be_named(channel, classes, DIGITS)
+        named = is_named(channel, classes, DIGITS)
         if GRADIENT:
             exact = relative(loaded(source, CLAMP), highest)
             z = bounded(exact)

@@ -22,9 +22,10 @@ from .grid import Corners, columns_of, joined
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 # Powers of two between neighboring corners of a class. With more, all exponentials of a pixel may
-# be too small: such patches, and those with a NaN or an infinity, are left to `exact_kernel`.
+# be too small: such patches, and those with a NaN or an infinity, are left to `exact_kernel`. A
+# class that is -inf at all four corners is none of these.
 WIDEST = tl.constexpr(32.0)
-# So small that a corner where a class is LOWEST, and another where it counts, are too far apart.
+# Further below the highest an exponent is as good as this (`bounded`).
 LOWEST = tl.constexpr(-(2.0**20))
 
 
@@ -99,8 +100,8 @@ def relative(scores, highest):
 
 @triton.jit
 def bounded(z):
-    """Exponents that are no less than LOWEST, whose exponential is 0 as well: differences between
-    those of a class that is -inf everywhere are 0, too. A NaN stays one."""
+    """Exponents no less than LOWEST, whose exponential is 0, too: so a class that is -inf at all
+    corners has differences of 0, not NaN. A NaN stays one."""
     return Corners(
         tl.maximum(z.a, LOWEST, propagate_nan=tl.PropagateNan.ALL),
         tl.maximum(z.b, LOWEST, propagate_nan=tl.PropagateNan.ALL),
@@ -230,10 +231,10 @@ def exponential_sums(
     for channel in range(num_classes):
         z = relative(loaded(source, CLAMP), highest)
         source = next_class(source)
-        if TABLE:
-            if smooths:
-                k = tl.load(table_ptr + 2 * num_classes + channel)
-                a, b, c, d = a + k * z.a, b + k * z.b, c + k * z.c, d + k * z.d
+        if TABLE:  # without smoothing a score of -inf does not count
+            k = tl.load(table_ptr + 2 * num_classes + channel)
+            a, b = a + tl.where(smooths, k * z.a, 0.0), b + tl.where(smooths, k * z.b, 0.0)
+            c, d = c + tl.where(smooths, k * z.c, 0.0), d + tl.where(smooths, k * z.d, 0.0)
         z = bounded(z)
         widest = wider(wider(widest, z.b - z.a), z.c - z.a)
         widest = wider(wider(widest, z.d - z.b), z.d - z.c)
@@ -244,9 +245,11 @@ def exponential_sums(
             for j in tl.static_range(COLUMNS):
                 added = added + (sums[i * COLUMNS + j] + row[j],)
         sums = added
-    # With smoothing a score of -inf counts: one less itself is then a NaN.
-    total = a + b + c + d
-    return sums, Corners(a, b, c, d), (widest <= WIDEST) & (total - total == 0)
+    near = widest <= WIDEST
+    if TABLE:
+        total = a + b + c + d
+        near = near & (total - total == 0)  # finite
+    return sums, Corners(a, b, c, d), near
 
 
 @triton.jit
