@@ -2,9 +2,9 @@
 
 No full-resolution logit is written. `patch_kernel` makes the loss of each patch from the sums of
 its exponentials, and what it gives to the gradient of the corners of its cell: four sums over its
-pixels for each class. `exact_kernel` adds the patches that were left over, `finish_kernel` sums the
-losses up, and `combine_kernel` the shares that each corner got. All in a fixed order: the same bits
-in every run.
+pixels for each class. `exact_kernel` adds the patches that were left over, and `combine_kernel`
+sums up the losses, and the shares that each corner got. All in a fixed order: the same bits in
+every run.
 
 For a class that no label of the program names, the four sums are polynomials in the ratio of its
 progression; of one that labels name, the softmax of a pixel and its label cancel before anything
@@ -23,9 +23,9 @@ from torch import Tensor
 from .cross_entropy_corners import (
     SIZES,
     Launch,
+    Source,
     add_at_corners,
     class_table,
-    corners_of,
     label_codes,
     launch_of,
     loaded,
@@ -40,10 +40,12 @@ from .cross_entropy_progressions import (
     LN2,
     Middle,
     Sums,
+    bounded,
     corner_shares,
     dot,
     exponential_sums,
     gradient_sums,
+    halves_of,
     highest_of,
     labeled_sums,
     plain_factors,
@@ -58,6 +60,7 @@ from .grid import (
     Strided,
     check_rows,
     check_supported,
+    columns_of,
     dense_block,
     fraction,
     in_row,
@@ -76,16 +79,20 @@ SCALE_ROWS, SCALE_BLOCK = 16, 64
 
 
 # ---- the labels of a patch
+#
+# A set of pixels of a patch is an int64 word: bit 8 i + j is the pixel in row i and column j.
 
 
 class Labels(NamedTuple):
     """The labels of each lane's patch.
 
-    ptr: pointers to that of the first pixel. h, w: from row to row, from column to column.
-    rows, columns: how many there are. ignore_index: the label that does not count.
+    ptr: to the first of all. offset: of each patch's first pixel. h, w: from row to row, from
+    column to column. rows, columns: how many there are. ignore_index: the label that does not
+    count.
     """
 
     ptr: tl.tensor
+    offset: tl.tensor
     h: tl.tensor
     w: tl.tensor
     rows: tl.tensor
@@ -93,22 +100,18 @@ class Labels(NamedTuple):
     ignore_index: tl.tensor
 
 
-@triton.jit
-def row_pointers(labels, COLUMNS: tl.constexpr):
-    """Pointers to the labels of a patch's first row, for loops over rows to carry on."""
-    pointers = ()
-    for j in tl.static_range(COLUMNS):
-        pointers = pointers + (labels.ptr + j * labels.w,)
-    return pointers
+class Classes(NamedTuple):
+    """The classes of the pixels of each lane's patch, as sets of pixels.
 
+    digits: for each binary digit the pixels whose class has it. valid: the pixels that count.
+    invalid: whether a label is out of range. present: of the program's classes, modulo 32, a bit
+    for each (see `is_named`).
+    """
 
-@triton.jit
-def next_row(pointers, labels, COLUMNS: tl.constexpr):
-    """Pointers to the labels of the next row."""
-    moved = ()
-    for j in tl.static_range(COLUMNS):
-        moved = moved + (pointers[j] + labels.h,)
-    return moved
+    digits: tl.tuple
+    valid: tl.tensor
+    invalid: tl.tensor
+    present: tl.tensor
 
 
 @triton.jit
@@ -118,59 +121,102 @@ def bitwise_or(a, b):
 
 
 @triton.jit
-def label_survey(
-    labels, num_classes, IGNORES: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Of each lane's labels: which pixels count, a bit for each, row by row; of all lanes' the
-    classes, modulo 32, a bit for each, with some that may not be there; whether one is out of
-    range."""
-    pointers = row_pointers(labels, COLUMNS)
-    valid = tl.zeros([BLOCK], tl.int64)
-    present, lowest = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
-    for i in range(labels.rows):
-        row = tl.zeros([BLOCK], tl.int32)
-        for j in tl.static_range(COLUMNS):
-            inside = j < labels.columns
-            code = label_codes(pointers[j], inside, labels.ignore_index, num_classes, IGNORES)
-            lowest = tl.minimum(lowest, code)
-            present = present | (1 << (code & 31))
-            row = row | tl.where(code >= 0, 1 << j, 0)
-        valid = valid | (row.to(tl.int64) << (i * COLUMNS))
-        pointers = next_row(pointers, labels, COLUMNS)
-    return valid, tl.reduce(present, 0, bitwise_or), lowest == -2
-
-
-@triton.jit
-def is_named(channel, present, ignore_index):
-    """Whether labels of the program may be of class `channel`."""
-    return ((present >> (channel & 31)) & 1) == 1 and channel != ignore_index
-
-
-@triton.jit
-def label_sums(
-    labels, channel, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
+def classes_of(
+    labels, num_classes, IGNORES: tl.constexpr, DIGITS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The Sums of 1 over the pixels of a class that counts; which pixels they are, a bit for each,
-    row by row."""
-    pointers = row_pointers(labels, COLUMNS)
-    s = tl.zeros([BLOCK], tl.float32)
-    s_x, s_y, s_xy = s, s, s
-    hits = tl.zeros([BLOCK], tl.int64)
-    for i in range(labels.rows):
-        row = tl.zeros([BLOCK], tl.int32)
-        row_x, bits = row, row
-        for j in tl.static_range(COLUMNS):
-            inside = j < labels.columns
-            hit = inside & (tl.load(pointers[j], mask=inside, other=0) == channel)
-            row += tl.where(hit, 1, 0)
-            row_x += tl.where(hit, j - COLUMNS // 2, 0)
-            bits = bits | tl.where(hit, 1 << j, 0)
-        y = i - ROWS // 2
-        s, s_x = s + row.to(tl.float32), s_x + row_x.to(tl.float32)
-        s_y, s_xy = s_y + (row * y).to(tl.float32), s_xy + (row_x * y).to(tl.float32)
-        hits = hits | (bits.to(tl.int64) << (i * COLUMNS))
-        pointers = next_row(pointers, labels, COLUMNS)
-    return Sums(s, s_x, s_y, s_xy), hits
+    """The Classes of each lane's patch, DIGITS binary digits each, 2 at least.
+
+    Neighboring threads read neighboring labels, whichever lanes these belong to. The codes of four
+    rows of a column are the bytes of a word: one shift moves a digit of all of them.
+    """
+    j, lane = tl.arange(0, COLUMNS)[None, :], tl.arange(0, BLOCK)
+    # Gathered, which is cheaper than to compute them again for the threads that read.
+    offsets, columns = tl.gather(labels.offset, lane, 0), tl.gather(labels.columns, lane, 0)
+    pointers = labels.ptr + offsets[:, None] + j * labels.w
+    words, present = (), tl.zeros([BLOCK], tl.int32)
+    for top in tl.static_range(0, ROWS, 4):
+        some = ()
+        for _ in tl.static_range(DIGITS // 8 + 1):
+            for _ in tl.static_range(COLUMNS):
+                some = some + (tl.zeros([BLOCK], tl.int32),)
+        for i in range(tl.minimum(labels.rows - top, 4)):
+            inside = j < columns[:, None]
+            code = label_codes(pointers, inside, labels.ignore_index, num_classes, IGNORES)
+            pointers += labels.h
+            # The digit that is added says which count: -1 and -2, which end in 1 and 0, lack it.
+            row = columns_of(code + (1 << DIGITS), BLOCK, COLUMNS)
+            more = ()
+            for k in tl.static_range(len(some)):
+                byte = row[k % COLUMNS] >> (k // COLUMNS * 8)
+                if DIGITS > 7:
+                    byte = byte & 255
+                more = more + (some[k] | (byte << (8 * i)),)
+            some = more
+            for k in tl.static_range(COLUMNS):
+                present = present | (1 << (row[k] & 31))
+        words = words + (some,)
+    sets = ()
+    for digit in tl.static_range(DIGITS + 1):
+        pixels = tl.zeros([BLOCK], tl.int64)
+        for half in tl.static_range(len(words)):
+            some = tl.zeros([BLOCK], tl.int32)
+            for k in tl.static_range(COLUMNS):
+                word = words[half][digit // 8 * COLUMNS + k]
+                some = some | (((word >> (digit % 8)) & 0x01010101) << k)
+            pixels = pixels | (some.to(tl.uint32, bitcast=True).to(tl.int64) << (32 * half))
+        sets = sets + (pixels,)
+    valid = sets[DIGITS]
+    invalid = sets[1] & ~sets[0] & ~valid
+    return Classes(sets, valid, invalid != 0, tl.reduce(present, 0, bitwise_or))
+
+
+@triton.jit
+def pixels_of(channel, classes, DIGITS: tl.constexpr):
+    """The set of pixels of each lane's patch that count and are of class `channel`."""
+    pixels = classes.valid
+    for b in tl.static_range(DIGITS):
+        lacks = ((channel >> b) & 1) - 1  # all bits or none
+        pixels = pixels & (classes.digits[b] ^ lacks)
+    return pixels
+
+
+@triton.jit
+def is_named(channel, classes, DIGITS: tl.constexpr):
+    """Whether labels of the program are of class `channel`, or, of 32 classes at most, may be."""
+    named = ((classes.present >> ((channel + (1 << DIGITS)) & 31)) & 1) == 1
+    if DIGITS <= 5:
+        return named
+    else:  # several classes have this bit
+        if named:
+            some = pixels_of(channel, classes, DIGITS) != 0
+            named = tl.max(some.to(tl.int32), 0) > 0
+        return named
+
+
+@triton.jit
+def sums_of(pixels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The Sums of 1 over a set of pixels: counts of two, four and eight neighbors side by side."""
+    halves = halves_of(pixels)
+    one, x, y, xy = 0, 0, 0, 0
+    for k in tl.static_range((ROWS + 3) // 4):
+        second = (halves[k] >> 1) & 0x55555555  # the right one of each two
+        count, right = halves[k] - second, second  # `right` adds up columns
+        second = (count >> 2) & 0x33333333
+        count = (count & 0x33333333) + second
+        right = (right & 0x33333333) + ((right >> 2) & 0x33333333) + 2 * second
+        second = (count >> 4) & 0x0F0F0F0F
+        count = (count & 0x0F0F0F0F) + second
+        right = (right & 0x0F0F0F0F) + ((right >> 4) & 0x0F0F0F0F) + 4 * second
+        # Bytes are rows: one multiplication adds them up, in its highest byte, one by their number.
+        some, some_x = (count * 0x01010101 >> 24) & 255, (right * 0x01010101 >> 24) & 255
+        one, x = one + some, x + some_x
+        y += ((count * 0x00010203 >> 24) & 255) + 4 * k * some
+        xy += ((right * 0x00010203 >> 24) & 255) + 4 * k * some_x
+    # From the middle.
+    xy += (ROWS // 2 * one - y) * (COLUMNS // 2) - ROWS // 2 * x
+    x, y = x - COLUMNS // 2 * one, y - ROWS // 2 * one
+    return Sums(one.to(tl.float32), x.to(tl.float32), y.to(tl.float32), xy.to(tl.float32))
 
 
 # ---- the loss of a patch
@@ -192,7 +238,7 @@ class Weighted(NamedTuple):
 
 @triton.jit
 def weighted_by_class(
-    factors, labels, present, table_ptr, num_classes,
+    factors, classes, table_ptr, num_classes, DIGITS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The plain factors and all else as Weighted by the `class_table`, class by class."""
@@ -200,8 +246,9 @@ def weighted_by_class(
     loss, total, valid = zero, zero, Sums(zero, zero, zero, zero)
     soft = tl.load(table_ptr + 3 * num_classes)
     for channel in range(num_classes):
-        if is_named(channel, present, labels.ignore_index):
-            own, hits = label_sums(labels, channel, ROWS, COLUMNS, BLOCK)
+        if is_named(channel, classes, DIGITS):
+            hits = pixels_of(channel, classes, DIGITS)
+            own = sums_of(hits, ROWS, COLUMNS)
             weight = tl.load(table_ptr + num_classes + channel) + soft
             factors, logarithms = weighted_factors(factors, hits, weight, ROWS, COLUMNS, BLOCK)
             loss -= weight * logarithms
@@ -211,35 +258,49 @@ def weighted_by_class(
 
 
 @triton.jit
+def without(source, highest, near):
+    """The Source and the highest scores with 0 for all scores of lanes that are not `near`."""
+    v, h = source.valid, highest
+    valid = Corners(v.a & near, v.b & near, v.c & near, v.d & near)
+    highest = Corners(
+        tl.where(near, h.a, 0.0), tl.where(near, h.b, 0.0),
+        tl.where(near, h.c, 0.0), tl.where(near, h.d, 0.0),
+    )  # fmt: skip
+    return Source(source.upper, source.lower, source.stride, source.class_stride, valid), highest
+
+
+@triton.jit
 def patch_loss(
     source, middle, labels, planes, num_classes, table_ptr,
-    GRADIENT: tl.constexpr, CLAMP: tl.constexpr, TABLE: tl.constexpr, IGNORES: tl.constexpr,
+    GRADIENT: tl.constexpr, CLAMP: tl.constexpr, TABLE: tl.constexpr,
+    IGNORES: tl.constexpr, DIGITS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """The loss of each lane's patch, and its weight; and whether it is one. Where scores range too
     widely both are 0, and so is what the patch gives to its corners."""
+    classes = classes_of(labels, num_classes, IGNORES, DIGITS, ROWS, COLUMNS, BLOCK)
     highest = highest_of(source, num_classes, CLAMP, BLOCK)
     sums, smooth, near = exponential_sums(
         source, highest, middle, num_classes, table_ptr, CLAMP, TABLE, ROWS, COLUMNS, BLOCK
     )
-    labels = Labels(
-        labels.ptr, labels.h, labels.w, labels.rows,
-        tl.where(near, labels.columns, 0), labels.ignore_index,
-    )  # fmt: skip
-    valid, present, invalid = label_survey(labels, num_classes, IGNORES, COLUMNS, BLOCK)
+    # Of other lanes nothing counts from here on, and no score is read.
+    source, highest = without(source, highest, near)
+    valid = tl.where(near, classes.valid, 0)
+    classes = Classes(classes.digits, valid, classes.invalid & near, classes.present)
     factors, loss = plain_factors(sums, valid, ROWS, COLUMNS, BLOCK)
     total = popcount(valid).to(tl.float32)
     if TABLE:
         w = weighted_by_class(
-            factors, labels, present, table_ptr, num_classes, ROWS, COLUMNS, BLOCK
+            factors, classes, table_ptr, num_classes, DIGITS, ROWS, COLUMNS, BLOCK
         )
         factors, loss, total, counted = w.factors, w.loss, w.weight, w.valid
         loss -= dot(corner_shares(counted, middle), smooth)
-    pointers, upper, lower = corners_of(source), planes.upper, planes.lower
+    upper, lower = planes.upper, planes.lower
     for channel in range(num_classes):
-        named = is_named(channel, present, labels.ignore_index)
+        named = is_named(channel, classes, DIGITS)
         if GRADIENT:
-            z = relative(loaded(pointers, source, CLAMP), highest)
+            exact = relative(loaded(source, CLAMP), highest)
+            z = bounded(exact)
             g = gradient_sums(z, middle, factors, ROWS, COLUMNS, BLOCK)
             hard = tl.full([], 1.0, tl.float32)
             weight = hard
@@ -250,8 +311,9 @@ def patch_loss(
                 k = tl.load(table_ptr + 2 * num_classes + channel)
                 weight, others = hard + k, counted
             if named:
-                own, hits = label_sums(labels, channel, ROWS, COLUMNS, BLOCK)
-                loss -= hard * dot(corner_shares(own, middle), z)
+                hits = pixels_of(channel, classes, DIGITS)
+                own = sums_of(hits, ROWS, COLUMNS)
+                loss -= hard * dot(corner_shares(own, middle), exact)
                 g = labeled_sums(z, middle, factors, hits, weight, g, ROWS, COLUMNS, BLOCK)
                 if TABLE:
                     others = Sums(
@@ -264,24 +326,20 @@ def patch_loss(
                     g.xy - k * others.xy,
                 )  # fmt: skip
             shares = corner_shares(g, middle)
-            shares = Corners(
-                tl.where(near, shares.a, 0.0), tl.where(near, shares.b, 0.0),
-                tl.where(near, shares.c, 0.0), tl.where(near, shares.d, 0.0),
-            )  # fmt: skip
             add_at_corners(upper, lower, planes, shares, BLOCK, GROUPS, False)
             upper, lower = upper + planes.stride, lower + planes.stride
         else:
             if named:
-                z = relative(loaded(pointers, source, CLAMP), highest)
+                z = relative(loaded(source, CLAMP), highest)
                 hard = tl.full([], 1.0, tl.float32)
                 if TABLE:
                     hard = tl.load(table_ptr + num_classes + channel)
-                own, _ = label_sums(labels, channel, ROWS, COLUMNS, BLOCK)
+                own = sums_of(pixels_of(channel, classes, DIGITS), ROWS, COLUMNS)
                 loss -= hard * dot(corner_shares(own, middle), z)
-        pointers = next_class(pointers, source)
+        source = next_class(source)
     # A label out of range makes NaN of the weight, too, and so of all of the gradient.
-    loss = tl.where(invalid, float("nan"), loss * LN2)
-    return loss, tl.where(invalid, float("nan"), total), near
+    loss = tl.where(classes.invalid, float("nan"), loss * LN2)
+    return loss, tl.where(classes.invalid, float("nan"), total), near
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -292,8 +350,8 @@ def patch_kernel(
     column_size, column_num, column_off, column_den, column_first,
     ignore_index,
     xn, xc, xh, xw, tn, th, tw,
-    GRADIENT: tl.constexpr, CLAMP: tl.constexpr, TABLE: tl.constexpr, IGNORES: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    GRADIENT: tl.constexpr, CLAMP: tl.constexpr, TABLE: tl.constexpr,
+    IGNORES: tl.constexpr, DIGITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr, GROUPS: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
     """One program: a row of patches, ROWS x COLUMNS pixels each, of consecutive cells; a patch for
@@ -327,12 +385,12 @@ def patch_kernel(
         upper_ptr, lower_ptr, tile, lane_cells, column_first, images, num_classes, width,
         CLAMP, BLOCK, GROUPS,
     )  # fmt: skip
-    target_ptr += tile.image * tn + tile.y.to(tl.int64) * th + tile.x.to(tl.int64) * tw
+    offset = tile.image * tn + tile.y.to(tl.int64) * th + tile.x.to(tl.int64) * tw
     loss, weight, near = patch_loss(
         source, Middle(x, dx, y, dy),
-        Labels(target_ptr, th, tw, tile.rows, tile.columns, ignore_index), planes,
+        Labels(target_ptr, offset, th, tw, tile.rows, tile.columns, ignore_index), planes,
         num_classes, table_ptr,
-        GRADIENT, CLAMP, TABLE, IGNORES, ROWS, COLUMNS, BLOCK, GROUPS,
+        GRADIENT, CLAMP, TABLE, IGNORES, DIGITS, ROWS, COLUMNS, BLOCK, GROUPS,
     )  # fmt: skip
     program, lane = tl.program_id(0), tl.arange(0, BLOCK)
     own = lane >= GROUPS  # not the first cell, which is another program's
@@ -345,15 +403,12 @@ def patch_kernel(
 # ---- what the programs leave, added up in a fixed order
 
 
-@triton.jit(do_not_specialize=["programs", "images"])
-def finish_kernel(
+@triton.jit
+def finish(
     partial_ptr, loss_ptr, scale_ptr, programs, images,
     REDUCTION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: the loss from the programs' sums, and its gradient's factor.
-
-    partial_ptr: 2 x programs, see `patch_kernel`. loss_ptr, scale_ptr: one value each.
-    """
+    """Store the loss, from the programs' sums, and its gradient's factor; see `combine_kernel`."""
     loss = tl.zeros([BLOCK], tl.float64)
     weight = loss
     for start in range(0, programs, BLOCK):
@@ -373,22 +428,30 @@ def finish_kernel(
     tl.store(scale_ptr, scale.to(tl.float32))
 
 
-@triton.jit(do_not_specialize=["length", "pad", *SIZES])
+@triton.jit(do_not_specialize=["programs", "length", "pad", *SIZES])
 def combine_kernel(
-    upper_ptr, lower_ptr, out_ptr,
-    length, width, pad, row_patches, plane_shift, lane_cells,
+    partial_ptr, loss_ptr, scale_ptr, upper_ptr, lower_ptr, out_ptr,
+    programs, images, length, width, pad, row_patches, plane_shift, lane_cells,
     row_first, row_cells, row_head, row_inner, column_first,
-    SHARES: tl.constexpr, BLOCK: tl.constexpr,
+    REDUCTION: tl.constexpr, SHARES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK of the `length` values of a row of corners: all images' and classes'.
+    """The first program: the loss. Each other: BLOCK of the `length` values of a row of corners,
+    which are all images' and classes'.
 
+    partial_ptr: 2 x programs, see `patch_kernel`. loss_ptr, scale_ptr: one value each, or None.
     upper_ptr, lower_ptr: as `patch_kernel` leaves them. out_ptr: height x length, dense; its rows
     may be the rows of upper_ptr that are read for them. pad: rows of zeros above the map.
     """
+    program = tl.program_id(0)
+    if REDUCTION is not None:
+        program -= 1
+        if program < 0:
+            finish(partial_ptr, loss_ptr, scale_ptr, programs, images, REDUCTION, BLOCK)
+            return
     rows = Axis(0, 0, 0, 0, 0, row_first, row_cells, row_head, row_inner, 0)
     blocks = tl.cdiv(length, BLOCK)
-    row = tl.program_id(0) // blocks
-    value = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    row = program // blocks
+    value = program % blocks * BLOCK + tl.arange(0, BLOCK)
     cell = value % width + pad  # the one to the right of the corner
     seen = (cell >= column_first) & (cell < column_first + lane_cells) & (value < length)
     total = tl.zeros([BLOCK], tl.float32)
@@ -440,34 +503,33 @@ def _ignored(target: Tensor, ignore_index: int) -> tuple[int, bool]:
     return ignore_index if fits else -1, fits  # -1: no class
 
 
-def _finished(partial: Tensor, images: int, reduction: str) -> tuple[Tensor, Tensor]:
-    """The loss from the programs' sums (see `finish_kernel`), and its gradient's factor."""
+def _combined(
+    planes: tuple[Tensor, Tensor] | None, grid: SamplingGrid, launch: Launch,
+    partial: Tensor, images: int, reduction: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """What `forward` returns, from what programs left: without planes no gradient, without a
+    reduction nothing but the gradient."""
     loss, scale = (torch.empty((), dtype=torch.float32, device=partial.device) for _ in range(2))
-    finish_kernel[(1,)](
-        partial, loss, scale, partial.numel() // 2, images,
-        REDUCTION=reduction, BLOCK=BLOCK, num_warps=4,
-    )  # fmt: skip
-    return loss, scale
-
-
-def _combined(upper: Tensor, lower: Tensor, grid: SamplingGrid, launch: Launch) -> Tensor:
-    """The gradient of the corners, N x C x h x w, from what patches gave them."""
-    rows, (images, num_classes, width) = launch.rows, upper.shape[1:]
-    height, length = grid.in_size[0], images * num_classes * width
-    if launch.in_place:
+    rows, programs, length, width = launch.rows, 0, 0, 0
+    upper = lower = out = partial
+    if planes is not None:
+        upper, lower = planes
+        _, _, num_classes, width = upper.shape
+        height, length = grid.in_size[0], images * num_classes * width
         out = upper[:height]
-    else:
-        shape = (height, *upper.shape[1:])
-        out = torch.empty(shape, dtype=torch.float32, device=upper.device)
-    programs = height * triton.cdiv(length, BLOCK)
-    if programs:
-        combine_kernel[(programs,)](
-            upper, lower, out, length, width, int(grid.border == "zero"),
+        if not launch.in_place:
+            shape = (height, *upper.shape[1:])
+            out = torch.empty(shape, dtype=torch.float32, device=upper.device)
+        programs = height * triton.cdiv(length, BLOCK)
+    if programs or reduction is not None:
+        combine_kernel[(programs + (reduction is not None),)](
+            partial, loss, scale, upper, lower, out,
+            partial.numel() // 2, images, length, width, int(grid.border == "zero"),
             rows.patches, launch.plane_shift, launch.lane_cells,
             rows.first, rows.cells, rows.head, rows.inner, launch.columns.first,
-            SHARES=launch.options["SHARES"], BLOCK=BLOCK, num_warps=4,
+            REDUCTION=reduction, SHARES=launch.options["SHARES"], BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
-    return out.permute(1, 2, 0, 3)
+    return loss, scale, loss.new_empty(0) if planes is None else out.permute(1, 2, 0, 3)
 
 
 def forward(
@@ -520,18 +582,18 @@ def forward(
         partial = torch.empty(2 * launch.programs, dtype=torch.float32, device=scores.device)
         table = partial if table is None else table
         left_over = torch.empty(launch.programs, dtype=torch.int64, device=scores.device)
-        upper, lower = _planes(scores, launch) if with_gradient else (partial, partial)
+        planes = _planes(scores, launch) if with_gradient else None
         if launch.programs:
-            pointers = (scores, target, table, partial, left_over, upper, lower)
-            patch_kernel[(launch.programs,)](*pointers, *sizes, GRADIENT=with_gradient, **options)
+            pointers = (scores, target, table, partial, left_over, *(planes or (partial, partial)))
+            patch_kernel[(launch.programs,)](
+                *pointers, *sizes, GRADIENT=with_gradient,
+                DIGITS=max((scores.shape[1] - 1).bit_length(), 2), **options,
+            )  # fmt: skip
             exact_kernel[(launch.programs,)](
                 *pointers, partial, partial, *sizes, 0, 0, 0,
                 PIXELS=False, GRADIENT=with_gradient, **options, **OPTIONS,
             )  # fmt: skip
-        loss, scale = _finished(partial, scores.shape[0], reduction)
-        if not with_gradient:
-            return loss, scale, loss.new_empty(0)
-        return loss, scale, _combined(upper, lower, grid, launch)
+        return _combined(planes, grid, launch, partial, scores.shape[0], reduction)
 
 
 def scaled(
@@ -606,13 +668,13 @@ def per_pixel_gradient(
     sizes = (*launch.sizes, ignored, *scores.stride(), *target.stride(), *grad_output.stride())
     options = {"TABLE": table is not None, "IGNORES": ignores, **launch.options}
     table = saved if table is None else table
-    upper, lower = _planes(scores, launch)
+    planes = _planes(scores, launch)
     with on_device(scores):
         if launch.programs:
             exact_kernel[(launch.programs,)](
-                scores, target, table, saved, saved, upper, lower, grad_output, saved, *sizes,
+                scores, target, table, saved, saved, *planes, grad_output, saved, *sizes,
                 PIXELS=True, GRADIENT=True, **options, **OPTIONS,
             )  # fmt: skip
-        gradient = _combined(upper, lower, grid, launch)
+        _, _, gradient = _combined(planes, grid, launch, saved, scores.shape[0], None)
     memory_format = torch.channels_last if is_channels_last(scores) else torch.contiguous_format
     return gradient.to(scores.dtype, memory_format=memory_format)

@@ -102,7 +102,7 @@ def tile_of(
 class Source(NamedTuple):
     """Where the scores at the corners of each lane's cell are.
 
-    upper, lower: pointers to the left corners, of the first class. stride, class_stride: from
+    upper, lower: pointers to the left corners, of one class. stride, class_stride: from
     column to column, from class to class. valid: Corners of masks.
     """
 
@@ -134,36 +134,28 @@ def source_of(scores, tile, height, width, CLAMP: tl.constexpr):
 
 
 @triton.jit
-def corners_of(source):
-    """Pointers to the four corners of each lane's cell, of the first class.
+def next_class(source):
+    """The Source of the next class. Loops over classes carry it on.
 
-    Loops over classes carry them on (`next_class`). That is fewer instructions than an address made
-    anew, and the compiler, which searches all code behind an address, has nothing to search.
+    That is fewer instructions than an address made anew, and the compiler, which searches all code
+    behind an address, has nothing to search.
     """
-    upper, lower, stride = source.upper, source.lower, source.stride
-    return Corners(upper, upper + stride, lower, lower + stride)
+    upper, lower, stride, step, valid = source
+    return Source(upper + step, lower + step, stride, step, valid)
 
 
 @triton.jit
-def next_class(pointers, source):
-    """Pointers to the same places of the next class."""
-    a, b, c, d = pointers
-    step = source.class_stride
-    return Corners(a + step, b + step, c + step, d + step)
-
-
-@triton.jit
-def loaded(pointers, source, CLAMP: tl.constexpr):
+def loaded(source, CLAMP: tl.constexpr):
     """A class's scores at the four corners; beyond the map a border repeats the edge, or is 0."""
-    valid = source.valid
-    a = tl.load(pointers.a, mask=valid.a, other=0.0)
-    c = tl.load(pointers.c, mask=valid.c, other=0.0)
+    valid, stride = source.valid, source.stride
+    a = tl.load(source.upper, mask=valid.a, other=0.0)
+    c = tl.load(source.lower, mask=valid.c, other=0.0)
     if CLAMP:
-        b = tl.load(pointers.b, mask=valid.b, other=a)
-        d = tl.load(pointers.d, mask=valid.d, other=c)
+        b = tl.load(source.upper + stride, mask=valid.b, other=a)
+        d = tl.load(source.lower + stride, mask=valid.d, other=c)
     else:
-        b = tl.load(pointers.b, mask=valid.b, other=0.0)
-        d = tl.load(pointers.d, mask=valid.d, other=0.0)
+        b = tl.load(source.upper + stride, mask=valid.b, other=0.0)
+        d = tl.load(source.lower + stride, mask=valid.d, other=0.0)
     return Corners(a.to(tl.float32), b.to(tl.float32), c.to(tl.float32), d.to(tl.float32))
 
 

@@ -15,7 +15,6 @@ import triton.language as tl
 from .cross_entropy_corners import (
     SIZES,
     add_at_corners,
-    corners_of,
     label_codes,
     loaded,
     next_class,
@@ -43,9 +42,9 @@ def times(value, part):
 
 
 @triton.jit
-def row_scores(pointers, source, part_y, parts_x, CLAMP: tl.constexpr, COLUMNS: tl.constexpr):
+def row_scores(source, part_y, parts_x, CLAMP: tl.constexpr, COLUMNS: tl.constexpr):
     """A class's scores at the pixels of one row of the patches, a tuple."""
-    s = loaded(pointers, source, CLAMP)
+    s = loaded(source, CLAMP)
     left, right = between(s.a, s.c, part_y), between(s.b, s.d, part_y)
     row = ()
     for j in tl.static_range(COLUMNS):
@@ -108,19 +107,19 @@ def row_statistics(
         best = best + (tl.full([BLOCK], float("-inf"), tl.float32),)
         zero = tl.zeros([BLOCK], tl.float32)
         sums, own, smooth = sums + (zero,), own + (zero,), smooth + (zero,)
-    pointers = corners_of(source)
+    at = source
     for _ in range(num_classes):
-        row = row_scores(pointers, source, part_y, parts_x, CLAMP, COLUMNS)
-        pointers = next_class(pointers, source)
+        row = row_scores(at, part_y, parts_x, CLAMP, COLUMNS)
+        at = next_class(at)
         higher = ()
         for j in tl.static_range(COLUMNS):
             more = tl.maximum(best[j], row[j], propagate_nan=tl.PropagateNan.ALL)
             higher = higher + (more,)
         best = higher
-    pointers = corners_of(source)
+    at = source
     for channel in range(num_classes):
-        row = row_scores(pointers, source, part_y, parts_x, CLAMP, COLUMNS)
-        pointers = next_class(pointers, source)
+        row = row_scores(at, part_y, parts_x, CLAMP, COLUMNS)
+        at = next_class(at)
         more, more_own, more_smooth = (), (), ()
         for j in tl.static_range(COLUMNS):
             z = row[j] - best[j]
@@ -170,10 +169,10 @@ def exact_row(
     if GRADIENT:
         # Other lanes than the one that stored a value may load it for the next row of the patch.
         tl.debug_barrier()
-        pointers, upper, lower = corners_of(source), planes.upper, planes.lower
+        at, upper, lower = source, planes.upper, planes.lower
         for channel in range(num_classes):
-            row = row_scores(pointers, source, part_y, parts_x, CLAMP, COLUMNS)
-            pointers = next_class(pointers, source)
+            row = row_scores(at, part_y, parts_x, CLAMP, COLUMNS)
+            at = next_class(at)
             left, right = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
             for j in tl.static_range(COLUMNS):
                 g = tl.exp2((row[j] - row_of.best[j]) * LOG2E) * factors[j]

@@ -16,14 +16,17 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .cross_entropy_corners import corners_of, loaded, next_class
+from .cross_entropy_corners import loaded, next_class
 from .grid import Corners, columns_of, joined
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 # Powers of two between neighboring corners of a class. With more, all exponentials of a pixel may
-# be too small: such patches, and those with a NaN or an infinity, are left to `exact_kernel`.
+# be too small: such patches, and those with a NaN or an infinity, are left to `exact_kernel`. A
+# class that is -inf at all four corners is none of these.
 WIDEST = tl.constexpr(32.0)
+# Further below the highest an exponent is as good as this (`bounded`).
+LOWEST = tl.constexpr(-(2.0**20))
 
 
 class Middle(NamedTuple):
@@ -78,10 +81,9 @@ def highest_of(source, num_classes, CLAMP: tl.constexpr, BLOCK: tl.constexpr):
     """The highest score of each corner."""
     a = tl.full([BLOCK], float("-inf"), tl.float32)
     b, c, d = a, a, a
-    pointers = corners_of(source)
     for _ in range(num_classes):
-        s = loaded(pointers, source, CLAMP)
-        pointers = next_class(pointers, source)
+        s = loaded(source, CLAMP)
+        source = next_class(source)
         a, b = tl.maximum(a, s.a), tl.maximum(b, s.b)
         c, d = tl.maximum(c, s.c), tl.maximum(d, s.d)
     return Corners(a, b, c, d)
@@ -96,19 +98,32 @@ def relative(scores, highest):
     )  # fmt: skip
 
 
+@triton.jit
+def bounded(z):
+    """Exponents no less than LOWEST, whose exponential is 0, too: so a class that is -inf at all
+    corners has differences of 0, not NaN. A NaN stays one."""
+    return Corners(
+        tl.maximum(z.a, LOWEST, propagate_nan=tl.PropagateNan.ALL),
+        tl.maximum(z.b, LOWEST, propagate_nan=tl.PropagateNan.ALL),
+        tl.maximum(z.c, LOWEST, propagate_nan=tl.PropagateNan.ALL),
+        tl.maximum(z.d, LOWEST, propagate_nan=tl.PropagateNan.ALL),
+    )
+
+
 # ---- the exponentials of one class
 
 
 @triton.jit
-def start_of_row(z, middle, i: tl.constexpr):
-    """Of row i from the middle: the exponent in its middle column, and its step to the next one.
+def middle_row(z, middle):
+    """Of the middle row: the exponent in its middle column, and its step to the next one. And how
+    much more they are in the row below.
 
     z: exponents at the corners.
     """
     upper, lower = z.a + (z.b - z.a) * middle.x, z.c + (z.d - z.c) * middle.x
     right, cross = (z.b - z.a) * middle.dx, ((z.d - z.c) - (z.b - z.a)) * middle.dx
-    y = middle.y + i * middle.dy
-    return upper + (lower - upper) * y, right + cross * y
+    start, step = upper + (lower - upper) * middle.y, right + cross * middle.y
+    return start, step, (lower - upper) * middle.dy, cross * middle.dy
 
 
 @triton.jit
@@ -124,28 +139,23 @@ def rows_of(z, middle, ROWS: tl.constexpr):
     """A class's exponentials in the middle column, a tuple of rows; their ratios to the right; and
     to the left.
 
-    Exponentials are dear. Of eight rows three are made, and of the others each is the geometric
-    mean of two, which does not let errors grow. (Four rows as multiples of one, which takes 7
-    exponentials instead of 12, are three times less exact with a GPU's exponentials.)
+    Ratios are dear, and their errors grow along a row. Of eight rows two are made by exponentials;
+    of the others each is the geometric mean of two, which does not let errors grow. (All as
+    multiples of one, which takes fewer, are three times less exact with a GPU's exponentials.)
     """
     half: tl.constexpr = ROWS // 2
+    start, step, down, change = middle_row(z, middle)
+    e, right, left = (), (), ()
+    for i in tl.static_range(ROWS):
+        e = e + (tl.exp2(start + (i - half) * down),)
     if ROWS < 8:
-        e, right, left = (), (), ()
         for i in tl.static_range(ROWS):
-            start, step = start_of_row(z, middle, i - half)
-            e, right = e + (tl.exp2(start),), right + (tl.exp2(step),)
-            left = left + (tl.exp2(-step),)
+            right = right + (tl.exp2(step + (i - half) * change),)
+            left = left + (tl.exp2(-(step + (i - half) * change)),)
         return e, right, left
     else:
-        first, step = start_of_row(z, middle, -4)
-        center, _ = start_of_row(z, middle, 0)
-        last, last_step = start_of_row(z, middle, 4)
-        e0, e4, root8 = tl.exp2(first), tl.exp2(center), tl.exp2(last * 0.5)
-        root0, root4 = tl.sqrt(e0), tl.sqrt(e4)
-        e2, e6 = root0 * root4, root4 * root8
-        root2, root6 = tl.sqrt(e2), tl.sqrt(e6)
-        e = (e0, root0 * root2, e2, root2 * root4, e4, root4 * root6, e6, root6 * root8)
-        r0, r8, q0 = tl.exp2(step), tl.exp2(last_step), tl.exp2(-step)
+        first, last = step - 4 * change, step + 4 * change
+        r0, r8, q0 = tl.exp2(first), tl.exp2(last), tl.exp2(-first)
         r4, q4 = mean_ratio(r0, r8)
         r2, q2 = mean_ratio(r0, r4)
         r6, q6 = mean_ratio(r4, r8)
@@ -177,10 +187,11 @@ def row_polynomial(right, left, factors, i: tl.constexpr, COLUMNS: tl.constexpr)
     and the ratio r (`right`, its inverse `left`): Horner's rule to both sides."""
     half: tl.constexpr = COLUMNS // 2
     value = factors[i * COLUMNS + COLUMNS - 1]
-    slope = value * 0
-    for j in tl.static_range(half + 1, COLUMNS):
-        slope = slope * right + value
-        value = value * right + factors[i * COLUMNS + COLUMNS + half - 1 - j]
+    slope = value if COLUMNS > 2 else value * 0
+    for j in tl.static_range(COLUMNS - 2, half - 1, -1):
+        value = value * right + factors[i * COLUMNS + j]
+        if j > half:
+            slope = slope * right + value
     slope = slope * right
     if half > 0:
         other = factors[i * COLUMNS]
@@ -188,7 +199,7 @@ def row_polynomial(right, left, factors, i: tl.constexpr, COLUMNS: tl.constexpr)
         for j in tl.static_range(1, half):
             other = other * left + factors[i * COLUMNS + j]
             other_slope = other_slope * left + other
-        value, slope = value + other * left, slope - other_slope * left
+        value, slope = tl.fma(other, left, value), tl.fma(-other_slope, left, slope)
     return value, slope
 
 
@@ -215,16 +226,18 @@ def exponential_sums(
     a = tl.zeros([BLOCK], tl.float32)
     b, c, d = a, a, a
     widest = a
-    pointers = corners_of(source)
+    if TABLE:
+        smooths = tl.load(table_ptr + 3 * num_classes) != 0
     for channel in range(num_classes):
-        z = relative(loaded(pointers, source, CLAMP), highest)
-        pointers = next_class(pointers, source)
-        # A NaN stays one, and is the difference of two infinities.
+        z = relative(loaded(source, CLAMP), highest)
+        source = next_class(source)
+        if TABLE:  # without smoothing a score of -inf does not count
+            k = tl.load(table_ptr + 2 * num_classes + channel)
+            a, b = a + tl.where(smooths, k * z.a, 0.0), b + tl.where(smooths, k * z.b, 0.0)
+            c, d = c + tl.where(smooths, k * z.c, 0.0), d + tl.where(smooths, k * z.d, 0.0)
+        z = bounded(z)
         widest = wider(wider(widest, z.b - z.a), z.c - z.a)
         widest = wider(wider(widest, z.d - z.b), z.d - z.c)
-        if TABLE:
-            k = tl.load(table_ptr + 2 * num_classes + channel)
-            a, b, c, d = a + k * z.a, b + k * z.b, c + k * z.c, d + k * z.d
         e, right, left = rows_of(z, middle, ROWS)
         added = ()
         for i in tl.static_range(ROWS):
@@ -232,7 +245,11 @@ def exponential_sums(
             for j in tl.static_range(COLUMNS):
                 added = added + (sums[i * COLUMNS + j] + row[j],)
         sums = added
-    return sums, Corners(a, b, c, d), widest <= WIDEST
+    near = widest <= WIDEST
+    if TABLE:
+        total = a + b + c + d
+        near = near & (total - total == 0)  # finite
+    return sums, Corners(a, b, c, d), near
 
 
 @triton.jit
@@ -251,6 +268,18 @@ def popcount(word):
 
 
 @triton.jit
+def halves_of(pixels):
+    """A set of pixels as two int32 words, of four rows each."""
+    return pixels.to(tl.int32), (pixels >> 32).to(tl.int32)
+
+
+@triton.jit
+def is_set(halves, i: tl.constexpr, j: tl.constexpr):
+    """Whether the pixel in row i and column j is in a set of two halves."""
+    return (halves[i // 4] >> (i % 4 * 8 + j)) & 1 == 1
+
+
+@triton.jit
 def exponent_and_mantissa(x):
     """The exponent and the mantissa, 1 to 2, of positive float32 numbers."""
     bits = x.to(tl.int32, bitcast=True)
@@ -262,31 +291,31 @@ def exponent_and_mantissa(x):
 def plain_factors(
     sums, valid, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Where every pixel counts 1 that has its bit set in `valid`: the reciprocals of their sums, 0
-    for the others; and the sum of the sums' logarithms to base 2: one logarithm for a patch, of the
-    product of their mantissas, and the sum of their exponents."""
-    factors = ()
+    """Where every pixel counts 1 that is in the set `valid`: the reciprocals of their sums, 0 for
+    the others; and the sum of the sums' logarithms to base 2: one logarithm for a patch, of the
+    product of the factors' mantissas, and the sum of their exponents."""
+    factors, halves = (), halves_of(valid)
     mantissas = tl.full([BLOCK, COLUMNS], 1.0, tl.float32)
     exponents = tl.zeros([BLOCK, COLUMNS], tl.int32)
-    # A pixel that does not count enters as infinity, whose exponent is 128.
-    power = 128 * (64 - ROWS * COLUMNS) - 128 * popcount(~valid)
     for i in tl.static_range(ROWS):
         row = ()
         for j in tl.static_range(COLUMNS):
-            counts = (valid >> (i * COLUMNS + j)) & 1
-            row = row + (tl.where(counts == 1, sums[i * COLUMNS + j], float("inf")),)
+            row = row + (sums[i * COLUMNS + j],)
         tile = joined(row, BLOCK, COLUMNS)
-        exponent, mantissa = exponent_and_mantissa(tile)
-        exponents, mantissas = exponents + exponent, mantissas * mantissa
         root = tl.rsqrt(tile)
-        inverse = columns_of(root * root, BLOCK, COLUMNS)
+        inverse = root * root
+        # One step of Newton's method: all in all two thirds of a division's instructions.
+        inverse = columns_of(inverse + inverse * (1.0 - tile * inverse), BLOCK, COLUMNS)
+        row = ()
         for j in tl.static_range(COLUMNS):
-            # One step of Newton's method: all in all two thirds of a division's instructions.
-            error = 1.0 - sums[i * COLUMNS + j] * inverse[j]
-            factors = factors + (inverse[j] + inverse[j] * error,)
-    power += tl.sum(exponents, 1)
+            row = row + (tl.where(is_set(halves, i, j), inverse[j], 0.0),)
+        factors = factors + row
+        exponent, mantissa = exponent_and_mantissa(joined(row, BLOCK, COLUMNS))
+        exponents, mantissas = exponents + exponent, mantissas * mantissa
+    # The exponent of 0 is -127, its mantissa 1.
+    power = tl.sum(exponents, 1) + 127 * (ROWS * COLUMNS - popcount(valid))
     mantissa = tl.reduce(mantissas, 1, product)  # at most 2 ** (ROWS * COLUMNS), a finite number
-    return factors, tl.log2(mantissa) + power.to(tl.float32)
+    return factors, -tl.log2(mantissa) - power.to(tl.float32)
 
 
 @triton.jit
@@ -295,13 +324,13 @@ def weighted_factors(
 ):
     """The factors, those of the pixels whose bits are set in `hits` times `weight`; and the sum of
     these pixels' logarithms to base 2, as they were."""
-    weighted = ()
+    weighted, halves = (), halves_of(hits)
     mantissas = tl.full([BLOCK, COLUMNS], 1.0, tl.float32)
     exponents = tl.zeros([BLOCK, COLUMNS], tl.int32)
     for i in tl.static_range(ROWS):
         row = ()
         for j in tl.static_range(COLUMNS):
-            hit = (hits >> (i * COLUMNS + j)) & 1 == 1
+            hit = is_set(halves, i, j)
             factor = factors[i * COLUMNS + j]
             row = row + (tl.where(hit, factor, 1.0),)
             weighted = weighted + (tl.where(hit, factor * weight, factor),)
@@ -330,15 +359,15 @@ def gradient_sums(
     s, s_x, s_y, s_xy = zero, zero, zero, zero
     for i in tl.static_range(half):
         value, slope = row_polynomial(right[i], left[i], factors, i, COLUMNS)
-        s, s_x = s + value * e[i], s_x + slope * e[i]
+        s, s_x = tl.fma(value, e[i], s), tl.fma(slope, e[i], s_x)
         s_y, s_xy = s_y - s, s_xy - s_x
     lower, lower_x = zero, zero
     for i in tl.static_range(ROWS - 1, half, -1):
         value, slope = row_polynomial(right[i], left[i], factors, i, COLUMNS)
-        lower, lower_x = lower + value * e[i], lower_x + slope * e[i]
+        lower, lower_x = tl.fma(value, e[i], lower), tl.fma(slope, e[i], lower_x)
         s_y, s_xy = s_y + lower, s_xy + lower_x
     value, slope = row_polynomial(right[half], left[half], factors, half, COLUMNS)
-    s, s_x = s + value * e[half], s_x + slope * e[half]
+    s, s_x = tl.fma(value, e[half], s), tl.fma(slope, e[half], s_x)
     return Sums(s + lower, s_x + lower_x, s_y, s_xy)
 
 
@@ -355,14 +384,14 @@ def labeled_sums(
     e, right, left = rows_of(z, middle, ROWS)
     s = tl.zeros([BLOCK], tl.float32)
     s_x, s_y, s_xy = s, s, s
+    halves, label = halves_of(hits), -weight
     for i in tl.static_range(ROWS):
         row = row_exponentials(e[i], right[i], left[i], COLUMNS)
-        bits = (hits >> (i * COLUMNS)).to(tl.int32)
         value = tl.zeros([BLOCK], tl.float32)
         slope = value
         for j in tl.static_range(COLUMNS):
-            own = tl.where((bits >> j) & 1 == 1, weight, 0.0)
-            g = row[j] * factors[i * COLUMNS + j] - own
+            own = tl.where(is_set(halves, i, j), label, 0.0)
+            g = row[j] * factors[i * COLUMNS + j] + own
             value, slope = value + g, slope + g * (j - COLUMNS // 2)
         s, s_x = s + value, s_x + slope
         s_y, s_xy = s_y + value * (i - ROWS // 2), s_xy + slope * (i - ROWS // 2)

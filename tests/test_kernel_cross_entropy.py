@@ -109,11 +109,26 @@ def test_a_class_that_is_out_of_the_question(border, reduction, weighted):
     assert not result.gradient[:, 0].any()
 
 
-@pytest.mark.parametrize(("scale", "near"), [(4.0, True), (1e4, False)])
-def test_usual_scores_go_the_fast_way(scale, near):
-    """Which lanes do not is what the first kernel writes down for the second, a bit for each."""
-    problem = example()
+@pytest.mark.parametrize(
+    ("scale", "masked", "weighted", "smoothing", "near"),
+    [
+        (4.0, False, False, 0.0, True),
+        (4.0, True, False, 0.0, True),
+        (4.0, True, True, 0.0, True),
+        (4.0, True, False, 0.1, False),
+        (1e4, False, False, 0.0, False),
+    ],
+)
+def test_usual_scores_go_the_fast_way(scale, masked, weighted, smoothing, near):
+    """Which lanes do not is what the first kernel writes down for the second, a bit for each.
+
+    A class that is -inf everywhere keeps no lane from it, unless smoothing counts its score.
+    """
+    weight = torch.tensor([0.5, 1.5, 0.75]).double() if weighted else None
+    problem = example(smoothing=smoothing, weight=weight)
     problem = problem._replace(scores=scale * problem.scores.sign())
+    if masked:
+        problem.scores[:, 0] = -torch.inf
     with shared_out(2, 2, 8), guarded() as made:
         launched(problem)
     (direct,) = (x for x in made if x.dtype == torch.int64)
