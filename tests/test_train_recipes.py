@@ -3,11 +3,13 @@
 import functools
 import inspect
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
+from fcnfast.data import open_dataset
 from fcnfast.errors import InputError
 from fcnfast.models import create_model, list_models, vgg
 from fcnfast.train import RECIPES, TrainSettings, make_settings, resume, start, train_stages
@@ -208,6 +210,15 @@ def test_parts_of_a_loss_add_up_to_the_mean_over_all(scenes):  # noqa: F811
         model(images, normalizer=total)
     with pytest.raises(ValueError, match="normalizer for 'geo', but the heads are out"):
         model(images, targets, normalizer={"geo": total})
+
+
+def test_a_mean_says_over_how_many_classes_it_is(scenes, tmp_path, capsys):  # noqa: F811
+    """Of classes that are neither in the validation pictures nor predicted there is no IU."""
+    pictures = open_dataset("camvid", scenes, "train")
+    two = [(image, labels % 2) for image, labels, _ in pictures]
+    settings = small(scenes, tmp_path, data_path="", epochs=1, val_freq=1)
+    start(settings, train=pictures, val=two[:1], table=pictures.table).train()
+    assert re.search(r"mean IU [\d.]+ over \d+ of 11 classes", "".join(capsys.readouterr()))
 
 
 def test_settings_for_gpus_are_refused_on_a_cpu(scenes, tmp_path):  # noqa: F811

@@ -428,7 +428,10 @@ class Run:
                 held_out = cast(SegmentationDataset, self.val)
                 self.log.board.show(self.averaged, held_out, self.iteration)
             note = " (the best so far)" if better else ""
-            self.progress.say(f"epoch {row['epoch']:g}: mean IU {100 * scores.mean_iu:.1f}{note}")
+            counted, classes = int(np.isfinite(scores.iu).sum()), len(scores.iu)
+            over = f" over {counted} of {classes} classes" if counted < classes else ""
+            mean = f"mean IU {100 * scores.mean_iu:.1f}{over}"
+            self.progress.say(f"epoch {row['epoch']:g}: {mean}{note}")
             if better:
                 save_model(self.averaged, self.out / BEST)
         save_model(self.averaged, self.out / LAST)
