@@ -1,6 +1,7 @@
 """bench/gpu_check.sh: its phases go on when one fails, and the exit code tells."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,8 @@ def test_chosen_phases_and_options(check) -> None:
 
 def test_time_is_shared_out(check) -> None:
     done, _ = check("--phases", "tests,float32", "--suites", "voc", "--minutes", "2", SLOW="1")
-    assert "== tests (60 s)" in done.stdout and "== float32 voc (119 s)" in done.stdout
+    assert "== tests (60 s)" in done.stdout
+    assert re.search(r"== float32 voc \(11\d s\)", done.stdout)  # what the tests left
 
 
 @pytest.mark.parametrize(
