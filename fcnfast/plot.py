@@ -120,8 +120,9 @@ def _thinned(points: list[Point]) -> list[Point]:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Return about five round numbers, the first at most `low` and the last at least `high`."""
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # a constant
-        low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (-1.0, 1.0)
+    size = max(abs(low), abs(high))
+    if high - low <= 1e-9 * size + 1e-290:  # a constant, or as good as one
+        low, high = (low - size / 2, high + size / 2) if size > 1e-280 else (-1.0, 1.0)
     rough = (high - low) / 4
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= rough * 0.999)
