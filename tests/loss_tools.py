@@ -152,7 +152,7 @@ def launches(draw: st.DrawFn) -> dict:
     """How pixels are shared out, for `shared_out`. A program takes the interpreter a tenth of a
     second: few lanes make many programs, and large patches long ones."""
     patch, groups = draw(st.sampled_from((1, 2, 2, 2, 4, 4, 8))), draw(st.sampled_from((1, 2, 4)))
-    few = 8 if patch > 1 and groups == 1 else 16
+    few = {1: 8, 2: 16, 4: 32}[groups] if patch > 1 else 32
     return {"patch": patch, "groups": groups, "lanes": draw(st.sampled_from((few, 32, 64)))}
 
 
