@@ -244,7 +244,7 @@ def test_same_bits_in_any_run_and_batch(problem, dtype, layout, seed):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter's numpy
-@settings(max_examples=14)
+@settings(max_examples=20)
 @given(
     problems(),
     st.sampled_from(KINDS),

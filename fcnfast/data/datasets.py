@@ -481,8 +481,10 @@ def open_dataset(
         DatasetError: an unknown name, or a data set that is missing or not laid out as expected.
 
     Example:
-        >>> dataset = fcnfast.open_dataset("camvid", "CamVid", "train")  # doctest: +SKIP
-        >>> image, labels, name = dataset[0]  # doctest: +SKIP
+        >>> dataset = fcnfast.open_dataset("camvid", "CamVid", "train")
+        >>> image, labels, name = dataset[0]
+        >>> image.size, labels.shape
+        ((480, 360), (360, 480))
     """
     if name not in DATASETS:
         raise DatasetError(f"--dataset {name}: not one of {', '.join(DATASETS)}")
