@@ -256,9 +256,7 @@ def test_a_program_opens_without_fcnfast(name, sizes, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
-def test_aotinductor_compiles_a_program(tmp_path, monkeypatch):
-    # Without the headers that later compilations would share.
-    monkeypatch.setattr(torch._inductor.config, "cpp_cache_precompile_headers", False)
+def test_aotinductor_compiles_a_program(tmp_path):
     model = Strided(even=False)
     fcnfast.export(model, tmp_path / "net.pt2", size=(33, 40))
     program = torch.export.load(tmp_path / "net.pt2")
@@ -266,9 +264,11 @@ def test_aotinductor_compiles_a_program(tmp_path, monkeypatch):
         "aot_inductor.compile_wrapper_opt_level": "O0",
         "aot_inductor.precompile_headers": False,
     }
-    package = torch._inductor.aoti_compile_and_package(
-        program, package_path=str(tmp_path / "compiled.pt2"), inductor_configs=quick
-    )
+    # Without the headers that later compilations would share.
+    with torch._inductor.config.patch(cpp_cache_precompile_headers=False):
+        package = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "compiled.pt2"), inductor_configs=quick
+        )
     image = images_for(model, 1, 33, 40)
     labels = torch._inductor.aoti_load_package(package)(image)
     assert_same_labels(labels.numpy(), model.predict(image))
