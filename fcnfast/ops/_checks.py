@@ -62,7 +62,7 @@ def check_map(x: Tensor, name: str, shape: str = MAP) -> None:
 
 
 def check_device(x: Tensor, other: Tensor, x_name: str, name: str) -> None:
-    """Check that both are on one device. Public functions do so too: meta tensors skip op bodies."""
+    """Check that both are on one device. Public functions do too: meta tensors skip op bodies."""
     if other.device != x.device:
         raise ValueError(f"{x_name} is on {x.device} but {name} is on {other.device}")
 
