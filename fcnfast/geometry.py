@@ -258,7 +258,7 @@ class SamplingGrid:
                 raise ValueError(f"scale_factor must be positive, not {scale_factor!r}")
             size = tuple(_scaled(n, f) for n, f in zip(in_size, given, strict=True))
             scales = [
-                # torch copies an axis that keeps its size, whatever the factor
+                # torch copies an axis that keeps its size, for any factor
                 None if 0.5 < f < 2 and out == n else _fraction(f, "scale_factor")
                 for n, out, f in zip(in_size, size, given, strict=True)
             ]

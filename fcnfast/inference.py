@@ -74,7 +74,7 @@ class Views:
             raise ValueError(f"scales must be {wanted}, not {self.scales!r}")
 
     def single(self, size: Pair) -> bool:
-        """Tell whether a picture of this (height, width) is seen once, whole and as it is."""
+        """Tell whether a picture of this (height, width) is one view: no tiles, scales or flip."""
         whole = self.tile is None or self.tile >= max(size)
         return whole and not self.flip and tuple(self.scales) == (1,)
 

@@ -168,7 +168,7 @@ def keep_trimap(target: torch.Tensor, width: int) -> torch.Tensor:
 
     Args:
         target: labels [N×]H×W of any integer dtype, 255 for void.
-        width: in pixels, at least 1: 1 keeps the pixels that touch another label.
+        width: in pixels, at least 1: 1 keeps the pixels that touch a different label.
     """
     planes = target.float().reshape(-1, *target.shape[-2:])
     width = min(width, max(target.shape[-2:]))

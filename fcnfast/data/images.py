@@ -20,7 +20,7 @@ from ..files import PathLike, write_bytes
 MAX_PIXELS = 178_956_970
 """Pictures of more pixels are rejected, as decompression bombs are by PIL (0.7 GB decoded)."""
 
-# Only these decoders are tried, whatever the file's extension: some of PIL's others start programs
+# Only these decoders are tried, for any file extension: some of PIL's others start programs
 # (EPS runs Ghostscript), and no photo needs them.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 

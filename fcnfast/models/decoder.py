@@ -69,7 +69,7 @@ class Window(NamedTuple):
         if not self.ceil:
             return reach // self.stride + 1
         count = -(-reach // self.stride) + 1
-        # Caffe and torch drop a last window that would begin in the padding behind the map.
+        # Caffe and torch drop a last window that would begin in the padding after the map.
         begins = (count - 1) * self.stride
         return count - 1 if self.padding and begins >= size + self.padding else count
 

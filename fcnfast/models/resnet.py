@@ -124,7 +124,7 @@ class DilatedFCN(FCN):
     """A dilated ResNet of stride 8, a head on its layer4 ("out"), and one on layer3 ("aux").
 
     Scores are resized regardless of where their units lie, as in torchvision and mmsegmentation.
-    head_names: attributes with the two heads, the second of which may be None.
+    head_names: attributes with the two heads; the second head may be None.
     """
 
     backbone: nn.ModuleDict

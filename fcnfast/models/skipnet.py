@@ -33,7 +33,7 @@ def _names_a_map(layer: nn.Module) -> bool:
 
 
 def taps_of_stride(stride: int, taps: dict[str, int]) -> dict[str, int]:
-    """The taps, of three from coarse to fine, that a net of stride 32, 16 or 8 scores from."""
+    """The taps, of three from coarse to fine, that a net of stride 32, 16 or 8 reads."""
     if stride not in (32, 16, 8):
         raise ValueError(f"stride must be 32, 16 or 8, not {stride}")
     return dict(list(taps.items())[: (32, 16, 8).index(stride) + 1])

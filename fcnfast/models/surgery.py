@@ -150,7 +150,7 @@ def refine(model: FCN) -> FCN:
 def expand_score(model: FCN, num_classes: int) -> FCN:
     """The same net with more classes; the scores of the existing ones stay as they are.
 
-    New classes start with zero scores, and bilinear upsampling where it is learned.
+    New classes start with zero scores, and bilinear upsampling if it is learned.
 
     Returns:
         A new net without a class table; `model` is not changed.

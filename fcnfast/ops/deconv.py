@@ -166,7 +166,7 @@ def deconv(
 
     Args:
         x: N x C x h x w, float32, bfloat16, float16 or float64; any strides.
-        weight: C x 1 x k x k of the dtype of `x`, or float32 beside a half-precision `x`.
+        weight: C x 1 x k x k of the dtype of `x`, or float32 with a half-precision `x`.
         stride: output pixels from one value of `x` to the next.
         padding: pixels removed from each side, as in ``conv_transpose2d``.
         crop: first (row, column) kept after the padding is removed.

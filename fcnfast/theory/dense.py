@@ -66,7 +66,7 @@ def _as_convolution(linear: nn.Linear, kernel: tuple[int, int]) -> nn.Conv2d:
 
 
 def _on_maps(step: nn.Module, name: str) -> nn.Module:
-    """The form on maps of a layer behind the first linear one."""
+    """The form on maps of a layer after the first linear one."""
     if isinstance(step, nn.Linear):
         return _as_convolution(step, (1, 1))
     if isinstance(step, nn.BatchNorm1d):

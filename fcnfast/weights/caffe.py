@@ -229,7 +229,7 @@ def _dims(data: mmap.mmap, field: _Field) -> tuple[int, ...]:
 
 
 def _unpacked(data: mmap.mmap, start: int, end: int, kind: str) -> np.ndarray:
-    """The numbers that follow one another from `start` on, each behind the same one-byte tag."""
+    """The consecutive numbers from `start` on, each preceded by the same one-byte tag."""
     step, tag, count = np.dtype(kind).itemsize + 1, data[start - 1], 0
     most = (end - start + 1) // step
     while count < most:
