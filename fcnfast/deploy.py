@@ -106,7 +106,7 @@ def export(
     if suffix not in FORMATS:
         raise InputError(f"{path}: the name must end in .onnx or .pt2")
     if suffix == ".onnx" and not (find_spec("onnx") and find_spec("onnxscript")):
-        raise InputError(f"{path}: ONNX takes onnx and onnxscript: pip install 'fcnfast[export]'")
+        raise InputError(f"{path}: ONNX needs onnx and onnxscript: pip install 'fcnfast[export]'")
     wanted = None if dynamic else as_pair(DEFAULT_SIZE if size is None else size, "size")
     if isinstance(model, (str, os.PathLike)):
         refuse_replacing([model], [path])

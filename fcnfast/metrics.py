@@ -98,7 +98,7 @@ class ConfusionMatrix:
         if truth.shape != guess.shape:
             raise ValueError(f"target has shape {truth.shape} but the prediction has {guess.shape}")
         if self.trimap is not None and truth.ndim not in (2, 3):
-            raise ValueError(f"a trimap is of labels H×W or N×H×W, not {truth.shape}")
+            raise ValueError(f"a trimap needs labels H×W or N×H×W, not {truth.shape}")
         # All 256×256 pairs are counted in one pass without a mask; invalid ones show up there.
         pairs = truth.astype(np.uint16) << 8 | guess
         joint = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)

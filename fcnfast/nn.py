@@ -64,7 +64,7 @@ class CentersGrid:
     def __call__(self, in_size: Pair, size: Size | None = None) -> SamplingGrid:
         """The grid for a map of `in_size`; ValueError without a size."""
         if size is None:
-            raise ValueError("a grid by its centers needs the size of the result")
+            raise ValueError("CentersGrid needs the size of the result")
         return SamplingGrid.centers(in_size, self.stride, self.offset, size, self.border)
 
 

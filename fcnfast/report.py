@@ -258,8 +258,8 @@ def write_report(
     best, worst = gallery.best_and_worst()
     maps = f'<div class="pair">{_matrix(confusion, names)}{_confusions(confusion, names)}</div>'
     about_matrix = (
-        "<p>Rows are the truth, columns the prediction; each row in percent of its class's pixels, "
-        "from 0.5 up.</p>"
+        "<p>Rows are the truth, columns the prediction, in percent of the row's pixels; values "
+        "below 0.5 are not shown.</p>"
     )
     parts = [
         f"<header><h1>Evaluation</h1><dl>{about}</dl></header>",

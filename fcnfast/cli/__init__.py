@@ -114,7 +114,7 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder or pattern")
     predict.add_argument("--output-dir", default="out", metavar="DIR", help="(%(default)s)")
     predict.add_argument(
-        "--opacity", type=_number(float, 0, 1), default=0.5, help="of the colors (0.5)"
+        "--opacity", type=_number(float, 0, 1), default=0.5, help="opacity of the colors (0.5)"
     )
     text = "also write the softmax: of all classes (float16 C x H x W), or the label's in 8 bits"
     predict.add_argument("--probabilities", choices=("npy", "png"), help=text)
@@ -147,9 +147,9 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     check.add_argument("data_path", metavar="DATA", help="the data set's folder")
     check.add_argument("--split", help="which part of it; by default those to train and validate")
     _add_data_options(check, "by default the data set's own")
-    check.add_argument("-j", "--workers", type=_COUNT, help="processes that read")
+    check.add_argument("-j", "--workers", type=_COUNT, help="processes that read pictures")
 
-    text = "rewrite a weights file of any kind as fcnfast's"
+    text = "convert a weights file of any kind to fcnfast's"
     convert = command("convert", commands.convert, text)
     convert.add_argument("input", metavar="IN", help="PyTorch, Caffe, HDF5 or safetensors file")
     convert.add_argument("output", metavar="OUT", help="safetensors file to write")
@@ -175,7 +175,7 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     export.add_argument("--half", action="store_true", help="float16 weights, input and scores")
     export.add_argument("--head", default="out", help="the output to export (%(default)s)")
     command("models", commands.models, "list the networks by name")
-    info = command("info", commands.info, "print the layers of a network and what they see")
+    info = command("info", commands.info, "print the layers of a network and their fields")
     info.add_argument("model", metavar="MODEL", help="its name, as `fcnfast models` lists it")
     info.add_argument("--size", type=_POSITIVE, default=500, help="of a square image (500)")
     info.add_argument("--num-classes", type=_POSITIVE, help="by default the network's own")
@@ -203,7 +203,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "trained on); labels have the picture's own size"
     )
     parser.add_argument("--max-size", type=_POSITIVE, metavar="PIXELS", help=text)
-    text = "cut pictures into squares, unshrunk"
+    text = "cut pictures into squares of this size, without shrinking them"
     parser.add_argument("--tile", type=_POSITIVE, metavar="SIZE", help=text)
     text = "pixels that neighboring tiles share (a quarter of a tile)"
     parser.add_argument("--overlap", type=_COUNT, metavar="PIXELS", help=text)

@@ -298,7 +298,7 @@ def convert(args: argparse.Namespace) -> int:
     if output.is_dir():
         raise InputError(f"{output}: is a folder, convert writes a file")
     if output.exists() and Path(args.input).exists() and output.samefile(args.input):
-        raise InputError(f"{output}: would replace the file that is converted")
+        raise InputError(f"{output}: would replace the file to convert")
     table = None if args.classes is None else class_table(args.classes)
     model = load_as(args.model, args.input)
     if table is not None and len(table) != model.num_classes:
@@ -373,5 +373,5 @@ def info(args: argparse.Namespace) -> int:
     print("field: pixels that a unit sees. Unit u is centered on pixel stride * u + offset.")
     if isinstance(model, FCNGoogLeNet):
         told = "the classifier's 7 x 7 average pooling, which an FCN leaves out"
-        print(f"The paper's 907 pixels count {told}: 907 = 715 + 6 * 32.")
+        print(f"The paper's 907 pixels include {told}: 907 = 715 + 6 * 32.")
     return 0

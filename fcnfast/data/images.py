@@ -135,7 +135,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not a picture, or of a kind that is not read"
+        return "not a picture, or of an unsupported kind"
     if isinstance(error, Image.DecompressionBombError):
         return "too large: more pixels than PIL's limit against decompression bombs"
     if isinstance(error, MemoryError):
@@ -302,8 +302,8 @@ def _four_channels(image: Image.Image, source: PathLike | bytes = b"") -> Image.
     """Return a picture's four channels, upright, as mode RGBX: none is treated as alpha."""
     bands = image.getbands()
     if len(bands) != 4:
-        found = f"has {len(bands)} of 4 channels ({''.join(bands)})"
-        raise ImageError(f"{_named(source)}: {found}, which the network takes")
+        found = f"has {len(bands)} channels ({''.join(bands)})"
+        raise ImageError(f"{_named(source)}: {found}, but the network takes 4")
     image.load()
     return _turned(Image.merge("RGBX", image.split()), _orientation(image))
 

@@ -140,7 +140,7 @@ def _refuse_lossy(path: PathLike, image: Image.Image) -> None:
     if image.format == "TIFF" and image.info.get("compression") not in (None, *_LOSSLESS_TIFF):
         kind = f"TIFF ({image.info['compression']})"
     if kind is not None:
-        told = "may be lossy, so that the labels' integers cannot be known; save them as PNG"
+        told = "may be lossy, so the labels cannot be recovered; save them as PNG"
         raise LabelError(f"{path}: {kind} {told}")
 
 

@@ -33,7 +33,7 @@ def blend(image: Image.Image, labels: np.ndarray, table: ClassTable, opacity: fl
     if isinstance(opacity, bool) or not isinstance(opacity, (int, float)) or not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be a number from 0 to 1, not {opacity!r}")
     if labels.shape != (image.height, image.width):
-        raise ValueError(f"labels {labels.shape} for a picture {image.height}×{image.width}")
+        raise ValueError(f"labels {labels.shape} do not fit a picture {image.height}×{image.width}")
     mixed = Image.blend(image, colored(labels, table.palette).convert("RGB"), opacity)
     void = labels >= len(table)
     return Image.composite(image, mixed, Image.fromarray(void)) if void.any() else mixed

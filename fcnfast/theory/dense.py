@@ -196,7 +196,7 @@ def _rarefied(module: nn.Module, name: str, rate: int, unstrided: bool) -> nn.Mo
             kernel = single(module.kernel_size, f"{name}.kernel_size")
             padding = rate * single(module.padding, f"{name}.padding")
             if padding and not module.count_include_pad:
-                raise ValueError(f"{name} leaves its padding out of the mean: no dilated form")
+                raise ValueError(f"{name} excludes its padding from the mean: no dilated form")
             return _DilatedAvgPool(kernel, rate, padding)
     return module
 
@@ -235,7 +235,7 @@ def rarefy(model: nn.Module, layer: str | None = None) -> nn.Module:
             continue
         was, now = before[name].given, after[name].given
         if was is None or now is None:
-            raise ValueError(f"{name} does not read a map of the image")
+            raise ValueError(f"{name} reads what is no map of the image")
         rate = int(was.stride / now.stride)
         original = model.get_submodule(name)
         gone = original.stride != module.stride

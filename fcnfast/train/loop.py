@@ -153,7 +153,7 @@ class Run:
         shown = progress and p.rank == 0
         if self.finished:
             if shown:
-                print(f"{self.out}: finished after {self._epochs()}; a larger --epochs goes on")
+                print(f"{self.out}: finished after {self._epochs()}; a larger --epochs continues")
             return True
         self.progress = Progress(self.iteration, self.iterations, shown)
         p.together(self._begin)
@@ -202,8 +202,8 @@ class Run:
             (self.out / "log.csv").unlink(missing_ok=True)
         learned = sum(q.numel() for q in self.model.parameters() if q.requires_grad)
         self.progress.say(
-            f"{s.model}, {len(self.table)} classes, {learned / 1e6:.1f} M parameters that learn; "
-            f"{len(self.pictures)} pictures, {self.iterations} iterations, {self.per_epoch} an "
+            f"{s.model}, {len(self.table)} classes, {learned / 1e6:.1f} M trainable parameters; "
+            f"{len(self.pictures)} pictures, {self.iterations} iterations, {self.per_epoch} per "
             f"epoch; {self.processes.world} x {self.device.type}"
         )
         if self.pictures.passed_over:
@@ -324,7 +324,7 @@ class Run:
             self.progress.say(f"{summed} / their number ({told}")
         else:
             self.progress.say(
-                f"{summed} / its {images:.0f} images; {valid / images:,.0f} valid pixels an image "
+                f"{summed} / its {images:.0f} images; {valid / images:,.0f} valid pixels per image "
                 f"in the first step: --lr {lr:g} equals {lr * valid / images:.2g} on a mean loss"
             )
 
@@ -485,7 +485,7 @@ class Run:
         """Print where the weights are and what can be done with them."""
         s = self.settings
         if self.stopping and not self.finished:
-            print(f"Stopped by SIGTERM after {self._epochs()}: go on with --resume {self.out}")
+            print(f"Stopped by SIGTERM after {self._epochs()}: resume with --resume {self.out}")
             return
         early = f", {self.stale} validations after the best" if self.stopped_early else ""
         print(f"Finished after {self._epochs()}{early}. The weights:")
@@ -537,7 +537,7 @@ def start(
     def new() -> Run:
         out = Path(settings.output_dir)
         if settings.output_dir and (out / CHECKPOINT).exists():
-            raise InputError(f"{out} already holds a run: go on with --resume {out}")
+            raise InputError(f"{out} already holds a run: continue it with --resume {out}")
         run = Run(settings, p, data=_wrapped(settings, train, val, table))
         require_every_class(run.pictures)
         return run

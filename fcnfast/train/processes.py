@@ -166,8 +166,8 @@ def explained(processes: Processes, settings: TrainSettings) -> Iterator[None]:
             told = f"{crop}: too small for the network: {reason}"
         elif processes.world > 1 and _lost(error):
             told = (
-                f"process {processes.rank} lost another process of this run: see what that one "
-                f"says, and go on with --resume {settings.output_dir}"
+                f"process {processes.rank} lost another process of this run: see its error, and "
+                f"resume with --resume {settings.output_dir}"
             )
         else:
             raise

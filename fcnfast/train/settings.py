@@ -27,7 +27,7 @@ class TrainSettings:
         InputError: when a value is out of its range; the message names the flag.
     """
 
-    recipe: str = _flag("modern", "where the other settings start from", choices=_RECIPES)
+    recipe: str = _flag("modern", "the defaults of the other settings", choices=_RECIPES)
     # data
     data_path: str = _flag("", "the data set's folder", free=True)
     dataset: str = _flag("folder", "its layout", choices=tuple(DATASETS))
@@ -56,7 +56,7 @@ class TrainSettings:
     replacement: bool = _flag(False, "draw pictures with replacement")
     # optimization
     epochs: int = _flag(100, "passes over the pictures", least=1, free=True)
-    iterations: int = _flag(0, "steps of the optimizer; 0: as --epochs says", least=0, free=True)
+    iterations: int = _flag(0, "steps of the optimizer; 0: set by --epochs", least=0, free=True)
     batch_size: int = _flag(8, "crops in a batch, over all processes", short="-b", least=1)
     grad_accum: int = _flag(1, "batches in a step of the optimizer", least=1)
     normalize: str = _flag(
@@ -85,7 +85,7 @@ class TrainSettings:
     channels_last: bool = _flag(True, "lay out maps with their channels innermost", free=True)
     compile: bool = _flag(False, "run the network through torch.compile", free=True)
     checkpoint_activations: bool = _flag(
-        False, "compute the trunk's blocks again in the backward pass, to save memory", free=True
+        False, "recompute the trunk's blocks in the backward pass, to save memory", free=True
     )
     sync_bn: bool = _flag(False, "batch norms over the batches of all GPUs", free=True)
     # the run itself
@@ -157,7 +157,7 @@ def flag(name: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every setting, ``--resume`` and ``--config``."""
-    text = "go on with the run in this folder, or of this checkpoint"
+    text = "resume the run in this folder, or of this checkpoint"
     parser.add_argument("--resume", metavar="RUN", help=text)
     text = "start from the settings.json of a run"
     parser.add_argument("--config", metavar="FILE", default="", help=text)

@@ -93,7 +93,7 @@ def read_caffe(path: Path) -> tuple[dict[str, Stored], list[str]]:
             raise NotCaffeError(False)
         raise WeightsError(
             f"{path}: a Caffe model that is cut or damaged: the file ends inside what begins at "
-            f"byte {broken}, or that is no layer"
+            f"byte {broken}, or that is not a layer"
         )
     layers = [field for field in fields if field.number in _LAYERS]
     tensors, names = _tensors(path, data, layers)

@@ -126,12 +126,10 @@ def open_weights(path: PathLike) -> Iterator[WeightsFile]:
         with open_hdf5(path) as file:
             yield WeightsFile(path, "HDF5", read_hdf5(path, file))
     elif _is_tar(head):
-        hint = (
-            "PyTorch's oldest files are such: save the weights again with a PyTorch that reads them"
-        )
+        hint = "PyTorch's oldest format: save the weights again with a PyTorch that reads it"
         raise WeightsError(f"{path}: a tar archive; {hint}")
     elif _is_pickle(path):
-        raise WeightsError(f"{path}: a Python pickle, not of torch.save, and is not run")
+        raise WeightsError(f"{path}: a Python pickle, not made by torch.save, and is not run")
     else:  # Caffe's models have no mark
         try:
             tensors, layers = read_caffe(path)

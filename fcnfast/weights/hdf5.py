@@ -35,7 +35,7 @@ def open_hdf5(path: Path) -> Any:
         import h5py
     except ImportError as error:
         install = "pip install 'fcnfast[caffe]'"
-        raise WeightsError(f"{path}: an HDF5 file, which takes h5py: {install}") from error
+        raise WeightsError(f"{path}: an HDF5 file, which needs h5py: {install}") from error
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -89,7 +89,7 @@ def _visit(path: Path, group: Any, name: str, depth: int, tensors: dict[str, Sto
 
 def _stored(path: Path, key: str, dataset: Any) -> Stored:
     if dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (2, 4, 8):
-        raise WeightsError(f"{path}: {key!r} holds {dataset.dtype}, no weights")
+        raise WeightsError(f"{path}: {key!r} holds {dataset.dtype}, not weights")
     if dataset.is_virtual or dataset.external:
         raise WeightsError(f"{path}: {key!r} lies in another file, which is not read")
     shape = tuple(int(n) for n in dataset.shape)

@@ -160,7 +160,7 @@ def _check_archive(path: Path) -> None:
     except WeightsError:
         raise
     except Exception as error:  # the bytes may be anything, and so may the error
-        what = "a zip archive (PyTorch's files are such) that is cut or damaged"
+        what = "a zip archive (as PyTorch's files are) that is cut or damaged"
         raise WeightsError(f"{path}: {what}: {error}") from error
 
 
