@@ -316,7 +316,7 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write a network as a graph of standard operators, and say what goes in and comes out."""
+    """Write a network as a graph of standard operators."""
     from ..deploy import export
 
     export(

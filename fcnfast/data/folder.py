@@ -65,7 +65,7 @@ class SegmentationDataset(Dataset[Any]):
         heads: what the K planes of the labels are for, as networks name their outputs.
         include, exclude: glob patterns of the file names, stems or names to keep or to leave out,
             such as "0016E5*" for one drive.
-        transform: called as ``transform(image, labels)``, returns the item, such as the two tensors
+        transform: called as ``transform(image, labels)`` to make the item, such as the two tensors
             of `train_transform` and `eval_transform`. By default an item is a `Sample`.
         cache: keep decoded samples in memory (H·W·4 bytes each) after their first use.
         bit_depth, channels: as in `read_image`.

@@ -274,7 +274,7 @@ def image_grid_aligned(scores: Located, size: Sequence[int]) -> SamplingGrid:
 
 
 def upsampling_of(weight: Tensor) -> Upsampling:
-    """The upsampling that a transposed convolution's weight, C x C or C x 1 x k x k, needs.
+    """The upsampling that a deconvolution weight, C x C x k x k or C x 1 x k x k, needs.
 
     "fixed" only if every class has exactly the bilinear filter (rounded to the weight's dtype) and
     the classes do not mix; "depthwise" if they do not mix; otherwise "dense".

@@ -52,7 +52,7 @@ def transplant(
 ) -> Transplant:
     """Copy every layer of one net into the layer of the same name in another.
 
-    A tensor whose shape differs but not its size is reshaped: a fully connected layer (O x C*k*k)
+    A tensor of different shape but equal size is reshaped: a fully connected layer (O x C*k*k)
     becomes a convolution (O x C x k x k).
 
     Args:
