@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     )
     from .segment import Segmentation, Segmenter
 
-# An installed fcnfast holds its kernels as a folder of its own. In a checkout they stand beside the
-# package, as kernels/: the root joins the search path, and `fcnfast.kernels` is found there.
+# An installed fcnfast contains kernels/. In a checkout that folder lies beside the package, so the
+# repository root joins the search path, and `fcnfast.kernels` is found there.
 _package = Path(__file__).resolve().parent
 if not (_package / "kernels").is_dir():
     __path__.append(str(_package.parent))
 
-# Names are looked up when they are first used: the command line answers --help without torch.
+# Names are imported on first use, so that `fcnfast --help` does not import torch.
 _HOMES = {
     "data": ("CAMVID", "ClassTable", "SegmentationDataset", "open_dataset"),
     "deploy": ("export",),

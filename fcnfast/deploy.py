@@ -1,7 +1,7 @@
 """A network as a graph that runs without fcnfast: ONNX, or a program of `torch.export`.
 
-The raw ops become torch's own operators (`fcnfast.ops._portable`), and these ONNX's: two Gathers
-for each axis of an upsampling, or one Resize where its grid is that of ``F.interpolate``.
+The raw ops become torch's own operators (`fcnfast.ops._portable`), and those become ONNX's: two
+Gathers for each axis of an upsampling, or one Resize if its grid is that of ``F.interpolate``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from .ops import portable, upsample, upsample_argmax
 
 FORMATS = (".onnx", ".pt2")
 DEFAULT_SIZE = (512, 512)
-# What a network of any size is traced with: not divisible by strides, so that no two sizes of
-# maps agree by chance.
+# The size that a network of any size is traced with: not divisible by strides, so that no two maps
+# agree in size by chance.
 EXAMPLE_SIZE = (505, 643)
-# Up to this length of an axis, conditions of a traced graph may fail, as they do for maps of one
-# unit. Beyond, for as many lengths again, they must hold.
+# Conditions of a traced graph may fail up to this length of an axis, as they do for maps of one
+# unit. From there to twice the length they must hold.
 LONGEST_EXCEPTION = 256
 
 
@@ -71,15 +71,15 @@ def export(
 ) -> None:
     """Write a network as a graph of standard operators, for machines without fcnfast.
 
-    Its input is "image", N x C x H x W of the network's own input (see `FCN.preprocess`). Its
-    output is "labels", N x H x W, uint8 (int16 with more than 256 classes), or "scores",
-    N x classes x H x W. The file's metadata holds the classes' names and what the input has to be,
-    as JSON, and for images of any size the least that all conditions of the graph were met for.
+    The input "image" is the network's own, N x C x H x W (see `FCN.preprocess`). The output is
+    "labels", N x H x W, uint8 (int16 with more than 256 classes), or "scores",
+    N x classes x H x W. The file's metadata holds, as JSON, the class names, the preprocessing that
+    the input needs and, with `dynamic`, the least image size that the graph is known to support.
     The network itself is not changed.
 
     Args:
         model: a network, a weights file, or "bundled".
-        path: ``.onnx`` (which takes ``pip install 'fcnfast[export]'``) or ``.pt2``, what
+        path: ``.onnx`` (needs ``pip install 'fcnfast[export]'``) or ``.pt2``, which
             ``torch.export.load`` reads.
         size: (H, W) of the images, 512 x 512 by default; N is 1.
         dynamic: take batches and images of any size instead.
@@ -87,11 +87,11 @@ def export(
         uint8: take uint8 RGB, N x 3 x H x W (N x 4 x H x W of a network of four channels): the
             preprocessing becomes part of the graph.
         half: weights, input and scores in float16.
-        head: the output that is wanted, such as "geo" of a SIFT Flow network.
+        head: the output to export, such as "geo" of a SIFT Flow network.
 
     Raises:
-        InputError: for another suffix, a missing extra, a size or a head that the network does
-            not have, weights beyond float16, or a network that no graph expresses for every size.
+        InputError: for any other suffix, a missing extra, a size or a head that the network does
+            not support, weights beyond float16, or a network that no graph expresses at every size.
         TypeError: when `model` is not a network of fcnfast.
         ValueError: for both `size` and `dynamic`.
         WeightsError: when the weights cannot be used.
@@ -106,7 +106,7 @@ def export(
     if suffix not in FORMATS:
         raise InputError(f"{path}: the name must end in .onnx or .pt2")
     if suffix == ".onnx" and not (find_spec("onnx") and find_spec("onnxscript")):
-        raise InputError(f"{path}: ONNX takes onnx and onnxscript: pip install 'fcnfast[export]'")
+        raise InputError(f"{path}: ONNX needs onnx and onnxscript: pip install 'fcnfast[export]'")
     wanted = None if dynamic else as_pair(DEFAULT_SIZE if size is None else size, "size")
     if isinstance(model, (str, os.PathLike)):
         refuse_replacing([model], [path])
@@ -128,7 +128,7 @@ def export(
 
 
 def _network(model: FCN | PathLike) -> FCN:
-    """A network that may be changed."""
+    """A copy of the network, or one from its file, that may be changed."""
     if isinstance(model, FCN):
         return copy.deepcopy(model)
     if isinstance(model, nn.Module):
@@ -142,7 +142,7 @@ def _name(network: FCN) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporters log about themselves."""
+    """Silence the exporters' logs and warnings."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -176,16 +176,16 @@ def _program(graph: _Graph, size: tuple[int, int] | None) -> ExportedProgram:
 
 
 def _least_length(program: ExportedProgram, name: str) -> int:
-    """The height and width from which on a graph for all sizes is known to hold.
+    """The least height and width from which a graph for all sizes is known to hold.
 
     Tracing follows one path through the code and keeps the conditions on sizes that led there. A
-    .pt2 checks them whenever it runs. ONNX does not, so they are tried here.
+    .pt2 checks them whenever it runs. ONNX does not, so they are checked here.
 
     Raises:
         InputError: for a condition that fails for large images.
     """
     failed = 0
-    # torch 2.7 has no such list, and refuses what would be on it.
+    # torch 2.7 has no such list: it refuses to trace under such conditions.
     for guard in getattr(program, "_guards_code", None) or ():
         condition = compile(guard, "guard", "eval")
         for length in range(1, 2 * LONGEST_EXCEPTION):
@@ -195,14 +195,14 @@ def _least_length(program: ExportedProgram, name: str) -> int:
                     failed = max(failed, length)
         if failed > LONGEST_EXCEPTION:
             raise InputError(
-                f"{name}: no graph takes every size; give one: {failed} pixels need another than "
+                f"{name}: no graph takes every size; give one: {failed} pixels differ from "
                 f"{EXAMPLE_SIZE[0]}, by {guard}"
             )
     return failed + 1
 
 
 def _metadata(graph: _Graph, least: int | None) -> dict[str, str]:
-    """What a program has to know about the graph, as texts."""
+    """What a program must know about the graph, as strings."""
     network = graph.model
     about: dict[str, Any] = {"fcnfast": __version__, "network": network.name}
     if network.table is not None and graph.head == "out":

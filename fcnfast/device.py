@@ -15,7 +15,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     """Return an available device; by default a CUDA GPU if there is one, else the CPU.
 
     Raises:
-        InputError: a name that torch does not know, or a device that this machine does not have.
+        InputError: torch does not know the name, or this machine does not have the device.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,7 +27,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         if chosen.type == "meta":
             raise RuntimeError("it computes nothing")
         torch.empty(1, device=chosen)
-    # torch asserts that it was built with CUDA, and imports what some devices need
+    # torch asserts that it was built with CUDA, and some devices need extra modules
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {str(device)!r} cannot be used: {reason}") from error
@@ -38,21 +38,21 @@ def out_of_memory(error: BaseException) -> bool:
     """Tell whether Python, or torch on any device, ran out of memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    # What the CPU's allocator, the C++ library and other parts of torch say.
+    # Messages of the CPU allocator, the C++ library and other parts of torch.
     told = r"can't allocate memory|std::bad_alloc|not enough memory|out of memory"
     return isinstance(error, RuntimeError) and re.search(told, str(error)) is not None
 
 
 def too_small(error: BaseException) -> bool:
-    """Tell whether a network refused a picture for its size."""
+    """Tell whether a network rejected an image as too small."""
     return re.search("too small|Kernel size can't be greater than actual", str(error)) is not None
 
 
 @contextlib.contextmanager
 def image_errors(source: str, what: str, device: torch.device) -> Iterator[None]:
-    """Raise ImageError where `what`, such as "8x8 pixels", is too much for the memory or too small.
+    """Raise ImageError if `what`, such as "8x8 pixels", exceeds the memory or is too small.
 
-    The message begins with `source`. Other errors pass.
+    The message begins with `source`. Other errors pass through.
     """
     try:
         yield

@@ -18,7 +18,7 @@ class DatasetError(InputError):
 
 
 class NoSplitError(DatasetError):
-    """A data set has no such split."""
+    """The data set has no such split."""
 
 
 class DivergenceError(InputError):
@@ -26,4 +26,4 @@ class DivergenceError(InputError):
 
 
 class WeightsError(InputError):
-    """A weights or checkpoint file is missing, damaged, unsafe, or made for another model."""
+    """A weights or checkpoint file is missing, damaged, unsafe, or made for a different model."""

@@ -1,4 +1,4 @@
-"""Score a network, or a folder of label pictures, against the truth: one matrix for a data set."""
+"""Score a network or a folder of label pictures: one confusion matrix for a data set."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ Each = Callable[[Sample, np.ndarray], None]
 class Dataset(Protocol):
     """Samples by index, such as a `SegmentationDataset` without a transform.
 
-    Labels have the picture's size, 255 for none; of labels for several heads, H×W×K, the first
-    head's count.
+    Labels have the picture's size; 255 is ignored. Of labels for several heads, H×W×K, only the
+    first head's count.
     """
 
     def __len__(self) -> int: ...
@@ -60,19 +60,19 @@ def evaluate_model(
         model: a network on any device, in evaluation mode while this runs.
         dataset: the pictures and their true labels.
         batch_size: the most neighboring pictures of one size that go through together, unpadded,
-            where nothing is blended. The labels do not depend on it.
-        max_size: longest side that the network sees, in pixels; by default any. Labels are made
-            and counted at the pictures' own size.
+            if nothing is blended. The labels do not depend on it.
+        max_size: longest side that the network sees, in pixels; no limit by default. Labels are
+            made and counted at the pictures' own size.
         tile, overlap, scales, flip: as in a call of `fcnfast.Segmenter`.
-        trimap: also count the pixels so near to a true border, as `ConfusionMatrix` does.
+        trimap: also count the pixels within this distance of a true border (see `ConfusionMatrix`).
         progress: show a bar on stderr.
         each: called with every sample and its predicted labels, uint8 H×W.
 
     Raises:
-        DatasetError: a data set without samples, or with other classes.
-        TypeError, ValueError: a number out of its range.
-        ImageError, LabelError: a damaged file, or a picture too small for the network or too large
-            for the memory.
+        DatasetError: the data set is empty, or its classes are not the network's.
+        TypeError, ValueError: a number is out of range.
+        ImageError, LabelError: a file is damaged, or a picture is too small for the network or too
+            large for the memory.
 
     Example:
         >>> scene = fcnfast.data.demo_scene()
@@ -91,7 +91,7 @@ def evaluate_model(
     was_training = model.training
     model.eval()
     try:
-        # no_grad, not inference_mode: training goes on with the same network afterwards.
+        # no_grad, not inference_mode: the same network may be trained further afterwards.
         with torch.no_grad(), tqdm(total=len(dataset), unit="image", disable=not progress) as bar:
             for group in neighbors(samples, _size, batch_size):
                 _count(model, group, views, trimap, counts, each)
@@ -111,7 +111,7 @@ def _count(
     counts: Sequence[torch.Tensor],
     each: Each | None,
 ) -> None:
-    """Add pictures of one size to the counts, of all pixels and of those in the trimap."""
+    """Add pictures of one size to the counts of all pixels and of those in the trimap."""
     device, size = counts[0].device, _size(group[0])
     truth = torch.from_numpy(np.stack([main_labels(sample.labels) for sample in group])).to(device)
     truths = [truth] if trimap is None else [truth, keep_trimap(truth, trimap)]
@@ -147,7 +147,7 @@ def evaluate_folder(
     progress: bool = False,
     each: Each | None = None,
 ) -> ConfusionMatrix:
-    """Score label pictures that any program has written.
+    """Score label pictures written by any program.
 
     Args:
         predictions: a folder with ``NAME.png`` for every picture of the data set: palette indices
@@ -157,9 +157,9 @@ def evaluate_folder(
         trimap, progress, each: as in `evaluate_model`.
 
     Raises:
-        DatasetError: no such folder, or predictions are missing; they are named.
-        LabelError: a prediction that is damaged, of another size, or that has values that are
-            not classes, or no class where the truth has one.
+        DatasetError: the folder or a prediction is missing; the message names it.
+        LabelError: a prediction is damaged, has the wrong size or values that are not classes, or
+            has no class where the truth has one.
 
     Example:
         >>> dataset = fcnfast.open_dataset("camvid", "CamVid", "val")
@@ -168,7 +168,7 @@ def evaluate_folder(
     """
     paths = _prediction_paths(Path(predictions), dataset.names)
     matrix = ConfusionMatrix(len(dataset.table), trimap=trimap)
-    # Predictions are labels 0 to C - 1, whatever integers the true labels are stored as.
+    # Predictions are labels 0 to C - 1, regardless of how the true labels are stored.
     plain = replace(dataset.table, void_values=(IGNORE_INDEX,), label_map=())
     for index, path in enumerate(tqdm(paths, unit="image", disable=not progress)):
         truth = main_labels(dataset.labels(index))
@@ -189,10 +189,10 @@ def evaluate_oracle(
     trimap: int | None = None,
     progress: bool = False,
 ) -> dict[int, ConfusionMatrix]:
-    """Score the true labels downsampled and upsampled again: what a stride allows at best.
+    """Score the true labels downsampled and upsampled again: the upper bound of each stride.
 
-    All pixels of a cell of factor×factor pixels get its most frequent class (the first of equals;
-    void does not count). The paper's upper bounds (arXiv v2, appendix A) are on PASCAL VOC; it
+    All pixels of a cell of factor×factor pixels get its most frequent class (the first on a tie;
+    void does not count). The paper gives such bounds for PASCAL VOC (arXiv v2, appendix A), but
     does not say how they were sampled.
 
     Args:
@@ -252,7 +252,7 @@ def scores_as_json(matrix: ConfusionMatrix, names: Sequence[str]) -> dict[str, A
 
 
 def _check_classes(model: FCN, dataset: Dataset) -> None:
-    """Refuse a data set that is empty or has another number of classes than the network."""
+    """Reject a data set that is empty or whose classes are not the network's."""
     if len(dataset) == 0:
         raise DatasetError("the data set has no pictures")
     table = getattr(dataset, "table", None)

@@ -1,4 +1,4 @@
-"""Files that are written: whole or not at all, under names that do not collide."""
+"""Writing files: atomically, and under names that do not collide."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _temporary_number = itertools.count()
 
 @contextlib.contextmanager
 def replacing(path: PathLike) -> Iterator[Path]:
-    """Write a file whole or not at all: yield a temporary neighbor that then takes its place.
+    """Write a file atomically: yield a temporary path beside it, then rename that to `path`.
 
-    Killed at any moment, `path` is the old file or the new one. Links are followed, and an old
-    file's permissions stay. To survive a power failure, the body must flush (os.fsync).
+    If the process is killed, `path` is either the old file or the new one. Links are followed, and
+    an old file's permissions stay. To survive a power failure, the body must flush (os.fsync).
 
     Raises:
         OSError: the body or the final rename failed, or `path` is a folder, a device or a pipe.
@@ -35,7 +35,7 @@ def replacing(path: PathLike) -> Iterator[Path]:
         if target.exists() and not target.is_file():  # a device would become a file
             raise OSError(errno.EINVAL, "not a regular file")
         temporary.touch()
-        # The body may replace the temporary file by one that only its owner can read.
+        # The body may replace the temporary file with one that only its owner can read.
         mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
         yield temporary
         if stat.S_IMODE(temporary.stat().st_mode) != mode:
@@ -51,19 +51,19 @@ def replacing(path: PathLike) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed while they wrote into `folder` left behind."""
+    """Remove the temporary files that killed processes left in `folder`."""
     for leftover in folder.glob(".fcnfast-*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 def write_bytes(path: PathLike, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all; OSError as `replacing`."""
+    """Write a file atomically; OSError as in `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path: PathLike, content: object) -> None:
-    """Write a JSON file whole or not at all, or to a pipe or a terminal, as /dev/stdout may be."""
+    """Write a JSON file atomically, or directly to a pipe or a terminal such as /dev/stdout."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     if os.path.exists(path) and not os.path.isfile(path):
         Path(path).write_text(text, encoding="utf-8")
@@ -72,9 +72,9 @@ def write_json(path: PathLike, content: object) -> None:
 
 
 def output_names(paths: Sequence[PathLike]) -> list[str]:
-    """Return a name for each path: its stem, with a number where another path has that stem.
+    """Return a name for each path: its stem, numbered if an earlier path has the same stem.
 
-    Upper and lower case count as the same letter, as they do in some file systems.
+    Case is ignored, as in some file systems.
     """
     stems = [Path(path).stem for path in paths]
     reserved = {stem.casefold() for stem in stems}
@@ -100,7 +100,7 @@ def refuse_replacing(inputs: Sequence[PathLike], outputs: Sequence[PathLike]) ->
 
 @contextlib.contextmanager
 def output_folders(*folders: Path) -> Iterator[None]:
-    """Create folders that can be written, or raise OSError or InputError; remove new empty ones."""
+    """Create writable folders, or raise OSError or InputError; on exit remove new empty ones."""
     made = []
     try:
         for folder in folders:

@@ -1,8 +1,9 @@
-"""Where things are: exact sampling positions and the receptive-field calculus.
+"""Exact sampling positions and receptive-field arithmetic.
 
-Both are affine maps along each image axis. `SamplingGrid` says where every output pixel of an
-upsampling looks in its coarse map, as a rational number, so that nothing rounds. `ReceptiveField`
-says where every unit of a feature map sits on the image; crops and grids follow from it.
+Both are affine maps along each image axis. `SamplingGrid` gives the position that every output
+pixel of an upsampling samples in its coarse map, as a rational number, so that nothing rounds.
+`ReceptiveField` gives the place of every unit of a feature map on the image; crops and grids follow
+from it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ Pair = tuple[int, int]
 # A size as ``F.interpolate`` takes it: see `as_pair`.
 Size = int | Sequence[int] | torch.Tensor | np.ndarray
 
-# A scale factor such as 1.1 is meant as 11/10, not as the nearest binary fraction: denominators
-# up to this bound are tried. It is large enough that any float64 is met to its own precision.
+# A scale factor such as 1.1 means 11/10, not the nearest binary fraction: denominators up to this
+# bound are tried. It is large enough to match any float64 to its precision.
 MAX_DENOMINATOR = 1 << 30
 MAX_FACTOR = 1 << 31
 # Positions are computed in int64; sums of two of them must fit.
@@ -36,7 +37,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _as_python(value: Any) -> Any:
-    """A NumPy or torch value as Python numbers; anything else as it is."""
+    """A NumPy or torch value as Python numbers; anything else unchanged."""
     return value.tolist() if isinstance(value, (torch.Tensor, np.generic, np.ndarray)) else value
 
 
@@ -49,10 +50,10 @@ def as_integer(value: Any, name: str) -> int:
 
 
 def as_pair(value: Size | None, name: str) -> Pair:
-    """`value` as (rows, columns), in any form that ``F.interpolate`` takes a size in.
+    """`value` as (rows, columns), from any form of size that ``F.interpolate`` takes.
 
-    That is an integer for both axes, or two in a tuple, a list, a ``torch.Size``, an array or a
-    tensor, each as `as_integer` takes it; TypeError, with `name`, for anything else.
+    That is one integer for both axes, or two in a tuple, a list, a ``torch.Size``, an array or a
+    tensor, each as in `as_integer`. Raises TypeError, with `name`, for anything else.
     """
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
         return value
@@ -66,7 +67,7 @@ def as_pair(value: Size | None, name: str) -> Pair:
 
 
 def _fraction(value: int | float | Fraction, name: str) -> Fraction:
-    """`value` exactly, but a float as the fraction of a small denominator that it stands for."""
+    """`value` exactly; a float becomes the nearest fraction with a small denominator."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be an integer, a float or a Fraction, not {value!r}")
     if isinstance(value, Rational):
@@ -86,7 +87,7 @@ def _scaled(n: int, factor: float) -> int:
 def is_symbolic(*values: int) -> bool:
     """Whether code is being traced, so that a size may stand for all sizes.
 
-    What a tracer cannot follow, or would turn into a guard, waits until an op runs.
+    Checks that a tracer cannot follow, or would turn into guards, then wait until an op runs.
     """
     return torch.compiler.is_compiling() or not all(isinstance(v, int) for v in values)
 
@@ -100,7 +101,7 @@ def lowest_terms(num: int, off: int, den: int) -> tuple[int, int, int]:
 def deconv_size(
     in_size: Pair, stride: int, kernel: int, padding: int, crop: Pair, size: Size | None
 ) -> Pair:
-    """The (H, W) kept of a transposed convolution: `size`, or all that is left from `crop` on."""
+    """The (H, W) kept of a transposed convolution: `size`, or everything from `crop` on."""
     if stride < 1 or padding < 0 or any(c < 0 for c in crop):
         raise ValueError(
             f"stride must be positive, padding and crop not negative: got stride {stride}, "
@@ -134,15 +135,15 @@ class SamplingGrid:
     floor is the cell, its fraction the weight. All fields are pairs (rows, columns).
 
     Attributes:
-        in_size: (h, w) of the coarse map; every op checks it against the map that it gets.
+        in_size: (h, w) of the coarse map; every op checks it against its input.
         size: (H, W) of the result.
-        num: non-negative numerators; 0 for an axis that always looks at one place.
+        num: non-negative numerators; 0 for an axis that samples a single position.
         off: numerators of the position of pixel 0, of any sign.
         den: positive denominators.
         border: "zero" extends the map by zeros (transposed convolution), "clamp" repeats its edge
             (``F.interpolate``).
 
-    A tap of weight 0 is not read, so that a NaN or an infinity there does not spread.
+    A tap of weight 0 is not read, so a NaN or an infinity there does not spread.
 
     Raises:
         TypeError: when a field is not a pair of integers.
@@ -198,15 +199,15 @@ class SamplingGrid:
         Args:
             in_size: (h, w) of the map.
             stride: the factor s.
-            kernel: 2s - s mod 2 by default; 2s - 1 is the other filter that samples bilinearly.
+            kernel: 2s - s mod 2 by default; 2s - 1 is the only other bilinear filter.
             padding: pixels removed from each side, as in ``conv_transpose2d``.
             crop: first (row, column) kept after the padding is removed.
             size: (H, W) kept; by default all that is left.
 
         Raises:
-            TypeError: when an argument is not of integers.
-            ValueError: when the kernel is no bilinear filter for the stride, or the crop leaves
-                the result.
+            TypeError: when an argument is not an integer or a pair of them.
+            ValueError: when the kernel is not bilinear at the stride, or the crop leaves the
+                result.
         """
         in_size, crop = as_pair(in_size, "in_size"), as_pair(crop, "crop")
         stride, padding = as_integer(stride, "stride"), as_integer(padding, "padding")
@@ -229,14 +230,14 @@ class SamplingGrid:
         scale_factor: float | Sequence[float] | None = None,
         align_corners: bool | None = None,
     ) -> SamplingGrid:
-        """What ``F.interpolate(mode="bilinear")`` does with the same arguments.
+        """The grid of ``F.interpolate(mode="bilinear")`` with the same arguments.
 
         A scale factor is used as given (torch's ``recompute_scale_factor=False``), as the nearest
-        fraction of a small denominator.
+        fraction with a small denominator.
 
         Raises:
-            TypeError: when a size is not of integers, a factor not a number or two, or
-                align_corners not a bool.
+            TypeError: when a size is not one or two integers, scale_factor not one or two numbers,
+                or align_corners not a bool.
             ValueError: when not exactly one of size and scale_factor is given, or a result would
                 be empty.
         """
@@ -257,7 +258,7 @@ class SamplingGrid:
                 raise ValueError(f"scale_factor must be positive, not {scale_factor!r}")
             size = tuple(_scaled(n, f) for n, f in zip(in_size, given, strict=True))
             scales = [
-                # torch copies an axis that keeps its size, whatever the factor
+                # torch copies an axis that keeps its size, for any factor
                 None if 0.5 < f < 2 and out == n else _fraction(f, "scale_factor")
                 for n, out, f in zip(in_size, size, given, strict=True)
             ]
@@ -284,11 +285,12 @@ class SamplingGrid:
     ) -> SamplingGrid:
         """Unit u of the map sits at pixel ``stride * u + offset``: sample at (y - offset)/stride.
 
-        Stride and offset are those of a `ReceptiveField`; nothing is misaligned by construction.
-        A float such as 0.1 stands for the fraction 1/10.
+        With the stride and offset of a `ReceptiveField`, the result is aligned by construction. A
+        float such as 0.1 stands for the fraction 1/10.
 
         Raises:
-            TypeError: when the stride or the offset is no number, or a size not of integers.
+            TypeError: when the stride or the offset is not a number, or a size not one or two
+                integers.
             ValueError: when the stride is not positive, or either is not finite.
         """
         step, start = _fraction(stride, "stride"), _fraction(offset, "offset")
@@ -301,10 +303,10 @@ class SamplingGrid:
         return cls._of_axes(*sizes, (axis, axis), border)
 
     def rescaled(self, size: Size) -> SamplingGrid:
-        """The same picture drawn at another size, in one sampling of the same map.
+        """The grid that renders the same map at a different size, in a single sampling.
 
         Pixel Y of the new size lies over pixel (Y + 1/2) H / H' - 1/2 of this grid's H x W, as in
-        a half-pixel resize. It labels a photo that was shrunk for a network at its own size.
+        a half-pixel resize. So a photo that was shrunk for a network is labeled at its own size.
         """
         wanted = as_pair(size, "size")
         both = zip(self.size, wanted, self.num, self.off, self.den, strict=True)
@@ -319,7 +321,7 @@ class SamplingGrid:
 class AxisTaps:
     """The two taps of every output index along one axis: ``w0 * x[i0] + w1 * x[i1]``.
 
-    i0, i1: int64 indices inside the map; w0, w1: weights, 0 where the tap is not to be read.
+    i0, i1: int64 indices inside the map; w0, w1: weights, 0 where the tap must not be read.
     """
 
     i0: torch.Tensor
@@ -329,7 +331,7 @@ class AxisTaps:
 
 
 def taps(grid: SamplingGrid, axis: int, dtype: torch.dtype, device: torch.device) -> AxisTaps:
-    """The taps of `grid` along axis 0 (rows) or 1 (columns), each of the axis' output size.
+    """The taps of `grid` along axis 0 (rows) or 1 (columns), one pair per output index.
 
     The cell comes from integer division; the weight is one correctly rounded division.
     """
@@ -347,8 +349,8 @@ def taps(grid: SamplingGrid, axis: int, dtype: torch.dtype, device: torch.device
 
 @lru_cache(maxsize=256)
 def axis_taps(grid: SamplingGrid, axis: int, dtype: torch.dtype, device: torch.device) -> AxisTaps:
-    """`taps`, kept for the next call: for code that never runs on fake or traced tensors."""
-    with torch.inference_mode(False):  # kept for calls of every mode
+    """`taps`, cached: for code that never runs on fake or traced tensors."""
+    with torch.inference_mode(False):  # cached for calls in every mode
         return taps(grid, axis, dtype, device)
 
 
@@ -362,7 +364,7 @@ class ReceptiveField:
     """
 
     size: int = 1
-    # Made anew: a tracer cannot follow a default value of a foreign class.
+    # Made anew each time: a tracer cannot follow a default value of a foreign class.
     stride: Fraction = field(default_factory=lambda: Fraction(1))
     offset: Fraction = field(default_factory=lambda: Fraction(0))
 
@@ -390,11 +392,11 @@ class ReceptiveField:
         """The crop offset that lays this map exactly over `reference`.
 
         Raises:
-            ValueError: when the strides differ, or no crop by whole units does it.
+            ValueError: when the strides differ, or no crop by whole units aligns the maps.
         """
         if self.stride != reference.stride:
             raise ValueError(
-                f"maps of stride {self.stride} and {reference.stride} cannot be laid over another"
+                f"maps of stride {self.stride} and {reference.stride} cannot be aligned"
             )
         shift = (reference.offset - self.offset) / self.stride
         if shift.denominator != 1 or shift < 0:

@@ -1,7 +1,7 @@
-"""A picture through a network: coarse scores, or a softmax blended of tiles, scales and mirroring.
+"""Run a picture through a network: coarse scores, or a softmax blended over tiles and scales.
 
-A blended softmax comes in bands of rows, from top to bottom. Of the tiles only the coarse scores
-are kept, and only until the last row that they cover: memory does not grow with the height.
+A blended softmax comes in bands of rows, from top to bottom. Only the tiles' coarse scores are
+kept, and only until the last row that they cover: memory does not grow with the height.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ class Views:
 
     Attributes:
         max_size: longest side; a larger picture is shrunk to it. Not together with `tile`.
-        tile: side, in pixels of the picture, of the squares that it is cut into; of a picture that
-            is smaller, a tile is all of its height or width.
-        overlap: pixels that neighboring tiles share, at least; by default a quarter of a tile.
+        tile: side, in pixels of the picture, of the squares that it is cut into; clipped to the
+            picture's height and width.
+        overlap: the least number of pixels that neighboring tiles share; by default a quarter of a
+            tile.
         scales: factors by which the picture, or each tile, is resized.
-        flip: every view is seen mirrored left to right, too.
+        flip: also see every view mirrored left to right.
 
     Raises:
         TypeError, ValueError: a value out of its range; the message begins with its name.
@@ -73,7 +74,7 @@ class Views:
             raise ValueError(f"scales must be {wanted}, not {self.scales!r}")
 
     def single(self, size: Pair) -> bool:
-        """Tell whether a picture of this (height, width) is seen once, whole and as it is."""
+        """Tell whether a picture of this (height, width) is one view: no tiles, scales or flip."""
         whole = self.tile is None or self.tile >= max(size)
         return whole and not self.flip and tuple(self.scales) == (1,)
 
@@ -82,14 +83,14 @@ def coarse_scores(model: FCN, images: Sequence[Image.Image], size: Pair) -> Scor
     """Return the coarse scores of pictures of one size, N×C×h×w, and their grid onto `size`."""
     pixels = torch.cat([photo_tensor(image) for image in images])
     pixels = model.preprocess(pixels.to(next(model.parameters()).device))
-    if pixels.device.type == "cpu":  # convolutions are a quarter faster so
+    if pixels.device.type == "cpu":  # makes convolutions a quarter faster
         pixels = pixels.contiguous(memory_format=torch.channels_last)
     scores, grid = model.score_maps(pixels, ("out",))["out"]
     return ScoreMap(scores, grid.rescaled(size))
 
 
 def neighbors(items: Iterable[T], key: Callable[[T], object], most: int) -> Iterator[list[T]]:
-    """Yield neighbors of equal `key` together, up to `most`; an error comes after those before it.
+    """Group neighbors of equal `key`, up to `most`; an error is raised after the items before it.
 
     A full group is yielded before the next item is read.
     """
@@ -124,17 +125,17 @@ def blended_softmax(
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield the mean softmax of all views in bands of rows.
 
-    Tiles are weighted by a trapezoid along each axis, which rises over the overlap; where tiles
-    meet, the weights add up to 1.
+    Tiles are weighted along each axis by a trapezoid that ramps up over the overlap; at every pixel
+    the weights add up to 1.
 
     Args:
         model: a network in evaluation mode.
-        photo: a picture of the network's channels.
+        photo: a picture with as many channels as the network takes.
         views: how the network sees it.
-        source: what the picture is called in an error.
+        source: the name of the picture in errors.
 
     Yields:
-        The first row of a band, and its probabilities: C×rows×W, float32 (float64 of a float64
+        The first row of a band, and its probabilities: C×rows×W, float32 (float64 for a float64
         network), on the network's device.
 
     Raises:
@@ -230,10 +231,10 @@ def _rows(scores: Tensor, grid: SamplingGrid, first: int, last: int) -> ScoreMap
 def probability_file(
     path: PathLike, shape: tuple[int, int, int]
 ) -> Iterator[Callable[[int, Tensor], None]]:
-    """Write a float16 ``.npy`` file C×H×W band by band, whole or not at all.
+    """Write a float16 ``.npy`` file C×H×W band by band, atomically.
 
-    Yields a function that takes the first row of a band, and the band: C×rows×W. Raises OSError
-    when the file cannot be written.
+    Yields a function that takes the first row of a band and the band, C×rows×W. Raises OSError if
+    the file cannot be written.
     """
     header = {"descr": "<f2", "fortran_order": False, "shape": shape}
     with replacing(path) as temporary, temporary.open("wb") as file:

@@ -1,8 +1,8 @@
-"""Lazy upsampled logits: fcnfast's fused ops under anyone's network, without changes to its code.
+"""Lazy upsampled logits: fcnfast's fused ops for any network, without changes to its code.
 
 `fuse` makes a module's bilinear resizes return `UpsampledLogits`. Such a tensor holds the coarse
 score map and a `SamplingGrid`; a loss or an argmax of it runs as one fused op on the coarse map.
-Everything else reads the real tensor, which ``F.interpolate`` itself makes once.
+Everything else reads the real tensor, which ``F.interpolate`` itself computes once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .tiled._tiles import memory_format
 
 Make = Callable[[Tensor], Tensor]
 Module = TypeVar("Module", bound=nn.Module)
-_as_wrapper = torch._C.DisableTorchFunctionSubclass  # what a lazy tensor says of itself
+_as_wrapper = torch._C.DisableTorchFunctionSubclass  # reads the lazy tensor's own attributes
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Resize:
     """One ``F.interpolate`` that `fuse_report` saw.
 
     where: file and line of the call. shape: of its input. fused: what ran on the coarse map.
-    real: what needed the real tensor; None while there is none.
+    real: what needed the real tensor, if anything did.
     """
 
     where: str
@@ -61,9 +61,10 @@ class Resize:
 class _State:
     """What a lazy tensor is made of, until it is real.
 
-    make: the real tensor from `source`, followed by autograd. parent, view: what this is a view
-    of, and how. node, version: grad_fn and `source`'s version at the start. scores, grid: behind
-    an `UpsampledLogits`. after: "softmax", "log_softmax" or "". single: one image, C x H x W.
+    make: computes the real tensor from `source`, under autograd. parent, view: what this is a view
+    of, and the function that makes it. node, version: the initial grad_fn and version of `source`.
+    scores, grid: those of an `UpsampledLogits`. after: "softmax", "log_softmax" or "". single: one
+    image, C x H x W.
     """
 
     source: Tensor
@@ -92,7 +93,7 @@ def _version(x: Tensor) -> int:
 
 @contextmanager
 def _quiet(device: torch.device) -> Iterator[None]:
-    """For our own calls of torch: no modes, no subclasses, no autocast."""
+    """Disable modes, subclasses and autocast for our own calls of torch."""
     mixed = torch.is_autocast_enabled(device.type)
     plain = torch.autocast(device.type, enabled=False) if mixed else nullcontext()
     with torch._C.DisableTorchFunction(), plain:
@@ -100,7 +101,7 @@ def _quiet(device: torch.device) -> Iterator[None]:
 
 
 class _Promise(torch.autograd.Function):
-    """Ties a lazy tensor to its source, for code that knows it only by its grad_fn."""
+    """Ties a lazy tensor to its source for code that only sees its grad_fn."""
 
     @staticmethod
     def forward(ctx: Any, source: Tensor, make: Make, build: Callable[[], Tensor]) -> Tensor:
@@ -117,7 +118,7 @@ class _Promise(torch.autograd.Function):
 
 
 class _Read(torch.autograd.Function):
-    """The values of a lazy tensor whose grad_fn is not the one it was made with."""
+    """The values of a lazy tensor whose grad_fn has changed since it was made."""
 
     @staticmethod
     def forward(ctx: Any, lazy: Tensor, values: Tensor) -> Tensor:
@@ -129,10 +130,10 @@ class _Read(torch.autograd.Function):
 
 
 class LazyTensor(Tensor):
-    """A tensor whose values are made when something reads them, once.
+    """A tensor whose values are computed once, when something first reads them.
 
-    It knows its shape, dtype and device. When it is real, all functions and methods, in-place ones
-    too, work on the ordinary tensor behind it.
+    It knows its shape, dtype and device. Once it is real, all functions and methods, including
+    in-place ones, work on the ordinary tensor behind it.
     """
 
     _state: _State | None
@@ -141,12 +142,12 @@ class LazyTensor(Tensor):
 
     @property
     def is_lazy(self) -> bool:
-        """Whether nothing has needed the real tensor yet, here or where this is a view of."""
+        """Whether nothing has needed the real tensor yet, here or in the tensor it is a view of."""
         state = self._state
         if state is None or (state.parent is not None and not state.parent.is_lazy):
             return False
         with _as_wrapper():
-            return self.grad_fn is state.node  # or else it went through a foreign Function
+            return self.grad_fn is state.node  # if not, it went through a foreign Function
 
     def materialize(self) -> Tensor:
         """The ordinary tensor behind this one; the first call makes it."""
@@ -181,7 +182,7 @@ class LazyTensor(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """What C++ code calls, which sees no torch functions: values, below autograd."""
+        """Called by C++ code, which skips __torch_function__: run on the values, below autograd."""
         for argument, value in zip(func._schema.arguments, args, strict=False):
             written = argument.alias_info is not None and argument.alias_info.is_write
             if written and any(isinstance(leaf, LazyTensor) for leaf in tree_leaves(value)):
@@ -192,7 +193,7 @@ class LazyTensor(Tensor):
 
 
 class UpsampledLogits(LazyTensor):
-    """N x C x H x W logits that are a coarse score map and where to sample it.
+    """N x C x H x W logits, held as a coarse score map and the grid that samples it.
 
     ``F.cross_entropy`` and ``F.nll_loss(F.log_softmax(...))`` with class labels, and ``argmax``,
     ``max`` and ``topk(1)`` over the classes, also after a softmax, run as fcnfast's fused ops.
@@ -203,8 +204,8 @@ class UpsampledLogits(LazyTensor):
         grid: from h x w to H x W.
 
     Raises:
-        TypeError: on other dtypes or types.
-        ValueError: on another rank, or a grid made for maps of another size.
+        TypeError: `scores` or `grid` has the wrong type or dtype.
+        ValueError: `scores` is not 4-D, or the grid was made for maps of a different size.
     """
 
     def __new__(cls, scores: Tensor, grid: SamplingGrid) -> Any:  # noqa: D102
@@ -245,7 +246,7 @@ def _new(cls: type[LazyTensor], like: Tensor, state: _State) -> Any:
         x = _Promise.apply(state.source, state.make, build)
         with _as_wrapper():
             state.node = x.grad_fn
-    else:  # then nothing that is computed from it later has a gradient
+    else:  # nothing computed from it later has a gradient
         x, state.source = build(), state.source.detach()
         state.scores = state.scores.detach() if state.scores is not None else None
     x._state, x._real, x._lock = state, None, threading.RLock()
@@ -261,9 +262,9 @@ def _upsampled(x: Tensor, grid: SamplingGrid, make: Make, record: Resize | None 
 
 
 def _derived(x: LazyTensor, function: Make, scores: Tensor | None, **changes: Any) -> Any:
-    """``function(x)``, lazy too. Unless it is a view, what is done to `x` later does not change it.
+    """``function(x)``, also lazy. Later changes to `x` do not affect it, unless it is a view.
 
-    scores: the coarse maps of the result; None where it is no map of logits.
+    scores: the coarse maps of the result; None if it is not a map of logits.
     """
     with _quiet(x.device):
         old = x._state
@@ -274,7 +275,8 @@ def _derived(x: LazyTensor, function: Make, scores: Tensor | None, **changes: An
         return _new(LazyTensor if scores is None else UpsampledLogits, like, state)
 
 
-# What runs on the coarse map: torch's signatures. NotImplemented: it needs the real tensor.
+# Functions that run on the coarse map, with torch's signatures. They return NotImplemented where
+# they need the real tensor.
 
 
 def _has_classes(x: Tensor, dim: Any) -> bool:
@@ -282,7 +284,7 @@ def _has_classes(x: Tensor, dim: Any) -> bool:
 
 
 def _undefined(state: _State) -> Tensor | None:
-    """N x H x W: where a softmax is NaN, because a NaN or an infinity takes part; None: nowhere."""
+    """N x H x W: where a NaN or an infinity makes the softmax NaN; None if nowhere."""
     scores = state.scores.detach()
     bad = (scores.isnan() | scores.isposinf()).any(1, keepdim=True)
     if bad.device.type == "cpu" and not bad.any():
@@ -291,13 +293,13 @@ def _undefined(state: _State) -> Tensor | None:
 
 
 def _winners(state: Any, dim: int, keepdim: bool, share: bool = False) -> Tensor:
-    """int64 labels, or with `share` the softmax of the winners, of all images."""
+    """The int64 labels of all images or, with `share`, the softmax of the winners."""
     if share:
         found = upsample_argmax(state.scores, state.grid, dtype=torch.int64, confidence=True)[1]
     else:
         found = upsample_argmax(state.scores, state.grid, dtype=torch.int64)
     if state.after and (bad := _undefined(state)) is not None:
-        found = found.masked_fill(bad, math.nan if share else 0)  # of NaNs only, the first wins
+        found = found.masked_fill(bad, math.nan if share else 0)  # if all are NaN, the first wins
     found = found[0] if state.single else found
     return found.unsqueeze(dim) if keepdim else found
 
@@ -312,7 +314,7 @@ def _max(
     keepdim: bool = False,
     kind: Any = torch.return_types.max,
 ) -> Any:
-    """Labels, and the values, which are lazy: most callers want the labels alone."""
+    """Values and labels; the values are lazy, since most callers want only the labels."""
     if not _has_classes(input, dim):
         return NotImplemented
     state, dtype = input._state, input.dtype
@@ -336,7 +338,7 @@ def _softmax(name: str) -> Callable[..., Any]:
         input: UpsampledLogits, dim: Any = None, _stacklevel: int = 3, dtype: Any = None
     ) -> Any:
         state: Any = input._state
-        wide = input.dtype in (torch.float32, torch.float64)  # autocast does nothing to those
+        wide = input.dtype in (torch.float32, torch.float64)  # autocast leaves those alone
         wide |= not torch.is_autocast_enabled(input.device.type)
         usual = wide and dtype in (None, input.dtype) and _has_classes(input, dim)
         if state.after or not usual:
@@ -357,7 +359,7 @@ def _loss(
     reduction: Any = "mean",
     label_smoothing: float = 0.0,
 ) -> Any:
-    """F.cross_entropy of logits, and F.nll_loss of their log_softmax, where torch takes it."""
+    """F.cross_entropy of logits, and F.nll_loss of their log_softmax, if torch would accept it."""
     state: Any = input._state
     mixed = torch.is_autocast_enabled(input.device.type)
     if state.after != after or state.single or type(target) is not Tensor:
@@ -380,7 +382,7 @@ def _loss(
 
 
 def _item(input: UpsampledLogits, key: Any) -> Any:
-    """Images and slices of the batch; of an image, None makes a batch."""
+    """An image or a slice of the batch; ``image[None]`` is a batch again."""
     state: Any = input._state
     scores, single = state.scores, False
     count = len(scores)
@@ -423,7 +425,7 @@ def _detach(input: UpsampledLogits) -> Any:
 
 
 def _to(input: UpsampledLogits, target: Any) -> Any:
-    """To a floating dtype, or to the device where it is."""
+    """To a floating dtype, or to the device that it is already on."""
     if isinstance(target, (str, torch.device)) and torch.device(target) == input.device:
         return input
     state: Any = input._state
@@ -434,7 +436,7 @@ def _to(input: UpsampledLogits, target: Any) -> Any:
 
 
 def _factory(function: Any, input: UpsampledLogits, *args: Any, **kwargs: Any) -> Any:
-    """``new_zeros`` and the like, which ask for the dtype and the device alone."""
+    """``new_zeros`` and the like, which need only the dtype and the device."""
     return function(torch.empty(0, dtype=input.dtype, device=input.device), *args, **kwargs)
 
 
@@ -448,7 +450,7 @@ def _resize(
     antialias: bool = False,
     records: list[Resize] | None = None,
 ) -> Any:
-    """A resize of a lazy tensor is composed with the first where one of the two is a copy."""
+    """A resize, made lazy. That of a lazy tensor joins the first if one of the two is a copy."""
     state = input._state if isinstance(input, UpsampledLogits) and input.is_lazy else None
     if isinstance(input, UpsampledLogits) and (state is None or state.after or state.single):
         input, state = input.materialize(), None
@@ -476,7 +478,7 @@ def _resize(
 def _grid(
     shape: Sequence[int], size: Any, factor: Any, align_corners: bool, recompute: bool
 ) -> SamplingGrid | None:
-    """The grid of ``F.interpolate``'s arguments; None where torch is to refuse them."""
+    """The grid of ``F.interpolate``'s arguments; None if torch should reject them."""
     try:
         factors = factor if isinstance(factor, (tuple, list)) else (factor, factor)
         sizes = size if isinstance(size, (tuple, list)) else (size, size)
@@ -496,7 +498,7 @@ def _is_copy(grid: SamplingGrid) -> bool:
 
 
 def _resized_dtype(x: Tensor) -> torch.dtype:
-    """Of a bilinear resize of `x`: autocast widens it on some devices."""
+    """The dtype of a bilinear resize of `x`: autocast widens it on some devices."""
     if not torch.is_autocast_enabled(x.device.type):
         return x.dtype
     with torch._C.DisableTorchFunction(), torch.no_grad():
@@ -504,7 +506,7 @@ def _resized_dtype(x: Tensor) -> torch.dtype:
 
 
 def _caller() -> str:
-    """The line that called torch."""
+    """The file and line that called torch."""
     frame = sys._getframe(1)
     inside = (__file__, "/torch/nn/", "/torch/overrides", "/torch/_tensor")
     while frame.f_back and any(part in frame.f_code.co_filename for part in inside):
@@ -558,7 +560,7 @@ def _signature(func: Any) -> inspect.Signature:
 
 
 def _fused(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What `func` gives from the coarse map; NotImplemented where it has to see the real tensor."""
+    """Run `func` on the coarse map; NotImplemented if it needs the real tensor."""
     try:
         given = _signature(func).bind(*args, **kwargs).arguments
     except TypeError:
@@ -567,7 +569,7 @@ def _fused(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     others = any(isinstance(leaf, LazyTensor) for leaf in tree_leaves(given))
     if others or not isinstance(x, UpsampledLogits):
         return NotImplemented
-    with x._lock:  # no other thread makes it real meanwhile
+    with x._lock:  # no other thread may make it real meanwhile
         if not x.is_lazy or (state := x._state) is None:
             return NotImplemented
         state.check()
@@ -580,7 +582,7 @@ def _fused(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _on_real(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """`func` of real tensors; the lazy tensor itself where the real one is what it returns."""
+    """Run `func` on the real tensors; if it returns one of them, return its lazy tensor instead."""
     used: list[LazyTensor] = []
 
     def real(x: LazyTensor) -> Tensor:
@@ -595,7 +597,7 @@ def _on_real(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 class _Mode(TorchFunctionMode):
-    """Bilinear resizes are lazy. seen: the modes of all resizes. records: for `fuse_report`."""
+    """Makes bilinear resizes lazy. seen: modes of all resizes. records: for `fuse_report`."""
 
     def __init__(self, records: list[Resize] | None = None) -> None:
         super().__init__()
@@ -616,7 +618,7 @@ class _Mode(TorchFunctionMode):
 def lazy_logits() -> AbstractContextManager[Any]:
     """Within ``with lazy_logits():``, bilinear resizes of 4-D maps return `UpsampledLogits`.
 
-    It holds for this thread and for all code called there.
+    It holds for this thread, in all code that the block calls.
 
     Example:
         >>> with fcnfast.lazy_logits():
@@ -629,7 +631,7 @@ _entered = threading.local()
 _told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-@torch.compiler.assume_constant_result  # which a compiler calls while it traces
+@torch.compiler.assume_constant_result  # called by the compiler while it traces
 def _warn_compiled() -> None:
     warnings.warn(
         "torch.compile makes the full logits of a fused module; instead compile the network up "
@@ -670,11 +672,11 @@ def _leave(module: nn.Module, args: Any, output: Any) -> None:
 def fuse(model: Module) -> Module:
     """Let the bilinear resizes in a module's forward pass return `UpsampledLogits`.
 
-    This adds two hooks and returns the module. Its class, state dict and mode stay, and copies and
-    pickles are fused too. Fusing twice is fusing once.
+    This adds two hooks and returns the module. Its class, state dict and mode do not change, and
+    copies and pickles stay fused. Fusing twice has no further effect.
 
     Raises:
-        TypeError: when it is not a module, or one of TorchScript.
+        TypeError: when `model` is not an ``nn.Module``, or is a TorchScript module.
 
     Example:
         >>> model = fcnfast.fuse(Net())  # ends in F.interpolate(scores, size, mode="bilinear")
@@ -692,7 +694,7 @@ def fuse(model: Module) -> Module:
 
 
 def unfuse(model: Module) -> Module:
-    """Undo `fuse`, and return the module; one that is not fused is left as it is.
+    """Undo `fuse` and return the module; a module that is not fused stays as it is.
 
     Example:
         >>> fcnfast.unfuse(fcnfast.fuse(Net()))(images).shape
@@ -706,11 +708,11 @@ def unfuse(model: Module) -> Module:
 
 
 def fuse_report(model: nn.Module, inputs: Any) -> list[Resize]:
-    """Run a module, fused or not, once, and say what became of every ``F.interpolate`` in it.
+    """Run a module once, fused or not, and report what became of every ``F.interpolate`` in it.
 
     Args:
-        model: the module, in the mode to look at.
-        inputs: its argument, a tuple of arguments, or a mapping of named ones.
+        model: the module, in the mode to report on.
+        inputs: its argument, a tuple of arguments, or a mapping of keyword arguments.
 
     Returns:
         One printable entry for each resize, in order.

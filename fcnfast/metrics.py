@@ -9,7 +9,7 @@ With n_ij the pixels of true class i labeled j, t_i = Σ_j n_ij, and C classes:
     mean Dice (F1)           1/C Σ_i 2 n_ii / (t_i + Σ_j n_ji)
 
 (Long, Shelhamer, Darrell, "Fully Convolutional Networks for Semantic Segmentation", section 5).
-The formulas leave open what a class without pixels counts as; see `ConfusionMatrix.scores`.
+The formulas do not say how a class without pixels counts; see `ConfusionMatrix.scores`.
 A trimap restricts them to a band along the true borders (Kohli, Ladický, Torr, "Robust Higher Order
 Potentials for Enforcing Label Consistency", IJCV 2009).
 """
@@ -31,8 +31,8 @@ Absent = Literal["union", "truth", "zero"]
 class Scores:
     """Scores as fractions of 1; NaN where there is nothing to score.
 
-    `iu`, `accuracy` and `dice` (F1) are float64 C, NaN for a class that does not count; the means
-    leave such classes out.
+    `iu`, `accuracy` and `dice` (F1) are float64 arrays of length C, NaN for a class that does not
+    count; the means skip such classes.
     """
 
     pixel_accuracy: float
@@ -50,14 +50,18 @@ class ConfusionMatrix:
 
     Args:
         num_classes: C, 1 to 255.
-        ignore_index: the true label of pixels that are left out; not a class.
-        trimap: also count the pixels that are at most so many pixels from one of another true
-            label, diagonals being as near as neighbors (see `keep_trimap`).
+        ignore_index: the true label of pixels that are not counted; not a class.
+        trimap: also keep a matrix of the pixels within this distance of a different true label
+            (see `keep_trimap`).
 
     Attributes:
         matrix: int64 C×C, rows truth, columns prediction.
-        trimap: the matrix of those pixels alone; None without.
-        trimap_width: the argument `trimap`; 0 without.
+        trimap: the matrix of the pixels near a border; None if not requested.
+        trimap_width: the argument `trimap`; 0 if not given.
+
+    Raises:
+        TypeError: `ignore_index` is not an integer.
+        ValueError: `num_classes` is not from 1 to 255, or `trimap` is not a positive integer.
     """
 
     def __init__(
@@ -94,8 +98,8 @@ class ConfusionMatrix:
         if truth.shape != guess.shape:
             raise ValueError(f"target has shape {truth.shape} but the prediction has {guess.shape}")
         if self.trimap is not None and truth.ndim not in (2, 3):
-            raise ValueError(f"a trimap is of labels H×W or N×H×W, not {truth.shape}")
-        # All 256×256 pairs are counted in one pass without a mask; the bad ones are seen there.
+            raise ValueError(f"a trimap needs labels H×W or N×H×W, not {truth.shape}")
+        # All 256×256 pairs are counted in one pass without a mask; invalid ones show up there.
         pairs = truth.astype(np.uint16) << 8 | guess
         joint = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
         self._refuse(joint[:_IGNORE_INDEX].sum(axis=1), "target")
@@ -122,11 +126,11 @@ class ConfusionMatrix:
         Args:
             absent: the classes that the means are over. "union": mean IU and Dice over the classes
                 in the truth or in the prediction, mean accuracy over those in the truth (the
-                paper's own code); "truth": all over the classes in the truth (the paper, for SIFT
-                Flow); "zero": all over all classes, an absent one counting as 0.
+                paper's own code); "truth": all means over the classes in the truth (the paper, for
+                SIFT Flow); "zero": all means over all classes, absent ones counting as 0.
 
         Raises:
-            ValueError: another value of `absent`.
+            ValueError: `absent` is none of these.
         """
         if absent not in ("union", "truth", "zero"):
             raise ValueError(f'absent must be "union", "truth" or "zero", not {absent!r}')
@@ -157,14 +161,14 @@ class ConfusionMatrix:
 
 
 def keep_trimap(target: torch.Tensor, width: int) -> torch.Tensor:
-    """Return the labels with 255 in all pixels farther than `width` from another true label.
+    """Return the labels, with 255 in all pixels farther than `width` from a different label.
 
     The distance is the larger of rows and columns. Void (255) is a label here: the rim of void
     around the objects of PASCAL VOC is a border, though its own pixels do not count.
 
     Args:
         target: labels [N×]H×W of any integer dtype, 255 for void.
-        width: in pixels, at least 1: 1 keeps the pixels that touch another label.
+        width: in pixels, at least 1: 1 keeps the pixels that touch a different label.
     """
     planes = target.float().reshape(-1, *target.shape[-2:])
     width = min(width, max(target.shape[-2:]))
@@ -181,7 +185,7 @@ def keep_trimap(target: torch.Tensor, width: int) -> torch.Tensor:
 def _labels(
     labels: np.ndarray | torch.Tensor, what: str, ignore_index: int = _IGNORE_INDEX
 ) -> np.ndarray:
-    """Return labels as uint8, 255 for those to ignore; values that do not fit are refused."""
+    """Return labels as uint8, 255 for those to ignore; reject values that do not fit."""
     values = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else labels
     values = np.asarray(values)
     if not np.issubdtype(values.dtype, np.integer):
@@ -205,10 +209,10 @@ def _mean(values: np.ndarray) -> float:
 def format_scores(matrix: ConfusionMatrix, names: Sequence[str]) -> str:
     """Format all scores in percent: a line for each class, then the metrics over all classes.
 
-    A class that does not count has "-", and each mean says over how many classes it is.
+    A class that does not count shows "-", and each mean says how many classes it is over.
 
     Raises:
-        ValueError: the number of names is not that of the classes.
+        ValueError: there is not one name for each class.
     """
     if len(names) != matrix.num_classes:
         raise ValueError(f"{len(names)} names for {matrix.num_classes} classes")
@@ -237,7 +241,7 @@ def format_oracle(matrices: Mapping[int, ConfusionMatrix]) -> str:
 
 
 def _totals(matrix: ConfusionMatrix) -> list[tuple[str, float, np.ndarray | None]]:
-    """Return the metrics over all classes: the name, the value and, of a mean, what it is of."""
+    """Return the metrics over all classes: name, value and, for a mean, the values it is over."""
     scores = matrix.scores()
     totals: list[tuple[str, float, np.ndarray | None]] = [
         ("pixel accuracy", scores.pixel_accuracy, None),
@@ -261,7 +265,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _of(values: np.ndarray) -> str:
-    """Say how many classes a mean is over, and of how many where it is not over all."""
+    """Say how many classes a mean is over, as "k of C" if not all."""
     counted = int(np.isfinite(values).sum())
     return str(counted) if counted == len(values) else f"{counted} of {len(values)}"
 

@@ -1,7 +1,7 @@
 """The ops as layers of a network.
 
-A layer that samples at a grid holds a rule, which makes the grid for the map that comes:
-`DeconvGrid`, `ResizeGrid` or `CentersGrid`, one for each builder of `SamplingGrid`.
+A layer that samples at a grid holds a rule that makes the grid for each input map: `DeconvGrid`,
+`ResizeGrid` or `CentersGrid`, one for each builder of `SamplingGrid`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .ops._checks import check_ignore_index, check_loss
 
 
 class GridRule(Protocol):
-    """Makes the grid of a layer for each map."""
+    """Makes a layer's grid for each input map."""
 
     def __call__(self, in_size: Pair, size: Size | None = None) -> SamplingGrid:
-        """The grid from a map of `in_size` (h, w) to a result of `size` (H, W), or its own size."""
+        """The grid from `in_size` (h, w) to `size` (H, W), or to the size that the rule gives."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class DeconvGrid:
     crop: Size = (0, 0)
 
     def __call__(self, in_size: Pair, size: Size | None = None) -> SamplingGrid:
-        """The grid for a map of `in_size`; without `size` it goes on to the end."""
+        """The grid for a map of `in_size`; without `size`, everything from `crop` on."""
         return SamplingGrid.deconv(in_size, self.stride, self.kernel, self.padding, self.crop, size)
 
 
@@ -47,7 +47,7 @@ class ResizeGrid:
     align_corners: bool = False
 
     def __call__(self, in_size: Pair, size: Size | None = None) -> SamplingGrid:
-        """The grid for a map of `in_size`: a size, or else the scale factor, must be given."""
+        """The grid for a map of `in_size`; exactly one of `size` and `scale_factor` is needed."""
         return SamplingGrid.resize(
             in_size, size, scale_factor=self.scale_factor, align_corners=self.align_corners
         )
@@ -64,7 +64,7 @@ class CentersGrid:
     def __call__(self, in_size: Pair, size: Size | None = None) -> SamplingGrid:
         """The grid for a map of `in_size`; ValueError without a size."""
         if size is None:
-            raise ValueError("a grid by its centers needs the size of the result")
+            raise ValueError("CentersGrid needs the size of the result")
         return SamplingGrid.centers(in_size, self.stride, self.offset, size, self.border)
 
 
@@ -88,7 +88,7 @@ class _OnGrid(nn.Module):
 
 
 class Upsample(_OnGrid):
-    """`fcnfast.ops.upsample` by a rule for the grids, such as ``DeconvGrid(8, crop=31)``."""
+    """`fcnfast.ops.upsample` with a rule for the grids, such as ``DeconvGrid(8, crop=31)``."""
 
     def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
         """N x C x h x w to N x C x H x W: to `size`, or to the size that the rule gives."""
@@ -134,15 +134,15 @@ class UpsampleCropAdd(_OnGrid):
 class UpsampleCrossEntropy(_OnGrid):
     """`fcnfast.ops.upsample_cross_entropy`: the loss of coarse scores at the labels' resolution.
 
-    Its state is that of ``nn.CrossEntropyLoss``: the class weights, if any.
+    Its state dict is that of ``nn.CrossEntropyLoss``: the class weights, if any.
 
     Args:
-        grid: the rule for the grids; by default an ``F.interpolate`` to the labels' size.
+        grid: the rule for the grids; by default ``F.interpolate`` to the labels' size.
         weight: C class weights.
-        ignore_index, reduction, label_smoothing: as the op takes them.
+        ignore_index, reduction, label_smoothing: as in the op.
 
     Raises:
-        TypeError, ValueError: on settings that the op would refuse.
+        TypeError, ValueError: on settings that the op would reject.
     """
 
     weight: Tensor | None
@@ -183,9 +183,9 @@ class UpsampleCrossEntropy(_OnGrid):
 
 
 class Deconv(nn.Module):
-    """`fcnfast.ops.deconv`: a learned upsampling that starts as the bilinear one.
+    """`fcnfast.ops.deconv`: a learned upsampling, initialized to bilinear interpolation.
 
-    Its state is that of ``nn.ConvTranspose2d(C, C, k, groups=C, bias=False)``.
+    Its state dict is that of ``nn.ConvTranspose2d(C, C, k, groups=C, bias=False)``.
 
     Args:
         channels: C.
@@ -195,7 +195,7 @@ class Deconv(nn.Module):
         crop: first (row, column) kept after the padding is removed.
 
     Raises:
-        TypeError: when an argument is not of integers.
+        TypeError: when an argument is not an integer (or, for crop, a pair of them).
         ValueError: when channels, stride or kernel are not positive, or padding or crop negative.
     """
 
@@ -223,12 +223,12 @@ class Deconv(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Bilinear interpolation of every channel."""
+        """Initialize every channel to bilinear interpolation."""
         with torch.no_grad():
             self.weight.copy_(bilinear_filter(self.kernel).expand_as(self.weight))
 
     def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
-        """N x C x h x w to N x C x H x W: `size`, or all that is left from `crop` on."""
+        """N x C x h x w to N x C x H x W: `size`, or everything from `crop` on."""
         return ops.deconv(x, self.weight, self.stride, self.padding, self.crop, size)
 
     def extra_repr(self) -> str:

@@ -57,15 +57,16 @@ class Text(NamedTuple):
 
 
 def clean(text: str) -> str:
-    """Escape a text for HTML and SVG; what cannot be printed becomes a replacement character."""
+    """Escape a text for HTML and SVG; unprintable characters become a replacement character."""
     return html.escape("".join(c if c.isprintable() else "\ufffd" for c in text))
 
 
 def read_curves(run: PathLike) -> Curves:
-    """Read the log of a run: its folder, or the file itself. A row that was cut off is left out.
+    """Read the log of a run: its folder, or the file itself. A truncated last row is skipped.
 
     Raises:
-        InputError: no log, one without rows, not a log, or a value that is not a finite number.
+        InputError: there is no log, it has no rows, is not a log, or holds a value that is not a
+            finite number.
     """
     path = Path(run)
     if path.is_dir():
@@ -131,7 +132,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _short(value: float) -> str:
-    """Write a number of an axis in a few characters."""
+    """Format the number of a tick in a few characters."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if size * 10 <= abs(value) < 1e9:
             return f"{value / size:g}{letter}"
@@ -144,7 +145,7 @@ def _short(value: float) -> str:
 def panel(column: str, runs: Sequence[Curves]) -> list[Line | Text]:
     """Draw one column of the logs of all runs, WIDTH by HEIGHT pixels.
 
-    Values over two powers of ten or more have a logarithmic axis, whose title says so.
+    Values that span two powers of ten or more have a logarithmic axis; the title says so.
     """
     curves = {k: run.points[column] for k, run in enumerate(runs) if run.points.get(column)}
     xs, ys = zip(*(point for points in curves.values() for point in points), strict=True)
@@ -177,7 +178,7 @@ def panel(column: str, runs: Sequence[Curves]) -> list[Line | Text]:
         shapes.append(Text(x, HEIGHT - _BOTTOM + 16, _short(tick), anchor="middle"))
     for k, points in curves.items():
         places = [place(*point) for point in _thinned(points)]
-        if len(places) == 1:  # a dash, which is seen
+        if len(places) == 1:  # a dash, to be visible
             (x, y) = places[0]
             places = [(x - 3, y), (x + 3, y)]
         shapes.append(Line(places, k, 2.0))
@@ -185,7 +186,7 @@ def panel(column: str, runs: Sequence[Curves]) -> list[Line | Text]:
 
 
 def panels(runs: Sequence[Curves]) -> list[str]:
-    """Return the columns that at least one run has values of."""
+    """Return the columns that at least one run has values for."""
     return [column for column in PANELS if any(run.points.get(column) for run in runs)]
 
 
@@ -209,7 +210,7 @@ def _sheet(runs: Sequence[Curves]) -> tuple[list[Line | Text], tuple[int, int]]:
 
 
 def best(run: Curves) -> str:
-    """Say the best mean IU of a run and its iteration; nothing without a validation."""
+    """Return the best mean IU of a run and its iteration as text; "" without a validation."""
     points = run.points.get("val_mean_iu")
     if not points:
         return ""
@@ -249,7 +250,7 @@ def as_svg(shapes: Sequence[Line | Text], size: tuple[int, int], label: str) -> 
 
 
 def _as_picture(shapes: Sequence[Line | Text], size: tuple[int, int]) -> Image.Image:
-    """Draw at four times the size, and halve: two pixels for each of the drawing's, smooth."""
+    """Draw at four times the size, then halve it: antialiased, two pixels per unit."""
     scale = 4
     image = Image.new("RGB", (size[0] * scale, size[1] * scale), _LIGHT["paper"])
     draw = ImageDraw.Draw(image)
@@ -271,10 +272,10 @@ def _as_picture(shapes: Sequence[Line | Text], size: tuple[int, int]) -> Image.I
 def plot_runs(runs: Sequence[PathLike], path: PathLike) -> None:
     """Draw the loss, the rate and the mean IU of runs (folders, or log.csv files) together.
 
-    The SVG or PNG file is written whole or not at all.
+    The SVG or PNG file is written atomically.
 
     Raises:
-        InputError: another kind of file, or as `read_curves`.
+        InputError: `path` is neither .svg nor .png, or as in `read_curves`.
         OSError: the file cannot be written.
     """
     kind = Path(path).suffix.lower()

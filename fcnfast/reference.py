@@ -1,7 +1,6 @@
-"""The definitions: every op in a few lines of plain torch. The oracle of the tests.
+"""Reference definitions: every op in a few lines of plain torch. The tests' oracle.
 
-Nothing here is fast or small in memory, and everything here is differentiable by torch itself.
-Use float64 inputs for the truth.
+Slow and memory-hungry, but differentiable by torch itself. Use float64 inputs for ground truth.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from .geometry import SamplingGrid, taps
 
 
 def _lerp(x: Tensor, grid: SamplingGrid, axis: int) -> Tensor:
-    """Sample `x` along its rows (axis 0) or columns (axis 1); a tap of weight 0 is not read."""
+    """Sample `x` along its rows (axis 0) or columns (axis 1); zero weight gives 0, even for NaN."""
     dim = axis - 2
     t = taps(grid, axis, x.dtype, x.device)
     result = torch.zeros((), dtype=x.dtype, device=x.device)
@@ -25,7 +24,7 @@ def _lerp(x: Tensor, grid: SamplingGrid, axis: int) -> Tensor:
 
 
 def upsample(x: Tensor, grid: SamplingGrid) -> Tensor:
-    """N x C x h x w sampled at every position of `grid`: N x C x H x W."""
+    """Sample `x` (N x C x h x w) at every position of `grid`: N x C x H x W."""
     return _lerp(_lerp(x, grid, 0), grid, 1)
 
 
@@ -43,7 +42,7 @@ def deconv(
     crop: tuple[int, int] = (0, 0),
     size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """A depthwise transposed convolution with `weight`, C x 1 x k x k, and a crop of its result."""
+    """A depthwise transposed convolution with `weight` (C x 1 x k x k), cropped."""
     full = F.conv_transpose2d(x, weight, stride=stride, padding=padding, groups=x.shape[1])
     rows, columns = (slice(c, None if size is None else c + size[i]) for i, c in enumerate(crop))
     return full[..., rows, columns]
@@ -66,7 +65,7 @@ def upsample_cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """``F.cross_entropy`` of the upsampled scores; "batch" is the sum divided by the images."""
+    """``F.cross_entropy`` of the upsampled scores; "batch" is the sum divided by N."""
     loss = F.cross_entropy(
         upsample(scores, grid),
         target.long(),
@@ -79,7 +78,7 @@ def upsample_cross_entropy(
 
 
 def upsample_argmax(scores: Tensor, grid: SamplingGrid) -> tuple[Tensor, Tensor]:
-    """Labels of the upsampled scores (first class wins a tie, NaN wins) and their softmax."""
+    """Labels of the upsampled scores (first class wins ties, NaN wins) and their probabilities."""
     full = upsample(scores, grid)
     label = full.argmax(1)
     return label, full.softmax(1).gather(1, label[:, None])[:, 0]
@@ -88,7 +87,7 @@ def upsample_argmax(scores: Tensor, grid: SamplingGrid) -> tuple[Tensor, Tensor]
 def upsample_confusion(
     scores: Tensor, target: Tensor, grid: SamplingGrid, *, ignore_index: int = 255
 ) -> Tensor:
-    """(C + 1) x C pixels by true class and by label; the last row is of targets that are none."""
+    """(C + 1) x C pixel counts by target and label; the last row is for out-of-range targets."""
     classes, truth = scores.shape[1], target.long()
     row = torch.where((truth < 0) | (truth >= classes), classes, truth)
     index = row * classes + upsample_argmax(scores, grid)[0]

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that needs no other file and no network."""
+"""An evaluation as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .metrics import ConfusionMatrix
 from .plot import Curves, clean
 
 KEPT = 6
-"""Pictures that a page shows of the best, and of the worst."""
+"""How many of the best and of the worst pictures a page shows."""
 
 SIDE = 320  # longest side of a picture on the page, pixels
 _WRONG, _FADED = (214, 40, 40), (236, 238, 242)
-_NAMED_CELLS = 24  # up to so many classes the matrix shows its numbers
+_NAMED_CELLS = 24  # the matrix shows its numbers for at most this many classes
 _CONFUSIONS = 10
 
 
@@ -40,9 +40,9 @@ class Shown(NamedTuple):
 
 
 class Gallery:
-    """The best and the worst pictures by mean IU over the classes that are truly in them.
+    """The best and the worst pictures by mean IU over the classes of their true labels.
 
-    Only `kept` of the best and of the worst stay in memory, small and encoded.
+    Only the `kept` best and worst stay in memory, small and encoded.
     """
 
     def __init__(self, table: ClassTable, kept: int = KEPT) -> None:
@@ -50,7 +50,7 @@ class Gallery:
         self._kept: dict[int, list[tuple[tuple[float, int], Shown]]] = {1: [], -1: []}
 
     def add(self, sample: Sample, labels: np.ndarray) -> None:
-        """Look at a picture and its predicted labels, uint8 H×W; one without a truth is ignored."""
+        """Add a picture and its predicted labels, uint8 H×W; one with no true label is ignored."""
         truth = main_labels(sample.labels)
         matrix = ConfusionMatrix(len(self.table))
         matrix.update(truth, labels)
@@ -60,7 +60,7 @@ class Gallery:
         self.count += 1
         shown = None
         for sign, kept in self._kept.items():  # the best, and the worst, in order
-            rank = (sign * scores.mean_iu, -sign * self.count)  # of equal scores the later is worse
+            rank = (sign * scores.mean_iu, -sign * self.count)  # on a tie the later one is worse
             if len(kept) == self.kept and rank < kept[-1][0]:
                 continue
             if shown is None:
@@ -79,7 +79,7 @@ class Gallery:
     def _pictures(
         self, image: Image.Image, truth: np.ndarray, labels: np.ndarray
     ) -> tuple[str, ...]:
-        """Draw a picture small: photo, truth, prediction, and its wrong pixels in red."""
+        """Draw a picture at small size: photo, truth, prediction, and the wrong pixels in red."""
         photo = shrink(image, SIDE).convert("RGB")
 
         def small(values: np.ndarray) -> np.ndarray:
@@ -109,13 +109,13 @@ def _percent(value: float | None) -> str:
 
 
 def _title(key: str) -> str:
-    """Write a key of the scores for people."""
+    """Return the display name of a score's key."""
     words = {"iu": "IU", "fw": "frequency-weighted", "f1": "F1"}
     return " ".join(words.get(word, word) for word in key.split("_"))
 
 
 def _tiles(scores: Mapping[str, Any]) -> str:
-    """The scores of the whole, in percent."""
+    """The overall scores, in percent."""
     classes = scores["classes"].values()
     parts = []
     for key, value in scores.items():
@@ -128,7 +128,7 @@ def _tiles(scores: Mapping[str, Any]) -> str:
 
 
 def _classes(scores: Mapping[str, Any], table: ClassTable) -> str:
-    """The table of the classes, with a bar for IU; a click on a head sorts it."""
+    """The table of the classes, with a bar for IU; a click on a header sorts it."""
     classes = scores["classes"]
     columns = list(next(iter(classes.values())))
     pixels = np.array(scores["confusion"], dtype=np.int64).sum(axis=1)
@@ -190,7 +190,7 @@ def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:
 
 
 def _confusions(counts: np.ndarray, names: Sequence[str]) -> str:
-    """The pairs of classes that take the most pixels from each other."""
+    """The pairs of classes with the most confused pixels."""
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     items = []
@@ -239,27 +239,27 @@ def write_report(
     facts: Mapping[str, str],
     run: Curves | None = None,
 ) -> Path:
-    """Write ``folder/index.html``, whole or not at all; its path.
+    """Write ``folder/index.html`` atomically and return its path.
 
     Args:
-        folder: one that exists.
-        scores: what `fcnfast.evaluate.scores_as_json` gives: a float or None for each score of the
-            whole, "classes" with the same by name, and "confusion".
+        folder: an existing folder.
+        scores: as from `fcnfast.evaluate.scores_as_json`: a float or None for each overall score,
+            "classes" with the same by class name, and "confusion".
         table: the classes.
         gallery: the pictures to show.
         facts: what was evaluated, shown at the top.
-        run: the log of the training, where there is one.
+        run: the log of the training, if there is one.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the page cannot be written.
     """
     names, confusion = list(scores["classes"]), np.array(scores["confusion"], dtype=np.int64)
     about = "".join(f"<dt>{clean(key)}</dt><dd>{clean(text)}</dd>" for key, text in facts.items())
     best, worst = gallery.best_and_worst()
     maps = f'<div class="pair">{_matrix(confusion, names)}{_confusions(confusion, names)}</div>'
     about_matrix = (
-        "<p>Rows are the truth, columns the prediction; each row in percent of its class's pixels, "
-        "from 0.5 up.</p>"
+        "<p>Rows are the truth, columns the prediction, in percent of the row's pixels; values "
+        "below 0.5 are not shown.</p>"
     )
     parts = [
         f"<header><h1>Evaluation</h1><dl>{about}</dl></header>",

@@ -45,7 +45,7 @@ from .inference import (
 from .models import load_model
 from .ops import upsample, upsample_argmax
 
-# zlib's default level makes an overlay 8 % smaller in three times the time.
+# zlib's default level makes an overlay 8 % smaller but takes three times as long.
 _PNG_LEVEL = 1
 
 
@@ -57,10 +57,11 @@ class Segmentation:
         image: the picture at its own size: RGB, upright.
         labels: uint8 array H×W; label k is ``table.names[k]``.
         table: the classes' names and colors.
-        name: the stem of the picture's file; "image" without one, "image-1", ... in an iterable.
-        scores: the network's coarse class scores, 1×C×h×w on the CPU, and `grid`, where each pixel
-            samples them. None where several views were blended.
-        blended: then the mean softmax of each pixel's label, float32 H×W.
+        name: the stem of the picture's file; without a file "image", or "image-1", ... in an
+            iterable.
+        scores, grid: the network's coarse class scores, 1×C×h×w on the CPU, and where each pixel
+            samples them. None if several views were blended.
+        blended: in that case, the mean softmax of each pixel's label, float32 H×W.
     """
 
     image: Image.Image
@@ -73,7 +74,7 @@ class Segmentation:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Share of the picture for every class by name, largest first; 0.0 for absent ones."""
+        """Each class's share of the picture by name, largest first; 0.0 for absent classes."""
         counts = np.bincount(self.labels.ravel(), minlength=256)
         order = sorted(range(len(self.table)), key=lambda k: -counts[k])
         return {self.table.names[k]: float(counts[k] / self.labels.size) for k in order}
@@ -103,12 +104,12 @@ class Segmentation:
         return self.scores, self.grid
 
     def overlay(self, opacity: float = 0.5, *, legend: bool = False) -> Image.Image:
-        """Draw the classes' colors over the picture; RGB, exactly of its size without a legend.
+        """Draw the classes' colors over the picture: RGB, of exactly its size without a legend.
 
         Args:
             opacity: 0 (the picture alone) to 1 (the colors alone); ValueError outside.
-            legend: add the names and shares of the classes that are there, below a landscape
-                photo or to the right of a portrait.
+            legend: add the names and shares of the classes present, below a landscape photo or to
+                the right of a portrait.
         """
         drawn = blend(self.image, self.labels, self.table, opacity)
         return add_legend(drawn, self.table, self.shares) if legend else drawn
@@ -118,12 +119,12 @@ class Segmentation:
     ) -> tuple[Path, Path]:
         """Write ``folder/labels/NAME.png`` (index PNG) and ``folder/overlays/NAME.png``.
 
-        Folders are created. NAME is by default the picture's; `opacity` is of the overlay, which
-        has a legend. Returns the two paths.
+        Missing folders are created. NAME defaults to the picture's name. The overlay has the given
+        `opacity` and a legend. Returns the two paths.
 
         Raises:
             ValueError: `folder` is the name of a picture, or `opacity` is outside 0..1.
-            OSError: a file cannot be written; neither is left behind then.
+            OSError: a file cannot be written; neither is left behind.
         """
         folder, name = Path(folder), name or self.name
         if folder.suffix.lower() in IMAGE_EXTENSIONS and not folder.is_dir():
@@ -136,7 +137,7 @@ class Segmentation:
         write_labels(paths[0], self.labels, self.table.palette)
         try:
             write_image(paths[1], overlay, compress_level=_PNG_LEVEL)
-        except BaseException:  # Ctrl-C too: a picture is done or it is not
+        except BaseException:  # including Ctrl-C: both files or neither
             with contextlib.suppress(OSError):
                 paths[0].unlink()
             raise
@@ -144,7 +145,7 @@ class Segmentation:
 
 
 class _Prepared(NamedTuple):
-    """A picture, what the network sees of it, its name, and what it is called in an error."""
+    """A picture, what the network sees of it, its name, and its name in errors."""
 
     photo: Image.Image
     seen: Image.Image
@@ -162,8 +163,8 @@ class Segmenter:
 
     Args:
         weights: a weights file; by default the street-scene network that comes with the package.
-        device: where it runs, such as "cpu" or "cuda:1"; by default a CUDA GPU where there is one.
-        bit_depth: bits, 8 to 16, that the samples of 16-bit picture files really use, such as 12.
+        device: where it runs, such as "cpu" or "cuda:1"; by default a CUDA GPU if there is one.
+        bit_depth: significant bits of the samples of 16-bit picture files, 8 to 16, such as 12.
 
     Attributes:
         model: the network, in evaluation mode.
@@ -171,8 +172,9 @@ class Segmenter:
         device: where it runs.
 
     Raises:
-        InputError: a device that this machine does not have; a bit depth beside four channels.
-        WeightsError: a file that cannot be used, or a network that does not take RGB pictures.
+        InputError: this machine does not have the device, or a bit depth is given for a network of
+            four channels.
+        WeightsError: the file cannot be used, or the network does not take pictures.
     """
 
     def __init__(
@@ -188,7 +190,7 @@ class Segmenter:
             raise WeightsError(f"{weights}: the network takes {channels} channels, a picture has 3")
         if bit_depth is not None and self.model.in_channels == 4:
             raise InputError(f"--bit-depth {bit_depth}: is for pictures of 1 or 3 channels")
-        if self.device.type == "cpu":  # convolutions on a CPU are a quarter faster so
+        if self.device.type == "cpu":  # makes convolutions a quarter faster
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if (count := self.model.num_classes) > 255:
             raise WeightsError(f"the network has {count} classes; label pictures hold up to 255")
@@ -196,7 +198,7 @@ class Segmenter:
         self.table = self.model.table or ClassTable("numbered", numbered, voc_palette(count))
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # a str is an iterable, too
+    def __call__(  # type: ignore[overload-overlap]  # a str is also an iterable
         self,
         image: Photo,
         *,
@@ -237,11 +239,11 @@ class Segmenter:
         Args:
             image: a path; the content of a picture file (bytes) or a file open for reading; a PIL
                 image; a uint8 array H×W (gray), H×W×3 (RGB) or H×W×4 (RGBA); a uint8 tensor C×H×W
-                with 1, 3 or 4 channels. Or many: any iterable of these, an endless one too, or a
-                uint8 tensor N×C×H×W.
-            max_size: longest side, in pixels, that the network sees; a larger picture is shrunk
-                for it. By default the size up to which the network learned, if its weights say
-                so; with `tile` no limit.
+                with 1, 3 or 4 channels. For many pictures, any iterable of these (even an endless
+                one) or a uint8 tensor N×C×H×W.
+            max_size: longest side, in pixels, that the network sees; larger pictures are shrunk.
+                By default the largest size that the network was trained on, if its weights record
+                it; with `tile` no limit.
             tile: side, in pixels of the picture, of the squares that the network sees one by one;
                 for pictures too large for the memory, or for the network to see whole.
             overlap: pixels that neighboring tiles share, a quarter of a tile by default; their
@@ -249,20 +251,20 @@ class Segmenter:
             scales: factors by which the picture, or each tile, is resized; the label is that of
                 the mean softmax.
             flip: also average over the mirrored picture.
-            batch_size: the most neighbors of equal size, of many pictures, that go through the
+            batch_size: of many pictures, the most neighbors of equal size that go through the
                 network together if nothing is blended; no more are held in memory.
-            probabilities: also write the softmax of all classes, of one picture, to this ``.npy``
+            probabilities: for one picture, also write the softmax of all classes to this ``.npy``
                 file: float16 C×H×W.
 
         Returns:
             The result at the picture's own size; for many pictures an iterator of results, in
-            order, that reads a picture when it is its turn. A bad picture raises there.
+            order, that reads each picture when its turn comes. A bad picture raises there.
 
         Raises:
-            ImageError: a picture that cannot be read, too large for the memory, or too small for
-                the network.
-            TypeError, ValueError: not a picture; a number out of its range; `max_size` beside
-                `tile`, `overlap` without one, or `probabilities` of many pictures.
+            ImageError: a picture cannot be read, is too large for the memory, or too small for the
+                network.
+            TypeError, ValueError: not a picture; a number out of range; `max_size` with `tile`,
+                `overlap` without one, or `probabilities` of many pictures.
             OSError: `probabilities` cannot be written.
         """
         if max_size is None and tile is None:
@@ -293,7 +295,7 @@ class Segmenter:
             yield from self._run(batch, views)
 
     def _prepare(self, image: Photo, max_size: int | None, name: str) -> _Prepared:
-        """Decode a picture and shrink it for the network; a file gives it another name."""
+        """Decode a picture and shrink it for the network; a file is named after its stem."""
         photo = as_photo(image, self.bit_depth, self.model.picture_channels)
         source = "the picture"
         if isinstance(image, (str, os.PathLike)):
@@ -304,7 +306,7 @@ class Segmenter:
     def _run(
         self, batch: Sequence[_Prepared], views: Views, path: PathLike | None = None
     ) -> list[Segmentation]:
-        """Segment pictures of equal size in one pass, or blend them of their views one by one."""
+        """Segment pictures of equal size in one pass, or blend the views of one after the other."""
         photo, seen = batch[0].photo, batch[0].seen
         size = photo.height, photo.width
         if not views.single(size):
@@ -373,13 +375,13 @@ def segment_files(
     """Segment picture files one by one into a folder.
 
     Writes ``labels/NAME.png`` (index PNG), ``overlays/NAME.png`` and at the end, even after an
-    interruption, ``predictions.json``. NAME is the stem of the picture's file, with ``-2``, ...
-    behind it where an earlier picture has that stem. A bad picture does not stop the others.
+    interruption, ``predictions.json``. NAME is the stem of the picture's file, followed by ``-2``,
+    ... if an earlier picture has that stem. A bad picture does not stop the others.
 
     Args:
         segmenter: the network.
         paths: the pictures.
-        folder: created when it is missing; existing files of the same names are replaced.
+        folder: created if it is missing; existing files of the same names are replaced.
         opacity: of the overlays.
         probabilities: also write ``probabilities/NAME.npy``, the softmax of all classes, float16
             C×H×W, or ``probabilities/NAME.png``, that of the label in 8 bits (255 is 1).
@@ -387,7 +389,7 @@ def segment_files(
         options: `max_size`, `tile`, `overlap`, `scales` and `flip`, as in a call of `segmenter`.
 
     Raises:
-        InputError: an output would replace one of the pictures; nothing was done.
+        InputError: an output would replace one of the pictures; nothing is written.
         OSError: something cannot be written. No file is left half-written.
     """
     folder = Path(folder)
@@ -405,7 +407,7 @@ def segment_files(
                 try:
                     entry = _segment_file(segmenter, path, group, folder, opacity, options)
                     report.done.append(entry)
-                except (ImageError, MemoryError) as error:  # drawing takes more than the labels
+                except (ImageError, MemoryError) as error:  # drawing needs more than labeling
                     large = isinstance(error, MemoryError)
                     message = f"{path}: too large for the memory" if large else str(error)
                     report.failed.append({"input": str(path), "error": message})
@@ -442,7 +444,7 @@ def _segment_file(
             gray = np.rint(result.confidence * 255).astype(np.uint8)
             write_image(extra[0], Image.fromarray(gray), compress_level=_PNG_LEVEL)
         result.save(folder, labels.stem, opacity=opacity)
-    except BaseException:  # Ctrl-C too
+    except BaseException:  # including Ctrl-C
         for file in extra:
             file.unlink(missing_ok=True)
         raise

@@ -1,7 +1,7 @@
 """The command line: ``fcnfast demo | predict | evaluate | train | plot | convert | export | ...``.
 
-Only the parser is made here before a command is known: torch is imported by the commands, so that
-``--help`` answers at once. A user's mistake is one line on stderr and exit code 2.
+This module only builds the parser. The commands import torch themselves, so that ``--help`` answers
+at once. A user's mistake is one line on stderr and exit code 2.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from .errors import CLOSED, INTERRUPTED, UNUSABLE, complain, explain, one_line_w
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the arguments are those of the process by default.
+    """Run one command; by default with the arguments of the process.
 
     Returns:
-        The exit code: 0, or one of those in `fcnfast.cli.commands`.
+        The exit code: 0, or one of those in `fcnfast.cli.errors`.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what it cannot encode
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may be unable to encode a file name
         sys.stdout.reconfigure(errors="backslashreplace")
     args = argparse.Namespace()
     try:
         args = _parser(training="train" in arguments[:2]).parse_args(arguments)
         with one_line_warnings():
             code: int = args.command(args)
-        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
+        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
         return code
     except SystemExit as done:  # argparse: help, version, or a wrong option
         return done.code if isinstance(done.code, int) else 0
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError):
             _abandon_stdout()
         reason = explain(error, args)
-        if reason is None:  # a fault of ours
+        if reason is None:  # a bug of ours
             raise
         if getattr(args, "debug", False):
             traceback.print_exc()
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _abandon_stdout() -> None:
-    """Send what is left in stdout's buffer nowhere, so that leaving Python does not fail on it."""
+    """Discard what is left in stdout's buffer, so that leaving Python does not fail on it."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         return
@@ -67,7 +67,7 @@ def _abandon_stdout() -> None:
 def _number(
     kind: type[int] | type[float], least: int, most: int | None = None
 ) -> Callable[[str], Any]:
-    """Return a reader of numbers from `least` up, or to `most`."""
+    """Return a parser of numbers from `least`, up to `most` if given."""
     noun = "an integer" if kind is int else "a number"
     bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
 
@@ -92,7 +92,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(training: bool) -> argparse.ArgumentParser:
-    """Make the parser; the flags of `train` need torch and are added when they are asked for."""
+    """Make the parser; the flags of `train` need torch and are added only if asked for."""
     parser = _Parser(prog="fcnfast", description="Semantic segmentation with FCNs.")
     parser.add_argument("--version", action="version", version=f"fcnfast {__version__}")
     debug: Any = {"action": "store_true", "help": "show the traceback of an error"}
@@ -114,7 +114,7 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder or pattern")
     predict.add_argument("--output-dir", default="out", metavar="DIR", help="(%(default)s)")
     predict.add_argument(
-        "--opacity", type=_number(float, 0, 1), default=0.5, help="of the colors (0.5)"
+        "--opacity", type=_number(float, 0, 1), default=0.5, help="opacity of the colors (0.5)"
     )
     text = "also write the softmax: of all classes (float16 C x H x W), or the label's in 8 bits"
     predict.add_argument("--probabilities", choices=("npy", "png"), help=text)
@@ -128,7 +128,7 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     evaluate.add_argument("--data-path", metavar="DIR", required=True, help="the data set's folder")
     evaluate.add_argument("--split", default="val", help="which part of it (%(default)s)")
     _add_data_options(evaluate, "by default the data set's own, then those of the weights")
-    text = "also the IU within so many pixels of a true border"
+    text = "also the IU within this many pixels of a true border"
     evaluate.add_argument("--trimap", type=_POSITIVE, metavar="WIDTH", help=text)
     evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file")
     evaluate.add_argument("--report", metavar="DIR", help="also write a page, DIR/index.html")
@@ -147,13 +147,13 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     check.add_argument("data_path", metavar="DATA", help="the data set's folder")
     check.add_argument("--split", help="which part of it; by default those to train and validate")
     _add_data_options(check, "by default the data set's own")
-    check.add_argument("-j", "--workers", type=_COUNT, help="processes that read")
+    check.add_argument("-j", "--workers", type=_COUNT, help="processes that read pictures")
 
-    text = "rewrite a weights file of any kind as fcnfast's"
+    text = "convert a weights file of any kind to fcnfast's"
     convert = command("convert", commands.convert, text)
     convert.add_argument("input", metavar="IN", help="PyTorch, Caffe, HDF5 or safetensors file")
     convert.add_argument("output", metavar="OUT", help="safetensors file to write")
-    text = "the network, where the file does not tell"
+    text = "the network, if the file does not say"
     convert.add_argument("--model", metavar="NAME", help=text)
     text = "a class table by name (voc), or a JSON file"
     convert.add_argument("--classes", metavar="TABLE", help=text)
@@ -173,9 +173,9 @@ def _parser(training: bool) -> argparse.ArgumentParser:
         "--uint8", action="store_true", help="take uint8 RGB: the preprocessing is in the graph"
     )
     export.add_argument("--half", action="store_true", help="float16 weights, input and scores")
-    export.add_argument("--head", default="out", help="the output that is wanted (%(default)s)")
+    export.add_argument("--head", default="out", help="the output to export (%(default)s)")
     command("models", commands.models, "list the networks by name")
-    info = command("info", commands.info, "print the layers of a network and what they see")
+    info = command("info", commands.info, "print the layers of a network and their fields")
     info.add_argument("model", metavar="MODEL", help="its name, as `fcnfast models` lists it")
     info.add_argument("--size", type=_POSITIVE, default=500, help="of a square image (500)")
     info.add_argument("--num-classes", type=_POSITIVE, help="by default the network's own")
@@ -194,18 +194,18 @@ def _add_data_options(parser: argparse.ArgumentParser, classes: str) -> None:
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    text = "bits that the samples of 16-bit pictures really use, such as 12"
+    text = "significant bits of the samples of 16-bit pictures, such as 12"
     parser.add_argument("--bit-depth", type=_number(int, 8, 16), metavar="BITS", help=text)
     parser.add_argument("--weights", metavar="FILE", help="by default the bundled weights")
     parser.add_argument("--device", help="cpu, cuda, ...; by default a GPU if there is one")
     text = (
-        "longest side that the network sees (predict: by default the size up to which it "
-        "learned); labels come at the picture's own size"
+        "longest side that the network sees (predict: by default the largest that it was "
+        "trained on); labels have the picture's own size"
     )
     parser.add_argument("--max-size", type=_POSITIVE, metavar="PIXELS", help=text)
-    text = "cut pictures into squares, unshrunk"
+    text = "cut pictures into squares of this size, without shrinking them"
     parser.add_argument("--tile", type=_POSITIVE, metavar="SIZE", help=text)
-    text = "of tiles (a quarter of a tile)"
+    text = "pixels that neighboring tiles share (a quarter of a tile)"
     parser.add_argument("--overlap", type=_COUNT, metavar="PIXELS", help=text)
     average = "average over pictures"
     parser.add_argument("--scales", type=_scales, help=f"{average} resized by, say, 0.75,1,1.25")
@@ -213,7 +213,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _scales(text: str) -> tuple[float, ...]:
-    """Read numbers with commas between them."""
+    """Parse numbers separated by commas."""
     try:
         return tuple(map(float, text.split(",")))
     except ValueError:
@@ -221,7 +221,7 @@ def _scales(text: str) -> tuple[float, ...]:
 
 
 def _size(text: str) -> tuple[int, int]:
-    """Read a height and a width, such as 360x480."""
+    """Parse a height and a width, such as 360x480."""
     parts = text.split("x")
     if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
         raise argparse.ArgumentTypeError(f"must be height x width, as 360x480, not {text}")

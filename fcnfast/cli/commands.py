@@ -1,4 +1,4 @@
-"""What the commands do; what they need is imported when they run, so that ``--help`` is quick."""
+"""The commands. Each imports what it needs when it runs, so that ``--help`` is quick."""
 
 from __future__ import annotations
 
@@ -90,17 +90,17 @@ def predict(args: argparse.Namespace) -> int:
 
 
 VIEWS = ("max_size", "tile", "overlap", "scales", "flip")
-"""The arguments that say what a network sees of a picture."""
+"""The arguments that determine what a network sees of a picture."""
 
 
 def _views(args: argparse.Namespace) -> dict[str, Any]:
-    """Return those that were given, as the library's arguments."""
+    """Return the `VIEWS` that were given, as the library's arguments."""
     from ..inference import Views
 
     given = {name: getattr(args, name) for name in VIEWS if getattr(args, name) is not None}
     try:
         Views(**given)
-    except ValueError as error:  # it begins with the argument's name
+    except ValueError as error:  # its message begins with the argument's name
         raise InputError(f"--{error}") from None
     return given
 
@@ -163,7 +163,7 @@ def check(args: argparse.Namespace) -> int:
 def _check_split(
     args: argparse.Namespace, split: str, dataset: SegmentationDataset, learned: bool
 ) -> int:
-    """Check one split; return the exit code that it alone would give."""
+    """Check one split; return the exit code for it alone."""
     import os
 
     from ..data.check import examine, share_lines, without_pixels
@@ -248,7 +248,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def _facts(args: argparse.Namespace, model: FCN | None, pictures: int) -> dict[str, str]:
-    """Return what a report says of itself."""
+    """Return the facts at the top of a report."""
     facts = {"data": f"{args.data_path}, {args.split}, {_count(pictures, 'picture')}"}
     if model is None:
         return {"predictions": args.predictions, **facts}
@@ -257,7 +257,7 @@ def _facts(args: argparse.Namespace, model: FCN | None, pictures: int) -> dict[s
 
 
 def _training(args: argparse.Namespace) -> Curves | None:
-    """Return the curves of the run that made the weights; warn of a log that cannot be read."""
+    """Return the curves of the run that made the weights; warn if its log cannot be read."""
     from ..plot import read_curves
 
     log = Path(args.weights).with_name("log.csv") if args.weights else None
@@ -298,7 +298,7 @@ def convert(args: argparse.Namespace) -> int:
     if output.is_dir():
         raise InputError(f"{output}: is a folder, convert writes a file")
     if output.exists() and Path(args.input).exists() and output.samefile(args.input):
-        raise InputError(f"{output}: would replace the file that is converted")
+        raise InputError(f"{output}: would replace the file to convert")
     table = None if args.classes is None else class_table(args.classes)
     model = load_as(args.model, args.input)
     if table is not None and len(table) != model.num_classes:
@@ -307,7 +307,7 @@ def convert(args: argparse.Namespace) -> int:
     model.table = table or model.table
     try:
         save_model(model, output, dtype=torch.float16 if args.half else None)
-    except ValueError as error:  # a number that float16 does not reach
+    except ValueError as error:  # a value beyond float16
         raise InputError(f"{args.input}: {error}") from None
     print(model.load_report)
     named = "classes" if model.table is None else f"classes of {model.table.name!r}"
@@ -316,7 +316,7 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write a network as a graph of standard operators, and say what goes in and comes out."""
+    """Write a network as a graph of standard operators."""
     from ..deploy import export
 
     export(
@@ -350,7 +350,7 @@ def info(args: argparse.Namespace) -> int:
     from ..models.googlenet import FCNGoogLeNet
     from ..theory import trace
 
-    with torch.device("meta"):  # no weights are made
+    with torch.device("meta"):  # without weights
         model = create_model(args.model, num_classes=args.num_classes)
     try:
         seen = trace(model, args.size)
@@ -361,7 +361,7 @@ def info(args: argparse.Namespace) -> int:
     for layer in seen.layers:
         field, shape = layer.field, " x ".join(map(str, layer.shape))
         places = (field.size, field.stride, field.offset) if field else ("-",) * 3
-        if layer.parameters or layer.given != field:  # not those that act on each value alone
+        if layer.parameters or layer.given != field:  # skips elementwise layers
             own = f"{layer.parameters:,}" if layer.parameters else ""
             table.append((layer.name, layer.kind, shape, *map(str, places), own))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -373,5 +373,5 @@ def info(args: argparse.Namespace) -> int:
     print("field: pixels that a unit sees. Unit u is centered on pixel stride * u + offset.")
     if isinstance(model, FCNGoogLeNet):
         told = "the classifier's 7 x 7 average pooling, which an FCN leaves out"
-        print(f"The paper's 907 pixels count {told}: 907 = 715 + 6 * 32.")
+        print(f"The paper's 907 pixels include {told}: 907 = 715 + 6 * 32.")
     return 0

@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from ..errors import InputError
 
 FAILED, UNUSABLE, STOPPED, INTERRUPTED, CLOSED = 1, 2, 75, 130, 141
-"""Exit codes: some pictures failed; nothing could be done; SIGTERM stopped a training, which can
-go on; Ctrl-C; the reader of stdout left."""
+"""Exit codes: some pictures failed; nothing could be done; SIGTERM stopped a training run, which
+can be resumed; Ctrl-C; the reader of stdout left."""
 
 LONGEST = 300
-"""Characters of a line that tells an error; the middle of a longer one is left out."""
+"""The most characters in the line of an error; the middle of a longer one is left out."""
 
 
 def one_line(text: str) -> str:
-    """Return a message as one line of at most `LONGEST` characters; both its ends stay.
+    """Return a message as one line of at most `LONGEST` characters, with both ends intact.
 
-    What cannot be printed, as names of files may hold, is escaped.
+    Unprintable characters, which file names may hold, are escaped.
     """
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
     half = LONGEST // 2 - 3
@@ -30,19 +30,19 @@ def one_line(text: str) -> str:
 
 
 def complain(message: str) -> int:
-    """Print one line on stderr; the exit code that goes with it."""
+    """Print an error as one line on stderr; return its exit code."""
     print(one_line(f"fcnfast: error: {message}"), file=sys.stderr)
     return UNUSABLE
 
 
 def warn(message: str) -> None:
-    """Print one line on stderr."""
+    """Print a warning as one line on stderr."""
     print(one_line(f"fcnfast: warning: {message}"), file=sys.stderr)
 
 
 @contextlib.contextmanager
 def one_line_warnings() -> Iterator[None]:
-    """Show the package's own warnings as one line each, and of one kind only the first."""
+    """Show the package's own warnings as one line each, and only the first of a kind."""
     told = set()
     show = warnings.showwarning
 
@@ -62,7 +62,7 @@ def one_line_warnings() -> Iterator[None]:
 
 
 def explain(error: Exception, args: argparse.Namespace) -> str | None:
-    """Say what went wrong, beginning with the file or the flag; None for a fault of our own."""
+    """Say what went wrong, beginning with the file or the flag; None for a bug of our own."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, OSError):

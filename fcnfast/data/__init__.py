@@ -1,4 +1,4 @@
-"""Data: class tables, pictures and labels on disk, data sets of them, paired transforms."""
+"""Class tables, pictures and labels on disk, data sets of them, and paired transforms."""
 
 from .classes import IGNORE_INDEX, ClassTable, voc_palette
 from .datasets import ade20k, camvid, cityscapes, nyud, open_dataset, pascal_context, siftflow, voc

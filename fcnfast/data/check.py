@@ -26,7 +26,7 @@ class Findings:
 
     Attributes:
         sizes: the number of pictures of each (width, height).
-        pixels: the number of pixels of each label, int64 256; label 255 is no class.
+        pixels: the number of pixels of each label, int64 256; label 255 is not a class.
         faults: one line for each pair that cannot be used, beginning with the file.
     """
 
@@ -55,9 +55,9 @@ class _Examined(Dataset[Any]):
 
 
 def examine(dataset: SegmentationDataset, workers: int = 0, progress: bool = False) -> Findings:
-    """Read every pair of a data set, opened without a transform, in `workers` processes (0: here).
+    """Read every pair of a data set without a transform, in `workers` processes (0: this one).
 
-    `progress` shows a bar on stderr. InputError when a process was killed.
+    `progress` shows a bar on stderr. InputError if a process was killed.
     """
     findings = Findings()
     items = _Examined(dataset)  # tuples, which `tuple` leaves alone
@@ -74,14 +74,14 @@ def examine(dataset: SegmentationDataset, workers: int = 0, progress: bool = Fal
 
 @contextlib.contextmanager
 def explained_workers(workers: int) -> Iterator[None]:
-    """Raise InputError, which names the flag, where one of a loader's processes has died."""
+    """Raise InputError, naming the flag, if one of a loader's processes died."""
     try:
         yield
     except RuntimeError as error:
         died = re.search(r"DataLoader worker .*?(killed by signal: \w+|exited)", str(error))
         if died is None:
             raise
-        told = f"a process that reads pictures was lost ({died[1]}), maybe for want of memory"
+        told = f"a process that reads pictures was lost ({died[1]}), maybe out of memory"
         raise InputError(f"--workers {workers}: {told}: give fewer workers") from error
 
 
@@ -89,7 +89,7 @@ def require_every_class(dataset: SegmentationDataset) -> None:
     """Read labels in random order until every class has been seen; DatasetError if one never is."""
     pixels = np.zeros(256, np.int64)
     order = np.random.default_rng(0).permutation(len(dataset))
-    hidden = None if len(order) > 500 else True  # None: unless stderr is a terminal
+    hidden = None if len(order) > 500 else True  # None: shown only on a terminal
     bar = tqdm(order, "looking for every class", unit="picture", leave=False, disable=hidden)
     for index in bar:
         pixels += count_pixels(dataset.labels(int(index)))
@@ -99,7 +99,7 @@ def require_every_class(dataset: SegmentationDataset) -> None:
 
 
 def without_pixels(dataset: SegmentationDataset, pixels: np.ndarray) -> str:
-    """Name the classes that have no pixel, and what may be wrong; "" where all have some."""
+    """Name the classes that have no pixel, and what may be wrong; "" if all have some."""
     missing = [name for name, n in zip(dataset.table.names, pixels, strict=False) if not n]
     if not missing:
         return ""
@@ -111,7 +111,7 @@ def without_pixels(dataset: SegmentationDataset, pixels: np.ndarray) -> str:
 
 
 def _suggestion(dataset: SegmentationDataset) -> str:
-    """Say what the stored values of some label files suggest; begins with a semicolon."""
+    """Say what the values in some label files suggest; begins with a semicolon."""
     table = dataset.table
     if dataset.guessed:
         named = "name your own by --classes or dataset.json"
@@ -147,7 +147,7 @@ def _short(values: list[int]) -> str:
 
 
 def share_lines(table: ClassTable, pixels: np.ndarray) -> list[str]:
-    """Return a line for each class, and for no class, with its share of all pixels in percent."""
+    """Return a line for each class, and one for no class, with its share of all pixels."""
     total = max(int(pixels.sum()), 1)
     rows = [(name, int(pixels[k])) for k, name in enumerate(table.names)]
     rows += [("(no class)", int(pixels[IGNORE_INDEX]))]

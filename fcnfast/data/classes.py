@@ -22,16 +22,16 @@ class ClassTable:
     Args:
         name: the table's name, as `class_table` finds it.
         names: one name for each class; 1 to 255 of them, all different.
-        palette: one (red, green, blue) in 0..255 for each class. Label pictures in colors are read
-            through it, too.
+        palette: one (red, green, blue) in 0..255 for each class, which also decodes label pictures
+            in colors.
         void_values: the values in label files that mean "no class". They become 255 in memory;
             255 itself counts as void, listed or not, unless `label_map` names it.
         label_map: pairs of what a file stores, an integer or a color (red, green, blue), and the
             label that it becomes: 0 to C - 1, or 255 for no class. If it names any integers, only
-            those and the void values are known.
+            those and the void values are valid.
 
     Raises:
-        ValueError: a table that contradicts itself; the message says how.
+        ValueError: the table contradicts itself; the message says how.
     """
 
     name: str
@@ -76,17 +76,17 @@ class ClassTable:
         return any(isinstance(key, int) for key, _ in self.label_map)
 
     def _meant(self) -> dict[int, int]:
-        """Return what the integers mean that stand for a class, or by the map for none."""
+        """Return the label of each integer that stands for a class or is in the label map."""
         if not self.has_map:
             return {value: value for value in range(len(self.names))}
         return {key: label for key, label in self.label_map if isinstance(key, int)}
 
     def stored(self) -> dict[int, int]:
-        """Return the label that each stored integer becomes; others are not known."""
+        """Return the label that each stored integer becomes; all others are invalid."""
         return {value: IGNORE_INDEX for value in (*self.void_values, IGNORE_INDEX)} | self._meant()
 
     def colors(self) -> dict[Color, int]:
-        """Return the label that each color becomes; of equal colors the first counts."""
+        """Return the label that each color becomes; the first of equal colors counts."""
         known = {color: label for label, color in reversed(list(enumerate(self.palette)))}
         return known | {key: label for key, label in self.label_map if not isinstance(key, int)}
 
@@ -99,7 +99,7 @@ def voc_palette(count: int) -> tuple[Color, ...]:
     """Return the first `count` (0 to 256) colors of PASCAL VOC's palette, the default of any table.
 
     Bits 0, 1, 2 of k are the top bits of red, green and blue in color k, bits 3, 4, 5 the next
-    lower ones, and so on. All 256 colors differ.
+    lower ones, and so on. All 256 colors differ. ValueError for any other count.
     """
     if not 0 <= count <= 256:
         raise ValueError(f"a palette has 0 to 256 colors, not {count}")
@@ -112,7 +112,7 @@ def voc_palette(count: int) -> tuple[Color, ...]:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read JSON in UTF-8, UTF-16 or UTF-32; DatasetError for a file that cannot be read."""
+    """Read JSON in UTF-8, UTF-16 or UTF-32; DatasetError if the file cannot be read."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
@@ -128,7 +128,7 @@ def table_from_json(path: Path, entries: object, also: tuple[str, ...] = ()) -> 
     """Build a table from the JSON object of a file; the entries in `also` are skipped.
 
     Raises:
-        DatasetError: it holds no class table; the message names the file and the entry.
+        DatasetError: the object is not a class table; the message names the file and the entry.
     """
     try:
         if not isinstance(entries, dict):

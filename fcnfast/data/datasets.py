@@ -1,4 +1,4 @@
-"""The data sets by name: where each keeps its pictures and its labels, and what they mean.
+"""The data sets by name: where each keeps its pictures and labels, and what the labels mean.
 
 Each function returns a `SegmentationDataset` of one split; `table` has its classes, and `options`
 are passed on to it. Splits have the data set's own names; "a+b" joins two lists. Missing folders,
@@ -27,7 +27,7 @@ from .images import IMAGE_EXTENSIONS, decode
 from .labels import read_labels
 from .matfiles import mat_labels, nyud_labels, nyud_picture, read_mat
 
-# Two paths; or a name, and what VOC's lists of one class put behind it: -1, 0 or 1.
+# Two paths; or a name, followed in VOC's lists of one class by -1, 0 or 1.
 _TWO_PATHS = re.compile(r"(.*?\.\w+)\s+(\S.*\.\w+)")
 _NAME = re.compile(r"(.*?)(?:\s+-1|\s\s+[01])?")
 
@@ -67,7 +67,7 @@ def _ids(folder: Path, split: str, suffix: str = ".txt") -> list[str]:
 
 
 def _below(root: PathLike, *patterns: str, needs: str) -> Path:
-    """Return the one folder that `root` or a pattern below it names and that has `needs` in it."""
+    """Return the one folder, `root` or a match of a pattern below it, that contains `needs`."""
     root = Path(root)
     if not root.is_dir():
         raise DatasetError(f"{root}: no such data set folder")
@@ -83,11 +83,11 @@ def _below(root: PathLike, *patterns: str, needs: str) -> Path:
 
 
 Place = Path | Iterable[Path]
-"""A file, or those of which the first that exists counts."""
+"""A file, or several of which the first that exists counts."""
 
 
 def _first(place: Place) -> Path | None:
-    """Return the first path that exists, its letters composed or decomposed (NFC, NFD)."""
+    """Return the first path that exists, with composed or decomposed letters (NFC, NFD)."""
     for path in [place] if isinstance(place, Path) else place:
         for form in (None, "NFC", "NFD"):
             spelled = path if form is None else Path(unicodedata.normalize(form, str(path)))
@@ -97,7 +97,7 @@ def _first(place: Place) -> Path | None:
 
 
 def _present(places: Mapping[str, tuple[Place, Place]], where: Path) -> list[tuple[Path, Path]]:
-    """Return the (picture, labels) of each name, in order; DatasetError where one is missing."""
+    """Return the (picture, labels) of each name, in order; DatasetError if one is missing."""
     samples = {name: (_first(image), _first(labels)) for name, (image, labels) in places.items()}
     for place, kind in ((0, "picture"), (1, "labels")):
         missing = [name for name, pair in samples.items() if pair[place] is None]
@@ -124,7 +124,7 @@ def voc(
             columns. "sbd-train" and "sbd-val" are SBD's own. Without a list, "seg11valid" is VOC
             2011's val without SBD's train, and "trainaug" is both trains without VOC's val.
         labels: the folder of the labels, by default the first of ``SegmentationClass``,
-            ``SegmentationClassAug`` and SBD's ``cls`` that has a picture's.
+            ``SegmentationClassAug`` and SBD's ``cls`` that has a picture's labels.
         sbd: SBD's ``dataset`` folder, by default ``benchmark_RELEASE/dataset``, ``sbd`` or ``SBD``
             in `root` or up to three folders above it.
     """
@@ -165,7 +165,7 @@ def _sbd(home: Path) -> Path | None:
 
 
 def _voc_names(home: Path, sbd: Path | None, split: str) -> list[str]:
-    """Return the names of a split: from its list, or by set arithmetic from the others."""
+    """Return the names of a split: from its list, or by set arithmetic from other lists."""
     lists = home / "ImageSets" / "Segmentation"
 
     def of(name: str) -> set[str]:
@@ -207,7 +207,7 @@ def nyud(
             the file stores them (not in the official file).
 
     Raises:
-        ValueError: another `modality`.
+        ValueError: `modality` is none of these.
     """
     if modality not in ("color", "depth", "hha"):
         raise ValueError(f'modality must be "color", "depth" or "hha", not {modality!r}')
@@ -277,12 +277,12 @@ def siftflow(
 
     Args:
         root: the folder with ``Images``, ``SemanticLabels`` and ``GeoLabels``.
-        split: "trainval" or "test". Without a list, trainval is all but the test pictures and the
-            two that nobody has labeled.
+        split: "trainval" or "test". Without a list, trainval is everything but the test pictures
+            and the two unlabeled ones.
         target: "semantic" or "geometric", labels H×W; or "both", labels H×W×2 in this order.
 
     Raises:
-        ValueError: another `target`.
+        ValueError: `target` is none of these.
     """
     if target not in ("semantic", "geometric", "both"):
         raise ValueError(f'target must be "semantic", "geometric" or "both", not {target!r}')
@@ -310,7 +310,7 @@ def _both_siftflow(path: Path, table: ClassTable) -> np.ndarray:
     return np.stack(planes, axis=-1)
 
 
-# The names of 59 classes that the list of 459 spells otherwise.
+# Those of the 59 classes that the list of 459 spells differently.
 _CONTEXT_SPELLINGS = {"table": "diningtable", "bedclothes": "bedcloth", "cloth": "clothes"}
 
 
@@ -327,8 +327,8 @@ def pascal_context(
         root: the folder with VOC2010 (``JPEGImages``) and the annotations (``labels.txt`` and
             ``trainval/ID.mat``); or a VOC2010 with ``SegmentationClassContext``.
         split: a list of ``ImageSets/SegmentationContext`` or ``ImageSets/Main``.
-        table: the classes, named as among the 459, other than "background". All other labels
-            become "background", or no class where the table has none.
+        table: the classes, named as among the 459, and "background". All other labels become
+            "background", or no class if the table has none.
     """
     home = _below(root, "VOC2010", "VOCdevkit/VOC2010", "*/VOC2010", needs="JPEGImages")
     lists = _first(home / "ImageSets" / name for name in ("SegmentationContext", "Main"))
@@ -377,8 +377,8 @@ def camvid(
 
     Args:
         root: the folder.
-        split: train, val or test. A list ``train.txt`` wins over the folders; its two columns are
-            paths, which may begin with folders of another machine.
+        split: train, val or test. A list ``train.txt`` takes precedence over the folders; its two
+            columns are paths, which may begin with folders of another machine.
         labels: the folder of the labels, in place of a list.
     """
     listed = Path(root) / f"{split}.txt"
@@ -393,7 +393,7 @@ def camvid(
 
 
 def _ends(root: Path, text: str) -> list[Path]:
-    """Return where the file of a path of another machine may be here, the longest end first."""
+    """Return where a path from another machine may be here: its endings, the longest first."""
     parts = PurePosixPath(text).parts
     return [root.joinpath(*parts[k:]) for k in range(text.startswith("/"), len(parts))]
 
@@ -406,8 +406,8 @@ def cityscapes(
     Args:
         root: the folder with both.
         split: train, val or test.
-        table: the classes, by default the 19. Labels are read from ``_gtFine_labelIds``, or if
-            there are none from ``_gtFine_labelTrainIds``.
+        table: the classes, by default the 19. Labels are read from ``_gtFine_labelIds``, or from
+            ``_gtFine_labelTrainIds`` if there are none.
     """
     home = _below(root, "*", needs="leftImg8bit")
     pictures = sorted((home / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
@@ -437,7 +437,7 @@ def ade20k(
 
 
 class Row(NamedTuple):
-    """A data set's function, and its splits: to learn from, and to validate on."""
+    """A data set's function, and its splits to train and to validate on."""
 
     open: Callable[..., SegmentationDataset]
     splits: tuple[str, str] = ("train", "val")
@@ -473,12 +473,12 @@ def open_dataset(
         root: its folder.
         split: one of its splits; "train" and "val" are understood everywhere.
         table: the classes, as `class_table` takes them, in place of its own.
-        labels: another folder with the labels (voc, camvid and folder).
+        labels: a different folder with the labels (voc, camvid and folder).
         default: the classes of a folder that does not name its own.
         options: arguments of `SegmentationDataset`.
 
     Raises:
-        DatasetError: an unknown name, or a data set that is missing or not laid out as expected.
+        DatasetError: the name is unknown, or the data set is missing or not laid out as expected.
 
     Example:
         >>> dataset = fcnfast.open_dataset("camvid", "CamVid", "train")
@@ -502,12 +502,12 @@ def open_dataset(
 
 
 def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, by_name: bool) -> None:
-    """Refuse a validation set with pictures of the training set.
+    """Reject a validation set with pictures of the training set.
 
-    Equal files are one picture; `by_name`, as in VOC and SBD, equal names are.
+    Equal paths are the same picture; `by_name`, as for VOC and SBD, equal names are.
 
     Raises:
-        DatasetError: the pictures of both are named.
+        DatasetError: there are such pictures; the message names them.
     """
     names, others = (
         set(d.names if by_name else [str(image) for image, _ in d.samples]) for d in (train, val)

@@ -1,4 +1,4 @@
-"""Data sets of pictures and labels, folders of them paired by name, and pictures to segment."""
+"""Data sets of pictures and labels, folders paired by file name, and finding pictures on disk."""
 
 import glob
 import os
@@ -29,7 +29,7 @@ Patterns = str | Sequence[str] | None
 
 
 class Sample(NamedTuple):
-    """A picture (RGB; RGBX of four channels), its labels (uint8 H×W, 255: none), and its name."""
+    """A picture (RGB, or RGBX of four channels), its labels (uint8 H×W, 255: none), its name."""
 
     image: Image.Image
     labels: np.ndarray
@@ -37,7 +37,7 @@ class Sample(NamedTuple):
 
 
 def main_labels(labels: np.ndarray) -> np.ndarray:
-    """Return labels H×W: as they are, or those of the first head, of labels H×W×K."""
+    """Return labels H×W unchanged, or those of the first head of labels H×W×K."""
     return labels if labels.ndim == 2 else labels[..., 0]
 
 
@@ -54,7 +54,7 @@ def demo_scene() -> Sample:
 
 
 class SegmentationDataset(Dataset[Any]):
-    """Pictures and their labels, read when they are asked for.
+    """Pictures and their labels, read on demand.
 
     Args:
         samples: (picture, labels) of each item: paths, which the two loaders read.
@@ -65,16 +65,16 @@ class SegmentationDataset(Dataset[Any]):
         heads: what the K planes of the labels are for, as networks name their outputs.
         include, exclude: glob patterns of the file names, stems or names to keep or to leave out,
             such as "0016E5*" for one drive.
-        transform: called as ``transform(image, labels)`` and returns the item, as the two tensors
+        transform: called as ``transform(image, labels)`` to make the item, such as the two tensors
             of `train_transform` and `eval_transform`. By default an item is a `Sample`.
         cache: keep decoded samples in memory (H·W·4 bytes each) after their first use.
-        bit_depth, channels: as `read_image` takes them.
-        pairs: a data set of (image, labels) items to take instead of files, by `wrap_dataset`.
-        guessed: the table is the layout's usual one; nobody has named it.
+        bit_depth, channels: as in `read_image`.
+        pairs: a data set of (image, labels) items instead of files; see `wrap_dataset`.
+        guessed: the table was not named, but is the usual one of the layout.
         passed_over: files of its folders that are not pictures.
 
     Raises:
-        DatasetError: the patterns leave nothing.
+        DatasetError: there are no pictures, or the patterns leave none.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class SegmentationDataset(Dataset[Any]):
         return as_photo(image, channels=self.channels), labels
 
     def labels(self, index: int) -> np.ndarray:
-        """Read the labels of one sample alone, read-only; LabelError as of the sample."""
+        """Read only the labels of one sample, read-only; LabelError as for the sample."""
         if index in self._decoded:
             return self._decoded[index][1]
         if self._pairs is not None:
@@ -162,12 +162,12 @@ class SegmentationDataset(Dataset[Any]):
         return labels
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return a picture's (width, height) without an EXIF turn; ImageError as of the sample."""
+        """Return a picture's (width, height) before EXIF rotation; ImageError as for the sample."""
         path = self.samples[index][0]
         return picture_size(path) if self._sized_by_file else self._read(index)[0].size
 
     def _check_sizes(self, index: int, image: tuple[int, ...], labels: tuple[int, ...]) -> None:
-        """Refuse labels of another size than their picture's, both as (width, height)."""
+        """Reject labels whose (width, height) is not their picture's."""
         if image == labels:
             return
         path, label_path = self.samples[index]
@@ -181,17 +181,17 @@ class SegmentationDataset(Dataset[Any]):
 
 
 def wrap_dataset(dataset: Any, table: ClassTable, channels: int = 3) -> SegmentationDataset:
-    """Wrap any data set of (image, labels) pairs, so that fcnfast trains on it and evaluates it.
+    """Wrap any data set of (image, labels) pairs for fcnfast's training and evaluation.
 
     Args:
         dataset: has ``len`` and, by index, items that begin with an image as `Segmenter` takes it
             (a PIL image, uint8 H×W×3, a uint8 tensor 3×H×W, a path) and integer labels H×W, an
             array or a tensor.
         table: the classes, and which labels mean none.
-        channels: 3, or 4 of images with four channels.
+        channels: 3, or 4 for images with four channels.
 
     Raises:
-        DatasetError: an empty data set.
+        DatasetError: the data set is empty.
     """
     if isinstance(dataset, SegmentationDataset) and dataset.transform is None:
         return dataset
@@ -223,9 +223,9 @@ def open_folder(
         split: the split's name, such as "train".
         table: the classes; by default those of ``dataset.json``, then `default`, then CamVid's in
             CamVid's layout.
-        labels: another folder with the labels, absolute or relative to `root`.
-        include, exclude, options: as of `SegmentationDataset`.
-        default: the classes where the data set does not name its own.
+        labels: a different folder with the labels, absolute or relative to `root`.
+        include, exclude, options: as in `SegmentationDataset`.
+        default: the classes if the data set does not name its own.
 
     Raises:
         DatasetError: a folder is missing or empty, files have no partner, the patterns leave
@@ -303,7 +303,7 @@ def _pair(
 
 
 def shortened(names: Sequence[str], most: int = 5) -> str:
-    """Join names with commas; of many, the first and how many more."""
+    """Join names with commas; of many, only the first and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{', '.join(names[:most])}{more}"
 
@@ -331,7 +331,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def _passes(path: Path, name: str, include: Patterns, exclude: Patterns) -> bool:
-    """Tell whether an item is kept: its file's name and its own are matched with the patterns."""
+    """Tell whether the patterns keep an item, by its file's name, stem and its own name."""
 
     def matches(patterns: str | Sequence[str]) -> bool:
         patterns = [patterns] if isinstance(patterns, str) else patterns
@@ -346,9 +346,9 @@ def image_paths(specs: PathLike | Iterable[PathLike]) -> list[Path]:
     """Find the pictures that files, folders and glob patterns stand for.
 
     A folder gives the pictures directly in it, by extension; a pattern (``**`` reaches into
-    subfolders) those that it matches; a file stands for itself whatever its extension. Each
-    folder's and pattern's pictures are sorted, in the order of `specs`, without repetitions. A
-    spec that yields nothing is returned as it is, so that reading it fails among the others.
+    subfolders) those that it matches; a file stands for itself with any extension. Each folder's
+    and pattern's pictures are sorted, in the order of `specs`, without repetitions. A spec that
+    yields nothing is returned as it is, so that reading it fails among the others.
 
     Raises:
         ImageError: none of `specs` yields a picture.

@@ -1,4 +1,4 @@
-"""Pictures: any file, any mode, and what people hold in memory, as 8-bit RGB."""
+"""Pictures as 8-bit RGB: from any file, in any mode, and from images in memory."""
 
 import io
 import os
@@ -18,9 +18,9 @@ from ..errors import ImageError, InputError
 from ..files import PathLike, write_bytes
 
 MAX_PIXELS = 178_956_970
-"""Pictures of more pixels are refused: there PIL speaks of a bomb (0.7 GB decoded)."""
+"""Pictures of more pixels are rejected, as decompression bombs are by PIL (0.7 GB decoded)."""
 
-# Only these decoders are tried, whatever the file's extension: some of PIL's others start programs
+# Only these decoders are tried, for any file extension: some of PIL's others start programs
 # (EPS runs Ghostscript), and no photo needs them.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -29,7 +29,7 @@ IMAGE_EXTENSIONS = frozenset(
     for extension, format_name in Image.registered_extensions().items()
     if format_name in _FORMATS and format_name.replace("MPO", "JPEG") in Image.OPEN
 )
-"""The extensions (in lower case) by which a picture in a folder is known."""
+"""The extensions (in lower case) of pictures in folders."""
 
 Photo = PathLike | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
 
@@ -44,14 +44,14 @@ def decode(
 ) -> _T:
     """Open a picture and return what `use` makes of it; any error is raised as `failure`.
 
-    A PNG or JPEG that PIL refuses is tried once more without its metadata: large profiles and
+    A PNG or JPEG that PIL rejects is tried once more without its metadata: large profiles and
     texts, and damaged or cut chunks, do not stop a picture whose pixels are sound.
 
     Args:
-        source: a file, or the content of one, which alone tells the format.
+        source: a file, or its content; only the content determines the format.
         failure: the exception to raise; its message begins with the file.
         use: gets the picture before its pixels are decoded.
-        max_pixels: width times height above which the picture is refused.
+        max_pixels: width times height above which the picture is rejected.
     """
     name = _named(source)
 
@@ -71,7 +71,7 @@ def decode(
         if size == 0:
             raise failure(f"{name}: the file is empty (0 bytes)")
         with warnings.catch_warnings():
-            # PIL warns of oddities that it can handle, and of half the size that it refuses.
+            # PIL warns about oddities that it can handle, and at half the size that it rejects.
             warnings.simplefilter("ignore")
             try:
                 return attempt(io.BytesIO(source) if isinstance(source, bytes) else source)
@@ -89,12 +89,12 @@ def decode(
 
 
 def _named(source: PathLike | bytes) -> PathLike:
-    """Return what a picture is called in an error."""
+    """Return the name of a picture in errors."""
     return "the picture" if isinstance(source, bytes) else source
 
 
 def _without_metadata(source: PathLike | bytes) -> bytes | None:
-    """Return a PNG or JPEG with only what its pixels and their turn need; None where it cannot."""
+    """Return a PNG or JPEG with only its pixels and orientation; None if that is not possible."""
     content = source if isinstance(source, bytes) else Path(source).read_bytes()
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         return _png_without_metadata(content)
@@ -112,7 +112,7 @@ def _without_metadata(source: PathLike | bytes) -> bytes | None:
 
 
 def _png_without_metadata(content: bytes) -> bytes | None:
-    """Return a PNG with only the chunks that matter; None for cut pixels."""
+    """Return a PNG with only the chunks that matter; None if its pixels are cut."""
     kept, place = [content[:8]], 8
     while place + 8 <= len(content):
         size, kind = struct.unpack_from(">I4s", content, place)
@@ -123,7 +123,7 @@ def _png_without_metadata(content: bytes) -> bytes | None:
                 return None
             kept.append(chunk)
         elif kind == b"eXIf" and whole and chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4])):
-            kept.append(chunk)  # it turns the picture
+            kept.append(chunk)  # it holds the orientation
         elif kind == b"IEND":
             break
         place += 12 + size
@@ -135,7 +135,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not a picture, or of a kind that is not read"
+        return "not a picture, or of an unsupported kind"
     if isinstance(error, Image.DecompressionBombError):
         return "too large: more pixels than PIL's limit against decompression bombs"
     if isinstance(error, MemoryError):
@@ -156,25 +156,25 @@ def read_image(
 
     The EXIF orientation is applied; transparency is laid over white; 16-bit samples are scaled from
     0..65535; 32-bit integers and floats are stretched between their smallest and largest value
-    (floats within 0..1 are scaled from there); CMYK is converted without a color profile. Only the
+    (floats within 0..1 are scaled from 0..1); CMYK is converted without a color profile. Only the
     first picture of an animation or a multi-page file is read.
 
     Args:
-        path: the file, or the content of one.
-        max_pixels: width times height above which the picture is refused before it is decoded.
-            `PIL.Image.MAX_IMAGE_PIXELS` holds besides.
-        bit_depth: bits, 8 to 16, that 16-bit samples really use: 12 for most cameras' raw data.
-            None: all 16, and a warning when no value needs more than 12.
+        path: the file, or its content.
+        max_pixels: width times height above which the picture is rejected before it is decoded.
+            `PIL.Image.MAX_IMAGE_PIXELS` also applies.
+        bit_depth: significant bits of 16-bit samples, 8 to 16: 12 for most cameras' raw data.
+            None: all 16, and a warning if no value needs more than 12.
         channels: 3; or 4: the file's own four, 8 bits each (RGBA, with no transparency applied;
-            or RGB and near infrared, say, of a TIFF).
+            or, say, RGB and near infrared of a TIFF).
 
     Returns:
         A loaded picture of mode RGB, or RGBX with four channels.
 
     Raises:
         ImageError: the file is missing, a folder, empty, cut, not a picture, or too large; or it
-            holds values of more than `bit_depth` bits, or not the channels.
-        ValueError: `bit_depth` outside 8..16, or given with four channels.
+            holds values of more than `bit_depth` bits, or not four channels.
+        ValueError: `bit_depth` is outside 8..16, or given with four channels.
     """
     if bit_depth is not None and not 8 <= bit_depth <= 16:
         raise ValueError(f"bit_depth must be 8 to 16, not {bit_depth}")
@@ -198,7 +198,7 @@ def read_image(
 
 
 def raw_mode(image: Image.Image) -> str:
-    """Return PIL's name for how an opened file stores its samples, such as "L;4"; may be ""."""
+    """Return PIL's name for the sample format of an opened file, such as "L;4"; may be ""."""
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     if isinstance(arguments, (tuple, list)) and arguments:
@@ -207,7 +207,7 @@ def raw_mode(image: Image.Image) -> str:
 
 
 def set_raw_mode(image: Image.Image, kind: str) -> None:
-    """Let PIL decode an opened picture as if its samples were stored so."""
+    """Let PIL decode an opened picture as if its samples had this raw mode."""
     opened: Any = image
     opened.tile = [
         (codec, box, offset, kind if isinstance(arguments, str) else (kind, *arguments[1:]))
@@ -215,7 +215,7 @@ def set_raw_mode(image: Image.Image, kind: str) -> None:
     ]
 
 
-# PIL keeps the high byte of 16-bit colors; read in the other byte order, it keeps the low one.
+# PIL keeps the high byte of 16-bit colors; read in the opposite byte order, it keeps the low one.
 _OTHER_ORDER = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B"}
 _OTHER_ORDER["RGB;16N"] = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
 
@@ -229,7 +229,7 @@ def _low_bytes(image: Image.Image) -> np.ndarray | None:
 
 
 def picture_size(path: PathLike) -> tuple[int, int]:
-    """Return a file's (width, height) without an EXIF turn; ImageError as `read_image`."""
+    """Return a file's (width, height) before EXIF rotation; ImageError as in `read_image`."""
     return decode(path, ImageError, lambda image: image.size)
 
 
@@ -240,12 +240,12 @@ def as_photo(image: Photo, bit_depth: int | None = None, channels: int = 3) -> I
         image: a path; the content of a picture file (bytes) or a file open for reading; a PIL
             image of any mode; a uint8 array H×W or H×W×1 (gray), H×W×3 (RGB) or H×W×4 (RGBA); or a
             uint8 tensor C×H×W with 1, 3 or 4 such channels.
-        bit_depth, channels: as `read_image` takes them, `bit_depth` for files alone.
+        bit_depth, channels: as in `read_image`; `bit_depth` only applies to files.
 
     Raises:
-        ImageError: a file that cannot be read, or a picture without pixels or without the channels.
-        TypeError: of another type, or an array or a tensor that is not uint8.
-        ValueError: an array or a tensor of another shape.
+        ImageError: a file cannot be read, or the picture has no pixels or not four channels.
+        TypeError: the type is none of these, or an array or a tensor is not uint8.
+        ValueError: an array or a tensor does not have one of these shapes.
     """
     if hasattr(image, "read"):
         image = image.read()
@@ -299,11 +299,11 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 
 
 def _four_channels(image: Image.Image, source: PathLike | bytes = b"") -> Image.Image:
-    """Return a picture's four channels, upright, as mode RGBX: no channel acts on another."""
+    """Return a picture's four channels, upright, as mode RGBX: none is treated as alpha."""
     bands = image.getbands()
     if len(bands) != 4:
-        found = f"has {len(bands)} of 4 channels ({''.join(bands)})"
-        raise ImageError(f"{_named(source)}: {found}, which the network takes")
+        found = f"has {len(bands)} channels ({''.join(bands)})"
+        raise ImageError(f"{_named(source)}: {found}, but the network takes 4")
     image.load()
     return _turned(Image.merge("RGBX", image.split()), _orientation(image))
 
@@ -319,7 +319,7 @@ def rgbx(pixels: np.ndarray) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of a loaded picture."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of damaged EXIF data
+        warnings.simplefilter("ignore")  # about damaged EXIF data
         try:
             return int(image.getexif().get(ExifTags.Base.Orientation, 1))
         except Exception:  # the pixels may be sound all the same
@@ -327,7 +327,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    """Return a copy, turned upright.
+    """Return a copy, rotated upright.
 
     Only the orientation is kept: exif_transpose rewrites every tag, and fails if one is damaged.
     """
@@ -339,7 +339,7 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 def _upright_rgb(
     image: Image.Image, bit_depth: int = 16, low: np.ndarray | None = None
 ) -> tuple[Image.Image, int]:
-    """Return an RGB copy of a picture, turned as EXIF says, and its largest 16-bit sample or 0.
+    """Return an RGB copy of a picture, rotated by EXIF, and its largest 16-bit sample or 0.
 
     `bit_depth` and `low`, the low bytes of its colors, are for 16-bit samples. A damaged picture
     raises exceptions of any kind.
@@ -354,7 +354,7 @@ def _upright_rgb(
     else:
         top = (1 << (12 if kind == "I;12" else bit_depth)) - 1
         scaled = np.rint(np.minimum(values, top) * np.float32(255.0 / top)).astype(np.uint8)
-        if white_is_zero and values.ndim == 2:  # PIL turns those of fewer bits itself
+        if white_is_zero and values.ndim == 2:  # PIL inverts fewer bits itself
             scaled = 255 - scaled
         rgb = Image.fromarray(scaled).convert("RGB")
         largest = 0 if kind == "I;12" else int(values.max())
@@ -363,7 +363,7 @@ def _upright_rgb(
 
 def _sixteen_bits(image: Image.Image, kind: str, low: np.ndarray | None) -> np.ndarray | None:
     """Return the samples of a 16-bit picture, H×W or H×W×3; None for other pictures."""
-    # Releases of PIL before 11 open 16-bit gray PNGs, and all of them PGMs, as mode I.
+    # PIL before 11 opens 16-bit gray PNGs as mode I; every version does so with 16-bit PGMs.
     if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):
         return np.asarray(image).astype(np.int32)
     if image.mode == "RGB" and kind in _OTHER_ORDER and "transparency" not in image.info:
@@ -373,7 +373,7 @@ def _sixteen_bits(image: Image.Image, kind: str, low: np.ndarray | None) -> np.n
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any other mode to RGB as `read_image` says; ValueError or OSError where not."""
+    """Convert any other mode to RGB as `read_image` says; ValueError or OSError if it cannot."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I", "F"):
@@ -425,7 +425,7 @@ def photo_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def write_image(path: PathLike, image: Image.Image, **options: object) -> None:
-    """Write a picture in the format of its extension, whole or not at all.
+    """Write a picture in the format of its extension, atomically.
 
     `options` are those of `PIL.Image.Image.save`, such as ``quality`` or ``format``.
 
@@ -433,7 +433,7 @@ def write_image(path: PathLike, image: Image.Image, **options: object) -> None:
         ValueError: an extension that PIL cannot write.
         OSError: the file cannot be written; nothing is left behind.
     """
-    encoded = io.BytesIO()  # all that remains to go wrong on the disk is one write and one rename
+    encoded = io.BytesIO()  # on disk only one write and one rename can fail
     suffix = Path(path).suffix
     format_name = options.pop("format", Image.registered_extensions().get(suffix.lower()))
     if format_name is None:

@@ -1,4 +1,4 @@
-"""Label files: the integers that a file stores, and the labels that a class table makes of them."""
+"""Label files: the integers that a file stores, and the labels they mean in a class table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,15 +25,15 @@ def read_labels(
 
     Args:
         path: the file, usually a PNG of mode P or L; or an RGB picture in the table's colors.
-        table: the classes, and what counts as none.
-        size: (height, width) that the labels must have, when given.
+        table: the classes, and the values that are no class.
+        size: (height, width) that the labels must have, if given.
 
     Returns:
         uint8 array H×W with values 0..len(table)-1, and 255 for no class.
 
     Raises:
-        LabelError: an unreadable or lossy file, another size, or values or colors that are not
-            classes; the message names the file, the value and its number of pixels.
+        LabelError: the file is unreadable or lossy, has the wrong size, or holds values or colors
+            that are not classes; the message names the file, the value and its number of pixels.
     """
     values = stored_integers(path)
     if size is not None and values.shape[:2] != tuple(size):
@@ -85,15 +85,15 @@ def _expected(table: ClassTable, kind: str) -> str:
 
 
 def stored_integers(path: PathLike) -> np.ndarray:
-    """Read the integers that a label picture stores, whatever bits, palette or scale it has.
+    """Read the integers that a label picture stores, with any bit depth, palette or scale.
 
     Returns:
         An integer array H×W of palette indices, gray values or bits, as they are in the file; or
         uint8 H×W×3 for a picture in colors.
 
     Raises:
-        LabelError: an unreadable file, or one from which the integers cannot be known: a lossy
-            format, floating-point samples, transparency.
+        LabelError: the file is unreadable, or does not preserve integers: a lossy format,
+            floating-point samples, transparency.
     """
     return decode(path, LabelError, lambda image: _stored(path, image))
 
@@ -103,7 +103,7 @@ def _stored(path: PathLike, image: Image.Image) -> np.ndarray:
     kind = raw_mode(image)
     if image.format == "PPM" and image.mode in ("L", "I"):
         kind = _unscale(image)
-    if kind == "L;IR":  # PIL knows no such samples
+    if kind == "L;IR":  # unknown to PIL
         kind = "L;R"
         set_raw_mode(image, kind)
     if image.format == "BMP" and image.mode in ("1", "L"):
@@ -117,7 +117,7 @@ def _stored(path: PathLike, image: Image.Image) -> np.ndarray:
         if values[..., -1].min() < 255:
             raise LabelError(f"{path}: labels must not be transparent")
         return values[..., :3] if mode == "RGBA" else values[..., 0]
-    if mode == "1":  # PIL makes "white" True: bits that mean black are turned
+    if mode == "1":  # PIL makes "white" True: bits that mean black are inverted
         return np.asarray(image).astype(np.uint8) ^ np.uint8("I" in bits)
     if mode == "L":
         values = np.asarray(image)
@@ -133,14 +133,14 @@ def _stored(path: PathLike, image: Image.Image) -> np.ndarray:
 
 
 def _refuse_lossy(path: PathLike, image: Image.Image) -> None:
-    """Refuse formats that change values a little when they are written."""
+    """Reject formats that change values slightly when they are written."""
     kind = _LOSSY.get(str(image.format))
     if image.format == "WEBP" and b"VP8L" not in _head(image):
         kind = "WebP"
     if image.format == "TIFF" and image.info.get("compression") not in (None, *_LOSSLESS_TIFF):
         kind = f"TIFF ({image.info['compression']})"
     if kind is not None:
-        told = "may be lossy, so that the labels' integers cannot be known; save them as PNG"
+        told = "may be lossy, so the labels cannot be recovered; save them as PNG"
         raise LabelError(f"{path}: {kind} {told}")
 
 
@@ -157,7 +157,7 @@ def _head(image: Image.Image) -> bytes:
 def _gray_bmp(image: Image.Image) -> str:
     """Let PIL decode a BMP with a gray palette by its bits; return its raw mode.
 
-    PIL takes two grays for 1 bit a pixel and others for 8, whatever the head says.
+    PIL assumes 1 bit per pixel for two grays and 8 for more, regardless of the header.
     """
     bits = int.from_bytes(_head(image)[28:30], "little")
     if (image.mode, bits) in (("1", 1), ("L", 8)):
@@ -185,7 +185,7 @@ def _unscale(image: Image.Image) -> str:
 def write_labels(
     path: PathLike, labels: np.ndarray, palette: Sequence[tuple[int, int, int]]
 ) -> None:
-    """Write labels, uint8 H×W, as an index PNG (mode P, 8 bits), whole or not at all.
+    """Write labels, uint8 H×W, as an index PNG (mode P, 8 bits), atomically.
 
     Labels beyond the palette, (red, green, blue) for 0, 1, ..., are drawn black.
 
@@ -207,6 +207,6 @@ def colored(labels: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> Imag
         raise ValueError(f"a palette has at most 256 colors, not {len(palette)}")
     image = Image.fromarray(np.ascontiguousarray(labels))
     colors = [channel for color in palette for channel in color]
-    # All 256 entries, so that PIL keeps 8 bits for a label and 255 has a color.
+    # All 256 entries, so that PIL keeps 8 bits per label and 255 has a color.
     image.putpalette(colors + [0] * (768 - len(colors)))
     return image

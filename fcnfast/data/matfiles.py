@@ -1,4 +1,4 @@
-"""MATLAB files of data sets; scipy and h5py, the extra ``data``, are imported when one is read."""
+"""MATLAB files of data sets; scipy and h5py (the extra ``data``) are imported only to read one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .labels import to_labels
 
 
 def extra(module: str, path: Path) -> Any:
-    """Import a module of the extra ``data``; InputError, which names both, if it is missing."""
+    """Import a module of the extra ``data``; InputError, naming both, if it is missing."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -25,13 +25,13 @@ def extra(module: str, path: Path) -> Any:
 
 
 def read_mat(path: Path) -> dict[str, Any]:
-    """Read the variables of a MATLAB file of version 4 to 7; LabelError where that fails."""
+    """Read the variables of a MATLAB file of version 4 to 7; LabelError if that fails."""
     io = extra("scipy.io", path)
     if not path.is_file():
         raise LabelError(f"{path}: no such file")
     try:
         return dict(io.loadmat(str(path)))
-    except Exception as error:  # of any kind: the bytes may be anything
+    except Exception as error:  # the bytes may be anything, and so may the error
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         raise LabelError(f"{path}: not a MATLAB file, or a damaged one: {detail}") from error
 
@@ -40,7 +40,7 @@ def mat_labels(path: Path, table: ClassTable, key: str) -> np.ndarray:
     """Read labels H×W from a variable of a MATLAB file, or from a field, "struct.field".
 
     Raises:
-        LabelError: as `read_mat`; no such variable; or values that are not classes.
+        LabelError: as in `read_mat`; there is no such variable; or a value is not a class.
     """
     variable, _, field = key.partition(".")
     variables = read_mat(path)
@@ -67,7 +67,7 @@ def nyud_item(source: Path, variable: str) -> np.ndarray:
     try:
         with h5py.File(name, "r") as file:
             values = np.asarray(file[variable][int(number) - 1])
-    except Exception as error:  # of any kind: the bytes may be anything
+    except Exception as error:  # the bytes may be anything, and so may the error
         raise ImageError(f"{source}: cannot be read: {' '.join(str(error).split())}") from error
     return values.T  # MATLAB stores columns first: [C×]W×H here
 

@@ -1,7 +1,6 @@
 """Color, light, blur and noise: the picture changes, its labels stay.
 
-The work is done by lookup tables and color matrices on 8-bit pixels, a fraction of a millisecond
-each.
+Lookup tables and color matrices on 8-bit pixels do the work, in a fraction of a millisecond each.
 """
 
 import io
@@ -15,13 +14,13 @@ from PIL import Image, ImageFilter, ImageOps
 Pair = tuple[Image.Image, np.ndarray]
 
 _LUMA = np.array([0.299, 0.587, 0.114])
-# RGB to luma and two chroma axes (NTSC's YIQ): hue turns the chroma plane, luma stays.
+# RGB to luma and two chroma axes (NTSC's YIQ): hue rotates the chroma plane, luma stays.
 _YIQ = np.array([_LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _YIQ_INVERSE = np.linalg.inv(_YIQ)
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """Draw from low..high, evenly on a logarithmic axis."""
+    """Draw from low..high, uniformly on a logarithmic axis."""
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
@@ -37,7 +36,7 @@ class Photometric:
     p: float = 0.5
 
     def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the pair, with another picture or with the same."""
+        """Return the pair, its picture changed or not."""
         if rng.random() >= self.p:
             return image, labels
         if image.mode == "RGB":
@@ -55,7 +54,7 @@ class ColorJitter(Photometric):
     """Change brightness, contrast, saturation and hue, each by a random amount.
 
     Brightness, contrast and saturation are multiplied by a factor from 1 - x to 1 + x (not below
-    0); contrast is about the picture's mean gray. Hue turns by up to `hue` of the full circle at
+    0); contrast is about the picture's mean gray. Hue rotates by up to `hue` of the full circle at
     constant luma. All four are one linear map of the colors, clipped once at the end.
     """
 
@@ -82,7 +81,7 @@ class ColorJitter(Photometric):
 
 @dataclass(frozen=True)
 class RandomGamma(Photometric):
-    """Another exposure and tone curve: v becomes 255·(v/255)^g, g up to `gamma` or its inverse."""
+    """Random exposure and tone curve: v becomes 255·(v/255)^g, g up to `gamma` or its inverse."""
 
     gamma: float = 1.6
 
@@ -102,10 +101,10 @@ def _mean_gray(image: Image.Image) -> float:
 
 @dataclass(frozen=True)
 class RandomExposure(Photometric):
-    """Expose anew: the tone curve that brings the mean gray to a random value between `means`.
+    """Re-expose: the tone curve that brings the mean gray to a random value between `means`.
 
-    `RandomGamma` varies about the exposure that the camera chose; this one forgets it, so that a
-    data set of dark pictures also teaches bright ones. The curve's exponent stays in 1/3..3.
+    `RandomGamma` varies around the camera's exposure; this one discards it, so that a data set of
+    dark pictures also covers bright ones. The curve's exponent stays in 1/3..3.
     """
 
     means: tuple[float, float] = (50.0, 160.0)
@@ -135,7 +134,7 @@ class RandomAutoContrast(Photometric):
 
 @dataclass(frozen=True)
 class RandomWhiteBalance(Photometric):
-    """Another color of light: each channel is multiplied by up to `gain` or its inverse."""
+    """Random color of light: each channel is multiplied by up to `gain` or its inverse."""
 
     gain: float = 1.2
 
@@ -146,7 +145,7 @@ class RandomWhiteBalance(Photometric):
 
 
 def _curves(image: Image.Image, curves: Sequence[np.ndarray]) -> Image.Image:
-    """Look every channel's values up in its own curve of 256 values, rounded and clipped."""
+    """Map every channel's values through its own curve of 256 values, rounded and clipped."""
     table = np.clip(np.rint(np.concatenate(curves)), 0, 255).astype(int)
     return image.point(table.tolist())
 
@@ -163,9 +162,9 @@ class RandomGrayscale(Photometric):
 
 @dataclass(frozen=True)
 class RandomLighting(Photometric):
-    """Uneven light, as of shadows and haze of sun: two exposures mixed by a smooth random field.
+    """Uneven light, as from shadows and sun haze: two exposures mixed by a smooth random field.
 
-    The darker exposure is multiplied by `shade` to 1; the field is a coarse random grid, blown up.
+    The darker exposure is multiplied by `shade` to 1; the field is an upsampled random grid.
     """
 
     shade: float = 0.4
@@ -223,7 +222,7 @@ class RandomNoise(Photometric):
 
 @dataclass(frozen=True)
 class RandomJPEG(Photometric):
-    """Compression marks of a JPEG quality between `quality`'s two numbers, with probability `p`."""
+    """JPEG artifacts of a random quality between `quality`'s two numbers, with probability `p`."""
 
     quality: tuple[int, int] = (25, 90)
     p: float = field(default=0.2, kw_only=True)

@@ -1,4 +1,4 @@
-"""Label maps drawn for people: the classes' colors over the photo, and a legend beside them."""
+"""Drawing label maps: the classes' colors over the photo, with a legend beside them."""
 
 import math
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ def blend(image: Image.Image, labels: np.ndarray, table: ClassTable, opacity: fl
         An RGB picture of the same size.
 
     Raises:
-        ValueError: `opacity` outside 0..1, or labels of another size.
+        ValueError: `opacity` is outside 0..1, or the labels do not have the picture's size.
     """
     if isinstance(opacity, bool) or not isinstance(opacity, (int, float)) or not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be a number from 0 to 1, not {opacity!r}")
     if labels.shape != (image.height, image.width):
-        raise ValueError(f"labels {labels.shape} for a picture {image.height}×{image.width}")
+        raise ValueError(f"labels {labels.shape} do not fit a picture {image.height}×{image.width}")
     mixed = Image.blend(image, colored(labels, table.palette).convert("RGB"), opacity)
     void = labels >= len(table)
     return Image.composite(image, mixed, Image.fromarray(void)) if void.any() else mixed
@@ -47,7 +47,7 @@ def add_legend(image: Image.Image, table: ClassTable, shares: Mapping[str, float
     Args:
         image: RGB.
         table: the classes.
-        shares: share of the picture by class name, in the order to show; those of 0 are left out.
+        shares: share of the picture by class name, in the order to show; zeros are left out.
 
     Returns:
         An RGB picture; the given one is its upper left corner.
@@ -86,7 +86,7 @@ def _draw_legend(
     if width >= height:  # below: as many columns as the picture is wide
         columns = min(len(rows), max(1, (width + em) // cell))
         lines = math.ceil(len(rows) / columns)
-    else:  # beside: columns as long as the picture, and not too short where it is small
+    else:  # beside: columns as long as the picture, but not too short if it is small
         lines = min(len(rows), max(12, (height - em) // line))
     columns = math.ceil(len(rows) / lines)
     sheet = Image.new("RGB", (columns * cell + em, lines * line + em), PAPER)

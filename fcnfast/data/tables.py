@@ -1,4 +1,4 @@
-"""The class tables that are known by name, in the order of each data set's own labels."""
+"""The named class tables, each in the order of its data set's own labels."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +8,12 @@ from .classes import IGNORE_INDEX, ClassTable, Color, read_json, table_from_json
 
 
 def _colors(text: str) -> tuple[Color, ...]:
-    """Read colors rrggbb."""
+    """Parse colors written as rrggbb."""
     return tuple((c[0], c[1], c[2]) for c in map(bytes.fromhex, text.split()))
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """Read names, separated by commas or by spaces."""
+    """Parse names separated by commas or by spaces."""
     return tuple(map(str.strip, text.split("," if "," in text else None)))
 
 
@@ -59,7 +59,7 @@ CITYSCAPES_IDS = replace(
         for value in range(34)
     ),
 )
-"""The same classes, read from label ids 0 to 33; the other 15 ids count as none."""
+"""The same classes, read from label ids 0 to 33; the other 15 ids are no class."""
 
 
 def _from_one(name: str, names: tuple[str, ...]) -> ClassTable:
@@ -126,10 +126,10 @@ _CONTEXT = _names(
 )
 
 PASCAL_CONTEXT = ClassTable("pascal-context", ("background", *_CONTEXT), voc_palette(60))
-"""PASCAL-Context's 59 classes after "background", which is all else and is trained."""
+"""PASCAL-Context's 59 classes after "background", which is everything else and is trained."""
 
 PASCAL_CONTEXT_59 = _from_one("pascal-context-59", _CONTEXT)
-"""PASCAL-Context's 59 classes alone; all else counts as none."""
+"""PASCAL-Context's 59 classes alone; everything else is no class."""
 
 _ALL = (
     *(ADE20K, CAMVID, CITYSCAPES, NYUD, PASCAL_CONTEXT, PASCAL_CONTEXT_59, SIFTFLOW),
@@ -144,13 +144,13 @@ def class_table(spec: str | Path | ClassTable) -> ClassTable:
     Args:
         spec: a table; the name of a known one, such as "camvid" or "voc"; or the path of a JSON
             file ``{"names": [...], "palette": [[r, g, b], ...], "void_values": [...],
-            "label_map": {"0": "void", "1": "wall", "#ff0000": "wall"}}`` in which all but the
-            names may be left out: the palette is then VOC's, 255 is void, and values stand for
+            "label_map": {"0": "void", "1": "wall", "#ff0000": "wall"}}`` in which everything but
+            the names is optional: the palette is then VOC's, 255 is void, and values stand for
             themselves. The label map's keys are stored integers or colors, its values the names
             of classes or "void".
 
     Raises:
-        DatasetError: an unknown name, or a file that is missing or holds no such table.
+        DatasetError: the name is unknown, or the file is missing or not such a table.
     """
     if isinstance(spec, ClassTable):
         return spec

@@ -1,8 +1,8 @@
-"""Paired transforms: a picture and its labels go through the same geometry, the picture alone
+"""Paired transforms: a picture and its labels go through the same geometry, only the picture
 through color, light, blur and noise.
 
 A transform is a frozen dataclass called as ``transform(image, labels, rng)`` with an RGB
-`PIL.Image` (RGBX: one channel more), its uint8 label array H×W and a `numpy.random.Generator`; it
+`PIL.Image` (RGBX: one more channel), its uint8 label array H×W and a `numpy.random.Generator`; it
 returns the new pair and changes neither argument. Equal generators give equal results. Geometry
 interpolates the picture and takes the nearest label at the same positions; outside the picture it
 gives the mean color and the label 255.
@@ -52,7 +52,7 @@ class RandomScaleCrop(_Sized):
     """Cut a random window at a random scale and aspect ratio, in one resampling.
 
     With scale s and aspect ratio a, one pixel of the picture becomes s·√a by s/√a pixels of the
-    result; both are drawn evenly on a logarithmic axis. Where the window is larger than the
+    result; both are drawn uniformly on a logarithmic axis. If the window is larger than the
     picture, the picture lies at a random place in it. Shrinking is antialiased.
 
     Args:
@@ -61,7 +61,7 @@ class RandomScaleCrop(_Sized):
         aspect: largest a, at least 1; the smallest is its inverse.
 
     Raises:
-        ValueError: a size below 1, a scale not above 0 or with its ends swapped, an aspect below 1.
+        ValueError: `size` or `aspect` is below 1, or `scale` is not positive and in order.
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
@@ -125,7 +125,7 @@ def _nearest(
 
 
 def _mean_color(channels: int) -> tuple[int, ...]:
-    """Return what lies outside a picture; of a fourth channel the mean of the others."""
+    """Return the color outside a picture; in a fourth channel, the mean of the others."""
     return (*MEAN_COLOR, sum(MEAN_COLOR) // 3)[:channels]
 
 
@@ -156,13 +156,13 @@ class RandomHorizontalFlip:
 
 @dataclass(frozen=True)
 class RandomRotate:
-    """Turn about the middle by up to `degrees` either way with probability `p`."""
+    """Rotate about the center by up to `degrees` either way with probability `p`."""
 
     degrees: float = 5.0
     p: float = 0.5
 
     def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the pair, turned or not."""
+        """Return the pair, rotated or not."""
         if rng.random() >= self.p:
             return image, labels
         angle = rng.uniform(-self.degrees, self.degrees)
@@ -180,7 +180,7 @@ class RandomRotate:
 
 @dataclass(frozen=True)
 class Resize(_Sized):
-    """Bring a pair to `size` (height, width), whatever its aspect ratio was."""
+    """Resize a pair to `size` (height, width), ignoring its aspect ratio."""
 
     def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
         """Return the resized pair; nothing is drawn from `rng`."""
@@ -206,8 +206,8 @@ class Pad(_Sized):
 class Compose:
     """Apply `transforms` in order, then make tensors.
 
-    Returns from a call: (uint8 tensor 3×H×W, uint8 tensor H×W, or H×W×K for K heads), copies that
-    share no memory with the arguments. Without a generator every call draws anew.
+    A call returns (uint8 tensor 3×H×W, uint8 tensor H×W, or H×W×K for K heads), copies that share
+    no memory with the arguments. Without a generator every call draws new random numbers.
     """
 
     transforms: tuple[Transform, ...] = ()
@@ -246,6 +246,9 @@ def train_transform(
         scale: smallest and largest random scale.
         strength: of color, light, blur, noise, aspect and rotation. 0 leaves only scale, crop and
             mirror; 1 is meant to cover other cameras, weather and times of day.
+
+    Raises:
+        ValueError: `strength` is negative, or as in `RandomScaleCrop`.
     """
     if strength < 0:
         raise ValueError(f"strength must not be negative, not {strength}")
@@ -273,7 +276,7 @@ def train_transform(
 
 
 def eval_transform() -> Compose:
-    """Return the conversion to tensors alone."""
+    """Return a transform that only converts to tensors."""
     return Compose()
 
 
@@ -288,6 +291,9 @@ def collate(
     Returns:
         (uint8 N×C×H×W padded with the mean color, uint8 N×H×W or N×H×W×K padded with 255), H and W
         the largest height and width.
+
+    Raises:
+        ValueError: there are no samples.
     """
     if not samples:
         raise ValueError("cannot make a batch of no samples")

@@ -1,6 +1,6 @@
 """The networks: one named table, and the functions that make and load them.
 
-Every name of `list_models` is a function here, too: ``fcnfast.models.fcn8s_vgg16(num_classes=5)``.
+Every name of `list_models` is also a function here: ``fcnfast.models.fcn8s_vgg16(num_classes=5)``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def __getattr__(name: str) -> Callable[..., FCN]:
     if name not in MODELS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     factory = partial(create_model, name)
-    factory.__doc__ = f"{MODELS[name].about}; arguments as of `create_model` without the name."
+    factory.__doc__ = f"{MODELS[name].about}; arguments as in `create_model`, without the name."
     return globals().setdefault(name, factory)
 
 

@@ -19,7 +19,7 @@ FULLY_CONNECTED = 4096
 
 
 def check_family(family: str) -> None:
-    """ValueError for a `family` of layers that is not known."""
+    """Raise ValueError for an unknown `family` of layers."""
     if family not in VARIANTS:
         raise ValueError(f"family must be one of {', '.join(VARIANTS)}, not {family!r}")
 
@@ -55,22 +55,22 @@ def alexnet(
 
 
 class FCNAlexNet(SkipNet):
-    """FCN-32s over CaffeNet: units lie on whole pixels, so that the last kernel is 63, not 64.
+    """FCN-32s over CaffeNet: units lie on whole pixels, so the last kernel is 63, not 64.
 
-    Score layers start at zero, upsampling is bilinear; the trunk starts at random (He).
+    Score layers start at zero, upsampling is bilinear, and the trunk starts at random (He).
 
     Args:
         num_classes: C.
         family: "caffe" for CaffeNet (the paper's), "torchvision" for the layers of torchvision's
             AlexNet, whose poolings round up here, so that crops fit.
-        padding: of the first convolution, at least 82; weights belong to one padding. None: no
-            padded canvas, images of at least 189 x 189.
+        padding: of the first convolution, at least 82; weights only fit the padding that they were
+            trained with. None: no padded canvas, images of at least 189 x 189.
         fc6_padding: with padding=None, cells that fc6 pads, 0 to 3.
         dropout: elementwise.
         upsampling, final_upsampling: see `set_upsampling`; this net's only one is the final one.
 
     Raises:
-        ValueError: on an unknown family, on a padding that no crop fits.
+        ValueError: when the family is unknown, or no crop fits the padding.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What every network of fcnfast is: coarse score maps, and the fused ops on top of them."""
+"""The base of every network of fcnfast: coarse score maps, and the fused ops on top of them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ..ops import Reduction, upsample, upsample_argmax, upsample_cross_entropy
 Shape = tuple[int, ...]
 _T = TypeVar("_T")
 
-# What gray is made of (ITU-R BT.601), as PIL makes it.
+# The weights of RGB in gray (ITU-R BT.601), as in PIL.
 LUMA = (0.299, 0.587, 0.114)
 
-# The share of each head in the loss; heads that are not named count fully.
+# The weight of each head in the loss; heads that are not listed have weight 1.
 HEAD_WEIGHTS = {"aux": 0.5}
 
 
@@ -36,9 +36,9 @@ class ScoreMap(NamedTuple):
 class Preprocessing:
     """What a family of weights expects: ``(channels * scale - mean) / std``.
 
-    order: "rgb" or "bgr", that of mean and std too. scale: 1/255 for inputs in 0..1, 1 for 0..255.
+    order: "rgb" or "bgr", also of mean and std. scale: 1/255 for inputs in 0..1, 1 for 0..255.
     max_size: longest side of the training pictures at their largest scale, to which larger photos
-    are better shrunk; None: not known.
+    should be shrunk; None: unknown. ValueError for any other value.
     """
 
     mean: tuple[float, float, float]
@@ -70,19 +70,19 @@ IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a weights file.
+    """The result of loading a weights file.
 
     Attributes:
         path: the file.
         format: "safetensors", "PyTorch", "Caffe" or "HDF5".
         family: whose weights they are.
         loaded: the network's tensors that came from the file, by the network's names.
-        reshaped: those of them with another shape in the file: (the file's, the network's).
-        missing: the network's tensors that keep their starting values.
-        unexpected: the file's tensors, by its names, that mean nothing to this network.
+        reshaped: those whose shape differs in the file: (the file's, the network's).
+        missing: the network's tensors that keep their initial values.
+        unexpected: the file's tensors, by its names, that this network does not have.
         dropped: by the file's names, why a known tensor was not used.
         preprocessing: what ``model.preprocess`` does now.
-        notes: what may make the weights worse than at their origin; warnings say it, too.
+        notes: what may make the weights worse than at their origin; also given as warnings.
     """
 
     path: Path
@@ -111,13 +111,13 @@ class LoadReport:
 
 
 def check_count(name: str, value: object) -> None:
-    """ValueError when a number of classes is not a positive integer."""
+    """Raise ValueError unless a number of classes is a positive integer."""
     if type(value) is not int or value < 1:
         raise ValueError(f"{name} must be a positive integer, not {value!r}")
 
 
 def dropout_layer(share: float) -> nn.Dropout:
-    """Elementwise dropout; TypeError or ValueError when its share is not a number from 0 to 1."""
+    """Elementwise dropout; TypeError or ValueError if its rate is not a number from 0 to 1."""
     message = f"dropout must be a number from 0 to 1, not {share!r}"
     if not isinstance(share, (int, float)):
         raise TypeError(message)
@@ -127,22 +127,22 @@ def dropout_layer(share: float) -> nn.Dropout:
 
 
 class FCN(nn.Module):
-    """A fully convolutional network: `score_maps` is all that a network defines.
+    """A fully convolutional network; a subclass only has to define `score_maps`.
 
     Attributes:
         num_classes: channels of the main head.
-        table: the classes' names and colors, when they are known.
+        table: the classes' names and colors, if known.
         name, options: the arguments of `create_model` that made the network.
         in_channels: channels of the pictures that `preprocess` takes: 3 (RGB), 4 (RGB and one
             more, such as near infrared), or 1: RGB, of which the network sees the luma.
         preprocessing: what `preprocess` does; it travels with the weights.
         default_preprocessing: what the network's own released weights expect.
-        load_report: what became of the last weights file, if one was loaded.
+        load_report: the report of the last weights file, if one was loaded.
         trunk_modules: names of the trunk's layers among the direct children; training may freeze
             them or give them their own learning rate.
-        transplanting: for errors: how to get a trunk with another first layer.
-        heads_begin: prefixes of the layers behind the trunk, which a weights file may lack.
-        variance: mode of kaiming_normal_ for starting values.
+        transplanting: for errors: how to get a trunk with a different first layer.
+        heads_begin: prefixes of the layers after the trunk, which a weights file may lack.
+        variance: mode of kaiming_normal_ for the initial values.
     """
 
     transplanting = ""
@@ -166,7 +166,7 @@ class FCN(nn.Module):
         self.set_preprocessing(preprocessing)
 
     def set_preprocessing(self, preprocessing: Preprocessing | Mapping[str, Any]) -> None:
-        """Set what `preprocess` does; TypeError or ValueError for a mapping that does not fit."""
+        """Set what `preprocess` does; TypeError or ValueError for an invalid mapping."""
         if not isinstance(preprocessing, Preprocessing):
             preprocessing = Preprocessing(**preprocessing)
         self.preprocessing = preprocessing
@@ -181,9 +181,9 @@ class FCN(nn.Module):
             self.register_buffer(f"_{name}", value.view(-1, 1, 1), persistent=False)
 
     def take_channels(self, in_channels: int) -> None:
-        """Make the first layer one of gray pictures (1), or of RGB and one channel more (4).
+        """Make the first layer take gray pictures (1), or RGB and one more channel (4).
 
-        InputError for another number, or a network that does not see RGB alone.
+        InputError for any other number, or a network whose own input is not RGB.
         """
         if in_channels not in (1, 3, 4):
             raise InputError(f"in_channels must be 1, 3 or 4, not {in_channels!r}")
@@ -197,17 +197,17 @@ class FCN(nn.Module):
         self.set_preprocessing(self.preprocessing)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """uint8 pictures to the network's own input, of the network's dtype.
+        """Convert uint8 pictures to the network's own input, in the network's dtype.
 
         Args:
-            images: RGB, N x 3 x H x W; N x 4 x H x W where `in_channels` is 4.
+            images: RGB, N x 3 x H x W; N x 4 x H x W if `in_channels` is 4.
 
         Returns:
-            The same shape; N x 1 x H x W where `in_channels` is 1.
+            The same shape; N x 1 x H x W if `in_channels` is 1.
 
         Raises:
             TypeError: when the images are not a uint8 tensor.
-            ValueError: on another shape.
+            ValueError: when their shape is not as above.
         """
         if not isinstance(images, Tensor) or images.dtype != torch.uint8:
             kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
@@ -221,14 +221,14 @@ class FCN(nn.Module):
             images = (images * luma).sum(1, keepdim=True)
         elif settings.order == "bgr":
             images = torch.cat((images[:, :3].flip(1), images[:, 3:]), 1)
-        # float32 at least, then the dtype of a network after half() or double().
+        # In float32 or wider, then the dtype of a network after half() or double().
         return ((images * settings.scale - self._mean) / self._std).to(self._mean.dtype)
 
     def initialize(self, name: str, layer: nn.Module) -> None:
-        """Give the layer `name` of `named_modules` its starting values: scores are zero.
+        """Initialize the layer `name` of `named_modules`; scores start at zero.
 
-        It also fills the layers that a weights file lacks. A network whose layers start otherwise,
-        or whose score layers have other names, overrides this.
+        This also fills the layers that a weights file lacks. Override it for a different
+        initialization, or for score layers with other names.
         """
         if isinstance(layer, nn.Conv2d):
             if name.rpartition(".")[2].startswith(("score", "conv_seg")):
@@ -241,7 +241,7 @@ class FCN(nn.Module):
             layer.reset_parameters()  # type: ignore[operator]
 
     def materialize(self, device: str | torch.device = "cpu") -> None:
-        """Give starting values to all that is still on the meta device."""
+        """Initialize everything that is still on the meta device."""
         for name, layer in self.named_modules():
             owners = (layer._parameters, layer._buffers)
             kept = [{k: t for k, t in o.items() if t is not None and not t.is_meta} for o in owners]
@@ -256,7 +256,7 @@ class FCN(nn.Module):
     ) -> dict[str, ScoreMap]:
         """The coarse scores of every head, "out" first, for the network's own input.
 
-        `heads` names those that are wanted, so that a network may leave out the others.
+        `heads` names the wanted ones; a network may leave out the others.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no score_maps")
 
@@ -275,21 +275,21 @@ class FCN(nn.Module):
         Args:
             images: the network's own input, N x 3 x H x W (see `preprocess`).
             targets: labels N x H x W, 255 ignored, or one such tensor for each head by name; a
-                head without one takes that of "out".
+                head without its own uses that of "out".
             weight, label_smoothing, reduction: with targets only, as in
                 `fcnfast.ops.upsample_cross_entropy`.
             normalizer: with targets only: divide the summed loss by this instead, one number for
-                all heads or one for each by name. With the valid pixels of all batches of a step,
-                on all processes, the parts add up to the mean over them.
+                all heads or one for each by name. If it is the number of valid pixels in all
+                batches of a step, on all processes, the parts add up to the mean over them.
 
         Returns:
             ``{"out": N x C x H x W, ...}``, or ``{"loss": ..., "out": ..., ...}``: the sum and each
             head's weighted part of it.
 
         Raises:
-            ValueError, TypeError: as `upsample_cross_entropy`, for images of another shape,
-                targets or a `normalizer` that do not fit the heads, settings of the loss without
-                targets, and a `reduction` beside a `normalizer`.
+            ValueError, TypeError: as in `upsample_cross_entropy`; the images have the wrong shape
+                or dtype; targets or `normalizer` do not fit the heads; settings of the loss are
+                given without targets, or `reduction` with a `normalizer`.
         """
         self._check_input(images)
         maps = self.score_maps(images)
@@ -330,7 +330,7 @@ class FCN(nn.Module):
         return next((n, m) for n, m in self.named_modules() if isinstance(m, nn.Conv2d))
 
     def _check_input(self, images: Tensor) -> None:
-        """Refuse what is no batch of the network's own input."""
+        """Reject anything but a batch of the network's own input."""
         if not isinstance(images, Tensor) or not images.is_floating_point():
             kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise TypeError(f"images must be the network's own input, not {kind}: see preprocess")
@@ -344,7 +344,7 @@ class FCN(nn.Module):
     ) -> Tensor:
         """Labels of one head, by default the main one, without full-resolution scores.
 
-        In training mode batch norm and dropout act, as in `forward`: call `eval` first.
+        In training mode batch norm and dropout are active, as in `forward`: call `eval` first.
 
         Args:
             images: the network's own input, N x 3 x H x W.
@@ -356,10 +356,10 @@ class FCN(nn.Module):
             N x H' x W' labels, uint8 (int16 with more than 256 classes).
 
         Raises:
-            TypeError, ValueError: for images of another kind or shape, and an unknown head.
+            TypeError, ValueError: the images have the wrong dtype or shape, or the head is unknown.
         """
         self._check_input(images)
-        if images.device.type == "cpu":  # convolutions are a quarter faster so
+        if images.device.type == "cpu":  # makes convolutions a quarter faster
             images = images.contiguous(memory_format=torch.channels_last)
         maps = self.score_maps(images, (head,))
         if head not in maps:
@@ -373,7 +373,7 @@ class FCN(nn.Module):
 def _by_head(
     values: _T | Mapping[str, _T], heads: list[str], name: str = "targets"
 ) -> dict[str, _T]:
-    """The value of every head, which is that of "out" where it has none of its own."""
+    """The value of every head; one without its own has that of "out"."""
     if not isinstance(values, Mapping):
         return dict.fromkeys(heads, values)
     unknown = sorted(set(values) - set(heads))

@@ -1,8 +1,8 @@
-"""The FCN decoder: maps that know where they lie, skip fusion, and the last upsampling.
+"""The FCN decoder: maps with their place on the image, skip fusion, and the last upsampling.
 
-Crops and grids follow from the receptive-field calculus; no offset is written down. A map may be
-continued in two ways beyond its edge: by zeros, as transposed convolutions do it (the paper's nets,
-whose padded canvas is larger than the image), or by its edge (nets without such a padding).
+Crops and grids are derived from receptive fields, not hard-coded. Beyond its edge a map continues
+in one of two ways: with zeros, as in transposed convolutions (the paper's nets, whose padded canvas
+is larger than the image), or by repeating its edge (nets without such a padding).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Located(NamedTuple):
 
 
 def single(value: int | str | Sequence[int], what: str) -> int:
-    """What a layer's setting is along both axes; ValueError where it is not one number."""
+    """A layer's setting along both axes; ValueError if it is not one number."""
     if isinstance(value, str):
         raise ValueError(f"{what} must be given in pixels, not as {value!r}")
     values = (value,) if isinstance(value, int) else tuple(value)
@@ -46,8 +46,8 @@ def single(value: int | str | Sequence[int], what: str) -> int:
 class Branched(Protocol):
     """A layer whose result is the sum or the concatenation of several branches.
 
-    A block with a shortcut is one: `branches` hands out its layers, and an empty list for the
-    identity. The receptive field is the widest branch's; the first one gives the map's size.
+    In a block with a shortcut, `branches` returns its layers, and an empty list for the identity.
+    The receptive field is the widest branch's; the first one gives the map's size.
     """
 
     def branches(self) -> Sequence[Sequence[nn.Module]]:
@@ -64,12 +64,12 @@ class Window(NamedTuple):
     ceil: bool
 
     def out_size(self, size: int) -> int:
-        """How many outputs `size` inputs give; below 1 when they are too few."""
+        """How many outputs `size` inputs give; below 1 if they are too few."""
         reach = size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1
         if not self.ceil:
             return reach // self.stride + 1
         count = -(-reach // self.stride) + 1
-        # Caffe and torch drop a last window that would begin in the padding behind the map.
+        # Caffe and torch drop a last window that would begin in the padding after the map.
         begins = (count - 1) * self.stride
         return count - 1 if self.padding and begins >= size + self.padding else count
 
@@ -87,12 +87,12 @@ def window_of(layer: nn.Module) -> Window | None:
 
 
 def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
-    """The field behind one layer: convolutions and poolings move it, pointwise layers do not.
+    """The field after one layer: convolutions and poolings change it, pointwise layers do not.
 
-    A layer of several branches hands them out in a method `branches`; the widest one counts.
+    A layer of several branches returns them from a method `branches`; the widest one counts.
 
     Raises:
-        ValueError: for settings that differ between the axes, or branches that do not meet.
+        ValueError: for settings that differ between the axes, or branches that do not align.
     """
     if hasattr(layer, "branches"):
         return joined(*(reduce(after, row, field) for row in cast(Branched, layer).branches()))
@@ -106,7 +106,7 @@ def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
 
 
 def size_after(size: int, layer: nn.Module) -> int:
-    """How many units of a map along one axis are left behind one layer."""
+    """How many units a map of `size` units along one axis has after one layer."""
     if hasattr(layer, "branches"):
         return reduce(size_after, cast(Branched, layer).branches()[0], size)
     if isinstance(layer, (nn.Sequential, nn.ModuleList)):
@@ -116,7 +116,7 @@ def size_after(size: int, layer: nn.Module) -> int:
 
 
 def joined(*fields: ReceptiveField) -> ReceptiveField:
-    """The widest field of branches that are joined; ValueError when they lie apart."""
+    """The widest field of branches that are joined; ValueError if they do not align."""
     widest = fields[0]
     for field in fields[1:]:
         if (field.stride, field.offset) != (widest.stride, widest.offset):
@@ -128,7 +128,7 @@ def joined(*fields: ReceptiveField) -> ReceptiveField:
 class Step(NamedTuple):
     """One upsampling: unit 0 of the coarse map sits at `origin` on the finer one, `stride` apart.
 
-    kernel: of the transposed convolution that is bilinear sampling and starts at a whole unit.
+    kernel: that of the bilinear transposed convolution whose result starts at a whole unit.
     """
 
     stride: int
@@ -148,21 +148,21 @@ class Step(NamedTuple):
 def step_between(coarse: ReceptiveField, fine: ReceptiveField) -> Step:
     """The upsampling from one field to a finer one.
 
-    ValueError unless a bilinear transposed convolution lays the units over the finer ones.
+    ValueError unless a bilinear transposed convolution aligns the units with the finer ones.
     """
     ratio = coarse.stride / fine.stride
     origin = (coarse.offset - fine.offset) / fine.stride
     if ratio.denominator != 1:
-        raise ValueError(f"a stride of {coarse.stride} is no multiple of {fine.stride}")
+        raise ValueError(f"a stride of {coarse.stride} is not a multiple of {fine.stride}")
     stride = int(ratio)
     for kernel in (2 * stride - stride % 2, 2 * stride - 1):
         if (origin - Fraction(kernel - 1, 2)).denominator == 1:
             return Step(stride, origin, kernel)
-    raise ValueError(f"no crop lays units {stride} apart from {origin} on over whole units")
+    raise ValueError(f"no crop aligns units {stride} apart, from {origin} on, with whole units")
 
 
 class Upscore(nn.ConvTranspose2d):
-    """A learned upsampling: a transposed convolution without bias that starts as the bilinear one.
+    """A learned upsampling: a transposed convolution without bias, initialized to be bilinear.
 
     dense: C x C filters, diagonal at the start, as in the reference implementation; otherwise a
     filter for each channel (C x 1 x k x k).
@@ -174,7 +174,7 @@ class Upscore(nn.ConvTranspose2d):
         self.dense = dense
 
     def reset_parameters(self) -> None:
-        """Bilinear interpolation of every channel by itself."""
+        """Initialize to bilinear interpolation of every channel by itself."""
         if self.weight.is_meta:
             return
         kernel = bilinear_filter(single(self.kernel_size, "kernel_size")).to(self.weight)
@@ -197,7 +197,7 @@ class Upscore(nn.ConvTranspose2d):
     def sample(self, x: Tensor, step: Step, size: Sequence[int], border: Border) -> Tensor:
         """`size` pixels of the finer map, from its origin on: N x C x H x W.
 
-        The map is continued first by as many units as the pixels at its edges look beyond it.
+        The map is first padded by as many units as its edge pixels read beyond it.
         """
         pads, crops = [], []
         for have, want in zip(x.shape[-2:], size, strict=True):
@@ -207,7 +207,7 @@ class Upscore(nn.ConvTranspose2d):
             crops.append(before * step.stride - step.start)
         (top, bottom), (left, right) = pads
         if border == "clamp":
-            # A unit further in on each side: what is cut off there never reaches the picture.
+            # One more unit on each side, so that the faded edge of the result is cropped away.
             x = F.pad(x, (left + 1, right + 1, top + 1, bottom + 1), mode="replicate")
             crops = [crop + step.stride for crop in crops]
         elif max(top, bottom, left, right):
@@ -220,11 +220,11 @@ def fuse(
 ) -> Located:
     """Section 4.2 of the paper: upsample the coarse scores and add the finer ones.
 
-    With the zero border the result is where both maps are: the skip is cropped, as in the paper.
-    With the clamped one it is all of the skip. `up` is a learned upsampling.
+    With the zero border the result covers the overlap of both maps: the skip is cropped, as in the
+    paper. With the clamped one it covers all of the skip. `up` is a learned upsampling.
 
     Raises:
-        ValueError: when no upsampling lays one map over the other, or they do not overlap.
+        ValueError: when no upsampling aligns the maps, or they do not overlap.
     """
     step = step_between(coarse.field, skip.field)
     sizes = tuple(coarse.x.shape[-2:])
@@ -247,7 +247,7 @@ def fuse(
 def on_image(
     scores: Located, size: Sequence[int], border: Border = "zero", up: Upscore | None = None
 ) -> ScoreMap:
-    """The last upsampling, to an image of `size` (H, W); a learned one is carried out."""
+    """The last upsampling, to an image of `size` (H, W); a learned one is computed here."""
     grid = (image_grid if border == "zero" else image_grid_aligned)(scores, size)
     if up is None:
         return ScoreMap(scores.x, grid)
@@ -258,7 +258,7 @@ def on_image(
 def image_grid(scores: Located, size: Sequence[int]) -> SamplingGrid:
     """The last transposed convolution and its crop to an image of `size` (H, W).
 
-    ValueError when no crop fits, or the map does not cover the image (too little padding).
+    ValueError if no crop fits, or the map does not cover the image (too little padding).
     """
     step = step_between(scores.field, IMAGE)
     offset = scores.field.deconv(step.kernel, step.stride).crop_onto(IMAGE)
@@ -267,22 +267,22 @@ def image_grid(scores: Located, size: Sequence[int]) -> SamplingGrid:
 
 
 def image_grid_aligned(scores: Located, size: Sequence[int]) -> SamplingGrid:
-    """Each pixel of an image of `size` (H, W) samples the scores where it lies among them."""
+    """Each pixel of an image of `size` (H, W) samples the scores at its own place."""
     field = scores.field
     in_size = tuple(scores.x.shape[-2:])
     return SamplingGrid.centers(in_size, field.stride, field.offset, size, "clamp")
 
 
 def upsampling_of(weight: Tensor) -> Upsampling:
-    """What a transposed convolution's weight, C x C x k x k or C x 1 x k x k, needs to be.
+    """The upsampling that a deconvolution weight, C x C x k x k or C x 1 x k x k, needs.
 
-    "fixed" only when every class has exactly the bilinear filter (as the weight's type holds it)
-    and the classes do not mix; "depthwise" when they do not mix; otherwise "dense".
+    "fixed" only if every class has exactly the bilinear filter (rounded to the weight's dtype) and
+    the classes do not mix; "depthwise" if they do not mix; otherwise "dense".
     """
     own = weight
     if weight.shape[1] > 1:
         own = weight.diagonal().permute(2, 0, 1).unsqueeze(1)
-        # What is not zero must be on the diagonal.
+        # All nonzero weights must be on the diagonal.
         if int(weight.count_nonzero()) != int(own.count_nonzero()):
             return "dense"
     tent = bilinear_filter(weight.shape[-1]).to(weight.dtype)

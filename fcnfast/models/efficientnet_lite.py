@@ -59,12 +59,12 @@ class InvertedResidual(nn.Module):
         return x + y if self.adds else y
 
     def branches(self) -> list[list[nn.Module]]:
-        """The three convolutions, and the shortcut where there is one."""
+        """The three convolutions, and the shortcut if there is one."""
         return [[self.expand, self.depthwise, self.project], *[[]][: self.adds]]
 
 
 def _round_channels(channels: float) -> int:
-    """To a multiple of 8, and never more than 10 % down."""
+    """Round to a multiple of 8, and never down by more than 10 %."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
@@ -73,9 +73,9 @@ class FCNLite(SummedSkipNet):
     """An FCN over EfficientNet-Lite whose skips are summed in feature space, coarse to fine.
 
     The trunk's weights are TensorFlow's, whose strided convolutions pad one pixel less in front:
-    unit u of a map of stride S lies on pixel S u + S - 1 there. Here padding is even and it lies on
-    S u: away from the borders, values are TensorFlow's for the picture moved by S - 1 pixels.
-    Pictures may have any size from 1 x 1 up.
+    unit u of a map of stride S lies on pixel S u + S - 1 there. Here padding is symmetric, and it
+    lies on S u: away from the borders, values are TensorFlow's for the picture shifted by S - 1
+    pixels. Pictures may have any size from 1 x 1 up.
 
     Args:
         num_classes: C.
@@ -84,7 +84,7 @@ class FCNLite(SummedSkipNet):
         dropout: before the classifier, elementwise.
 
     Raises:
-        ValueError: for another scaling or no channels.
+        ValueError: when scaling is not 0, 1 or 2, or decoder is below 1.
     """
 
     trunk_modules = ("stem", "stages")
@@ -124,7 +124,7 @@ class FCNLite(SummedSkipNet):
             self.initialize(name, layer)
 
     def blend_maps(self, maps: list[Located]) -> Located:
-        """Fuse one map after the other, with a convolution behind each."""
+        """Fuse one map after the other, each followed by a convolution."""
         here = maps.pop()
         for blend, skip in zip(reversed(self.blend), reversed(maps), strict=True):
             x, field = fuse(here, skip, "clamp")

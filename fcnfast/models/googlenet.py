@@ -57,9 +57,9 @@ def _unit(
 
 
 class Inception(nn.Module):
-    """Four branches side by side, each with ReLU behind every convolution.
+    """Four branches side by side, each with a ReLU after every convolution.
 
-    torchvision's 5 x 5 branch is 3 x 3 by a slip of its first release; its weights need that.
+    torchvision's 5 x 5 branch is 3 x 3, a slip of its first release that its weights need.
     """
 
     def __init__(self, channels: int, widths: Widths, family: Variant) -> None:
@@ -97,7 +97,7 @@ class Inception(nn.Module):
 
 
 def _stage(**units: nn.Module) -> nn.Sequential:
-    """Convolutions with ReLU behind each, under their names."""
+    """Convolutions, each followed by a ReLU, under their names."""
     stage = nn.Sequential()
     for name, unit in units.items():
         stage.add_module(name, unit)
@@ -106,7 +106,7 @@ def _stage(**units: nn.Module) -> nn.Sequential:
 
 
 def googlenet(family: Variant, padding: int | None, dropout: float) -> dict[str, nn.Module]:
-    """The layers up to inception_5b; the average pooling behind it is left out, as in the paper."""
+    """The layers up to inception_5b; the average pooling after it is left out, as in the paper."""
     caffe = family == "caffe"
     w1, w2, w3 = STEM
     layers: dict[str, nn.Module] = {}
@@ -138,7 +138,7 @@ def googlenet(family: Variant, padding: int | None, dropout: float) -> dict[str,
 
 
 class FCNGoogLeNet(SkipNet):
-    """FCN-32s over GoogLeNet, as section 4.1 describes it; 16s and 8s carry its idea of skips on.
+    """FCN-32s over GoogLeNet, as in section 4.1 of the paper; 16s and 8s add its skips.
 
     The paper reports the 32s net only, without code, weights or padding: here every layer pads its
     own border. Skips are read from inception_4e and inception_3b, the last blocks of strides 16
@@ -154,7 +154,7 @@ class FCNGoogLeNet(SkipNet):
         upsampling, final_upsampling: see `set_upsampling`.
 
     Raises:
-        ValueError: on another stride or family, on a padding that no crop fits.
+        ValueError: when the stride or the family is unknown, or no crop fits the padding.
     """
 
     def __init__(

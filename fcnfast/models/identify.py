@@ -1,4 +1,4 @@
-"""Which network a file is of: its names and shapes beside those of every network of the table."""
+"""Which network a file is for: its names and shapes compared with every network of the table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .table import MODELS, build, unfilled
 
 # The layers whose channels are the classes.
 SCORES = re.compile(r"score[^.]*\.|(aux_)?classifier\.4\.|(decode|auxiliary)_head\.conv_seg\.")
-# Scores that a network need not have.
+# Optional scores.
 _AUXILIARY = {"aux_classifier.4.weight", "auxiliary_head.conv_seg.weight"}
 
 
@@ -25,7 +25,7 @@ def is_classifier(family: Family) -> bool:
 
 
 def fits(stored: Shape, shape: Shape) -> bool:
-    """Whether one shape is the other, but for axes of length 1 or a flattened input.
+    """Whether two shapes agree, up to axes of length 1 or a flattened input.
 
     Fully connected layers hold O x C·h·w for O x C x h x w; Caffe's oldest files have four axes
     everywhere, (1, 1, 1, N) for a vector.
@@ -41,16 +41,16 @@ def fits_other_classes(key: str, stored: Shape, shape: Shape) -> bool:
 
 
 def shapes_of(name: str, options: Mapping[str, Any]) -> dict[str, Shape]:
-    """The shapes of a network's tensors, with those of the options that it has."""
+    """The shapes of a network's tensors, made with the options that it has."""
     with unfilled():
         state = build(name, None, MODELS[name].accepts(options)).state_dict()
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
 def alike(file: WeightsFile, family: Family) -> list[str]:
-    """The networks that share most tensors with a file; several when only their data differ.
+    """The networks that share most tensors with a file; several if only their data sets differ.
 
-    WeightsError when the file has less than half of every network's layers.
+    WeightsError if the file does not share half of its layers with any network.
     """
     stored = {name: file.tensors[key].shape for key, name in family.names.items()}
     shares: dict[str, float] = {}
@@ -78,9 +78,9 @@ def alike(file: WeightsFile, family: Family) -> list[str]:
 
 
 def identify(file: WeightsFile, family: Family) -> tuple[str, dict[str, Any]]:
-    """The name and options (beside the family's) of a file's network, by its layers' shapes.
+    """The name and options (beyond the family's) of a file's network, by its layers' shapes.
 
-    WeightsError when it cannot be told; the message says which networks it may be of.
+    WeightsError if it is ambiguous; the message names the possible networks.
     """
     if family.network:
         return family.network, {}
@@ -92,7 +92,7 @@ def identify(file: WeightsFile, family: Family) -> tuple[str, dict[str, Any]]:
             "--model NAME"
         )
     keys = {name: key for key, name in family.names.items()}
-    # Between data sets the number of classes decides; the table's first is for all other numbers.
+    # The number of classes decides between data sets; any other number means the table's first.
     score = next(key for key in shapes_of(names[0], family.options) if SCORES.match(key))
     classes = file.tensors[keys[score]].shape[0] if score in keys else 0
     wanted = {MODELS[name].classes for name in names} & {classes} or {MODELS[names[0]].classes}
@@ -109,7 +109,7 @@ def identify(file: WeightsFile, family: Family) -> tuple[str, dict[str, Any]]:
 
 
 def _at_once(file: WeightsFile, keys: Mapping[str, str]) -> bool | None:
-    """Whether a file is of an FCN-8s that was trained at once; None: it does not show."""
+    """Whether a file is of an FCN-8s that was trained at once; None if it does not show."""
     if file.format in ("Caffe", "HDF5"):  # where the scales are layers
         return "scale_pool4.weight" in keys
     arch = file.notes.get("arch")  # a class of pytorch-fcn
@@ -117,7 +117,7 @@ def _at_once(file: WeightsFile, keys: Mapping[str, str]) -> bool | None:
 
 
 def unknown(file: WeightsFile) -> WeightsError:
-    """What to say of layers that are no network's: some of them, and the nearest network."""
+    """The error for layers of no known network: some of their names, and the nearest network."""
     shapes = Counter(stored.shape for stored in file.tensors.values())
     shared: dict[str, tuple[float, int, int]] = {}
     for name in MODELS:

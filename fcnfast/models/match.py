@@ -1,4 +1,4 @@
-"""A file's tensors beside a network's: all that fits is loaded, or nothing."""
+"""Matching a file's tensors with a network's: everything that fits is loaded, or nothing."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from .table import MODELS
 from .vgg import AT_ONCE_SCALES
 
 # Options that may differ between a file and the network: they do not change what weights mean.
-# (Filters for RGB become those for other channels; any other difference shows in the shape.)
+# (RGB filters are converted to other channels; any other difference shows in the shape.)
 _FREE_OPTIONS = {"dropout", "upsampling", "final_upsampling", "aux_loss", "in_channels"}
 
 
 class Match:
-    """A file beside a network: what belongs where, and what shows that it is of another one.
+    """Finds which of a file's tensors belong where, and whether it is for a different network.
 
     Nothing of the network changes before everything is read and fits.
 
     Attributes:
         keys: the file's names by the network's.
-        own: shape and type of the network's tensors, with the learned upsamplings to come.
+        own: shape and dtype of the network's tensors, including learned upsamplings to come.
         dropped: by the file's names, why a tensor is not used.
-        values: tensors of the file that are read already, by the network's names.
-        upsampling: the kinds that `SkipNet.set_upsampling` will take.
+        values: tensors of the file that are already read, by the network's names.
+        upsampling: the kinds that will be passed to `SkipNet.set_upsampling`.
     """
 
     def __init__(self, model: FCN, file: WeightsFile, family: Family) -> None:
@@ -50,7 +50,7 @@ class Match:
         self.upsampling: tuple[Upsampling, Upsampling] | None = None
 
     def load(self) -> LoadReport:
-        """Load what fits; WeightsError, before any change, for another network or a bad file."""
+        """Load what fits; for a bad file or a different network, WeightsError before any change."""
         self._check_options()
         self._check_scales()
         preprocessing, table = self._described()
@@ -87,9 +87,9 @@ class Match:
 
     @property
     def _other(self) -> str:
-        """What to add to an error when the file is of another network, not this one's damaged."""
+        """What to add to an error if the file is for a different network, rather than damaged."""
         same = self.family.network == self.model.name
-        if not self.family.network:  # then the number of common layers tells
+        if not self.family.network:  # then the number of common layers decides
             same = 2 * len(self.own.keys() & self.keys.keys()) > len(self.own)
         return "" if same else f"; it holds weights of {self.family.title}, not of {self._name}"
 
@@ -100,19 +100,19 @@ class Match:
         return self.file.tensors[self.keys[key]]
 
     def _check_options(self) -> None:
-        """Refuse a network that was made with other options than the weights need."""
+        """Reject a network that was not made with the options that the weights need."""
         model, family = self.model, self.family
         defaults = {p.name: p.default for p in inspect.signature(type(model)).parameters.values()}
         told = family.options.keys() & defaults.keys()
         theirs, ours = MODELS.get(family.network), MODELS.get(model.name)
-        # What it does not tell has its default, in a coarser net of the same class, too.
+        # Options that it omits have their default, also in a coarser net of the same class.
         if theirs and ours and theirs.make is ours.make:
             told |= model.options.keys()
         for key in sorted(told - _FREE_OPTIONS):
             has = _plain(model.options.get(key, defaults.get(key)))
             needs = _plain(family.options.get(key, defaults.get(key)))
             if has != needs:
-                # `create_model` asks the file for options, unless it is of another network.
+                # `create_model` takes options from the file, unless it is for a different network.
                 own = "" if family.network in ("", model.name) else f"{key}={needs!r}, "
                 argument = "weights_backbone" if is_classifier(family) else "weights"
                 call = f"create_model({self._name!r}, {own}{argument}=...)"
@@ -122,7 +122,7 @@ class Match:
                 )
 
     def _check_scales(self) -> None:
-        """Tell a staged FCN-8s from an at-once one, where the file shows which it is."""
+        """Reject a staged FCN-8s for an at-once one, or the reverse, if the file shows it."""
         for tap, scale in AT_ONCE_SCALES.items():
             layer, there = f"scale_{tap}.weight", None
             theirs, arch = MODELS.get(self.family.network), self.file.notes.get("arch")
@@ -148,7 +148,7 @@ class Match:
                 )
 
     def _described(self) -> tuple[Preprocessing, ClassTable | None]:
-        """The preprocessing that the weights need, and the classes, where the file names them."""
+        """The preprocessing that the weights need, and the classes, if the file names them."""
         model, family = self.model, self.family
         preprocessing, table = model.default_preprocessing, model.table
         what = "preprocessing"
@@ -172,11 +172,13 @@ class Match:
             return next((t for t in TABLES.values() if t.names == table.names), table)
         table = table_from_json(self.file.path, meta.table)
         if len(table) != self.model.num_classes:
-            raise ValueError(f"{len(table)} classes in the table of {self.model.num_classes}")
+            raise ValueError(
+                f"{len(table)} classes in the table, {self.model.num_classes} in the network"
+            )
         return table
 
     def _choose_upsampling(self, model: SkipNet) -> None:
-        """Let the network upsample as the file's weights need it: no less than it does."""
+        """Choose the upsampling that the file's weights need, or the network's if it is richer."""
         shapes = model.upscore_shapes()
         for name, (classes, _, *window) in shapes.items():
             self.own.pop(f"{name}.weight", None)
@@ -212,16 +214,16 @@ class Match:
                 self.dropped[self.keys[key]] = "bilinear: the network's fixed upsampling"
 
     def _found(self) -> set[str]:
-        """The network's tensors that the file has; `dropped` gets what has other classes.
+        """The network's tensors that the file has; scores for other classes go to `dropped`.
 
-        WeightsError when a layer of the trunk is missing, or has another layer's numbers.
+        WeightsError if a layer of the trunk is missing or does not fit.
         """
         found = set(self.values)
         given = {key for key in self.own if key in self.keys and self.keys[key] not in self.dropped}
         begun = {key.partition(".")[0] for key in given}
         for key, (shape, _) in self.own.items():
             if key not in given:
-                # A head is there or not; half of one is another network's.
+                # A head may be absent as a whole; part of one belongs to a different network.
                 head = key.startswith(self.model.heads_begin) and key.partition(".")[0] not in begun
                 old = key.endswith("num_batches_tracked")  # not in the oldest files
                 if not (head or old or key.startswith(self.family.partial)):
@@ -242,7 +244,7 @@ class Match:
         return found
 
     def _is_rgb(self, key: str) -> bool:
-        """Whether a tensor is of a first layer for RGB in the file, and for other channels here."""
+        """Whether a tensor is the first layer's: for RGB in the file, for other channels here."""
         if key != f"{self.model.first_layer()[0]}.weight" or self.model.in_channels == 3:
             return False
         shape = self.own[key][0]
@@ -257,10 +259,10 @@ class Match:
         return self._error(f"has no {theirs!r}{self._other}{hint}")
 
     def _check_rest(self, missing: tuple[str, ...], unexpected: tuple[str, ...]) -> None:
-        """Refuse what only another network's file can lack or hold.
+        """Reject what only the file of a different network can lack or hold.
 
-        Our own files for this network lack nothing and hold nothing else; in others, a layer of a
-        trunk that this network does not have shows that the file is of a deeper one.
+        Our own files for this network lack nothing and hold nothing else; in others, a trunk's
+        layer that this network does not have shows that the file is for a deeper one.
         """
         same = self.family.network == self.model.name != ""
         classes = classes_in(self.model, self.file, self.family)
@@ -272,7 +274,7 @@ class Match:
                 raise self._error(f"holds {key!r}, which {self._name} does not have{self._other}")
 
     def _value(self, key: str) -> Tensor:
-        """A tensor of the file in the network's shape and type."""
+        """A tensor of the file in the network's shape and dtype."""
         shape, dtype = self.own[key]
         value = self.values.pop(key) if key in self.values else self._stored(key).read()
         if value.is_floating_point() != dtype.is_floating_point:
@@ -288,7 +290,7 @@ class Match:
         return value
 
     def _notes(self) -> tuple[str, ...]:
-        """Say so when a foreign network's padding is another one: to train on is no mistake."""
+        """Note if a foreign network's padding differs: no error, since one may train further."""
         padding, needs = getattr(self.model, "padding", None), self.family.padding
         if needs is None or padding == needs:
             return ()
@@ -305,12 +307,12 @@ def _kind(name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON gives it back."""
+    """A value as it comes back from JSON."""
     return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 def classes_in(model: FCN, file: WeightsFile, family: Family) -> int:
-    """How many classes the main head has in a file; the network's own number when none is told."""
+    """How many classes a file's main head has; the network's own if the file does not say."""
     if file.meta is not None:
         return file.meta.num_classes
     names = {name: key for key, name in family.names.items()}
@@ -319,7 +321,7 @@ def classes_in(model: FCN, file: WeightsFile, family: Family) -> int:
         shape = file.tensors[names[key]].shape
         if fits_other_classes(key, shape, tuple(tensor.shape)):
             return shape[0]
-        break  # of another network: loading says so
+        break  # for a different network: loading says so
     return model.num_classes
 
 
@@ -330,7 +332,7 @@ def _assign(model: FCN, state: dict[str, Tensor]) -> None:
         return
     seen: set[int] = set()
     for key, tensor in state.items():
-        if tensor.data_ptr() in seen:  # a file may give one place two names; parameters are apart
+        if tensor.data_ptr() in seen:  # two names in a file may share memory; parameters must not
             state[key] = tensor.clone()
         seen.add(tensor.data_ptr())
     model.load_state_dict(state, strict=False, assign=True)

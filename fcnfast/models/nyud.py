@@ -27,7 +27,7 @@ class FCNColorDepth(SkipNet):
 
     Args:
         num_classes: C.
-        padding, fc6_padding, dropout, upsampling, final_upsampling: as of `FCNVGG16`.
+        padding, fc6_padding, dropout, upsampling, final_upsampling: as in `FCNVGG16`.
         depth_mean: what is subtracted from the logarithm.
     """
 
@@ -55,21 +55,21 @@ class FCNColorDepth(SkipNet):
         self.finish(upsampling, final_upsampling)
 
     def preprocess(self, images: Tensor, depth: Tensor | None = None) -> Tensor:
-        """Photos and their depth to the network's own input, N x 4 x H x W.
+        """Convert photos and their depth to the network's own input, N x 4 x H x W.
 
         Args:
             images: uint8 RGB, N x 3 x H x W.
-            depth: N x 1 x H x W in millimeters, of a floating type or int32; pixels without a
+            depth: N x 1 x H x W in millimeters, of a floating dtype or int32; pixels without a
                 depth (0, or not finite) get the mean.
 
         Raises:
             InputError: without a depth.
-            TypeError, ValueError: as `FCN.preprocess`, and for a depth of another shape or type.
+            TypeError, ValueError: as in `FCN.preprocess`, or depth has the wrong shape or dtype.
         """
         color = super().preprocess(images)
         wanted = (images.shape[0], 1, *images.shape[2:])
         if depth is None:
-            raise InputError(f"{self.name or 'this network'} needs the depth of a photo, too")
+            raise InputError(f"{self.name or 'this network'} also needs the depth of a photo")
         if not isinstance(depth, Tensor):
             raise TypeError(f"depth must be a tensor, not {type(depth).__name__}")
         if depth.shape != wanted:
@@ -87,12 +87,12 @@ class FCNColorHHA(SkipNet):
     """Two FCN-32s over VGG-16, for color and for HHA, whose coarse scores are averaged.
 
     HHA is depth as three channels: disparity, height, angle. As in the reference implementation,
-    layers are named as in one net, with "color" or "hha" behind. The network's own input is
+    layers are named as in one net, with "color" or "hha" appended. The network's own input is
     N x 6 x H x W, color first, what `preprocess` makes of a photo and its HHA picture.
 
     Args:
         num_classes: C.
-        padding, fc6_padding, dropout, upsampling, final_upsampling: as of `FCNVGG16`.
+        padding, fc6_padding, dropout, upsampling, final_upsampling: as in `FCNVGG16`.
         hha_mean: what is subtracted from the HHA channels.
     """
 
@@ -134,7 +134,7 @@ class FCNColorHHA(SkipNet):
         return "score_frcolor"
 
     def preprocess(self, images: Tensor, hha: Tensor | None = None) -> Tensor:
-        """Photos and their HHA pictures to the network's own input, N x 6 x H x W.
+        """Convert photos and their HHA pictures to the network's own input, N x 6 x H x W.
 
         Args:
             images: uint8 RGB, N x 3 x H x W.
@@ -142,11 +142,11 @@ class FCNColorHHA(SkipNet):
 
         Raises:
             InputError: without HHA pictures.
-            TypeError, ValueError: as `FCN.preprocess`, for both.
+            TypeError, ValueError: as in `FCN.preprocess`, for both.
         """
         color = super().preprocess(images)
         if hha is None:
-            raise InputError(f"{self.name or 'this network'} needs the HHA picture of a photo, too")
+            raise InputError(f"{self.name or 'this network'} also needs the HHA picture of a photo")
         if not isinstance(hha, Tensor) or hha.dtype != torch.uint8:
             kind = hha.dtype if isinstance(hha, Tensor) else type(hha).__name__
             raise TypeError(f"hha must be a uint8 tensor, not {kind}")

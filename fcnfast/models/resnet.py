@@ -22,15 +22,15 @@ DEPTHS = {
 }
 # Width of the stem and of the first layer; every layer doubles it.
 WIDTH = 64
-# A bottleneck's result is so many times wider than its middle.
+# A bottleneck's result is this many times wider than its middle.
 EXPANSION = 4
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
-# Of mmsegmentation: RGB in 0..255.
+# mmsegmentation's, of RGB in 0..255.
 MMSEG = Preprocessing(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
 
 class Residual(nn.Module):
-    """A residual block of torchvision's ResNets, with its names; strides stand at the 3 x 3.
+    """A residual block of torchvision's ResNets, with its names; the (first) 3 x 3 has the stride.
 
     Args:
         channels: of the input; width: of the middle; bottleneck: 1 x 1, 3 x 3, 1 x 1 instead of
@@ -79,7 +79,7 @@ def resnet(depth: int, dilate: bool) -> tuple[dict[str, nn.Module], dict[str, in
     """The layers of a ResNet and the channels of its four maps.
 
     Every convolution pads its own border, so that unit u of a map of stride S lies on pixel S * u.
-    With `dilate` the last two layers keep the stride of 8, and dilate instead.
+    With `dilate` the last two layers dilate, and the stride stays at 8.
     """
     counts, bottleneck = DEPTHS[depth]
     layers: dict[str, nn.Module] = {
@@ -124,7 +124,7 @@ class DilatedFCN(FCN):
     """A dilated ResNet of stride 8, a head on its layer4 ("out"), and one on layer3 ("aux").
 
     Scores are resized regardless of where their units lie, as in torchvision and mmsegmentation.
-    head_names: attributes with the two heads, the second of which may be None.
+    head_names: attributes with the two heads; the second head may be None.
     """
 
     backbone: nn.ModuleDict
@@ -141,7 +141,7 @@ class DilatedFCN(FCN):
     def score_maps(
         self, images: Tensor, heads: Collection[str] | None = None
     ) -> dict[str, ScoreMap]:
-        """Scores at stride 8: "out", and "aux" where there is that head."""
+        """Scores at stride 8: "out", and "aux" if there is that head."""
         features, found = self.features(images), {}
         for head, name, attribute in zip(
             ("out", "aux"), ("layer4", "layer3"), self.head_names, strict=True
@@ -159,13 +159,13 @@ class DilatedFCN(FCN):
 class FCNResNet(DilatedFCN):
     """torchvision's FCN: a dilated ResNet of stride 8, a head on layer4, an auxiliary on layer3.
 
-    Keys, inputs and outputs are torchvision's, and so is its resize, which draws unit u of the
-    scores at pixel 8u + 3.5, though it lies on 8u. New scores start at zero, as the paper's.
+    Keys, inputs and outputs are torchvision's, and so is the resize, which draws unit u of the
+    scores at pixel 8u + 3.5, though it lies on 8u. New scores start at zero, as in the paper.
 
     Args:
         num_classes: C.
         depth: 50 or 101.
-        aux_loss: have the auxiliary head, output "aux"; it counts half in the loss.
+        aux_loss: add the auxiliary head, output "aux"; it counts half in the loss.
         aligned: sample the scores where their units lie, for new training.
         dropout: before the scores, elementwise.
     """
@@ -192,7 +192,7 @@ class FCNResNet(DilatedFCN):
             self.initialize(name, layer)
 
     def initialize(self, name: str, layer: nn.Module) -> None:
-        """As torchvision, He for the backbone, torch's own start for the heads; scores are zero."""
+        """As torchvision: He for the backbone, torch's default for the heads; scores are zero."""
         if name in ("classifier.4", "aux_classifier.4"):
             for parameter in layer.parameters(recurse=False):
                 nn.init.zeros_(parameter)
@@ -288,7 +288,7 @@ def _deep_stem(width: int) -> nn.Sequential:
 
 
 class FCNMMSeg(DilatedFCN):
-    """mmsegmentation's FCN: a dilated ResNet of stride 8, a head on layer4, another on layer3.
+    """mmsegmentation's FCN: a dilated ResNet of stride 8, a head on layer4, one on layer3.
 
     Keys, inputs and outputs are those of its ``fcn_r50-d8`` and ``fcn_r101-d8``.
 
@@ -296,7 +296,7 @@ class FCNMMSeg(DilatedFCN):
         num_classes: C.
         depth: 50 or 101.
         deep_stem: three convolutions before the first pooling, as in its own ResNets, not one.
-        aux_loss: have the auxiliary head, output "aux"; it counts half in the loss.
+        aux_loss: add the auxiliary head, output "aux"; it counts half in the loss.
         dropout: before the scores, elementwise.
     """
 

@@ -27,27 +27,28 @@ from .decoder import (
 
 
 def _names_a_map(layer: nn.Module) -> bool:
-    """Whether a map is named after this layer; as in Caffe, activations and such keep a name."""
+    """Whether a map is named after this layer; as in Caffe, activations keep the last name."""
     kinds = (nn.ConvTranspose2d, nn.LocalResponseNorm)
     return window_of(layer) is not None or isinstance(layer, kinds) or any(layer.children())
 
 
 def taps_of_stride(stride: int, taps: dict[str, int]) -> dict[str, int]:
-    """Those of three taps, coarsest first, that a net of stride 32, 16 or 8 reads scores from."""
+    """The taps, of three from coarse to fine, that a net of stride 32, 16 or 8 reads."""
     if stride not in (32, 16, 8):
         raise ValueError(f"stride must be 32, 16 or 8, not {stride}")
     return dict(list(taps.items())[: (32, 16, 8).index(stride) + 1])
 
 
 class SkipNet(FCN):
-    """A network whose layers are its direct children, named as where their weights come from.
+    """A network whose layers are its direct children, named as in the source of their weights.
 
     A subclass lists its trunk with `add_trunk`, says with `add_heads` which maps it reads scores
-    from, and calls `finish` last. Crops, grids and learned upsamplings follow from the calculus.
+    from, and calls `finish` last. Crops, grids and upsamplings follow from the receptive fields.
 
     Attributes:
         trunk: names of the trunk's layers, in order.
-        taps: names of the maps that scores are read from, coarsest first; scales: factors of some.
+        taps: names of the maps that scores are read from, coarsest first.
+        scales: factors by which some of these maps are multiplied first.
         heads: for every output the suffix of its layers' names.
         padding: of the first convolution, with crops as in the paper; None: every layer pads its
             own border, and maps are sampled where they lie.
@@ -73,7 +74,7 @@ class SkipNet(FCN):
     def add_trunk(self, layers: Mapping[str, nn.Module]) -> None:
         """Append layers to the trunk; each becomes an attribute of its name.
 
-        ValueError for a name with a dot, or one that the network has already (`features`).
+        ValueError for a name with a dot, or one that the network already has (`features`).
         """
         for name, layer in layers.items():
             if "." in name or hasattr(self, name):
@@ -85,7 +86,10 @@ class SkipNet(FCN):
     def add_heads(
         self, taps: Mapping[str, int], heads: Mapping[str, tuple[str, int]] | None = None
     ) -> None:
-        """Score layers on the maps `taps` (name: channels), for `heads` (name: suffix, classes)."""
+        """Add score layers for `heads` (name: suffix, classes) on the maps `taps` (name: channels).
+
+        By default the only head is "out", without a suffix.
+        """
         heads = {"out": ("", self.num_classes)} if heads is None else heads
         self.taps = tuple(taps)
         self.heads = {head: suffix for head, (suffix, _) in heads.items()}
@@ -94,7 +98,7 @@ class SkipNet(FCN):
                 self.add_module(self._score_name(tap, suffix), nn.Conv2d(channels, classes, 1))
 
     def finish(self, upsampling: Upsampling, final_upsampling: Upsampling | None) -> None:
-        """Draw starting values, set the upsampling and check the padding; called last."""
+        """Initialize the layers, set the upsampling and check the padding; call this last."""
         if self.border == "zero":
             self._check_padding()
         for name, layer in self.named_modules():
@@ -102,9 +106,9 @@ class SkipNet(FCN):
         self.set_upsampling(upsampling, final_upsampling)
 
     def _check_padding(self) -> None:
-        """Refuse a padding with which scores begin or end inside an image.
+        """Reject a padding with which scores begin or end inside an image.
 
-        Where they end depends on the image's length modulo the trunk's stride only.
+        Where they end depends only on the image's length modulo the trunk's stride.
         """
         steps, last = self._steps(), self._steps()[-1]
         problem = f"padding {self.padding} is too small for stride {last.stride}"
@@ -122,7 +126,7 @@ class SkipNet(FCN):
                 raise ValueError(f"{problem}: {missed}")
 
     def _sizes(self, length: int) -> dict[str, int]:
-        """How many units the trunk's maps have along an axis of so many pixels."""
+        """How many units the trunk's maps have along an axis of `length` pixels."""
         found, blob = {}, "image"
         for name in self.trunk:
             layer = getattr(self, name)
@@ -153,7 +157,7 @@ class SkipNet(FCN):
         return [self._upscore_names(suffix)[-1] for suffix in self.heads.values()]
 
     def upscore_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The weights of `upscores` where classes do not mix: C x 1 x k x k."""
+        """The weight shapes of `upscores` that do not mix classes: C x 1 x k x k."""
         shapes: dict[str, tuple[int, ...]] = {}
         steps = self._steps()
         for suffix in self.heads.values():
@@ -171,11 +175,11 @@ class SkipNet(FCN):
         Args:
             kind: "fixed": bilinear, without parameters; "depthwise": a learned filter for every
                 class; "dense": learned filters between all classes, as in some early weights. New
-                ones start bilinear; those that are kept keep their values.
+                ones start bilinear; existing ones keep their values.
             final: of the last step to the image; by default `kind`. The paper learned all others.
 
         Raises:
-            ValueError: for another kind.
+            ValueError: for any other kind.
         """
         final = kind if final is None else final
         for name, value in (("upsampling", kind), ("final_upsampling", final)):
@@ -230,7 +234,7 @@ class SkipNet(FCN):
     def _walk(
         self, trunk: Iterable[str], images: Tensor, wanted: Collection[str]
     ) -> dict[str, Located]:
-        """Those maps of a trunk that are wanted."""
+        """The wanted maps of a trunk."""
         found, here, blob = {}, Located(images, IMAGE), "the image"
         for name in trunk:
             layer = getattr(self, name)
@@ -244,7 +248,7 @@ class SkipNet(FCN):
     def _check_size(
         self, size: Sequence[int], blob: str, name: str, layer: nn.Module, image: Sequence[int]
     ) -> None:
-        """Refuse a map that a layer's window does not fit into, before torch does."""
+        """Reject a map that a layer's window does not fit into, before torch does."""
         window = window_of(layer)
         if window is not None and min(window.out_size(n) for n in size) < 1:
             why = "" if self.padding is None else f" for a padding of {self.padding}"
@@ -263,7 +267,7 @@ class SkipNet(FCN):
     def score_maps(
         self, images: Tensor, heads: Collection[str] | None = None
     ) -> dict[str, ScoreMap]:
-        """Scores at the stride of the finest tap; at full size when the last upsampling learns."""
+        """Scores at the stride of the finest tap; full size if the last upsampling is learned."""
         features, found = self.features(images), {}
         for head, suffix in self.heads.items():
             if heads is None or head in heads:

@@ -1,4 +1,4 @@
-"""Net surgery (section 4.1 of the paper): weights from net to net, stage to stage, classes to more.
+"""Net surgery (section 4.1 of the paper): weights for another net, the next stage, more classes.
 
 The functions check everything before they change anything.
 """
@@ -24,7 +24,7 @@ class Transplant:
 
     Attributes:
         copied: tensors of the target that got values.
-        reshaped: those of them that the source has in another shape: (from, to).
+        reshaped: those whose shape differs in the source: (from, to).
         dropped: tensors of the source that the target does not have.
         untouched: tensors of the target that the source does not have.
     """
@@ -52,22 +52,22 @@ def transplant(
 ) -> Transplant:
     """Copy every layer of one net into the layer of the same name in another.
 
-    A tensor of another shape but as many elements is reshaped: a fully connected layer (O x C*k*k)
+    A tensor of different shape but equal size is reshaped: a fully connected layer (O x C*k*k)
     becomes a convolution (O x C x k x k).
 
     Args:
         source: a net, or its state dict.
         target: the net that is changed.
         suffix: appended to the first part of the source's names, as for a late fusion's streams.
-        names: the target's names of layers of the source, such as ``{"classifier.0": "fc6"}``.
-        skip: layers of the target that keep what they have.
+        names: the target's names for layers of the source, such as ``{"classifier.0": "fc6"}``.
+        skip: layers of the target that are not changed.
 
     Returns:
         What was done.
 
     Raises:
         ValueError: when element counts differ, nothing has the same name, or `names` or `skip`
-            hold an unknown layer. Nothing was copied then.
+            hold an unknown layer. Nothing is copied then.
     """
     given = source.state_dict() if isinstance(source, nn.Module) else dict(source)
     own = target.state_dict(keep_vars=True)
@@ -109,7 +109,7 @@ def _check_layers(what: str, layers: Collection[str], state: Mapping[str, Tensor
 
 
 def _like(model: FCN, name: str, num_classes: int) -> FCN:
-    """A new net of a name, with what belongs to `model` beside its weights."""
+    """A new net by name, with everything of `model` but its weights."""
     parameter = next(model.parameters())
     with torch.device(parameter.device):
         new = build(name, num_classes, model.options)
@@ -127,13 +127,13 @@ def refine(model: FCN) -> FCN:
 
     Layers of the same names are copied. The new skip's scores start at zero and new upsamplings
     are bilinear. Two bilinear upsamplings are smoother than one, so the first predictions are
-    nearly, not exactly, the coarser net's. The paper trains on at a hundredth of the rate.
+    nearly, not exactly, the coarser net's. The paper trains further at a hundredth of the rate.
 
     Returns:
         A new net; `model` is not changed.
 
     Raises:
-        TypeError: no network of fcnfast.
+        TypeError: when `model` is not a network of fcnfast.
         ValueError: for a net without a next stage.
     """
     _check_model(model)
@@ -148,15 +148,15 @@ def refine(model: FCN) -> FCN:
 
 
 def expand_score(model: FCN, num_classes: int) -> FCN:
-    """The same net with more classes: the scores of those it has stay as they are.
+    """The same net with more classes; the scores of the existing ones stay as they are.
 
-    New classes start with zero scores, and bilinear upsampling where it is learned.
+    New classes start with zero scores, and bilinear upsampling if it is learned.
 
     Returns:
         A new net without a class table; `model` is not changed.
 
     Raises:
-        TypeError: no network of fcnfast.
+        TypeError: when `model` is not a network of fcnfast.
         ValueError: when there would be fewer classes, or the net was not made by name.
     """
     _check_model(model)
@@ -175,10 +175,10 @@ def expand_score(model: FCN, num_classes: int) -> FCN:
 
 
 def expand_input(source: nn.Conv2d, target: nn.Conv2d) -> None:
-    """Fill a first layer that takes more channels than the one it is made from.
+    """Initialize a first layer from one that takes fewer channels.
 
-    The channels of the source are copied; each further one starts as their mean, as for the
-    fourth channel of the depth on NYUDv2. The bias is copied.
+    The channels of the source are copied; each further one starts as their mean, as for the depth
+    channel on NYUDv2. The bias is copied.
 
     Raises:
         ValueError: when anything but the number of input channels differs, or it is not larger.
@@ -187,7 +187,7 @@ def expand_input(source: nn.Conv2d, target: nn.Conv2d) -> None:
     if wide[0] != narrow[0] or wide[2:] != narrow[2:] or wide[1] <= narrow[1]:
         raise ValueError(f"a layer of {narrow} cannot start one of {wide}: more input channels?")
     if (source.bias is None) != (target.bias is None):
-        raise ValueError("one of the two layers has a bias, the other has none")
+        raise ValueError("only one of the two layers has a bias")
     with torch.no_grad():
         target.weight[:, : narrow[1]] = source.weight
         target.weight[:, narrow[1] :] = source.weight.mean(1, keepdim=True)

@@ -43,8 +43,8 @@ class Row:
         make: its class, called with num_classes and options.
         about: what it is, in one line.
         fixed: the options that the name stands for.
-        classes: how many it has unless another number is asked for.
-        preprocessing: of its released weights, where it is not the class's own.
+        classes: how many it has by default.
+        preprocessing: of its released weights, if it is not the class's own.
         imagenet: where ``weights_backbone="imagenet"`` finds its trunk.
     """
 
@@ -56,7 +56,7 @@ class Row:
     imagenet: Package | None = None
 
     def accepts(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of some options that the network has and its name does not fix."""
+        """The options that the network has and its name does not fix."""
         known = inspect.signature(self.make).parameters.keys() - self.fixed.keys()
         return {key: value for key, value in options.items() if key in known}
 
@@ -133,7 +133,7 @@ def find(name: str) -> Row:
 
 
 def _check_options(name: str, row: Row, options: Mapping[str, Any]) -> None:
-    """Refuse options that a network does not have; the nearest that it has is offered."""
+    """Reject options that a network does not have, and suggest the nearest that it has."""
     parameters = inspect.signature(row.make).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
@@ -148,12 +148,12 @@ def _check_options(name: str, row: Row, options: Mapping[str, Any]) -> None:
 
 
 def build(name: str, num_classes: int | None, options: Mapping[str, Any]) -> FCN:
-    """A new network of a name, with starting values (none on the meta device).
+    """A new network by name, initialized (without values on the meta device).
 
     Raises:
-        InputError: for an unknown name; the nearest are offered.
+        InputError: for an unknown name; the message suggests the nearest.
         TypeError: for an option that the network does not have, or that its name fixes.
-        ValueError: for options that it refuses.
+        ValueError: for an invalid option.
     """
     row = find(name)
     clash = sorted(set(row.fixed) & set(options))
@@ -173,9 +173,9 @@ def build(name: str, num_classes: int | None, options: Mapping[str, Any]) -> FCN
 
 
 class _Unfilled(TorchFunctionMode):
-    """Draws no starting values, for tensors on the meta device.
+    """Skips the initialization of tensors on the meta device.
 
-    They hold none anyway, but torch's way to know that takes a second and 140 MB of imports.
+    They hold no values anyway, but torch needs a second and 140 MB of imports to skip it itself.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -49,7 +49,7 @@ def fully_connected(
 ) -> dict[str, nn.Module]:
     """The classifier of AlexNet and VGG as convolutions: fc6 and fc7, each with ReLU and dropout.
 
-    Raises ValueError for an fc6_padding beyond half of fc6's kernel, or beside a padded canvas.
+    Raises ValueError for an fc6_padding beyond half of fc6's kernel, or with a padded canvas.
     """
     if padding is not None and fc6_padding:
         raise ValueError("fc6_padding needs padding=None: with a padded canvas fc6 has none")
@@ -86,7 +86,7 @@ class FCNVGG16(SkipNet):
 
     Layers carry the names of the reference implementation. Poolings round up; the first
     convolution is padded by 100 pixels so that images of any size from 1 x 1 have a score map.
-    Scores start at zero, upsampling bilinear, the trunk at random (He): load a classifier's.
+    Scores start at zero, upsampling bilinear, the trunk at random (He): load classifier weights.
 
     Args:
         num_classes: C.
@@ -94,17 +94,17 @@ class FCNVGG16(SkipNet):
         at_once: scale the skips, for training all streams from the start (stride 8).
         geo_classes: classes of a second head, "geo" (SIFT Flow); layers are named _sem and _geo.
         padding: of the first convolution, at least 81, 73 or 69 for strides 32, 16 and 8. Weights
-            belong to one padding: the released ones to 100. None halves the work, for networks
-            trained so: every 3 x 3 convolution pads its own border, maps are sampled where they
-            lie, and images are at least 193 x 193.
+            only fit the padding that they were trained with, 100 for the released ones. None
+            halves the work, for new training: every 3 x 3 convolution pads its own border, maps
+            are sampled where they lie, and images are at least 193 x 193.
         fc6_padding: with padding=None, cells that fc6 pads: 3 for images of any size, 0 for half
             the work of fc6.
-        dropout: behind fc6 and fc7, elementwise.
+        dropout: after fc6 and fc7, elementwise.
         upsampling, final_upsampling: see `set_upsampling`.
 
     Raises:
-        ValueError: on a number of classes below 1, another stride, at_once without stride 8, or a
-            padding that no crop fits.
+        ValueError: when a number of classes is below 1, the stride is not 32, 16 or 8, at_once is
+            given without stride 8, or no crop fits the padding.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """The ops: upsampling and skip fusion, and upsampling fused with the loss and the labels.
 
-These functions are the public ones. Each checks its arguments and calls a raw op of its name under
-``torch.ops.fcnfast``, which torch.compile, torch.export and torch.func work with; there the
-grid is a list of integers, and what is forced of the implementations an argument. (torch cannot
-compile torch.func.grad of any op that is not its own.)
+Each public function checks its arguments and calls the raw op of the same name under
+``torch.ops.fcnfast``, which works with torch.compile, torch.export and torch.func. A raw op takes
+its grid as a list of integers and the forced backend as an argument. (torch cannot compile
+torch.func.grad of a custom op.)
 """
 
 from ._portable import portable

@@ -1,8 +1,8 @@
 """Checks of the ops' arguments; every message names the argument and what it must be.
 
-The raw ops check all that they get, where they run: sizes and values are known there, so that one
-graph serves all sizes. The public functions check only what a raw op cannot be given or what they
-need to build its arguments: Python types and ranks.
+A raw op checks everything when it runs: sizes and values are known then, so one graph serves all
+sizes. The public functions check only what a raw op's schema cannot carry, or what they need to
+build its arguments: Python types and ranks.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def _unpacked(integers: tuple[int, ...], clamp: bool) -> SamplingGrid:
 
 
 def unpacked(integers: Integers, clamp: bool) -> SamplingGrid:
-    """The grid of a raw op's arguments, in lowest terms; ValueError where they are not a grid's."""
+    """The grid of a raw op's arguments, in lowest terms; ValueError if they do not form one."""
     if len(integers) != 10:
         raise ValueError(f"grid must be in_size, size, num, off, den: 10 integers, not {integers}")
     return _unpacked(tuple(integers), clamp)
 
 
 def check_tensor(x: Any, name: str, shape: str = MAP) -> None:
-    """A tensor with the dimensions of `shape`, such as "N x H x W"."""
+    """Check that `x` is a tensor with the dimensions of `shape`, such as "N x H x W"."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
     if x.dim() != shape.count(" x ") + 1:
@@ -62,7 +62,7 @@ def check_map(x: Tensor, name: str, shape: str = MAP) -> None:
 
 
 def check_device(x: Tensor, other: Tensor, x_name: str, name: str) -> None:
-    """Both are on one device. The public functions ask, too: a meta tensor reaches no raw op."""
+    """Check that both are on one device. Public functions do too: meta tensors skip op bodies."""
     if other.device != x.device:
         raise ValueError(f"{x_name} is on {x.device} but {name} is on {other.device}")
 
@@ -83,7 +83,7 @@ def grid_for(
     scale_factor: float | Sequence[float] | None,
     align_corners: bool | None,
 ) -> SamplingGrid:
-    """The grid of a call: `grid`, or else what ``F.interpolate`` does with the other arguments."""
+    """The grid of a call: `grid`, or that of ``F.interpolate`` with the other arguments."""
     check_tensor(x, name)
     if grid is None:
         in_size = as_pair(x.shape[-2:], name)
@@ -107,7 +107,7 @@ def grid_for_target(
     scale_factor: float | Sequence[float] | None,
     align_corners: bool | None,
 ) -> SamplingGrid:
-    """`grid_for` scores that are compared with labels: resized to the size of `target`."""
+    """`grid_for` the scores; by default they are resized to the size of `target`."""
     check_tensor(target, "target", TARGET)
     size = target.shape[-2:] if grid is None and scale_factor is None else None
     grid = grid_for(scores, "scores", grid, size, scale_factor, align_corners)
@@ -142,14 +142,14 @@ def checked_grid_for_target(
 
 
 def check_on_target(scores: Tensor, target: Tensor, grid: SamplingGrid) -> None:
-    """`target` is of the grid's size, one map for each image."""
+    """Check that `target` holds a map of the grid's size for each image."""
     wanted = (scores.shape[0], *grid.size)
     if tuple(target.shape) != wanted:
         raise ValueError(f"target must be N x H x W = {wanted}, not {tuple(target.shape)}")
 
 
 def check_skip(x: Tensor, skip: Tensor) -> None:
-    """`skip` is a score map of the dtype and on the device of `x`."""
+    """Check that `skip` is a score map of the dtype and on the device of `x`."""
     check_map(skip, "skip")
     if skip.dtype != x.dtype:
         raise TypeError(f"x and skip must share a dtype, not {x.dtype} and {skip.dtype}")
@@ -162,7 +162,7 @@ def check_pair(values: Sequence[int], name: str) -> None:
 
 
 def check_window(skip: Sequence[int], shape: Sequence[int], offset: Sequence[int]) -> None:
-    """A map of the shape `skip` (N, C, h', w') holds a window of `shape` (N, C, h, w)."""
+    """Check that a map of shape `skip` (N, C, h', w') holds a window of `shape` (N, C, h, w)."""
     if tuple(skip[:2]) != tuple(shape[:2]):
         both = f"{tuple(shape[:2])} and {tuple(skip[:2])}"
         raise ValueError(f"x and skip must share batch and channels, not {both}")
@@ -176,7 +176,7 @@ def check_window(skip: Sequence[int], shape: Sequence[int], offset: Sequence[int
 
 
 def check_weight(x: Tensor, weight: Tensor) -> None:
-    """The filters of a depthwise transposed convolution of `x`: C x 1 x k x k."""
+    """Check the filters of a depthwise transposed convolution of `x`: C x 1 x k x k."""
     check_map(weight, "weight", FILTERS)
     check_weight_dtype(x, weight.dtype)
     check_device(x, weight, "x", "weight")
@@ -187,7 +187,7 @@ def check_weight(x: Tensor, weight: Tensor) -> None:
 
 
 def check_weight_dtype(x: Tensor, dtype: torch.dtype) -> None:
-    """Filters are of the dtype of the map `x`, or float32 beside one in half precision."""
+    """Check that filters have the dtype of `x`, or float32 if `x` is in half precision."""
     mixed = x.dtype in (torch.bfloat16, torch.float16) and dtype == torch.float32
     if dtype != x.dtype and not mixed:
         raise TypeError(f"x and weight must share a dtype, not {x.dtype} and {dtype}")
@@ -196,7 +196,7 @@ def check_weight_dtype(x: Tensor, dtype: torch.dtype) -> None:
 def check_deconv(
     x: Sequence[int], weight: Sequence[int], stride: int, start: Sequence[int], size: Sequence[int]
 ) -> None:
-    """The shapes belong together, and the window lies within the full transposed convolution."""
+    """Check that the shapes match and the window lies within the full transposed convolution."""
     check_pair(start, "start")
     check_pair(size, "size")
     if len(x) != 4 or len(weight) != 4 or tuple(weight) != (x[1], 1, weight[-1], weight[-1]):
@@ -222,7 +222,7 @@ def check_loss(reduction: str, label_smoothing: float) -> None:
 
 
 def check_class_weight(scores: Tensor, weight: Tensor) -> None:
-    """C class weights in the dtype of the arithmetic, on the scores' device, without a gradient."""
+    """Check for C class weights in the compute dtype, on the scores' device, without a gradient."""
     check_dense(weight, "weight")
     check_device(scores, weight, "scores", "weight")
     if weight.requires_grad:
@@ -243,7 +243,7 @@ def check_ignore_index(ignore_index: int) -> int:
 def _out_of_range(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
     bad = (labels < 0) | (labels > classes - 1)
     limits = torch.iinfo(labels.dtype)
-    if limits.min <= ignore_index <= limits.max:  # torch would compare -100 as a uint8 156
+    if limits.min <= ignore_index <= limits.max:  # torch would wrap -100 to 156 in uint8
         bad &= labels != ignore_index
     return bad
 
@@ -251,7 +251,7 @@ def _out_of_range(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
 def looks_at_labels(target: Tensor) -> bool:
     """Whether to check label values: on a CPU always, on a GPU only with FCNFAST_CHECK=1.
 
-    Looking synchronizes with the GPU, so it never happens while a graph is captured.
+    The check synchronizes with the GPU, so it never runs while a graph is captured.
     """
     if target.device.type == "cpu":
         return True
@@ -261,10 +261,10 @@ def looks_at_labels(target: Tensor) -> bool:
 
 
 def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
-    """Every label that is not ignored lies in [0, classes), where `looks_at_labels`."""
+    """If `looks_at_labels`, check that every label lies in [0, classes) or is ignored."""
     if not looks_at_labels(target):
         return
-    for labels in target if target.numel() else ():  # by image: the masks stay small
+    for labels in target if target.numel() else ():  # one image at a time keeps the masks small
         low, high = (int(v) for v in torch.aminmax(labels))
         if low >= 0 and high < classes:
             continue
@@ -288,7 +288,7 @@ def check_out(scores: Tensor, out: Tensor) -> None:
 
 
 def check_counts(out: Tensor, classes: int) -> None:
-    """Counts of C classes: C x C, or a row more for the labels that are no class."""
+    """Check counts of C classes: C x C, or (C + 1) x C with a row for out-of-range labels."""
     check_classes(classes, out.dtype, "out")
     if tuple(out.shape) not in ((classes, classes), (classes + 1, classes)):
         wanted = f"{classes} x {classes} or {classes + 1} x {classes} counts"

@@ -1,7 +1,7 @@
-"""The raw ops of inference in torch's own operators: what a graph holds that leaves fcnfast.
+"""The inference ops in torch's own operators, for graphs that run without fcnfast.
 
-Each function takes a raw op's arguments. They run in place of the ops while `torch.onnx.export`
-traces, and within `portable`. They write full-resolution logits, and a tap of weight 0 is read.
+Each function takes a raw op's arguments and replaces the op while `torch.onnx.export` traces and
+within `portable`. They write full-resolution logits and read taps of weight 0 (0 * inf is NaN).
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ..geometry import Border, SamplingGrid, taps
 from ..tiled._tiles import compute_dtype
 from ._checks import check_classes
 
-# Of the whole process, as a forced backend is.
+# Process-wide, like a forced backend.
 _active = False
 
 
 @contextmanager
 def portable() -> Iterator[None]:
-    """Make the ops run in torch's own operators within, so that an exported graph has only those.
+    """Run the ops as torch's own operators inside the block: an exported graph has no others.
 
-    For ``torch.export.export`` of a model whose program shall load where fcnfast is not
-    installed. It holds for all threads. Losses and confusion matrices stay as they are.
+    For ``torch.export.export`` of a program that must load where fcnfast is not installed. It
+    holds for all threads. Losses and confusion matrices stay as they are.
     """
     global _active
     before, _active = _active, True
@@ -38,12 +38,12 @@ def portable() -> Iterator[None]:
 
 
 def is_portable() -> bool:
-    """Whether ops run in torch's own operators now."""
+    """Whether ops currently run as torch's own operators."""
     return _active or torch.onnx.is_in_onnx_export()
 
 
 def _known(condition: Any) -> bool:
-    """Whether a condition on sizes holds for all sizes that they stand for."""
+    """Whether a condition on (possibly symbolic) sizes always holds."""
     if isinstance(condition, bool):
         return condition
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # takes half a second
@@ -52,14 +52,14 @@ def _known(condition: Any) -> bool:
 
 
 def _same(a: SamplingGrid, b: SamplingGrid) -> bool:
-    """Whether two grids sample one map at the same places."""
+    """Whether two grids sample a map at the same positions."""
     fields = ("size", "num", "off", "den")
     pairs = ((getattr(a, f)[axis], getattr(b, f)[axis]) for f in fields for axis in (0, 1))
     return all(_known(p == q) for p, q in pairs)
 
 
 def _sampled(x: Tensor, integers: Any, clamp: bool) -> Tensor:
-    """N x C x H x W: the map at a grid, in the precision that the ops compute in."""
+    """N x C x H x W: the map sampled at a grid, in the ops' compute dtype."""
     h, w, height, width, *rest = integers
     if _known(x.shape[2] != h) or _known(x.shape[3] != w):
         raise ValueError(f"grid was made for maps of {(h, w)}, not {tuple(x.shape[2:])}")
@@ -69,12 +69,12 @@ def _sampled(x: Tensor, integers: Any, clamp: bool) -> Tensor:
     if _same(grid, SamplingGrid.resize((h, w), (h, w))):
         return x
     x = x.to(compute_dtype(x))
-    # ONNX' Resize puts the only pixel of an axis elsewhere.
+    # ONNX Resize samples a one-pixel axis at a different position.
     if clamp and not any(_known(n == 1) for n in (height, width)):
         for corners in (False, True):
             if _same(grid, SamplingGrid.resize((h, w), (height, width), align_corners=corners)):
                 return F.interpolate(x, (height, width), mode="bilinear", align_corners=corners)
-    # Columns first: the rows of the result are then copies of whole rows.
+    # Columns first: the second step then gathers whole rows.
     for axis in (1, 0):
         t = taps(grid, axis, x.dtype, x.device)
         w0, w1 = (w if axis else w[:, None] for w in (t.w0, t.w1))
@@ -106,7 +106,7 @@ def upsample_argmax(
 
 
 def crop_add(x: Tensor, skip: Tensor, offset: Any, backend: str | None) -> Tensor:
-    """`x` and the window of `skip` from `offset` on."""
+    """`x` plus the window of `skip` at `offset`."""
     (top, left), (h, w) = offset, x.shape[2:]
     return x + skip[:, :, top : top + h, left : left + w]
 

@@ -21,23 +21,23 @@ from ..geometry import SamplingGrid
 from ._portable import RULES, is_portable
 
 LIBRARY = torch.library.Library("fcnfast", "DEF")
-# A grid in a schema: integers, which may be symbolic, and whether the border repeats the edge.
+# A grid in a schema: integers (possibly symbolic), and whether the border repeats the edge.
 GRID = "SymInt[] grid, bool clamp"
 BACKEND = "str? backend"
 _BACKENDS = ("torch", "triton")
-# Of the whole process: autograd's threads see it.
+# Process-wide, so that autograd's threads see it.
 _forced: str | None = None
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Force "torch" or "triton" for the ops called within, over the variable FCNFAST_BACKEND.
+    """Force the "torch" or "triton" backend inside the block, overriding FCNFAST_BACKEND.
 
-    It holds for all threads. A gradient runs where its op ran, whenever it is taken. A compiled
-    or exported function keeps what was forced while it was traced.
+    It holds for all threads. A backward pass uses the backend of its forward pass. A compiled or
+    exported function keeps the backend that was forced when it was traced.
 
     Raises:
-        ValueError: for another name.
+        ValueError: `name` is neither "torch" nor "triton".
     """
     global _forced
     before, _forced = _forced, _checked(name, "backend")
@@ -55,7 +55,7 @@ def _checked(name: str, source: str) -> str:
 
 @torch.compiler.assume_constant_result
 def forced() -> str | None:
-    """The backend that is forced, if one is; ValueError for another FCNFAST_BACKEND."""
+    """The forced backend, or None; ValueError if FCNFAST_BACKEND has any other value."""
     if _forced is not None:
         return _forced
     variable = os.environ.get("FCNFAST_BACKEND")
@@ -69,8 +69,8 @@ def _has_triton() -> bool:
 
 @lru_cache(maxsize=1024)
 def _fits_int32(grid: SamplingGrid) -> bool:
-    """Whether positions, also a block beyond an axis, fit the kernels' int32, and remainders the
-    24 bits of a float32.
+    """Whether positions up to a block beyond each axis fit the kernels' int32, and remainders the
+    24-bit significand of a float32.
     """
     axes = zip(grid.in_size, grid.size, grid.num, grid.off, grid.den, strict=True)
     return all(
@@ -80,10 +80,10 @@ def _fits_int32(grid: SamplingGrid) -> bool:
 
 
 def uses_triton(backend: str | None, x: Tensor, grid: SamplingGrid | None = None) -> bool:
-    """Whether the Triton launcher runs an op of the map `x` at `grid`.
+    """Whether the Triton launcher runs an op on the map `x` at `grid`.
 
-    The kernels compute in float32 and int32: plain torch takes float64 maps and larger positions,
-    but ValueError where Triton is forced.
+    The kernels compute in float32 and int32. Plain torch runs float64 maps and larger positions;
+    if Triton is forced, they raise ValueError.
     """
     if backend is None:
         if x.device.type != "cuda" or x.dtype == torch.float64 or not _has_triton():
@@ -116,9 +116,9 @@ def define(
 
     Args:
         schema: name, arguments and results, as ``torch.library.define`` takes it.
-        body, fake: compute the results, or empty tensors like them; arguments by position.
+        body, fake: compute the results, or empty tensors like them, from positional arguments.
         setup, backward: as ``torch.library.register_autograd`` takes them.
-        entry: calls the op for an entry of a batch under vmap; by default with its arguments.
+        entry: calls the op for one batch entry under vmap; by default the op itself.
     """
     op, name = _register(schema, body, fake)
     torch.library.register_autograd(name, backward, setup_context=setup, lib=LIBRARY)
@@ -135,8 +135,8 @@ def define(
                     refuse()
         return run(*args)
 
-    # torch.func differentiates an autograd.Function, but not an op of register_autograd. This key
-    # is met while one of its transforms is active, and only then.
+    # torch.func differentiates an autograd.Function, but not an op with register_autograd. This
+    # dispatch key is reached only while one of its transforms is active.
     methods = {"forward": lambda *args: op(*args), "setup_context": setup, "backward": backward}
     methods |= {"vmap": _one_by_one(entry or op), "jvp": refuse}
     statics = {key: staticmethod(method) for key, method in methods.items()}
@@ -157,7 +157,7 @@ def define_without_gradient(
 
 
 def _or_portable(op: Any) -> Callable[..., Any]:
-    """The function that calls `op`, or what it is in torch's own operators (see `_portable`)."""
+    """A function that calls `op` or, if `is_portable`, its equivalent in torch's own operators."""
     rule = RULES.get(op.name().partition("::")[2])
     if rule is None:
         return op
@@ -173,7 +173,7 @@ def _register(schema: str, body: Callable[..., Any], fake: Callable[..., Any]) -
 
 
 def _one_by_one(call: Callable[..., Any], in_place: bool = False) -> Callable[..., tuple[Any, Any]]:
-    """The rule for torch.func.vmap: a call for each entry, which may change its first argument."""
+    """The rule for torch.func.vmap: one call per entry. in_place: it changes its first argument."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         if in_place and in_dims[0] is None:
@@ -182,7 +182,7 @@ def _one_by_one(call: Callable[..., Any], in_place: bool = False) -> Callable[..
         def entry(a: Any, dim: int | None, i: int) -> Any:
             if not isinstance(a, Tensor) or dim is None:
                 return a
-            # Of no entries, zeros stand for one: its results have the right shapes.
+            # An empty batch runs one entry of zeros, which gives the shapes of the results.
             return a.select(dim, i) if info.batch_size else a.sum(dim, dtype=a.dtype)
 
         results = [

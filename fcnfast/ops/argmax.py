@@ -85,7 +85,7 @@ def upsample_argmax(
     dtype: torch.dtype = torch.uint8,
     confidence: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The label map of upsampled scores, without the upsampled scores.
+    """The label map of upsampled scores, without full-resolution scores.
 
     ``F.interpolate(scores, size, mode="bilinear").argmax(1)``, or at any `SamplingGrid`.
 
@@ -97,13 +97,12 @@ def upsample_argmax(
         confidence: also return the winner's softmax.
 
     Returns:
-        N x H x W labels: the first class wins a tie, a NaN wins over every number. With
-        `confidence` also N x H x W probabilities, float32 (float64 for float64 scores). Neither
-        has a gradient.
+        N x H x W labels: the first class wins ties, NaN wins over every number. With `confidence`
+        also N x H x W probabilities, float32 (float64 for float64 scores). Neither has a gradient.
 
     Raises:
-        TypeError: for other types or dtypes.
-        ValueError: as `upsample`, and for more classes than `dtype` can name (256 in uint8).
+        TypeError: an argument has a type or dtype not listed above.
+        ValueError: as in `upsample`, or `dtype` cannot hold all classes (uint8 holds 256).
 
     Example:
         >>> scores = torch.eye(2)[None, :, None]  # 1 x 2 x 1 x 2

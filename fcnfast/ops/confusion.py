@@ -1,4 +1,4 @@
-"""Upsampling fused with the argmax and the count of a confusion matrix."""
+"""Upsampling fused with the argmax and a confusion matrix."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def upsample_confusion(
     ignore_index: int = 255,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Count the pixels of every (true class, predicted class), without the upsampled scores.
+    """Count the pixels of every (true class, predicted class), without full-resolution scores.
 
-    The prediction is that of `upsample_argmax`. The metrics of section 5 of the paper follow from
+    The prediction is that of `upsample_argmax`. Section 5 of the paper computes its metrics from
     the counts of a whole data set.
 
     Args:
@@ -74,18 +74,18 @@ def upsample_confusion(
         target: N x H x W true labels, uint8, int16, int32 or int64.
         grid: from h x w to H x W; by default the scores are resized to the target's size.
         scale_factor, align_corners: instead of a grid, as in ``F.interpolate``.
-        ignore_index: the label of pixels that are not counted: 255, not torch's -100.
-        out: C x C int64 counts that these are added to; zeros by default. With (C + 1) x C counts
-            the last row is of pixels whose label is out of range, by prediction.
+        ignore_index: the label of pixels that are not counted; the default is not torch's -100.
+        out: C x C int64 counts to add to; zeros by default. The last row of (C + 1) x C counts
+            holds the pixels whose label is out of range, by prediction.
 
     Returns:
-        `out`, rows truth and columns prediction. No gradient.
+        `out`: rows are true classes, columns predicted ones. No gradient.
 
     Raises:
-        TypeError: for other types or dtypes.
-        ValueError: for other shapes or devices, a grid beside another argument for it, or with
-            C x C counts for a label out of range that is not ignored: nothing is counted then. On
-            a GPU such a pixel is left out, unless FCNFAST_CHECK=1 is set.
+        TypeError: an argument has a type or dtype not listed above.
+        ValueError: shapes or devices do not match; a grid is given with `scale_factor` or
+            `align_corners`; or, with C x C counts, a label is out of range and not ignored (nothing
+            is counted then). On a GPU such a pixel is skipped unless FCNFAST_CHECK=1 is set.
 
     Example:
         >>> scores, target = torch.eye(2)[None, :, None], torch.tensor([[[0, 1, 1, 255]]])

@@ -73,7 +73,7 @@ _crop_add = define(
     _setup,
     _backward,
 )
-# The gradient of `skip`: `grad_output` at `offset` in zeros of `size`.
+# The gradient of `skip`: zeros of `size` with `grad_output` at `offset`.
 backward_skip = define(
     f"crop_add_backward_skip(Tensor grad_output, SymInt[] size, SymInt[] offset, {BACKEND}) "
     "-> Tensor",
@@ -96,8 +96,9 @@ def crop_add(x: Tensor, skip: Tensor, offset: Size) -> Tensor:
         N x C x h x w of the dtype of `x`. Differentiable in both, any number of times.
 
     Raises:
-        TypeError: for other types or dtypes.
-        ValueError: for other shapes or devices, a negative offset, or a window that leaves `skip`.
+        TypeError: an argument has a type or dtype not listed above.
+        ValueError: shapes or devices do not match, the offset is negative, or the window leaves
+            `skip`.
 
     Example:
         >>> x, skip = torch.ones(1, 1, 2, 2), torch.arange(16.0).view(1, 1, 4, 4)

@@ -60,7 +60,7 @@ def _forward(
     loss, scale, gradient = run(
         scores, target, weight, sampled, ignore_index, reduction, label_smoothing, with_gradient
     )
-    if gradient is scale:  # one empty tensor for both, but an op's results must differ
+    if gradient is scale:  # one empty tensor, but an op's results must not alias
         gradient = torch.empty_like(scale)
     return loss, scale, gradient
 
@@ -75,7 +75,7 @@ def _fake(scores: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, Tenso
     loss, scale = (empty(*target.shape), empty(0)) if per_pixel else (empty(), empty())
     if per_pixel or not with_gradient:
         return loss, scale, empty(0)
-    if uses_triton(backend, scores):  # which makes a row of all maps at a time
+    if uses_triton(backend, scores):  # its kernels write one row of all maps at a time
         images, channels, height, width = scores.shape
         return loss, scale, empty(height, images, channels, width).permute(1, 2, 0, 3)
     return loss, scale, empty(*scores.shape)
@@ -98,7 +98,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | 
     others = (None,) * 9
     if grad_output is None:
         return None, *others
-    # Saved tensors may be unpacked only once: activation checkpointing insists.
+    # Activation checkpointing allows saved tensors to be unpacked only once.
     saved = ctx.saved_tensors
     if ctx.settings is None:
         return _cross_entropy_backward(grad_output, *saved, ctx.backend), *others
@@ -106,7 +106,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | 
 
 
 def _of_entry(scores: Tensor, *args: Any) -> Any:
-    """The loss of an entry of a batch, which tells whether it requires a gradient."""
+    """The loss of one batch entry under vmap, whose scores tell whether it needs a gradient."""
     *settings, with_gradient, backend = args
     return _cross_entropy(scores, *settings, with_gradient or scores.requires_grad, backend)
 
@@ -118,7 +118,7 @@ def _scaled(
         raise ValueError(
             "upsample_cross_entropy was called with with_gradient=False: it has no gradient"
         )
-    # Float64 scores have a gradient in float64: both go to the same implementation.
+    # Float64 scores have a float64 gradient: both select the same implementation.
     run = _implementation(backend, gradient, None).scaled
     return run(gradient, scale, grad_output, scores.dtype, is_channels_last(scores))
 
@@ -165,7 +165,7 @@ _cross_entropy = define(
     _backward,
     _of_entry,
 )
-# The gradients take the scores, so that a second derivative is refused, not missed.
+# The gradient ops take the scores, so that a second derivative raises instead of vanishing.
 _cross_entropy_backward = define(
     "upsample_cross_entropy_backward(Tensor grad_output, Tensor scores, Tensor gradient, "
     f"Tensor scale, {BACKEND}) -> Tensor",
@@ -196,7 +196,7 @@ def upsample_cross_entropy(
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """The cross-entropy of upsampled scores, without the upsampled scores.
+    """The cross-entropy of upsampled scores, without full-resolution logits.
 
     ``F.cross_entropy(F.interpolate(scores, target.shape[-2:], mode="bilinear"), target, ...)``, or
     at any `SamplingGrid`.
@@ -207,22 +207,22 @@ def upsample_cross_entropy(
         grid: from h x w to H x W; by default the scores are resized to the target's size.
         scale_factor, align_corners: instead of a grid, as in ``F.interpolate``.
         weight: C class weights of any floating-point dtype.
-        ignore_index: the label of pixels that do not count: 255, not torch's -100.
-        reduction: "mean" over the (weighted) pixels that count, "sum", "none" (N x H x W), or
+        ignore_index: the label of pixels to ignore; the default is not torch's -100.
+        reduction: "mean" (weighted, over the pixels that count), "sum", "none" (N x H x W), or
             "batch": the sum divided by N, the unnormalized loss of the reference implementation.
         label_smoothing: in [0, 1].
 
     Returns:
         float32, or float64 for float64 scores. The gradient of the scores is computed in the
-        forward pass ("none": in the backward pass) and has no gradient itself. When nothing counts
-        (every pixel is ignored, or its class has weight 0) the mean is NaN, as torch's, and the
-        gradient exactly zero; "batch" of no images is NaN, too.
+        forward pass ("none": in the backward pass) and is not itself differentiable. If no pixel
+        counts (all are ignored or have a class of weight 0), the mean is NaN, as in torch, and the
+        gradient is exactly zero. "batch" of an empty batch is NaN.
 
     Raises:
-        TypeError: for other types or dtypes.
-        ValueError: for other shapes or devices, a grid beside another argument for it, or a label
-            out of range that is not ignored. On a GPU such a label makes the loss and the gradient
-            NaN, unless FCNFAST_CHECK=1 is set.
+        TypeError: an argument has a type or dtype not listed above.
+        ValueError: shapes or devices do not match; a grid is given with `scale_factor` or
+            `align_corners`; or a label is out of range and not ignored. On a GPU such a label makes
+            the loss and the gradient NaN unless FCNFAST_CHECK=1 is set.
 
     Example:
         >>> scores = torch.zeros(1, 4, 3, 3)

@@ -1,4 +1,4 @@
-"""A learnable upsampling: the depthwise transposed convolution of an FCN, with its crop."""
+"""Learnable upsampling: the depthwise transposed convolution of an FCN, with its crop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _forward(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Of all three ops, each linear in two tensors, whose gradients are the two others."""
+    """For all three ops: each is linear in two tensors, and its gradients are the other two ops."""
     a, b, ctx.stride, ctx.start, *_, ctx.backend = inputs
     ctx.a_size, ctx.b_size, ctx.b_dtype = a.shape[-2:], b.shape[-2:], b.dtype
     for_a, for_b = ctx.needs_input_grad[:2]
@@ -160,14 +160,14 @@ def deconv(
 ) -> Tensor:
     """A depthwise transposed convolution and a crop of its result.
 
-    ``F.conv_transpose2d(x, weight, stride=stride, padding=padding, groups=C)[..., crop]``, of
-    which only the crop is computed: the upsampling of an FCN that is learned (section 3.3 of the
-    paper), a filter for each class. With a fixed bilinear filter `upsample` does the same.
+    ``F.conv_transpose2d(x, weight, stride=stride, padding=padding, groups=C)[..., crop]``; only the
+    crop is computed. This is the learned upsampling of an FCN (section 3.3 of the paper), with one
+    filter per class. For a fixed bilinear filter `upsample` computes the same.
 
     Args:
         x: N x C x h x w, float32, bfloat16, float16 or float64; any strides.
-        weight: C x 1 x k x k of the dtype of `x`, or float32 beside a half-precision `x`.
-        stride: pixels from one value of `x` to the next.
+        weight: C x 1 x k x k of the dtype of `x`, or float32 with a half-precision `x`.
+        stride: output pixels from one value of `x` to the next.
         padding: pixels removed from each side, as in ``conv_transpose2d``.
         crop: first (row, column) kept after the padding is removed.
         size: (H, W) kept; by default all that is left.
@@ -176,8 +176,8 @@ def deconv(
         N x C x H x W of the dtype of `x`. Differentiable in both, any number of times.
 
     Raises:
-        TypeError: for other types or dtypes.
-        ValueError: for other shapes or devices, or a crop that leaves the result.
+        TypeError: an argument has a type or dtype not listed above.
+        ValueError: shapes or devices do not match, or the crop leaves the result.
 
     Example:
         >>> x, weight = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2)

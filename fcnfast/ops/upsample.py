@@ -128,13 +128,13 @@ def upsample(
         size, scale_factor, align_corners: instead of a grid, as in ``F.interpolate``.
 
     Returns:
-        N x C x H x W of the same dtype. The gradient is deterministic, and differentiable again.
+        N x C x H x W of the same dtype. The gradient is deterministic and itself differentiable.
 
     Raises:
-        TypeError: for other types or dtypes.
-        ValueError: for another rank, a grid made for maps of another size, a grid beside `size`,
-            `scale_factor` or `align_corners`, or without a grid not exactly one of `size` and
-            `scale_factor`.
+        TypeError: an argument has a type or dtype not listed above.
+        ValueError: `x` is not 4-D; the grid was made for maps of a different size or is given with
+            `size`, `scale_factor` or `align_corners`; or, without a grid, not exactly one of
+            `size` and `scale_factor` is given.
 
     Example:
         >>> fcnfast.upsample(torch.tensor([[[[0.0, 4.0]]]]), size=(1, 4))
@@ -162,14 +162,14 @@ def upsample_crop_add(
         grid: from h x w to the H x W of the result.
         offset: first (row, column) of the window of `skip`.
         size, scale_factor, align_corners: instead of a grid, as in ``F.interpolate``; by default
-            `x` is resized to all of `skip` from `offset` on.
+            `x` is resized to the part of `skip` from `offset` on.
 
     Returns:
         N x C x H x W of the dtype of `x`. Differentiable in both, any number of times.
 
     Raises:
-        TypeError: for other types or dtypes.
-        ValueError: as `upsample` and `crop_add`.
+        TypeError: an argument has a type or dtype not listed above.
+        ValueError: as in `upsample` and `crop_add`.
 
     Example:
         >>> x, skip = torch.ones(1, 2, 4, 4), torch.ones(1, 2, 10, 10)

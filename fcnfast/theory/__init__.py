@@ -1,4 +1,4 @@
-"""Section 3 of the paper, for any torch network: what units see, dense outputs, sampled losses."""
+"""Section 3 of the paper for any torch network: receptive fields, dense outputs, loss sampling."""
 
 from .dense import convolutionalize, rarefy, shift_and_stitch
 from .fields import Layer, Trace, receptive_field, trace

@@ -23,7 +23,7 @@ _POINTWISE = (
 
 
 def _steps(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The layers of a chain in order; what is no chain itself is one step."""
+    """The layers of a chain in order; a module that is not a chain itself is one step."""
     for key, child in module.named_children():
         path = f"{name}.{key}" if name else key
         if isinstance(child, nn.Sequential):
@@ -66,7 +66,7 @@ def _as_convolution(linear: nn.Linear, kernel: tuple[int, int]) -> nn.Conv2d:
 
 
 def _on_maps(step: nn.Module, name: str) -> nn.Module:
-    """A layer of the classifier's end as it acts on maps."""
+    """The form on maps of a layer after the first linear one."""
     if isinstance(step, nn.Linear):
         return _as_convolution(step, (1, 1))
     if isinstance(step, nn.BatchNorm1d):
@@ -81,7 +81,7 @@ def _on_maps(step: nn.Module, name: str) -> nn.Module:
 
 
 def _fixed_pool(pool: nn.Module, size: tuple[int, int], name: str) -> nn.Module | None:
-    """An adaptive average pooling as it acted on maps of `size`; None where it changed nothing."""
+    """The fixed pooling that an adaptive one is on maps of `size`; None if it changes nothing."""
     wanted = cast(nn.AdaptiveAvgPool2d, pool).output_size
     pair = wanted if isinstance(wanted, tuple) else (wanted, wanted)
     out = [n if w is None else w for n, w in zip(size, pair, strict=True)]
@@ -98,18 +98,18 @@ def convolutionalize(classifier: nn.Module, input_size: int | tuple[int, int]) -
     """A classifier as a fully convolutional network (section 3.1 of the paper).
 
     Its fully connected layers become convolutions, the first with a kernel as large as its map.
-    At `input_size` the result is the classifier's own, N x K x 1 x 1. A larger image gives a grid
-    of outputs, one for each window of `input_size` where the classifier pads nothing.
+    At `input_size` the result is the classifier's, as N x K x 1 x 1. A larger image gives a grid of
+    outputs; if the classifier pads nothing, each is its result for one window of `input_size`.
 
     Args:
-        classifier: layers one after another (as in torchvision's AlexNet, VGG and ResNet: the
-            children in order, flattened before the first linear layer); copied, not changed.
+        classifier: a chain of layers (as in torchvision's AlexNet, VGG and ResNet: the children in
+            order, flattened before the first linear layer); copied, not changed.
         input_size: (H, W) of the images that it was trained on.
 
     Raises:
         TypeError: when `classifier` is not a network.
-        ValueError: when running the children in order is not what it does, it has no linear layer,
-            or a later layer has no form on maps.
+        ValueError: when it does more than run its children in order, has no linear layer, or a
+            layer has no form on maps.
     """
     check_module("classifier", classifier)
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
@@ -158,7 +158,7 @@ def convolutionalize(classifier: nn.Module, input_size: int | tuple[int, int]) -
 
 
 class _DilatedAvgPool(nn.Module):
-    """An average pooling whose taps lie apart (torch's has no dilation), at stride 1."""
+    """A dilated average pooling (torch has none), at stride 1."""
 
     def __init__(self, kernel: int, dilation: int, padding: int) -> None:
         super().__init__()
@@ -196,28 +196,28 @@ def _rarefied(module: nn.Module, name: str, rate: int, unstrided: bool) -> nn.Mo
             kernel = single(module.kernel_size, f"{name}.kernel_size")
             padding = rate * single(module.padding, f"{name}.padding")
             if padding and not module.count_include_pad:
-                raise ValueError(f"{name} leaves its padding out of the mean: no dilated form")
+                raise ValueError(f"{name} excludes its padding from the mean: no dilated form")
             return _DilatedAvgPool(kernel, rate, padding)
     return module
 
 
 def rarefy(model: nn.Module, layer: str | None = None) -> nn.Module:
-    """Filter rarefaction: a layer's stride is removed, and the taps of all after it move apart.
+    """Filter rarefaction: remove the stride of a layer, and dilate all layers after it.
 
     The paper's f'_ij = f_(i/s)(j/s) where s divides both, and 0 elsewhere, is a dilation by s
     (section 3.2). The result of a network of stride f becomes f times as fine; every f-th value is
-    as before, at the borders too where nothing is padded.
+    unchanged, also at the borders if nothing is padded.
 
     Args:
         model: any network of convolutions and poolings; copied, not changed.
-        layer: the dotted name of the layer whose stride goes; None for every one.
+        layer: the dotted name of the layer whose stride is removed; None for all layers.
 
     Raises:
         ValueError: when there is no such layer, it has no stride, or a layer cannot be dilated.
     """
     before = {seen.name: seen for seen in trace(model).layers}
     if layer is not None:
-        trace(model).layer(layer)  # names the nearest ones
+        trace(model).layer(layer)  # raises with the nearest names
     result = copy.deepcopy(model)
     removed = 0
     for name, module in list(result.named_modules()):
@@ -228,7 +228,7 @@ def rarefy(model: nn.Module, layer: str | None = None) -> nn.Module:
                 module.stride = (1, 1) if isinstance(module, nn.Conv2d) else 1
     if layer is not None and not removed:
         raise ValueError(f"{layer} has no stride to remove")
-    # Between two layers the strides that are gone are how far apart the taps of the later are now.
+    # The strides removed before a layer are the dilation of its taps.
     after = {seen.name: seen for seen in trace(result).layers}
     for name, module in list(result.named_modules()):
         if not isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
@@ -246,20 +246,20 @@ def rarefy(model: nn.Module, layer: str | None = None) -> nn.Module:
 
 
 def shift_and_stitch(model: nn.Module, images: Tensor) -> Tensor:
-    """Dense outputs from a network of stride f by f x f shifted runs, interlaced (section 3.2).
+    """Dense outputs from a network of stride f: f x f shifted runs, interlaced (section 3.2).
 
-    Equal to those of ``rarefy(model)``, but for borders that the network pads.
+    Equal to those of ``rarefy(model)``, except at borders that the network pads.
 
     Args:
-        model: a network of one output, N x K x h x w.
+        model: a network with one output, N x K x h x w.
         images: N x C x H x W.
 
     Returns:
         N x K x (H - F + 1) x (W - F + 1) for a network without padding and a receptive field F.
 
     Raises:
-        TypeError: for anything but a network and a tensor.
-        ValueError: for images of another rank or too small a size, or a fractional output stride.
+        TypeError: when `model` is not a network or `images` is not a tensor.
+        ValueError: when `images` is not 4-D or too small, or the output stride is fractional.
     """
     check_module("model", model)
     if not isinstance(images, Tensor):

@@ -1,7 +1,7 @@
-"""Receptive fields of the layers of any network, from one run of it on tensors without data.
+"""Receptive fields of the layers of any network, from one run on tensors without data.
 
-Every operation that the network carries out is seen as it happens, and maps the field of what it
-reads to the field of what it gives; so skips, branches and functions that are no modules count.
+Every operation of the network is intercepted and maps the field of its input to that of its output,
+so skips, branches and functions outside of modules count.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Layer:
         shape: of its result, without the batch: channels x height x width.
         field: receptive field, stride and offset of its units; None where the map has no place
             on the image, as after global pooling.
-        parameters: how many of its own.
-        given: the field of what it read.
+        parameters: how many it has of its own.
+        given: the field of its input.
     """
 
     name: str
@@ -54,9 +54,9 @@ class Trace:
     """A network's layers in the order in which it ran them, and its outputs' fields.
 
     Attributes:
-        layers: those without layers inside, each as it ran first.
+        layers: the leaf modules, each at its first run.
         outputs: the field of every output that is a map, by its key ("" for a single tensor).
-        macs: multiplications and additions of all convolutions and products, in pairs.
+        macs: multiply-accumulates of all convolutions and matrix products.
     """
 
     layers: tuple[Layer, ...]
@@ -64,7 +64,7 @@ class Trace:
     macs: int
 
     def layer(self, name: str) -> Layer:
-        """The layer of that name; ValueError when the network ran none, with the nearest names."""
+        """The layer of that name; if none ran, ValueError with the nearest names."""
         for layer in self.layers:
             if layer.name == name:
                 return layer
@@ -74,7 +74,7 @@ class Trace:
 
 
 def _sampled(field: ReceptiveField, num: int, off: int, den: int) -> ReceptiveField:
-    """After bilinear sampling at (num y + off) / den: two units are seen, not one."""
+    """After bilinear sampling at (num y + off) / den: each output reads two units."""
     reach = field.stride.numerator // field.stride.denominator
     step, start = Fraction(num, den), Fraction(off, den)
     offset = field.offset + field.stride * start
@@ -82,7 +82,7 @@ def _sampled(field: ReceptiveField, num: int, off: int, den: int) -> ReceptiveFi
 
 
 def _union(fields: Sequence[ReceptiveField]) -> ReceptiveField:
-    """The smallest field that holds all of them."""
+    """The smallest field that contains all of them."""
     strides = {field.stride for field in fields}
     if len(strides) > 1:
         found = " and ".join(map(str, sorted(strides)))
@@ -103,7 +103,7 @@ def _convolution(field: ReceptiveField, args: Sequence[Any]) -> ReceptiveField:
 
 def _pooling(field: ReceptiveField, args: Sequence[Any], dilated: bool) -> ReceptiveField:
     kernel = single(args[1], "window")
-    # Arguments at the end may be left out; a stride of [] is the window's size.
+    # Trailing arguments may be missing; a stride of [] is the window's size.
     stride = single(args[2], "stride") if len(args) > 2 and args[2] else kernel
     padding = single(args[3], "padding") if len(args) > 3 else 0
     dilation = single(args[4], "dilation") if dilated and len(args) > 4 else 1
@@ -119,11 +119,11 @@ def _resized(field: ReceptiveField, x: Tensor, out: Tensor, args: Sequence[Any])
 
 
 class _Watch(TorchDispatchMode):
-    """Sees every operation, and knows the field of every map."""
+    """Intercepts every operation and tracks the field of every map."""
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()
-        # The tensors are kept, so that no other takes the place of one in memory.
+        # Keeping the tensors alive keeps their ids unique.
         self.known: dict[int, tuple[Tensor, ReceptiveField]] = {}
         self.set(images, ReceptiveField())
 
@@ -137,7 +137,7 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        # Parts of a map are a list, and all of them maps; of a tuple only the first may be one.
+        # A list holds parts of a map, all of them maps; in a tuple only the first may be a map.
         first = result[0] if isinstance(result, tuple) and result else result
         for out in result if isinstance(result, list) else [first]:
             if isinstance(out, Tensor) and out.dim() >= 3:
@@ -174,7 +174,7 @@ class _Watch(TorchDispatchMode):
             if name == "fcnfast::crop_add":
                 skip = self.get(args[1])
                 return field if skip is None else _union([field, skip.crop(args[2][0])])
-        # Whatever keeps the last two axes works on each unit by itself.
+        # An operation that keeps the last two axes acts on each unit by itself.
         maps = [x for x in tree_leaves(args) if id(x) in self.known]
         fields = [self.known[id(x)][1] for x in maps if x.shape[-2:] == out.shape[-2:]]
         return _union(fields) if fields else None
@@ -182,7 +182,7 @@ class _Watch(TorchDispatchMode):
 
 @contextmanager
 def _ready(model: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
-    """In evaluation mode and with a hook on every layer without layers inside, for a while."""
+    """Temporarily put a network into evaluation mode, with a hook on every leaf module."""
     modes = {module: module.training for module in model.modules()}
     leaves = ((n, m) for n, m in model.named_modules() if next(m.children(), None) is None)
     handles = [module.register_forward_hook(partial(hook, name)) for name, module in leaves]
@@ -197,7 +197,7 @@ def _ready(model: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
 
 
 def check_module(name: str, value: object) -> None:
-    """TypeError for anything but a torch network."""
+    """Raise TypeError unless `value` is a torch network."""
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name} must be a torch.nn.Module, not {value!r}")
 
@@ -205,10 +205,10 @@ def check_module(name: str, value: object) -> None:
 def trace(
     model: nn.Module, input_size: int | tuple[int, int] = INPUT_SIZE, *, channels: int | None = None
 ) -> Trace:
-    """Run a network on an image without data, and see what each layer's units look at.
+    """Run a network on an image without data and record the receptive field of each layer.
 
     Args:
-        model: any network of images N x C x H x W; left as it was, and run without memory.
+        model: any network of images N x C x H x W; not changed, and run without memory.
         input_size: (H, W) of the image. Fields do not depend on it, shapes and MACs do.
         channels: C; by default those of an fcnfast network, else of the first convolution, else 3.
 
@@ -217,7 +217,7 @@ def trace(
         ValueError: for kernels that are not square, or combined maps of different strides.
     """
     check_module("model", model)
-    from torch.utils.flop_counter import FlopCounterMode  # it brings Triton along
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
 
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     own = (*model.named_parameters(), *model.named_buffers())

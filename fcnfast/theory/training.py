@@ -1,4 +1,4 @@
-"""What sections 3.3 and 3.4 of the paper say of training: learned upsampling, sampled losses."""
+"""Training as in sections 3.3 and 3.4 of the paper: learned upsampling, loss sampling."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def stacked_deconvolutions(
 ) -> nn.Sequential:
     """A stack of learnable deconvolutions, which can learn even a nonlinear upsampling.
 
-    Each takes C x h x w to C x s h x s w and begins as the bilinear interpolation of each channel,
-    with centers where `SamplingGrid.resize` has them (section 3.3 of the paper).
+    Each maps C x h x w to C x s h x s w and starts as bilinear interpolation of each channel, with
+    the pixel centers of `SamplingGrid.resize` (section 3.3 of the paper).
 
     Args:
         channels: C.
         strides: the factor s of each deconvolution, at least 2.
-        activation: makes the layer between two of them, such as ``nn.PReLU``. (A ReLU lets no
-            negative scores pass at first: shift them.)
+        activation: makes the layer between two of them, such as ``nn.PReLU``. (A ReLU blocks
+            negative scores at first: shift them.)
 
     Raises:
-        TypeError: when channels or a stride is not an integer, or strides not a sequence.
-        ValueError: without strides, for one below 2, or without channels.
+        TypeError: when channels or a stride is not an integer, or strides is not a sequence.
+        ValueError: when strides is empty or has one below 2, or channels is not positive.
     """
     if type(channels) is not int:
         raise TypeError(f"channels must be an integer, not {channels!r}")
@@ -40,7 +40,7 @@ def stacked_deconvolutions(
     for stride in strides:
         if layers and activation is not None:
             layers.append(activation())
-        layers.append(Deconv(channels, stride, padding=stride // 2))  # s pixels for every one
+        layers.append(Deconv(channels, stride, padding=stride // 2))  # exactly s times as large
     return nn.Sequential(*layers)
 
 
@@ -56,21 +56,22 @@ def sample_patches(
 
     This is patchwise training as loss sampling (section 3.4 of the paper): an image is a batch of
     patches, one for each cell of the last layer. The expected gradient of a summed loss is `p`
-    times the whole one; for batches of the same size take 1 / `p` times as many images.
+    times the full one; for batches of the same effective size use 1 / `p` times as many images.
 
     Args:
         target: N x H x W labels.
         p: in (0, 1].
-        cell: height and width in pixels: the network's stride for cells of its last layer.
-        generator: of the target's device; torch's own when None.
-        ignore_index: what the loss ignores.
+        cell: height and width in pixels; the network's stride gives the cells of its last layer.
+        generator: on the target's device; torch's default when None.
+        ignore_index: the label that the loss ignores.
 
     Returns:
         A new N x H x W target of the same dtype.
 
     Raises:
         TypeError: when the target is not an integer tensor.
-        ValueError: for another rank, p, or cell, or an ignore_index that the dtype cannot hold.
+        ValueError: when the target is not 3-D, p or cell is out of range, or the dtype cannot hold
+            ignore_index.
     """
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"target must hold integer labels, not {target.dtype}")

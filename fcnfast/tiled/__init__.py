@@ -1,4 +1,4 @@
-"""The ops in plain torch, a tile at a time: what runs on a CPU, small in memory and fast.
+"""The ops in plain torch, one tile at a time: the fast, memory-lean implementation for CPUs.
 
-One file an op, with the functions that the op's Triton launchers in kernels/ have, too.
+One file per op, with the same functions as the op's Triton launchers in kernels/.
 """

@@ -1,10 +1,10 @@
-"""Tiles of upsampled classes in the layout of cells: what the fused heads work on.
+"""Tiles of upsampled classes in cell layout, which the fused heads work on.
 
-Between two neighboring columns of the coarse map lies a cell, the pixels that read them both. A
-tile holds its pixels in the order of places: first pixels of all its cells, then second pixels,
-... With m pixels in the largest of B cells it is rows x classes x (m x B), and interpolating along
-a row is ``left + weight * (right - left)`` over contiguous memory for any grid, its adjoint two
-sums. The last pixel of a smaller cell has all its places; all but the first of those are void.
+A cell is the pixels between two neighboring columns of the coarse map, which read both. A tile
+stores the first pixels of all its cells, then the second pixels, and so on; each slot is a place.
+With B cells of at most m pixels it is rows x classes x (m x B). For any grid, interpolation along a
+row is then ``left + weight * (right - left)`` over contiguous memory, and its adjoint is two sums.
+A smaller cell repeats its last pixel to fill its m places; the repeats are void.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ._tiles import Strip, even_length, gather, masked_product, scatter, strips,
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Some neighboring cells: B of them, of at most m pixels.
+    """A group of B neighboring cells of at most m pixels.
 
-    span: columns of the framed map that they read. left, right: into the span, every cell's two
-    taps. w0, w1: m x B weights of the taps. reads_all: none of them is 0. first: of their places
-    among those of a whole strip. pixel: the output column of every place. real: not void.
+    span: columns of the framed map that they read. left, right: each cell's two taps, indices into
+    the span. w0, w1: m x B tap weights. reads_all: no weight is 0. first: the group's first place
+    in a whole strip. pixel: the output column of each place. real: which places are not void.
     """
 
     span: slice
@@ -40,12 +40,12 @@ class Cells:
 
     @property
     def places(self) -> slice:
-        """Among the places of a whole strip."""
+        """The group's places in a whole strip."""
         return slice(self.first, self.first + self.w0.numel())
 
 
 def _inner(grid: SamplingGrid, axis: int) -> int:
-    """The most pixels along an axis of a cell; the outermost cells may have more."""
+    """The most pixels of an inner cell along an axis; the outermost cells may have more."""
     num = grid.num[axis]
     return -(-grid.den[axis] // num) if num else grid.size[axis]
 
@@ -54,8 +54,8 @@ def _inner(grid: SamplingGrid, axis: int) -> int:
 def _columns(
     grid: SamplingGrid, places: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[tuple[Cells, ...], Tensor]:
-    """The grid's columns in groups of cells of about `places` places; the place of each column."""
-    with torch.inference_mode(False), torch.device("cpu"):  # kept for calls of every mode
+    """Groups of cells of about `places` places for the grid's columns; the place of each column."""
+    with torch.inference_mode(False), torch.device("cpu"):  # cached for calls in every mode
         return _grouped(grid, places, dtype, device)
 
 
@@ -63,7 +63,7 @@ def _grouped(
     grid: SamplingGrid, places: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[tuple[Cells, ...], Tensor]:
     n, num, off, den = (v[1] for v in (grid.in_size, grid.num, grid.off, grid.den))
-    # One column around the map is its frame; beyond, nothing changes any more.
+    # The map is framed by one column on each side; beyond it, all positions read the same.
     position = (torch.arange(grid.size[1]) * num + off).clamp(-den, n * den)
     cell = torch.div(position, den, rounding_mode="floor").clamp(max=n - 1)
     weight = (position - cell * den).double() / den
@@ -86,7 +86,7 @@ def _grouped(
 
 
 def _groups(count: Tensor, inner: int, places: int) -> list[tuple[int, int]]:
-    """Ranges of cells: an outer cell larger than the inner ones by itself, evenly many others."""
+    """Ranges of cells: an oversized outer cell by itself, the others in even groups."""
     cells = len(count)
     begin = int(count[0] > inner)
     end = max(begin, cells - int(count[-1] > inner))
@@ -105,8 +105,8 @@ def _indices(taps: Tensor, device: torch.device) -> slice | Tensor:
 class Tiling:
     """The tiles of a grid for maps of `channels` planes.
 
-    finite: the map has neither NaN nor infinity. cells: rows of them in a strip and columns in a
-    group, about so many at most; by default as many as make a tile.
+    finite: the map has neither NaN nor infinity. cells: about the most rows of cells in a strip and
+    columns of cells in a group; by default as many as fill a tile.
     """
 
     def __init__(
@@ -131,11 +131,11 @@ class Tiling:
 
     @property
     def places(self) -> int:
-        """Of a whole strip."""
+        """The number of places in a whole strip."""
         return self.groups[-1].places.stop
 
     def frame(self, x: Tensor) -> Tensor:
-        """C x h x w as h x C x (w + 2): with the border's column on either side."""
+        """C x h x w as h x C x (w + 2), with a border column on either side."""
         framed = x.new_zeros(x.shape[1], x.shape[0], x.shape[2] + 2)
         framed[..., 1:-1] = x.transpose(0, 1)
         if self.border == "clamp":
@@ -143,27 +143,27 @@ class Tiling:
         return framed
 
     def add_unframed(self, x: Tensor, framed: Tensor) -> None:
-        """The adjoint of `frame`, added to `x`; `framed` is written over."""
+        """Add the adjoint of `frame` to `x`; overwrites `framed`."""
         if self.border == "clamp":
             framed[..., 1] += framed[..., 0]
             framed[..., -2] += framed[..., -1]
         x += framed[..., 1:-1].transpose(0, 1)
 
     def lower(self, part: Tensor, row: Strip) -> Tensor:
-        """The rows of a framed map that a strip reads, sampled there: rows x C x columns."""
+        """Interpolate the rows of a framed map that a strip reads: rows x C x columns."""
         if not self.finite:
             return gather(part, row, 0)
         return (row.matrix @ part.reshape(len(part), -1)).view(-1, *part.shape[1:])
 
     def add_raised(self, part: Tensor, low: Tensor, row: Strip) -> None:
-        """The adjoint of `lower`, added to those rows of a framed map."""
+        """Add the adjoint of `lower` to those rows of a framed map."""
         if self.scatters:
             part += scatter(low, row, 0)
         else:
             part.view(len(part), -1).addmm_(row.matrix.T, low.view(len(low), -1))
 
     def widen(self, low: Tensor, cells: Cells, out: Tensor) -> Tensor:
-        """rows x C x columns of a span, sampled at its cells: rows x C x places, within `out`."""
+        """Interpolate a span (rows x C x columns) at its cells: rows x C x places, in `out`."""
         left, right = low[..., None, cells.left], low[..., None, cells.right]
         shape = (*low.shape[:2], *cells.w0.shape)
         tile = out[: shape[0] * shape[1] * shape[2] * shape[3]].view(shape)
@@ -176,9 +176,9 @@ class Tiling:
         return tile.flatten(2)
 
     def add_narrowed(self, low: Tensor, tile: Tensor, cells: Cells) -> None:
-        """The adjoint of `widen`, added to `low`; `tile` is written over.
+        """Add the adjoint of `widen` to `low`; overwrites `tile`.
 
-        Void places hold 0, or what is not finite like the last pixel of their cell.
+        Void places hold 0, or are non-finite like the last pixel of their cell.
         """
         tile = tile.unflatten(2, cells.w0.shape)
         if self.finite or cells.reads_all:

@@ -1,8 +1,8 @@
-"""What the plain-torch paths share: strips of an axis, what is finite, memory formats.
+"""Shared by the plain-torch paths: strips of an axis, finiteness, memory formats.
 
-Bilinear sampling is a product with one small banded matrix for the rows and one for the columns, a
-strip of either at a time. Products read taps of weight 0 (0 * inf is NaN), so maps that are not
-finite, and devices where looking would mean a synchronization, gather instead.
+Bilinear sampling is a product with one small banded matrix for the rows and one for the columns,
+one strip at a time. A product reads taps of weight 0 (0 * inf is NaN), so non-finite maps gather
+instead, as do devices where checking for them would synchronize.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from torch import Tensor
 
 from ..geometry import SamplingGrid, axis_taps
 
-# Floats in a tile, for each thread: large enough that starting an op costs little beside it; with
-# its copies it stays in the threads' part of a cache.
+# Floats in a tile for each thread: enough to amortize the overhead of an op, and few enough that
+# the tile and its copies stay in the threads' share of the cache.
 TILE_ELEMENTS = 1 << 18
 # A GPU wants few, large steps.
 GPU_TILE_ELEMENTS = 1 << 24
-# No tile exceeds this part of the full-resolution logits, unless they are fewer than these. A
-# fifth of the rows must fit, also with void places.
+# No tile exceeds this share of the full-resolution logits, unless it has at most FEW_ELEMENTS. A
+# fifth of the rows must fit, including void places.
 TILE_SHARE = 2 / 9
 FEW_ELEMENTS = 1 << 14
 
 
 @dataclass(frozen=True, eq=False)
 class Strip:
-    """Output indices [first, last) along one axis and the map's indices [low, high) they read.
+    """Output indices [first, last) along one axis and the map indices [low, high) that they read.
 
-    matrix: (last - first) x (high - low) weights; i0, i1 (into [low, high)), w0, w1: the same as
-    taps, for the gathering form. reads_all: no tap has a weight of 0.
+    matrix: (last - first) x (high - low) weights. i0, i1 (into [low, high)), w0, w1: the same as
+    taps, for gathers. reads_all: no tap has weight 0.
     """
 
     first: int
@@ -47,9 +47,9 @@ class Strip:
     reads_all: bool
 
     def sample(self, x: Tensor) -> Tensor:
-        """outer x [low, high) x inner, all finite, sampled: outer x [first, last) x inner.
+        """Sample a finite outer x [low, high) x inner: outer x [first, last) x inner.
 
-        As in ``torch.lerp`` between the taps, a tap outside the map being 0.
+        This is ``torch.lerp`` between the taps; a tap outside the map is 0.
         """
         left, right = x.index_select(1, self.i0), x.index_select(1, self.i1)
         if self.reads_all:
@@ -64,8 +64,8 @@ class Strip:
 def strips(
     grid: SamplingGrid, axis: int, length: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Strip, ...]:
-    """The axis cut into strips of `length` outputs."""
-    with torch.inference_mode(False):  # kept for calls of every mode
+    """Cut the axis into strips of `length` outputs."""
+    with torch.inference_mode(False):  # cached for calls in every mode
         return tuple(_cut(grid, axis, length, dtype, device))
 
 
@@ -90,12 +90,12 @@ def _cut(
 
 
 def even_length(total: int, most: int) -> int:
-    """The length of strips that cut `total` into as few and as even parts of `most` or fewer."""
+    """The length that cuts `total` into the fewest parts of at most `most`, evenly."""
     return -(-total // -(-total // max(1, most)))
 
 
 def tile_elements(logits: int, device: torch.device) -> int:
-    """How many floats a tile may have, out of so many logits."""
+    """The most floats in a tile, given the number of full-resolution logits."""
     most = GPU_TILE_ELEMENTS
     if device.type == "cpu":
         most = TILE_ELEMENTS * max(2, torch.get_num_threads())
@@ -107,18 +107,18 @@ def _along(weight: Tensor, x: Tensor, dim: int) -> Tensor:
 
 
 def masked_product(x: Tensor, weight: Tensor) -> Tensor:
-    """``x * weight``, but 0 where the weight is, even if `x` is no number there."""
+    """``x * weight``; zero weight gives 0, even for NaN."""
     return torch.where(weight == 0, 0.0, x * weight)
 
 
 def gather(x: Tensor, strip: Strip, dim: int) -> Tensor:
-    """`x`, which begins at the strip's `low` along `dim`, sampled; weights of 0 read nothing."""
+    """Sample `x`, which begins at the strip's `low` along `dim`; zero weight reads nothing."""
     left = masked_product(x.index_select(dim, strip.i0), _along(strip.w0, x, dim))
     return left + masked_product(x.index_select(dim, strip.i1), _along(strip.w1, x, dim))
 
 
 def scatter(g: Tensor, strip: Strip, dim: int) -> Tensor:
-    """The adjoint of `gather`. On a GPU its sum has no fixed order: a product has."""
+    """The adjoint of `gather`. On a GPU its order of summation is not fixed; a product's is."""
     shape = list(g.shape)
     shape[dim] = strip.high - strip.low
     result = g.new_zeros(shape)
@@ -127,23 +127,23 @@ def scatter(g: Tensor, strip: Strip, dim: int) -> Tensor:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Arithmetic is done in float32, in float64 for float64."""
+    """The dtype of the arithmetic: float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def coarse(x: Tensor) -> Tensor:
-    """`x` in NCHW order and the dtype of the arithmetic; it is the small map, so a copy is fine."""
+    """`x` in NCHW order and the compute dtype; it is the small map, so a copy is cheap."""
     return x.detach().to(compute_dtype(x)).contiguous()
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether products and differences may be used: no NaN, no infinity, none of the largest.
+    """Whether products and differences are safe: no NaN, no infinity, nothing near overflow.
 
-    Never a synchronization: on other devices than a CPU the answer is no.
+    Never synchronizes: on any device but a CPU the answer is no.
     """
     if x.device.type != "cpu" or x.numel() == 0:
         return x.device.type == "cpu"
-    low, high = torch.aminmax(x)  # a NaN is both; several times faster than isfinite
+    low, high = torch.aminmax(x)  # a NaN becomes both; several times faster than isfinite
     limit = torch.finfo(x.dtype).max / 4
     return -limit < low.item() and high.item() < limit
 
@@ -155,7 +155,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """The format that results made from `x` have: channels_last, or else NCHW."""
+    """The memory format of results computed from `x`: channels_last, or else NCHW."""
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 

@@ -1,8 +1,8 @@
 """upsample_argmax in plain torch: in tiles, without the classes that cannot win there.
 
 Every pixel of a cell (between four neighbors of the coarse map) is a convex combination of its
-corners. A class that lies everywhere below the smallest corner of another can win no pixel of the
-cell, so that a tile of a map with regions interpolates the few classes that meet in it.
+corners. A class whose largest corner is below the smallest corner of another cannot win there.
+In a map with regions, a tile thus interpolates only the few classes that meet in it.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ from ..geometry import SamplingGrid
 from ._cells import Tiling
 from ._tiles import coarse, even_length, is_finite
 
-# Rows and columns of cells in which classes are ruled out together: small enough for few regions,
-# large enough to pay.
+# Rows and columns of cells in which classes are ruled out together: few enough to hold few regions,
+# enough to be worth the check.
 CELLS = 8, 256
-# Below this many pixels a cell on average, looking at corners does not pay.
+# Below this average number of pixels per cell, checking corners costs more than it saves.
 PIXELS_PER_CELL = 4
 
 
 def _contenders(part: Tensor) -> Tensor:
-    """The classes that can win somewhere between rows x C x columns of a map: their indices."""
+    """Indices of the classes that can win somewhere between rows x C x columns of a map."""
     low = high = part
     for dim in (0, 2):
         if (last := part.shape[dim] - 1) > 0:
             low = torch.minimum(low.narrow(dim, 0, last), low.narrow(dim, 1, last))
             high = torch.maximum(high.narrow(dim, 0, last), high.narrow(dim, 1, last))
-    # In-place comparisons give numbers, which are several times faster here than booleans.
+    # A comparison into a float tensor is several times faster here than one into booleans.
     able = torch.ge(high, low.amax(1, keepdim=True), out=torch.empty_like(high))
     return able.amax(0).amax(1).nonzero()[:, 0]
 
 
 def _winners(z: Tensor, codes: Tensor, finite: bool) -> Tensor:
-    """rows x places: the code of the first of the largest among rows x C x places.
+    """The code of the first largest class of each place of rows x C x places: rows x places.
 
-    codes: of the C classes, negative and ascending. `z` is written over.
+    codes: of the C classes, negative and ascending. Overwrites `z`.
     """
     if z.device.type != "cpu":
-        return codes[z.argmax(1)]  # on a GPU only argmax promises the first
+        return codes[z.argmax(1)]  # on a GPU only argmax guarantees the first
     best = z.amax(1, keepdim=True)
     if not finite and best.isnan().any():  # a NaN wins
         return codes[z.max(1)[1]]  # several times faster than argmax, and also takes the first
-    # max with indices takes one element after the other: three passes over vectors are faster.
+    # max with indices is not vectorized: three vectorized passes are faster.
     return z.eq_(best).mul_(codes[:, None]).amin(1)
 
 
 def _run(
     x: Tensor, grid: SamplingGrid, labels: Tensor, confidence: Tensor | None, prunes: bool
 ) -> None:
-    """Write the labels N x H x W and, when wanted, the winners' softmax."""
+    """Write the labels N x H x W and, if `confidence` is given, the winners' softmax."""
     finite = is_finite(x)
     tiling = Tiling(grid, x.shape[1], x.dtype, x.device, finite, CELLS)
     buffer = x.new_empty(tiling.elements)
@@ -83,7 +83,7 @@ def _run(
 
 
 def _outside(grid: SamplingGrid, axis: int) -> tuple[int, int]:
-    """How many pixels at either end see nothing but the zeros around the map."""
+    """How many pixels at either end read only the zeros around the map."""
     n, size, num, off, den = (
         v[axis] for v in (grid.in_size, grid.size, grid.num, grid.off, grid.den)
     )
@@ -106,8 +106,8 @@ def forward(
         ordered = x.device.type == "cpu" and not confidence
         ordered = ordered and (x.numel() == 0 or not math.isnan(x.amax().item()))
         if ordered and grid.border == "zero":
-            # Zeros around a map scale its outermost pixels, alike for all classes: the winners are
-            # those of a map whose edge is repeated. Of nothing but zeros the first wins.
+            # Zeros around a map scale its outermost pixels equally for all classes, so the winners
+            # are those of a repeated edge. Where only zeros are read, the first class wins.
             _run(x, replace(grid, border="clamp"), labels, None, large)
             for dim in (1, 2):
                 before, after = _outside(grid, dim - 1)

@@ -1,4 +1,4 @@
-"""upsample_confusion in plain torch: the label maps of an image at a time, counted in pieces."""
+"""upsample_confusion in plain torch: one image's label map at a time, counted in pieces."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from torch import Tensor
 from ..geometry import SamplingGrid
 from . import argmax
 
-# Pixels counted at once, at least: their indices stay small beside the scores.
+# The least number of pixels counted at once; their indices stay small beside the scores.
 PIXELS = 1 << 16
 
 
 def _counts(truth: Tensor, labels: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """(C + 2) x C pixels by true label and predicted class; then out of range, then ignored."""
-    truth = truth.long()  # a uint8 label must not be compared with, say, -100 as uint8
+    """(C + 2) x C pixel counts by label and prediction; the last rows: out of range, ignored."""
+    truth = truth.long()  # in uint8 an ignore_index of -100 would wrap to 156
     row = torch.where((truth < 0) | (truth >= classes), classes, truth)
     row = torch.where(truth == ignore_index, classes + 1, row)
     index, bins = row.mul_(classes).add_(labels).flatten(), (classes + 2) * classes
     if index.device.type == "cpu":
         counts = torch.bincount(index, minlength=bins)
-    else:  # bincount would wait for the largest index
+    else:  # bincount would synchronize for the largest index
         counts = index.new_zeros(bins).index_add_(0, index, torch.ones_like(index))
     return counts.view(classes + 2, classes)
 
 
 def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_index: int) -> None:
-    """Add the counts of every (label, predicted class) to `out`; arguments as of the op, unchecked.
+    """Add the counts of every (label, predicted class) to `out`; the op's arguments, unchecked.
 
-    out: C x C, or (C + 1) x C with a last row for labels out of range, which are else left out.
+    out: C x C, or (C + 1) x C with a last row for labels out of range, which C x C leaves out.
     """
     classes = scores.shape[1]
     dtypes = (torch.uint8, torch.int16, torch.int32)

@@ -21,7 +21,7 @@ def forward(x: Tensor, skip: Tensor, offset: Sequence[int]) -> Tensor:
 
 
 def backward_skip(grad: Tensor, skip_shape: Sequence[int], offset: Sequence[int]) -> Tensor:
-    """The gradient of `skip`: `grad` at the window, zeros around it."""
+    """The gradient of `skip`: `grad` in the window, zeros around it."""
     result = empty_like(grad, skip_shape).zero_()
     window(result, grad.shape[-2:], offset).copy_(grad)
     return result

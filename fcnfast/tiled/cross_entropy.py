@@ -14,8 +14,8 @@ from ._tiles import coarse, is_finite
 
 
 class _Pixels(NamedTuple):
-    """Labels of a tile, rows x places each: int64 classes (any where the pixel does not count),
-    whether it counts, and its weight, else 0.
+    """Labels of a tile, rows x places each: int64 classes (arbitrary where the pixel is ignored),
+    whether the pixel counts, and its weight (0 if it does not).
     """
 
     classes: Tensor
@@ -28,7 +28,7 @@ class _Loss:
     """One call's settings, and the arithmetic of a tile.
 
     With p the log-softmax of the logits and k_c = smoothing * w_c / C, the loss of a valid pixel of
-    class t is ``-(1 - smoothing) w_t p_t - sum_c k_c p_c``, as ``F.cross_entropy`` has it.
+    class t is ``-(1 - smoothing) w_t p_t - sum_c k_c p_c``, as in ``F.cross_entropy``.
     """
 
     weight: Tensor | None
@@ -43,20 +43,20 @@ class _Loss:
         return (self.label_smoothing / p.shape[1] * weight)[:, None]
 
     def pixels(self, target: Tensor, cells: Cells, like: Tensor) -> _Pixels:
-        """Labels, rows x W, in the order of places."""
+        """Labels (rows x W) in the order of places."""
         labels = target.gather(1, cells.pixel.expand(len(target), -1))
-        labels = labels.long()  # a uint8 label must not be compared with, say, -100 as uint8
+        labels = labels.long()  # in uint8 an ignore_index of -100 would wrap to 156
         valid = (labels != self.ignore_index).logical_and_(cells.real)
         index = labels.clamp(0, like.shape[1] - 1)
         weight = valid.to(like.dtype)
         if self.weight is not None:
             weight *= self.weight[index]
-        # An out-of-range label makes NaN of its pixel (on a CPU it has been refused before).
+        # An out-of-range label makes its pixel NaN (on a CPU it was rejected earlier).
         weight.masked_fill_(valid & (index != labels), float("nan"))
         return _Pixels(index, valid, weight)
 
     def losses(self, p: Tensor, pixels: _Pixels, spare: Tensor) -> Tensor:
-        """Of every place; `spare` is written over."""
+        """The loss of every place; overwrites `spare`."""
         loss = p.gather(1, pixels.classes[:, None])[:, 0].mul_(pixels.weight)
         loss.mul_(self.label_smoothing - 1)
         if (smooth := self.smooth(p)) is not None:
@@ -66,7 +66,7 @@ class _Loss:
     def gradient(
         self, p: Tensor, pixels: _Pixels, grad: Tensor | None, seed: Tensor, out: Tensor
     ) -> Tensor:
-        """Of the logits, in `out`, from that of each pixel's loss; `seed` is written over."""
+        """The gradient of the logits, in `out`, given that of each loss; overwrites `seed`."""
         own = pixels.weight * (self.label_smoothing - 1)
         scale = pixels.valid.to(p.dtype)
         if grad is not None:
@@ -81,9 +81,9 @@ class _Loss:
 
 
 class _Run:
-    """One pass over all tiles, which sums `loss`, pixel `weight`, and the scores' `gradient`.
+    """One pass over all tiles that sums `loss`, pixel `weight`, and the scores' `gradient`.
 
-    grad: N x H x W, the gradient of each pixel's loss (ones when None). losses: N x H x W, takes
+    grad: N x H x W, the gradient of each pixel's loss (ones when None). losses: N x H x W, receives
     each pixel's loss.
     """
 
@@ -92,7 +92,7 @@ class _Run:
     ) -> None:
         self.settings, self.x, self.grad = loss, x, grad
         self.tiling = Tiling(grid, x.shape[1], x.dtype, x.device, is_finite(x))
-        # Sums over millions of pixels are kept in float64 where the device has it.
+        # Sums over millions of pixels are kept in float64 if the device supports it.
         exact = torch.float32 if x.device.type == "mps" else torch.float64
         self.loss = self.weight = x.new_zeros((), dtype=exact)
         self.gradient = torch.zeros_like(x) if with_gradient else None
@@ -149,15 +149,15 @@ def forward(
     label_smoothing: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss and what its gradient needs; arguments as of the op, unchecked.
+    """Returns (loss, scale, unscaled gradient); the op's arguments, unchecked.
 
     Args:
-        weight: C class weights in the dtype of the arithmetic.
-        with_gradient: whether to make the gradient, too ("none" makes it later).
+        weight: C class weights in the compute dtype.
+        with_gradient: whether to compute the gradient as well ("none" does so later).
 
     Returns:
         The loss, N x H x W for "none", else a scalar; the gradient's scale; the unscaled gradient,
-        N x C x h x w in the dtype of the arithmetic. Empty tensors for what is not made.
+        N x C x h x w in the compute dtype. What is not computed is an empty tensor.
     """
     loss = _Loss(weight, ignore_index, label_smoothing)
     with torch.autocast(scores.device.type, enabled=False):
@@ -171,7 +171,7 @@ def forward(
         run(target)
         result, scale = run.loss, run.loss.new_ones(())
         if reduction == "mean":
-            # When nothing counts the loss is NaN, as torch's, and the gradient exactly zero.
+            # If no pixel counts, the loss is NaN, as in torch, and the gradient exactly zero.
             scale = torch.where(run.weight == 0, 0.0, 1 / run.weight)
             result = torch.where(run.weight == 0, torch.nan, result / run.weight)
         elif reduction == "batch":
@@ -202,7 +202,7 @@ def per_pixel_gradient(
     kept: Tensor,
     grad: Tensor,
 ) -> Tensor:
-    """The gradient of the scores for `grad` (N x H x W) of "none"; kept: `forward`'s second."""
+    """The scores' gradient for `grad` (N x H x W) of "none". kept: `forward`'s second result."""
     loss = _Loss(weight, ignore_index, label_smoothing)
     with torch.autocast(scores.device.type, enabled=False):
         run = _Run(coarse(scores), grid, loss, grad, True)

@@ -6,9 +6,9 @@ same t x t coarse values, t = ceil(kernel / s):
     result[q, p, a, b] = sum over d, e < t of x[q - d, p - e] * weight[s * d + a, s * e + b]
 
 for pixel (a, b) of cell (q, p). For one plane that is a matrix of cells x taps times a matrix of
-taps x pixels; the gradients are the other two products of the three. A strip of cells at a time is
-laid out so. Products multiply the zeros beyond the kernel and the map, too (0 * inf is NaN):
-values that are not finite go through torch's convolutions, an image at a time.
+taps x pixels, one strip of cells at a time; the gradients are the other two products of these
+three matrices. Products also read the zeros beyond the kernel and the map (0 * inf is NaN), so
+non-finite values go through torch's convolutions, one image at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LEAST_STRIDE = 4
 
 
 class Strip(NamedTuple):
-    """Cells of some planes: `rows` x `columns` of them, from cell (row, column) on."""
+    """`rows` x `columns` cells of some planes, from cell (row, column) on."""
 
     planes: slice
     row: int
@@ -69,7 +69,7 @@ class Strip(NamedTuple):
         out[self.planes] += F.pad(total, [-n for n in self._around(out)])
 
     def _kept(self, out: Tensor, start: Sequence[int]) -> tuple[slice, tuple[int, int, int, int]]:
-        """The strip's rows of C x H x W, and what lies beyond: left, right, above, below."""
+        """The strip's rows of C x H x W, and the padding around: left, right, above, below."""
         top, bottom = (n * self.stride - start[0] for n in (self.row, self.row + self.rows))
         left = start[1] - self.column * self.stride
         right = self.columns * self.stride - left - out.shape[2]
@@ -77,7 +77,7 @@ class Strip(NamedTuple):
         return kept, (left, right, kept.start - top, bottom - kept.stop)
 
     def _around(self, x: Tensor) -> list[int]:
-        """What to pad an h x w map with, for a margin of taps - 1 before the strip."""
+        """The padding of an h x w map that leaves a margin of taps - 1 before the strip."""
         margin = self.taps - 1
         right, below = self.column + self.columns - x.shape[2], self.row + self.rows - x.shape[1]
         return [margin - self.column, right, margin - self.row, below]
@@ -86,7 +86,7 @@ class Strip(NamedTuple):
 def _strips(
     channels: int, kernel: int, stride: int, start: Sequence[int], size: Sequence[int]
 ) -> Iterator[Strip]:
-    """The cells of a window of `size` pixels from `start` on, a cache's worth of them at a time."""
+    """The cells of a window of `size` pixels from `start` on, in strips that fit a cache."""
     (row, column), taps = (n // stride for n in start), -(-kernel // stride)
     rows, columns = (-(-(a % stride + n) // stride) for a, n in zip(start, size, strict=True))
     values = columns * max(stride, taps) ** 2  # of one row of cells
@@ -118,14 +118,14 @@ def _weight(matrices: Tensor, kernel: int, stride: int) -> Tensor:
 def _uncropped(
     grad: Tensor, in_size: Sequence[int], kernel: int, stride: int, start: Sequence[int]
 ) -> Tensor:
-    """C x H x W at its place in the full result of an h x w map, zeros around it."""
+    """C x H x W padded with zeros to the full result of an h x w map."""
     full = [(n - 1) * stride + kernel for n in in_size]
     below, right = (f - a - n for f, a, n in zip(full, start, grad.shape[1:], strict=True))
     return F.pad(coarse(grad), (start[1], right, start[0], below))
 
 
 def _by_products(stride: int, *factors: Tensor) -> bool:
-    """Whether to take products: they are the faster ones unless cells are small."""
+    """Whether to use products: they need finite factors, and are faster unless cells are small."""
     return stride >= LEAST_STRIDE and all(is_finite(x) for x in factors)
 
 

@@ -1,10 +1,10 @@
-"""upsample in plain torch, both ways, and one fusion step built on it.
+"""upsample in plain torch, forward and adjoint, and one fusion step built on it.
 
-Maps are seen as planes, P x rows x columns x I: I is 1 with P = N * C, or C with P = N in a
-channels_last map. One axis after the other is sampled, as the middle of outer x axis x inner.
-Where many inner numbers lie next to each other and all cells are alike, as at every whole stride,
-one pass over the cells is as fast as the memory; the columns of an NCHW map and the adjoints are
-products with banded matrices.
+Maps are viewed as planes, P x rows x columns x I: I = 1 and P = N * C, or I = C and P = N for a
+channels_last map. The axes are sampled one after the other, as the middle of outer x axis x inner.
+With many contiguous inner values and identical cells, as at every integer stride, one pass over the
+cells runs at memory speed. The columns of an NCHW map and the adjoints use products with banded
+matrices.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from ._tiles import (
 )
 from .crop_add import window
 
-# A banded matrix for rows has so many outputs (a longer one would hold more zeros), one for
-# columns so many inputs (BLAS libraries are several times slower with fewer than a dozen).
+# Outputs of a banded matrix for rows (a longer one would hold more zeros), and inputs of one for
+# columns (BLAS libraries are several times slower with fewer than a dozen).
 ROWS, COLUMNS = 32, 16
-# Numbers sampled at a time.
+# Values sampled at a time.
 PIECE_ELEMENTS = 1 << 17
 
 
 class _Cells(NamedTuple):
-    """The part of an axis whose cells are alike: pixels [first, last), those of `number` cells.
+    """The part of an axis with identical cells: pixels [first, last), those of `number` cells.
 
-    cell: the first one's left tap. right: the right tap's weight at each of a cell's pixels.
+    cell: the first cell's left tap. right: the right tap's weight at each pixel of a cell.
     """
 
     first: int
@@ -60,20 +60,20 @@ class _Cells(NamedTuple):
 def _cells(
     grid: SamplingGrid, axis: int, dtype: torch.dtype, device: torch.device
 ) -> _Cells | None:
-    """Of an axis whose stride is a whole number; None for another, or where no cell is whole."""
+    """The identical cells of an axis; None if its stride is fractional or no cell is complete."""
     n, size, num, off, den = (
         v[axis] for v in (grid.in_size, grid.size, grid.num, grid.off, grid.den)
     )
     if num == 0 or den % num:
         return None
     stride = den // num
-    # The first pixel of a cell that begins in the map and in the window, and that cell.
+    # The first cell that begins in the map and in the window, and its first pixel.
     cell = max(0, -(-off // den))
     first = -(-(cell * den - off) // num)
     count = min(n - 1 - cell, (size - first) // stride)
     if count <= 0:
         return None
-    with torch.inference_mode(False), torch.device("cpu"):  # kept for calls of every mode
+    with torch.inference_mode(False), torch.device("cpu"):  # cached for calls in every mode
         rest = first * num + off - cell * den + num * torch.arange(stride)
         right = (rest.double() / den).to(device, dtype)
     return _Cells(first, first + count * stride, cell, count, right[:, None])
@@ -94,7 +94,7 @@ def _planes(x: Tensor) -> Tensor:
 
 
 def _bands(grid: SamplingGrid, axis: int, like: Tensor) -> tuple[Strip, ...]:
-    """The axis cut into strips whose matrices are good factors of products."""
+    """Cut the axis into strips whose matrices multiply efficiently."""
     length, num = ROWS, grid.num[axis]
     if axis == 1:
         length = max(ROWS, (COLUMNS - 2) * grid.den[axis] // num) if num else grid.size[axis]
@@ -104,7 +104,7 @@ def _bands(grid: SamplingGrid, axis: int, like: Tensor) -> tuple[Strip, ...]:
 def _sample(
     x: Tensor, grid: SamplingGrid, axis: int, out: Tensor, accumulate: bool, finite: bool
 ) -> None:
-    """Sample outer x axis x inner and write that to `out`, or add it."""
+    """Sample outer x axis x inner and write the result to `out`, or add it."""
     outer, length, inner = out.shape
     if axis == 1 and inner == 1 and finite:  # the columns of planes
         for strip in _bands(grid, axis, x):
@@ -138,7 +138,7 @@ def _sample(
 
 
 def _adjoint(grad: Tensor, grid: SamplingGrid, axis: int, scatters: bool) -> Tensor:
-    """The adjoint of `_sample`, in the type of the arithmetic."""
+    """The adjoint of `_sample`, in the compute dtype."""
     outer, _, inner = grad.shape
     out = grad.new_zeros((outer, grid.in_size[axis], inner), dtype=compute_dtype(grad))
     for strip in _bands(grid, axis, out):
@@ -159,9 +159,9 @@ def _raised(planes: Tensor, grid: SamplingGrid) -> Tensor:
     for scatters in (False, True):
         low = _adjoint(planes.view(many, grid.size[0], -1), grid, 0, scatters)
         result = _adjoint(low.view(-1, width, inner), grid, 1, scatters)
-        # In a product a NaN or an infinity spreads, so that the small result tells whether there
-        # is one. Other devices keep the products: looking means a synchronization there, and the
-        # sums of `scatter` have no fixed order.
+        # In a product a NaN or an infinity spreads, so the small result shows whether there is
+        # one. Other devices keep the products: the check would synchronize there, and `scatter`
+        # sums in no fixed order.
         if planes.device.type != "cpu" or is_finite(result):
             break
     return result.view(many, *grid.in_size, inner)
@@ -192,7 +192,7 @@ def forward_add(x: Tensor, skip: Tensor, grid: SamplingGrid, offset: Sequence[in
     skip = window(skip, grid.size, offset)
     if x.dtype == compute_dtype(x):
         return forward(x, grid).add_(skip)
-    # In half precision the sum is rounded, not its parts.
+    # In half precision only the sum is rounded, not its parts.
     return _add_upsampled(empty_like(x, skip.shape).copy_(skip), x, grid, True)
 
 
@@ -203,7 +203,7 @@ def adjoint(grad: Tensor, grid: SamplingGrid) -> Tensor:
         return result
     dense = grad.is_contiguous(memory_format=memory_format(grad))
     with torch.autocast(grad.device.type, enabled=False):
-        # What has to be copied first is copied an image at a time.
+        # A gradient that is not dense is copied one image at a time.
         images = [(grad, result)] if dense else zip(grad.split(1), result.split(1), strict=True)
         for source, target in images:
             _planes(target).copy_(_raised(_planes(source), grid))

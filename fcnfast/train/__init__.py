@@ -29,7 +29,7 @@ __all__ = [
 
 
 def run(args: argparse.Namespace) -> bool:
-    """Do what ``fcnfast train`` does with its arguments; False when SIGTERM stopped it."""
+    """Run ``fcnfast train`` with its parsed arguments; False if SIGTERM stopped it."""
     if args.resume and args.config:
         raise InputError("give --resume or --config, not both")
     processes, changes, config = Processes(), given(args), args.config
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> bool:
 def train_stages(settings: TrainSettings, processes: Processes, progress: bool = True) -> bool:
     """Train 32s, 16s and 8s in one go, each from the weights of the one before.
 
-    A run that was stopped goes on where it was. Returns False when SIGTERM stopped it.
+    A stopped run resumes where it was. Returns False if SIGTERM stopped it.
     """
     out = Path(settings.output_dir)
     parts = processes.together(lambda: stages(settings))

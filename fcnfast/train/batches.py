@@ -42,8 +42,8 @@ def open_pictures(
 class Batch(NamedTuple):
     """Pictures (uint8 N x 3 x h x w) and their labels (uint8 N x h x w).
 
-    counts: pixels of each label, int64 256, for every head (one, "out", where all share the
-    labels); seconds: the time that one worker spent on them.
+    counts: pixels of each label, int64 256, for every head (only "out" if all share the labels);
+    seconds: the time that one worker spent on them.
     """
 
     images: Tensor
@@ -59,9 +59,9 @@ def count_labels(targets: Targets) -> dict[str, Tensor]:
 
 
 class Crops(Dataset[Batch | Exception]):
-    """Batches of random crops; crop (epoch, place, index) has a random generator of its own.
+    """Batches of random crops; crop (epoch, place, index) has its own random generator.
 
-    heads: the outputs of the network, where the data set has labels for several.
+    heads: the outputs of the network, if the data set has labels for several.
     """
 
     def __init__(self, pictures: SegmentationDataset, transform: Compose, seed: int) -> None:
@@ -74,8 +74,8 @@ class Crops(Dataset[Batch | Exception]):
     def __getitem__(self, items: list[tuple[int, int, int]]) -> Batch | Exception:
         """Return a batch: the crops of pictures `index`, drawn at `place` of `epoch`.
 
-        A picture that cannot be read gives its error: raised in a worker, it would come with the
-        worker's traceback in its message.
+        The error of a picture that cannot be read is returned: raised in a worker, its message
+        would contain the worker's traceback.
         """
         started, crops = time.perf_counter(), []
         for epoch, place, index in items:
@@ -112,11 +112,11 @@ def make_crops(pictures: SegmentationDataset, s: TrainSettings, world: int) -> C
 
 
 class _Order:
-    """This process's part of every batch of the steps [first, last); epochs are shuffled apart.
+    """This process's part of every batch of the steps [first, last); each epoch has its shuffle.
 
-    A batch depends on (seed, step) alone, and is cut into as many parts as there are processes: a
-    resumed run sees what it would have seen, on any number of processes. The last pictures of an
-    epoch that do not fill a step wait for another shuffle.
+    A batch depends only on (seed, step), and each process gets an equal part: a resumed run sees
+    the same batches, on any number of processes. Pictures left at the end of an epoch, too few for
+    a step, are skipped.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ def _begin_worker(_: int) -> None:
 
 
 def worker_count(wanted: int, local_world: int) -> int:
-    """Return the number of workers; -1 wants one for each core, at most 8 for each process."""
+    """Return the number of workers; -1 means one per core, at most 8 for each process."""
     if wanted >= 0:
         return wanted
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

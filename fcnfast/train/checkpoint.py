@@ -18,13 +18,13 @@ CHECKPOINT, LAST, BEST = "checkpoint.pt", "last.safetensors", "best.safetensors"
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all, and flush it; OSError leaves the old one."""
+    """Write a checkpoint atomically and flush it; after an OSError the old one remains."""
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save({"format": FORMAT, **content}, file)
             file.flush()
             os.fsync(file.fileno())
-    except RuntimeError as error:  # torch's zip writer hides a full disk behind its own
+    except RuntimeError as error:  # torch's zip writer hides a full disk behind its own error
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise OSError(f"{path}: the checkpoint cannot be written: {cause}") from error
 
@@ -37,7 +37,7 @@ def load(path: Path) -> dict[str, Any]:
         warnings.simplefilter("ignore")  # torch warns of pickles that it then refuses
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # of any kind: the bytes may be anything
+        except Exception as error:  # the bytes may be anything, and so may the error
             raise WeightsError(
                 f"{path}: cut, damaged, or not a checkpoint of fcnfast; nothing in it was run"
             ) from error

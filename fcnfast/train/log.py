@@ -24,11 +24,11 @@ COLUMNS = (
     *("images_per_second", "loader_images_per_second", "memory_mib"),
     *("val_mean_iu", "val_pixel_accuracy"),
 )
-PICTURES = 3  # that TensorBoard shows of a validation
+PICTURES = 3  # shown by TensorBoard for each validation
 
 
 class Log:
-    """The CSV log of a run, and its board; going on from an iteration drops the rows after it."""
+    """The CSV log of a run, and its board; resuming from an iteration drops the rows after it."""
 
     def __init__(self, path: Path, iteration: int, board: Board | None = None) -> None:
         self.board, rows = board, []

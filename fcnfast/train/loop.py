@@ -4,7 +4,7 @@ fcnfast train --data-path CamVid --output-dir run                       # one CP
 torchrun --nproc_per_node=8 -m fcnfast train --data-path CamVid ...     # eight GPUs
 torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 \
     -m fcnfast train --data-path CamVid ...                             # the same on two machines
-fcnfast train --resume run                                              # go on after a stop
+fcnfast train --resume run                                              # resume a stopped run
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ from .settings import TrainSettings, flag, resumed
 
 
 class Run:
-    """One training run: everything that changes while it goes on, and the loop.
+    """One training run: its state, and the loop.
 
     network: options and preprocessing of a resumed run, whose `weights` file may be gone.
-    data: what to learn from and to validate on, instead of the settings' data set.
+    data: the pictures to train on and to validate on, instead of the settings' data set.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Run:
         self.progress = Progress(0, 0, False)
         self.iteration = 0
         self.loss_sum = torch.zeros((), device=self.device)  # this process's, since the last row
-        self.loss_count = 0  # of the steps with a label in them
+        self.loss_count = 0  # steps with any label
         self.best, self.best_epoch, self.stale = -1.0, 0.0, 0
         self.stopped_early = self.sigterm = self.stopping = False
         self.saved = 0  # iteration of the last checkpoint
@@ -147,13 +147,13 @@ class Run:
 
         Raises:
             DivergenceError: the loss or a weight is not finite; neither is then written.
-            InputError: out of memory, or another process of the run has gone.
+            InputError: out of memory, or another process of the run was lost.
         """
         p, s = self.processes, self.settings
         shown = progress and p.rank == 0
         if self.finished:
             if shown:
-                print(f"{self.out}: finished after {self._epochs()}; a larger --epochs goes on")
+                print(f"{self.out}: finished after {self._epochs()}; a larger --epochs continues")
             return True
         self.progress = Progress(self.iteration, self.iterations, shown)
         p.together(self._begin)
@@ -162,14 +162,14 @@ class Run:
             self.log = p.together(self._open_log)
             if self.log is not None:
                 stack.callback(self.log.close)
-            if threading.current_thread() is threading.main_thread():  # the one that gets signals
+            if threading.current_thread() is threading.main_thread():  # only it receives signals
                 before = signal.signal(signal.SIGTERM, self._terminate)
                 stack.callback(signal.signal, signal.SIGTERM, before)
             self.net = self._wrapped()
             first, pin = self.iteration, self.device.type == "cuda"
             loader = batches(self.crops, s, first, self.iterations, p.rank, p.world, pin)
             source = iter(loader)
-            # Not left to the garbage collector, which an error's traceback would keep from it.
+            # An error's traceback would keep the garbage collector from shutting them down.
             stack.callback(getattr(source, "_shutdown_workers", lambda: None))
             self.started = time.perf_counter() - (self.log.seconds if self.log else 0.0)
             self._reset_clocks()
@@ -187,7 +187,7 @@ class Run:
         return self.finished
 
     def _begin(self) -> None:
-        """Write what describes the run, and print it."""
+        """Write the description of the run, and print it."""
         if self.processes.rank > 0:
             return
         s = self.settings
@@ -202,8 +202,8 @@ class Run:
             (self.out / "log.csv").unlink(missing_ok=True)
         learned = sum(q.numel() for q in self.model.parameters() if q.requires_grad)
         self.progress.say(
-            f"{s.model}, {len(self.table)} classes, {learned / 1e6:.1f} M parameters that learn; "
-            f"{len(self.pictures)} pictures, {self.iterations} iterations, {self.per_epoch} an "
+            f"{s.model}, {len(self.table)} classes, {learned / 1e6:.1f} M trainable parameters; "
+            f"{len(self.pictures)} pictures, {self.iterations} iterations, {self.per_epoch} per "
             f"epoch; {self.processes.world} x {self.device.type}"
         )
         if self.pictures.passed_over:
@@ -225,7 +225,7 @@ class Run:
         return Log(self.out / "log.csv", self.iteration, board)
 
     def _terminate(self, *_: Any) -> None:
-        """End the run: a cluster takes the machine."""
+        """End the run after this step: the cluster wants the machine back."""
         self.sigterm = True
 
     def _wrapped(self) -> nn.Module:
@@ -239,13 +239,13 @@ class Run:
         return net
 
     def step(self, group: list[Batch]) -> None:
-        """Change the weights once, by this process's batches of the step.
+        """Take one optimizer step, on this process's batches of it.
 
-        The loss is the mean over the valid pixels (or the sum, for each image) of all batches of
-        all processes. DDP averages gradients, so that every process's part counts `world` times.
+        The loss is the sum over all batches of all processes, divided by their valid pixels or
+        images. DDP averages gradients, so every process multiplies its part by `world`.
         """
         s, world = self.settings, self.processes.world
-        # A step has random numbers of its own (for dropout): a resumed run draws the same.
+        # Each step seeds its random numbers (for dropout): a resumed run draws the same.
         chance = np.random.SeedSequence([s.seed, self.iteration, self.processes.rank])
         torch.manual_seed(int(chance.generate_state(1, np.uint64)[0]))
         divisors, labeled = self._divisors(group)
@@ -276,7 +276,7 @@ class Run:
     def _divisors(self, group: list[Batch]) -> tuple[dict[str, Tensor], bool]:
         """Return what each head's sum is divided by, and whether the step has any label.
 
-        One sum over the processes' numbers also tells all of them that one is to stop.
+        The same sum over the processes also tells all of them if one of them has to stop.
         """
         s, counts = self.settings, [batch.counts for batch in group]
         images = sum(len(batch.images) for batch in group)
@@ -317,14 +317,14 @@ class Run:
             return self.net(images, targets, normalizer=divisors, **options)["loss"]
 
     def _tell_loss(self, images: float, valid: float) -> None:
-        """Print how the loss is normalized, and which rate on a mean loss the rate equals."""
+        """Print how the loss is normalized, and the rate that a mean loss would need."""
         lr, summed = self.settings.lr, "loss: sum over the step's valid pixels"
         if self.settings.normalize == "valid":
             told = f"{valid:,.0f} in the first step): --lr {lr:g} is that of a mean loss"
             self.progress.say(f"{summed} / their number ({told}")
         else:
             self.progress.say(
-                f"{summed} / its {images:.0f} images; {valid / images:,.0f} valid pixels an image "
+                f"{summed} / its {images:.0f} images; {valid / images:,.0f} valid pixels per image "
                 f"in the first step: --lr {lr:g} equals {lr * valid / images:.2g} on a mean loss"
             )
 
@@ -393,7 +393,7 @@ class Run:
         self.progress.tell(self.iteration, loss, best, row)
 
     def _reset_clocks(self) -> None:
-        """Begin to count the seconds, for the next row of the log."""
+        """Restart the clocks for the next row of the log."""
         self.spent = self.waited = self.loading = 0.0
         self.logged = self.iteration
 
@@ -403,14 +403,14 @@ class Run:
         for buffer in self.averaged.buffers():  # running statistics are process 0's
             p.share(buffer)
         part = Subset(val, range(p.rank, len(val), p.world))  # no picture twice
-        none = ConfusionMatrix(len(self.table))  # where there are more processes than pictures
+        none = ConfusionMatrix(len(self.table))  # if there are more processes than pictures
         net = self.averaged.eval()
         matrix = p.together(lambda: evaluate_model(net, part) if len(part) else none)
         p.sum_(torch.from_numpy(matrix.matrix))
         return matrix.scores()
 
     def _keep_weights(self, row: dict[str, Any], scores: Scores | None) -> None:
-        """Write the weights as they are, and once more if they are the best so far."""
+        """Write the latest weights, and write them again if they are the best so far."""
         if scores is not None:
             better = scores.mean_iu > self.best
             self.stale = 0 if better else self.stale + 1
@@ -442,7 +442,7 @@ class Run:
         self.saved = self.iteration
 
     def state(self, loss_sum: float) -> dict[str, Any]:
-        """Return everything that is needed to go on; `loss_sum` is that of all processes."""
+        """Return everything that a resumed run needs; `loss_sum` is over all processes."""
         preprocessing = self.model.preprocessing.to_json()
         return {
             "settings": self.settings.to_json(),
@@ -459,12 +459,12 @@ class Run:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, on any number of processes; InputError if the pictures differ."""
+        """Resume from `state`, on any number of processes; InputError if the pictures differ."""
         names = [image.name for image, _ in self.pictures.samples]
         if state["pictures"] != names:
             told = f"({len(state['pictures'])} then, {len(names)} now)"
             where = self.settings.data_path
-            raise InputError(f"{where}: holds other pictures than the run began with {told}")
+            raise InputError(f"{where}: its pictures are not those that the run began with {told}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -485,7 +485,7 @@ class Run:
         """Print where the weights are and what can be done with them."""
         s = self.settings
         if self.stopping and not self.finished:
-            print(f"Stopped by SIGTERM after {self._epochs()}: go on with --resume {self.out}")
+            print(f"Stopped by SIGTERM after {self._epochs()}: resume with --resume {self.out}")
             return
         early = f", {self.stale} validations after the best" if self.stopped_early else ""
         print(f"Finished after {self._epochs()}{early}. The weights:")
@@ -520,14 +520,14 @@ def start(
     val: Any = None,
     table: ClassTable | None = None,
 ) -> Run:
-    """Begin a new run; nothing is written before it trains.
+    """Create a new run; nothing is written before it trains.
 
     Args:
         settings: of the run.
         processes: by default those of the environment.
         train, val: data sets of (image, labels) pairs, as `fcnfast.data.wrap_dataset` takes them,
             instead of those that the settings name.
-        table: their classes, where they have no attribute `table`.
+        table: their classes, if they have no attribute `table`.
 
     Raises:
         InputError: the folder already holds a run, or a setting cannot be used.
@@ -537,7 +537,7 @@ def start(
     def new() -> Run:
         out = Path(settings.output_dir)
         if settings.output_dir and (out / CHECKPOINT).exists():
-            raise InputError(f"{out} already holds a run: go on with --resume {out}")
+            raise InputError(f"{out} already holds a run: continue it with --resume {out}")
         run = Run(settings, p, data=_wrapped(settings, train, val, table))
         require_every_class(run.pictures)
         return run
@@ -556,9 +556,13 @@ def resume(
     val: Any = None,
     table: ClassTable | None = None,
 ) -> Run:
-    """Go on with the run in a folder, or of a checkpoint; `changes` may say where and how it runs.
+    """Resume the run of a folder or a checkpoint.
 
-    A run that began with data sets of its own needs them again.
+    Args:
+        path: the folder of the run, or its checkpoint.
+        changes: settings of where and how it runs, by name.
+        processes: by default those of the environment.
+        train, val, table: as in `start`; a run that began with them needs them again.
 
     Raises:
         WeightsError: when the checkpoint cannot be read, or not by this release.

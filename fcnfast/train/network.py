@@ -1,4 +1,4 @@
-"""The network of a run: its start, frozen parts, optimizer, class weights and averaged weights."""
+"""The network of a run: initialization, freezing, optimizer, class weights, averaged weights."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def make_model(
     device: torch.device,
     saved: dict[str, Any] | None,
 ) -> FCN:
-    """Return the network of a run, which learns from `pictures`, on its device.
+    """Return the network of a run that trains on `pictures`, on its device.
 
-    `saved` are options and preprocessing of a resumed run, whose weights may be gone. Raises
-    as `create_model`, and InputError for `sync_bn` without GPUs.
+    `saved` holds the options and the preprocessing of a resumed run, whose weights may be gone.
+    Raises as `create_model` does, and InputError for `sync_bn` without GPUs.
     """
     if saved is None:
         options: dict[str, Any] = {} if s.in_channels == 3 else {"in_channels": s.in_channels}
@@ -64,9 +64,9 @@ def _in_trunk(model: FCN, name: str) -> bool:
 
 
 def freeze(model: FCN, what: str) -> list[nn.Module]:
-    """Fix the values of the trunk or of all batch norms; return the norms to keep in evaluation.
+    """Freeze the trunk or all batch norms; return the norms to keep in evaluation mode.
 
-    A fixed batch norm normalizes by its running statistics and no longer learns them.
+    A frozen batch norm normalizes by its running statistics and no longer learns them.
     """
     if what == "none":
         return []
@@ -84,7 +84,7 @@ def freeze(model: FCN, what: str) -> list[nn.Module]:
 
 
 def checkpoint_blocks(model: FCN) -> None:
-    """Make the trunk's blocks keep only their input, and run again in the backward pass."""
+    """Make the trunk's blocks keep only their input, and recompute in the backward pass."""
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     layers = [layer for name, layer in model.named_modules() if _in_trunk(model, name)]
     blocks = [b for b in layers if type(b) not in containers and any(b.children())]
@@ -103,7 +103,7 @@ def _checkpoint(block: nn.Module) -> None:
 
     @contextlib.contextmanager
     def again() -> Iterator[None]:
-        """Leave the running statistics alone: they have seen this batch."""
+        """Do not update the running statistics: they have seen this batch."""
         kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
         for norm in norms:
             norm.momentum, norm.num_batches_tracked = 0.0, None
@@ -123,13 +123,13 @@ def _checkpoint(block: nn.Module) -> None:
 
 
 def make_optimizer(model: FCN, s: TrainSettings) -> torch.optim.Optimizer:
-    """Return the optimizer; each group keeps in "share" its part of the learning rate.
+    """Return the optimizer; "share" of each group is its multiple of the learning rate.
 
-    The trunk learns at `lr_backbone`, biases and the parameters of norms at `lr_bias`, the latter
+    The trunk learns at `lr_backbone`; biases and the parameters of norms learn at `lr_bias`,
     without weight decay.
 
     Raises:
-        InputError: when everything is frozen, or the network does not tell its trunk.
+        InputError: when everything is frozen, or the network does not name its trunk.
     """
     if (s.lr_backbone != 1 or s.freeze == "trunk") and not model.trunk_modules:
         raise InputError(f"{model.name} does not say which of its layers are its trunk")
@@ -153,8 +153,8 @@ def make_optimizer(model: FCN, s: TrainSettings) -> torch.optim.Optimizer:
 def median_frequency(pictures: SegmentationDataset, power: float = 1.0) -> Tensor:
     """Return class weights: (median class frequency / class frequency) ** power.
 
-    The frequency of a class is its pixels over the labeled pixels of the pictures that contain it;
-    a class that no picture contains gets weight 1.
+    The frequency of a class is its number of pixels divided by the labeled pixels of the pictures
+    that contain it; a class in no picture gets weight 1.
 
     Returns C weights, float32; a `power` below 1 softens them.
 
@@ -176,7 +176,7 @@ def median_frequency(pictures: SegmentationDataset, power: float = 1.0) -> Tenso
 
 
 def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """Return the update of an exponential average that forgets its first values sooner."""
+    """Return the update of an exponential average whose decay is smaller in the first steps."""
 
     @torch.no_grad()
     def update(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:

@@ -22,7 +22,7 @@ from ..errors import InputError
 from .settings import TrainSettings
 
 JOINING = timedelta(seconds=60)
-# Process 0 writes checkpoints, and large pictures are validated, while the others wait.
+# The others wait while process 0 writes a checkpoint, or one validates large pictures.
 WAITING = timedelta(minutes=30)
 FAILED = 2  # the exit code of every process when one of them cannot go on
 
@@ -32,8 +32,8 @@ T = TypeVar("T")
 class Processes:
     """One process of a run, and what it does together with the others.
 
-    torchrun says in RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE which one this is; without
-    them it is the only one. Tensors on the CPU go by gloo, those on GPUs by NCCL.
+    torchrun sets RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; without them this is the only
+    process. CPU tensors use gloo, GPU tensors NCCL.
 
     Attributes:
         rank, world: the process's number and how many there are, over all machines.
@@ -71,12 +71,12 @@ class Processes:
             raise InputError(f"process {self.rank} {told}") from None
 
     def leave(self) -> None:
-        """Part from the others."""
+        """Leave the process group."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
     def device(self, name: str) -> torch.device:
-        """Return the device called `name`; of several processes each has a GPU of its own."""
+        """Return the device called `name`; each of several processes has its own GPU."""
         device = choose_device(name or None)
         if self.world > 1 and device.type == "cuda":
             if device.index is not None:
@@ -110,7 +110,7 @@ class Processes:
         return values
 
     def together(self, work: Callable[[], T]) -> T:
-        """Do what every process does for itself; when one of them fails, all of them end.
+        """Call `work` in every process; if it fails in one of them, all of them end.
 
         Process 0 raises the first InputError or OSError of any process, the others SystemExit.
         """
@@ -125,13 +125,13 @@ class Processes:
         return result  # type: ignore[return-value]
 
     def fail(self, error: Exception) -> NoReturn:
-        """Raise an error that all processes have in process 0, and leave the others quietly."""
+        """Raise an error that all processes share in process 0, and end the others quietly."""
         if self.rank == 0:
             raise error
         raise SystemExit(FAILED)
 
     def agree(self, what: dict[str, Any]) -> None:
-        """Refuse, as `together`, processes that differ in something that must be the same."""
+        """Fail, as `together` does, if processes differ in something that must be the same."""
         first, *others = self.gather(what)
         for rank, theirs in enumerate(others, 1):
             for key, value in first.items():
@@ -142,9 +142,9 @@ class Processes:
 
 @contextlib.contextmanager
 def explained(processes: Processes, settings: TrainSettings) -> Iterator[None]:
-    """Turn what torch says about memory, sizes and other processes into a user's errors.
+    """Turn torch's errors about memory, sizes and other processes into InputError.
 
-    Each begins with the flags that may help, and their values.
+    Each message begins with the flags that may help, and their values.
     """
     crop = f"--crop-size {settings.crop_size}"
     sizes = f"--batch-size {settings.batch_size}, {crop}"
@@ -166,8 +166,8 @@ def explained(processes: Processes, settings: TrainSettings) -> Iterator[None]:
             told = f"{crop}: too small for the network: {reason}"
         elif processes.world > 1 and _lost(error):
             told = (
-                f"process {processes.rank} lost another process of this run: see what that one "
-                f"says, and go on with --resume {settings.output_dir}"
+                f"process {processes.rank} lost another process of this run: see its error, and "
+                f"resume with --resume {settings.output_dir}"
             )
         else:
             raise
@@ -175,18 +175,18 @@ def explained(processes: Processes, settings: TrainSettings) -> Iterator[None]:
 
 
 def _lost(error: Exception) -> bool:
-    """Whether an error of torch says that another process has gone."""
+    """Whether an error of torch means that another process was lost."""
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
 
 
 def has_bf16() -> bool:
-    """Whether the CPU says that it computes in bfloat16; True where it cannot be asked."""
+    """Whether the CPU reports bfloat16 instructions; True if that cannot be found out."""
     info = Path("/proc/cpuinfo")
     return not info.exists() or re.search(r"\b(\w+_)?bf16\b", info.read_text()) is not None
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most memory so far, MiB: of the GPU, or of this process."""
+    """Return the peak memory so far, MiB, of the GPU or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) >> 20
     unit = 1 if platform.system() == "Darwin" else 1 << 10

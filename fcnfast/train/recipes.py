@@ -49,8 +49,8 @@ _HEAVY_OWN: dict[str, tuple[float, int]] = {
     "pascalcontext_fcn8s_vgg16": (1e-14, 400_000),
 }
 # Those of the 2015 paper, which says neither how long each ran, nor how its loss was normalized:
-# it names 1e-4 for VGG-16 (a hundredth for each finer net) and 5e-5 for GoogLeNet; AlexNet's is of
-# its released solver.
+# it names 1e-4 for VGG-16 (a hundredth for each finer net) and 5e-5 for GoogLeNet; AlexNet's is
+# from its released solver.
 _LIGHT_OWN: dict[str, tuple[float, int]] = {
     "fcn32s_alexnet": (1e-4, 0),
     "fcn32s_googlenet": (5e-5, 0),
@@ -63,12 +63,12 @@ _LIGHT_OWN: dict[str, tuple[float, int]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where the settings of a run start from.
+    """The settings that a run starts from.
 
     Attributes:
         about: what it is, in one line.
         settings: those that differ from the defaults of `TrainSettings`.
-        own: each network's learning rate and iterations; None: the defaults hold for all.
+        own: each network's learning rate and iterations; None: the defaults apply to all.
     """
 
     about: str
@@ -87,15 +87,15 @@ RECIPES = {
 
 
 def make_settings(given: Mapping[str, Any], config: str = "") -> TrainSettings:
-    """Return the settings that a recipe, or the settings file of a run, and some changes give.
+    """Return the settings of a recipe, or of a run's settings file, with some changes.
 
     Args:
-        given: settings by name; they win. "recipe" names the recipe.
-        config: a `settings.json` that a run has written, instead of a recipe.
+        given: the changes: settings by name. "recipe" names the recipe.
+        config: a `settings.json` written by a run, instead of a recipe.
 
     Raises:
-        InputError: for a file that cannot be used, a recipe without a rate for the network, and
-            what `TrainSettings` refuses.
+        InputError: the file cannot be used, the recipe has no rate for the network, or
+            `TrainSettings` rejects a value.
     """
     given = dict(given)
     if given.get("epochs") and given.get("iterations"):
@@ -117,7 +117,7 @@ def make_settings(given: Mapping[str, Any], config: str = "") -> TrainSettings:
 
 
 def _of_recipe(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a recipe for the network that is wanted."""
+    """Return the settings of a recipe for the given network."""
     if name not in RECIPES:
         raise InputError(f"--recipe must be {' or '.join(RECIPES)}, not {name!r}")
     recipe = RECIPES[name]
@@ -134,10 +134,10 @@ def _of_recipe(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stages(settings: TrainSettings) -> list[TrainSettings]:
-    """Return the settings of the runs of a staged one, each in a folder of its own.
+    """Return the settings of the three runs of a staged one, each in a folder of its own.
 
-    Every stage has its own rate, as a share of the first one's: a hundredth of the stage before
-    where the reference says nothing else. InputError for a network that has no coarser ones.
+    Every stage's rate is a share of the first one's: that of the reference solvers, or else a
+    hundredth of the stage before. InputError for a network that has no coarser ones.
     """
     names = [settings.model.replace("fcn8s", f"fcn{stride}s") for stride in (32, 16, 8)]
     if len(set(names)) < 3 or not set(names) <= set(list_models()):

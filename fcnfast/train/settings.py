@@ -21,26 +21,26 @@ def _flag(default: Any, text: str, **extra: Any) -> Any:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The settings of one run; they are kept with its checkpoint. The defaults are "modern".
+    """The settings of one run, kept with its checkpoint. The defaults are the "modern" recipe.
 
     Raises:
         InputError: when a value is out of its range; the message names the flag.
     """
 
-    recipe: str = _flag("modern", "where the other settings start from", choices=_RECIPES)
-    # what is learned from
+    recipe: str = _flag("modern", "the defaults of the other settings", choices=_RECIPES)
+    # data
     data_path: str = _flag("", "the data set's folder", free=True)
     dataset: str = _flag("folder", "its layout", choices=tuple(DATASETS))
     labels_dir: str = _flag("", "where its labels are, if elsewhere", free=True)
     classes: str = _flag("", "class table: a name or a JSON file; by default the data set's")
-    bit_depth: int = _flag(0, "bits that 16-bit pictures really use, 8 to 16", most=16)
+    bit_depth: int = _flag(0, "significant bits of 16-bit pictures, 8 to 16", most=16)
     split: str = _flag("train", "the split to learn from")
     include: str = _flag("", "learn only from the pictures whose names match this pattern")
     exclude: str = _flag("", "leave out the pictures whose names match this pattern")
     cache: bool = _flag(False, "keep the decoded pictures in memory")
     val_split: str = _flag("val", "the split to validate on; '' for none")
     val_include: str = _flag("", "validate only on the pictures whose names match this pattern")
-    # the network
+    # network
     model: str = _flag("fcn4s_light", "the network, by name")
     in_channels: int = _flag(3, "1: luma; 3: RGB; 4: RGB and a fourth channel", choices=(1, 3, 4))
     weights: str = _flag("", "weights file to start from, or 'bundled'")
@@ -48,15 +48,15 @@ class TrainSettings:
     freeze: str = _flag(
         "none", "what to keep fixed: the trunk, or all batch norms", choices=_FREEZE
     )
-    # how the pictures are varied
+    # augmentation
     crop_size: int = _flag(288, "side of the square crops, pixels; 0: whole pictures", least=0)
     scale_min: float = _flag(0.5, "smallest random scale")
     scale_max: float = _flag(2.0, "largest random scale")
     augment: float = _flag(1.0, "strength of the color, light, blur and noise; 0 for none", least=0)
     replacement: bool = _flag(False, "draw pictures with replacement")
-    # how the network learns
+    # optimization
     epochs: int = _flag(100, "passes over the pictures", least=1, free=True)
-    iterations: int = _flag(0, "steps of the optimizer; 0: as --epochs says", least=0, free=True)
+    iterations: int = _flag(0, "steps of the optimizer; 0: set by --epochs", least=0, free=True)
     batch_size: int = _flag(8, "crops in a batch, over all processes", short="-b", least=1)
     grad_accum: int = _flag(1, "batches in a step of the optimizer", least=1)
     normalize: str = _flag(
@@ -76,7 +76,7 @@ class TrainSettings:
     clip_grad_norm: float = _flag(0.0, "largest norm of the gradient; 0 for no limit", least=0)
     ema_decay: float = _flag(0.999, "decay of the averaged weights; 0: none", least=0, most=1)
     patience: int = _flag(
-        0, "stop after so many validations without a better mean IU; 0: never", least=0, free=True
+        0, "stop after this many validations without a better mean IU; 0: never", least=0, free=True
     )
     seed: int = _flag(0, "seed of everything random", least=0, most=2**63 - 1)
     # speed and memory
@@ -85,14 +85,14 @@ class TrainSettings:
     channels_last: bool = _flag(True, "lay out maps with their channels innermost", free=True)
     compile: bool = _flag(False, "run the network through torch.compile", free=True)
     checkpoint_activations: bool = _flag(
-        False, "compute the trunk's blocks again in the backward pass, to save memory", free=True
+        False, "recompute the trunk's blocks in the backward pass, to save memory", free=True
     )
     sync_bn: bool = _flag(False, "batch norms over the batches of all GPUs", free=True)
-    # how the run runs
+    # the run itself
     output_dir: str = _flag("", "folder for the checkpoint, the log and the weights")
     device: str = _flag("", "cpu, cuda, ...; by default a GPU if there is one", free=True)
     workers: int = _flag(
-        -1, "loader processes; -1: one a core, at most 8", short="-j", free=True, least=-1
+        -1, "loader processes; -1: one per core, at most 8", short="-j", free=True, least=-1
     )
     print_freq: int = _flag(20, "iterations between rows of the log", least=1)
     val_freq: int = _flag(1, "epochs between validations", least=1)
@@ -157,7 +157,7 @@ def flag(name: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every setting, ``--resume`` and ``--config``."""
-    text = "go on with the run in this folder, or of this checkpoint"
+    text = "resume the run in this folder, or of this checkpoint"
     parser.add_argument("--resume", metavar="RUN", help=text)
     text = "start from the settings.json of a run"
     parser.add_argument("--config", metavar="FILE", default="", help=text)
@@ -180,7 +180,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def resumed(saved: TrainSettings, changes: dict[str, Any]) -> TrainSettings:
-    """Return the settings of a resumed run: InputError for changes of more than how it runs."""
+    """Return the settings of a resumed run; InputError if `changes` alter more than how it runs."""
     free = {f.name for f in fields(TrainSettings) if f.metadata.get("free")}
     for name, value in changes.items():
         if name not in free and value != getattr(saved, name):
@@ -189,6 +189,6 @@ def resumed(saved: TrainSettings, changes: dict[str, Any]) -> TrainSettings:
                 "a resumed run keeps its settings"
             )
     kept = {name: value for name, value in changes.items() if name in free}
-    if "epochs" in kept:  # they say how long the run is, from now on
+    if "epochs" in kept:  # from now on they set the length of the run
         kept.setdefault("iterations", 0)
     return replace(saved, **kept)

@@ -1,4 +1,4 @@
-"""Weights on disk: files of every kind, whose they are, and the one that comes with the package."""
+"""Weights on disk: reading and writing files, recognizing their family, and the bundled file."""
 
 from .families import Family, recognize
 from .files import (

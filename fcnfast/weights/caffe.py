@@ -31,7 +31,7 @@ _LAYERS = {2: (4, 6), 100: (1, 7)}
 # A blob's numbers by their field: type, and the wire type of one that is not packed.
 _NUMBERS = {5: ("<f4", FIXED32), 8: ("<f8", FIXED64)}
 _LEGACY_DIMS = (1, 2, 3, 4)  # num, channels, height, width
-# How many numbers that are not packed are looked at in one go.
+# How many unpacked numbers are scanned in one go.
 _BLOCK = 1 << 16
 
 
@@ -53,11 +53,11 @@ class _Blob(NamedTuple):
 
 
 class _BrokenError(Exception):
-    """No protobuf message stands here; the argument is the byte where that shows."""
+    """This is not a protobuf message; the argument is the byte that shows it."""
 
 
 class NotCaffeError(Exception):
-    """The file holds no network of Caffe; the argument tells if it is a protobuf message at all."""
+    """The file holds no Caffe network; the argument tells if it is a protobuf message at all."""
 
 
 def read_caffe(path: Path) -> tuple[dict[str, Stored], list[str]]:
@@ -65,16 +65,16 @@ def read_caffe(path: Path) -> tuple[dict[str, Stored], list[str]]:
 
     Returns:
         ``LAYER.weight`` and ``LAYER.bias`` for a layer's first and second blob, ``LAYER.2`` and so
-        on for what follows, with the shapes that the file says: a vector may be (1, 1, 1, N).
-        And the names of all layers, in their order.
+        on for what follows, with the shapes in the file: a vector may be (1, 1, 1, N). Then the
+        names of all layers, in order.
 
     Raises:
-        NotCaffeError: it is something else, as far as one can see.
-        WeightsError: cut, damaged, or a blob whose shape is not that of its numbers.
+        NotCaffeError: the file seems to be something else.
+        WeightsError: the file is cut or damaged, or a blob's shape does not fit its numbers.
     """
     with open(path, "rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if all(byte >= 32 or byte in b"\t\n\f\r" for byte in data[:512]):  # text; words are messages
+    if all(byte >= 32 or byte in b"\t\n\f\r" for byte in data[:512]):  # text can parse as messages
         raise NotCaffeError(False)
     fields: list[_Field] = []
     broken = None
@@ -93,7 +93,7 @@ def read_caffe(path: Path) -> tuple[dict[str, Stored], list[str]]:
             raise NotCaffeError(False)
         raise WeightsError(
             f"{path}: a Caffe model that is cut or damaged: the file ends inside what begins at "
-            f"byte {broken}, or that is no layer"
+            f"byte {broken}, or that is not a layer"
         )
     layers = [field for field in fields if field.number in _LAYERS]
     tensors, names = _tensors(path, data, layers)
@@ -150,7 +150,7 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[_Field]:
             stop = at + length
         elif wire in (FIXED32, FIXED64):
             stop = at + (4 if wire == FIXED32 else 8)
-        else:  # groups, which no schema of Caffe's has, and what is no wire type
+        else:  # groups, which no schema of Caffe's has, and invalid wire types
             raise _BrokenError(start)
         if number == 0 or stop > end:
             raise _BrokenError(start)
@@ -171,7 +171,7 @@ def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
 def _layer(
     data: mmap.mmap, layer: _Field, name_field: int, blobs_field: int
 ) -> tuple[str, list[_Blob]]:
-    """Return a layer's name and its blobs, of these fields."""
+    """Return a layer's name and its blobs, from these fields."""
     name, blobs = "", []
     for field in _fields(data, layer.start, layer.end):
         if field.wire != BYTES:
@@ -186,7 +186,7 @@ def _layer(
 
 
 def _blob(data: mmap.mmap, blob: _Field) -> _Blob:
-    """Read a blob's shape and find its numbers: those of double precision, if it has any."""
+    """Read a blob's shape and find its numbers: in double precision, if it has those."""
     shape: tuple[int, ...] = ()
     legacy: dict[int, int] = {}
     runs: dict[int, list[np.ndarray]] = {5: [], 8: []}
@@ -229,7 +229,7 @@ def _dims(data: mmap.mmap, field: _Field) -> tuple[int, ...]:
 
 
 def _unpacked(data: mmap.mmap, start: int, end: int, kind: str) -> np.ndarray:
-    """The numbers that follow one another from `start` on, each behind the same one-byte tag."""
+    """The consecutive numbers from `start` on, each preceded by the same one-byte tag."""
     step, tag, count = np.dtype(kind).itemsize + 1, data[start - 1], 0
     most = (end - start + 1) // step
     while count < most:

@@ -1,8 +1,8 @@
-"""Whose weights a file holds, told by the names in it, and what they are called in fcnfast.
+"""Recognizing whose weights a file holds by its names, and translating them to fcnfast's.
 
 fcnfast's networks name their layers as the reference implementation (Caffe) and torchvision's
 segmentation networks do, so most names stay; the tables below are for the others. Each family
-brings its own preprocessing, since a network computes nonsense on another one's.
+brings its own preprocessing, since a network computes nonsense with any other.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ VGG_BGR: Settings = {"mean": (103.939, 116.779, 123.68), "order": "bgr"}
 CAFFE_BGR: Settings = {"mean": (104.00699, 116.66877, 122.67892), "order": "bgr"}
 MMSEG: Settings = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 
-# Of the first convolution, in the networks of the paper's authors and in pytorch-fcn's.
+# The first convolution's padding in the networks of the paper's authors and of pytorch-fcn.
 PADDING = 100
 
-# pytorch-fcn's VGG-16: Caffe's values under torchvision's names, told by the file's MD5 alone.
+# pytorch-fcn's VGG-16: Caffe's values under torchvision's names, known only by the file's MD5.
 _VGG16_FROM_CAFFE = "aa75b158f4181e7f6230029eb96c1b13"
 
 _VGG16_NUMBERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -62,7 +62,7 @@ _LITE = {
     "_project_conv": "project.0",
     "_bn2": "project.1",
 }
-# Larger values are not weights: an unused classifier was saved as it lay in the memory.
+# Larger values are not weights: an unused classifier was saved from uninitialized memory.
 _MOST = 1e4
 
 _CLASSIFIER = "the classifier's own scores"
@@ -77,10 +77,10 @@ class Family:
         title: whose weights they are, for messages.
         names: by the file's names, those of fcnfast's networks; networks may have only some.
         dropped: by the file's names, why a tensor is never used.
-        preprocess: fields of a `Preprocessing`; None: what the network itself is made for.
+        preprocess: fields of a `Preprocessing`; None: the network's own.
         options: options of `create_model` that a network needs for these layers.
-        network: its name, where the file says it.
-        classes, palette: the classes' names and colors, where the file tells them.
+        network: its name, if the file says it.
+        classes, palette: the classes' names and colors, if the file says them.
         partial: the trunk's last layers, which may be missing, or unusable and dropped.
         padding: of the first convolution in released networks of this family, if it has one.
         theirs: what files of this family call a layer of fcnfast's networks.
@@ -100,12 +100,12 @@ class Family:
 
 
 def recognize(file: WeightsFile, layers: Callable[[], Iterable[str]] = tuple) -> Family:
-    """Tell whose weights an open file holds: it says so itself, or its tensors' names do.
+    """Return the family of an open file, from its own description or its tensors' names.
 
     `layers` gives the names of the wanted network's tensors, for files of no known family.
 
     Raises:
-        WeightsError: of a network whose layers no network of fcnfast has.
+        WeightsError: no network of fcnfast has such layers.
     """
     if (meta := file.meta) is not None:
         own = _own(file, meta.model, meta.preprocess or None, meta.options)
@@ -129,7 +129,7 @@ def recognize(file: WeightsFile, layers: Callable[[], Iterable[str]] = tuple) ->
 
 
 def _prefix(names: Collection[str], anchors: Iterable[tuple[str, ...]]) -> str | None:
-    """What stands before the names of a network's layers: where most of the file's names are."""
+    """The prefix of a network's layers: of several, the one that most of the file's names have."""
     found: dict[str, int] = {}
     for first, *others in anchors:
         for name in names:
@@ -184,7 +184,7 @@ def _mmseg_classes(file: WeightsFile) -> tuple[tuple[str, ...], tuple[tuple[int,
 
 
 def _caffe(file: WeightsFile) -> Family:
-    """Names of Caffe, pytorch-fcn and fcnfast, or of nobody that is known."""
+    """Names of Caffe, pytorch-fcn and fcnfast, or of an unknown source."""
     names, dropped = {}, {}
     for key in file.tensors:
         if key.startswith(("fc8", "loss3/")):
@@ -265,7 +265,7 @@ def _without(family: Family, keys: Collection[str], why: str) -> Family:
 
 
 def _efficientnet_lite(file: WeightsFile) -> Family:
-    """EfficientNet-Lite, whose blocks are numbered through: each stage has a width of its own."""
+    """EfficientNet-Lite, whose blocks are numbered consecutively: a new width is a new stage."""
     layers = {"_conv_stem": "stem.0", "_bn0": "stem.1"}
     stage, number, width, block = -1, 0, 0, 0
     while (project := f"_blocks.{block}._project_conv.weight") in file.tensors:
@@ -301,7 +301,7 @@ def _renamed(
 
 
 def _usable(stored: Stored) -> bool:
-    """Tell whether a layer's numbers can be weights: finite, not huge, not all the same."""
+    """Tell whether a layer's values can be weights: finite, not huge, not all the same."""
     if math.prod(stored.shape) == 0:
         return False
     low, high = torch.aminmax(stored.read())  # both NaN when anything is
@@ -320,9 +320,9 @@ _RESNET: Any = {"title": "torchvision's ResNet", "scores": ("fc.",), "preprocess
 _SEGMENTATION: Any = {"title": "torchvision's segmentation network", "preprocess": RGB}
 _CAFFE = ["layer1.0.conv1", "conv1_1", "conv1_1_bgrd", "conv1_1color", "conv1/7x7_s2"]
 _CAFFE += ["conv1.7x7_s2", "conv1.7x7_s2.conv", "score_fr", "conv1"]
-# The layers by which a family is known, and the function that names its layers; the first row that
-# a file has counts. Whatever precedes them in a file is a wrapper's prefix (``module.``,
-# ``model.``, a task's own), and tensors without it are not the network's.
+# The layers that identify a family, and the function that names its layers; the first row that a
+# file matches counts. What precedes them in a file is a wrapper's prefix (``module.``, ``model.``,
+# a task's own), and tensors without it are not the network's.
 FAMILIES: tuple[tuple[tuple[str, ...], Callable[[WeightsFile], Family]], ...] = (
     (("features.0.weight",), _sequential),
     (("inception3a.branch1.conv.weight",), _googlenet),

@@ -1,7 +1,7 @@
-"""Weights files: any kind is opened, told by its content; fcnfast's own (safetensors) are written.
+"""Weights files: opens any kind, recognized by its content; writes fcnfast's own (safetensors).
 
-A file of fcnfast says in its metadata which network it belongs to, how that was built, what its
-classes are called and which preprocessing it expects, so that loading it needs nothing else.
+The metadata of a file of fcnfast names its network, the network's options and classes, and the
+preprocessing it expects, so that loading it needs nothing else.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ METADATA_KEY = "fcnfast"
 FORMAT_VERSION = 1
 # What the safetensors library accepts as the length of a header.
 _MAX_HEADER_BYTES = 100_000_000
-# safetensors maps the file; after so many bytes were read, their pages are let go.
+# safetensors maps the file; after this many bytes have been read, their pages are released.
 _MAPPED_BYTES = 1 << 23
 # A pickle shows what it is in its first opcodes.
 _SNIFFED_BYTES = 1 << 16
@@ -93,7 +93,7 @@ class WeightsFile:
     Attributes:
         path: where it is.
         format: "safetensors", "PyTorch", "Caffe" or "HDF5".
-        tensors: by the names that the file has.
+        tensors: by their names in the file.
         meta: our description of the network, in files of fcnfast.
         notes: what else a checkpoint holds beside its state dict; of a Caffe model, all "layers".
     """
@@ -113,7 +113,7 @@ def open_weights(path: PathLike) -> Iterator[WeightsFile]:
 
     Raises:
         TypeError: `path` is not a path.
-        WeightsError: missing, cut, damaged, or of no known kind; the message names the file.
+        WeightsError: the file is missing, cut, damaged, or of no known kind; the message names it.
     """
     path, head = _begin(path)
     if _is_safetensors(head):
@@ -126,12 +126,10 @@ def open_weights(path: PathLike) -> Iterator[WeightsFile]:
         with open_hdf5(path) as file:
             yield WeightsFile(path, "HDF5", read_hdf5(path, file))
     elif _is_tar(head):
-        hint = (
-            "PyTorch's oldest files are such: save the weights again with a PyTorch that reads them"
-        )
+        hint = "PyTorch's oldest format: save the weights again with a PyTorch that reads it"
         raise WeightsError(f"{path}: a tar archive; {hint}")
     elif _is_pickle(path):
-        raise WeightsError(f"{path}: a Python pickle, not of torch.save, and is not run")
+        raise WeightsError(f"{path}: a Python pickle, not made by torch.save, and is not run")
     else:  # Caffe's models have no mark
         try:
             tensors, layers = read_caffe(path)
@@ -226,7 +224,7 @@ class _Safetensors:
 
 
 def parse_meta(path: Path, metadata: Mapping[str, Any]) -> WeightsMeta | None:
-    """Our description in a safetensors file's metadata, if any; WeightsError for a damaged one."""
+    """Our description in a safetensors file's metadata, if any; WeightsError if it is damaged."""
     if METADATA_KEY not in metadata:
         return None
     try:
@@ -252,13 +250,13 @@ def bundled_path() -> Path:
 
 
 def read_weights(path: PathLike) -> tuple[dict[str, Tensor], WeightsMeta]:
-    """Read a weights file of `write_weights`.
+    """Read a weights file written by `write_weights`.
 
     Returns:
         The tensors, on the CPU and in the stored dtypes, and the description.
 
     Raises:
-        WeightsError: missing, cut, damaged, or not of fcnfast; the message names the file.
+        WeightsError: the file is missing, cut, damaged, or not of fcnfast; the message names it.
     """
     path, head = _begin(path)
     if not _is_safetensors(head):
@@ -276,13 +274,13 @@ def write_weights(
     meta: WeightsMeta,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a weights file whole or not at all.
+    """Write a weights file atomically.
 
     Args:
         path: the file to make or replace; links are followed.
         state_dict: the network's tensors, on any device.
         meta: the description that goes with them.
-        dtype: stores floating-point tensors in this type, such as ``torch.float16``; None: as is.
+        dtype: stores floating-point tensors in this dtype, such as ``torch.float16``; None: as is.
 
     Raises:
         TypeError: something in `state_dict` is not a tensor, `dtype` is not a floating-point type,
@@ -295,7 +293,7 @@ def write_weights(
     tensors, places = {}, set()
     for name, tensor in state_dict.items():
         stored = _as_stored(name, tensor, dtype)
-        # The format does not know tensors that share their memory.
+        # The format does not support tensors that share memory.
         tensors[name] = stored.clone() if stored.data_ptr() in places else stored
         places.add(tensors[name].data_ptr())
     described = json.dumps({"format": FORMAT_VERSION, **asdict(meta)}, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Caffe's HDF5 models (``.caffemodel.h5``): a group ``data``, in it one group for each layer."""
+"""Caffe's HDF5 models (``.caffemodel.h5``): a group ``data`` with one group for each layer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .stored import Stored
 
 HDF5_MARK = b"\x89HDF\r\n\x1a\n"
 
-# Names of layers may hold slashes, which HDF5 makes groups in groups of.
+# Layer names may hold slashes, which HDF5 turns into nested groups.
 _MAX_DEPTH = 8
 
 
 def is_hdf5(path: Path) -> bool:
-    """Tell whether the mark stands where it may: at 0, 512, 1024, ..."""
+    """Tell whether the file has HDF5's mark at a permitted offset: 0, 512, 1024, ..."""
     size, offset = path.stat().st_size, 0
     with open(path, "rb") as file:
         while offset < size:
@@ -30,12 +30,12 @@ def is_hdf5(path: Path) -> bool:
 
 
 def open_hdf5(path: Path) -> Any:
-    """Open the file with h5py; WeightsError when it is damaged, or h5py is not installed."""
+    """Open the file with h5py; WeightsError if it is damaged, or h5py is not installed."""
     try:
         import h5py
     except ImportError as error:
         install = "pip install 'fcnfast[caffe]'"
-        raise WeightsError(f"{path}: an HDF5 file, which takes h5py: {install}") from error
+        raise WeightsError(f"{path}: an HDF5 file, which needs h5py: {install}") from error
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -43,13 +43,13 @@ def open_hdf5(path: Path) -> Any:
 
 
 def read_hdf5(path: Path, file: Any) -> dict[str, Stored]:
-    """Find the blobs of all layers in what `open_hdf5` gave, while it is open.
+    """Find the blobs of all layers in an open file of `open_hdf5`.
 
     Returns:
-        ``LAYER.weight``, ``LAYER.bias``, ``LAYER.2``, ... as `fcnfast.weights.caffe.read_caffe`.
+        ``LAYER.weight``, ``LAYER.bias``, ``LAYER.2``, ... as in `fcnfast.weights.caffe.read_caffe`.
 
     Raises:
-        WeightsError: damaged, or an HDF5 file of something else.
+        WeightsError: the file is damaged, or holds no Caffe model.
     """
     tensors: dict[str, Stored] = {}
     try:
@@ -58,7 +58,7 @@ def read_hdf5(path: Path, file: Any) -> dict[str, Stored]:
             _visit(path, data, "", 0, tensors)
     except WeightsError:
         raise
-    except Exception as error:  # h5py raises whatever a damaged file leads it to
+    except Exception as error:  # with a damaged file, h5py may raise anything
         raise WeightsError(f"{path}: damaged HDF5 file: {error}") from error
     if not tensors:
         what = "an HDF5 file, but no Caffe model: there are no layers in its group 'data'"
@@ -89,7 +89,7 @@ def _visit(path: Path, group: Any, name: str, depth: int, tensors: dict[str, Sto
 
 def _stored(path: Path, key: str, dataset: Any) -> Stored:
     if dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (2, 4, 8):
-        raise WeightsError(f"{path}: {key!r} holds {dataset.dtype}, no weights")
+        raise WeightsError(f"{path}: {key!r} holds {dataset.dtype}, not weights")
     if dataset.is_virtual or dataset.external:
         raise WeightsError(f"{path}: {key!r} lies in another file, which is not read")
     shape = tuple(int(n) for n in dataset.shape)

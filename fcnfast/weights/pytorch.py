@@ -1,4 +1,4 @@
-"""Files of ``torch.save``: nothing that their pickles name is imported or run."""
+"""Files of ``torch.save``, read without importing or running anything that their pickles name."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ LEGACY_MARK = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
 _AVERAGES = ("ema", "state_dict_ema", "model_ema")
 _MAX_NESTING = 4
-# Values that are no objects of a class, as modules are.
+# Plain values, unlike a pickled module.
 _PLAIN = (int, float, str, bytes, list, tuple, type(None))
 
 
 class _Placeholder:
-    """Stands for whatever a pickle names beside tensors: takes everything, does nothing."""
+    """Stands for anything but tensors that a pickle names: accepts everything, does nothing."""
 
-    dump_patches = False  # torch asks the classes of modules in its older files
+    dump_patches = False  # torch reads this from the classes of modules in its older files
 
     def __new__(cls, *args: object, **kwargs: object) -> _Placeholder:
         return object.__new__(_Placeholder)
@@ -45,7 +45,7 @@ class _Placeholder:
 
 
 class _Dict(dict):
-    """Stands for an ordered dict: a plain one, and attributes of it are let go."""
+    """Stands for an ordered dict: a plain one that discards attributes."""
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -71,9 +71,9 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle._Unpickler):
-    """Knows what puts tensors together, and has a placeholder for every other name.
+    """Knows the functions that rebuild tensors, and has a placeholder for every other name.
 
-    In Python, because the one in C makes room for as many objects as a damaged file says it has.
+    Python's own, because the one in C allocates as many objects as a damaged file claims to have.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -83,7 +83,7 @@ class _Unpickler(pickle._Unpickler):
         raise pickle.UnpicklingError("it names what only another program knows")
 
 
-# What `torch.load` takes for Python's own module; it reads storages itself.
+# What `torch.load` uses in place of the pickle module; it reads storages itself.
 _INERT = types.SimpleNamespace(
     __name__="inert pickles",
     Unpickler=_Unpickler,
@@ -98,14 +98,14 @@ def read_pytorch(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     becomes placeholders.
 
     Raises:
-        WeightsError: cut, damaged, a TorchScript program, or without a state dict.
+        WeightsError: the file is cut, damaged, a TorchScript program, or has no state dict.
     """
     with open(path, "rb") as file:
         if file.read(4) == ZIP_MARK:
             _check_archive(path)
         try:
             tree = _load(file)
-        except Exception as error:  # of any kind: the bytes may be anything
+        except Exception as error:  # the bytes may be anything, and so may the error
             why = " ".join(str(error).split()) or type(error).__name__
             raise WeightsError(f"{path}: a PyTorch file that is cut or damaged: {why}") from error
     notes: dict[str, Any] = {}
@@ -135,13 +135,13 @@ def _load(file: BinaryIO) -> Any:
             file.seek(0)
             return torch.load(file, weights_only=True, **options)
         except pickle.UnpicklingError:
-            pass  # here, so that nothing keeps what was read
+            pass  # goes on below, so that the exception does not keep what was read
         file.seek(0)
         return torch.load(file, weights_only=False, pickle_module=_INERT, **options)
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse an archive of something else, and one whose checksums differ from its content."""
+    """Reject an archive of something else, and one whose content does not match its checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -159,8 +159,8 @@ def _check_archive(path: Path) -> None:
                             pass
     except WeightsError:
         raise
-    except Exception as error:  # of any kind: the bytes may be anything
-        what = "a zip archive (PyTorch's files are such) that is cut or damaged"
+    except Exception as error:  # the bytes may be anything, and so may the error
+        what = "a zip archive (as PyTorch's files are) that is cut or damaged"
         raise WeightsError(f"{path}: {what}: {error}") from error
 
 
@@ -169,7 +169,7 @@ def _is_dict(tree: Any, key: str) -> bool:
 
 
 def _is_tensor(value: object) -> bool:
-    """Whether this is a tensor that holds its numbers one by one."""
+    """Whether this is a dense CPU tensor that is not quantized."""
     if not isinstance(value, Tensor) or value.layout is not torch.strided:
         return False
     return not value.is_quantized and value.device.type == "cpu"

@@ -12,8 +12,8 @@ from torch import Tensor
 class Stored:
     """A tensor in a file: its shape, and the function that reads it while the file is open.
 
-    ``read`` gives a contiguous tensor on the CPU, never a view of the file. A tensor that nobody
-    reads, or a shape that a file only claims, takes no memory where the format allows it.
+    ``read`` gives a contiguous tensor on the CPU, never a view of the file. If the format allows
+    it, a tensor takes no memory until it is read.
     """
 
     shape: tuple[int, ...]
