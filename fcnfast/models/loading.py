@@ -175,7 +175,7 @@ def load_weights(model: FCN, path: PathLike) -> LoadReport:
         TypeError: `model` is not a network of fcnfast.
 
     Example:
-        >>> model = fcnfast.create_model("fcn4s_light")
+        >>> model = fcnfast.create_model("fcn4s_lite0", num_classes=11)
         >>> report = fcnfast.load_weights(model, fcnfast.weights.bundled_path())
         >>> report.missing
         ()
@@ -215,7 +215,7 @@ def load_model(path: PathLike | None = None, device: str | torch.device = "cpu")
 
     Example:
         >>> fcnfast.load_model().name  # the bundled network
-        'fcn4s_light'
+        'fcn4s_lite0'
     """
     return load_as(None, bundled_path() if path is None else path).to(device).eval()
 
