@@ -3,8 +3,8 @@
     python docs/calibration.py CamVid                          # the bundled weights, on val
     python docs/calibration.py CamVid --weights W.safetensors --split train --include "0006R0*"
 
-Needs the `plots` extra. The expected calibration error is that of Guo et al., arXiv 1706.04599, over
-all labeled pixels and 15 bins.
+Needs the `plots` extra. The expected calibration error (Guo et al., arXiv 1706.04599) is over all
+labeled pixels and 15 bins.
 """
 
 import argparse
