@@ -78,7 +78,7 @@ def evaluate_model(
         >>> scene = fcnfast.data.demo_scene()
         >>> matrix = fcnfast.evaluate_model(fcnfast.load_model(), [scene])
         >>> round(matrix.scores().pixel_accuracy, 1)
-        0.9
+        0.8
     """
     check_positive("batch_size", batch_size)
     views = Views(max_size, tile, overlap, scales, flip)

@@ -1,4 +1,4 @@
-"""A light FCN for CPUs: residual trunk, skips at strides 4, 8 and 16 (the bundled network's)."""
+"""A light FCN for CPUs: residual trunk, skips at strides 4, 8 and 16 (`fcn4s_light`)."""
 
 from __future__ import annotations
 

@@ -114,9 +114,7 @@ def load_as(
         find(name)
     with open_weights(path) as file:
         if name is None:
-            kinds = {row.make: name for name, row in MODELS.items()}.values()
-            family = recognize(file, lambda: [next(iter(shapes_of(kind, {}))) for kind in kinds])
-            name, told = identify(file, family)
+            family, name, told = _identified(file)
             try:
                 model = _build_for(name, num_classes, told | (options or {}), file, family)
             except WeightsError:
@@ -129,6 +127,19 @@ def load_as(
             model = _build_for(name, num_classes, options or {}, file, family)
         load_file(model, file, family)
         return model
+
+
+def network_of(path: PathLike) -> str:
+    """The name of the network that a weights file belongs to; WeightsError where it has none."""
+    with open_weights(path) as file:
+        return _identified(file)[1]
+
+
+def _identified(file: WeightsFile) -> tuple[Family, str, dict[str, Any]]:
+    """The family of a file, the network that it belongs to, and its options."""
+    kinds = {row.make: name for name, row in MODELS.items()}.values()
+    family = recognize(file, lambda: [next(iter(shapes_of(kind, {}))) for kind in kinds])
+    return family, *identify(file, family)
 
 
 def _check_kind(name: str, file: WeightsFile, family: Family, classifier: bool | None) -> None:
@@ -176,7 +187,7 @@ def load_weights(model: FCN, path: PathLike) -> LoadReport:
         TypeError: `model` is not a network of fcnfast.
 
     Example:
-        >>> model = fcnfast.create_model("fcn4s_light")
+        >>> model = fcnfast.create_model("fcn4s_lite0", num_classes=11)
         >>> report = fcnfast.load_weights(model, fcnfast.weights.bundled_path())
         >>> report.missing
         ()
@@ -216,7 +227,7 @@ def load_model(path: PathLike | None = None, device: str | torch.device = "cpu")
 
     Example:
         >>> fcnfast.load_model().name  # the bundled network
-        'fcn4s_light'
+        'fcn4s_lite0'
     """
     return load_as(None, bundled_path() if path is None else path).to(device).eval()
 

@@ -107,7 +107,7 @@ MODELS: dict[str, Row] = {
     "fcn4s_lite0": _lite(0),
     "fcn4s_lite1": _lite(1),
     "fcn4s_lite2": _lite(2),
-    "fcn4s_light": Row(FCNLight, "the bundled network: small, for CPUs, CamVid", classes=11),
+    "fcn4s_light": Row(FCNLight, "a small residual net for CPUs", classes=11),
 }
 
 

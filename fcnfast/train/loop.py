@@ -50,6 +50,7 @@ from .checkpoint import BEST, CHECKPOINT, LAST
 from .log import Board, Log, Progress
 from .network import (
     checkpoint_blocks,
+    default_model,
     freeze,
     make_model,
     make_optimizer,
@@ -538,7 +539,8 @@ def start(
         out = Path(settings.output_dir)
         if settings.output_dir and (out / CHECKPOINT).exists():
             raise InputError(f"{out} already holds a run: continue it with --resume {out}")
-        run = Run(settings, p, data=_wrapped(settings, train, val, table))
+        s = replace(settings, model=settings.model or default_model(settings))
+        run = Run(s, p, data=_wrapped(s, train, val, table))
         require_every_class(run.pictures)
         return run
 

@@ -16,11 +16,25 @@ from torch.utils.checkpoint import checkpoint
 from ..data import ClassTable, SegmentationDataset
 from ..data.folder import count_pixels
 from ..errors import InputError
+from ..files import PathLike
 from ..models import FCN, Preprocessing, create_model
+from ..models.loading import network_of
 from ..weights import bundled_path
 from .settings import TrainSettings
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
+
+
+def default_model(s: TrainSettings) -> str:
+    """The network of the weights that a run starts from, or the light one.
+
+    Raises WeightsError for a file that does not tell.
+    """
+    return network_of(_weights(s)) if s.weights else "fcn4s_light"
+
+
+def _weights(s: TrainSettings) -> PathLike:
+    return bundled_path() if s.weights == "bundled" else s.weights
 
 
 def make_model(
@@ -38,7 +52,7 @@ def make_model(
     if saved is None:
         options: dict[str, Any] = {} if s.in_channels == 3 else {"in_channels": s.in_channels}
         if s.weights:
-            options["weights"] = bundled_path() if s.weights == "bundled" else s.weights
+            options["weights"] = _weights(s)
         if s.weights_backbone:
             options["weights_backbone"] = s.weights_backbone
         model = create_model(s.model, num_classes=len(table), **options)

@@ -41,7 +41,7 @@ class TrainSettings:
     val_split: str = _flag("val", "the split to validate on; '' for none")
     val_include: str = _flag("", "validate only on the pictures whose names match this pattern")
     # network
-    model: str = _flag("fcn4s_light", "the network, by name")
+    model: str = _flag("", "the network, by name; by default that of --weights, or fcn4s_light")
     in_channels: int = _flag(3, "1: luma; 3: RGB; 4: RGB and a fourth channel", choices=(1, 3, 4))
     weights: str = _flag("", "weights file to start from, or 'bundled'")
     weights_backbone: str = _flag("", "a classifier's file for the trunk, or 'imagenet'")
