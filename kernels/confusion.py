@@ -13,18 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .grid import Strided, check_supported, on_device
-from .winners import (
-    PATCH,
-    SIZES,
-    exact_labels,
-    lane_patches,
-    pixels,
-    row_taps,
-    tables,
-    tile_labels,
-    tiles,
-)
+from .grid import Axis, Strided, check_supported, on_device
+from .winners import SIZES, Source, label_patches, pixels, tiles
 
 if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
@@ -35,6 +25,8 @@ STRIDES = ["tn", "th", "on", "oc"]
 NONE = tl.constexpr(2**31 - 1)
 # Of so many counts a program adds up its pixels; those of others are added one by one.
 ROUNDS = 8
+# Rows of settled patches that are counted at once.
+STEP = 2
 
 
 @triton.jit
@@ -52,101 +44,94 @@ def count(out_ptr, counts, ROUNDS: tl.constexpr):
         tl.atomic_add(out_ptr + counts, 1, mask=counts != NONE, sem="relaxed")
 
 
-class Target(NamedTuple):
-    """The true classes: pointers to those of each patch's first pixel, strides of rows and columns.
+class Counts(NamedTuple):
+    """Where pixels are counted, and what their true classes are, for `count_rows`.
 
-    ignore_index: the truth that is not counted.
+    target: pointer to the true classes, strides n, h, w. out: to the counts, strides of true
+    classes and labels on, oc. ignore_index: the truth that is not counted. The rest are constants:
+    see `confusion_kernel`.
     """
 
-    ptr: tl.tensor
+    target: tl.tensor
+    n: tl.tensor
     h: tl.tensor
     w: tl.tensor
+    out: tl.tensor
+    on: tl.tensor
+    oc: tl.tensor
+    num_classes: tl.tensor
     ignore_index: tl.tensor
+    ignores: tl.constexpr
+    others: tl.constexpr
+    rounds: tl.constexpr
 
 
 @triton.jit
-def counts_of(
-    target, labels, first, rows, columns, num_classes, on, oc,
-    FAR: tl.constexpr, TRUTH: tl.constexpr, IGNORES: tl.constexpr, OTHERS: tl.constexpr,
-    COUNT: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Which count each pixel goes to, COUNT x BLOCK x COLUMNS, given its label: truth * on + label
-    * oc from out_ptr on.
+def count_rows(to, labels, first, patch, lengths, COUNT: tl.constexpr, COLUMNS: tl.constexpr):
+    """Count COUNT rows of the patches from each lane's `first`, those below its `lengths`.
 
-    target: a Target. rows, columns: how many each lane's patch has. TRUTH: the type to compare the
-    true class in. The rest: see `confusion_kernel`.
+    to: Counts. labels: COUNT x BLOCK x COLUMNS.
     """
-    i, j, valid = pixels(first, rows, columns, COUNT, COLUMNS)
-    if FAR:
-        within = i.to(tl.int64) * target.h + j.to(tl.int64) * target.w
-    else:
-        within = i * target.h + j * target.w
-    truth = tl.load(target.ptr[None, :, None] + within, mask=valid, other=0).to(TRUTH)
-    if IGNORES:
-        valid = valid & (truth != target.ignore_index)
-    in_range = (truth >= 0) & (truth < num_classes)
-    if OTHERS:
-        truth = tl.where(in_range, truth, num_classes)
+    i, j, valid = pixels(first, lengths, patch.columns.length, COUNT, COLUMNS)
+    place = to.target + patch.image * to.n + patch.columns.start.to(tl.int64) * to.w
+    row = (patch.rows.start + first)[None, :, None].to(tl.int64)
+    row += tl.arange(0, COUNT)[:, None, None]
+    place = place[None, :, None] + row * to.h + j.to(tl.int64) * to.w
+    truth = tl.load(place, mask=valid, other=0)
+    if truth.dtype != tl.int64:
+        truth = truth.to(tl.int32)
+    if to.ignores:
+        valid = valid & (truth != to.ignore_index)
+    in_range = (truth >= 0) & (truth < to.num_classes)
+    if to.others:
+        truth = tl.where(in_range, truth, to.num_classes)
     else:
         valid = valid & in_range
-    return tl.where(valid, truth.to(tl.int32) * on + labels * oc, NONE)
+    counts = tl.where(valid, truth.to(tl.int32) * to.on + labels * to.oc, NONE)
+    count(to.out, counts, to.rounds)
 
 
 @triton.jit(do_not_specialize=[*SIZES, *STRIDES, "ignore_index"])
 def confusion_kernel(
-    scores_ptr, winner_ptr, table_ptr, fraction_ptr, target_ptr, out_ptr,
-    images, num_classes, height, width, row_size, column_size, row_patches, column_patches,
+    scores_ptr, target_ptr, out_ptr,
+    images, num_classes, height, width,
+    row_size, row_num, row_off, row_den,
+    row_first, row_cells, row_head, row_inner, row_patches,
+    column_size, column_num, column_off, column_den,
+    column_first, column_cells, column_head, column_inner, column_patches,
     xn, xc, xh, xw, tn, th, tw, on, oc, ignore_index,
-    CLAMP: tl.constexpr, SPLIT: tl.constexpr, FAR: tl.constexpr,
-    TRUTH: tl.constexpr, IGNORES: tl.constexpr, OTHERS: tl.constexpr,
+    CLAMP: tl.constexpr, SPLIT: tl.constexpr, IGNORES: tl.constexpr, OTHERS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    ROUNDS: tl.constexpr,
+    TEAM: tl.constexpr, UNROLL: tl.constexpr, STEP: tl.constexpr, ROUNDS: tl.constexpr,
 ):  # fmt: skip
-    """One program: the pixels of TILE_ROWS rows of patches, BLOCK in all; a lane has one patch.
+    """One program: the pixels of TILE_ROWS rows of patches, BLOCK in all.
 
     scores_ptr: images x num_classes x height x width, strides xn, xc, xh, xw.
-    winner_ptr, table_ptr, fraction_ptr: see `winners.table_kernel`.
     target_ptr: images x row_size x column_size, strides tn, th, tw: the true classes. IGNORES
         says whether they may be ignore_index.
     out_ptr: int64, true classes x labels, strides on, oc; one row more for OTHERS that are neither
         classes nor ignored.
     """
-    scores = Strided(scores_ptr, xn, xc, xh, xw)
-    patch = lane_patches(
-        table_ptr, fraction_ptr, images, height, width, row_size,
-        row_patches, column_patches, CLAMP, TILE_ROWS, BLOCK,
+    ring: tl.constexpr = 0 if CLAMP else 2  # rows and columns of zeros around the map
+    rows = Axis(
+        height + ring, row_size, row_num, row_off, row_den,
+        row_first, row_cells, row_head, row_inner, 0,
     )  # fmt: skip
-    labels, special = tile_labels(
-        scores, winner_ptr, fraction_ptr, num_classes, height, width, row_size, column_size, patch,
-        CLAMP, SPLIT, FAR, ROWS, COLUMNS, BLOCK,
+    columns = Axis(
+        width + ring, column_size, column_num, column_off, column_den,
+        column_first, column_cells, column_head, column_inner, 0,
     )  # fmt: skip
-    target_ptr += patch.image * tn + patch.rows.start.to(tl.int64) * th
-    target_ptr += patch.columns.start.to(tl.int64) * tw
-    target, columns = Target(target_ptr, th, tw, ignore_index), patch.columns.length
-    lengths = tl.where(patch.valid & ~special, patch.rows.length, 0)
-    # In halves, because a program has not the registers for all labels and their truths.
-    parts: tl.constexpr = 2 if ROWS > 1 else 1
-    halves = (labels,)
-    if ROWS > 1:
-        labels = tl.reshape(labels, [2, ROWS // 2, BLOCK, COLUMNS])
-        halves = tl.split(tl.permute(labels, [1, 2, 3, 0]))
-    for k in tl.static_range(parts):
-        counts = counts_of(
-            target, halves[k], k * (ROWS // 2), lengths, columns, num_classes, on, oc,
-            FAR, TRUTH, IGNORES, OTHERS, ROWS // parts, COLUMNS,
-        )  # fmt: skip
-        count(out_ptr, counts, ROUNDS)
-    lengths = tl.where(special, patch.rows.length, 0)
-    for i in range(tl.max(lengths, 0)):
-        taps = row_taps(
-            scores, fraction_ptr, i, row_size, column_size, patch, special, CLAMP, COLUMNS, BLOCK
-        )
-        found = exact_labels(taps, scores, num_classes, COLUMNS, BLOCK)
-        more = counts_of(
-            target, found, i, lengths, columns, num_classes, on, oc,
-            FAR, TRUTH, IGNORES, OTHERS, 1, COLUMNS,
-        )  # fmt: skip
-        count(out_ptr, more, ROUNDS)
+    at = Source(
+        Strided(scores_ptr, xn, xc, xh, xw), images, num_classes, height, width,
+        rows, columns, row_patches, column_patches,
+    )  # fmt: skip
+    counts = Counts(
+        target_ptr, tn, th, tw, out_ptr, on, oc, num_classes, ignore_index, IGNORES, OTHERS, ROUNDS
+    )
+    label_patches(
+        at, counts, count_rows, STEP,
+        CLAMP, SPLIT, ROWS, COLUMNS, TILE_ROWS, BLOCK, TEAM, UNROLL,
+    )  # fmt: skip
 
 
 def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_index: int) -> None:
@@ -174,15 +159,11 @@ def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_
         return
     kind = torch.iinfo(target.dtype)
     plan = tiles(tuple(scores.shape), grid)
-    options = plan.options | plan.label_options(scores)
-    options["FAR"] |= PATCH * max(target.stride()[1:]) >= 2**31
     with on_device(scores):
-        arrays = tables(scores, plan)
         confusion_kernel[(plan.programs,)](
-            scores, *arrays, target, out,
-            *plan.sizes(scores), *target.stride(), *out.stride(), ignore_index,
-            TRUTH=tl.int64 if target.dtype == torch.int64 else tl.int32,
-            IGNORES=kind.min <= ignore_index <= kind.max,
-            OTHERS=out.shape[0] > out.shape[1],
-            ROUNDS=ROUNDS, **options,
+            scores, target, out, *plan.sizes(scores),
+            *target.stride(), *out.stride(), ignore_index,
+            IGNORES=kind.min <= ignore_index <= kind.max, OTHERS=out.shape[0] > out.shape[1],
+            STEP=min(STEP, plan.options["ROWS"]), ROUNDS=ROUNDS,
+            **plan.options, **plan.label_options,
         )  # fmt: skip
