@@ -56,6 +56,13 @@ def store_rows(out, values, first, patch, lengths, COUNT: tl.constexpr, COLUMNS:
     tl.store(place, values.to(out.ptr.dtype.element_ty), mask=valid)
 
 
+@triton.jit
+def store_settled(out, label, patch, lengths, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Store one label at all pixels of each patch."""
+    labels = tl.broadcast_to(label[None, :, None], [ROWS, label.numel, COLUMNS])
+    store_rows(out, labels, label * 0, patch, lengths, ROWS, COLUMNS)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def label_kernel(
     scores_ptr, out_ptr,
@@ -88,7 +95,7 @@ def label_kernel(
         rows, columns, row_patches, column_patches,
     )  # fmt: skip
     label_patches(
-        at, PixelMap(out_ptr, row_size, column_size, ALIGN), store_rows, ROWS,
+        at, PixelMap(out_ptr, row_size, column_size, ALIGN), store_settled, store_rows,
         CLAMP, SPLIT, ROWS, COLUMNS, TILE_ROWS, BLOCK, TEAM, UNROLL,
     )  # fmt: skip
 

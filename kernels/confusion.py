@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .grid import Axis, Strided, check_supported, on_device
-from .winners import SIZES, Source, label_patches, pixels, tiles
+from .winners import SIZES, Source, bitwise_or, kept, label_patches, pixels, tiles
 
 if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
@@ -25,23 +25,22 @@ STRIDES = ["tn", "th", "on", "oc"]
 NONE = tl.constexpr(2**31 - 1)
 # Of so many counts a program adds up its pixels; those of others are added one by one.
 ROUNDS = 8
-# Rows of settled patches that are counted at once.
-STEP = 2
 
 
 @triton.jit
-def count(out_ptr, counts, ROUNDS: tl.constexpr):
-    """Add 1 to each of the `counts`, offsets from out_ptr, other than NONE."""
+def count(out_ptr, counts, pixels, ROUNDS: tl.constexpr):
+    """Add `pixels`, a number for each, to the `counts`, offsets from out_ptr, other than NONE."""
     least = tl.min(counts)
     rounds = 0
     while (least != NONE) & (rounds < ROUNDS):
         same = counts == least
-        tl.atomic_add(out_ptr + least, tl.sum(same.to(tl.int32)).to(tl.int64), sem="relaxed")
+        tl.atomic_add(out_ptr + least, tl.sum(tl.where(same, pixels, 0)).to(tl.int64), sem="relaxed")
         counts = tl.where(same, NONE, counts)
         least = tl.min(counts)
         rounds += 1
     if least != NONE:
-        tl.atomic_add(out_ptr + counts, 1, mask=counts != NONE, sem="relaxed")
+        more = (counts * 0 + pixels).to(tl.int64)
+        tl.atomic_add(out_ptr + counts, more, mask=counts != NONE, sem="relaxed")
 
 
 class Counts(NamedTuple):
@@ -67,17 +66,8 @@ class Counts(NamedTuple):
 
 
 @triton.jit
-def count_rows(to, labels, first, patch, lengths, COUNT: tl.constexpr, COLUMNS: tl.constexpr):
-    """Count COUNT rows of the patches from each lane's `first`, those below its `lengths`.
-
-    to: Counts. labels: COUNT x BLOCK x COLUMNS.
-    """
-    i, j, valid = pixels(first, lengths, patch.columns.length, COUNT, COLUMNS)
-    place = to.target + patch.image * to.n + patch.columns.start.to(tl.int64) * to.w
-    row = (patch.rows.start + first)[None, :, None].to(tl.int64)
-    row += tl.arange(0, COUNT)[:, None, None]
-    place = place[None, :, None] + row * to.h + j.to(tl.int64) * to.w
-    truth = tl.load(place, mask=valid, other=0)
+def counts_of(to, truth, labels, valid):
+    """Which count each pixel goes to, offsets from to.out, given its truth and its label."""
     if truth.dtype != tl.int64:
         truth = truth.to(tl.int32)
     if to.ignores:
@@ -87,8 +77,55 @@ def count_rows(to, labels, first, patch, lengths, COUNT: tl.constexpr, COLUMNS: 
         truth = tl.where(in_range, truth, to.num_classes)
     else:
         valid = valid & in_range
-    counts = tl.where(valid, truth.to(tl.int32) * to.on + labels * to.oc, NONE)
-    count(to.out, counts, to.rounds)
+    return tl.where(valid, truth.to(tl.int32) * to.on + labels * to.oc, NONE)
+
+
+@triton.jit
+def first_pixels(to, patch):
+    """Pointers to the true class of each patch's first pixel."""
+    place = patch.image * to.n + patch.rows.start.to(tl.int64) * to.h
+    return to.target + kept(place + patch.columns.start.to(tl.int64) * to.w)
+
+
+@triton.jit
+def count_rows(to, labels, first, patch, lengths, COUNT: tl.constexpr, COLUMNS: tl.constexpr):
+    """Count COUNT rows of the patches from each lane's `first`, those below its `lengths`.
+
+    to: Counts. labels: COUNT x BLOCK x COLUMNS.
+    """
+    i, j, valid = pixels(first, lengths, patch.columns.length, COUNT, COLUMNS)
+    within = i.to(tl.int64) * to.h + j.to(tl.int64) * to.w
+    truth = tl.load(first_pixels(to, patch)[None, :, None] + within, mask=valid, other=0)
+    count(to.out, counts_of(to, truth, labels, valid), 1, to.rounds)
+
+
+@triton.jit
+def count_settled(to, label, patch, lengths, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Count patches of one label each: at once the rows of which all pixels have the true class of
+    the patch's first pixel."""
+    place = first_pixels(to, patch)
+    truth = tl.load(place, mask=lengths > 0, other=0)
+    # Rows and columns that a patch does not have are its last ones again: no masks.
+    j = tl.minimum(tl.arange(0, COLUMNS)[None, :], patch.columns.length[:, None] - 1)
+    pointers, some = place[:, None] + j.to(tl.int64) * to.w, (lengths > 0)[:, None]
+    odd = tl.zeros([label.numel, COLUMNS], tl.int32)
+    most = tl.max(lengths, 0)
+    for i in range(most):
+        same = tl.load(pointers, mask=some, other=0) == truth[:, None]
+        odd = odd | tl.where(same, 0, 1 << i)
+        pointers += tl.where(i + 1 < lengths, to.h, 0)[:, None]
+    odd = tl.where(lengths > 0, tl.reduce(odd, 1, bitwise_or) & ((1 << lengths) - 1), 0)
+    rows = lengths
+    for i in tl.static_range(ROWS):
+        rows -= odd >> i & 1
+    counts = counts_of(to, truth, label, lengths > 0)
+    count(to.out, counts, rows * patch.columns.length, to.rounds)
+    left = tl.reduce(odd, 0, bitwise_or)
+    labels = tl.broadcast_to(label[None, :, None], [1, label.numel, COLUMNS])
+    for row in range(most):
+        if (left >> row) & 1 == 1:
+            lengths = tl.where(odd >> row & 1 == 1, row + 1, 0)
+            count_rows(to, labels, label * 0 + row, patch, lengths, 1, COLUMNS)
 
 
 @triton.jit(do_not_specialize=[*SIZES, *STRIDES, "ignore_index"])
@@ -102,7 +139,7 @@ def confusion_kernel(
     xn, xc, xh, xw, tn, th, tw, on, oc, ignore_index,
     CLAMP: tl.constexpr, SPLIT: tl.constexpr, IGNORES: tl.constexpr, OTHERS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    TEAM: tl.constexpr, UNROLL: tl.constexpr, STEP: tl.constexpr, ROUNDS: tl.constexpr,
+    TEAM: tl.constexpr, UNROLL: tl.constexpr, ROUNDS: tl.constexpr,
 ):  # fmt: skip
     """One program: the pixels of TILE_ROWS rows of patches, BLOCK in all.
 
@@ -129,7 +166,7 @@ def confusion_kernel(
         target_ptr, tn, th, tw, out_ptr, on, oc, num_classes, ignore_index, IGNORES, OTHERS, ROUNDS
     )
     label_patches(
-        at, counts, count_rows, STEP,
+        at, counts, count_settled, count_rows,
         CLAMP, SPLIT, ROWS, COLUMNS, TILE_ROWS, BLOCK, TEAM, UNROLL,
     )  # fmt: skip
 
@@ -164,6 +201,5 @@ def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_
             scores, target, out, *plan.sizes(scores),
             *target.stride(), *out.stride(), ignore_index,
             IGNORES=kind.min <= ignore_index <= kind.max, OTHERS=out.shape[0] > out.shape[1],
-            STEP=min(STEP, plan.options["ROWS"]), ROUNDS=ROUNDS,
-            **plan.options, **plan.label_options,
+            ROUNDS=ROUNDS, **plan.options, **plan.label_options,
         )  # fmt: skip

@@ -54,6 +54,8 @@ PATCH = 8
 TEAM = 4
 # Classes whose scores a lane asks for at once; those of a team are bits of a word.
 UNROLL = 4
+# Registers that a thread may have; NVIDIA's compiler would spill to need fewer.
+MOST_REGISTERS: dict[str, Any] = {} if torch.version.hip else {"maxnreg": 255}
 # Beyond, sums of two scores and differences may overflow: such points are SPECIAL, or LOW.
 LARGE = tl.constexpr(2.0**124)
 # Instead of a winner: the point has a NaN, or a score of LARGE or more.
@@ -224,6 +226,12 @@ def bitwise_or(a, b):
 
 
 @triton.jit
+def nearest(corner, last):
+    """The point of the map, from 0 to `last`, that is nearest to a corner."""
+    return tl.minimum(tl.maximum(corner, 0), last)
+
+
+@triton.jit
 def corner_winners(at, patch, BLOCK: tl.constexpr, UNROLL: tl.constexpr):
     """The first largest class of the points nearest to the corners of each lane's cell.
 
@@ -231,11 +239,11 @@ def corner_winners(at, patch, BLOCK: tl.constexpr, UNROLL: tl.constexpr):
     which the winners differ, and where only exact weights will do.
     """
     scores, rows, columns = at.scores, patch.rows, patch.columns
-    upper = patch.image * scores.n + tl.maximum(rows.corner, 0).to(tl.int64) * scores.h
-    lower = patch.image * scores.n
-    lower += tl.minimum(rows.corner + 1, at.height - 1).to(tl.int64) * scores.h
-    left = tl.maximum(columns.corner, 0).to(tl.int64) * scores.w
-    right = tl.minimum(columns.corner + 1, at.width - 1).to(tl.int64) * scores.w
+    image, last_row, last_column = patch.image * scores.n, at.height - 1, at.width - 1
+    upper = image + nearest(rows.corner, last_row).to(tl.int64) * scores.h
+    lower = image + nearest(rows.corner + 1, last_row).to(tl.int64) * scores.h
+    left = nearest(columns.corner, last_column).to(tl.int64) * scores.w
+    right = nearest(columns.corner + 1, last_column).to(tl.int64) * scores.w
     k = tl.arange(0, 4)[:, None]
     place = tl.where(k < 2, upper[None, :], lower[None, :])
     place = scores.ptr + (place + tl.where(k % 2 == 0, left[None, :], right[None, :]))
@@ -591,22 +599,21 @@ def chosen(mixed, begin, BLOCK: tl.constexpr, TEAM: tl.constexpr):
 
 @triton.jit
 def label_patches(
-    at, sink, SINK: tl.constexpr, STEP: tl.constexpr,
+    at, sink, SETTLED: tl.constexpr, SINK: tl.constexpr,
     CLAMP: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr, TEAM: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Hand the labels of all patches of this program to SINK, each pixel once.
+    """Hand the labels of all patches of this program to SINK or SETTLED, each pixel once.
 
-    That takes `sink`, COUNT x BLOCK x COLUMNS labels, the first of each lane's rows, the lanes'
-    patches, how many rows each has, COUNT and COLUMNS. Of settled patches it gets STEP rows.
+    SINK takes `sink`, COUNT x BLOCK x COLUMNS labels, the first of each lane's rows, the lanes'
+    patches, how many rows each has, COUNT and COLUMNS. SETTLED takes `sink`, of each lane the label
+    of all its pixels, the lanes' patches, how many rows each has, ROWS and COLUMNS.
     """
-    lane = tl.arange(0, BLOCK)
     patch = patches_of(at, CLAMP, ROWS, COLUMNS, TILE_ROWS, BLOCK)
     winners, mixed, special = corner_winners(at, patch, BLOCK, UNROLL)
     lengths = tl.where(patch.valid & ~(mixed | special), patch.rows.length, 0)
-    labels = tl.broadcast_to(winners.a[None, :, None], [STEP, BLOCK, COLUMNS])
-    for first in range(0, ROWS, STEP):
-        SINK(sink, labels, lane * 0 + first, patch, lengths, STEP, COLUMNS)
+    SETTLED(sink, winners.a, patch, lengths, ROWS, COLUMNS)
+    lane = tl.arange(0, BLOCK)
     share: tl.constexpr = ROWS // TEAM  # rows of a mixed patch for each lane
     for begin in range(0, tl.sum(mixed.to(tl.int32), 0), BLOCK // TEAM):
         lanes, there = chosen(mixed, begin, BLOCK, TEAM)
@@ -680,6 +687,7 @@ def tiles(shape: tuple[int, ...], grid: SamplingGrid) -> Tiles:
         "TILE_ROWS": TILE_ROWS,
         "BLOCK": LANES,
         "num_warps": 1,
+        **MOST_REGISTERS,
     }
     # SPLIT: whether a cell may have several patches.
     split, team = max(rows.inner, columns.inner) > 1, min(TEAM, lengths[0])
