@@ -14,6 +14,7 @@ from torch import Tensor
 from .grid import Axis, Strided, check_supported, joined, on_device
 from .winners import (
     SIZES,
+    Shares,
     Source,
     label_patches,
     patches_of,
@@ -179,7 +180,11 @@ def aligned(grid: SamplingGrid, length: int) -> int:
 
 
 def forward(
-    scores: Tensor, grid: SamplingGrid, dtype: torch.dtype, confidence: bool
+    scores: Tensor,
+    grid: SamplingGrid,
+    dtype: torch.dtype,
+    confidence: bool,
+    shares: Shares | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The labels of the scores sampled at every position of `grid`, and their softmax.
 
@@ -188,6 +193,7 @@ def forward(
         grid: exact positions of H x W pixels.
         dtype: of the labels, an integer type that holds C - 1.
         confidence: whether the winner's softmax is wanted.
+        shares: other constants of the launch, to compare.
 
     Returns:
         N x H x W labels and, with `confidence`, probabilities in float32.
@@ -203,13 +209,11 @@ def forward(
     if confidence:
         probability = torch.empty(shape, dtype=torch.float32, device=device)
     if labels.numel():
-        plan = tiles(tuple(scores.shape), grid)
+        plan = tiles(tuple(scores.shape), grid, shares)
         sizes = plan.sizes(scores)
         options = {"ALIGN": aligned(grid, plan.options["COLUMNS"]), **plan.options}
         with on_device(scores):
-            label_kernel[(plan.programs,)](
-                scores, labels, *sizes, **options, **plan.label_options
-            )
+            label_kernel[(plan.programs,)](scores, labels, *sizes, **options, **plan.label_options)
             if confidence:
                 confidence_kernel[(plan.programs,)](scores, probability, *sizes, **options)
     return labels, probability

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .grid import Axis, Strided, check_supported, on_device
-from .winners import SIZES, Source, bitwise_or, kept, label_patches, pixels, tiles
+from .winners import SIZES, Shares, Source, bitwise_or, kept, label_patches, pixels, tiles
 
 if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
@@ -34,13 +34,15 @@ def count(out_ptr, counts, pixels, ROUNDS: tl.constexpr):
     rounds = 0
     while (least != NONE) & (rounds < ROUNDS):
         same = counts == least
-        tl.atomic_add(out_ptr + least, tl.sum(tl.where(same, pixels, 0)).to(tl.int64), sem="relaxed")
+        tl.atomic_add(
+            out_ptr + least, tl.sum(tl.where(same, pixels, 0)).to(tl.int64), sem="relaxed"
+        )
         counts = tl.where(same, NONE, counts)
         least = tl.min(counts)
         rounds += 1
     if least != NONE:
-        more = (counts * 0 + pixels).to(tl.int64)
-        tl.atomic_add(out_ptr + counts, more, mask=counts != NONE, sem="relaxed")
+        others = (counts * 0 + pixels).to(tl.int64)
+        tl.atomic_add(out_ptr + counts, others, mask=counts != NONE, sem="relaxed")
 
 
 class Counts(NamedTuple):
@@ -171,7 +173,14 @@ def confusion_kernel(
     )  # fmt: skip
 
 
-def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_index: int) -> None:
+def add(
+    out: Tensor,
+    scores: Tensor,
+    target: Tensor,
+    grid: SamplingGrid,
+    ignore_index: int,
+    shares: Shares | None = None,
+) -> None:
     """Count the pixels of each true class by the label that the upsampled scores give them.
 
     Args:
@@ -182,6 +191,7 @@ def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_
         target: N x H x W true classes, any integer dtype and strides.
         grid: exact positions of H x W pixels.
         ignore_index: pixels of this truth are not counted; any integer.
+        shares: other constants of the launch, to compare.
 
     Raises:
         ValueError: when there are more than 2**30 patches, or points of the coarse map, or 2**27
@@ -195,7 +205,7 @@ def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_
     if not target.numel():
         return
     kind = torch.iinfo(target.dtype)
-    plan = tiles(tuple(scores.shape), grid)
+    plan = tiles(tuple(scores.shape), grid, shares)
     with on_device(scores):
         confusion_kernel[(plan.programs,)](
             scores, target, out, *plan.sizes(scores),

@@ -122,7 +122,7 @@ def kept(x):
 
 @triton.jit
 def span_at(start, length, cell, axis, n, CLAMP: tl.constexpr):
-    """The Span of `length` outputs from `start` on, all of a cell, of an axis of n coarse values."""
+    """The Span of `length` outputs of a cell from `start` on; n: coarse values of the axis."""
     outside = (cell < 0) | (cell >= axis.n - 1)
     part = tl.where(outside, 0, axis.num * start + axis.off - cell * axis.den)
     corner = cell if CLAMP else cell - 1  # without the ring
@@ -449,9 +449,7 @@ def largest_candidates(
     for _ in tl.static_range(ROWS * COLUMNS):
         best, labels = best + (tl.full([BLOCK], float("-inf"), tl.float32),), labels + (label,)
     for first in range(0, at.num_classes, UNROLL * TEAM):
-        bits = candidates(
-            upper, lower, at, valid, bounds, ends, first, SPLIT, UNROLL, TEAM, BLOCK
-        )
+        bits = candidates(upper, lower, at, valid, bounds, ends, first, SPLIT, UNROLL, TEAM, BLOCK)
         left = tl.reduce(bits, 0, bitwise_or)  # of the program
         while left != 0:
             lowest = left & -left
@@ -471,10 +469,10 @@ def mixed_labels(
     CLAMP: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     UNROLL: tl.constexpr, TEAM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Labels of ROWS rows of mixed patches, each lane's from `first_row` on: ROWS x BLOCK x COLUMNS.
+    """Labels of ROWS rows of mixed patches, from each lane's `first_row` on.
 
-    there: the lanes that have a patch. SPLIT: whether a cell may have several. Then those are
-    looked at by themselves, with the winner of the nearest corner.
+    Returns ROWS x BLOCK x COLUMNS. there: the lanes that have a patch. SPLIT: whether a cell may
+    have several. Then those are looked at by themselves, with the winner of the nearest corner.
     """
     scores, down, across = at.scores, patch.rows, patch.columns
     offset = offset_of(scores, patch, CLAMP)
@@ -574,7 +572,7 @@ def exact_labels(taps, scores, num_classes, COLUMNS: tl.constexpr, BLOCK: tl.con
 
 @triton.jit
 def pixels(first, rows, columns, COUNT: tl.constexpr, COLUMNS: tl.constexpr):
-    """Row and column in their patch of COUNT rows from each lane's `first`, and which of them exist.
+    """Row and column in their patch of COUNT rows from each lane's `first`; which of them exist.
 
     rows, columns: how many each lane's patch has. All broadcast to COUNT x BLOCK x COLUMNS.
     """
@@ -642,6 +640,19 @@ def label_patches(
 # ---- launch plan
 
 
+class Shares(NamedTuple):
+    """How a program's lanes share pixels, to compare with this module's constants of these names.
+
+    A team of 1 is a lane that has all rows of a mixed patch. unroll * team: 32 at most.
+    """
+
+    lanes: int = LANES
+    tile_rows: int = TILE_ROWS
+    patch: int = PATCH
+    team: int = TEAM
+    unroll: int = UNROLL
+
+
 class Tiles(NamedTuple):
     """How programs share a label map.
 
@@ -662,34 +673,35 @@ class Tiles(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def tiles(shape: tuple[int, ...], grid: SamplingGrid) -> Tiles:
+def tiles(shape: tuple[int, ...], grid: SamplingGrid, shares: Shares | None = None) -> Tiles:
     """How programs share the labels of scores of `shape` at `grid`.
 
     Raises:
         ValueError: when there are more than 2**30 patches, or points of the coarse map, or 2**27
             pixels along an axis.
     """
-    lengths = tuple(min(triton.next_power_of_2(longest(grid, k)), PATCH) for k in (0, 1))
+    lanes, tile_rows, patch, team, unroll = shares or (LANES, TILE_ROWS, PATCH, TEAM, UNROLL)
+    lengths = tuple(min(triton.next_power_of_2(longest(grid, k)), patch) for k in (0, 1))
     rows, columns = (axis_patches(grid, k, lengths[k]) for k in (0, 1))
     images, _, height, width = shape
     if height * width > MOST:
         raise ValueError(f"scores of {height} x {width} have more than {MOST} points")
     if rows.patches * images * columns.patches > MOST:
         raise ValueError(f"{images} maps of {grid.size} are more than {MOST} patches")
-    if max(rows.patches, columns.patches, *grid.size) > MOST // PATCH:
-        raise ValueError(f"{grid.size} has an axis of more than {MOST // PATCH} pixels or patches")
-    blocks = triton.cdiv(images * columns.patches, LANES // TILE_ROWS)
-    programs = triton.cdiv(rows.patches, TILE_ROWS) * blocks
+    if max(rows.patches, columns.patches, *grid.size) > MOST // patch:
+        raise ValueError(f"{grid.size} has an axis of more than {MOST // patch} pixels or patches")
+    blocks = triton.cdiv(images * columns.patches, lanes // tile_rows)
+    programs = triton.cdiv(rows.patches, tile_rows) * blocks
     options = {
         "CLAMP": grid.border == "clamp",
         "ROWS": lengths[0],
         "COLUMNS": lengths[1],
-        "TILE_ROWS": TILE_ROWS,
-        "BLOCK": LANES,
+        "TILE_ROWS": tile_rows,
+        "BLOCK": lanes,
         "num_warps": 1,
         **MOST_REGISTERS,
     }
     # SPLIT: whether a cell may have several patches.
-    split, team = max(rows.inner, columns.inner) > 1, min(TEAM, lengths[0])
-    label_options = {"SPLIT": split, "TEAM": team, "UNROLL": UNROLL}
+    split = max(rows.inner, columns.inner) > 1
+    label_options = {"SPLIT": split, "TEAM": min(team, lengths[0]), "UNROLL": unroll}
     return Tiles(rows, columns, programs, options, label_options)
