@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 AXIS = ["size", "num", "off", "den", "first", "cells", "head", "inner", "patches"]
 SIZES = ["images", "num_classes", "height", "width", "xn", "xc", "xh"]
 SIZES += [f"{axis}_{part}" for axis in ("row", "column") for part in AXIS]
-# Lanes of a program, as many as a warp's, and how many rows of patches they are.
+# Lanes of a program, as many as a warp's, and how many rows of patches they are: one, where patches
+# are smaller than PATCH, and loads would be from many rows.
 LANES, TILE_ROWS = 64 if torch.version.hip else 32, 4
 # Outputs of a patch along either axis.
 PATCH = 8
@@ -53,7 +54,7 @@ PATCH = 8
 # in registers.
 TEAM = 4
 # Classes whose scores a lane asks for at once; those of a team are bits of a word.
-UNROLL = 4
+UNROLL = 8
 # Registers that a thread may have; NVIDIA's compiler would spill to need fewer.
 MOST_REGISTERS: dict[str, Any] = {} if torch.version.hip else {"maxnreg": 255}
 # Beyond, sums of two scores and differences may overflow: such points are SPECIAL, or LOW.
@@ -683,6 +684,7 @@ def tiles(shape: tuple[int, ...], grid: SamplingGrid, shares: Shares | None = No
     lanes, tile_rows, patch, team, unroll = shares or (LANES, TILE_ROWS, PATCH, TEAM, UNROLL)
     lengths = tuple(min(triton.next_power_of_2(longest(grid, k)), patch) for k in (0, 1))
     rows, columns = (axis_patches(grid, k, lengths[k]) for k in (0, 1))
+    tile_rows = tile_rows if max(lengths) == patch else 1
     images, _, height, width = shape
     if height * width > MOST:
         raise ValueError(f"scores of {height} x {width} have more than {MOST} points")
