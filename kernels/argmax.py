@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import gcd
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .grid import Strided, check_supported, joined, on_device
+from .grid import Axis, Strided, check_supported, joined, on_device
 from .winners import (
     SIZES,
-    exact_labels,
-    lane_patches,
+    Shares,
+    Source,
+    label_patches,
+    patches_of,
     pixels,
     row_scores,
     row_taps,
-    tables,
-    tile_labels,
     tiles,
 )
 
@@ -28,57 +28,77 @@ if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
 
 
-@triton.jit
-def store_rows(
-    out_ptr, values, first, patch, lengths, row_size, column_size,
-    ALIGN: tl.constexpr, COUNT: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Store COUNT rows of the patches from `first`, those below each lane's `lengths`.
+class PixelMap(NamedTuple):
+    """A dense map of images x height x width pixels, for `store_rows`.
 
-    out_ptr: images x row_size x column_size, dense. values: COUNT x BLOCK x COLUMNS. The first
-    column and the number of columns of every patch and column_size are multiples of ALIGN.
+    The first column and the number of columns of every patch and the width are multiples of
+    `align`, a constant.
+    """
+
+    ptr: tl.tensor
+    height: tl.tensor
+    width: tl.tensor
+    align: tl.constexpr
+
+
+@triton.jit
+def store_rows(out, values, first, patch, lengths, COUNT: tl.constexpr, COLUMNS: tl.constexpr):
+    """Store COUNT rows of the patches from each lane's `first`, those below its `lengths`.
+
+    out: a PixelMap. values: COUNT x BLOCK x COLUMNS.
     """
     # Divided and multiplied by it, so that the compiler knows.
-    pitch, columns = column_size // ALIGN * ALIGN, patch.columns.length // ALIGN * ALIGN
-    start = (patch.image * row_size + patch.rows.start) * pitch
-    start += patch.columns.start // ALIGN * ALIGN
+    pitch = out.width // out.align * out.align
+    columns = patch.columns.length // out.align * out.align
+    start = (patch.image * out.height + patch.rows.start) * pitch
+    start += patch.columns.start // out.align * out.align
     i, j, valid = pixels(first, lengths, columns, COUNT, COLUMNS)
-    place = out_ptr + start[None, :, None] + (i * pitch + j)
-    tl.store(place, values.to(out_ptr.dtype.element_ty), mask=valid)
+    place = out.ptr + start[None, :, None] + (i * pitch + j)
+    tl.store(place, values.to(out.ptr.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def store_settled(out, label, patch, lengths, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Store one label at all pixels of each patch."""
+    labels = tl.broadcast_to(label[None, :, None], [ROWS, label.numel, COLUMNS])
+    store_rows(out, labels, label * 0, patch, lengths, ROWS, COLUMNS)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def label_kernel(
-    scores_ptr, winner_ptr, table_ptr, fraction_ptr, out_ptr,
-    images, num_classes, height, width, row_size, column_size, row_patches, column_patches,
+    scores_ptr, out_ptr,
+    images, num_classes, height, width,
+    row_size, row_num, row_off, row_den,
+    row_first, row_cells, row_head, row_inner, row_patches,
+    column_size, column_num, column_off, column_den,
+    column_first, column_cells, column_head, column_inner, column_patches,
     xn, xc, xh, xw,
-    CLAMP: tl.constexpr, SPLIT: tl.constexpr, FAR: tl.constexpr, ALIGN: tl.constexpr,
+    CLAMP: tl.constexpr, SPLIT: tl.constexpr, ALIGN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    TEAM: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """One program: the labels of TILE_ROWS rows of patches, BLOCK in all; a lane has one patch.
+    """One program: the labels of TILE_ROWS rows of patches, BLOCK in all.
 
     scores_ptr: images x num_classes x height x width, strides xn, xc, xh, xw.
-    winner_ptr, table_ptr, fraction_ptr: see `winners.table_kernel`.
     out_ptr: images x row_size x column_size, dense. Patches start at multiples of ALIGN.
     """
-    scores = Strided(scores_ptr, xn, xc, xh, xw)
-    patch = lane_patches(
-        table_ptr, fraction_ptr, images, height, width, row_size,
-        row_patches, column_patches, CLAMP, TILE_ROWS, BLOCK,
+    ring: tl.constexpr = 0 if CLAMP else 2  # rows and columns of zeros around the map
+    rows = Axis(
+        height + ring, row_size, row_num, row_off, row_den,
+        row_first, row_cells, row_head, row_inner, 0,
     )  # fmt: skip
-    labels, special = tile_labels(
-        scores, winner_ptr, fraction_ptr, num_classes, height, width, row_size, column_size, patch,
-        CLAMP, SPLIT, FAR, ROWS, COLUMNS, BLOCK,
+    columns = Axis(
+        width + ring, column_size, column_num, column_off, column_den,
+        column_first, column_cells, column_head, column_inner, 0,
     )  # fmt: skip
-    lengths = tl.where(patch.valid & ~special, patch.rows.length, 0)
-    store_rows(out_ptr, labels, 0, patch, lengths, row_size, column_size, ALIGN, ROWS, COLUMNS)
-    lengths = tl.where(special, patch.rows.length, 0)
-    for i in range(tl.max(lengths, 0)):
-        taps = row_taps(
-            scores, fraction_ptr, i, row_size, column_size, patch, special, CLAMP, COLUMNS, BLOCK
-        )
-        found = exact_labels(taps, scores, num_classes, COLUMNS, BLOCK)
-        store_rows(out_ptr, found, i, patch, lengths, row_size, column_size, ALIGN, 1, COLUMNS)
+    at = Source(
+        Strided(scores_ptr, xn, xc, xh, xw), images, num_classes, height, width,
+        rows, columns, row_patches, column_patches,
+    )  # fmt: skip
+    label_patches(
+        at, PixelMap(out_ptr, row_size, column_size, ALIGN), store_settled, store_rows,
+        CLAMP, SPLIT, ROWS, COLUMNS, TILE_ROWS, BLOCK, TEAM, UNROLL,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -110,31 +130,40 @@ def row_confidence(taps, scores, num_classes, COLUMNS: tl.constexpr, BLOCK: tl.c
 
 @triton.jit(do_not_specialize=SIZES)
 def confidence_kernel(
-    scores_ptr, table_ptr, fraction_ptr, out_ptr,
-    images, num_classes, height, width, row_size, column_size, row_patches, column_patches,
+    scores_ptr, out_ptr,
+    images, num_classes, height, width,
+    row_size, row_num, row_off, row_den,
+    row_first, row_cells, row_head, row_inner, row_patches,
+    column_size, column_num, column_off, column_den,
+    column_first, column_cells, column_head, column_inner, column_patches,
     xn, xc, xh, xw,
     CLAMP: tl.constexpr, ALIGN: tl.constexpr,
-    COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: the largest softmax of each pixel of TILE_ROWS rows of patches, BLOCK in all.
 
-    scores_ptr: images x num_classes x height x width, strides xn, xc, xh, xw.
-    table_ptr, fraction_ptr: see `winners.table_kernel`.
-    out_ptr: images x row_size x column_size, dense. Patches start at multiples of ALIGN.
+    scores_ptr, out_ptr: see `label_kernel`. A lane has one patch.
     """
-    scores = Strided(scores_ptr, xn, xc, xh, xw)
-    patch = lane_patches(
-        table_ptr, fraction_ptr, images, height, width, row_size,
-        row_patches, column_patches, CLAMP, TILE_ROWS, BLOCK,
+    ring: tl.constexpr = 0 if CLAMP else 2  # rows and columns of zeros around the map
+    rows = Axis(
+        height + ring, row_size, row_num, row_off, row_den,
+        row_first, row_cells, row_head, row_inner, 0,
     )  # fmt: skip
+    columns = Axis(
+        width + ring, column_size, column_num, column_off, column_den,
+        column_first, column_cells, column_head, column_inner, 0,
+    )  # fmt: skip
+    at = Source(
+        Strided(scores_ptr, xn, xc, xh, xw), images, num_classes, height, width,
+        rows, columns, row_patches, column_patches,
+    )  # fmt: skip
+    lane, out = tl.arange(0, BLOCK), PixelMap(out_ptr, row_size, column_size, ALIGN)
+    patch = patches_of(at, CLAMP, ROWS, COLUMNS, TILE_ROWS, BLOCK)
     lengths = tl.where(patch.valid, patch.rows.length, 0)
-    for i in range(tl.max(lengths, 0)):
-        taps = row_taps(
-            scores, fraction_ptr, i, row_size, column_size, patch, patch.valid,
-            CLAMP, COLUMNS, BLOCK,
-        )  # fmt: skip
-        found = row_confidence(taps, scores, num_classes, COLUMNS, BLOCK)
-        store_rows(out_ptr, found, i, patch, lengths, row_size, column_size, ALIGN, 1, COLUMNS)
+    for row in range(tl.max(lengths, 0)):
+        taps = row_taps(at, row, patch, patch.valid, CLAMP, COLUMNS)
+        found = row_confidence(taps, at.scores, num_classes, COLUMNS, BLOCK)
+        store_rows(out, found, lane * 0 + row, patch, lengths, 1, COLUMNS)
 
 
 @lru_cache(maxsize=1024)
@@ -151,7 +180,11 @@ def aligned(grid: SamplingGrid, length: int) -> int:
 
 
 def forward(
-    scores: Tensor, grid: SamplingGrid, dtype: torch.dtype, confidence: bool
+    scores: Tensor,
+    grid: SamplingGrid,
+    dtype: torch.dtype,
+    confidence: bool,
+    shares: Shares | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The labels of the scores sampled at every position of `grid`, and their softmax.
 
@@ -160,6 +193,7 @@ def forward(
         grid: exact positions of H x W pixels.
         dtype: of the labels, an integer type that holds C - 1.
         confidence: whether the winner's softmax is wanted.
+        shares: other constants of the launch, to compare.
 
     Returns:
         N x H x W labels and, with `confidence`, probabilities in float32.
@@ -175,16 +209,11 @@ def forward(
     if confidence:
         probability = torch.empty(shape, dtype=torch.float32, device=device)
     if labels.numel():
-        plan = tiles(tuple(scores.shape), grid)
-        sizes, align = plan.sizes(scores), aligned(grid, plan.lengths[1])
+        plan = tiles(tuple(scores.shape), grid, shares)
+        sizes = plan.sizes(scores)
+        options = {"ALIGN": aligned(grid, plan.options["COLUMNS"]), **plan.options}
         with on_device(scores):
-            winner, table, fraction = tables(scores, plan)
-            label_kernel[(plan.programs,)](
-                scores, winner, table, fraction, labels, *sizes,
-                ALIGN=align, **plan.options, **plan.label_options(scores),
-            )  # fmt: skip
+            label_kernel[(plan.programs,)](scores, labels, *sizes, **options, **plan.label_options)
             if confidence:
-                confidence_kernel[(plan.programs,)](
-                    scores, table, fraction, probability, *sizes, ALIGN=align, **plan.options
-                )
+                confidence_kernel[(plan.programs,)](scores, probability, *sizes, **options)
     return labels, probability

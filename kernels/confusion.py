@@ -13,18 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .grid import Strided, check_supported, on_device
-from .winners import (
-    PATCH,
-    SIZES,
-    exact_labels,
-    lane_patches,
-    pixels,
-    row_taps,
-    tables,
-    tile_labels,
-    tiles,
-)
+from .grid import Axis, Strided, check_supported, on_device
+from .winners import SIZES, Shares, Source, bitwise_or, kept, label_patches, pixels, tiles
 
 if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
@@ -38,118 +28,159 @@ ROUNDS = 8
 
 
 @triton.jit
-def count(out_ptr, counts, ROUNDS: tl.constexpr):
-    """Add 1 to each of the `counts`, offsets from out_ptr, other than NONE."""
+def count(out_ptr, counts, pixels, ROUNDS: tl.constexpr):
+    """Add `pixels`, a number for each, to the `counts`, offsets from out_ptr, other than NONE."""
     least = tl.min(counts)
     rounds = 0
     while (least != NONE) & (rounds < ROUNDS):
         same = counts == least
-        tl.atomic_add(out_ptr + least, tl.sum(same.to(tl.int32)).to(tl.int64), sem="relaxed")
+        tl.atomic_add(
+            out_ptr + least, tl.sum(tl.where(same, pixels, 0)).to(tl.int64), sem="relaxed"
+        )
         counts = tl.where(same, NONE, counts)
         least = tl.min(counts)
         rounds += 1
     if least != NONE:
-        tl.atomic_add(out_ptr + counts, 1, mask=counts != NONE, sem="relaxed")
+        others = (counts * 0 + pixels).to(tl.int64)
+        tl.atomic_add(out_ptr + counts, others, mask=counts != NONE, sem="relaxed")
 
 
-class Target(NamedTuple):
-    """The true classes: pointers to those of each patch's first pixel, strides of rows and columns.
+class Counts(NamedTuple):
+    """Where pixels are counted, and what their true classes are, for `count_rows`.
 
-    ignore_index: the truth that is not counted.
+    target: pointer to the true classes, strides n, h, w. out: to the counts, strides of true
+    classes and labels on, oc. ignore_index: the truth that is not counted. The rest are constants:
+    see `confusion_kernel`.
     """
 
-    ptr: tl.tensor
+    target: tl.tensor
+    n: tl.tensor
     h: tl.tensor
     w: tl.tensor
+    out: tl.tensor
+    on: tl.tensor
+    oc: tl.tensor
+    num_classes: tl.tensor
     ignore_index: tl.tensor
+    ignores: tl.constexpr
+    others: tl.constexpr
+    rounds: tl.constexpr
 
 
 @triton.jit
-def counts_of(
-    target, labels, first, rows, columns, num_classes, on, oc,
-    FAR: tl.constexpr, TRUTH: tl.constexpr, IGNORES: tl.constexpr, OTHERS: tl.constexpr,
-    COUNT: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Which count each pixel goes to, COUNT x BLOCK x COLUMNS, given its label: truth * on + label
-    * oc from out_ptr on.
-
-    target: a Target. rows, columns: how many each lane's patch has. TRUTH: the type to compare the
-    true class in. The rest: see `confusion_kernel`.
-    """
-    i, j, valid = pixels(first, rows, columns, COUNT, COLUMNS)
-    if FAR:
-        within = i.to(tl.int64) * target.h + j.to(tl.int64) * target.w
-    else:
-        within = i * target.h + j * target.w
-    truth = tl.load(target.ptr[None, :, None] + within, mask=valid, other=0).to(TRUTH)
-    if IGNORES:
-        valid = valid & (truth != target.ignore_index)
-    in_range = (truth >= 0) & (truth < num_classes)
-    if OTHERS:
-        truth = tl.where(in_range, truth, num_classes)
+def counts_of(to, truth, labels, valid):
+    """Which count each pixel goes to, offsets from to.out, given its truth and its label."""
+    if truth.dtype != tl.int64:
+        truth = truth.to(tl.int32)
+    if to.ignores:
+        valid = valid & (truth != to.ignore_index)
+    in_range = (truth >= 0) & (truth < to.num_classes)
+    if to.others:
+        truth = tl.where(in_range, truth, to.num_classes)
     else:
         valid = valid & in_range
-    return tl.where(valid, truth.to(tl.int32) * on + labels * oc, NONE)
+    return tl.where(valid, truth.to(tl.int32) * to.on + labels * to.oc, NONE)
+
+
+@triton.jit
+def first_pixels(to, patch):
+    """Pointers to the true class of each patch's first pixel."""
+    place = patch.image * to.n + patch.rows.start.to(tl.int64) * to.h
+    return to.target + kept(place + patch.columns.start.to(tl.int64) * to.w)
+
+
+@triton.jit
+def count_rows(to, labels, first, patch, lengths, COUNT: tl.constexpr, COLUMNS: tl.constexpr):
+    """Count COUNT rows of the patches from each lane's `first`, those below its `lengths`.
+
+    to: Counts. labels: COUNT x BLOCK x COLUMNS.
+    """
+    i, j, valid = pixels(first, lengths, patch.columns.length, COUNT, COLUMNS)
+    within = i.to(tl.int64) * to.h + j.to(tl.int64) * to.w
+    truth = tl.load(first_pixels(to, patch)[None, :, None] + within, mask=valid, other=0)
+    count(to.out, counts_of(to, truth, labels, valid), 1, to.rounds)
+
+
+@triton.jit
+def count_settled(to, label, patch, lengths, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Count patches of one label each: at once the rows of which all pixels have the true class of
+    the patch's first pixel."""
+    place = first_pixels(to, patch)
+    truth = tl.load(place, mask=lengths > 0, other=0)
+    # Rows and columns that a patch does not have are its last ones again: no masks.
+    j = tl.minimum(tl.arange(0, COLUMNS)[None, :], patch.columns.length[:, None] - 1)
+    pointers, some = place[:, None] + j.to(tl.int64) * to.w, (lengths > 0)[:, None]
+    odd = tl.zeros([label.numel, COLUMNS], tl.int32)
+    most = tl.max(lengths, 0)
+    for i in range(most):
+        same = tl.load(pointers, mask=some, other=0) == truth[:, None]
+        odd = odd | tl.where(same, 0, 1 << i)
+        pointers += tl.where(i + 1 < lengths, to.h, 0)[:, None]
+    odd = tl.where(lengths > 0, tl.reduce(odd, 1, bitwise_or) & ((1 << lengths) - 1), 0)
+    rows = lengths
+    for i in tl.static_range(ROWS):
+        rows -= odd >> i & 1
+    counts = counts_of(to, truth, label, lengths > 0)
+    count(to.out, counts, rows * patch.columns.length, to.rounds)
+    left = tl.reduce(odd, 0, bitwise_or)
+    labels = tl.broadcast_to(label[None, :, None], [1, label.numel, COLUMNS])
+    for row in range(most):
+        if (left >> row) & 1 == 1:
+            lengths = tl.where(odd >> row & 1 == 1, row + 1, 0)
+            count_rows(to, labels, label * 0 + row, patch, lengths, 1, COLUMNS)
 
 
 @triton.jit(do_not_specialize=[*SIZES, *STRIDES, "ignore_index"])
 def confusion_kernel(
-    scores_ptr, winner_ptr, table_ptr, fraction_ptr, target_ptr, out_ptr,
-    images, num_classes, height, width, row_size, column_size, row_patches, column_patches,
+    scores_ptr, target_ptr, out_ptr,
+    images, num_classes, height, width,
+    row_size, row_num, row_off, row_den,
+    row_first, row_cells, row_head, row_inner, row_patches,
+    column_size, column_num, column_off, column_den,
+    column_first, column_cells, column_head, column_inner, column_patches,
     xn, xc, xh, xw, tn, th, tw, on, oc, ignore_index,
-    CLAMP: tl.constexpr, SPLIT: tl.constexpr, FAR: tl.constexpr,
-    TRUTH: tl.constexpr, IGNORES: tl.constexpr, OTHERS: tl.constexpr,
+    CLAMP: tl.constexpr, SPLIT: tl.constexpr, IGNORES: tl.constexpr, OTHERS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    ROUNDS: tl.constexpr,
+    TEAM: tl.constexpr, UNROLL: tl.constexpr, ROUNDS: tl.constexpr,
 ):  # fmt: skip
-    """One program: the pixels of TILE_ROWS rows of patches, BLOCK in all; a lane has one patch.
+    """One program: the pixels of TILE_ROWS rows of patches, BLOCK in all.
 
     scores_ptr: images x num_classes x height x width, strides xn, xc, xh, xw.
-    winner_ptr, table_ptr, fraction_ptr: see `winners.table_kernel`.
     target_ptr: images x row_size x column_size, strides tn, th, tw: the true classes. IGNORES
         says whether they may be ignore_index.
     out_ptr: int64, true classes x labels, strides on, oc; one row more for OTHERS that are neither
         classes nor ignored.
     """
-    scores = Strided(scores_ptr, xn, xc, xh, xw)
-    patch = lane_patches(
-        table_ptr, fraction_ptr, images, height, width, row_size,
-        row_patches, column_patches, CLAMP, TILE_ROWS, BLOCK,
+    ring: tl.constexpr = 0 if CLAMP else 2  # rows and columns of zeros around the map
+    rows = Axis(
+        height + ring, row_size, row_num, row_off, row_den,
+        row_first, row_cells, row_head, row_inner, 0,
     )  # fmt: skip
-    labels, special = tile_labels(
-        scores, winner_ptr, fraction_ptr, num_classes, height, width, row_size, column_size, patch,
-        CLAMP, SPLIT, FAR, ROWS, COLUMNS, BLOCK,
+    columns = Axis(
+        width + ring, column_size, column_num, column_off, column_den,
+        column_first, column_cells, column_head, column_inner, 0,
     )  # fmt: skip
-    target_ptr += patch.image * tn + patch.rows.start.to(tl.int64) * th
-    target_ptr += patch.columns.start.to(tl.int64) * tw
-    target, columns = Target(target_ptr, th, tw, ignore_index), patch.columns.length
-    lengths = tl.where(patch.valid & ~special, patch.rows.length, 0)
-    # In halves, because a program has not the registers for all labels and their truths.
-    parts: tl.constexpr = 2 if ROWS > 1 else 1
-    halves = (labels,)
-    if ROWS > 1:
-        labels = tl.reshape(labels, [2, ROWS // 2, BLOCK, COLUMNS])
-        halves = tl.split(tl.permute(labels, [1, 2, 3, 0]))
-    for k in tl.static_range(parts):
-        counts = counts_of(
-            target, halves[k], k * (ROWS // 2), lengths, columns, num_classes, on, oc,
-            FAR, TRUTH, IGNORES, OTHERS, ROWS // parts, COLUMNS,
-        )  # fmt: skip
-        count(out_ptr, counts, ROUNDS)
-    lengths = tl.where(special, patch.rows.length, 0)
-    for i in range(tl.max(lengths, 0)):
-        taps = row_taps(
-            scores, fraction_ptr, i, row_size, column_size, patch, special, CLAMP, COLUMNS, BLOCK
-        )
-        found = exact_labels(taps, scores, num_classes, COLUMNS, BLOCK)
-        more = counts_of(
-            target, found, i, lengths, columns, num_classes, on, oc,
-            FAR, TRUTH, IGNORES, OTHERS, 1, COLUMNS,
-        )  # fmt: skip
-        count(out_ptr, more, ROUNDS)
+    at = Source(
+        Strided(scores_ptr, xn, xc, xh, xw), images, num_classes, height, width,
+        rows, columns, row_patches, column_patches,
+    )  # fmt: skip
+    counts = Counts(
+        target_ptr, tn, th, tw, out_ptr, on, oc, num_classes, ignore_index, IGNORES, OTHERS, ROUNDS
+    )
+    label_patches(
+        at, counts, count_settled, count_rows,
+        CLAMP, SPLIT, ROWS, COLUMNS, TILE_ROWS, BLOCK, TEAM, UNROLL,
+    )  # fmt: skip
 
 
-def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_index: int) -> None:
+def add(
+    out: Tensor,
+    scores: Tensor,
+    target: Tensor,
+    grid: SamplingGrid,
+    ignore_index: int,
+    shares: Shares | None = None,
+) -> None:
     """Count the pixels of each true class by the label that the upsampled scores give them.
 
     Args:
@@ -160,6 +191,7 @@ def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_
         target: N x H x W true classes, any integer dtype and strides.
         grid: exact positions of H x W pixels.
         ignore_index: pixels of this truth are not counted; any integer.
+        shares: other constants of the launch, to compare.
 
     Raises:
         ValueError: when there are more than 2**30 patches, or points of the coarse map, or 2**27
@@ -173,16 +205,11 @@ def add(out: Tensor, scores: Tensor, target: Tensor, grid: SamplingGrid, ignore_
     if not target.numel():
         return
     kind = torch.iinfo(target.dtype)
-    plan = tiles(tuple(scores.shape), grid)
-    options = plan.options | plan.label_options(scores)
-    options["FAR"] |= PATCH * max(target.stride()[1:]) >= 2**31
+    plan = tiles(tuple(scores.shape), grid, shares)
     with on_device(scores):
-        arrays = tables(scores, plan)
         confusion_kernel[(plan.programs,)](
-            scores, *arrays, target, out,
-            *plan.sizes(scores), *target.stride(), *out.stride(), ignore_index,
-            TRUTH=tl.int64 if target.dtype == torch.int64 else tl.int32,
-            IGNORES=kind.min <= ignore_index <= kind.max,
-            OTHERS=out.shape[0] > out.shape[1],
-            ROUNDS=ROUNDS, **options,
+            scores, target, out, *plan.sizes(scores),
+            *target.stride(), *out.stride(), ignore_index,
+            IGNORES=kind.min <= ignore_index <= kind.max, OTHERS=out.shape[0] > out.shape[1],
+            ROUNDS=ROUNDS, **plan.options, **plan.label_options,
         )  # fmt: skip

@@ -23,6 +23,7 @@ from torch import Tensor
 from .cross_entropy_corners import (
     SIZES,
     Launch,
+    Shares,
     Source,
     add_at_corners,
     class_table,
@@ -541,6 +542,7 @@ def forward(
     reduction: str,
     label_smoothing: float,
     with_gradient: bool,
+    shares: Shares | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, and what `scaled` or `per_pixel_gradient` need for its gradient.
 
@@ -553,6 +555,7 @@ def forward(
         reduction: "mean", "sum", "batch" or "none".
         label_smoothing: in [0, 1].
         with_gradient: whether to make the gradient, too ("none" makes it later).
+        shares: other constants of the launch, to compare.
 
     Returns:
         (loss, saved, gradient) in float32: the loss, N x H x W for "none", else a scalar; the
@@ -564,7 +567,7 @@ def forward(
             (`check_supported`).
     """
     check_supported(scores, grid)
-    launch = launch_of(tuple(scores.shape), grid)
+    launch = launch_of(tuple(scores.shape), grid, shares)
     table = class_table(class_weight, label_smoothing, scores)
     ignored, ignores = _ignored(target, ignore_index)
     sizes = (*launch.sizes, ignored, *scores.stride(), *target.stride())

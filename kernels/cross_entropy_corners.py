@@ -272,6 +272,15 @@ def class_table(class_weight: Tensor | None, smoothing: float, scores: Tensor) -
 # ---- launch plan
 
 
+class Shares(NamedTuple):
+    """How a program's lanes share pixels, to compare with this module's constants of these names:
+    `patch` and `groups` are the most that a patch and a cell get."""
+
+    patch: int = PATCH
+    groups: int = GROUPS
+    lanes: int = LANES
+
+
 class Launch(NamedTuple):
     """How programs share the pixels of a call.
 
@@ -294,22 +303,25 @@ class Launch(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def launch_of(shape: tuple[int, ...], grid: SamplingGrid) -> Launch:
+def launch_of(
+    shape: tuple[int, ...], grid: SamplingGrid, shares_of: Shares | None = None
+) -> Launch:
     """The launch for scores of `shape`, N x C x h x w, at a grid.
 
     Raises:
         ValueError: when there are more than 2**31 cells in a row of all images, or programs.
     """
-    lengths = [min(PATCH, triton.next_power_of_2(longest(grid, axis))) for axis in (0, 1)]
+    patch, most, lanes = shares_of or (PATCH, GROUPS, LANES)
+    lengths = [min(patch, triton.next_power_of_2(longest(grid, axis))) for axis in (0, 1)]
     rows, columns = (axis_patches(grid, axis, lengths[axis]) for axis in (0, 1))
     pad = int(grid.border == "zero")
-    groups = min(GROUPS, triton.next_power_of_2(columns.inner))
+    groups = min(most, triton.next_power_of_2(columns.inner))
     shares = triton.cdiv(columns.most, groups)
     beyond = columns.first + columns.cells - pad
     lane_cells = columns.cells + (0 <= beyond < grid.in_size[1])
     cells = shape[0] * lane_cells
-    programs = triton.cdiv(cells, LANES // groups - 1) * rows.patches * shares
-    if max(cells + LANES, programs) >= 2**31:
+    programs = triton.cdiv(cells, lanes // groups - 1) * rows.patches * shares
+    if max(cells + lanes, programs) >= 2**31:
         raise ValueError(f"scores of {tuple(shape)} at {grid} need too many programs")
     first = pad - rows.first  # the row of patches below the first row of corners
     in_place = shares == 1 and rows.patches == rows.cells
@@ -321,7 +333,7 @@ def launch_of(shape: tuple[int, ...], grid: SamplingGrid) -> Launch:
         "CLAMP": grid.border == "clamp",
         "ROWS": lengths[0],
         "COLUMNS": lengths[1],
-        "BLOCK": LANES,
+        "BLOCK": lanes,
         "GROUPS": groups,
         "SHARES": shares,
         "num_warps": 1,

@@ -1,4 +1,4 @@
-"""Labels of upsampled scores, for argmax and confusion: winners of points, of cells, of pixels.
+"""Labels of upsampled scores, for argmax and confusion: winners of corners, of cells, of pixels.
 
 A pixel is a convex combination of its cell's corners. So a class that is largest at all four is
 largest in the whole cell, and nothing needs to be interpolated there. Where the winners of the
@@ -7,10 +7,10 @@ of others at all corners of a patch is nowhere its largest. A tie goes to the fi
 corners as anywhere, and a NaN wins over every number; but cells with one take every tap with its
 exact weight, row by row.
 
-`table_kernel` finds the winner of each coarse point, and tabulates the patches of either axis (see
-`grid`), so that the kernels that label pixels neither divide nor compare it all again. In these a
-lane is a patch, and a program a rectangle of TILE_ROWS rows of patches, BLOCK in all: its lanes see
-much the same classes. What becomes of a pixel depends on its own cell alone.
+A program has a rectangle of TILE_ROWS rows of patches, BLOCK in all, and a lane finds the winners
+at the corners of one of them. Patches that these settle are done. The others, the mixed ones, are
+few: they are counted, and TEAM lanes share the rows of each. What becomes of a pixel depends on its
+own cell alone.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ from .grid import (
     Strided,
     axis_patches,
     cell_start,
-    clamped,
     columns_of,
-    floor_divide,
     joined,
     longest,
     patch_at,
@@ -42,20 +40,23 @@ from .grid import (
 if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
 
-STRIDES = ["xn", "xc", "xh"]
 # Sizes and strides differ from picture to picture: no kernel of its own for a 1 or a multiple of 16
 # among them. (A stride of 1 from column to column is worth one.)
-SIZES = ["images", "num_classes", "height", "width", "row_size", "column_size"]
-SIZES += ["row_patches", "column_patches", *STRIDES]
-AXIS = ["n", "size", "num", "off", "den", "first", "cells", "head", "inner", "patches"]
-TABLE_SIZES = ["num_classes", "height", "width", "point_programs", *STRIDES]
-TABLE_SIZES += [f"{axis}_{part}" for axis in ("row", "column") for part in AXIS]
-# Lanes of a program, as many as a warp's, and how many rows of patches they are.
+AXIS = ["size", "num", "off", "den", "first", "cells", "head", "inner", "patches"]
+SIZES = ["images", "num_classes", "height", "width", "xn", "xc", "xh"]
+SIZES += [f"{axis}_{part}" for axis in ("row", "column") for part in AXIS]
+# Lanes of a program, as many as a warp's, and how many rows of patches they are: one, where patches
+# are smaller than PATCH, and loads would be from many rows.
 LANES, TILE_ROWS = 64 if torch.version.hip else 32, 4
-# Outputs of a patch along either axis: the best score and class of each stay in registers.
+# Outputs of a patch along either axis.
 PATCH = 8
-# Points of a program of `table_kernel`, and classes whose scores it asks for at once.
-POINTS, UNROLL = 128, 8
+# Lanes that share the rows of a mixed patch: the best score and class of each pixel of theirs stay
+# in registers.
+TEAM = 4
+# Classes whose scores a lane asks for at once; those of a team are bits of a word.
+UNROLL = 8
+# Registers that a thread may have; NVIDIA's compiler would spill to need fewer.
+MOST_REGISTERS: dict[str, Any] = {} if torch.version.hip else {"maxnreg": 255}
 # Beyond, sums of two scores and differences may overflow: such points are SPECIAL, or LOW.
 LARGE = tl.constexpr(2.0**124)
 # Instead of a winner: the point has a NaN, or a score of LARGE or more.
@@ -64,7 +65,134 @@ SPECIAL = tl.constexpr(-1)
 LOW = tl.constexpr(2**30)
 
 
-# ---- the winner of each coarse point, and the tables of both axes
+class Source(NamedTuple):
+    """Scores, and where pixels look at them.
+
+    scores: of num_classes x height x width each image. rows, columns: each an Axis of scalars.
+    row_patches, column_patches: how many patches they have.
+    """
+
+    scores: Strided
+    images: tl.tensor
+    num_classes: tl.tensor
+    height: tl.tensor
+    width: tl.tensor
+    rows: Axis
+    columns: Axis
+    row_patches: tl.tensor
+    column_patches: tl.tensor
+
+
+# ---- patches
+
+
+class Span(NamedTuple):
+    """A patch along one axis.
+
+    start, length: its first output, and how many it has.
+    corner: the coarse value before it, from -2, where there is none.
+    first, second: whether that value and the next are in the map; others count as 0.
+    part, step: how far into its cell the first output looks, and how much further each next one
+    does, in 1 / den. Both 0 where outputs were clamped.
+    """
+
+    start: tl.tensor
+    length: tl.tensor
+    corner: tl.tensor
+    first: tl.tensor
+    second: tl.tensor
+    part: tl.tensor
+    step: tl.tensor
+
+
+class Patch(NamedTuple):
+    """A lane's patch: its image (int64), its spans of rows and columns, whether there is one."""
+
+    image: tl.tensor
+    rows: Span
+    columns: Span
+    valid: tl.tensor
+
+
+@triton.jit
+def kept(x):
+    """`x`, one value for each lane. The compiler would compute it again for other threads, which
+    takes more than to hand it on."""
+    return tl.gather(x, tl.arange(0, x.numel), 0)
+
+
+@triton.jit
+def span_at(start, length, cell, axis, n, CLAMP: tl.constexpr):
+    """The Span of `length` outputs of a cell from `start` on; n: coarse values of the axis."""
+    outside = (cell < 0) | (cell >= axis.n - 1)
+    part = tl.where(outside, 0, axis.num * start + axis.off - cell * axis.den)
+    corner = cell if CLAMP else cell - 1  # without the ring
+    first, second = (corner >= (-1 if CLAMP else 0)) & (corner < n), corner < n - 1
+    second = second & (corner >= (0 if CLAMP else -1))
+    return Span(start, length, corner, first, second, part, tl.where(outside, 0, axis.num))
+
+
+@triton.jit
+def span_of(patch, axis, n, LENGTH: tl.constexpr, CLAMP: tl.constexpr):
+    """The Span of a patch of at most LENGTH outputs of an axis."""
+    cell, which = patch_at(patch, axis)
+    end = cell_start(cell + 1, axis)
+    start = tl.minimum(cell_start(cell, axis) + which * LENGTH, end)
+    length = tl.minimum(end - start, LENGTH)
+    return span_at(kept(start), kept(length), kept(cell), axis, n, CLAMP)
+
+
+@triton.jit
+def span_from(span, lanes, axis, n, CLAMP: tl.constexpr):
+    """The Span that each of `lanes` has."""
+    cell = span.corner if CLAMP else span.corner + 1
+    start, length = tl.gather(span.start, lanes, 0), tl.gather(span.length, lanes, 0)
+    return span_at(start, length, tl.gather(cell, lanes, 0), axis, n, CLAMP)
+
+
+@triton.jit
+def on_border(span):
+    """Whether the first output looks at the ring of zeros, between it and the map."""
+    return ~span.first & span.second & (span.part == 0)
+
+
+@triton.jit
+def fractions_of(span, first, den, LENGTH: tl.constexpr):
+    """How far into their cell LENGTH outputs of a span look, from its `first` on: a tuple.
+
+    Never rounded to 1, which would say that the cell's first value is not read: den <= 2**24.
+    """
+    fractions = ()
+    for i in tl.static_range(LENGTH):
+        fractions = fractions + (weight(span.part + span.step * (first + i), den),)
+    return fractions
+
+
+@triton.jit
+def patches_of(
+    at, CLAMP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The Patch of each lane of this program.
+
+    Lanes are TILE_ROWS rows of patches; columns of patches are counted on from image to image.
+    """
+    tile_columns: tl.constexpr = BLOCK // TILE_ROWS
+    lane, columns = tl.arange(0, BLOCK), at.images * at.column_patches
+    blocks = tl.cdiv(columns, tile_columns)
+    block = tl.program_id(0) // blocks
+    row = block * TILE_ROWS + lane // tile_columns
+    column = (tl.program_id(0) - block * blocks) * tile_columns + lane % tile_columns
+    valid = (row < at.row_patches) & (column < columns)
+    row, column = tl.minimum(row, at.row_patches - 1), tl.minimum(column, columns - 1)
+    image = kept(column // at.column_patches)
+    down = span_of(row, at.rows, at.height, ROWS, CLAMP)
+    column -= image * at.column_patches
+    across = span_of(column, at.columns, at.width, COLUMNS, CLAMP)
+    return Patch(image.to(tl.int64), down, across, valid & (down.length > 0) & (across.length > 0))
+
+
+# ---- the winners at the corners
 
 
 @triton.jit
@@ -93,185 +221,55 @@ def with_classes(
 
 
 @triton.jit
-def point_winners(
-    program, scores, winner_ptr, num_classes, height, width,
-    BLOCK: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
-    """Store the first largest class of BLOCK points of an image's coarse map, SPECIAL or LOW."""
-    blocks = tl.cdiv(height * width, BLOCK)
-    image = (program // blocks).to(tl.int64)
-    point = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    inside = point < height * width
-    point = tl.where(inside, point, 0)
-    row, column = (point // width).to(tl.int64), (point % width).to(tl.int64)
-    place = scores.ptr + (image * scores.n + row * scores.h + column * scores.w)
-    best = tl.full([BLOCK], float("-inf"), tl.float32)
-    winner, size = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.float32)
-    whole = num_classes // UNROLL * UNROLL
-    for first in range(0, whole, UNROLL):
-        place, best, winner, size = with_classes(
-            place, scores.c, first, num_classes, best, winner, size, UNROLL, False
-        )
-    if whole < num_classes:
-        place, best, winner, size = with_classes(
-            place, scores.c, whole, num_classes, best, winner, size, UNROLL, True
-        )
-    masked = (best < LARGE) & (size == size)  # by -inf, say, but there is no NaN
-    code = tl.where(size < LARGE, winner, tl.where(masked, winner + LOW, SPECIAL))
-    tl.store(winner_ptr + (image * height * width + point), code, mask=inside)
+def bitwise_or(a, b):
+    """For reductions."""
+    return a | b
 
 
 @triton.jit
-def tabulate(item, table_ptr, fraction_ptr, axis, patches, LENGTH: tl.constexpr):
-    """Store of patches `item`, at most LENGTH outputs each, the first output and the cell; of
-    outputs `item`, how far into their cell they look.
-
-    axis: an Axis of scalars, which has `patches`.
-    """
-    cell, which = patch_at(item, axis)
-    start = cell_start(cell, axis) + which * LENGTH
-    start = tl.minimum(start, cell_start(cell + 1, axis))
-    tl.store(table_ptr + item, tl.where(item < patches, start, axis.size), mask=item <= patches)
-    tl.store(table_ptr + patches + 1 + item, cell, mask=item < patches)
-    position = axis.num * item + axis.off
-    cell = floor_divide(position, axis.den)
-    _, part = clamped(cell, position - cell * axis.den, axis.n, True)
-    # Never rounded to 1, which would say that the cell's first value is not read: den <= 2**24.
-    tl.store(fraction_ptr + item, weight(part, axis.den), mask=item < axis.size)
-
-
-@triton.jit(do_not_specialize=TABLE_SIZES)
-def table_kernel(
-    scores_ptr, winner_ptr, table_ptr, fraction_ptr,
-    num_classes, height, width, point_programs,
-    row_n, row_size, row_num, row_off, row_den,
-    row_first, row_cells, row_head, row_inner, row_patches,
-    column_n, column_size, column_num, column_off, column_den,
-    column_first, column_cells, column_head, column_inner, column_patches,
-    xn, xc, xh, xw,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
-    """One program: BLOCK points of the coarse map, or BLOCK entries of the tables of either axis.
-
-    scores_ptr: N x num_classes x height x width, strides xn, xc, xh, xw.
-    winner_ptr: N x height x width, int32: of each point the first largest class, SPECIAL or LOW.
-    table_ptr: int32, of the rows, then of the columns: the first output of each patch, how many
-        outputs there are, the cell of each patch (of the extended map): 2 * patches + 1 each.
-    fraction_ptr: of each row, then of each column, how far into its cell it looks: from 0, as
-        those that were clamped, to less than 1.
-    """
-    program = tl.program_id(0)
-    if program < point_programs:
-        scores = Strided(scores_ptr, xn, xc, xh, xw)
-        point_winners(program, scores, winner_ptr, num_classes, height, width, BLOCK, UNROLL)
-    else:
-        item = (program - point_programs) * BLOCK + tl.arange(0, BLOCK)
-        rows = Axis(
-            row_n, row_size, row_num, row_off, row_den,
-            row_first, row_cells, row_head, row_inner, 0,
-        )  # fmt: skip
-        tabulate(item, table_ptr, fraction_ptr, rows, row_patches, ROWS)
-        columns = Axis(
-            column_n, column_size, column_num, column_off, column_den,
-            column_first, column_cells, column_head, column_inner, 0,
-        )  # fmt: skip
-        table_ptr, fraction_ptr = table_ptr + 2 * row_patches + 1, fraction_ptr + row_size
-        tabulate(item, table_ptr, fraction_ptr, columns, column_patches, COLUMNS)
-
-
-# ---- lanes: which patch each has, and where its corners are
-
-
-class Span(NamedTuple):
-    """A lane's patch along one axis.
-
-    start, length: its first output, and how many it has.
-    corner: the coarse value before it, from -2, where there is none.
-    first, second: whether that value and the next are in the map; others count as 0.
-    on_border: whether the first output looks at the ring of zeros, between it and the map.
-    """
-
-    start: tl.tensor
-    length: tl.tensor
-    corner: tl.tensor
-    first: tl.tensor
-    second: tl.tensor
-    on_border: tl.tensor
-
-
-class Patch(NamedTuple):
-    """A lane's patch: its image (int64), its spans of rows and columns, whether there is one."""
-
-    image: tl.tensor
-    rows: Span
-    columns: Span
-    valid: tl.tensor
+def nearest(corner, last):
+    """The point of the map, from 0 to `last`, that is nearest to a corner."""
+    return tl.minimum(tl.maximum(corner, 0), last)
 
 
 @triton.jit
-def span_of(table, fractions, patch, patches, n, CLAMP: tl.constexpr):
-    """A patch along an axis of n coarse values, as `table_kernel` tabulates it."""
-    start = tl.load(table + patch)
-    length = tl.load(table + patch + 1) - start
-    cell = tl.load(table + patches + 1 + patch)
-    if CLAMP:
-        return Span(start, length, cell, cell < n, (cell >= 0) & (cell < n - 1), cell < -1)
-    else:
-        corner = cell - 1  # without the ring
-        fraction = tl.load(fractions + start)  # the last patch has outputs, so there is one
-        first, second = (corner >= 0) & (corner < n), (corner >= -1) & (corner < n - 1)
-        return Span(start, length, corner, first, second, ~first & second & (fraction == 0))
-
-
-@triton.jit
-def lane_patches(
-    table_ptr, fraction_ptr,
-    images, height, width, row_size, row_patches, column_patches,
-    CLAMP: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The Patch of each of this program's BLOCK lanes.
-
-    Lanes are TILE_ROWS rows of patches; columns of patches are counted on from image to image.
-    """
-    tile_columns: tl.constexpr = BLOCK // TILE_ROWS
-    blocks = tl.cdiv(images * column_patches, tile_columns)
-    lane = tl.arange(0, BLOCK)
-    row = tl.program_id(0) // blocks * TILE_ROWS + lane // tile_columns
-    column = tl.program_id(0) % blocks * tile_columns + lane % tile_columns
-    valid = (row < row_patches) & (column < images * column_patches)
-    row = tl.minimum(row, row_patches - 1)
-    column = tl.minimum(column, images * column_patches - 1)
-    rows = span_of(table_ptr, fraction_ptr, row, row_patches, height, CLAMP)
-    columns = span_of(
-        table_ptr + 2 * row_patches + 1, fraction_ptr + row_size,
-        column % column_patches, column_patches, width, CLAMP,
-    )  # fmt: skip
-    valid = valid & (rows.length > 0) & (columns.length > 0)
-    return Patch((column // column_patches).to(tl.int64), rows, columns, valid)
-
-
-@triton.jit
-def corner_winners(winner_ptr, patch, height, width):
-    """The winners of the points nearest to the corners of each lane's cell.
+def corner_winners(at, patch, BLOCK: tl.constexpr, UNROLL: tl.constexpr):
+    """The first largest class of the points nearest to the corners of each lane's cell.
 
     Returns them, as Corners, and two masks of the patches whose pixels are to be looked at: in
     which the winners differ, and where only exact weights will do.
     """
-    rows, columns = patch.rows, patch.columns
-    plane = winner_ptr + patch.image * height * width
-    upper = plane + tl.maximum(rows.corner, 0) * width
-    lower = plane + tl.minimum(rows.corner + 1, height - 1) * width
-    left, right = tl.maximum(columns.corner, 0), tl.minimum(columns.corner + 1, width - 1)
+    scores, rows, columns = at.scores, patch.rows, patch.columns
+    image, last_row, last_column = patch.image * scores.n, at.height - 1, at.width - 1
+    upper = image + nearest(rows.corner, last_row).to(tl.int64) * scores.h
+    lower = image + nearest(rows.corner + 1, last_row).to(tl.int64) * scores.h
+    left = nearest(columns.corner, last_column).to(tl.int64) * scores.w
+    right = nearest(columns.corner + 1, last_column).to(tl.int64) * scores.w
+    k = tl.arange(0, 4)[:, None]
+    place = tl.where(k < 2, upper[None, :], lower[None, :])
+    place = scores.ptr + (place + tl.where(k % 2 == 0, left[None, :], right[None, :]))
+    best = tl.full([4, BLOCK], float("-inf"), tl.float32)
+    winner, size = tl.zeros([4, BLOCK], tl.int32), tl.zeros([4, BLOCK], tl.float32)
+    whole = at.num_classes // UNROLL * UNROLL
+    for first in range(0, whole, UNROLL):
+        place, best, winner, size = with_classes(
+            place, scores.c, first, at.num_classes, best, winner, size, UNROLL, False
+        )
+    if whole < at.num_classes:
+        place, best, winner, size = with_classes(
+            place, scores.c, whole, at.num_classes, best, winner, size, UNROLL, True
+        )
+    masked = (best < LARGE) & (size == size)  # by -inf, say, but there is no NaN
+    code = tl.where(size < LARGE, winner, tl.where(masked, winner + LOW, SPECIAL))
     # Pixels that see but zeros are of the first class; others have a point on one side at least.
     seen = (rows.first | rows.second) & (columns.first | columns.second)
-    a, b = tl.load(upper + left, mask=seen, other=0), tl.load(upper + right, mask=seen, other=0)
-    c, d = tl.load(lower + left, mask=seen, other=0), tl.load(lower + right, mask=seen, other=0)
-    least, bits = tl.minimum(tl.minimum(a, b), tl.minimum(c, d)), a | b | c | d
-    a, b, c, d = a & (LOW - 1), b & (LOW - 1), c & (LOW - 1), d & (LOW - 1)
-    differ = patch.valid & ((a != b) | (a != c) | (a != d))
+    code = tl.where(seen[None, :], code, 0)
+    winner = code & (LOW - 1)
+    differ = patch.valid & (tl.min(winner, 0) != tl.max(winner, 0))
     # A class that is masked at a corner cannot win where all agree.
-    special = (least == SPECIAL) | (differ & (bits >= LOW))
-    special = special | (seen & (rows.on_border | columns.on_border))
+    low = differ & (tl.reduce(code, 0, bitwise_or) >= LOW)
+    special = low | (tl.min(code, 0) == SPECIAL) | (seen & (on_border(rows) | on_border(columns)))
+    a, b, c, d = columns_of(tl.trans(winner), BLOCK, 4)
     return Corners(a, b, c, d), differ & ~special, patch.valid & special
 
 
@@ -285,25 +283,21 @@ def offset_of(scores, patch, CLAMP: tl.constexpr):
 
 
 @triton.jit
-def corner_scores(upper, lower, stride, valid, LEFT: tl.constexpr):
+def corner_scores(upper, lower, stride, valid):
     """A class's scores at the corners, from pointers to the left ones; stride: of columns.
 
-    valid: Corners of masks: others are 0; but with LEFT the left ones are read whatever it says.
+    valid: Corners of masks: others are 0.
     """
-    if LEFT:
-        a, c = tl.load(upper), tl.load(lower)
-    else:
-        a, c = tl.load(upper, mask=valid.a, other=0.0), tl.load(lower, mask=valid.c, other=0.0)
+    a, c = tl.load(upper, mask=valid.a, other=0.0), tl.load(lower, mask=valid.c, other=0.0)
     b = tl.load(upper + stride, mask=valid.b, other=0.0)
     d = tl.load(lower + stride, mask=valid.d, other=0.0)
     return Corners(a.to(tl.float32), b.to(tl.float32), c.to(tl.float32), d.to(tl.float32))
 
 
 @triton.jit
-def fractions_of(fractions, start, size, LENGTH: tl.constexpr, BLOCK: tl.constexpr):
-    """How far into their cell LENGTH outputs from `start` look: a tuple."""
-    output = start[:, None] + tl.arange(0, LENGTH)[None, :]
-    return columns_of(tl.load(fractions + output, mask=output < size, other=0.0), BLOCK, LENGTH)
+def among(valid, lanes):
+    """Corners of masks, of these lanes alone."""
+    return Corners(valid.a & lanes, valid.b & lanes, valid.c & lanes, valid.d & lanes)
 
 
 # ---- mixed cells: the candidates, pixel by pixel
@@ -319,12 +313,16 @@ class Ends(NamedTuple):
 
 
 @triton.jit
-def patch_ends(fraction_ptr, patch, row_size):
+def patch_ends(at, patch):
     """The Ends of each lane's patch."""
-    rows, columns = fraction_ptr + patch.rows.start, fraction_ptr + row_size + patch.columns.start
-    # Of a patch without outputs the last is the one before it: it is not the first of its axis.
-    bottom, right = rows + patch.rows.length - 1, columns + patch.columns.length - 1
-    return Ends(tl.load(rows), tl.load(bottom), tl.load(columns), tl.load(right))
+    rows, columns = patch.rows, patch.columns
+    bottom = rows.part + rows.step * (rows.length - 1)
+    right = columns.part + columns.step * (columns.length - 1)
+    down, across = at.rows.den, at.columns.den
+    return Ends(
+        weight(rows.part, down), weight(bottom, down),
+        weight(columns.part, across), weight(right, across),
+    )  # fmt: skip
 
 
 @triton.jit
@@ -387,110 +385,126 @@ def two_winners(winners, ends, NEAREST: tl.constexpr):
 
 
 @triton.jit
-def largest_candidates(
-    upper, lower, strides, valid, bounds, ends, rows, columns, num_classes, label,
-    CLAMP: tl.constexpr, SPLIT: tl.constexpr, FAR: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+def candidates(
+    upper, lower, at, valid, bounds, ends, first,
+    SPLIT: tl.constexpr, UNROLL: tl.constexpr, TEAM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The largest class of each pixel of the patches, row by row: a tuple.
+    """Which of UNROLL * TEAM classes from `first` on are candidates in each lane's patch: bits.
 
-    upper, lower: pointers to the left corners, of the first class; strides, of classes and columns.
-    rows, columns: how far into its cell each of them looks. A class below the bounds is no
-    candidate in a patch, and takes no time if that is so in all lanes. Without any, it is `label`.
+    upper, lower: pointers to the left corners, of the first class. A class below the bounds is
+    none. Each lane of a team looks at classes of its own.
     """
-    best, labels = (), ()
-    for _ in tl.static_range(ROWS * COLUMNS):
-        best, labels = best + (tl.full([BLOCK], float("-inf"), tl.float32),), labels + (label,)
-    step = num_classes * 0  # from the first class to this one
-    if FAR:
-        step = step.to(tl.int64)
-    for channel in range(num_classes):
-        s = corner_scores(upper + step, lower + step, strides.w, valid, CLAMP)
-        step += strides.c
+    own = tl.arange(0, BLOCK) % TEAM
+    bits = tl.zeros([BLOCK], tl.int32)
+    for k in tl.static_range(UNROLL):
+        channel = first + k * TEAM + own
+        step, there = channel.to(tl.int64) * at.scores.c, channel < at.num_classes
+        s = corner_scores(upper + step, lower + step, at.scores.w, among(valid, there))
         tested = at_ends(s, ends) if SPLIT else s
         # In a chain: four conditions at once would take twice the instructions.
         last = tl.where(tested.a < bounds.a, tested.b, float("inf"))
         last = tl.where(last < bounds.b, tested.c, float("inf"))
         last = tl.where(last < bounds.c, tested.d, float("inf"))
-        candidate = last >= bounds.d
-        if tl.max(candidate.to(tl.int32), 0) > 0:
-            a = tl.where(candidate, s.a, float("nan"))  # which is not larger than any
-            left_down, right_down = s.c - a, s.d - s.b
-            new_best, new_labels = (), ()
-            for i in tl.static_range(ROWS):
-                left = a + left_down * rows[i]
-                slope = s.b + right_down * rows[i] - left
-                for j in tl.static_range(COLUMNS):
-                    score = left + slope * columns[j]
-                    larger = score > best[i * COLUMNS + j]
-                    new_best += (tl.where(larger, score, best[i * COLUMNS + j]),)
-                    new_labels += (tl.where(larger, channel, labels[i * COLUMNS + j]),)
-            best, labels = new_best, new_labels
+        candidate = (last >= bounds.d) & there
+        bits = bits | (candidate.to(tl.int32) << (k * TEAM + own))
+    if TEAM > 1:
+        teams = tl.reshape(bits, [BLOCK // TEAM, TEAM])
+        bits = tl.reduce(teams, 1, bitwise_or)[:, None]
+        bits = tl.reshape(tl.broadcast_to(bits, [BLOCK // TEAM, TEAM]), [BLOCK])
+    return bits
+
+
+@triton.jit
+def with_candidate(
+    s, candidate, channel, rows, columns, best, labels, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """The best score and its class of each pixel, with class `channel`, where it is a candidate.
+
+    s: its scores at the corners. rows, columns: how far into its cell each of them looks.
+    """
+    a = tl.where(candidate, s.a, float("nan"))  # which is not larger than any
+    left_down, right_down = s.c - a, s.d - s.b
+    new_best, new_labels = (), ()
+    for i in tl.static_range(ROWS):
+        left = a + left_down * rows[i]
+        slope = s.b + right_down * rows[i] - left
+        for j in tl.static_range(COLUMNS):
+            score = left + slope * columns[j]
+            larger = score > best[i * COLUMNS + j]
+            new_best += (tl.where(larger, score, best[i * COLUMNS + j]),)
+            new_labels += (tl.where(larger, channel, labels[i * COLUMNS + j]),)
+    return new_best, new_labels
+
+
+@triton.jit
+def largest_candidates(
+    upper, lower, at, valid, bounds, ends, rows, columns, label,
+    SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    UNROLL: tl.constexpr, TEAM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The largest class of each pixel of ROWS rows of each lane's patch, row by row: a tuple.
+
+    A class that is no candidate in any lane takes no more time. Without any, it is `label`.
+    """
+    best, labels = (), ()
+    for _ in tl.static_range(ROWS * COLUMNS):
+        best, labels = best + (tl.full([BLOCK], float("-inf"), tl.float32),), labels + (label,)
+    for first in range(0, at.num_classes, UNROLL * TEAM):
+        bits = candidates(upper, lower, at, valid, bounds, ends, first, SPLIT, UNROLL, TEAM, BLOCK)
+        left = tl.reduce(bits, 0, bitwise_or)  # of the program
+        while left != 0:
+            lowest = left & -left
+            k = (lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23 & 255) - 127
+            left = left ^ lowest
+            step = (first + k).to(tl.int64) * at.scores.c
+            s = corner_scores(upper + step, lower + step, at.scores.w, valid)
+            best, labels = with_candidate(
+                s, (bits & lowest) != 0, first + k, rows, columns, best, labels, ROWS, COLUMNS
+            )
     return labels
 
 
 @triton.jit
 def mixed_labels(
-    scores, fraction_ptr, num_classes, row_size, column_size, patch, winners, mixed,
-    CLAMP: tl.constexpr, SPLIT: tl.constexpr, FAR: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+    at, patch, winners, there, first_row,
+    CLAMP: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    UNROLL: tl.constexpr, TEAM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Labels, ROWS x BLOCK x COLUMNS: of `mixed` patches pixel by pixel, else the winner.
+    """Labels of ROWS rows of mixed patches, from each lane's `first_row` on.
 
-    SPLIT: whether a cell may have several patches. Then those are looked at by themselves, with
-    the winner of the nearest corner.
+    Returns ROWS x BLOCK x COLUMNS. there: the lanes that have a patch. SPLIT: whether a cell may
+    have several. Then those are looked at by themselves, with the winner of the nearest corner.
     """
-    down, across = patch.rows, patch.columns
+    scores, down, across = at.scores, patch.rows, patch.columns
     offset = offset_of(scores, patch, CLAMP)
     valid = Corners(
         down.first & across.first, down.first & across.second,
         down.second & across.first, down.second & across.second,
     )  # fmt: skip
     upper = scores.ptr + offset
-    if CLAMP:  # the left corners are there; below the last row, it is that again
+    if CLAMP:  # below the last row, it is that again
         lower = scores.ptr + (offset + tl.where(down.second, scores.h, 0))
+        valid = Corners(across.first, across.second, across.first, across.second)
     else:
         lower = scores.ptr + (offset + scores.h)
-    ends = patch_ends(fraction_ptr, patch, row_size)
+    valid = among(valid, there)
+    ends = patch_ends(at, patch)
     first, other = two_winners(winners, ends, SPLIT)
-    # Elsewhere they need not be classes.
-    read = Corners(valid.a & mixed, valid.b & mixed, valid.c & mixed, valid.d & mixed)
     step = first.to(tl.int64) * scores.c
-    p = corner_scores(upper + step, lower + step, scores.w, read, False)
+    p = corner_scores(upper + step, lower + step, scores.w, valid)
     step = other.to(tl.int64) * scores.c
-    q = corner_scores(upper + step, lower + step, scores.w, read, False)
+    q = corner_scores(upper + step, lower + step, scores.w, valid)
     bounds = patch_bounds(p, q, ends) if SPLIT else cell_bounds(p, q, valid)
-    none = tl.where(mixed, bounds.d, float("nan"))  # no score reaches a NaN
+    none = tl.where(there, bounds.d, float("nan"))  # no score reaches a NaN
     bounds = Corners(bounds.a, bounds.b, bounds.c, none)
-    rows = fractions_of(fraction_ptr, down.start, row_size, ROWS, BLOCK)
-    columns = fractions_of(fraction_ptr + row_size, across.start, column_size, COLUMNS, BLOCK)
+    rows = fractions_of(down, first_row, at.rows.den, ROWS)
+    columns = fractions_of(across, 0, at.columns.den, COLUMNS)
     labels = largest_candidates(
-        upper, lower, scores, valid, bounds, ends, rows, columns, num_classes, first,
-        CLAMP, SPLIT, FAR, ROWS, COLUMNS, BLOCK,
+        upper, lower, at, valid, bounds, ends, rows, columns, first,
+        SPLIT, ROWS, COLUMNS, UNROLL, TEAM, BLOCK,
     )  # fmt: skip
     labels = tl.reshape(joined(labels, BLOCK, ROWS * COLUMNS), [BLOCK, ROWS, COLUMNS])
     return tl.permute(labels, [1, 0, 2])
-
-
-@triton.jit
-def tile_labels(
-    scores, winner_ptr, fraction_ptr, num_classes, height, width, row_size, column_size, patch,
-    CLAMP: tl.constexpr, SPLIT: tl.constexpr, FAR: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Labels of all patches, ROWS x BLOCK x COLUMNS; and which patches need exact weights.
-
-    Of these the labels are not to be used: see `exact_labels`.
-    """
-    winners, mixed, special = corner_winners(winner_ptr, patch, height, width)
-    if tl.max(mixed.to(tl.int32), 0) > 0:
-        labels = mixed_labels(
-            scores, fraction_ptr, num_classes, row_size, column_size, patch, winners, mixed,
-            CLAMP, SPLIT, FAR, ROWS, COLUMNS, BLOCK,
-        )  # fmt: skip
-    else:
-        labels = tl.broadcast_to(winners.a[None, :, None], [ROWS, BLOCK, COLUMNS])
-    return labels, special
 
 
 # ---- exact weights: a row of pixels at a time
@@ -510,18 +524,15 @@ class RowTaps(NamedTuple):
 
 
 @triton.jit
-def row_taps(
-    scores, fraction_ptr, row, row_size, column_size, patch, lanes,
-    CLAMP: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def row_taps(at, row, patch, lanes, CLAMP: tl.constexpr, COLUMNS: tl.constexpr):
     """The RowTaps of row `row` of the patches, in `lanes` that have it."""
     down, across = patch.rows, patch.columns
     lanes = lanes & (row < down.length)
-    y = tl.load(fraction_ptr + down.start + row, mask=lanes, other=0.0)
-    x = fractions_of(fraction_ptr + row_size, across.start, column_size, COLUMNS, BLOCK)
+    y = weight(down.part + down.step * row, at.rows.den)
+    x = fractions_of(across, 0, at.columns.den, COLUMNS)
     # Only the first of several columns can look at the left corners alone.
     right = across.second & ((x[0] != 0) | (across.length > 1))
-    corner = scores.ptr + offset_of(scores, patch, CLAMP)
+    corner = at.scores.ptr + offset_of(at.scores, patch, CLAMP)
     upper, lower = lanes & down.first, lanes & down.second & (y != 0)
     valid = Corners(upper & across.first, upper & right, lower & across.first, lower & right)
     return RowTaps(corner, valid, y, x)
@@ -530,7 +541,7 @@ def row_taps(
 @triton.jit
 def row_scores(corner, taps, scores, COLUMNS: tl.constexpr):
     """A class's scores along a row: a tuple. corner: as in `taps`, but of that class."""
-    s, y, x = corner_scores(corner, corner + scores.h, scores.w, taps.valid, False), taps.y, taps.x
+    s, y, x = corner_scores(corner, corner + scores.h, scores.w, taps.valid), taps.y, taps.x
     left, right = s.a * (1 - y) + s.c * y, s.b * (1 - y) + s.d * y
     row = (left * (1 - x[0]) + tl.where(x[0] == 0, 0.0, right * x[0]),)
     for j in tl.static_range(1, COLUMNS):
@@ -557,91 +568,142 @@ def exact_labels(taps, scores, num_classes, COLUMNS: tl.constexpr, BLOCK: tl.con
     return tl.reshape(joined(label, BLOCK, COLUMNS), [1, BLOCK, COLUMNS])
 
 
+# ---- all patches of a program
+
+
 @triton.jit
 def pixels(first, rows, columns, COUNT: tl.constexpr, COLUMNS: tl.constexpr):
-    """Row and column in their patch of COUNT rows from `first`, and which of them exist.
+    """Row and column in their patch of COUNT rows from each lane's `first`; which of them exist.
 
     rows, columns: how many each lane's patch has. All broadcast to COUNT x BLOCK x COLUMNS.
     """
-    i, j = first + tl.arange(0, COUNT)[:, None, None], tl.arange(0, COLUMNS)[None, None, :]
+    i = first[None, :, None] + tl.arange(0, COUNT)[:, None, None]
+    j = tl.arange(0, COLUMNS)[None, None, :]
     return i, j, (i < rows[None, :, None]) & (j < columns[None, :, None])
+
+
+@triton.jit
+def chosen(mixed, begin, BLOCK: tl.constexpr, TEAM: tl.constexpr):
+    """Of the program's mixed patches those from number `begin` on: TEAM lanes for each.
+
+    Returns which lane each patch was, and the lanes that have one.
+    """
+    lane, number = tl.arange(0, BLOCK), begin + tl.arange(0, BLOCK // TEAM)
+    rank = tl.where(mixed, tl.cumsum(mixed.to(tl.int32), 0) - 1, -1)
+    found = tl.where(rank[None, :] == number[:, None], lane[None, :] + 1, 0)
+    found = tl.sum(found, 1)[:, None]
+    found = kept(tl.reshape(tl.broadcast_to(found, [BLOCK // TEAM, TEAM]), [BLOCK]))
+    return tl.maximum(found - 1, 0), found > 0
+
+
+@triton.jit
+def label_patches(
+    at, sink, SETTLED: tl.constexpr, SINK: tl.constexpr,
+    CLAMP: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr, TEAM: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Hand the labels of all patches of this program to SINK or SETTLED, each pixel once.
+
+    SINK takes `sink`, COUNT x BLOCK x COLUMNS labels, the first of each lane's rows, the lanes'
+    patches, how many rows each has, COUNT and COLUMNS. SETTLED takes `sink`, of each lane the label
+    of all its pixels, the lanes' patches, how many rows each has, ROWS and COLUMNS.
+    """
+    patch = patches_of(at, CLAMP, ROWS, COLUMNS, TILE_ROWS, BLOCK)
+    winners, mixed, special = corner_winners(at, patch, BLOCK, UNROLL)
+    lengths = tl.where(patch.valid & ~(mixed | special), patch.rows.length, 0)
+    SETTLED(sink, winners.a, patch, lengths, ROWS, COLUMNS)
+    lane = tl.arange(0, BLOCK)
+    share: tl.constexpr = ROWS // TEAM  # rows of a mixed patch for each lane
+    for begin in range(0, tl.sum(mixed.to(tl.int32), 0), BLOCK // TEAM):
+        lanes, there = chosen(mixed, begin, BLOCK, TEAM)
+        some = Patch(
+            tl.gather(patch.image, lanes, 0),
+            span_from(patch.rows, lanes, at.rows, at.height, CLAMP),
+            span_from(patch.columns, lanes, at.columns, at.width, CLAMP),
+            there,
+        )
+        own = Corners(
+            tl.gather(winners.a, lanes, 0), tl.gather(winners.b, lanes, 0),
+            tl.gather(winners.c, lanes, 0), tl.gather(winners.d, lanes, 0),
+        )  # fmt: skip
+        first_row = lane % TEAM * share
+        found = mixed_labels(
+            at, some, own, there, first_row, CLAMP, SPLIT, share, COLUMNS, UNROLL, TEAM, BLOCK
+        )
+        SINK(sink, found, first_row, some, tl.where(there, some.rows.length, 0), share, COLUMNS)
+    lengths = tl.where(special, patch.rows.length, 0)
+    for row in range(tl.max(lengths, 0)):
+        taps = row_taps(at, row, patch, special, CLAMP, COLUMNS)
+        exact = exact_labels(taps, at.scores, at.num_classes, COLUMNS, BLOCK)
+        SINK(sink, exact, lane * 0 + row, patch, lengths, 1, COLUMNS)
 
 
 # ---- launch plan
 
 
+class Shares(NamedTuple):
+    """How a program's lanes share pixels, to compare with this module's constants of these names.
+
+    A team of 1 is a lane that has all rows of a mixed patch. unroll * team: 32 at most.
+    """
+
+    lanes: int = LANES
+    tile_rows: int = TILE_ROWS
+    patch: int = PATCH
+    team: int = TEAM
+    unroll: int = UNROLL
+
+
 class Tiles(NamedTuple):
     """How programs share a label map.
 
-    rows, columns: the patches of either axis, of at most `lengths` outputs. programs: of the
-    kernels that label pixels. options: those of all of them; split: whether a cell may have
-    several patches.
+    rows, columns: the patches of either axis. options: those of all kernels; label_options: those
+    of `label_patches` besides.
     """
 
     rows: Axis
     columns: Axis
-    lengths: tuple[int, int]
     programs: int
     options: dict[str, Any]
-    split: bool
+    label_options: dict[str, Any]
 
     def sizes(self, scores: Tensor) -> tuple[int, ...]:
-        """What the kernels that label pixels take between their pointers and options."""
-        sizes = (self.rows.size, self.columns.size, self.rows.patches, self.columns.patches)
-        return (*scores.shape, *sizes, *scores.stride())
-
-    def label_options(self, scores: Tensor) -> dict[str, Any]:
-        """What `tile_labels` takes besides."""
-        far = scores.shape[1] * scores.stride(1) >= 2**31
-        return {"ROWS": self.lengths[0], "SPLIT": self.split, "FAR": far}
+        """What the kernels take between their pointers and options, as SIZES names it."""
+        axes = (axis[1:-1] + (axis.patches,) for axis in (self.rows, self.columns))
+        return (*scores.shape, *(n for axis in axes for n in axis), *scores.stride())
 
 
 @lru_cache(maxsize=1024)
-def tiles(shape: tuple[int, ...], grid: SamplingGrid) -> Tiles:
+def tiles(shape: tuple[int, ...], grid: SamplingGrid, shares: Shares | None = None) -> Tiles:
     """How programs share the labels of scores of `shape` at `grid`.
 
     Raises:
         ValueError: when there are more than 2**30 patches, or points of the coarse map, or 2**27
             pixels along an axis.
     """
-    lengths = tuple(min(triton.next_power_of_2(longest(grid, k)), PATCH) for k in (0, 1))
+    lanes, tile_rows, patch, team, unroll = shares or (LANES, TILE_ROWS, PATCH, TEAM, UNROLL)
+    lengths = tuple(min(triton.next_power_of_2(longest(grid, k)), patch) for k in (0, 1))
     rows, columns = (axis_patches(grid, k, lengths[k]) for k in (0, 1))
+    tile_rows = tile_rows if max(lengths) == patch else 1
     images, _, height, width = shape
     if height * width > MOST:
         raise ValueError(f"scores of {height} x {width} have more than {MOST} points")
     if rows.patches * images * columns.patches > MOST:
         raise ValueError(f"{images} maps of {grid.size} are more than {MOST} patches")
-    if max(rows.patches, columns.patches, *grid.size) > MOST // PATCH:
-        raise ValueError(f"{grid.size} has an axis of more than {MOST // PATCH} pixels or patches")
-    blocks = triton.cdiv(images * columns.patches, LANES // TILE_ROWS)
-    programs = triton.cdiv(rows.patches, TILE_ROWS) * blocks
+    if max(rows.patches, columns.patches, *grid.size) > MOST // patch:
+        raise ValueError(f"{grid.size} has an axis of more than {MOST // patch} pixels or patches")
+    blocks = triton.cdiv(images * columns.patches, lanes // tile_rows)
+    programs = triton.cdiv(rows.patches, tile_rows) * blocks
     options = {
         "CLAMP": grid.border == "clamp",
+        "ROWS": lengths[0],
         "COLUMNS": lengths[1],
-        "TILE_ROWS": TILE_ROWS,
-        "BLOCK": LANES,
+        "TILE_ROWS": tile_rows,
+        "BLOCK": lanes,
         "num_warps": 1,
+        **MOST_REGISTERS,
     }
+    # SPLIT: whether a cell may have several patches.
     split = max(rows.inner, columns.inner) > 1
-    return Tiles(rows, columns, (lengths[0], lengths[1]), programs, options, split)
-
-
-def tables(scores: Tensor, plan: Tiles) -> tuple[Tensor, Tensor, Tensor]:
-    """The winners of `scores`, and the tables of both axes, as `table_kernel` describes them."""
-    rows, columns = plan.rows, plan.columns
-    images, num_classes, height, width = scores.shape
-    device = scores.device
-    winner = torch.empty((images, height, width), dtype=torch.int32, device=device)
-    entries = 2 * (rows.patches + columns.patches + 1)
-    table = torch.empty(entries, dtype=torch.int32, device=device)
-    fraction = torch.empty(rows.size + columns.size, dtype=torch.float32, device=device)
-    items = max(rows.size, columns.size, rows.patches + 1, columns.patches + 1)
-    point_programs = images * triton.cdiv(height * width, POINTS)
-    # Of an Axis all but the tail, then the number of patches.
-    axes = (*rows[:-1], rows.patches, *columns[:-1], columns.patches)
-    table_kernel[(point_programs + triton.cdiv(items, POINTS),)](
-        scores, winner, table, fraction,
-        num_classes, height, width, point_programs, *axes, *scores.stride(),
-        ROWS=plan.lengths[0], COLUMNS=plan.lengths[1], BLOCK=POINTS, UNROLL=UNROLL, num_warps=4,
-    )  # fmt: skip
-    return winner, table, fraction
+    label_options = {"SPLIT": split, "TEAM": min(team, lengths[0]), "UNROLL": unroll}
+    return Tiles(rows, columns, programs, options, label_options)

@@ -33,7 +33,11 @@ from tests.op_tools import LABELS, assert_is_argmax, grids
 from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
 from fcnfast.kernels import argmax, winners  # isort: skip
-from fcnfast.kernels.grid import axis_patches, longest  # isort: skip
+from fcnfast.kernels.grid import Axis, axis_patches, longest  # isort: skip
+from fcnfast.kernels.winners import fractions_of, span_of  # isort: skip
+
+import triton  # isort: skip
+import triton.language as tl  # isort: skip
 
 # Grids whose patches start at multiples of 2, 4 or 8, in rows of such lengths.
 even_grids = st.builds(
@@ -49,12 +53,12 @@ batches = st.tuples(st.integers(1, 2), st.integers(1, 5))
 layouts, dtypes, label_dtypes = (st.sampled_from(v) for v in (LAYOUTS, DTYPES, LABELS))
 seeds = st.integers(0, 2**31)
 kinds = st.sampled_from(("noise", "smooth", "ties", "wide"))
-# Lanes and their rows, outputs of a patch, points of a program and classes loaded at once.
-shares = st.sampled_from([(32, 4, 8, 128, 8), (32, 4, 8, 128, 8), (4, 2, 2, 8, 2), (8, 1, 4, 4, 1)])
+# Lanes and their rows, outputs of a patch, lanes of a team and classes loaded at once.
+shares = st.sampled_from([(32, 4, 8, 4, 4), (32, 4, 8, 4, 4), (4, 2, 2, 2, 2), (8, 1, 4, 1, 1)])
 
 
 def shared_out(share):
-    names = ("LANES", "TILE_ROWS", "PATCH", "POINTS", "UNROLL")
+    names = ("LANES", "TILE_ROWS", "PATCH", "TEAM", "UNROLL")
     return planned(winners, **dict(zip(names, share, strict=True)))
 
 
@@ -215,7 +219,7 @@ def test_every_cell_between_a_map_and_its_ring_of_zeros(patch, seed):
     """Where one side of a cell is not read, corners on the other side can differ."""
     x = score_maps((1, 3, 3, 2), torch.float32, "noise", seed) - 1
     grid = SamplingGrid.deconv((3, 2), 4)
-    with shared_out((8, 2, patch, 8, 2)):
+    with shared_out((8, 2, patch, 2, 2)):
         result, _ = argmax.forward(x.float().to(DEVICE), grid, torch.uint8, False)
     assert_is_argmax(result, x.float(), grid)
 
@@ -267,45 +271,73 @@ def axis_positions(grid, axis):
         yield min(max(cell, -1), n - 1), Fraction(0 if outside else part, den)
 
 
+AXIS = ["n", "size", "num", "off", "den", "first", "cells", "head", "inner", "in_size", "patches"]
+
+
+@triton.jit(do_not_specialize=AXIS)
+def spans_kernel(
+    span_ptr, fraction_ptr, n, size, num, off, den, first, cells, head, inner, in_size, patches,
+    LENGTH: tl.constexpr, CLAMP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Of each patch the first output, how many there are, and the corner; of outputs fractions."""
+    axis = Axis(n, size, num, off, den, first, cells, head, inner, 0)
+    patch = tl.arange(0, BLOCK)
+    span = span_of(patch, axis, in_size, LENGTH, CLAMP)
+    valid = patch < patches
+    tl.store(span_ptr + 3 * patch, span.start, mask=valid)
+    tl.store(span_ptr + 3 * patch + 1, span.length, mask=valid)
+    tl.store(span_ptr + 3 * patch + 2, span.corner, mask=valid)
+    fractions = fractions_of(span, 0, den, LENGTH)
+    for i in tl.static_range(LENGTH):
+        tl.store(fraction_ptr + span.start + i, fractions[i], mask=valid & (i < span.length))
+
+
+def spans(grid, axis, length):
+    """What `spans_kernel` stores of the patches of an axis: a row of integers each, fractions."""
+    plan, clamp = axis_patches(grid, axis, length), grid.border == "clamp"
+    found = torch.full((plan.patches, 3), -9, dtype=torch.int32, device=DEVICE)
+    fractions = torch.full((plan.size,), -9.0, device=DEVICE)
+    spans_kernel[(1,)](
+        found, fractions, *plan[:-1], grid.in_size[axis], plan.patches,
+        LENGTH=length, CLAMP=clamp, BLOCK=triton.next_power_of_2(plan.patches),
+    )  # fmt: skip
+    return found.cpu().numpy(), fractions.cpu()
+
+
 @settings(max_examples=40)
-@given(some_grids, st.sampled_from((1, 2, 4, 8)), shares)
-def test_tables(grid, most, share):
+@given(some_grids, st.sampled_from((1, 2, 4, 8)))
+def test_spans(grid, most):
     """Patches follow on each other, each in its cell, and none is longer than it may be."""
-    x = torch.zeros(1, 1, *grid.in_size, device=DEVICE)
-    lengths = tuple(min(1 << (longest(grid, k) - 1).bit_length(), most) for k in (0, 1))
-    axes = [axis_patches(grid, k, lengths[k]) for k in (0, 1)]
-    with shared_out(share):
-        _, table, fractions = winners.tables(x, winners.Tiles(*axes, lengths, 1, {}, False))
-    table, fractions = table.tolist(), fractions.cpu()
-    for k, axis in enumerate(axes):
-        starts, table = table[: axis.patches + 1], table[axis.patches + 1 :]
-        cells, table = table[: axis.patches], table[axis.patches :]
+    for k in (0, 1):
+        length = min(1 << (longest(grid, k) - 1).bit_length(), most)
+        found, fractions = spans(grid, k, length)
+        starts, counts, corners = found.T
         assert starts[0] == 0
-        assert starts[-1] == grid.size[k]
-        counts = np.diff(starts)
-        assert 0 <= counts.min() <= counts.max() <= lengths[k]
+        assert starts[-1] + counts[-1] == grid.size[k]
+        assert list(np.diff(starts)) == list(counts[:-1])
+        assert 0 <= counts.min() <= counts.max() <= length
         assert min(counts[0], counts[-1]) > 0  # so every patch starts at an output
         positions = list(axis_positions(grid, k))
-        assert [cell for cell, _ in positions] == list(np.repeat(cells, counts))
-        own, fractions = fractions[: grid.size[k]], fractions[grid.size[k] :]
-        for (_, exact), fraction in zip(positions, own.tolist(), strict=True):
+        ring = int(grid.border == "zero")
+        assert [cell - ring for cell, _ in positions] == list(np.repeat(corners, counts))
+        for (_, exact), fraction in zip(positions, fractions.tolist(), strict=True):
             assert abs(fraction - exact) <= 2.0**-25
             assert (fraction == 0) == (exact == 0)
             assert fraction < 1
         if k == 1:
-            align = argmax.aligned(grid, lengths[1])
+            align = argmax.aligned(grid, length)
             event(f"aligned: {align}")
-            assert not any(start % align for start in starts)
-            assert align in (1, math.gcd(*starts, lengths[1], grid.den[1] // max(grid.num[1], 1)))
-    assert len(fractions) == len(table) == 0
+            assert not any(start % align for start in (*starts, grid.size[1]))
+            ends = (*starts, grid.size[1])
+            assert align in (1, math.gcd(*ends, length, grid.den[1] // max(grid.num[1], 1)))
 
 
 def test_a_fraction_is_not_rounded_to_one():
     """The first value is read, if only a little: its NaN is seen."""
     grid = SamplingGrid((3, 3), (1, 1), (1, 1), (2**24 - 1,) * 2, (2**24,) * 2, "clamp")
+    for axis in (0, 1):
+        assert spans(grid, axis, 1)[1].tolist() == [1 - torch.finfo(torch.float32).eps / 2]
     x = torch.zeros(1, 2, 3, 3, device=DEVICE)
-    _, _, fractions = winners.tables(x, winners.tiles(tuple(x.shape), grid))
-    assert fractions.tolist() == [1 - torch.finfo(torch.float32).eps / 2] * 2
     x[0, 1, 0, 0] = math.nan
     assert argmax.forward(x, grid, torch.uint8, False)[0].item() == 1
 

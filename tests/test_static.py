@@ -279,7 +279,7 @@ def test_pictures_of_any_size_share_kernels(root: Path) -> None:
     command = (sys.executable, "-c", SIZES, "40")
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     counts = {line.rpartition(" ")[0]: int(line.split()[-1]) for line in run.stdout.splitlines()}
-    assert len(counts) == 4 * (2 + 2 + 3 + 1)
+    assert len(counts) == 4 * (1 + 1 + 3 + 1)
     assert max(counts.values()) <= 2, counts
 
 
