@@ -6,9 +6,6 @@ The floors themselves are contracts in pyproject.toml, checked by `make lint`.
 import ast
 import re
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,7 +14,7 @@ IMPORTED_AS = {"pillow": "PIL"}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
-def imports(text: str, in_calls: bool) -> Iterator[str]:
+def imports(text, in_calls):
     """The modules that a file's statements import, relative ones with their dots.
 
     Only for types (under TYPE_CHECKING) nothing is imported; in functions only if `in_calls`.
@@ -38,7 +35,7 @@ def imports(text: str, in_calls: bool) -> Iterator[str]:
             yield from (f"{base}{dot}{alias.name}" for alias in node.names)
 
 
-def faults(text: str, allowed: set[str], in_calls: bool = False) -> list[str]:
+def faults(text, allowed, in_calls=False):
     """Imports of other projects that are not allowed, and of our kernels, which need Triton."""
     found = []
     for name in imports(text, in_calls):
@@ -53,10 +50,10 @@ def faults(text: str, allowed: set[str], in_calls: bool = False) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def allowed(pyproject: dict[str, Any]) -> tuple[set[str], set[str]]:
+def allowed(pyproject):
     """Other projects' packages by their import names: of the core, and of all extras for users."""
 
-    def names(needs: list[str]) -> set[str]:
+    def names(needs):
         found = [re.split(r"[^\w-]", need)[0] for need in needs]
         return {IMPORTED_AS.get(name, name.replace("-", "_")) for name in found}
 
@@ -66,7 +63,7 @@ def allowed(pyproject: dict[str, Any]) -> tuple[set[str], set[str]]:
     return names(project["dependencies"]), names(needs)
 
 
-def test_imports_work_in_every_installation(root: Path, allowed) -> None:
+def test_imports_work_in_every_installation(root, allowed):
     """`import fcnfast` needs neither an extra nor Triton, which is there on Linux alone."""
     core, extras = allowed
     paths = list(root.glob("fcnfast/**/*.py"))
@@ -77,7 +74,7 @@ def test_imports_work_in_every_installation(root: Path, allowed) -> None:
         assert faults(text, core | extras, in_calls=True) == [], path
 
 
-def test_kernels_import_torch_triton_and_each_other(root: Path) -> None:
+def test_kernels_import_torch_triton_and_each_other(root):
     for path in root.glob("kernels/*.py"):
         for name in imports(path.read_text(encoding="utf-8"), in_calls=True):
             assert re.match(r"\.\w|(torch|triton)\b", name) or (
@@ -98,7 +95,7 @@ def test_kernels_import_torch_triton_and_each_other(root: Path) -> None:
         ("import kernels", 1, 1),
     ],
 )
-def test_faults_are_found(text: str, early: int, late: int, allowed) -> None:
+def test_faults_are_found(text, early, late, allowed):
     core, extras = allowed
     assert len(faults(text, core - {"triton"})) == early
     assert len(faults(text, core | extras, in_calls=True)) == late
