@@ -166,7 +166,6 @@ def test_when_no_picture_of_several_can_be_read(here, weights, capsys):
     [
         ("bad/cut.jpg", r"bad/cut\.jpg: .*damaged"),
         ("bad/empty.jpg", r"bad/empty\.jpg: .*empty"),
-        ("bad/text.jpg", r"bad/text\.jpg: .*not a picture"),
         ("bad/bomb.png", r"bad/bomb\.png: .*too large"),
         ("folder", "folder: .*no pictures in this folder"),
         ("missing.jpg", r"missing\.jpg: .*no such file"),
@@ -176,9 +175,6 @@ def test_when_no_picture_of_several_can_be_read(here, weights, capsys):
         ("labels --output-dir file/below", "is not a folder"),
         ("labels --output-dir /proc/fcnfast/out", "/proc/fcnfast"),
         ("labels --weights cut.safetensors", r"cut\.safetensors: .*is cut or damaged"),
-        ("labels --weights text.safetensors", r"text\.safetensors: .*not a weights file"),
-        ("labels --weights missing.safetensors", r"missing\.safetensors: .*no such"),
-        ("labels --weights labels", "labels: .*is a folder"),
         ("labels --weights model.pth", "pickle.* and is not run"),
         *(
             (f"labels --{option}", option.replace(" ", ".*"))
@@ -199,7 +195,6 @@ def test_mistakes_of_predict(weights, refused, arguments, says):
     Path("folder").mkdir()
     Path("file").write_text("in the way")
     Path("cut.safetensors").write_bytes(Path(weights).read_bytes()[:-100])
-    Path("text.safetensors").write_text("these are no weights")
     Path("model.pth").write_bytes(pickle.dumps({"model": MadeByThePickle()}))
     given = [] if "--weights" in arguments else ["--weights", weights]
     refused("predict", *arguments.split(), *given, says=says)
@@ -321,17 +316,13 @@ NETWORK, DATA = "--weights W", "--data-path data"
         (NETWORK, "required: --data-path"),
         (f"{NETWORK} --data-path nothing", "nothing: no such"),
         (f"{NETWORK} {DATA} --split test", "split 'test'"),
-        (f"{NETWORK} {DATA} --classes nothing", "nothing: no class table"),
         (f"{NETWORK} {DATA} --classes voc", "11 classes.*'voc' has 21"),
         (f"{NETWORK} {DATA} --include x*", "no pictures left"),
         (f"{NETWORK} {DATA} --json data", "data: is a folder"),
         (f"{NETWORK} {DATA} --json short.json/s.json", "is not a folder"),
-        (f"{NETWORK} {DATA} --dataset vok", "--dataset vok: not one of voc, nyud"),
-        (f"{DATA} --predictions nothing", "nothing: no such folder"),
         (f"{DATA} --predictions some", r"some: no prediction s1\.png"),
         (f"{DATA} --predictions some --device cpu", "--device is for a network"),
         (f"{DATA} --predictions data/valannot --classes short.json", r"s0\.png: value \d+ \(pix"),
-        (f"{DATA} --predictions other", r"other/s0\.png: .*36x48.*48x36"),
         (f"{DATA} --oracle --weights W", "--weights is for a network, --oracle scores"),
         (f"{DATA} --oracle --flip", "--flip is for a network, --oracle scores"),
         (f"{DATA} --oracle --predictions data", "--predictions scores .*, --oracle the truth"),
@@ -342,10 +333,8 @@ NETWORK, DATA = "--weights W", "--data-path data"
 )
 def test_mistakes_of_evaluate(weights, refused, arguments, says):
     camvid_like("data")
-    for folder, count, size in (("some", 1, (36, 48)), ("other", 2, (48, 36))):
-        Path(folder).mkdir()
-        for number in range(count):
-            write_labels(f"{folder}/s{number}.png", np.zeros(size, np.uint8), ())
+    Path("some").mkdir()
+    write_labels("some/s0.png", np.zeros((36, 48), np.uint8), ())
     Path("short.json").write_text('{"names": ["a", "b"]}')
     given = [weights if text == "W" else text for text in arguments.split()]
     refused("evaluate", *given, says=says)
@@ -363,7 +352,7 @@ def test_the_demo_segments_and_tells(weights, monkeypatch, capsys, refused):
     assert files(folder) == {"photo.png", "overlay.png", "labels.png", "truth.png"}
     assert all(str(folder / name) in out for name in files(folder))
     scene, truth, _ = demo_scene()
-    assert Image.open(folder / "photo.png") == scene
+    assert np.array_equal(np.asarray(Image.open(folder / "photo.png")), np.asarray(scene))
     assert np.array_equal(read_labels(folder / "truth.png", CAMVID), truth)
     right = (read_labels(folder / "labels.png", CAMVID) == truth).mean()
     assert f"{100 * right:.1f} % of the pixels are labeled right" in out

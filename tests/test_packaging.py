@@ -1,5 +1,9 @@
-"""The package imports the same way from a wheel, an editable install and a bare checkout."""
+"""The package imports the same way from a wheel, an editable install and a bare checkout.
 
+The floors of the package are contracts in pyproject.toml, checked by `make lint`.
+"""
+
+import ast
 import os
 import re
 import shutil
@@ -93,6 +97,39 @@ def test_every_folder_with_code_is_a_listed_package(root, pyproject):
     assert not (root / "kernels" / "__init__.py").exists()
 
 
+def imported_as(needs):
+    """What distributions are imported as."""
+    found = (re.split(r"[^\w-]", need)[0] for need in needs)
+    return {{"pillow": "PIL"}.get(name, name.replace("-", "_")) for name in found}
+
+
+@pytest.fixture(scope="module")
+def extras(pyproject):
+    """The packages of all extras for users, by their import names."""
+    named = pyproject["project"]["optional-dependencies"].items()
+    needs = [need for name, group in named if name not in ("test", "lint") for need in group]
+    return imported_as(needs)
+
+
+def imports(path):
+    """The projects that a file imports from anywhere in it; of relative imports the dots."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level or node.module.partition(".")[0]
+
+
+def test_what_is_imported_is_required(root, pyproject, extras):
+    """The kernels import torch, Triton and each other alone."""
+    core = imported_as(pyproject["project"]["dependencies"])
+    stdlib = sys.stdlib_module_names
+    ours = [set(imports(path)) for path in root.glob("fcnfast/**/*.py")]
+    theirs = [set(imports(path)) for path in root.glob("kernels/*.py")]
+    assert {"h5py", "scipy"} < set.union(*ours) <= core | extras | stdlib | {".", "..", "..."}
+    assert set.union(*theirs) - stdlib == {".", "torch", "triton"}
+
+
 def test_torch_and_triton_have_no_upper_bound_but_are_pinned_for_tests(root, pyproject):
     needed = requirements(pyproject["project"]["dependencies"])
     lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
@@ -127,22 +164,34 @@ def test_source_archive_can_be_tested(built, root):
     assert wanted | {"Makefile", "constraints.txt", "LICENSE", "README.md"} <= names
 
 
-def test_every_module_of_an_installed_wheel_imports(built, root, tmp_path):
-    """No dependency is touched, and there is no index to get any from: pip has to accept the ones
-    that are there, torch before all.
+def test_a_wheel_imports_without_extras_and_triton(built, root, tmp_path, extras):
+    """Installing touches no dependency: there is no index, and pip has to accept those there are.
+
+    Every module but the kernels then imports where extras and Triton, which is there on Linux
+    alone, are missing.
     """
     python = clean_environment(tmp_path / "venv")
     said = run(python, "-m", "pip", "install", "--no-index", built.wheel, cwd=tmp_path)
     (line,) = re.findall(r"^Successfully installed (.*)$", said, re.MULTILINE)
     assert re.fullmatch(r"fcnfast-\S+", line)
-    paths = [path.relative_to(root) for path in root.glob("fcnfast/**/*.py")]
-    if sys.platform == "linux":  # elsewhere there is no Triton
-        paths += ["fcnfast" / path.relative_to(root) for path in root.glob("kernels/**/*.py")]
-    names = [".".join(path.with_suffix("").parts) for path in paths]
-    code = f"{WHERE}; import importlib; list(map(importlib.import_module, {names!r}))"
-    package, kernels = run(python, "-c", code, cwd=tmp_path).splitlines()
+
+    def named(folder, prefix):
+        paths = [prefix / path.relative_to(folder) for path in folder.glob("**/*.py")]
+        return [".".join(path.with_suffix("").parts) for path in paths]
+
+    kernels = named(root / "kernels", Path("fcnfast/kernels")) if sys.platform == "linux" else []
+    code = f"""
+import sys
+from importlib import import_module
+sys.modules |= dict.fromkeys({sorted(extras | {"triton"})})
+{WHERE}
+list(map(import_module, {named(root / "fcnfast", Path("fcnfast"))}))
+del sys.modules["triton"]
+list(map(import_module, {kernels}))
+"""
+    package, found = run(python, "-c", code, cwd=tmp_path).splitlines()
     assert python.parents[1] in Path(package).parents
-    assert Path(kernels) == Path(package).parent / "kernels"
+    assert Path(found) == Path(package).parent / "kernels"
     assert "predict" in run(python.with_name("fcnfast"), "--help", cwd=tmp_path)
 
 

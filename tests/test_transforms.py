@@ -111,9 +111,7 @@ def test_scale_crop_keeps_every_pixel_aligned(source, size, low, spread, aspect,
 @given(
     transforms=st.sampled_from(
         [
-            (RandomScaleCrop((50, 70), (0.6, 2.0), aspect=1.3),),
             (RandomScaleCrop((200, 90), (0.6, 1.5), aspect=1.3),),
-            (RandomHorizontalFlip(),),
             (RandomRotate(20.0, p=1.0),),
             (RandomScaleCrop((80, 60), (1.0, 2.0)), RandomHorizontalFlip(), RandomRotate()),
         ]
@@ -132,7 +130,6 @@ def test_geometry_keeps_colors_on_their_labels(transforms, seed):
 
 
 def test_misplaced_labels_are_noticed():
-    """What the test above counts is not zero once the labels are shifted."""
     image, labels = scene(140, 160, seed=0, cell=20)
     assert misplaced(image, labels)[0] == 0
     assert misplaced(image, np.roll(labels, 4, axis=1))[0] > 100
