@@ -358,10 +358,10 @@ def damaged(content, other, chance):
 
 
 def test_damaged_files_give_results_or_one_line(here, weights, capsys):
-    """200 mutated pictures, labels, tables and lists: never a traceback."""
+    """100 mutated pictures, labels, tables and lists: never a traceback."""
     paths = files_to_damage()
     chance, codes = np.random.default_rng(0), []
-    for turn in range(200):
+    for turn in range(100):
         path = paths[turn % len(paths)]
         content = path.read_bytes()
         other = paths[int(chance.integers(len(paths)))].read_bytes()

@@ -2,8 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
 import weakref
 
 import numpy as np
@@ -24,7 +22,8 @@ from fcnfast.metrics import ConfusionMatrix
 from fcnfast.models import create_model, save_model
 from fcnfast.models.base import ScoreMap
 from fcnfast.segment import Segmenter, segment_files
-from tests.model_tools import ROOT, make_photo, make_scene, narrow_trunks, write_small_weights
+from tests.model_tools import make_photo, make_scene, narrow_trunks
+from tests.op_tools import allocations
 from tests.test_segment import fail
 
 
@@ -131,7 +130,7 @@ def cases(draw):
     return height, width, Views(None, tile, overlap, tuple(scales), draw(st.booleans()))
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(case=cases(), border=st.sampled_from(["clamp", "zero"]), seed=st.integers(0, 9))
 def test_blending_is_what_it_says(case, border, seed):
     height, width, views = case
@@ -163,19 +162,13 @@ def test_a_window_by_hand():
 
 def test_memory_is_of_two_rows_of_tiles_whatever_the_height():
     most = {}
-    for height in (70, 500):
+    for height in (70, 300):
         model = Strided()
         gathered(model, make_photo(height, 60), Views(tile=32, flip=True))
         most[height] = model.most
         assert len(model.sizes) == 2 * 3 * len(positions(height, 32, 8))
     # Three tiles side by side, in two views each; the row above them covers rows to come.
-    assert most[70] <= most[500] <= 2 * 3 * 2
-
-
-def test_scales_are_of_the_tile():
-    model = Strided()
-    gathered(model, make_photo(30, 50), Views(tile=40, overlap=30, scales=(0.5, 1, 1.25)))
-    assert model.sizes == [(15, 20), (30, 40), (38, 50)] * 2
+    assert most[70] <= most[300] <= 2 * 3 * 2
 
 
 @pytest.mark.parametrize("tile", [48, 49, 5000])
@@ -187,14 +180,6 @@ def test_one_tile_is_the_whole_picture_bit_for_bit(segmenter, tile, how):
     assert np.array_equal(whole.confidence, tiled.confidence)
 
 
-def test_one_tile_has_the_softmax_of_the_whole_picture(segmenter):
-    photo = make_photo(130, 48)
-    whole = segmenter(photo)
-    found = gathered(segmenter.model, photo, Views(tile=130)).numpy()
-    np.testing.assert_allclose(found, whole.probabilities(), atol=1e-6)
-    assert (found.argmax(0) == whole.labels).mean() > 0.999
-
-
 def test_a_mirrored_picture_has_mirrored_labels(segmenter):
     photo = make_photo(36, 52)
     alone = segmenter(ImageOps.mirror(photo)).labels[:, ::-1]
@@ -204,19 +189,12 @@ def test_a_mirrored_picture_has_mirrored_labels(segmenter):
     assert (other.labels[:, ::-1] == one.labels).mean() > 0.99
 
 
-def test_views_of_a_shrunk_picture_have_its_own_size(segmenter):
-    result = segmenter(make_photo(60, 90), max_size=45, flip=True)
-    assert result.labels.shape == result.confidence.shape == (60, 90)
-    expected = gathered(segmenter.model, make_photo(60, 90), Views(max_size=45, flip=True))
-    assert np.array_equal(result.labels, expected.numpy().argmax(0))
-
-
 def test_a_blended_result_says_what_it_has(segmenter):
-    photos = [make_photo(seed=seed) for seed in range(3)]
-    results = list(segmenter(photos, tile=20, batch_size=2))
+    photos = [make_photo(seed=seed) for seed in range(2)]
+    results = list(segmenter(photos, tile=30, batch_size=2))
     for photo, result in zip(photos, results, strict=True):
-        assert np.array_equal(result.labels, segmenter(photo, tile=20).labels)
-        expected = gathered(segmenter.model, photo, Views(tile=20)).numpy()
+        assert np.array_equal(result.labels, segmenter(photo, tile=30).labels)
+        expected = gathered(segmenter.model, photo, Views(tile=30)).numpy()
         assert np.array_equal(result.confidence, expected.max(0))
         assert np.array_equal(result.labels, expected.argmax(0))
         with pytest.raises(ValueError, match="blended .* no scores; .*probabilities=FILE"):
@@ -329,23 +307,7 @@ def test_a_band_without_memory_is_told(segmenter, monkeypatch):
         segmenter(make_photo(), tile=20)
 
 
-def test_peak_memory_of_a_process(tmp_path):
-    """2.4 megapixels in tiles: full-resolution scores of 11 classes alone would be 100 MiB."""
-    write_small_weights(tmp_path / "w.safetensors")
-    script = (
-        "import resource, torch; from PIL import Image; from fcnfast import Segmenter\n"
-        "torch.set_num_threads(1)\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
-        "segmenter = Segmenter('w.safetensors', 'cpu')\n"
-        "segmenter(Image.new('RGB', (300, 300)), tile=256)\n"
-        "idle = peak()\n"
-        "result = segmenter(Image.effect_noise((800, 3000), 90), tile=256)\n"
-        "print(result.labels.shape, peak() - idle)\n"
-    )
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    *shape, mebibytes = done.stdout.split()
-    assert " ".join(shape) == "(3000, 800)"
-    assert int(mebibytes) < 80
+def test_tiles_never_become_scores_of_the_whole_picture(segmenter):
+    photo = make_photo(400, 300)
+    sizes = allocations(lambda: segmenter(photo, tile=64))
+    assert 0 < max(sizes) < 400 * 300 * 11 * 4 / 4

@@ -13,7 +13,6 @@ import tarfile
 import venv
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from packaging.requirements import Requirement
@@ -24,25 +23,14 @@ NOT_SOURCE = shutil.ignore_patterns(
 WHERE = "import fcnfast, fcnfast.kernels; print(fcnfast.__file__); print(*fcnfast.kernels.__path__)"
 
 
-class Built(NamedTuple):
-    sdist: Path
-    wheel: Path
-
-
 def run(*command, cwd):
     """Run a command without the variables that would show it the checkout; its output."""
     hidden = ("PYTHON", "PYTEST_")
     env = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
     env["PYTHONDONTWRITEBYTECODE"] = "1"
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    command = [str(part) for part in command]
+    done = subprocess.run(command, cwd=cwd, env=env, **pipes, text=True, timeout=600)
     assert done.returncode == 0, f"{command} failed:\n{done.stdout}"
     return done.stdout
 
@@ -76,7 +64,7 @@ def built(source):
     """The source archive, and the wheel built from that archive."""
     run(sys.executable, "-m", "build", "--no-isolation", ".", cwd=source)
     (sdist,), (wheel,) = source.glob("dist/*.tar.gz"), source.glob("dist/*.whl")
-    return Built(sdist, wheel)
+    return sdist, wheel
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +131,7 @@ def test_torch_and_triton_have_no_upper_bound_but_are_pinned_for_tests(root, pyp
 
 
 def test_wheel_holds_the_package_and_nothing_else(built, root):
-    with zipfile.ZipFile(built.wheel) as wheel:
+    with zipfile.ZipFile(built[1]) as wheel:
         names = set(wheel.namelist())
     metadata = {name for name in names if re.match(r"fcnfast-[^/]+\.dist-info/", name)}
     assert any(name.endswith("/licenses/LICENSE") for name in metadata)
@@ -157,7 +145,7 @@ def test_wheel_holds_the_package_and_nothing_else(built, root):
 
 
 def test_source_archive_can_be_tested(built, root):
-    with tarfile.open(built.sdist) as archive:
+    with tarfile.open(built[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {path.relative_to(root).as_posix() for path in root.glob("tests/**/*.py")}
     wanted |= {path.relative_to(root).as_posix() for path in root.glob("bench/*.py")}
@@ -171,7 +159,7 @@ def test_a_wheel_imports_without_extras_and_triton(built, root, tmp_path, extras
     alone, are missing.
     """
     python = clean_environment(tmp_path / "venv")
-    said = run(python, "-m", "pip", "install", "--no-index", built.wheel, cwd=tmp_path)
+    said = run(python, "-m", "pip", "install", "--no-index", built[1], cwd=tmp_path)
     (line,) = re.findall(r"^Successfully installed (.*)$", said, re.MULTILINE)
     assert re.fullmatch(r"fcnfast-\S+", line)
 
