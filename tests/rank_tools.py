@@ -52,7 +52,7 @@ LONG = {
     "freeze": "none",
     "optimizer": "adamw",
     "lr": 1e-3,
-    "epochs": 40,
+    "epochs": 20,
     "val_split": "",
     "val_include": "",
 }
@@ -186,7 +186,7 @@ def kill_again_and_again():
         writes = chance.randint(0, 1) if kind == "write" else None
         pid = child("long", 0, 1, 0, partial(start_or_go_on, writes))
         if kind == "anywhere":
-            time.sleep(chance.uniform(0.05, 1.2))
+            time.sleep(chance.uniform(0.05, 0.8))
             os.kill(pid, signal.SIGKILL)
         found[kind] += ended([pid])
     return found
@@ -241,7 +241,7 @@ def child(name, rank, world, port, job):
         os._exit(code)
 
 
-def ended(pids, seconds=200):
+def ended(pids, seconds=300):
     """How the processes of a scenario ended; None for one that had to be ended."""
     codes = {}
     limit = time.monotonic() + seconds
