@@ -53,3 +53,34 @@ def pyproject(root: Path) -> dict[str, Any]:
 def seeded() -> None:
     """What a test draws without a generator is the same in every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that the test runs in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The file of a small network that sees several of CamVid's classes in any picture."""
+    from tests.model_tools import write_small_weights
+
+    return str(write_small_weights(tmp_path_factory.mktemp("weights") / "small.safetensors"))
+
+
+@pytest.fixture(scope="session")
+def segmenter(weights: str) -> Any:
+    """A Segmenter of that network."""
+    from fcnfast.segment import Segmenter
+
+    return Segmenter(weights, "cpu")
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few pictures of blocks in their classes' colors, train and val, and a tiny network."""
+    from tests.train_tools import write_scenes
+
+    return write_scenes(tmp_path_factory.mktemp("scenes"))

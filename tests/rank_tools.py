@@ -1,4 +1,4 @@
-"""Training in several processes that are joined by gloo, for test_train_ranks.
+"""Training in processes that are joined by gloo, or killed, for test_train_ranks.
 
     python tests/rank_tools.py SCENES OUT
 
@@ -6,13 +6,16 @@ Runs every scenario in forked processes and prints how they ended. Nothing is co
 process, so that its children start with everything imported and no threads.
 """
 
+import io
 import json
 import os
+import random
 import shutil
 import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,10 +25,11 @@ from fcnfast.cli import commands, main
 from fcnfast.models import create_model, save_model, vgg
 from fcnfast.train import TrainSettings, checkpoint, resume, start
 from fcnfast.train.batches import Batch, count_labels
+from tests.train_tools import TINY
 
 SCENES, OUT = Path(sys.argv[1]), Path(sys.argv[2])
 vgg.STAGES, vgg.FULLY_CONNECTED = ((2,), (3,), (4,), (5,), (6,)), 7
-TINY = {
+SMALL = {
     "data_path": str(SCENES),
     "weights": str(OUT / "tiny.safetensors"),
     "freeze": "bn",
@@ -42,16 +46,28 @@ TINY = {
 }
 
 
-def settings(name: str, **changes) -> TrainSettings:
-    return TrainSettings(**{**TINY, "output_dir": str(OUT / name), **changes})
+# A run that is killed again and again; with dropout, whose random numbers must come again.
+LONG = {
+    "weights": str(SCENES / "tiny.safetensors"),
+    "freeze": "none",
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "epochs": 20,
+    "val_split": "",
+    "val_include": "",
+}
 
 
-def whole_run(name: str, **changes) -> int:
+def settings(name, **changes):
+    return TrainSettings(**{**SMALL, "output_dir": str(OUT / name), **changes})
+
+
+def whole_run(name, **changes):
     start(settings(name, **changes)).train(progress=False)
     return 0
 
 
-def two_steps(name: str, model: str, weighted: bool = False, **changes) -> int:
+def two_steps(name, model, weighted=False, **changes):
     """Two steps of three batches: unequal shares without a label, and one of them all of it."""
     changes = {"weights": "", "freeze": "none", "grad_accum": 3, "batch_size": 2, **changes}
     run = start(settings(name, model=model, **changes))
@@ -85,7 +101,7 @@ def two_steps(name: str, model: str, weighted: bool = False, **changes) -> int:
     return 0
 
 
-def before_step(run, iteration: int, act) -> None:
+def before_step(run, iteration, act):
     """Let `act` happen before the step of that number."""
     step = run.step
 
@@ -97,22 +113,22 @@ def before_step(run, iteration: int, act) -> None:
     run.step = acting
 
 
-def interrupted(name: str, rank: int, act, **changes) -> int:
+def interrupted(name, rank, act, **changes):
     run = start(settings(name, val_split="", val_include="", **changes))
     if run.processes.rank == rank:
         before_step(run, 4, lambda: act(run))
     return 0 if run.train(progress=False) else commands.STOPPED
 
 
-def go_on(name: str) -> int:
+def go_on(name):
     return 0 if resume(str(OUT / name), {}).train(progress=False) else commands.STOPPED
 
 
-def spoil(run) -> None:
+def spoil(run):
     next(run.model.parameters()).data.fill_(float("nan"))
 
 
-def fill_disk(run) -> None:
+def fill_disk(run):
     def full(content, file):
         file.write(b"half")
         raise OSError(28, "No space left on device")
@@ -120,29 +136,60 @@ def fill_disk(run) -> None:
     checkpoint.torch.save = full
 
 
-def kill(run) -> None:
+def kill(run):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def terminate(run) -> None:
+def terminate(run):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def differing(name: str, **theirs) -> int:
+def differing(name, **theirs):
     return whole_run(name, **(theirs if os.environ["RANK"] == "1" else {}))
 
 
-def renamed_classes() -> str:
+def renamed_classes():
     """A table of as many classes by other names."""
     path = OUT / f"classes{os.environ['RANK']}.json"
     path.write_text(json.dumps({"names": [f"class {k}" for k in range(11)]}))
     return str(path)
 
 
-def on_taken_port() -> int:
+def on_taken_port():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         os.environ["MASTER_PORT"] = str(taken.getsockname()[1])
         return whole_run("port")
+
+
+def start_or_go_on(writes=None):
+    """The long run; killed halfway through writing its checkpoint number `writes`, from 0 on."""
+    if writes is not None:
+        checkpoint.torch.save = partial(half_written, torch.save, [writes])
+    return go_on("long") if (OUT / "long" / "checkpoint.pt").exists() else whole_run("long", **LONG)
+
+
+def half_written(save, left, content, file):
+    left[0] -= 1
+    if left[0] >= 0:
+        return save(content, file)
+    buffer = io.BytesIO()
+    save(content, buffer)
+    file.write(buffer.getvalue()[: buffer.tell() // 2])
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_again_and_again():
+    """Kill the long run, in writes of a checkpoint and at any moment; how the processes ended."""
+    chance, found = random.Random(7), {"write": [], "anywhere": []}
+    for kind in ("write", "write", "anywhere", "anywhere", "anywhere", "anywhere"):
+        writes = chance.randint(0, 1) if kind == "write" else None
+        pid = child("long", 0, 1, 0, partial(start_or_go_on, writes))
+        if kind == "anywhere":
+            time.sleep(chance.uniform(0.05, 0.8))
+            os.kill(pid, signal.SIGKILL)
+        found[kind] += ended([pid])
+    return found
 
 
 # Name: how many processes, and what each of them does.
@@ -155,7 +202,7 @@ SCENARIOS = {
         for kind, model, keys in (
             ("plain", "fcn16s_vgg16", {"weighted": True}),
             ("heads", "siftflow_fcn16s_vgg16", {"normalize": "images", "lr": 1e-5}),
-            ("norms", "fcn4s_light", {"weights": TINY["weights"], "freeze": "bn"}),
+            ("norms", "fcn4s_light", {"weights": SMALL["weights"], "freeze": "bn"}),
         )
         for world in (1, 2)
     },
@@ -170,10 +217,12 @@ SCENARIOS = {
     "folder": (2, lambda: differing("folder", data_path="nowhere")),
     "port": (1, on_taken_port),
     "odd": (2, lambda: whole_run("odd", batch_size=3)),
+    "long": (1, start_or_go_on),
+    "in one go": (1, lambda: whole_run("in one go", **LONG)),
 }
 
 
-def child(name: str, rank: int, world: int, port: int, job) -> int:
+def child(name, rank, world, port, job):
     """Run a job in a child process; returns its id."""
     pid = os.fork()
     if pid:
@@ -192,9 +241,9 @@ def child(name: str, rank: int, world: int, port: int, job) -> int:
         os._exit(code)
 
 
-def ended(pids: list[int], seconds: float) -> list[int | None]:
+def ended(pids, seconds=300):
     """How the processes of a scenario ended; None for one that had to be ended."""
-    codes: dict[int, int | None] = {}
+    codes = {}
     limit = time.monotonic() + seconds
     while len(codes) < len(pids):
         for pid in pids:
@@ -208,14 +257,14 @@ def ended(pids: list[int], seconds: float) -> list[int | None]:
     return [codes[pid] for pid in pids]
 
 
-def run_all() -> None:
-    report = {}
+def run_all():
+    report = {"kills": kill_again_and_again()}
     for name, (world, job) in SCENARIOS.items():
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         pids = [child(name, rank, world, port, job) for rank in range(world)]
         started = time.monotonic()
-        codes = ended(pids, 60)
+        codes = ended(pids)
         print(name, round(time.monotonic() - started, 1), file=sys.stderr)
         errors = [(OUT / f"{name}.{rank}.err").read_text() for rank in range(world)]
         report[name] = {"codes": codes, "errors": errors}
@@ -223,10 +272,9 @@ def run_all() -> None:
 
 
 if __name__ == "__main__":
-    tiny = {"widths": (4,) * 5, "depths": (1,) * 4, "decoder": 4}
     torch.manual_seed(0)
     # Without dropout, whose random numbers are each process's own.
-    model = create_model("fcn4s_light", num_classes=11, dropout=0.0, **tiny)
+    model = create_model("fcn4s_light", num_classes=11, dropout=0.0, **TINY)
     save_model(model, OUT / "tiny.safetensors")
     shutil.copytree(SCENES, OUT / "fewer")
     for path in (OUT / "fewer").glob("train*/drive0_2.png"):

@@ -15,7 +15,7 @@ from fcnfast.data.images import read_image
 from fcnfast.errors import ImageError, InputError
 from fcnfast.models import CAFFE
 from fcnfast.train import TrainSettings, start
-from tests.test_train import scenes, small  # noqa: F401
+from tests.train_tools import small
 
 TINY = {"widths": (4,) * 5, "depths": (1,) * 4, "decoder": 4}
 

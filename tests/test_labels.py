@@ -1,12 +1,13 @@
-"""Label files give the integers that they store, whatever format, depth, palette or scale."""
+"""Label files give the integers that they store, and class tables say what those mean."""
 
-import io
+import json
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
@@ -26,6 +27,7 @@ WRITTEN = [
     ("a.png", "P", 256, {}),
     ("a.png", "I;16", 65536, {}),
     ("a.png", "LA", 256, {}),
+    ("a.dat", "L", 256, {"format": "PNG"}),  # what a file is called does not matter
     ("a.bmp", "1", 2, {}),
     ("a.bmp", "L", 256, {}),
     ("a.bmp", "P", 256, {}),
@@ -46,16 +48,13 @@ WRITTEN = [
 ]
 
 
-def picture(values: np.ndarray, mode: str) -> Image.Image:
+def picture(values, mode):
     """A picture of a mode that holds these integers."""
     if mode == "1":
         return Image.fromarray(values.astype(bool))
     if mode.startswith("I;16"):
-        return Image.frombytes(
-            mode,
-            values.shape[::-1],
-            np.ascontiguousarray(values, ">u2" if mode.endswith("B") else "<u2").tobytes(),
-        )
+        stored = np.ascontiguousarray(values, ">u2" if mode.endswith("B") else "<u2")
+        return Image.frombytes(mode, values.shape[::-1], stored.tobytes())
     if mode == "I":
         return Image.fromarray(values.astype(np.int32))
     image = Image.fromarray(values.astype(np.uint8))
@@ -66,12 +65,19 @@ def picture(values: np.ndarray, mode: str) -> Image.Image:
     return image
 
 
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    """One folder for the files of all examples."""
+    return tmp_path_factory.mktemp("labels")
+
+
 @pytest.mark.parametrize(("name", "mode", "below", "options"), WRITTEN)
+@settings(max_examples=20)
 @given(data=st.data())
-def test_what_pil_writes_is_read_as_stored(name, mode, below, options, data, tmp_path_factory):
+def test_what_pil_writes_is_read_as_stored(name, mode, below, options, data, scratch):
     shape = npst.array_shapes(min_dims=2, max_dims=2, max_side=12)
     values = data.draw(npst.arrays(np.int64, shape, elements=st.integers(0, below - 1)))
-    path = tmp_path_factory.mktemp("labels") / name
+    path = scratch / name
     picture(values, mode).save(path, **options)
     # A PBM's 1 is black, which PIL calls False.
     expected = 1 - values if name.endswith(".pbm") else values
@@ -83,9 +89,9 @@ def test_what_pil_writes_is_read_as_stored(name, mode, below, options, data, tmp
     maxval=st.integers(1, 65535),
     plain=st.booleans(),
 )
-def test_pgm_of_any_maxval(values, maxval, plain, tmp_path_factory):
+def test_pgm_of_any_maxval(values, maxval, plain, scratch):
     values = values % (maxval + 1)
-    path = tmp_path_factory.mktemp("labels") / "a.pgm"
+    path = scratch / "a.pgm"
     head = f"{'P2' if plain else 'P5'}\n# a comment\n5 3\n{maxval}\n".encode()
     text = " ".join(map(str, values.ravel().tolist())).encode()
     raw = values.astype(">u2" if maxval > 255 else "u1").tobytes()
@@ -93,35 +99,52 @@ def test_pgm_of_any_maxval(values, maxval, plain, tmp_path_factory):
     np.testing.assert_array_equal(stored_integers(path), values)
 
 
-def test_bitmaps_in_text(tmp_path):
-    (tmp_path / "a.pbm").write_bytes(b"P1\n3 2\n0 1 0\n1 1 0\n")
-    assert stored_integers(tmp_path / "a.pbm").tolist() == [[0, 1, 0], [1, 1, 0]]
-
-
-@pytest.mark.parametrize(
-    ("bits", "colors", "row", "expected"),
-    [
-        (1, (0, 255), b"\x50\0\0\0", [0, 1, 0, 1]),
-        (1, (255, 0), b"\x50\0\0\0", [0, 1, 0, 1]),
-        (4, range(16), b"\x01\x2f\0\0", [0, 1, 2, 15]),
-        (4, (0, 255), b"\x01\x10\0\0", [0, 1, 1, 0]),
-        (8, (0, 255), b"\x00\x01\x01\x00", [0, 1, 1, 0]),
-        (8, range(256), b"\x00\x01\x0a\xff", [0, 1, 10, 255]),
-        (8, range(7, 10), b"\x00\x01\x02\x00", [0, 1, 2, 0]),
-    ],
-)
-def test_gray_bitmaps_of_any_depth(tmp_path, bits, colors, row, expected):
+def bmp(bits, colors, row):
+    """A BMP of four pixels with a gray palette, byte by byte."""
     palette = b"".join(bytes((c, c, c, 0)) for c in colors)
     start = 14 + 40 + len(palette)
     head = struct.pack("<IHHI", start + 4, 0, 0, start)
     head += struct.pack("<IiiHHIIiiII", 40, 4, 1, 1, bits, 0, 4, 0, 0, len(colors), 0)
-    (tmp_path / "a.bmp").write_bytes(b"BM" + head + palette + row)
-    assert stored_integers(tmp_path / "a.bmp").tolist() == [expected]
+    return b"BM" + head + palette + row
 
 
-def tiff(values: np.ndarray, bits: int, photometric: int, order: str, fill: int = 1) -> bytes:
-    """A gray TIFF of one strip, byte by byte."""
-    height, width = values.shape
+def chunk(kind, data, crc=None):
+    crc = zlib.crc32(kind + data) if crc is None else crc
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+
+def png(width, height, depth, color, rows):
+    """A PNG made by hand; `rows` is the raw data with a filter byte before each row."""
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"P1\n3 2\n0 1 0\n1 1 0\n", [[0, 1, 0], [1, 1, 0]]),
+        (bmp(1, (0, 255), b"\x50\0\0\0"), [[0, 1, 0, 1]]),
+        (bmp(1, (255, 0), b"\x50\0\0\0"), [[0, 1, 0, 1]]),
+        (bmp(4, range(16), b"\x01\x2f\0\0"), [[0, 1, 2, 15]]),
+        (bmp(4, (0, 255), b"\x01\x10\0\0"), [[0, 1, 1, 0]]),
+        (bmp(8, (0, 255), b"\x00\x01\x01\x00"), [[0, 1, 1, 0]]),
+        (bmp(8, range(256), b"\x00\x01\x0a\xff"), [[0, 1, 10, 255]]),
+        (bmp(8, range(7, 10), b"\x00\x01\x02\x00"), [[0, 1, 2, 0]]),
+        # PIL stretches gray PNGs of 2 and 4 bits to 0..255.
+        (png(8, 1, 1, 0, b"\0\x61"), [[0, 1, 1, 0, 0, 0, 0, 1]]),
+        (png(4, 1, 2, 0, b"\0\x1b"), [[0, 1, 2, 3]]),
+        (png(2, 1, 4, 0, b"\0\x0a"), [[0, 10]]),
+    ],
+)
+def test_files_made_by_hand(tmp_path, content, expected):
+    (tmp_path / "a").write_bytes(content)
+    assert stored_integers(tmp_path / "a").tolist() == expected
+
+
+def tiff(values, bits, photometric, order, fill=1):
+    """A TIFF of one strip, byte by byte; gray, or of 16-bit colors."""
+    height, width = values.shape[:2]
     if bits == 16:
         data = values.astype(f"{order}u2").tobytes()
     else:
@@ -131,7 +154,7 @@ def tiff(values: np.ndarray, bits: int, photometric: int, order: str, fill: int 
             packed = np.packbits(np.unpackbits(packed[..., None], axis=2)[..., ::-1], axis=2)
         data = packed.tobytes()
     tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (266, fill)]
-    tags += [(273, 0), (277, 1), (278, height), (279, len(data))]
+    tags += [(273, 0), (277, values[0, 0].size), (278, height), (279, len(data))]
     start = 8 + 2 + 12 * len(tags) + 4
     body = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", 42, 8, len(tags))
     for tag, value in tags:
@@ -148,9 +171,8 @@ def test_gray_tiffs(tmp_path, bits, fill, photometric, order):
     if (bits, photometric, order) == (16, 0, ">"):
         pytest.skip("PIL does not read these")
     values = np.random.default_rng(bits).integers(0, 1 << bits, (5, 9))
-    path = tmp_path / "a.tif"
-    path.write_bytes(tiff(values, bits, photometric, order, fill))
-    np.testing.assert_array_equal(stored_integers(path), values)
+    (tmp_path / "a.tif").write_bytes(tiff(values, bits, photometric, order, fill))
+    np.testing.assert_array_equal(stored_integers(tmp_path / "a.tif"), values)
 
 
 @pytest.mark.parametrize(
@@ -171,140 +193,190 @@ def test_lossy_files_say_that_they_are(tmp_path, name, kind, options):
         read_labels(tmp_path / name, CAMVID)
 
 
-def test_other_pictures_say_why_they_are_no_labels(tmp_path):
-    path = tmp_path / "a.tif"
-    Image.fromarray(np.zeros((2, 2), np.float32)).save(path)
-    with pytest.raises(LabelError, match="mode F"):
-        read_labels(path, CAMVID)
-    clear = Image.new("LA", (2, 2), (1, 9))
-    clear.save(tmp_path / "a.png")
-    with pytest.raises(LabelError, match=r"a\.png: labels must not be transparent"):
-        read_labels(tmp_path / "a.png", CAMVID)
+@pytest.mark.parametrize(
+    ("image", "table", "message"),
+    [
+        (np.zeros((2, 2), np.float32), CAMVID, "mode F"),
+        (Image.new("LA", (2, 2), (1, 9)), CAMVID, r"a\.tif: labels must not be transparent"),
+        (Image.new("RGB", (3, 2), (1, 2, 3)), VOC, r"a\.tif: color #010203 \(pixels: 6\) is not"),
+        (np.array([[0, 12, 12, 12], [200, 1, 2, 3]], np.uint8), CAMVID, r"12 \(pixels: 3\)"),
+        (np.array([[1, 300, 300]], np.uint16), CAMVID, r"value 300 \(pixels: 2\)"),
+        (np.zeros((3, 5), np.uint8), CAMVID, "labels are 5x3 pixels, their image is 4x3"),
+    ],
+)
+def test_pictures_that_are_no_labels(tmp_path, image, table, message):
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    image.save(tmp_path / "a.tif")
+    with pytest.raises(LabelError, match=message):
+        read_labels(tmp_path / "a.tif", table, size=(3, 4) if "5x3" in message else None)
+    with pytest.raises(LabelError, match="no such file"):
+        read_labels(tmp_path / "none.png", table)
 
 
-class TestColors:
-    """Masks in colors are read through the inverse palette."""
+def test_voc_as_colors(tmp_path):
+    labels = np.random.default_rng(0).choice([*range(21), 255], (20, 30)).astype(np.uint8)
+    colors = Image.fromarray(np.array(voc_palette(256), np.uint8)[labels])
+    for name, image in (("a.png", colors), ("b.png", colors.convert("RGBA")), ("c.bmp", colors)):
+        image.save(tmp_path / name)
+        np.testing.assert_array_equal(read_labels(tmp_path / name, VOC), labels)
+    colors.save(tmp_path / "d.webp", lossless=True)
+    np.testing.assert_array_equal(read_labels(tmp_path / "d.webp", VOC), labels)
 
-    def test_voc_as_colors(self, tmp_path):
-        labels = np.random.default_rng(0).choice([*range(21), 255], (20, 30)).astype(np.uint8)
-        colors = np.array(voc_palette(256), np.uint8)[labels]
-        for name, image in (
-            ("a.png", Image.fromarray(colors)),
-            ("b.png", Image.fromarray(colors).convert("RGBA")),
-            ("c.bmp", Image.fromarray(colors)),
-        ):
-            image.save(tmp_path / name)
-            np.testing.assert_array_equal(read_labels(tmp_path / name, VOC), labels)
-        Image.fromarray(colors).save(tmp_path / "d.webp", lossless=True)
-        np.testing.assert_array_equal(read_labels(tmp_path / "d.webp", VOC), labels)
 
-    def test_what_we_write_can_be_read_as_colors(self, tmp_path):
-        labels = np.array([[0, 3, 10, 255]], np.uint8)
-        write_labels(tmp_path / "a.png", labels, CAMVID.palette)
-        with Image.open(tmp_path / "a.png") as image:
-            image.convert("RGB").save(tmp_path / "b.png")
-        np.testing.assert_array_equal(read_labels(tmp_path / "b.png", CAMVID), labels)
+@given(labels=npst.arrays(np.uint8, (3, 8), elements=st.sampled_from([*range(11), 255])))
+def test_what_we_write_is_read_back_also_as_colors(labels, scratch):
+    path = scratch / "a.png"
+    write_labels(path, labels, CAMVID.palette)
+    found = read_labels(path, CAMVID, size=labels.shape)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, labels)
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        colors = image.convert("RGB")
+    table = np.array((*CAMVID.palette, (0, 0, 0)))
+    np.testing.assert_array_equal(np.asarray(colors), table[np.minimum(labels, 11)])
+    colors.save(path)
+    np.testing.assert_array_equal(read_labels(path, CAMVID), labels)
 
-    def test_an_unknown_color_is_named_and_counted(self, tmp_path):
-        Image.new("RGB", (3, 2), (1, 2, 3)).save(tmp_path / "a.png")
-        with pytest.raises(LabelError, match=r"a\.png: color #010203 \(pixels: 6\)"):
-            read_labels(tmp_path / "a.png", VOC)
 
-    def test_several_colors_for_one_class(self, tmp_path):
-        (tmp_path / "t.json").write_text(
-            '{"names": ["road", "rest"], "palette": [[9, 9, 9], [1, 1, 1]],'
-            ' "label_map": {"#ff0000": "road", "#00ff00": "void"}}'
-        )
+@pytest.mark.parametrize(
+    ("labels", "colors", "error", "message"),
+    [
+        (np.zeros((2, 2), np.int64), 11, TypeError, "int64"),
+        (np.zeros((2, 2, 3), np.uint8), 11, ValueError, r"\(2, 2, 3\)"),
+        (np.zeros((0, 4), np.uint8), 11, ValueError, r"\(0, 4\)"),
+        (np.zeros((2, 2), np.uint8), 257, ValueError, "257"),
+    ],
+)
+def test_only_label_maps_are_written(tmp_path, labels, colors, error, message):
+    with pytest.raises(error, match=message):
+        write_labels(tmp_path / "a.png", labels, ((0, 0, 0),) * colors)
+    assert not list(tmp_path.iterdir())
+
+
+TWO = '{"names": ["background", "object"], '
+
+
+@pytest.mark.parametrize(
+    ("table", "stored", "expected"),
+    [
+        (CAMVID, [0, 10, 11, 255], [0, 10, 255, 255]),
+        (CITYSCAPES_IDS, [0, 7, 8, 33, 9, 255], [255, 0, 1, 18, 255, 255]),
+        (TWO + '"void_values": [255]}', [0, 255, 255], [0, 255, 255]),
+        (TWO + '"label_map": {"0": "background", "255": "object"}}', [0, 255], [0, 1]),
+        (
+            TWO + '"label_map": {"7": "object", "300": "object", "1": "void", "0": "background"}}',
+            [300, 7, 1, 0, 255],
+            [1, 1, 255, 0, 255],
+        ),
+        (
+            TWO + '"palette": [[9, 9, 9], [1, 1, 1]],'
+            '"label_map": {"#ff0000": "background", "#00ff00": "void"}}',
+            [(9, 9, 9), (255, 0, 0), (0, 255, 0), (1, 1, 1)],
+            [0, 0, 255, 1],
+        ),
+        (TWO + '"label_map": {"#ff0000": "object"}}', [0, 1, 255], [0, 1, 255]),
+    ],
+)
+def test_a_table_says_what_stored_values_mean(tmp_path, table, stored, expected):
+    if isinstance(table, str):
+        (tmp_path / "t.json").write_text(table)
         table = class_table(tmp_path / "t.json")
-        colors = [[(9, 9, 9), (255, 0, 0), (0, 255, 0), (1, 1, 1)]]
-        Image.fromarray(np.array(colors, np.uint8)).save(tmp_path / "a.png")
-        assert read_labels(tmp_path / "a.png", table).tolist() == [[0, 0, 255, 1]]
-        Image.fromarray(np.array([[0, 1, 255]], np.uint8)).save(tmp_path / "b.png")
-        assert read_labels(tmp_path / "b.png", table).tolist() == [[0, 1, 255]]
-
-
-class TestLabelMaps:
-    """A table says which stored value is which class; nothing is guessed."""
-
-    @staticmethod
-    def table(tmp_path: Path, entries: str) -> ClassTable:
-        (tmp_path / "t.json").write_text(f'{{"names": ["background", "object"], {entries}}}')
-        return class_table(tmp_path / "t.json")
-
-    def test_masks_of_0_and_255(self, tmp_path):
-        mask = np.array([[0, 255, 255]], np.uint8)
-        Image.fromarray(mask).save(tmp_path / "a.png")
-        plain = self.table(tmp_path, '"void_values": [255]')
-        assert read_labels(tmp_path / "a.png", plain).tolist() == [[0, 255, 255]]
-        mapped = self.table(tmp_path, '"label_map": {"0": "background", "255": "object"}')
-        assert read_labels(tmp_path / "a.png", mapped).tolist() == [[0, 1, 1]]
-
-    def test_several_values_for_one_class_and_values_of_16_bits(self, tmp_path):
-        entries = '"label_map": {"7": "object", "300": "object", "1": "void", "0": "background"}'
-        table = self.table(tmp_path, entries)
-        Image.fromarray(np.array([[300, 7, 1, 0, 255]], np.uint16)).save(tmp_path / "a.png")
-        assert read_labels(tmp_path / "a.png", table).tolist() == [[1, 1, 255, 0, 255]]
-        Image.fromarray(np.array([[2]], np.uint8)).save(tmp_path / "b.png")
-        with pytest.raises(
-            LabelError, match=r"b\.png: value 2 \(pixels: 1\) is not a class of 't'"
-        ):
-            read_labels(tmp_path / "b.png", table)
-
-    def test_cityscapes_ids(self, tmp_path):
-        ids = np.array([[0, 7, 8, 33, 9, 255]], np.uint8)
-        Image.fromarray(ids).save(tmp_path / "a.png")
-        labels = read_labels(tmp_path / "a.png", CITYSCAPES_IDS)
-        assert labels.tolist() == [[255, 0, 1, 18, 255, 255]]
-
-    @pytest.mark.parametrize(
-        ("entries", "reason"),
-        [
-            ('"label_map": []', '"label_map" is not an object'),
-            ('"label_map": {"0": "sky"}', "'sky' is neither a class nor"),
-            ('"label_map": {"zero": "void"}', "'zero' is neither an integer nor #rrggbb"),
-            ('"label_map": {"#12345g": "void"}', "neither an integer nor #rrggbb"),
-            ('"label_map": {"1": "object", "01": "void"}', "repeats 1"),
-            ('"label_map": {"3": "object"}, "void_values": [3]', "void value 3.*'object'"),
-            ('"palette": 3', '"palette" is not a list'),
-        ],
+    values = np.array([stored])
+    Image.fromarray(values.astype(np.uint16 if values.max() > 255 else np.uint8)).save(
+        tmp_path / "a.png"
     )
-    def test_bad_maps(self, tmp_path, entries, reason):
-        with pytest.raises(DatasetError, match=reason) as caught:
-            self.table(tmp_path, entries)
-        assert str(caught.value).startswith(f"{tmp_path / 't.json'}: ")
-
-    def test_labels_outside_of_the_table_are_refused(self):
-        with pytest.raises(ValueError, match="has no class 3"):
-            ClassTable("t", ("a",), ((0, 0, 0),), label_map=((1, 3),))
-
-    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-    def test_files_as_other_systems_write_them(self, tmp_path, encoding):
-        path = tmp_path / "t.json"
-        path.write_text('{"names": ["straße"]}\r\n', encoding=encoding)
-        assert class_table(path).names == ("straße",)
-
-    @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
-    def test_tables_survive_json(self, table):
-        assert table_from_json(Path("x.json"), table_to_json(table)) == table
-
-    def test_the_numbers_of_classes(self):
-        counts = {name: len(table) for name, table in TABLES.items()}
-        assert counts == {
-            "ade20k": 150,
-            "camvid": 11,
-            "cityscapes": 19,
-            "nyud": 40,
-            "pascal-context": 60,
-            "pascal-context-59": 59,
-            "siftflow": 33,
-            "siftflow-geo": 3,
-            "voc": 21,
-        }
+    assert read_labels(tmp_path / "a.png", table).tolist() == [expected]
 
 
-def test_content_in_memory_is_no_path(tmp_path):
-    """What a file is called does not matter: its content tells."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.array([[0, 1]], np.uint8)).save(buffer, "PNG")
-    (tmp_path / "labels.dat").write_bytes(buffer.getvalue())
-    assert read_labels(tmp_path / "labels.dat", CAMVID).tolist() == [[0, 1]]
+def test_values_outside_of_a_label_map_are_told(tmp_path):
+    table = ClassTable("t", ("a",), ((0, 0, 0),), label_map=((0, 0), (3, 255)))
+    Image.fromarray(np.array([[2]], np.uint8)).save(tmp_path / "b.png")
+    message = r"b\.png: value 2 \(pixels: 1\) is not a class of 't': .* 3 values, or 3, 255 for"
+    with pytest.raises(LabelError, match=message):
+        read_labels(tmp_path / "b.png", table)
+    with pytest.raises(ValueError, match="has no class 3"):
+        ClassTable("t", ("a",), ((0, 0, 0),), label_map=((1, 3),))
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
+def test_tables_survive_json(table):
+    assert table_from_json(Path("x.json"), table_to_json(table)) == table
+
+
+def test_known_tables():
+    assert class_table("camvid") is class_table("CamVid") is CAMVID
+    assert class_table(VOC) is VOC
+    assert {name: len(table) for name, table in TABLES.items()} == {
+        "ade20k": 150,
+        "camvid": 11,
+        "cityscapes": 19,
+        "nyud": 40,
+        "pascal-context": 60,
+        "pascal-context-59": 59,
+        "siftflow": 33,
+        "siftflow-geo": 3,
+        "voc": 21,
+    }
+    assert (CAMVID.names[0], CAMVID.names[10]) == ("Sky", "Bicyclist")
+    assert (VOC.names[0], VOC.names[20]) == ("background", "tvmonitor")
+
+
+def test_voc_palette():
+    palette = voc_palette(256)
+    assert [palette[k] for k in (1, 8, 14)] == [(128, 0, 0), (64, 0, 0), (64, 128, 128)]
+    assert (palette[20], palette[255]) == ((0, 64, 128), (224, 224, 192))
+    assert len(set(palette)) == 256
+    with pytest.raises(ValueError, match="257"):
+        voc_palette(257)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_tables_in_files(tmp_path, encoding):
+    path = tmp_path / "roads.json"
+    entries = {"names": ["straße", "rest"], "palette": [[1, 2, 3], [4, 5, 6]]}
+    path.write_text(json.dumps(entries, ensure_ascii=False) + "\r\n", encoding=encoding)
+    assert class_table(path) == ClassTable("roads", ("straße", "rest"), ((1, 2, 3), (4, 5, 6)))
+    path.write_text('{"names": ["road", "rest"], "void_values": [2, 7]}')
+    assert class_table(str(path)) == ClassTable("roads", ("road", "rest"), voc_palette(2), (2, 7))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("names: road", "not a JSON file"),
+        ("[]", "expected an object"),
+        ("{}", "'names' is missing"),
+        ('{"names": "road"}', "not a list of strings"),
+        ('{"names": []}', "0 classes"),
+        ('{"names": ["a", "a"]}', "repeats the name 'a'"),
+        ('{"names": ["a"], "palette": [[1, 2]]}', "not three integers"),
+        ('{"names": ["a"], "palette": [[1, 2, 999]]}', "999"),
+        ('{"names": ["a"], "palette": [[1, 2, 3], [4, 5, 6]]}', "1 names but 2 colors"),
+        ('{"names": ["a"], "palette": [[1, 2, "3"]]}', "three integers"),
+        ('{"names": ["a"], "palette": 3}', '"palette" is not a list'),
+        ('{"names": ["a"], "void_values": "7"}', "not a list of integers"),
+        ('{"names": ["a"], "void_values": [0]}', "also the class 'a'"),
+        ('{"names": ["a"], "void_values": [70000]}', "70000"),
+        ('{"names": ["a"], "colors": []}', "unknown entry 'colors'"),
+        ('{"names": ["a"], "label_map": []}', '"label_map" is not an object'),
+        ('{"names": ["a"], "label_map": {"0": "sky"}}', "'sky' is neither a class nor"),
+        ('{"names": ["a"], "label_map": {"zero": "void"}}', "'zero' is neither an integer nor #"),
+        ('{"names": ["a"], "label_map": {"#12345g": "void"}}', "neither an integer nor #rrggbb"),
+        ('{"names": ["a"], "label_map": {"1": "a", "01": "void"}}', "repeats 1"),
+        ('{"names": ["a"], "label_map": {"3": "a"}, "void_values": [3]}', "is also the class 'a'"),
+    ],
+)
+def test_bad_tables(tmp_path, text, reason):
+    path = tmp_path / "table.json"
+    path.write_text(text)
+    with pytest.raises(DatasetError) as caught:
+        class_table(path)
+    assert str(caught.value).startswith(f"{path}: ") and reason in str(caught.value)
+
+
+def test_unknown_tables(tmp_path):
+    with pytest.raises(DatasetError, match=r"no class table of that name \(ade20k, camvid, "):
+        class_table("cityscape")
+    with pytest.raises(DatasetError, match="cannot read"):
+        class_table(tmp_path / "gone.json")

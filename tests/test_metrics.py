@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as npst
 from fcnfast.metrics import ConfusionMatrix, format_oracle, format_scores, keep_trimap
 
 
-def _filled(matrix: list[list[int]]) -> ConfusionMatrix:
-    """Return a ConfusionMatrix with given counts, entered pixel by pixel."""
+def filled(matrix):
+    """A ConfusionMatrix with given counts, entered pixel by pixel."""
     counts = np.array(matrix)
     confusion = ConfusionMatrix(len(counts))
     rows, columns = np.indices(counts.shape)
@@ -19,9 +19,15 @@ def _filled(matrix: list[list[int]]) -> ConfusionMatrix:
     return confusion
 
 
-def test_scores_by_hand() -> None:
+def with_trimap():
+    matrix = ConfusionMatrix(3, trimap=1)
+    matrix.update(np.array([[0, 0, 0, 1]]), np.array([[0, 0, 1, 1]]))
+    return matrix
+
+
+def test_scores_by_hand():
     """Two classes: 6 of 8 and 3 of 4 right."""
-    confusion = _filled([[6, 2], [1, 3]])
+    confusion = filled([[6, 2], [1, 3]])
     assert confusion.matrix.dtype == np.int64
     assert confusion.matrix.tolist() == [[6, 2], [1, 3]]
     scores = confusion.scores()
@@ -35,43 +41,36 @@ def test_scores_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("absent", "mean_iu", "mean_accuracy"),
+    ("absent", "iu", "mean_accuracy"),
     [
         # Truth has the classes 0 and 1; one pixel of class 0 is called 2; class 3 is nowhere.
-        ("union", (5 / 6 + 1 + 0) / 3, (5 / 6 + 1) / 2),
-        ("truth", (5 / 6 + 1) / 2, (5 / 6 + 1) / 2),
-        ("zero", (5 / 6 + 1) / 4, (5 / 6 + 1) / 4),
+        ("union", [5 / 6, 1, 0, np.nan], (5 / 6 + 1) / 2),
+        ("truth", [5 / 6, 1, np.nan, np.nan], (5 / 6 + 1) / 2),
+        ("zero", [5 / 6, 1, 0, 0], (5 / 6 + 1) / 4),
     ],
 )
-def test_absent_classes(absent: str, mean_iu: float, mean_accuracy: float) -> None:
+def test_absent_classes(absent, iu, mean_accuracy):
     """One stray pixel of a class that the truth lacks moves the mean IU from 0.917 to 0.611."""
-    confusion = _filled([[5, 0, 1, 0], [0, 6, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    confusion = filled([[5, 0, 1, 0], [0, 6, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     scores = confusion.scores(absent)
-    assert scores.mean_iu == pytest.approx(mean_iu)
+    np.testing.assert_allclose(scores.iu, iu)
+    assert scores.mean_iu == pytest.approx(np.nanmean(iu))
     assert scores.mean_accuracy == pytest.approx(mean_accuracy)
     assert scores.fw_iu == pytest.approx((6 * 5 / 6 + 6) / 12)
-    if absent == "union":
-        assert round(scores.mean_iu, 3) == 0.611
-        assert scores.iu[2] == 0.0
-        assert np.isnan(scores.iu[3])
-    if absent == "truth":
-        assert round(scores.mean_iu, 3) == 0.917
-        assert np.isnan(scores.iu[2])
 
 
-def test_nothing_seen() -> None:
+def test_nothing_seen():
     """No pixel gives NaN, not a warning or a crash."""
     confusion = ConfusionMatrix(3)
     confusion.update(np.full((4, 4), 255, np.uint8), np.zeros((4, 4), np.uint8))
     for absent in ("union", "truth"):
         scores = confusion.scores(absent)
         assert np.isnan([scores.pixel_accuracy, scores.mean_iu, scores.fw_iu]).all()
-    lines = [line.split() for line in format_scores(confusion, ["a", "b", "c"]).splitlines()]
-    assert ["mean", "IU", "-", "over", "0", "of", "3", "classes"] in lines
+    assert "mean IU - over 0 of 3 classes" in " ".join(format_scores(confusion, "abc").split())
 
 
 @given(data=st.data(), classes=st.integers(1, 9))
-def test_update_counts_every_pixel(data: st.DataObject, classes: int) -> None:
+def test_update_counts_every_pixel(data, classes):
     """The matrix equals a loop over the pixels, whatever dtype, shape and split into updates."""
     shape = data.draw(npst.array_shapes(min_dims=1, max_dims=3, max_side=6))
     dtype = data.draw(st.sampled_from([np.uint8, np.int16, np.int32, np.int64]))
@@ -93,8 +92,7 @@ def test_update_counts_every_pixel(data: st.DataObject, classes: int) -> None:
         assert np.isnan(value) or 0.0 <= value <= 1.0
 
 
-def test_counts_pass_32_bits() -> None:
-    """Counts are int64: a thousand megapixel pictures do not wrap round."""
+def test_counts_pass_32_bits():
     confusion = ConfusionMatrix(2)
     confusion.matrix += 2**40
     confusion.update(np.array([0], np.uint8), np.array([1], np.uint8))
@@ -105,15 +103,15 @@ def test_counts_pass_32_bits() -> None:
 @pytest.mark.parametrize(
     ("target", "prediction", "message"),
     [
-        ([3, 0, 3], [0, 0, 0], "target: value 3 .pixels: 2"),
-        ([254], [0], "target: value 254 .pixels: 1"),
-        ([0, 0], [0, 7], "prediction: value 7 .pixels: 1"),
-        ([-1, 0, -1], [0, 0, 0], "target: value -1 .pixels: 2"),
-        ([0, 300], [0, 0], "target: value 300 .pixels: 1"),
+        ([3, 0, 3], [0, 0, 0], r"target: value 3 \(pixels: 2\)"),
+        ([254], [0], r"target: value 254 \(pixels: 1\)"),
+        ([0, 0], [0, 7], r"prediction: value 7 \(pixels: 1\)"),
+        ([-1, 0, -1], [0, 0, 0], r"target: value -1 \(pixels: 2\)"),
+        ([0, 300], [0, 0], r"target: value 300 \(pixels: 1\)"),
         ([0, 0], [0, 0, 0], "shape"),
     ],
 )
-def test_bad_labels(target: list[int], prediction: list[int], message: str) -> None:
+def test_bad_labels(target, prediction, message):
     """A label that is no class is refused by value and count, and nothing is added."""
     confusion = ConfusionMatrix(3)
     with pytest.raises(ValueError, match=message):
@@ -121,95 +119,103 @@ def test_bad_labels(target: list[int], prediction: list[int], message: str) -> N
     assert not confusion.matrix.any()
 
 
-def test_a_prediction_under_void_does_not_matter() -> None:
-    """Where the truth is 255 the prediction may be anything."""
+def test_a_prediction_under_void_does_not_matter():
     confusion = ConfusionMatrix(3)
     confusion.update(np.array([255, 1]), np.array([255, 1]))
     assert confusion.matrix.sum() == confusion.matrix[1, 1] == 1
 
 
-def test_wrong_types() -> None:
-    """Floats, a class count and a policy that make no sense are refused."""
-    with pytest.raises(TypeError, match="prediction must hold integers"):
-        ConfusionMatrix(3).update(np.array([1]), np.array([1.0]))
-    for count in (0, 256):
-        with pytest.raises(ValueError, match=str(count)):
-            ConfusionMatrix(count)
-    with pytest.raises(ValueError, match="'both'"):
-        ConfusionMatrix(3).scores("both")
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: ConfusionMatrix(3).update(np.ones(1, int), np.ones(1)),
+            TypeError,
+            "prediction mu",
+        ),
+        (lambda: ConfusionMatrix(0), ValueError, "0"),
+        (lambda: ConfusionMatrix(256), ValueError, "256"),
+        (lambda: ConfusionMatrix(3).scores("both"), ValueError, "'both'"),
+        (lambda: ConfusionMatrix(2, ignore_index=None), TypeError, "ignore_index must be an int"),
+        (lambda: ConfusionMatrix(3, trimap=0), ValueError, "trimap must be a positive .* not 0"),
+        (lambda: ConfusionMatrix(3, trimap=-1), ValueError, "trimap must be a positive .* not -1"),
+        (lambda: ConfusionMatrix(3, trimap=1.5), ValueError, "trimap must be .* not 1.5"),
+        (lambda: ConfusionMatrix(3, trimap=True), ValueError, "trimap must be .* not True"),
+        (
+            lambda: ConfusionMatrix(3, trimap=1).update(np.zeros(4, int), np.zeros(4, int)),
+            ValueError,
+            r"H×W or N×H×W, not \(4,\)",
+        ),
+        (lambda: format_scores(ConfusionMatrix(3), "ab"), ValueError, "2 names for 3 classes"),
+    ],
+)
+def test_bad_arguments(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
 
 
-def test_format() -> None:
+def test_format():
     """Percent with one decimal, a dash for a class that is nowhere, and how many classes count."""
-    table = format_scores(_filled([[6, 2, 0], [1, 3, 0], [0, 0, 0]]), ["a", "b", "none"])
-    lines = [line.split() for line in table.splitlines()]
-    assert lines[0] == ["class", "IU", "accuracy", "Dice"]
-    assert lines[1] == ["a", "66.7", "75.0", "80.0"]
-    assert lines[3] == ["none", "-", "-", "-"]
+    table = format_scores(filled([[6, 2, 0], [1, 3, 0], [0, 0, 0]]), ["a", "b", "none"])
+    lines = [" ".join(line.split()) for line in table.splitlines()]
+    assert lines[:2] == ["class IU accuracy Dice", "a 66.7 75.0 80.0"]
+    assert lines[3] == "none - - -"
     for mean in ("mean IU 58.3", "mean accuracy 75.0", "mean Dice 73.3"):
-        assert [*mean.split(), "over", "2", "of", "3", "classes"] in lines
+        assert f"{mean} over 2 of 3 classes" in lines
     assert len({line.index("  ", 22) for line in table.splitlines()[:4]}) == 1
-    full = format_scores(_filled([[1, 0, 0], [0, 1, 0], [0, 0, 1]]), ["a", "b", "c"])
+    full = format_scores(filled(np.eye(3, dtype=int)), ["a", "b", "c"])
     assert full.splitlines()[7].split() == ["mean", "IU", "100.0", "over", "3", "classes"]
-    with pytest.raises(ValueError, match="2 names for 3 classes"):
-        format_scores(_filled([[1, 0, 0], [0, 1, 0], [0, 0, 1]]), ["a", "b"])
 
 
-def test_format_with_a_trimap() -> None:
+def test_format_with_a_trimap():
     """A column and a mean of their own."""
-    matrix = ConfusionMatrix(3, trimap=1)
-    matrix.update(np.array([[0, 0, 0, 1]]), np.array([[0, 0, 1, 1]]))
-    lines = [line.split() for line in format_scores(matrix, "abc").splitlines()]
+    lines = [line.split() for line in format_scores(with_trimap(), "abc").splitlines()]
     assert lines[0][-2:] == ["trimap", "IU"]
     assert [line[-1] for line in lines[1:4]] == ["0.0", "50.0", "-"]
     assert " ".join(lines[-1]) == "mean IU, trimap of 1 px 25.0 over 2 of 3 classes"
 
 
-def test_format_of_upper_bounds() -> None:
+def test_format_of_upper_bounds():
     """A line for each factor, with the trimap if there is one."""
-    perfect, bad = _filled([[2, 0], [0, 2]]), _filled([[1, 1], [0, 0]])
+    perfect, bad = filled([[2, 0], [0, 2]]), filled([[1, 1], [0, 0]])
     lines = [line.split() for line in format_oracle({1: perfect, 8: bad}).splitlines()]
     assert lines[1] == ["1", *["100.0"] * 5, "2"]
     assert lines[2] == ["8", "50.0", "50.0", "25.0", "50.0", "33.3", "2"]
-    matrix = ConfusionMatrix(3, trimap=1)
-    matrix.update(np.array([[0, 0, 0, 1]]), np.array([[0, 0, 1, 1]]))
-    head, line = (row.split("  ") for row in format_oracle({4: matrix}).splitlines())
+    head, line = (row.split("  ") for row in format_oracle({4: with_trimap()}).splitlines())
     assert head[-2:] == ["mean IU, trimap of 1 px", "classes"]
     assert [part.strip() for part in line[-2:]] == ["25.0", "2 of 3"]
 
 
-def _near(truth: np.ndarray, width: int) -> np.ndarray:
+def near(truth, width):
     """The definition of a trimap, pixel by pixel."""
-    near = np.zeros(truth.shape, bool)
+    found = np.zeros(truth.shape, bool)
     for y, x in np.ndindex(truth.shape):
         rows = slice(max(0, y - width), y + width + 1)
         columns = slice(max(0, x - width), x + width + 1)
-        near[y, x] = (truth[rows, columns] != truth[y, x]).any()
-    return near
+        found[y, x] = (truth[rows, columns] != truth[y, x]).any()
+    return found
 
 
 @given(data=st.data(), width=st.integers(1, 5))
-def test_a_trimap_is_a_band_along_the_borders(data: st.DataObject, width: int) -> None:
+def test_a_trimap_is_a_band_along_the_borders(data, width):
     """Of any labels, in blocks or scattered; void makes borders, but its pixels do not count."""
     shape = data.draw(npst.array_shapes(min_dims=2, max_dims=2, max_side=5))
     label = st.sampled_from([0, 1, 2, 254, 255])
     truth = data.draw(npst.arrays(np.uint8, shape, elements=label))
     block = data.draw(st.integers(1, 4))
     truth = truth.repeat(block, 0).repeat(block, 1)
-    expected = np.where(_near(truth, width), truth, 255)
+    expected = np.where(near(truth, width), truth, 255)
     for dtype in (torch.uint8, torch.int64):
         found = keep_trimap(torch.from_numpy(truth).to(dtype), width)
         assert found.dtype == dtype
         np.testing.assert_array_equal(found.numpy(), expected)
     both = torch.from_numpy(np.stack([truth, truth[::-1]]))
     np.testing.assert_array_equal(keep_trimap(both, width)[1].numpy(), expected[::-1])
-    np.testing.assert_array_equal(
-        keep_trimap(torch.from_numpy(truth), 10**9).numpy(),
-        truth if len(np.unique(truth)) > 1 else np.full_like(truth, 255),
-    )
+    all_of_it = truth if len(np.unique(truth)) > 1 else np.full_like(truth, 255)
+    np.testing.assert_array_equal(keep_trimap(torch.from_numpy(truth), 10**9).numpy(), all_of_it)
 
 
-def test_a_trimap_by_hand() -> None:
+def test_a_trimap_by_hand():
     """One pixel on either side of the border; an error inside of a region is not in it."""
     truth = np.array([[0, 0, 0, 0, 1, 1, 255, 2, 2, 2]] * 3)
     guess = np.array([[1, 0, 0, 0, 1, 0, 0, 2, 2, 0]] * 3)
@@ -225,22 +231,7 @@ def test_a_trimap_by_hand() -> None:
     assert np.isnan(uniform.trimap.scores().mean_iu)
 
 
-@pytest.mark.parametrize("width", [0, -1, 1.5, True])
-def test_bad_trimaps(width: object) -> None:
-    """A width is a positive integer."""
-    with pytest.raises(ValueError, match=f"trimap must be a positive integer, not {width}"):
-        ConfusionMatrix(3, trimap=width)
-
-
-def test_a_trimap_needs_rows_and_columns() -> None:
-    """Labels in one row without places are refused, and nothing is added."""
-    matrix = ConfusionMatrix(3, trimap=1)
-    with pytest.raises(ValueError, match=r"H×W or N×H×W, not \(4,\)"):
-        matrix.update(np.zeros(4, np.uint8), np.zeros(4, np.uint8))
-    assert not matrix.matrix.any()
-
-
-def test_another_value_to_ignore() -> None:
+def test_another_value_to_ignore():
     """The value is left out of the truth, and 255 is then no label."""
     matrix = ConfusionMatrix(2, ignore_index=-1)
     matrix.update(np.array([0, 1, -1, 1]), np.array([0, 1, 1, 0]))
@@ -252,5 +243,3 @@ def test_another_value_to_ignore() -> None:
     within = ConfusionMatrix(2, ignore_index=0)
     within.update(np.array([0, 1], np.uint8), np.array([1, 1], np.uint8))
     assert within.matrix.tolist() == [[0, 0], [0, 1]]
-    with pytest.raises(TypeError, match="ignore_index must be an integer"):
-        ConfusionMatrix(2, ignore_index=None)

@@ -1,5 +1,9 @@
-"""The package imports the same way from a wheel, an editable install and a bare checkout."""
+"""The package imports the same way from a wheel, an editable install and a bare checkout.
 
+The floors of the package are contracts in pyproject.toml, checked by `make lint`.
+"""
+
+import ast
 import os
 import re
 import shutil
@@ -9,7 +13,6 @@ import tarfile
 import venv
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 from packaging.requirements import Requirement
@@ -20,30 +23,19 @@ NOT_SOURCE = shutil.ignore_patterns(
 WHERE = "import fcnfast, fcnfast.kernels; print(fcnfast.__file__); print(*fcnfast.kernels.__path__)"
 
 
-class Built(NamedTuple):
-    sdist: Path
-    wheel: Path
-
-
-def run(*command: str | Path, cwd: Path) -> str:
+def run(*command, cwd):
     """Run a command without the variables that would show it the checkout; its output."""
     hidden = ("PYTHON", "PYTEST_")
     env = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
     env["PYTHONDONTWRITEBYTECODE"] = "1"
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    command = [str(part) for part in command]
+    done = subprocess.run(command, cwd=cwd, env=env, **pipes, text=True, timeout=600)
     assert done.returncode == 0, f"{command} failed:\n{done.stdout}"
     return done.stdout
 
 
-def clean_environment(folder: Path) -> Path:
+def clean_environment(folder):
     """Make an environment that has the running one's dependencies but not its fcnfast; its Python.
 
     A .pth file names the running environment's site-packages, so that torch is there without being
@@ -60,7 +52,7 @@ def clean_environment(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def source(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(root, tmp_path_factory):
     """A copy of the sources: a build writes into the tree that it builds."""
     copy = tmp_path_factory.mktemp("source") / "checkout"
     shutil.copytree(root, copy, ignore=NOT_SOURCE)
@@ -68,61 +60,82 @@ def source(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(source: Path) -> Built:
+def built(source):
     """The source archive, and the wheel built from that archive."""
     run(sys.executable, "-m", "build", "--no-isolation", ".", cwd=source)
     (sdist,), (wheel,) = source.glob("dist/*.tar.gz"), source.glob("dist/*.whl")
-    return Built(sdist, wheel)
+    return sdist, wheel
 
 
 @pytest.fixture(scope="module")
-def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """An environment into which the wheel was installed: its Python, and what pip said.
-
-    Dependencies are wanted, but there is no index to get them from: pip has to accept the ones
-    that are there, torch before all.
-    """
-    python = clean_environment(tmp_path_factory.mktemp("wheel") / "venv")
-    said = run(python, "-m", "pip", "install", "--no-index", built.wheel, cwd=built.wheel.parent)
-    return python, said
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bare(tmp_path_factory):
     """The Python of an environment with the dependencies alone."""
     return clean_environment(tmp_path_factory.mktemp("bare") / "venv")
 
 
-def test_every_folder_with_code_is_a_listed_package(root: Path, pyproject: dict[str, Any]) -> None:
+def requirements(lines):
+    return {need.name: need for need in map(Requirement, lines)}
+
+
+def test_every_folder_with_code_is_a_listed_package(root, pyproject):
     folders = {path.parent.relative_to(root) for path in root.glob("fcnfast/**/*.py")}
     folders |= {"fcnfast" / path.parent.relative_to(root) for path in root.glob("kernels/**/*.py")}
     listed = pyproject["tool"]["setuptools"]["packages"]
     assert sorted(".".join(folder.parts) for folder in folders) == sorted(listed)
-
-
-def test_kernels_is_no_package_of_its_own(root: Path) -> None:
     assert not (root / "kernels" / "__init__.py").exists()
 
 
-def test_torch_and_triton_have_no_upper_bound(pyproject: dict[str, Any]) -> None:
-    needed = {need.name: need for need in map(Requirement, pyproject["project"]["dependencies"])}
-    for name in ("torch", "triton"):
-        assert {bound.operator for bound in needed[name].specifier} == {">="}
+def imported_as(needs):
+    """What distributions are imported as."""
+    found = (re.split(r"[^\w-]", need)[0] for need in needs)
+    return {{"pillow": "PIL"}.get(name, name.replace("-", "_")) for name in found}
 
 
-def test_constraints_pin_torch_and_triton_only(root: Path, pyproject: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def extras(pyproject):
+    """The packages of all extras for users, by their import names."""
+    named = pyproject["project"]["optional-dependencies"].items()
+    needs = [need for name, group in named if name not in ("test", "lint") for need in group]
+    return imported_as(needs)
+
+
+def imports(path):
+    """The projects that a file imports from, not for types alone; of relative imports the dots."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            node.body.clear()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level or node.module.partition(".")[0]
+
+
+def test_what_is_imported_is_required(root, pyproject, extras):
+    """The kernels import torch, Triton and each other alone."""
+    core = imported_as(pyproject["project"]["dependencies"])
+    stdlib = sys.stdlib_module_names
+    ours = [set(imports(path)) for path in root.glob("fcnfast/**/*.py")]
+    theirs = [set(imports(path)) for path in root.glob("kernels/*.py")]
+    assert {"h5py"} < set.union(*ours) <= core | extras | stdlib | {".", ".."}
+    assert set.union(*theirs) - stdlib == {".", "torch", "triton"}
+
+
+def test_torch_and_triton_have_no_upper_bound_but_are_pinned_for_tests(root, pyproject):
+    needed = requirements(pyproject["project"]["dependencies"])
     lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    needed = {need.name: need for need in map(Requirement, pyproject["project"]["dependencies"])}
-    assert sorted(pin.name for pin in pins) == ["torch", "triton"]
-    for pin in pins:
+    pins = requirements(line for line in lines if line and not line.startswith("#"))
+    assert sorted(pins) == ["torch", "triton"]
+    for name, pin in pins.items():
+        assert {bound.operator for bound in needed[name].specifier} == {">="}
         (exact,) = pin.specifier
         assert exact.operator == "=="
-        assert needed[pin.name].specifier.contains(exact.version)
+        assert needed[name].specifier.contains(exact.version)
 
 
-def test_wheel_holds_the_package_and_nothing_else(built: Built, root: Path) -> None:
-    with zipfile.ZipFile(built.wheel) as wheel:
+def test_wheel_holds_the_package_and_nothing_else(built, root):
+    with zipfile.ZipFile(built[1]) as wheel:
         names = set(wheel.namelist())
     metadata = {name for name in names if re.match(r"fcnfast-[^/]+\.dist-info/", name)}
     assert any(name.endswith("/licenses/LICENSE") for name in metadata)
@@ -135,35 +148,46 @@ def test_wheel_holds_the_package_and_nothing_else(built: Built, root: Path) -> N
     assert names - metadata == {path.as_posix() for path in wanted}
 
 
-def test_source_archive_can_be_tested(built: Built, root: Path) -> None:
-    with tarfile.open(built.sdist) as archive:
+def test_source_archive_can_be_tested(built, root):
+    with tarfile.open(built[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {path.relative_to(root).as_posix() for path in root.glob("tests/**/*.py")}
     wanted |= {path.relative_to(root).as_posix() for path in root.glob("bench/*.py")}
     assert wanted | {"Makefile", "constraints.txt", "LICENSE", "README.md"} <= names
 
 
-def test_installing_touches_no_dependency(installed: tuple[Path, str]) -> None:
-    (line,) = re.findall(r"^Successfully installed (.*)$", installed[1], re.MULTILINE)
+def test_a_wheel_imports_without_extras_and_triton(built, root, tmp_path, extras):
+    """Installing touches no dependency: there is no index, and pip has to accept those there are.
+
+    Every module but the kernels then imports where extras and Triton, which is there on Linux
+    alone, are missing.
+    """
+    python = clean_environment(tmp_path / "venv")
+    said = run(python, "-m", "pip", "install", "--no-index", built[1], cwd=tmp_path)
+    (line,) = re.findall(r"^Successfully installed (.*)$", said, re.MULTILINE)
     assert re.fullmatch(r"fcnfast-\S+", line)
 
+    def named(folder, prefix):
+        paths = [prefix / path.relative_to(folder) for path in folder.glob("**/*.py")]
+        return [".".join(path.with_suffix("").parts) for path in paths]
 
-def test_every_module_of_an_installed_wheel_imports(
-    installed: tuple[Path, str], root: Path, tmp_path: Path
-) -> None:
-    python, _ = installed
-    paths = [path.relative_to(root) for path in root.glob("fcnfast/**/*.py")]
-    if sys.platform == "linux":  # elsewhere there is no Triton
-        paths += ["fcnfast" / path.relative_to(root) for path in root.glob("kernels/**/*.py")]
-    names = [".".join(path.with_suffix("").parts) for path in paths]
-    code = f"{WHERE}; import importlib; list(map(importlib.import_module, {names!r}))"
-    package, kernels = run(python, "-c", code, cwd=tmp_path).splitlines()
+    kernels = named(root / "kernels", Path("fcnfast/kernels")) if sys.platform == "linux" else []
+    code = f"""
+import sys
+from importlib import import_module
+sys.modules |= dict.fromkeys({sorted(extras | {"triton"})})
+{WHERE}
+list(map(import_module, {named(root / "fcnfast", Path("fcnfast"))}))
+del sys.modules["triton"]
+list(map(import_module, {kernels}))
+"""
+    package, found = run(python, "-c", code, cwd=tmp_path).splitlines()
     assert python.parents[1] in Path(package).parents
-    assert Path(kernels) == Path(package).parent / "kernels"
+    assert Path(found) == Path(package).parent / "kernels"
     assert "predict" in run(python.with_name("fcnfast"), "--help", cwd=tmp_path)
 
 
-def test_editable_install_finds_the_kernels(source: Path, tmp_path: Path) -> None:
+def test_editable_install_finds_the_kernels(source, tmp_path):
     python = clean_environment(tmp_path / "venv")
     options = ("--no-index", "--no-build-isolation", "--no-deps")
     run(python, "-m", "pip", "install", *options, "--editable", source, cwd=tmp_path)
@@ -175,7 +199,7 @@ def test_editable_install_finds_the_kernels(source: Path, tmp_path: Path) -> Non
     assert str(source) not in run(python, "-c", find, cwd=tmp_path)
 
 
-def test_checkout_under_pytest(bare: Path, root: Path, tmp_path: Path) -> None:
+def test_checkout_under_pytest(bare, root, tmp_path):
     """-I, like `pytest` and unlike `python -m pytest`, does not put the root on the path."""
     probe = tmp_path / "test_probe.py"
     probe.write_text(
@@ -189,18 +213,15 @@ def test_checkout_under_pytest(bare: Path, root: Path, tmp_path: Path) -> None:
     assert "1 passed" in run(bare, "-I", "-m", "pytest", *options, probe, cwd=root)
 
 
-def test_checkout_under_python(bare: Path, root: Path) -> None:
+def test_checkout_under_python(bare, root, tmp_path):
     package, kernels = run(bare, "-c", WHERE, cwd=root).splitlines()
     assert Path(package) == root / "fcnfast" / "__init__.py"
     assert Path(kernels) == root / "kernels"
     assert "predict" in run(bare, "-m", "fcnfast", "--help", cwd=root)
+    assert "usage:" in run(bare, root / "bench" / "run.py", "--help", cwd=tmp_path)  # anywhere
 
 
-def test_benchmark_runs_from_anywhere(bare: Path, root: Path, tmp_path: Path) -> None:
-    assert "usage:" in run(bare, root / "bench" / "run.py", "--help", cwd=tmp_path)
-
-
-def test_make_says_what_an_incomplete_python_lacks(root: Path, tmp_path: Path) -> None:
+def test_make_says_what_an_incomplete_python_lacks(root, tmp_path):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\n', encoding="utf-8")
     python.chmod(0o755)

@@ -1,7 +1,7 @@
-"""docs/reproduce.md: each of its commands and programs runs, for two iterations, in miniature.
+"""docs/reproduce.md: each of its commands and programs runs, for one iteration, in miniature.
 
 The commands are run as they stand, in the page's order and through the real command line, with
-`--iterations 2 -j 0` behind those that train. Data sets are miniatures at the page's own paths, the
+`--iterations 1 -j 0` behind those that train. Data sets are miniatures at the page's own paths, the
 weights files have Caffe's format and the released names. Networks keep all layers, with few
 channels: VGG-16 at its width takes half a gigabyte and seconds a step.
 """
@@ -10,12 +10,11 @@ import csv
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fcnfast.cli import main
 from fcnfast.data.tables import PASCAL_CONTEXT_59
@@ -29,12 +28,12 @@ PAGE = (Path(__file__).resolve().parents[1] / "docs" / "reproduce.md").read_text
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 
 
-def blocks(section: str) -> list[tuple[str, str]]:
+def blocks(section):
     """The fenced blocks of a section: their language, "" for commands, and their lines."""
     return re.findall(r"^```(\w*)\n(.*?)^```", SECTIONS[section], re.MULTILINE | re.DOTALL)
 
 
-def commands(section: str) -> list[list[str]]:
+def commands(section):
     """The commands of a section, without "fcnfast"."""
     shell = "".join(text for language, text in blocks(section) if not language)
     found = [shlex.split(line) for line in shell.replace("\\\n", "").splitlines()]
@@ -42,11 +41,11 @@ def commands(section: str) -> list[list[str]]:
     return [words[1:] for words in found]
 
 
-def value(command: list[str], flag: str) -> str:
+def value(command, flag):
     return command[command.index(flag) + 1]
 
 
-def make_voc2011(root: Path) -> None:
+def make_voc2011(root):
     """VOC 2011 with SBD beside it; twenty pictures to train on, as `paper-light` accumulates."""
     test_datasets.make_voc(root)
     home = root / "VOCdevkit" / "VOC2011"
@@ -63,7 +62,7 @@ def make_voc2011(root: Path) -> None:
     test_datasets.lines(sbd / "train.txt", *names)
 
 
-def make_data(root: Path) -> None:
+def make_data(root):
     """All data sets of the page, where its commands look for them."""
     make_voc2011(root)
     test_datasets.make_nyud(root)
@@ -75,14 +74,14 @@ def make_data(root: Path) -> None:
     (root / "context33.json").write_text(json.dumps(names))
 
 
-def write_net(path: str, net: nn.Module | dict[str, Tensor], **layers: Tensor) -> None:
+def write_net(path, net, **layers):
     """Write a network as a Caffe model; `layers` are more weights."""
     state = net if isinstance(net, dict) else randomize(net).state_dict()
     more = {f"{name}.weight": weight for name, weight in layers.items()}
     Path(path).write_bytes(caffemodel(state | more))
 
 
-def write_weights() -> None:
+def write_weights():
     """The classifiers and the released networks, with the page's names."""
     fc8 = torch.ones(9, foreign_nets.FULLY_CONNECTED)
     alex, google = foreign_nets.AlexNet(), foreign_nets.GoogLeNet()
@@ -118,7 +117,7 @@ def write_weights() -> None:
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def here(tmp_path_factory):
     """A working folder with everything that the page takes, and narrow networks."""
     root = tmp_path_factory.mktemp("reproduce")
     blocks_of = {name: googlenet.Widths(*foreign_nets.BLOCK) for name in foreign_nets.BLOCKS}
@@ -134,7 +133,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
 
 
-def test_every_row_has_its_command_or_the_reason() -> None:
+def test_every_row_has_its_command_or_the_reason():
     rows = re.findall(r"^\| (?!row|-)(.*?) \|$", PAGE, re.MULTILINE)
     assert len(rows) == 8 + 9 + 5 + 3 + 6 and all("not run here" in row for row in rows)
     every = [command for section in SECTIONS for command in commands(section)]
@@ -152,10 +151,10 @@ def test_every_row_has_its_command_or_the_reason() -> None:
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_the_page_runs(here: Path, capsys: pytest.CaptureFixture[str], section: str) -> None:
+def test_the_page_runs(here, capsys, section):
     for words in commands(section):
         training = words[0] == "train"
-        code = main([*words, *(["--iterations", "2", "-j", "0"] if training else [])])
+        code = main([*words, *(["--iterations", "1", "-j", "0"] if training else [])])
         out, err = capsys.readouterr()
         assert code == 0, (words, err)
         if training:
@@ -163,12 +162,12 @@ def test_the_page_runs(here: Path, capsys: pytest.CaptureFixture[str], section: 
             kept = json.loads((run / "settings.json").read_text())
             assert kept["recipe"] == value(words, "--recipe") and kept["crop_size"] == 0
             *_, last = csv.DictReader((run / "log.csv").open())
-            assert last["iteration"] == "2" and last["val_mean_iu"]
+            assert last["iteration"] == "1" and last["val_mean_iu"]
             assert (run / "last.safetensors").exists()
         elif words[0] == "evaluate":
             assert re.search(r"^mean IU +\d", out, re.MULTILINE), out
     for language, text in blocks(section):
         if language == "python":
-            exec(text.replace("iterations=100_000", "iterations=2"), {})
+            exec(text.replace("iterations=100_000", "iterations=1"), {})
             tables = re.findall(r"mean IU +\d", capsys.readouterr().out)
             assert len(tables) == {"NYUDv2": 3, "SIFT Flow": 2}[section]

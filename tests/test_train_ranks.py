@@ -1,4 +1,4 @@
-"""Two processes train as one does, and when one of them fails all end, with one clear error."""
+"""Two processes train as one does; one that is killed goes on; errors end all, told once."""
 
 import json
 import os
@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from fcnfast.cli.commands import STOPPED
-from fcnfast.train import checkpoint
-from tests.test_train import same, scenes, untimed  # noqa: F401 (a fixture)
+from tests.train_tools import final_state, same, untimed
 
 
 @pytest.fixture(scope="module")
-def ranks(scenes, tmp_path_factory, root):  # noqa: F811
+def ranks(scenes, tmp_path_factory, root):
     """Run all scenarios of rank_tools; gives their folder and how their processes ended."""
     out = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, str(root / "tests" / "rank_tools.py"), str(scenes), str(out)]
@@ -25,11 +24,7 @@ def ranks(scenes, tmp_path_factory, root):  # noqa: F811
     return out, json.loads(done.stdout)
 
 
-def state(out, name: str) -> dict:
-    return checkpoint.load(out / name / "checkpoint.pt")
-
-
-def close(a, b) -> None:
+def close(a, b):
     """The same nested values, to rounding."""
     assert a.keys() == b.keys()
     for key in a:
@@ -57,7 +52,7 @@ def test_steps_of_two_processes_are_those_of_one(ranks, kind):
 def test_a_run_on_two_processes_is_that_on_one(ranks):
     out, report = ranks
     assert report["two"]["codes"] == report["again"]["codes"] == [0, 0]
-    one, two, again = (state(out, name) for name in ("one", "two", "again"))
+    one, two, again = (final_state(out / name) for name in ("one", "two", "again"))
     close(two["model"], one["model"])
     assert two["best"] == pytest.approx(one["best"], abs=1e-3)
     logs = [untimed(out / name) for name in ("one", "two")]
@@ -73,7 +68,7 @@ def test_sigterm_writes_a_checkpoint_that_another_number_of_processes_takes(rank
     out, report = ranks
     assert report["stopped"]["codes"] == [STOPPED, STOPPED]
     assert report["resumed"]["codes"] == [0]
-    close(state(out, "stopped")["model"], state(out, "unstopped")["model"])
+    close(final_state(out / "stopped")["model"], final_state(out / "unstopped")["model"])
 
 
 @pytest.mark.parametrize(
@@ -95,17 +90,30 @@ def test_an_error_ends_all_processes_and_is_told_once(ranks, name, message):
     assert len(first.splitlines()) == 1 and not "".join(others)
     assert re.search(message, first), first
     if name in ("nan", "full"):
-        assert state(out, name)["iteration"] == 3  # the last good one
+        assert final_state(out / name)["iteration"] == 3  # the last good one
 
 
 def test_a_killed_process_ends_the_others(ranks):
     out, report = ranks
     assert report["killed"]["codes"] == [2, -9]  # and no hang
     assert "process 0 lost another process of this run" in report["killed"]["errors"][0]
-    assert state(out, "killed")["iteration"] == 3
+    assert final_state(out / "killed")["iteration"] == 3
 
 
-def test_torchrun(scenes, tmp_path, root):  # noqa: F811
+def test_killed_again_and_again_a_run_ends_with_the_same_bits(ranks):
+    out, report = ranks
+    assert report["kills"]["write"] == [-9, -9]
+    assert set(report["kills"]["anywhere"]) <= {0, -9} and -9 in report["kills"]["anywhere"]
+    assert report["long"]["codes"] == report["in one go"]["codes"] == [0]
+    a, b = (final_state(out / name) for name in ("in one go", "long"))
+    for key in ("iteration", "model", "optimizer", "average", "best"):
+        assert same(a[key], b[key]), key
+    weights = [(out / name / "last.safetensors").read_bytes() for name in ("in one go", "long")]
+    assert weights[0] == weights[1]
+    assert not list((out / "long").glob("*.tmp"))
+
+
+def test_torchrun(scenes, tmp_path, root):
     """The command line as it is used."""
     launch = "-m torch.distributed.run --standalone --nproc_per_node=2 -m fcnfast train"
     flags = f"--data-path {scenes} --weights {scenes / 'tiny.safetensors'} --output-dir run"
@@ -118,4 +126,4 @@ def test_torchrun(scenes, tmp_path, root):  # noqa: F811
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Finished after 2 iterations (2 epochs)") == 1
     assert "fcnfast predict PHOTOS --weights run/best.safetensors" in done.stdout
-    assert state(tmp_path, "run")["iteration"] == 2
+    assert final_state(tmp_path / "run")["iteration"] == 2

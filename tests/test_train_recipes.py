@@ -1,7 +1,6 @@
 """Recipes, freezing, rates, early stopping, and what a run says and keeps."""
 
 import functools
-import inspect
 import json
 import re
 from dataclasses import replace
@@ -12,20 +11,24 @@ import torch
 from fcnfast.data import open_dataset
 from fcnfast.errors import InputError
 from fcnfast.models import create_model, list_models, vgg
-from fcnfast.train import RECIPES, TrainSettings, make_settings, resume, start, train_stages
+from fcnfast.train import (
+    RECIPES,
+    Processes,
+    TrainSettings,
+    make_settings,
+    resume,
+    start,
+    train_stages,
+)
 from fcnfast.train.log import COLUMNS
-from tests.test_train import batch, final_state, rows, same, scenes, small  # noqa: F401
+from tests.train_tools import batch, final_state, rows, same, small
 
 
 def test_each_network_has_its_own_rate_in_the_papers_recipes():
     heavy = make_settings({"recipe": "paper-heavy", "model": "fcn8s_vgg16"})
-    assert (heavy.lr, heavy.iterations, heavy.momentum, heavy.batch_size) == (
-        1e-14,
-        100_000,
-        0.99,
-        1,
-    )
-    assert (heavy.normalize, heavy.lr_bias, heavy.crop_size) == ("images", 2.0, 0)
+    assert (heavy.lr, heavy.iterations, heavy.momentum) == (1e-14, 100_000, 0.99)
+    found = (heavy.batch_size, heavy.normalize, heavy.lr_bias, heavy.crop_size)
+    assert found == (1, "images", 2.0, 0)
     light = make_settings({"recipe": "paper-light", "model": "fcn32s_alexnet", "epochs": 3})
     assert (light.lr, light.grad_accum, light.momentum, light.epochs) == (1e-4, 20, 0.9, 3)
     assert make_settings({}) == TrainSettings()
@@ -37,10 +40,7 @@ def test_each_network_has_its_own_rate_in_the_papers_recipes():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (
-            {"recipe": "paper-heavy", "model": "fcn32s_alexnet"},
-            "no learning rate for fcn32s_alexnet",
-        ),
+        ({"recipe": "paper-heavy", "model": "fcn32s_alexnet"}, "no learning rate for fcn32s_alex"),
         ({"recipe": "heavy"}, "--recipe must be modern or paper-heavy"),
         ({"epochs": 2, "iterations": 3}, "--epochs or --iterations, not both"),
         ({"crop_size": 0}, "--crop-size 0 takes whole pictures"),
@@ -54,7 +54,7 @@ def test_settings_that_do_not_fit_together(given, message):
         make_settings(given)
 
 
-def test_a_run_starts_from_the_settings_of_another(scenes, tmp_path):  # noqa: F811
+def test_a_run_starts_from_the_settings_of_another(scenes, tmp_path):
     first = small(scenes, tmp_path / "a", recipe="paper-light", lr=0.3, iterations=7)
     path = tmp_path / "settings.json"
     path.write_text(json.dumps(first.to_json()))
@@ -75,13 +75,11 @@ def test_a_run_starts_from_the_settings_of_another(scenes, tmp_path):  # noqa: F
         make_settings({"recipe": "modern"}, str(path))
 
 
-def test_staged_training_goes_from_coarse_to_fine(scenes, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_staged_training_goes_from_coarse_to_fine(scenes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(vgg, "STAGES", ((2,), (3,), (4,), (5,), (6,)))
     monkeypatch.setattr(vgg, "FULLY_CONNECTED", 7)
     given = {"recipe": "fcn8s-staged", "iterations": 2, "data_path": str(scenes), "device": "cpu"}
     settings = make_settings({**given, "output_dir": str(tmp_path), "workers": 0, "val_freq": 9})
-    from fcnfast.train import Processes
-
     assert train_stages(settings, Processes())
     names = ("fcn32s_vgg16", "fcn16s_vgg16", "fcn8s_vgg16")
     kept = [json.loads((tmp_path / name / "settings.json").read_text()) for name in names]
@@ -98,13 +96,12 @@ def test_staged_training_goes_from_coarse_to_fine(scenes, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("what", ["trunk", "bn"])
-def test_what_is_frozen_keeps_its_values(scenes, tmp_path, what):  # noqa: F811
+def test_what_is_frozen_keeps_its_values(scenes, tmp_path, what):
     run = start(small(scenes, tmp_path, freeze=what, ema_decay=0.0))
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     torch.nn.init.normal_(run.model.score.weight)
-    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     for _ in range(2):
-        run.step([batch(images, torch.randint(0, 11, (2, 32, 32), dtype=torch.uint8))])
+        run.step([batch()])
     for name, value in run.model.state_dict().items():
         trunk, norm = name.startswith(("stem", "stages")), ".1." in name and "stages" not in name
         if (what == "trunk" and trunk) or (what == "bn" and "running" in name):
@@ -114,7 +111,7 @@ def test_what_is_frozen_keeps_its_values(scenes, tmp_path, what):  # noqa: F811
     assert not torch.equal(run.model.lateral[0][0].weight, before["lateral.0.0.weight"])
 
 
-def test_every_network_tells_its_trunk(monkeypatch):
+def test_every_network_tells_its_trunk():
     for name in list_models():
         with torch.device("meta"):
             model = create_model(name)
@@ -125,36 +122,28 @@ def test_every_network_tells_its_trunk(monkeypatch):
         assert not any(key.startswith("score") for key in model.trunk_modules), name
 
 
-def test_trunk_and_biases_have_rates_of_their_own(scenes, tmp_path):  # noqa: F811
+def test_trunk_and_biases_have_rates_of_their_own(scenes, tmp_path):
     run = start(small(scenes, tmp_path, lr_backbone=0.1, lr_bias=2.0))
     shares = {g["share"]: g["weight_decay"] for g in run.optimizer.param_groups}
     assert shares == pytest.approx({0.1: 0.01, 0.2: 0.0, 1.0: 0.01, 2.0: 0.0})
-    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    run.step([batch(images, torch.zeros(2, 32, 32, dtype=torch.uint8))])
-    factor = run._lr_factor(0)
-    assert [g["lr"] for g in run.optimizer.param_groups] == pytest.approx(
-        [1e-3 * factor * g["share"] for g in run.optimizer.param_groups]
-    )
+    run.step([batch()])
+    rates = [1e-3 * run._lr_factor(0) * g["share"] for g in run.optimizer.param_groups]
+    assert [g["lr"] for g in run.optimizer.param_groups] == pytest.approx(rates)
 
 
-@pytest.mark.skipif(
-    "weights_backbone" not in inspect.signature(create_model).parameters,
-    reason="create_model takes no weights_backbone",
-)
-def test_a_backbone_file_that_is_missing(scenes, tmp_path):  # noqa: F811
-    changes = {"weights": "", "weights_backbone": "none.pth", "model": "fcn8s_resnet18"}
-    with pytest.raises(InputError, match="none.pth"):
-        start(small(scenes, tmp_path, **changes))
-
-
-def test_a_run_stops_early_and_can_go_on(scenes, tmp_path, capsys):  # noqa: F811
+def test_a_run_stops_early_and_can_go_on(scenes, tmp_path, capsys):
     settings = small(scenes, tmp_path, lr=1e-12, ema_decay=0.0, patience=2, val_freq=1)
     start(replace(settings, freeze="bn")).train()
     said = capsys.readouterr().out
-    assert "Finished after 9 iterations (3 epochs), 2 validations after the best" in said
-    assert f"fcnfast evaluate --data-path {scenes} --split val --weights" in said
-    assert "recipe modern (AdamW" in said and "lr 1e-12 is that of a mean loss" in said
-    assert "9/12: loss" not in said and "8/12: loss" in said
+    for text in (
+        "Finished after 9 iterations (3 epochs), 2 validations after the best",
+        f"fcnfast evaluate --data-path {scenes} --split val --weights",
+        "recipe modern (AdamW",
+        "lr 1e-12 is that of a mean loss",
+        "8/12: loss",
+    ):
+        assert text in said
+    assert "9/12: loss" not in said
     assert resume(str(tmp_path), {}).train()
     assert "finished after 9 iterations" in capsys.readouterr().out
     run = resume(str(tmp_path), {"epochs": 5})
@@ -164,22 +153,21 @@ def test_a_run_stops_early_and_can_go_on(scenes, tmp_path, capsys):  # noqa: F81
     assert [row["val_mean_iu"] != "" for row in rows(tmp_path)].count(True) == 4
 
 
-def test_blocks_computed_again_change_nothing(scenes, tmp_path, monkeypatch):  # noqa: F811
-    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    ends = []
+def test_blocks_computed_again_change_nothing(scenes, tmp_path, monkeypatch):
+    group, ends = [batch()], []
     for again in (False, True):
         run = start(small(scenes, tmp_path, checkpoint_activations=again))
         for _ in range(2):
-            run.step([batch(images, torch.ones(2, 32, 32, dtype=torch.uint8))])
+            run.step(group)
         ends.append([run.model.state_dict(), run.average.state_dict()])
     assert same(*ends)
+    monkeypatch.setattr(vgg, "FULLY_CONNECTED", 7)
+    changes = {"model": "fcn32s_vgg16", "weights": "", "checkpoint_activations": True}
     with pytest.raises(InputError, match="fcn32s_vgg16 is not made of blocks"):
-        changes = {"model": "fcn32s_vgg16", "weights": "", "checkpoint_activations": True}
-        monkeypatch.setattr(vgg, "FULLY_CONNECTED", 7)
         start(small(scenes, tmp_path, **changes))
 
 
-def test_a_compiled_network_is_trained(scenes, tmp_path, monkeypatch):  # noqa: F811
+def test_a_compiled_network_is_trained(scenes, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     ends = []
     for compiled in (False, True):
@@ -187,11 +175,10 @@ def test_a_compiled_network_is_trained(scenes, tmp_path, monkeypatch):  # noqa: 
         assert run.train(progress=False)
         assert hasattr(run.net, "_orig_mod") == compiled
         ends.append(run.model.state_dict())
-    for name, value in ends[0].items():
-        torch.testing.assert_close(ends[1][name], value)
+    torch.testing.assert_close(*ends)
 
 
-def test_parts_of_a_loss_add_up_to_the_mean_over_all(scenes):  # noqa: F811
+def test_parts_of_a_loss_add_up_to_the_mean_over_all(scenes):
     model = create_model("fcn4s_light", weights=scenes / "tiny.safetensors").eval()
     images = model.preprocess(torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8))
     targets = torch.randint(0, 11, (2, 16, 16))
@@ -204,15 +191,16 @@ def test_parts_of_a_loss_add_up_to_the_mean_over_all(scenes):  # noqa: F811
         for i, n in ((0, total), (1, {"out": float(total)}))
     ]
     torch.testing.assert_close(sum(parts), whole)
-    with pytest.raises(ValueError, match="give reduction='sum' or a normalizer, not both"):
-        model(images, targets, reduction="sum", normalizer=total)
-    with pytest.raises(ValueError, match="normalizer need targets"):
-        model(images, normalizer=total)
-    with pytest.raises(ValueError, match="normalizer for 'geo', but the heads are out"):
-        model(images, targets, normalizer={"geo": total})
+    for given, options, message in (
+        (targets, {"reduction": "sum", "normalizer": total}, "give reduction='sum' or a normal"),
+        (None, {"normalizer": total}, "normalizer need targets"),
+        (targets, {"normalizer": {"geo": total}}, "normalizer for 'geo', but the heads are out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(images, given, **options)
 
 
-def test_a_mean_says_over_how_many_classes_it_is(scenes, tmp_path, capsys):  # noqa: F811
+def test_a_mean_says_over_how_many_classes_it_is(scenes, tmp_path, capsys):
     """Of classes that are neither in the validation pictures nor predicted there is no IU."""
     pictures = open_dataset("camvid", scenes, "train")
     two = [(image, labels % 2) for image, labels, _ in pictures]
@@ -221,48 +209,40 @@ def test_a_mean_says_over_how_many_classes_it_is(scenes, tmp_path, capsys):  # n
     assert re.search(r"mean IU [\d.]+ over \d+ of 11 classes", "".join(capsys.readouterr()))
 
 
-def test_settings_for_gpus_are_refused_on_a_cpu(scenes, tmp_path):  # noqa: F811
-    with pytest.raises(InputError, match="--sync-bn needs GPUs: SyncBatchNorm"):
-        start(small(scenes, tmp_path, sync_bn=True))
+def fail(_):
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
 
 
-def test_a_single_value_for_a_batch_norm_is_told(scenes, tmp_path):  # noqa: F811
-    run = start(small(scenes, tmp_path, batch_size=1))
-    message = "--batch-size 1, --crop-size 32: batch norm has one value"
+@pytest.mark.parametrize(
+    ("changes", "step", "message"),
+    [
+        ({"batch_size": 1}, None, "--batch-size 1, --crop-size 32: batch norm has one value"),
+        ({}, fail, r"--batch-size \d+, --crop-size \d+: out of memory; smaller ones"),
+    ],
+)
+def test_what_a_run_cannot_do_is_told(scenes, tmp_path, changes, step, message):
+    run = start(small(scenes, tmp_path, **changes))
+    run.step = step or run.step
     with pytest.raises(InputError, match=message):
         run.train(progress=False)
 
 
-def test_a_crop_larger_than_memory_is_told(scenes, tmp_path, monkeypatch):  # noqa: F811
-    run = start(small(scenes, tmp_path))
-
-    def full(group):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
-
-    run.step = full
-    with pytest.raises(
-        InputError, match=r"--batch-size \d+, --crop-size \d+: out of memory; smaller ones"
-    ):
-        run.train(progress=False)
-
-
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_picture_is_named(scenes, tmp_path, workers):  # noqa: F811
+def test_a_missing_picture_is_named(scenes, tmp_path, workers):
     run = start(small(scenes, tmp_path, workers=workers, cache=False))
     run.pictures.samples[0] = (tmp_path / "gone.png", run.pictures.samples[0][1])
-    with pytest.raises(InputError, match=r"^[^:]*gone.png: ") as caught:
+    with pytest.raises(InputError, match=r"^[^:]*gone.png: [^\n]*$"):
         run.train(progress=False)
-    assert len(str(caught.value).splitlines()) == 1
 
 
-def test_the_log_has_its_columns(scenes, tmp_path):  # noqa: F811
+def test_the_log_has_its_columns(scenes, tmp_path):
     start(small(scenes, tmp_path, epochs=1)).train(progress=False)
     (row, *_) = rows(tmp_path)
     assert tuple(row) == COLUMNS
     assert all(float(row[c]) > 0 for c in COLUMNS[:8] if c != "seconds")
 
 
-def test_tensorboard(scenes, tmp_path):  # noqa: F811
+def test_tensorboard(scenes, tmp_path):
     settings = small(scenes, tmp_path, epochs=1, val_freq=1, log="tensorboard")
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

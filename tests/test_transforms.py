@@ -14,7 +14,6 @@ from fcnfast.data.transforms import (
     MEAN_COLOR,
     ColorJitter,
     Compose,
-    Pad,
     RandomAutoContrast,
     RandomBlur,
     RandomExposure,
@@ -27,47 +26,39 @@ from fcnfast.data.transforms import (
     RandomRotate,
     RandomScaleCrop,
     RandomWhiteBalance,
-    Resize,
     collate,
     eval_transform,
     train_transform,
 )
 
-PHOTOMETRIC = [
-    ColorJitter(p=1.0),
-    RandomGamma(p=1.0),
-    RandomExposure(p=1.0),
-    RandomAutoContrast(p=1.0),
-    RandomWhiteBalance(p=1.0),
-    RandomGrayscale(p=1.0),
-    RandomLighting(p=1.0),
-    RandomBlur(p=1.0),
-    RandomNoise(p=1.0),
-    RandomJPEG(p=1.0),
-]
+PHOTOMETRIC = (
+    *(ColorJitter, RandomGamma, RandomExposure, RandomAutoContrast, RandomWhiteBalance),
+    *(RandomGrayscale, RandomLighting, RandomBlur, RandomNoise, RandomJPEG),
+)
+NONE = np.zeros((60, 80), np.uint8)
 
 
-def _scene(
-    height: int, width: int, seed: int, cell: int = 12, classes: int = 6
-) -> tuple[Image.Image, np.ndarray]:
-    """Return blocks of labels and a picture in which each label has its color."""
-    rng = np.random.default_rng(seed)
-    blocks = rng.integers(0, classes, (math.ceil(height / cell), math.ceil(width / cell)))
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def scene(height, width, seed, cell=12):
+    """Blocks of labels and a picture in which each label has its color."""
+    blocks = rng(seed).integers(0, 6, (math.ceil(height / cell), math.ceil(width / cell)))
     labels = blocks.repeat(cell, 0).repeat(cell, 1)[:height, :width].astype(np.uint8)
-    palette = np.array(VOC.palette, np.uint8)
-    return Image.fromarray(palette[labels]), labels
+    return Image.fromarray(np.array(VOC.palette, np.uint8)[labels]), labels
 
 
-def _photo(height: int = 60, width: int = 80) -> Image.Image:
-    """Return a picture of smooth colors and some texture."""
+def photo(height=60, width=80):
+    """A picture of smooth colors and some texture."""
     y, x = np.mgrid[0:height, 0:width]
-    texture = np.random.default_rng(3).integers(0, 40, (height, width))
+    texture = rng(3).integers(0, 40, (height, width))
     channels = (60 + 2 * x + texture, 40 + 2 * y + texture, 180 - x + texture)
     return Image.fromarray(np.stack(channels, axis=-1).clip(0, 255).astype(np.uint8))
 
 
-def _misplaced(image: Image.Image, labels: np.ndarray, radius: int = 2) -> tuple[int, int]:
-    """Return how many pixels well inside their label lack its color, and how many are inside.
+def misplaced(image, labels, radius=2):
+    """How many pixels well inside their label lack its color, and how many are inside.
 
     Inside means that all labels up to `radius` pixels away are known and equal, so that no blend
     of two colors can be there.
@@ -91,29 +82,20 @@ sizes = st.tuples(st.integers(1, 90), st.integers(1, 90))
     aspect=st.floats(1.0, 1.6),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_scale_crop_keeps_every_pixel_aligned(
-    source: tuple[int, int],
-    size: tuple[int, int],
-    low: float,
-    spread: float,
-    aspect: float,
-    seed: int,
-) -> None:
+def test_scale_crop_keeps_every_pixel_aligned(source, size, low, spread, aspect, seed):
     """A picture that spells its own coordinates tells where each result pixel was taken from."""
     height, width = source
     y, x = np.mgrid[0:height, 0:width]
     image = Image.fromarray(np.stack((y, x, 0 * y), axis=-1).astype(np.uint8))
     labels = (y + x).astype(np.uint8) // 2
     transform = RandomScaleCrop(size, (low, low * spread), aspect)
-    result, cropped = transform(image, labels, np.random.default_rng(seed))
+    result, cropped = transform(image, labels, rng(seed))
     assert result.size == size[::-1] and cropped.shape == size and cropped.dtype == np.uint8
     pixels, inside = np.asarray(result).astype(float), cropped != 255
     event(f"padded: {not inside.all()}")
     event(f"shrunk: {low * spread < 1}")
     assert inside.any()
-    np.testing.assert_array_equal(
-        pixels[~inside], np.broadcast_to(MEAN_COLOR, pixels[~inside].shape)
-    )
+    assert (pixels[~inside] == MEAN_COLOR).all()
     # The rows and columns inside make one rectangle.
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     assert inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
@@ -129,46 +111,39 @@ def test_scale_crop_keeps_every_pixel_aligned(
 @given(
     transforms=st.sampled_from(
         [
-            (RandomScaleCrop((50, 70), (0.6, 2.0), aspect=1.3),),
             (RandomScaleCrop((200, 90), (0.6, 1.5), aspect=1.3),),
-            (RandomHorizontalFlip(),),
             (RandomRotate(20.0, p=1.0),),
-            (Pad((170, 40)),),
-            (Resize((90, 210)),),
             (RandomScaleCrop((80, 60), (1.0, 2.0)), RandomHorizontalFlip(), RandomRotate()),
         ]
     ),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_geometry_keeps_colors_on_their_labels(transforms: tuple, seed: int) -> None:
-    """Labels drawn as colors still lie under their colors."""
-    image, labels = _scene(140, 160, seed, cell=20)
-    rng = np.random.default_rng(seed)
+def test_geometry_keeps_colors_on_their_labels(transforms, seed):
+    image, labels = scene(140, 160, seed, cell=20)
+    chance = rng(seed)
     for transform in transforms:
-        image, labels = transform(image, labels, rng)
-    misplaced, inside = _misplaced(image, labels, radius=2 * len(transforms))
+        image, labels = transform(image, labels, chance)
+    wrong, inside = misplaced(image, labels, radius=2 * len(transforms))
     event(f"padded: {(labels == 255).any()}")
     assert inside > labels.size // 20
-    assert misplaced == 0
+    assert wrong == 0
 
 
-def test_misplaced_labels_are_noticed() -> None:
-    """What the test above counts is not zero once the labels are shifted."""
-    image, labels = _scene(140, 160, seed=0, cell=20)
-    assert _misplaced(image, labels)[0] == 0
-    assert _misplaced(image, np.roll(labels, 4, axis=1))[0] > 100
+def test_misplaced_labels_are_noticed():
+    image, labels = scene(140, 160, seed=0, cell=20)
+    assert misplaced(image, labels)[0] == 0
+    assert misplaced(image, np.roll(labels, 4, axis=1))[0] > 100
 
 
-def test_scale_crop_reaches_its_range() -> None:
+def test_scale_crop_reaches_its_range():
     """Scales and aspect ratios fill what was asked for and nothing beyond, in the logarithm."""
-    height = width = 200
-    y, x = np.mgrid[0:height, 0:width]
+    y, x = np.mgrid[0:200, 0:200]
     image = Image.fromarray(np.stack((y, x, x), axis=-1).astype(np.uint8))
-    rng = np.random.default_rng(0)
+    chance = rng()
     transform = RandomScaleCrop((60, 60), (0.5, 2.0), aspect=1.5)
     scales, aspects = [], []
     for _ in range(300):
-        pixels = np.asarray(transform(image, x.astype(np.uint8), rng)[0]).astype(float)
+        pixels = np.asarray(transform(image, x.astype(np.uint8), chance)[0]).astype(float)
         down = 40 / (pixels[50, 30, 0] - pixels[10, 30, 0])
         across = 40 / (pixels[30, 50, 1] - pixels[30, 10, 1])
         scales.append(math.sqrt(down * across))
@@ -178,96 +153,63 @@ def test_scale_crop_reaches_its_range() -> None:
     assert abs(np.log(scales).mean()) < 0.1 and abs(np.log(aspects).mean()) < 0.1
 
 
-def test_scale_one_is_an_exact_window() -> None:
-    """A picture of the result's size at scale 1 comes back bit for bit."""
-    image, labels = _scene(70, 90, seed=1)
-    result = RandomScaleCrop((70, 90), (1.0, 1.0), aspect=1.0)(
-        image, labels, np.random.default_rng(0)
-    )
-    np.testing.assert_array_equal(np.asarray(result[0]), np.asarray(image))
-    np.testing.assert_array_equal(result[1], labels)
+def test_scale_one_is_an_exact_window():
+    image, labels = scene(70, 90, seed=1)
+    found = RandomScaleCrop((70, 90), (1.0, 1.0), aspect=1.0)(image, labels, rng())
+    np.testing.assert_array_equal(np.asarray(found[0]), np.asarray(image))
+    np.testing.assert_array_equal(found[1], labels)
 
 
 @pytest.mark.parametrize("scale", [0.43, 0.8, 1.37, 2.9])
-def test_no_drift_between_picture_and_labels(scale: float) -> None:
+def test_no_drift_between_picture_and_labels(scale):
     """On a ramp the labels' values follow the picture's without an offset."""
     ramp = np.mgrid[0:200, 0:220][1].astype(np.uint8)
     image = Image.fromarray(np.stack([ramp] * 3, axis=-1))
     transform = RandomScaleCrop((64, 64), (scale, scale), aspect=1.0)
     offsets = []
     for seed in range(20):
-        result, labels = transform(image, ramp, np.random.default_rng(seed))
+        result, labels = transform(image, ramp, rng(seed))
         difference = np.asarray(result)[8:-8, 8:-8, 0].astype(float) - labels[8:-8, 8:-8]
         assert np.abs(difference).max() <= 1.0
         offsets.append(difference.mean())
     assert abs(np.mean(offsets)) < 0.1
 
 
-def test_resize_takes_the_nearest_pixel_center() -> None:
-    """Labels doubled repeat each pixel; labels thirded take the middle one."""
-    labels = np.arange(54, dtype=np.uint8).reshape(6, 9)
-    image = Image.fromarray(np.stack([labels] * 3, axis=-1))
-    rng = np.random.default_rng(0)
-    np.testing.assert_array_equal(
-        Resize((12, 18))(image, labels, rng)[1], labels.repeat(2, 0).repeat(2, 1)
-    )
-    np.testing.assert_array_equal(Resize((2, 3))(image, labels, rng)[1], labels[1::3, 1::3])
-
-
 @given(source=sizes, seed=st.integers(0, 99))
-def test_flip_is_exact(source: tuple[int, int], seed: int) -> None:
-    """A mirror is its own inverse, and p is kept."""
-    image, labels = _scene(*source, seed=seed, cell=3)
-    rng = np.random.default_rng(seed)
-    mirrored, mirrored_labels = RandomHorizontalFlip(p=1.0)(image, labels, rng)
+def test_flip_is_exact(source, seed):
+    image, labels = scene(*source, seed=seed, cell=3)
+    mirrored, mirrored_labels = RandomHorizontalFlip(p=1.0)(image, labels, rng(seed))
     np.testing.assert_array_equal(np.asarray(mirrored), np.asarray(image)[:, ::-1])
     np.testing.assert_array_equal(mirrored_labels, labels[:, ::-1])
-    same, same_labels = RandomHorizontalFlip(p=0.0)(image, labels, rng)
+    same, same_labels = RandomHorizontalFlip(p=0.0)(image, labels, rng(seed))
     assert same is image and same_labels is labels
 
 
-def test_pad() -> None:
-    """The pair stays at the top left; a larger one is not cut."""
-    image, labels = _scene(5, 7, seed=0, cell=2)
-    padded, padded_labels = Pad((8, 4))(image, labels, np.random.default_rng(0))
-    assert padded.size == (7, 8)
-    np.testing.assert_array_equal(np.asarray(padded)[:5], np.asarray(image))
-    assert (np.asarray(padded)[5:] == MEAN_COLOR).all()
-    np.testing.assert_array_equal(padded_labels[:5], labels)
-    assert (padded_labels[5:] == 255).all()
-
-
-@pytest.mark.parametrize("transform", PHOTOMETRIC, ids=lambda t: type(t).__name__)
-def test_photometric(transform) -> None:
+@pytest.mark.parametrize("kind", PHOTOMETRIC)
+def test_photometric(kind):
     """The picture changes, by chance and only by it; labels and arguments do not."""
-    image, labels = _photo(), np.zeros((60, 80), np.uint8)
+    image, transform = photo(), kind(p=1.0)
     before = np.array(image)
-    results = [
-        np.asarray(transform(image, labels, np.random.default_rng(seed))[0])
-        for seed in (1, 1, 2, 3)
-    ]
+    results = [np.asarray(transform(image, NONE, rng(seed))[0]) for seed in (1, 1, 2, 3)]
     np.testing.assert_array_equal(np.asarray(image), before)
     np.testing.assert_array_equal(results[0], results[1])
     assert all(result.shape == before.shape for result in results)
     assert any((result != before).any() for result in results)
     fixed = (RandomGrayscale, RandomAutoContrast)  # their only chance is whether
-    assert isinstance(transform, fixed) or (results[2] != results[3]).any()
-    assert transform(image, labels, np.random.default_rng(0))[1] is labels
-    if not isinstance(transform, type(PHOTOMETRIC[0])):
-        never = type(transform)(p=0.0)
-        assert never(image, labels, np.random.default_rng(0))[0] is image
+    assert kind in fixed or (results[2] != results[3]).any()
+    assert transform(image, NONE, rng())[1] is NONE
+    assert kind is ColorJitter or kind(p=0.0)(image, NONE, rng())[0] is image
 
 
-def test_color_jitter_parts() -> None:
+def test_color_jitter_parts():
     """Each of the four alone does what its name says."""
-    image, labels = _photo(), np.zeros((60, 80), np.uint8)
+    image = photo()
     before = np.asarray(image).astype(float)
     luma = np.array([0.299, 0.587, 0.114])
 
-    def jitter(seed: int, **amounts: float) -> np.ndarray:
+    def jitter(seed, **amounts):
         settings = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0} | amounts
-        result = ColorJitter(**settings, p=1.0)(image, labels, np.random.default_rng(seed))
-        return np.asarray(result[0]).astype(float)
+        return np.asarray(ColorJitter(**settings, p=1.0)(image, NONE, rng(seed))[0]).astype(float)
 
     for seed in range(8):
         np.testing.assert_allclose(jitter(seed), before, atol=1)
@@ -275,56 +217,49 @@ def test_color_jitter_parts() -> None:
         ratio = np.median(bright / before)
         np.testing.assert_allclose(bright, (before * ratio).clip(0, 255), atol=2.5)
         assert 0.79 < ratio < 1.21
-        contrast = jitter(seed, contrast=0.3)
-        assert abs((contrast @ luma).mean() - (before @ luma).mean()) < 2.5
-        assert 0.69 < (contrast @ luma).std() / (before @ luma).std() < 1.31
+        contrast = jitter(seed, contrast=0.3) @ luma
+        assert abs(contrast.mean() - (before @ luma).mean()) < 2.5
+        assert 0.69 < contrast.std() / (before @ luma).std() < 1.31
         for color in (jitter(seed, saturation=0.3), jitter(seed, hue=0.03)):
-            unclipped = ((color > 0) & (color < 255)).all(axis=-1)
-            np.testing.assert_allclose(
-                (color @ luma)[unclipped], (before @ luma)[unclipped], atol=2
-            )
-    gray = ColorJitter(0.0, 0.0, 0.0, 0.5, p=1.0)
+            kept = ((color > 0) & (color < 255)).all(axis=-1)  # not clipped
+            np.testing.assert_allclose((color @ luma)[kept], (before @ luma)[kept], atol=2)
     flat = Image.new("RGB", (4, 4), (90, 90, 90))
-    turned = np.asarray(gray(flat, labels[:4, :4], np.random.default_rng(0))[0])
+    turned = np.asarray(ColorJitter(0.0, 0.0, 0.0, 0.5, p=1.0)(flat, NONE[:4, :4], rng())[0])
     assert np.abs(turned.astype(int) - 90).max() <= 1  # gray has no hue
 
 
-def test_exposure_forgets_the_camera() -> None:
+def test_exposure_forgets_the_camera():
     """A dark and a bright picture come out equally bright with equal generators."""
-    labels = np.zeros((60, 80), np.uint8)
     for seed in range(5):
         means = []
         for factor in (0.4, 1.0):
-            image = _photo().point(lambda value, factor=factor: value * factor)
-            result, _ = RandomExposure(p=1.0)(image, labels, np.random.default_rng(seed))
+            image = photo().point(lambda value, factor=factor: value * factor)
+            result, _ = RandomExposure(p=1.0)(image, NONE, rng(seed))
             means.append(np.asarray(result.convert("L")).mean())
         assert abs(means[0] - means[1]) < 25
         assert 30 < means[1] < 180
 
 
-def test_noise_is_as_strong_as_asked() -> None:
+def test_noise_is_as_strong_as_asked():
     """The deviation stays below sigma, reaches near it, and does not shift the mean."""
-    image = Image.new("RGB", (120, 100), (128, 128, 128))
-    labels = np.zeros((100, 120), np.uint8)
-    deviations = []
+    image, deviations = Image.new("RGB", (80, 60), (128, 128, 128)), []
     for seed in range(40):
-        result, _ = RandomNoise(sigma=20.0, p=1.0)(image, labels, np.random.default_rng(seed))
+        result, _ = RandomNoise(sigma=20.0, p=1.0)(image, NONE, rng(seed))
         pixels = np.asarray(result).astype(float)
         assert abs(pixels.mean() - 128) < 1
         deviations.append(pixels.std())
-    assert 17 < max(deviations) < 21
-    assert min(deviations) < 3
+    assert 17 < max(deviations) < 21 and min(deviations) < 3
 
 
 @given(seed=st.integers(0, 2**32 - 1), strength=st.sampled_from([0.0, 0.5, 1.0, 2.0]))
-def test_train_transform(seed: int, strength: float) -> None:
+def test_train_transform(seed, strength):
     """Tensors of the asked size, equal for equal generators, the arguments untouched."""
-    image, labels = _scene(50, 70, seed=seed % 7)
+    image, labels = scene(50, 70, seed=seed % 7)
     labels.setflags(write=False)
     before = np.array(image)
     transform = train_transform((33, 47), scale=(0.5, 1.5), strength=strength)
-    pixels, targets = transform(image, labels, np.random.default_rng(seed))
-    again = transform(image, labels, np.random.default_rng(seed))
+    pixels, targets = transform(image, labels, rng(seed))
+    again = transform(image, labels, rng(seed))
     assert pixels.shape == (3, 33, 47) and targets.shape == (33, 47)
     assert pixels.dtype == targets.dtype == torch.uint8
     assert pixels.is_contiguous() and targets.is_contiguous()
@@ -333,47 +268,45 @@ def test_train_transform(seed: int, strength: float) -> None:
     np.testing.assert_array_equal(np.asarray(image), before)
 
 
-def test_train_transform_settings() -> None:
-    """Strength 0 leaves colors alone; a negative one, like a bad size, is refused."""
-    image, labels = _photo(), np.zeros((60, 80), np.uint8)
+def test_strength_0_leaves_colors_alone():
     plain = train_transform((60, 80), scale=(1.0, 1.0), strength=0.0)
-    pixels, _ = plain(image, labels, np.random.default_rng(0))
-    original = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    pixels, _ = plain(photo(), NONE, rng())
+    original = torch.from_numpy(np.array(photo())).permute(2, 0, 1)
     assert torch.equal(pixels, original) or torch.equal(pixels, original.flip(2))
-    assert train_transform(20)(image, labels, np.random.default_rng(0))[0].shape == (3, 20, 20)
-    for settings in (
-        {"crop_size": 20, "strength": -1.0},
-        {"crop_size": 0},
-        {"crop_size": (20, -3)},
-        {"crop_size": 20, "scale": (0.0, 1.0)},
-        {"crop_size": 20, "scale": (2.0, 1.0)},
-    ):
-        with pytest.raises(ValueError):
-            train_transform(**settings)
+    assert train_transform(20)(photo(), NONE, rng())[0].shape == (3, 20, 20)
 
 
-def test_eval_transform_is_the_identity() -> None:
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: train_transform(20, strength=-1.0), ValueError, "strength must not be negative"),
+        (lambda: train_transform(0), ValueError, r"size must be .* not \(0, 0\)"),
+        (lambda: train_transform((20, -3)), ValueError, r"size must be .* not \(20, -3\)"),
+        (lambda: train_transform(20, scale=(0.0, 1.0)), ValueError, "scale must be"),
+        (lambda: train_transform(20, scale=(2.0, 1.0)), ValueError, "scale must be"),
+        (lambda: RandomScaleCrop((2, 2), aspect=0.5), ValueError, "aspect must be at least 1"),
+        (lambda: Compose()(photo().convert("L"), NONE), ValueError, "not L"),
+        (lambda: Compose()(photo(), NONE.astype(int)), TypeError, "int64"),
+        (lambda: Compose()(photo(), NONE.T), ValueError, r"\(80, 60\)"),
+        (lambda: collate([]), ValueError, "no samples"),
+    ],
+)
+def test_bad_arguments(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_eval_transform_is_the_identity():
     """Evaluation only converts, into memory of its own."""
-    image, labels = _scene(20, 30, seed=0)
-    pixels, targets = eval_transform()(image, labels, np.random.default_rng(0))
+    image, labels = scene(20, 30, seed=0)
+    pixels, targets = eval_transform()(image, labels)
     np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(image))
     np.testing.assert_array_equal(targets.numpy(), labels)
     targets.fill_(9)
     assert labels.max() < 9
 
 
-def test_a_pair_that_does_not_fit() -> None:
-    """Another mode, dtype or size is refused before anything is done."""
-    image, rng = _photo(4, 5), np.random.default_rng(0)
-    with pytest.raises(ValueError, match="not L"):
-        Compose()(image.convert("L"), np.zeros((4, 5), np.uint8), rng)
-    with pytest.raises(TypeError, match="int64"):
-        Compose()(image, np.zeros((4, 5), np.int64), rng)
-    with pytest.raises(ValueError, match=r"\(5, 4\)"):
-        Compose()(image, np.zeros((5, 4), np.uint8), rng)
-
-
-def test_collate() -> None:
+def test_collate():
     """Unequal pairs are padded at the bottom and the right; equal ones are stacked."""
     shapes = [(4, 9), (6, 5)]
     samples = [
@@ -392,5 +325,3 @@ def test_collate() -> None:
         assert (colors == torch.tensor(MEAN_COLOR, dtype=torch.uint8)).all()
     same = collate([samples[0], samples[0]])
     assert torch.equal(same[0], torch.zeros(2, 3, 4, 9, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="no samples"):
-        collate([])

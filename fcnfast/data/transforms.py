@@ -39,16 +39,7 @@ Transform = Callable[[Image.Image, np.ndarray, np.random.Generator], Pair]
 
 
 @dataclass(frozen=True)
-class _Sized:
-    size: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise ValueError(f"size must be (height, width) of at least 1, not {self.size}")
-
-
-@dataclass(frozen=True)
-class RandomScaleCrop(_Sized):
+class RandomScaleCrop:
     """Cut a random window at a random scale and aspect ratio, in one resampling.
 
     With scale s and aspect ratio a, one pixel of the picture becomes s·√a by s/√a pixels of the
@@ -64,11 +55,13 @@ class RandomScaleCrop(_Sized):
         ValueError: `size` or `aspect` is below 1, or `scale` is not positive and in order.
     """
 
+    size: tuple[int, int]
     scale: tuple[float, float] = (0.5, 2.0)
     aspect: float = 1.25
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"size must be (height, width) of at least 1, not {self.size}")
         if not 0.0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale must be (smallest, largest) above 0, not {self.scale}")
         if not self.aspect >= 1.0:
@@ -176,30 +169,6 @@ class RandomRotate:
         if labels.ndim == 2:
             return turned, turn(labels)
         return turned, np.stack([turn(plane) for plane in np.moveaxis(labels, 2, 0)], axis=2)
-
-
-@dataclass(frozen=True)
-class Resize(_Sized):
-    """Resize a pair to `size` (height, width), ignoring its aspect ratio."""
-
-    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the resized pair; nothing is drawn from `rng`."""
-        height, width = self.size
-        resized = image.resize((width, height), Image.Resampling.BILINEAR)
-        box = (0.0, float(labels.shape[0])), (0.0, float(labels.shape[1]))
-        return resized, _nearest(labels, self.size, *box)
-
-
-@dataclass(frozen=True)
-class Pad(_Sized):
-    """Extend a pair at the bottom and the right to at least `size` (height, width)."""
-
-    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the padded pair; nothing is drawn from `rng`."""
-        size = (max(self.size[0], image.height), max(self.size[1], image.width))
-        if size == (image.height, image.width):
-            return image, labels
-        return _on_canvas(image, labels, size, (0, 0))
 
 
 @dataclass(frozen=True)
