@@ -15,14 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fcnfast.cli import main
 from fcnfast.data.tables import PASCAL_CONTEXT_59
-from fcnfast.models import alexnet, googlenet
 from tests import foreign_nets, test_datasets
-from tests.foreign_nets import STAGES, VGG, randomize
-from tests.weights_tools import narrow_vgg
+from tests.foreign_nets import STAGES, VGG, Net, randomize
+from tests.model_tools import narrow_trunks
 from tests.wire_tools import caffemodel
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "reproduce.md").read_text(encoding="utf-8")
@@ -75,7 +74,7 @@ def make_data(root: Path) -> None:
     (root / "context33.json").write_text(json.dumps(names))
 
 
-def write_net(path: str, net: nn.Module | dict[str, Tensor], **layers: Tensor) -> None:
+def write_net(path: str, net: Net | dict[str, Tensor], **layers: Tensor) -> None:
     """Write a network as a Caffe model; `layers` are more weights."""
     state = net if isinstance(net, dict) else randomize(net).state_dict()
     more = {f"{name}.weight": weight for name, weight in layers.items()}
@@ -85,8 +84,8 @@ def write_net(path: str, net: nn.Module | dict[str, Tensor], **layers: Tensor) -
 def write_weights() -> None:
     """The classifiers and the released networks, with the page's names."""
     fc8 = torch.ones(9, foreign_nets.FULLY_CONNECTED)
-    alex, google = foreign_nets.AlexNet(), foreign_nets.GoogLeNet()
-    loss3 = torch.ones(9, google.score_fr.in_channels)
+    alex, google = foreign_nets.AlexNet(21), foreign_nets.GoogLeNet()
+    loss3 = torch.ones(9, google.state["score_fr.weight"].shape[1])
     for path, net, layer in (
         ("VGG_ILSVRC_16_layers", VGG(32), {"fc8": fc8}),
         ("bvlc_reference_caffenet", alex, {"fc8": fc8}),
@@ -95,8 +94,6 @@ def write_weights() -> None:
         state = randomize(net).state_dict()
         trunk = {name: weight for name, weight in state.items() if "score" not in name}
         write_net(f"{path}.caffemodel", trunk, **layer)
-    alex.score_fr = nn.Conv2d(foreign_nets.FULLY_CONNECTED, 21, 1)
-    alex.upscore = foreign_nets.upscore(21, 63, 32)
     write_net("fcn-alexnet-pascal.caffemodel", alex)
     for stride in (32, 16, 8):
         released = {
@@ -109,25 +106,17 @@ def write_weights() -> None:
     scales = {"scale_pool4": torch.full((STAGES[3][-1],), 0.01)}
     scales["scale_pool3"] = torch.full((STAGES[2][-1],), 0.0001)
     write_net("fcn8s-atonce-pascal.caffemodel", VGG(8, True, {"": 21}), **scales)
-    late = foreign_nets.LateFusion()
     for stream in ("color", "hha"):
-        late.streams[stream] = VGG(32, heads={"": 40})
-        write_net(f"nyud-fcn32s-{stream}-heavy.caffemodel", late.streams[stream])
-    late.upscore = foreign_nets.upscore(40, 64, 32)
-    write_net("nyud-fcn32s-color-hha-heavy.caffemodel", randomize(late).weights())
+        write_net(f"nyud-fcn32s-{stream}-heavy.caffemodel", VGG(32, heads={"": 40}))
+    write_net("nyud-fcn32s-color-hha-heavy.caffemodel", foreign_nets.LateFusion(40))
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working folder with everything that the page takes, and narrow networks."""
     root = tmp_path_factory.mktemp("reproduce")
-    blocks_of = {name: googlenet.Widths(*foreign_nets.BLOCK) for name in foreign_nets.BLOCKS}
     with pytest.MonkeyPatch.context() as patch:
-        narrow_vgg(patch)
-        patch.setattr(alexnet, "WIDTHS", {"caffe": foreign_nets.CAFFE_ALEXNET})
-        patch.setattr(alexnet, "FULLY_CONNECTED", foreign_nets.FULLY_CONNECTED)
-        patch.setattr(googlenet, "STEM", foreign_nets.STEM)
-        patch.setattr(googlenet, "BLOCKS", blocks_of)
+        narrow_trunks(patch)
         patch.chdir(root)
         make_data(root)
         write_weights()
