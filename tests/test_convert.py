@@ -78,18 +78,18 @@ def test_mistakes_are_refused(capsys):
     torch.save(weights(), "net.pth")
     torch.save({k: v * 1e6 for k, v in weights().items() if "upscore" not in k}, "big.pth")
     Path("folder").mkdir()
-    for arguments, says in (
-        (["missing.pth", "out.safetensors"], "no such weights file"),
-        (["net.pth", "folder"], "is a folder"),
-        (["net.pth", "net.pth"], "would replace the file"),
-        (["net.pth", "./folder/../net.pth"], "would replace the file"),
-        (["net.pth", "o", "--classes", "voc"], "21 classes, but net.pth has 5"),
-        (["net.pth", "o", "--model", "fcn16_vgg16"], "did you mean fcn16s_vgg16"),
-        (["net.pth", "o", "--model", "fcn_resnet50"], "has no"),
-        (["net.pth", "nowhere/out.safetensors"], "No such file"),
-        (["big.pth", "o", "--half"], "too large for torch.float16"),
+    for arguments, model, says in (
+        (["missing.pth", "out.safetensors"], "fcn16s_vgg16", "no such weights file"),
+        (["net.pth", "folder"], "fcn16s_vgg16", "is a folder"),
+        (["net.pth", "net.pth"], "fcn16s_vgg16", "would replace the file"),
+        (["net.pth", "./folder/../net.pth"], "fcn16s_vgg16", "would replace the file"),
+        (["net.pth", "o", "--classes", "voc"], "fcn16s_vgg16", "21 classes, but net.pth has 5"),
+        (["net.pth", "o"], "fcn16_vgg16", "did you mean fcn16s_vgg16"),
+        (["net.pth", "o"], "fcn_resnet50", "has no"),
+        (["net.pth", "nowhere/out.safetensors"], "fcn16s_vgg16", "No such file"),
+        (["big.pth", "o", "--half"], "fcn16s_vgg16", "too large for torch.float16"),
     ):
-        assert says in refused(capsys, *arguments)
+        assert says in refused(capsys, *arguments, "--model", model)
 
 
 def test_foreign_files_are_used_without_converting():

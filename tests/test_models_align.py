@@ -15,10 +15,10 @@ MARGIN = 96
 # What each stream counts in the sum: a shift of one could not be made up by the others'.
 SHARES = (0.5, 0.3125, 0.171875, 0.015625)
 
-CHEAP = {"fcn4s_light": {"widths": (4,) * 5, "decoder": 4}}
-CHEAP |= {f"fcn4s_lite{scaling}": {"decoder": 4} for scaling in (0, 1, 2)}
-# One name of each class and its settings; depths and data sets move no unit.
-KINDS = {(row.make, str({**row.fixed, "depth": 0})): name for name, row in MODELS.items()}
+CHEAP = {"fcn4s_light": {"widths": (4,) * 5, "decoder": 4}, "fcn4s_lite2": {"decoder": 4}}
+# One name of each class and its settings; depths, widths and data sets move no unit.
+SAME = {"depth": 0, "scaling": 0}
+KINDS = {(row.make, str({**row.fixed, **SAME})): name for name, row in MODELS.items()}
 VARIANTS = [
     (name, CHEAP.get(name, {})) for name in KINDS.values() if not name.startswith("fcn_resnet")
 ]
@@ -45,7 +45,7 @@ def narrow(monkeypatch):
     narrow_trunks(monkeypatch)
     monkeypatch.setattr(vgg, "STAGES", [(1,) * len(widths) for widths in vgg.STAGES])
     monkeypatch.setattr(vgg, "FULLY_CONNECTED", 1)
-    monkeypatch.setattr(resnet, "WIDTH", 1)
+    monkeypatch.setattr(resnet, "WIDTH", 2)
 
 
 def ramp(height, width):

@@ -145,7 +145,7 @@ def test_a_model_is_ready_without_a_second_copy(tmp_path, monkeypatch):
     # The allocator is to give back what is freed.
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     env |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     for kind, peak in zip(most, done.stdout.split(), strict=True):
         size = (tmp_path / kind).stat().st_size

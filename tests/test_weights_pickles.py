@@ -177,38 +177,35 @@ def test_no_way_of_a_pickle_to_code_is_open(tmp_path, model, monkeypatch, zipped
 @pytest.fixture
 def vanished() -> Iterator[types.ModuleType]:
     """A package that is there when a file is written, and not when it is read."""
-    module, calls = types.ModuleType("somebodys_package"), []
-
-    class Buffer:
-        def __init__(self, value: object = None) -> None:
-            self.values = [value]
-
-        def __setstate__(self, state: object) -> None:
-            calls.append("set")
-
-        def mean(self) -> None:
-            calls.append("mean")
-
-    class Names(list):
-        pass
-
-    class Settings(dict):
-        def __setitem__(self, key: object, value: object) -> None:
-            calls.append("item")
-            super().__setitem__(key, value)
-
-    def rebuild(*arguments: object) -> str:
-        calls.append("rebuild")
-        return "rebuilt"
-
-    for part in (Buffer, Names, Settings, rebuild):
-        part.__module__, part.__qualname__ = module.__name__, part.__name__
-        setattr(module, part.__name__, part)
-    Buffer.mean.__module__, Buffer.mean.__qualname__ = module.__name__, "Buffer.mean"
-    module.calls = calls
+    module = types.ModuleType("somebodys_package")
+    exec(PACKAGE, module.__dict__)
     sys.modules[module.__name__] = module
     yield module
     sys.modules.pop(module.__name__, None)
+
+
+PACKAGE = """
+calls = []
+
+class Buffer:
+    def __init__(self, value=None):
+        self.values = [value]
+    def __setstate__(self, state):
+        calls.append("set")
+    def mean(self):
+        calls.append("mean")
+
+class Names(list):
+    pass
+
+class Settings(dict):
+    def __setitem__(self, key, value):
+        calls.append("item")
+        super().__setitem__(key, value)
+
+def rebuild(*arguments):
+    calls.append("rebuild")
+"""
 
 
 @pytest.mark.parametrize(("installed", "protocol"), [(False, 2), (True, 4)])
