@@ -87,7 +87,9 @@ class Net:
         return self.define(self, *images)
 
     def state_dict(self) -> OrderedDict[str, Tensor]:
-        return OrderedDict((key, value.clone()) for key, value in self.state.items())
+        state = OrderedDict((key, value.clone()) for key, value in self.state.items())
+        state._metadata = {"": {"version": 1}}  # as a module's
+        return state
 
     def weights(self) -> dict[str, Tensor]:
         """What a classifier's file has of them."""

@@ -194,6 +194,9 @@ def test_weights_of_other_networks_are_refused(tmp_path, model):
     fcnfast.save_model(fcnfast.create_model("fcn4s_light"), path)
     with pytest.raises(WeightsError, match="holds weights of fcn4s_light, not of fcn16s_vgg16"):
         fcnfast.load_weights(model, path)
+    torch.save(weights(), path)
+    with pytest.raises(WeightsError, match="has no 'conv1.7x7_s2.weight'"):
+        fcnfast.create_model("fcn32s_googlenet", weights=path)
     vgg19 = {f"features.{k}.weight": torch.ones(1) for k in (0, 2, 5, 7, 10, 12, 14, 16)}
     torch.save(vgg19, path)
     refuse(model, path, "neither VGG-16's nor AlexNet's")
@@ -229,6 +232,7 @@ def test_an_hdf5_file_of_something_else_is_refused(tmp_path, model):
     contents: list[tuple[str, Callable[[h5py.File], object]]] = [
         (no_model, lambda file: file.create_dataset("model_weights/a", data=np.ones(3))),
         (no_model, lambda file: file.create_dataset("data", data=np.ones(3))),
+        (no_model, lambda file: file.create_dataset("data/note", data=np.ones(3))),
         (no_model, lambda file: file.create_group("data/conv1_1")),
         (no_model, lambda file: file.update(data=h5py.ExternalLink(str(elsewhere), "data"))),
         (no_model, lambda file: file.update(data=h5py.SoftLink("/data"))),
@@ -252,6 +256,15 @@ def test_hdf5_datasets_without_content_are_refused(tmp_path, model):
             del file["data/fc6/0"]
             file["data"].create_dataset("fc6/0", shape, np.float32, chunks=chunks)
         refuse(model, path, f"'fc6.weight' {says}")
+    with h5py.File(path, "a") as file:  # one that cannot be unpacked
+        del file["data/fc6/0"]
+        values = weights()["fc6.weight"].numpy()
+        packed = file["data"].create_dataset("fc6/0", data=values, compression="gzip")
+        file.flush()
+        place = packed.id.get_chunk_info(0).byte_offset
+    content = path.read_bytes()
+    path.write_bytes(content[:place] + bytes(9) + content[place + 9 :])
+    refuse(model, path, "'fc6.weight' cannot be read")
 
 
 def test_hdf5_needs_an_extra(tmp_path, model, monkeypatch):

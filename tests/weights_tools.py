@@ -1,5 +1,6 @@
 """What the tests of weights share: a file of each kind, and how a file is refused."""
 
+import copy
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ def _weights() -> dict[str, Tensor]:
 
 
 def weights() -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in _weights().items()}
+    return copy.deepcopy(_weights())
 
 
 def same(model: FCN, state: dict[str, Tensor] | None = None) -> bool:
