@@ -27,17 +27,14 @@ TRIED = [
     ("fcn32s_alexnet", {}),
     ("fcn4s_light", {}),
     ("fcn4s_lite0", {}),
-    ("fcn8s_atonce_vgg16", {}),
+    ("fcn8s_atonce_vgg16", {"padding": None, "fc6_padding": 3, "upsampling": "depthwise"}),
     ("fcn8s_googlenet", {}),
-    ("fcn8s_resnet101", {}),
+    ("fcn8s_resnet18", {"upsampling": "depthwise", "final_upsampling": "fixed"}),
     ("fcn_resnet50", {}),
     ("fcn_resnet101_mmseg", {}),
     ("nyud_fcn32s_vgg16_color_d", {}),
     ("nyud_fcn32s_vgg16_color_hha", {}),
-    ("siftflow_fcn16s_vgg16", {}),
-    ("fcn8s_vgg16", {"padding": None, "fc6_padding": 3, "upsampling": "depthwise"}),
-    ("fcn16s_vgg16", {"upsampling": "depthwise", "final_upsampling": "dense"}),
-    ("fcn8s_resnet18", {"upsampling": "depthwise", "final_upsampling": "fixed"}),
+    ("siftflow_fcn16s_vgg16", {"upsampling": "depthwise", "final_upsampling": "dense"}),
 ]
 
 
