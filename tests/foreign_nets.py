@@ -1,15 +1,16 @@
-"""The networks whose weights fcnfast reads, as their own projects define them, in plain torch.
+"""The networks whose weights fcnfast reads, as their own projects define them, in torch functions.
 
 Independent of fcnfast: nothing of it is imported here. Each network takes a uint8 RGB batch and
 prepares it as its project does. Widths are narrow; kernels, strides, paddings, crops, poolings,
 names and constants are the real ones.
 """
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 STAGES = ((3, 4), (6, 6), (8, 7, 8), (8, 9, 9), (8, 9, 10))
 FULLY_CONNECTED = 13
@@ -24,240 +25,284 @@ VOC_MEAN = (104.00699, 116.66877, 122.67892)
 
 def bgr(images: Tensor, mean: Sequence[float] = VOC_MEAN) -> Tensor:
     """Caffe: blue, green, red in 0..255, minus a mean."""
-    return images[:, [2, 1, 0]].float() - torch.tensor(mean).view(3, 1, 1)
+    return images[:, [2, 1, 0]] - torch.tensor(mean, dtype=torch.float64).view(3, 1, 1)
 
 
 def rgb(
     images: Tensor,
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
+    scale: float = 255,
 ) -> Tensor:
     """torchvision: red, green, blue in 0..1, minus a mean, over a deviation."""
-    return (images.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(
-        3, 1, 1
-    )
-
-
-def randomize(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights under which signals neither die nor explode, statistics of norms included."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in net.state_dict().items():
-            if name.endswith("running_var"):
-                tensor.uniform_(0.5, 2, generator=generator)
-            elif tensor.dim() > 1:
-                tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
-            elif tensor.is_floating_point():
-                tensor.normal_(0, 0.3, generator=generator)
-                if "bn" in name and name.endswith("weight"):
-                    tensor.add_(1)
-    return net.eval()
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (mean, std))
+    return (images / scale - mean) / std
 
 
 def tent(size: int) -> Tensor:
     """Caffe's bilinear filter."""
     f = -(-size // 2)
     c = (size - 1) / (2 * f)
-    line = torch.tensor([1 - abs(i / f - c) for i in range(size)])
-    return line[:, None] * line[None, :]
+    line = torch.tensor([1 - abs(i / f - c) for i in range(size)], dtype=torch.float64)
+    return torch.outer(line, line)
 
 
-def upscore(classes: int, size: int, stride: int) -> nn.ConvTranspose2d:
-    """A dense transposed convolution, bilinear on its diagonal."""
-    layer = nn.ConvTranspose2d(classes, classes, size, stride, bias=False)
-    with torch.no_grad():
-        layer.weight.zero_()
-        for k in range(classes):
-            layer.weight[k, k] = tent(size)
-    return layer
+def up(x: Tensor, size: int, stride: int) -> Tensor:
+    """The bilinear transposed convolution."""
+    return F.conv_transpose2d(
+        x, tent(size).expand(x.shape[1], 1, -1, -1), None, stride, 0, 0, x.shape[1]
+    )
 
 
-class VGG(nn.Module):
+def crop(x: Tensor, offset: int, size: Sequence[int]) -> Tensor:
+    return x[..., offset : offset + size[0], offset : offset + size[1]]
+
+
+def pool3(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 3, 2, ceil_mode=True)
+
+
+def lrn(x: Tensor) -> Tensor:
+    """Caffe's normalization, written out: the squares of five neighboring channels."""
+    squares = F.pad(x * x, (0, 0, 0, 0, 2, 2))
+    total = sum(squares[:, i : i + x.shape[1]] for i in range(5))
+    return x / (1 + 1e-4 / 5 * total) ** 0.75
+
+
+class Net:
+    """A network by its function, `define(net, images)`, which gives the outputs by their names.
+
+    Weights are float32, drawn when the function asks for them the first time, so that signals
+    neither die nor explode. Upsampling weights start bilinear. Arithmetic is in float64.
+    """
+
+    def __init__(self, define: Callable[..., dict[str, Tensor]], inputs: int = 1) -> None:
+        self.define = define
+        self.state: OrderedDict[str, Tensor] = OrderedDict()
+        self.generator = torch.Generator().manual_seed(0)
+        self(*[torch.zeros(1, 3, 33, 33, dtype=torch.uint8)] * inputs)
+
+    @torch.no_grad()
+    def __call__(self, *images: Tensor) -> dict[str, Tensor]:
+        return self.define(self, *images)
+
+    def state_dict(self) -> OrderedDict[str, Tensor]:
+        state = OrderedDict((key, value.clone()) for key, value in self.state.items())
+        state._metadata = {"": {"version": 1}}  # as a module's
+        return state
+
+    def weights(self) -> dict[str, Tensor]:
+        """What a classifier's file has of them."""
+        ours = ("score", "upscore")
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(ours)}
+
+    def tensor(self, name: str, *shape: int, std: float = 0.3, mean: float = 0.0) -> Tensor:
+        if name not in self.state:
+            self.state[name] = torch.randn(shape, generator=self.generator) * std + mean
+        return self.state[name].double()
+
+    def conv(
+        self, name: str, x: Tensor, width: int, kernel: int, bias: bool = True, **settings: int
+    ) -> Tensor:
+        shape = (width, x.shape[1] // settings.get("groups", 1), kernel, kernel)
+        weight = self.tensor(f"{name}.weight", *shape, std=(2 / (shape[1] * kernel**2)) ** 0.5)
+        return F.conv2d(x, weight, self.tensor(f"{name}.bias", width) if bias else None, **settings)
+
+    def windows(self, name: str, x: Tensor, width: int, size: int) -> Tensor:
+        """A fully connected layer on every size x size window of a map."""
+        count = x.shape[1] * size**2
+        weight = self.tensor(f"{name}.weight", width, count, std=(2 / count) ** 0.5)
+        columns = F.unfold(x, size).transpose(1, 2)
+        y = F.linear(columns, weight, self.tensor(f"{name}.bias", width)).transpose(1, 2)
+        return y.reshape(len(x), width, x.shape[2] - size + 1, x.shape[3] - size + 1)
+
+    def norm(self, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
+        width = x.shape[1]
+        weight, bias = (
+            self.tensor(f"{name}.weight", width, mean=1),
+            self.tensor(f"{name}.bias", width),
+        )
+        mean = self.tensor(f"{name}.running_mean", width)
+        var = self.tensor(f"{name}.running_var", width, std=0.1, mean=1.2)
+        self.state.setdefault(f"{name}.num_batches_tracked", torch.tensor(0))
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps)
+
+    def up(self, name: str, x: Tensor, size: int, stride: int) -> Tensor:
+        """A dense transposed convolution, bilinear on its diagonal."""
+        if f"{name}.weight" not in self.state:
+            one = torch.eye(x.shape[1])[:, :, None, None]
+            self.state[f"{name}.weight"] = one * tent(size).float()
+        return F.conv_transpose2d(x, self.state[f"{name}.weight"].double(), stride=stride)
+
+
+def randomize(net: Net) -> Net:
+    """Let the upsampling, too, have random weights."""
+    for key, value in net.state.items():
+        if "upscore" in key:
+            value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=net.generator)
+    return net
+
+
+def vgg16(net: Net, x: Tensor, first: str = "conv1_1", suffix: str = "") -> list[Tensor]:
+    """pool3, pool4 and fc7 on a canvas padded by 100."""
+    pools = []
+    for stage, widths in enumerate(STAGES, 1):
+        for number, width in enumerate(widths, 1):
+            begin = stage == number == 1
+            name = first if begin else f"conv{stage}_{number}"
+            x = F.relu(net.conv(name + suffix, x, width, 3, padding=100 if begin else 1))
+        x = F.max_pool2d(x, 2, 2, ceil_mode=True)
+        pools.append(x)
+    for name, kernel in (("fc6", 7), ("fc7", 1)):
+        x = F.relu(net.conv(name + suffix, x, FULLY_CONNECTED, kernel))
+    return [*pools[2:4], x]
+
+
+def skips(
+    net: Net, maps: Sequence[Tensor], size: Sequence[int], stride: int, classes: int = 5,
+    suffix: str = "", scales: tuple[float, float] = (1, 1),
+) -> Tensor:  # fmt: skip
+    """The scores of FCN-32s, 16s and 8s over VGG-16."""
+
+    def score(name: str, x: Tensor) -> Tensor:
+        return net.conv(f"score_{name}{suffix}", x, classes, 1)
+
+    pool3, pool4, fc7 = maps
+    x = score("fr", fc7)
+    if stride == 32:
+        return crop(net.up(f"upscore{suffix}", x, 64, 32), 19, size)
+    x = net.up(f"upscore2{suffix}", x, 4, 2)
+    x = x + crop(score("pool4", pool4 * scales[0]), 5, x.shape[2:])
+    if stride == 16:
+        return crop(net.up(f"upscore16{suffix}", x, 32, 16), 27, size)
+    x = net.up(f"upscore_pool4{suffix}", x, 4, 2)
+    x = x + crop(score("pool3", pool3 * scales[1]), 9, x.shape[2:])
+    return crop(net.up(f"upscore8{suffix}", x, 16, 8), 31, size)
+
+
+def VGG(
+    stride: int = 8, at_once: bool = False, heads: dict[str, int] | None = None,
+    mean: Sequence[float] = VOC_MEAN,
+) -> Net:  # fmt: skip
     """FCN-32s, 16s, 8s and 8s at-once over VGG-16, of Caffe's reference and of pytorch-fcn.
 
     `heads` maps a suffix of names to its classes.
     """
+    scales = (0.01, 0.0001) if at_once else (1, 1)
+    names = {"": "out", "_sem": "out", "_geo": "geo"}
 
-    def __init__(
-        self,
-        stride: int = 8,
-        at_once: bool = False,
-        heads: dict[str, int] | None = None,
-        mean: Sequence[float] = VOC_MEAN,
-    ) -> None:
-        super().__init__()
-        self.stride, self.mean = stride, mean
-        self.at_once, self.heads = at_once, heads or {"": 5}
-        before = 3
-        for stage, widths in enumerate(STAGES, 1):
-            for number, width in enumerate(widths, 1):
-                pad = 100 if stage == number == 1 else 1
-                setattr(self, f"conv{stage}_{number}", nn.Conv2d(before, width, 3, padding=pad))
-                before = width
-        self.fc6 = nn.Conv2d(before, FULLY_CONNECTED, 7)
-        self.fc7 = nn.Conv2d(FULLY_CONNECTED, FULLY_CONNECTED, 1)
-        for suffix, classes in self.heads.items():
-            layers = {"score_fr": nn.Conv2d(FULLY_CONNECTED, classes, 1)}
-            if stride == 32:
-                layers["upscore"] = upscore(classes, 64, 32)
-            else:
-                layers["upscore2"] = upscore(classes, 4, 2)
-                layers["score_pool4"] = nn.Conv2d(STAGES[3][-1], classes, 1)
-            if stride == 16:
-                layers["upscore16"] = upscore(classes, 32, 16)
-            if stride == 8:
-                layers["upscore_pool4"] = upscore(classes, 4, 2)
-                layers["score_pool3"] = nn.Conv2d(STAGES[2][-1], classes, 1)
-                layers["upscore8"] = upscore(classes, 16, 8)
-            for name, layer in layers.items():
-                setattr(self, name + suffix, layer)
+    def define(net: Net, images: Tensor) -> dict[str, Tensor]:
+        maps, size = vgg16(net, bgr(images, mean)), images.shape[2:]
+        return {
+            names[suffix]: skips(net, maps, size, stride, classes, suffix, scales)
+            for suffix, classes in (heads or {"": 5}).items()
+        }
 
-    def trunk(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        pools = []
-        for stage, widths in enumerate(STAGES, 1):
-            for number in range(1, len(widths) + 1):
-                x = F.relu(getattr(self, f"conv{stage}_{number}")(x))
-            x = F.max_pool2d(x, 2, 2, ceil_mode=True)
-            pools.append(x)
-        x = F.relu(self.fc7(F.relu(self.fc6(x))))
-        return x, pools[3], pools[2]
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        height, width = images.shape[-2:]
-        fc7, pool4, pool3 = self.trunk(bgr(images, self.mean))
-        if self.at_once:
-            pool4, pool3 = pool4 * 0.01, pool3 * 0.0001
-        outs = {}
-        for suffix in self.heads:
-
-            def layer(name: str, x: Tensor, suffix: str = suffix) -> Tensor:
-                return getattr(self, name + suffix)(x)
-
-            h = layer("score_fr", fc7)
-            if self.stride == 32:
-                h = layer("upscore", h)[:, :, 19 : 19 + height, 19 : 19 + width]
-            else:
-                h = layer("upscore2", h)
-                skip = layer("score_pool4", pool4)
-                h = h + skip[:, :, 5 : 5 + h.shape[2], 5 : 5 + h.shape[3]]
-            if self.stride == 16:
-                h = layer("upscore16", h)[:, :, 27 : 27 + height, 27 : 27 + width]
-            if self.stride == 8:
-                h = layer("upscore_pool4", h)
-                skip = layer("score_pool3", pool3)
-                h = h + skip[:, :, 9 : 9 + h.shape[2], 9 : 9 + h.shape[3]]
-                h = layer("upscore8", h)[:, :, 31 : 31 + height, 31 : 31 + width]
-            outs[suffix] = h
-        return outs
+    return Net(define)
 
 
-class AlexNet(nn.Module):
-    """FCN-AlexNet over CaffeNet: groups, pooling before normalization."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        w = CAFFE_ALEXNET
-        self.conv1 = nn.Conv2d(3, w[0], 11, 4, padding=100)
-        self.conv2 = nn.Conv2d(w[0], w[1], 5, padding=2, groups=2)
-        self.conv3 = nn.Conv2d(w[1], w[2], 3, padding=1)
-        self.conv4 = nn.Conv2d(w[2], w[3], 3, padding=1, groups=2)
-        self.conv5 = nn.Conv2d(w[3], w[4], 3, padding=1, groups=2)
-        self.fc6 = nn.Conv2d(w[4], FULLY_CONNECTED, 6)
-        self.fc7 = nn.Conv2d(FULLY_CONNECTED, FULLY_CONNECTED, 1)
-        self.score_fr = nn.Conv2d(FULLY_CONNECTED, 5, 1)
-        self.upscore = upscore(5, 63, 32)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        def pool(x: Tensor) -> Tensor:
-            return F.max_pool2d(x, 3, 2, ceil_mode=True)
-
-        def norm(x: Tensor) -> Tensor:
-            return F.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=1.0)
-
-        x = norm(pool(F.relu(self.conv1(bgr(images)))))
-        x = norm(pool(F.relu(self.conv2(x))))
-        x = pool(F.relu(self.conv5(F.relu(self.conv4(F.relu(self.conv3(x)))))))
-        x = self.upscore(self.score_fr(F.relu(self.fc7(F.relu(self.fc6(x))))))
-        return {"": x[:, :, 18 : 18 + images.shape[2], 18 : 18 + images.shape[3]]}
-
-
-class GoogLeNet(nn.Module):
-    """FCN-32s over BVLC's GoogLeNet; names hold slashes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        one, reduce3, three, reduce5, five, pooled = BLOCK
-        self.add_module("conv1/7x7_s2", nn.Conv2d(3, STEM[0], 7, 2, padding=3))
-        self.add_module("conv2/3x3_reduce", nn.Conv2d(STEM[0], STEM[1], 1))
-        self.add_module("conv2/3x3", nn.Conv2d(STEM[1], STEM[2], 3, padding=1))
-        before = STEM[2]
-        for block in BLOCKS:
-            for name, inputs, width, kernel in (
-                ("1x1", before, one, 1),
-                ("3x3_reduce", before, reduce3, 1),
-                ("3x3", reduce3, three, 3),
-                ("5x5_reduce", before, reduce5, 1),
-                ("5x5", reduce5, five, 5),
-                ("pool_proj", before, pooled, 1),
-            ):
-                layer = nn.Conv2d(inputs, width, kernel, padding=kernel // 2)
-                self.add_module(f"inception_{block}/{name}", layer)
-            before = one + three + five + pooled
-        self.score_fr = nn.Conv2d(before, 5, 1)
-        self.upscore = upscore(5, 63, 32)
-
-    def unit(self, name: str, x: Tensor) -> Tensor:
-        return F.relu(self.get_submodule(name)(x))
-
-    def inception(self, block: str, x: Tensor) -> Tensor:
-        name = f"inception_{block}/"
-        branches = (
-            self.unit(f"{name}1x1", x),
-            self.unit(f"{name}3x3", self.unit(f"{name}3x3_reduce", x)),
-            self.unit(f"{name}5x5", self.unit(f"{name}5x5_reduce", x)),
-            self.unit(f"{name}pool_proj", F.max_pool2d(x, 3, 1, padding=1)),
-        )
-        return torch.cat(branches, 1)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        def pool(x: Tensor) -> Tensor:
-            return F.max_pool2d(x, 3, 2, ceil_mode=True)
-
-        def norm(x: Tensor) -> Tensor:
-            return F.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=1.0)
-
-        x = norm(pool(self.unit("conv1/7x7_s2", bgr(images))))
-        x = pool(norm(self.unit("conv2/3x3", self.unit("conv2/3x3_reduce", x))))
-        for block in BLOCKS:
-            x = self.inception(block, pool(x) if block in ("4a", "5a") else x)
-        x = self.upscore(self.score_fr(x))
-        return {"": x[:, :, 1 : 1 + images.shape[2], 1 : 1 + images.shape[3]]}
-
-
-class LateFusion(nn.Module):
+def LateFusion(classes: int = 5) -> Net:
     """NYUD's two FCN-32s for color and HHA, whose scores are averaged before the upsampling."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.streams = nn.ModuleDict({"color": VGG(32), "hha": VGG(32)})
-        self.upscore = upscore(5, 64, 32)
-
-    def weights(self) -> dict[str, Tensor]:
-        """The state dict under the names that the reference implementation gives."""
-        found = {"upscore.weight": self.upscore.weight.detach()}
-        for stream, net in self.streams.items():
-            for key, value in net.state_dict().items():
-                layer, _, what = key.rpartition(".")
-                if layer != "upscore":
-                    found[f"{layer}{stream}.{what}"] = value
-        return found
-
-    def forward(self, images: Tensor, hha: Tensor) -> dict[str, Tensor]:
-        color = bgr(images, (116.190, 97.203, 92.318))
-        geometry = hha.float() - torch.tensor((132.431, 94.076, 118.477)).view(3, 1, 1)
+    def define(net: Net, images: Tensor, hha: Tensor) -> dict[str, Tensor]:
+        inputs = {"color": bgr(images, (116.190, 97.203, 92.318))}
+        inputs["hha"] = rgb(hha, (132.431, 94.076, 118.477), (1, 1, 1), 1)
         scores = [
-            0.5 * net.score_fr(net.trunk(x)[0])
-            for net, x in zip(self.streams.values(), (color, geometry), strict=True)
+            0.5 * net.conv(f"score_fr{stream}", vgg16(net, x, suffix=stream)[2], classes, 1)
+            for stream, x in inputs.items()
         ]
-        x = self.upscore(scores[0] + scores[1])
-        return {"": x[:, :, 19 : 19 + images.shape[2], 19 : 19 + images.shape[3]]}
+        return {"out": crop(net.up("upscore", sum(scores), 64, 32), 19, images.shape[2:])}
+
+    return Net(define, 2)
+
+
+def EarlyFusion() -> Net:
+    """NYUD's FCN-32s of four channels: color, and the logarithm of a depth of 1 to 256."""
+
+    def define(net: Net, images: Tensor, depth: Tensor) -> dict[str, Tensor]:
+        logs = (depth[:, :1].double() + 1).log() - 7.844
+        x = torch.cat((bgr(images, (116.190, 97.203, 92.318)), logs), 1)
+        return {"out": skips(net, vgg16(net, x, "conv1_1_bgrd"), images.shape[2:], 32)}
+
+    return Net(define, 2)
+
+
+def alexnet(
+    net: Net, x: Tensor, names: Sequence[str], widths: Sequence[int], caffe: bool
+) -> Tensor:
+    for k, (name, kernel) in enumerate(zip(names, (11, 5, 3, 3, 3), strict=True)):
+        settings = {"padding": kernel // 2} if k else {"padding": 100, "stride": 4}
+        groups = 2 if caffe and k in (1, 3, 4) else 1
+        x = F.relu(net.conv(name, x, widths[k], kernel, groups=groups, **settings))
+        x = pool3(x) if k in (0, 1, 4) else x
+        x = lrn(x) if caffe and k in (0, 1) else x
+    return x
+
+
+def alexnet_scores(net: Net, x: Tensor, size: Sequence[int], classes: int = 5) -> dict[str, Tensor]:
+    x = net.conv("score_fr", x, classes, 1)
+    return {"out": crop(net.up("upscore", x, 63, 32), 18, size)}
+
+
+def AlexNet(classes: int = 5) -> Net:
+    """FCN-AlexNet over CaffeNet: groups, pooling before normalization."""
+
+    def define(net: Net, images: Tensor) -> dict[str, Tensor]:
+        names = [f"conv{k}" for k in range(1, 6)]
+        x = alexnet(net, bgr(images), names, CAFFE_ALEXNET, True)
+        for name, kernel in (("fc6", 6), ("fc7", 1)):
+            x = F.relu(net.conv(name, x, FULLY_CONNECTED, kernel))
+        return alexnet_scores(net, x, images.shape[2:], classes)
+
+    return Net(define)
+
+
+def GoogLeNet(stride: int = 32, classes: int = 5, caffe: bool = True) -> Net:
+    """FCNs over BVLC's GoogLeNet, or torchvision's, which normalizes its input a second time.
+
+    In the paper there is only the 32s; the others sum the scores of 4e and 3b, too.
+    """
+    inside = ["1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj"]
+    if not caffe:
+        inside = ["branch1", "branch2.0", "branch2.1", "branch3.0", "branch3.1", "branch4.1"]
+
+    def define(net: Net, images: Tensor) -> dict[str, Tensor]:
+        def unit(name: str, x: Tensor, width: int, kernel: int, stride: int = 1) -> Tensor:
+            place = {"stride": stride, "padding": kernel // 2}
+            if caffe:
+                return F.relu(net.conv(name, x, width, kernel, **place))
+            x = net.conv(f"{name}.conv", x, width, kernel, False, **place)
+            return F.relu(net.norm(f"{name}.bn", x, 1e-3))
+
+        def inception(block: str, x: Tensor) -> Tensor:
+            begin = f"inception_{block}/" if caffe else f"inception{block}."
+            names = [begin + name for name in inside]
+            one, three, five = (unit(names[k], x, BLOCK[k], 1) for k in (0, 1, 3))
+            three = unit(names[2], three, BLOCK[2], 3)
+            five = unit(names[4], five, BLOCK[4], 5 if caffe else 3)
+            pooled = unit(names[5], F.max_pool2d(x, 3, 1, padding=1), BLOCK[5], 1)
+            return torch.cat((one, three, five, pooled), 1)
+
+        half = (0.5, 0.5, 0.5)
+        x = bgr(images) if caffe else rgb(images, half, half)
+        norm = lrn if caffe else lambda x: x
+        stem = ["conv1/7x7_s2", "conv2/3x3_reduce", "conv2/3x3"]
+        stem = stem if caffe else ["conv1", "conv2", "conv3"]
+        x = norm(pool3(unit(stem[0], x, STEM[0], 7, 2)))
+        x = pool3(norm(unit(stem[2], unit(stem[1], x, STEM[1], 1), STEM[2], 3)))
+        maps = {}
+        for block in BLOCKS:
+            if block in ("4a", "5a"):
+                x = pool3(x) if caffe or block == "4a" else F.max_pool2d(x, 2, 2, ceil_mode=True)
+            x = maps[block] = inception(block, x)
+        x, size = net.conv("score_fr", x, classes, 1), images.shape[2:]
+        if stride == 32:
+            return {"out": crop(net.up("upscore", x, 63, 32), 1 if caffe else 9, size)}
+        skip = net.conv("score_inception_4e", maps["4e"], classes, 1)
+        x = crop(up(x, 3 if caffe else 4, 2), 0 if caffe else 1, skip.shape[2:]) + skip
+        if stride == 8:
+            skip = net.conv("score_inception_3b", maps["3b"], classes, 1)
+            x = crop(up(x, 3, 2), 0, skip.shape[2:]) + skip
+        return {"out": crop(up(x, 2 * stride - 1, stride), 1, size)}
+
+    return Net(define)

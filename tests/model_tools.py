@@ -15,6 +15,7 @@ from torch import nn
 from fcnfast.data import CAMVID, ClassTable, demo_scene
 from fcnfast.data.transforms import RandomScaleCrop
 from fcnfast.models import alexnet, create_model, googlenet, resnet, save_model, vgg
+from tests import foreign_nets
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,23 +35,19 @@ def write_small_weights(
 
 
 def narrow_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let new networks have all the paper's layers, with few channels.
-
-    Widths that differ must differ still: where a block's input and output agree, a shortcut without
-    a projection appears.
-    """
-    monkeypatch.setattr(vgg, "STAGES", ((2, 2), (3, 3), (4, 4, 4), (5, 5, 5), (6, 6, 6)))
-    monkeypatch.setattr(vgg, "FULLY_CONNECTED", 7)
-    widths = {"caffe": (4, 6, 6, 4, 6), "torchvision": (3, 5, 4, 6, 5)}
-    monkeypatch.setattr(alexnet, "WIDTHS", widths)
-    monkeypatch.setattr(alexnet, "FULLY_CONNECTED", 7)
-    blocks = {
-        name: googlenet.Widths(1 + i % 2, 2, 3, 1, 2, 1 + i % 3)
-        for i, name in enumerate(googlenet.BLOCKS)
-    }
-    monkeypatch.setattr(googlenet, "STEM", (3, 2, 4))
-    monkeypatch.setattr(googlenet, "BLOCKS", blocks)
-    monkeypatch.setattr(resnet, "WIDTH", 2)
+    """Let new networks have all the paper's layers, with the few channels of `foreign_nets`."""
+    widths = {"caffe": foreign_nets.CAFFE_ALEXNET, "torchvision": foreign_nets.TORCHVISION_ALEXNET}
+    blocks = dict.fromkeys(foreign_nets.BLOCKS, googlenet.Widths(*foreign_nets.BLOCK))
+    for module, name, value in (
+        (vgg, "STAGES", foreign_nets.STAGES),
+        (vgg, "FULLY_CONNECTED", foreign_nets.FULLY_CONNECTED),
+        (alexnet, "WIDTHS", widths),
+        (alexnet, "FULLY_CONNECTED", foreign_nets.FULLY_CONNECTED),
+        (googlenet, "STEM", foreign_nets.STEM),
+        (googlenet, "BLOCKS", blocks),
+        (resnet, "WIDTH", foreign_nets.RESNET),
+    ):
+        monkeypatch.setattr(module, name, value)
 
 
 def is_score(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Networks of gray pictures and of four channels, and how RGB weights start them."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from fcnfast import Segmenter, create_model, load_model, save_model
 from fcnfast.cli import main
 from fcnfast.data import open_dataset, train_transform
 from fcnfast.data.images import read_image
-from fcnfast.errors import ImageError, InputError
+from fcnfast.errors import InputError
 from fcnfast.models import CAFFE
 from fcnfast.train import TrainSettings, start
+from tests.model_tools import narrow_trunks
 from tests.train_tools import small
+from tests.weights_tools import same
 
 TINY = {"widths": (4,) * 5, "depths": (1,) * 4, "decoder": 4}
 
@@ -46,14 +49,9 @@ def rgb_file(folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["fcn4s_light", "fcn4s_lite0", "fcn8s_resnet18", "fcn32s_alexnet"])
 @pytest.mark.parametrize("channels", [1, 4])
-def test_rgb_weights_start_a_network_of_other_channels(name, channels, tmp_path):
-    options = TINY if name == "fcn4s_light" else {}
-    with torch.device("meta" if name == "fcn32s_alexnet" else "cpu"):
-        rgb = create_model(name, **options)
-        if name == "fcn32s_alexnet":  # 57 million parameters: shapes will do
-            model = create_model(name, in_channels=channels)
-            assert model.first_layer()[1].weight.shape[1] == model.channels == channels
-            return
+def test_rgb_weights_start_a_network_of_other_channels(name, channels, tmp_path, monkeypatch):
+    narrow_trunks(monkeypatch)
+    rgb = create_model(name, **(TINY if name == "fcn4s_light" else {}))
     save_model(rgb, tmp_path / "rgb.safetensors")
     model = create_model(name, weights=tmp_path / "rgb.safetensors", in_channels=channels)
     key, layer = model.first_layer()
@@ -63,16 +61,13 @@ def test_rgb_weights_start_a_network_of_other_channels(name, channels, tmp_path)
     else:
         assert torch.equal(layer.weight[:, :3], filters)
         assert torch.equal(layer.weight[:, 3], filters.mean(1))
-    rest = {k: v for k, v in rgb.state_dict().items() if k != f"{key}.weight"}
-    assert all(torch.equal(model.state_dict()[k], v) for k, v in rest.items())
+    assert same(model, rgb.state_dict() | {f"{key}.weight": layer.weight})
     assert model.load_report.reshaped == {
         f"{key}.weight": (tuple(filters.shape), tuple(layer.weight.shape))
     }
     save_model(model, tmp_path / "own.safetensors")  # and its own file makes it again
     again = load_model(tmp_path / "own.safetensors")
-    assert again.in_channels == channels and torch.equal(
-        again.first_layer()[1].weight, layer.weight
-    )
+    assert again.in_channels == channels and same(again, model.state_dict())
 
 
 def test_what_the_network_sees_of_a_picture():
@@ -153,21 +148,27 @@ def test_a_data_set_of_ones_own_with_four_channels(four, tmp_path):
     assert load_model(tmp_path / "run" / "last.safetensors").in_channels == 4
 
 
-def test_refused(four, scenes, tmp_path):  # noqa: F811
-    for channels in (0, 2, 5, "4"):
-        with pytest.raises(InputError, match="in_channels must be 1, 3 or 4, not"):
-            create_model("fcn4s_light", in_channels=channels, **TINY)
-    with torch.device("meta"), pytest.raises(InputError, match="sees 6 of its own kind"):
-        create_model("nyud_fcn32s_vgg16_color_hha", in_channels=4)
-    model = create_model("fcn4s_light", num_classes=11, in_channels=4, **TINY)
-    save_model(model, tmp_path / "four.safetensors")
-    with pytest.raises(InputError, match="four.safetensors: its network needs --in-channels 4"):
-        start(small(scenes, tmp_path / "run", weights=str(tmp_path / "four.safetensors")))
-    with pytest.raises(InputError, match="is .*, but fcn4s_light .* needs"):
-        create_model("fcn4s_light", weights=tmp_path / "four.safetensors", in_channels=1, **TINY)
-    with pytest.raises(InputError, match="--bit-depth has no meaning without --in-channels 1 or 3"):
-        TrainSettings(in_channels=4, bit_depth=12)
-    with pytest.raises(InputError, match="--bit-depth 12: is for pictures of 1 or 3 channels"):
-        Segmenter(tmp_path / "four.safetensors", bit_depth=12)
-    with pytest.raises(ImageError, match="has 1 of 4 channels"):
-        Segmenter(tmp_path / "four.safetensors")(np.zeros((9, 9), np.uint8))
+def test_refused(scenes, tmp_path, monkeypatch):  # noqa: F811
+    narrow_trunks(monkeypatch)
+    path, light = tmp_path / "four.safetensors", partial(create_model, "fcn4s_light", **TINY)
+    save_model(light(num_classes=11, in_channels=4), path)
+    trained = small(scenes, tmp_path / "run", weights=str(path))
+    only = "in_channels must be 1, 3 or 4, not"
+    for call, says in (
+        (lambda: light(in_channels=0), only),
+        (lambda: light(in_channels="4"), only),
+        (lambda: create_model("nyud_fcn32s_vgg16_color_hha", in_channels=4), "sees 6 of its own"),
+        (lambda: start(trained), "four.safetensors: its network needs --in-channels 4"),
+        (lambda: light(weights=path, in_channels=1), "is .*, but fcn4s_light .* needs"),
+        (
+            lambda: TrainSettings(in_channels=4, bit_depth=12),
+            "--bit-depth has no meaning without --in-channels 1 or 3",
+        ),
+        (
+            lambda: Segmenter(path, bit_depth=12),
+            "--bit-depth 12: is for pictures of 1 or 3 channels",
+        ),
+        (lambda: Segmenter(path)(np.zeros((9, 9), np.uint8)), "has 1 of 4 channels"),
+    ):
+        with pytest.raises(InputError, match=says):
+            call()

@@ -14,11 +14,10 @@ from PIL import Image
 
 import fcnfast
 from fcnfast import data
-from fcnfast.models import alexnet, table
+from fcnfast.models import table
 from tests import foreign_nets, foreign_torch_nets
 from tests.foreign_nets import randomize
 from tests.model_tools import narrow_trunks
-from tests.weights_tools import narrow_vgg
 from tests.wire_tools import caffemodel
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -88,10 +87,7 @@ def test_the_crop_of_the_docs(monkeypatch):
 
 def test_the_files_of_the_docs(monkeypatch, tmp_path):
     """The pages' code with files of the names that it has; the networks are narrow."""
-    narrow_vgg(monkeypatch)
-    widths = alexnet.WIDTHS | {"torchvision": foreign_nets.TORCHVISION_ALEXNET}
-    monkeypatch.setattr(alexnet, "WIDTHS", widths)
-    monkeypatch.setattr(alexnet, "FULLY_CONNECTED", foreign_nets.FULLY_CONNECTED)
+    narrow_trunks(monkeypatch)
     monkeypatch.chdir(tmp_path)
     torch.save(randomize(foreign_torch_nets.VGG16()).weights(), "vgg16.pth")
     torch.save(randomize(foreign_torch_nets.AlexNet()).weights(), "alexnet.pth")

@@ -14,14 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from fcnfast.cli import main
 from fcnfast.data.tables import PASCAL_CONTEXT_59
-from fcnfast.models import alexnet, googlenet
 from tests import foreign_nets, test_datasets
 from tests.foreign_nets import STAGES, VGG, randomize
-from tests.weights_tools import narrow_vgg
+from tests.model_tools import narrow_trunks
 from tests.wire_tools import caffemodel
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "reproduce.md").read_text(encoding="utf-8")
@@ -84,8 +82,8 @@ def write_net(path, net, **layers):
 def write_weights():
     """The classifiers and the released networks, with the page's names."""
     fc8 = torch.ones(9, foreign_nets.FULLY_CONNECTED)
-    alex, google = foreign_nets.AlexNet(), foreign_nets.GoogLeNet()
-    loss3 = torch.ones(9, google.score_fr.in_channels)
+    alex, google = foreign_nets.AlexNet(21), foreign_nets.GoogLeNet()
+    loss3 = torch.ones(9, google.state["score_fr.weight"].shape[1])
     for path, net, layer in (
         ("VGG_ILSVRC_16_layers", VGG(32), {"fc8": fc8}),
         ("bvlc_reference_caffenet", alex, {"fc8": fc8}),
@@ -94,8 +92,6 @@ def write_weights():
         state = randomize(net).state_dict()
         trunk = {name: weight for name, weight in state.items() if "score" not in name}
         write_net(f"{path}.caffemodel", trunk, **layer)
-    alex.score_fr = nn.Conv2d(foreign_nets.FULLY_CONNECTED, 21, 1)
-    alex.upscore = foreign_nets.upscore(21, 63, 32)
     write_net("fcn-alexnet-pascal.caffemodel", alex)
     for stride in (32, 16, 8):
         released = {
@@ -108,25 +104,17 @@ def write_weights():
     scales = {"scale_pool4": torch.full((STAGES[3][-1],), 0.01)}
     scales["scale_pool3"] = torch.full((STAGES[2][-1],), 0.0001)
     write_net("fcn8s-atonce-pascal.caffemodel", VGG(8, True, {"": 21}), **scales)
-    late = foreign_nets.LateFusion()
     for stream in ("color", "hha"):
-        late.streams[stream] = VGG(32, heads={"": 40})
-        write_net(f"nyud-fcn32s-{stream}-heavy.caffemodel", late.streams[stream])
-    late.upscore = foreign_nets.upscore(40, 64, 32)
-    write_net("nyud-fcn32s-color-hha-heavy.caffemodel", randomize(late).weights())
+        write_net(f"nyud-fcn32s-{stream}-heavy.caffemodel", VGG(32, heads={"": 40}))
+    write_net("nyud-fcn32s-color-hha-heavy.caffemodel", foreign_nets.LateFusion(40))
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
     """A working folder with everything that the page takes, and narrow networks."""
     root = tmp_path_factory.mktemp("reproduce")
-    blocks_of = {name: googlenet.Widths(*foreign_nets.BLOCK) for name in foreign_nets.BLOCKS}
     with pytest.MonkeyPatch.context() as patch:
-        narrow_vgg(patch)
-        patch.setattr(alexnet, "WIDTHS", {"caffe": foreign_nets.CAFFE_ALEXNET})
-        patch.setattr(alexnet, "FULLY_CONNECTED", foreign_nets.FULLY_CONNECTED)
-        patch.setattr(googlenet, "STEM", foreign_nets.STEM)
-        patch.setattr(googlenet, "BLOCKS", blocks_of)
+        narrow_trunks(patch)
         patch.chdir(root)
         make_data(root)
         write_weights()

@@ -15,6 +15,7 @@ from fcnfast import ops, theory
 from fcnfast.cli import main
 from fcnfast.geometry import ReceptiveField, SamplingGrid
 from fcnfast.models import create_model
+from tests.foreign_nets import tent
 from tests.model_tools import narrow_trunks
 
 
@@ -22,17 +23,10 @@ def field(size, stride, offset):
     return ReceptiveField(size, Fraction(stride), Fraction(offset))
 
 
-layers = st.lists(
-    st.tuples(
-        st.sampled_from(("conv", "max", "mean")),
-        st.integers(1, 3),
-        st.integers(1, 3),
-        st.integers(0, 1),
-        st.integers(1, 2),
-    ),
-    min_size=1,
-    max_size=4,
-)
+KINDS = st.sampled_from(("conv", "max", "mean"))
+# Kernel, stride, padding, dilation.
+NUMBERS = (st.integers(1, 3), st.integers(1, 3), st.integers(0, 1), st.integers(1, 2))
+layers = st.lists(st.tuples(KINDS, *NUMBERS), min_size=1, max_size=4)
 
 
 def built(spec, padded=True, channels=2):
@@ -50,7 +44,7 @@ def built(spec, padded=True, channels=2):
     return nn.Sequential(*chain)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(layers)
 def test_a_chain_has_the_fields_of_the_calculus(spec):
     model, expected = built(spec), ReceptiveField()
@@ -60,9 +54,10 @@ def test_a_chain_has_the_fields_of_the_calculus(spec):
     traced = theory.trace(model, 200, channels=2)
     assert traced.outputs == {"": expected}
     assert [layer.name for layer in traced.layers] == [str(i) for i in range(len(model))]
+    assert theory.receptive_field(nn.ReLU()) == field(1, 1, 0)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(layers, st.integers(0, 10**6))
 def test_a_unit_depends_on_just_its_field(spec, seed):
     """By gradients: nothing outside of the field has any, and its corners do."""
@@ -121,19 +116,6 @@ def test_what_a_trace_counts():
         theory.receptive_field(model)
 
 
-def test_fields_that_the_calculus_does_not_have():
-    with pytest.raises(ValueError, match=r"kernel of \(3, 1\)"):
-        theory.trace(nn.Conv2d(3, 1, (3, 1)), 32)
-    assert theory.receptive_field(nn.ReLU()) == field(1, 1, 0)
-
-    class Mixed(nn.Module):
-        def forward(self, x):
-            return x[..., :8, :8] + F.max_pool2d(x, 2)[..., :8, :8]
-
-    with pytest.raises(ValueError, match="strides 1 and 2"):
-        theory.trace(Mixed(), 32, channels=1)
-
-
 class Classifier(nn.Module):
     """In torchvision's form: features, a pooling, a classifier."""
 
@@ -177,28 +159,9 @@ def test_convolutionalized_poolings():
     dense = theory.convolutionalize(model, (23, 31)).eval()
     images = torch.rand(2, 3, 27, 31)
     assert torch.allclose(dense(images)[..., 0, 0], model(images[..., :23, :]), atol=1e-6)
-    with pytest.raises(ValueError, match="no fixed window"):
-        theory.convolutionalize(Classifier(pool=(2, 2)), (23, 31))
 
 
-def test_what_cannot_be_convolutionalized():
-    with pytest.raises(ValueError, match="no linear layer"):
-        theory.convolutionalize(nn.Sequential(nn.Conv2d(3, 3, 3)), 8)
-
-    class Twice(Classifier):
-        def forward(self, x):
-            return 2 * super().forward(x)
-
-    with pytest.raises(ValueError, match="Twice does more"):
-        theory.convolutionalize(Twice(), (23, 31))
-    odd = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 4), nn.LayerNorm(4))
-    with pytest.raises(ValueError, match="LayerNorm"):
-        theory.convolutionalize(odd, 8)
-    with pytest.raises(ValueError, match="do not fit"):
-        theory.convolutionalize(odd, 9)
-
-
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(layers, st.integers(0, 12), st.integers(0, 12), st.integers(0, 10**6))
 def test_rarefied_is_shifted_and_stitched(spec, more_rows, more_columns, seed):
     torch.manual_seed(seed)
@@ -233,8 +196,6 @@ def test_one_layer_rarefied():
     assert model[2].stride == 2 and model[3].dilation == (1, 1)
     with pytest.raises(ValueError, match="no stride"):
         theory.rarefy(model, "5")
-    with pytest.raises(ValueError, match="no layer 'pool'"):
-        theory.rarefy(model, "pool")
 
 
 def test_rarefied_branches():
@@ -254,15 +215,6 @@ def test_rarefied_branches():
     images = torch.rand(1, 2, 40, 40, dtype=torch.float64)
     assert dense.last.dilation == (2, 2)
     assert torch.allclose(dense(images)[..., ::2, ::2], model(images), rtol=1e-12)
-
-
-def test_bad_shifts():
-    model = nn.Sequential(nn.Conv2d(1, 1, 3, stride=2))
-    with pytest.raises(ValueError, match="too small"):
-        theory.shift_and_stitch(model, torch.rand(1, 1, 3, 9))
-    finer = nn.Sequential(nn.Conv2d(1, 1, 3), nn.ConvTranspose2d(1, 1, 4, 2))
-    with pytest.raises(ValueError, match="stride 1/2"):
-        theory.shift_and_stitch(finer, torch.rand(1, 1, 9, 9))
 
 
 @given(
@@ -289,35 +241,19 @@ def test_the_expected_gradient_of_a_sampled_sum():
     generator = torch.Generator().manual_seed(0)
     grid = SamplingGrid.resize((3, 3), (12, 12))
     x = torch.randn(1, 4, 3, 3, dtype=torch.float64, requires_grad=True)
-    target = torch.randint(0, 4, (1, 12, 12), generator=generator)
+    target = torch.randint(0, 4, (1, 12, 12))
 
     def gradient(labels):
         loss = ops.upsample_cross_entropy(x, labels, grid, reduction="sum")
         return torch.autograd.grad(loss, x)[0]
 
-    p, draws = 0.3, 500
+    p, draws = 0.3, 200
     samples = torch.stack(
         [gradient(theory.sample_patches(target, p, 4, generator)) for _ in range(draws)]
     )
     error = (samples.mean(0) - p * gradient(target)).abs()
     assert (error <= 5 * samples.std(0) / draws**0.5).all()
     assert samples.std(0).max() > 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ((torch.zeros(1, 2, 2), 0.5, 2), TypeError, "float32"),
-        ((torch.zeros(2, 2, dtype=torch.long), 0.5, 2), ValueError, "N x H x W"),
-        ((torch.zeros(1, 2, 2, dtype=torch.long), 0.0, 2), ValueError, "0.0"),
-        ((torch.zeros(1, 2, 2, dtype=torch.long), 1.5, 2), ValueError, "1.5"),
-        ((torch.zeros(1, 2, 2, dtype=torch.long), 0.5, 0), ValueError, "cell"),
-        ((torch.zeros(1, 2, 2, dtype=torch.int8), 0.5, 2), ValueError, "255"),
-    ],
-)
-def test_bad_samples(arguments, error, message):
-    with pytest.raises(error, match=message):
-        theory.sample_patches(*arguments)
 
 
 # Table 1 of the paper. Its 907 for GoogLeNet counts the classifier's 7 x 7 pooling, which an FCN
@@ -358,24 +294,12 @@ def test_info_about_nothing(capsys):
     assert "too small" in capsys.readouterr().err
 
 
-def tent(stride):
-    """The filter of a bilinear interpolation by `stride`, from its definition."""
-    size = 2 * stride - stride % 2
-    side = 1 - (torch.arange(size, dtype=torch.float64) - (size - 1) / 2).abs() / stride
-    return torch.outer(side, side)
-
-
-@given(
-    st.lists(st.integers(2, 4), min_size=1, max_size=3), st.integers(2, 4), st.integers(2, 4),
-    st.integers(0, 2**31),
-)  # fmt: skip
+@given(st.lists(st.integers(2, 4), min_size=1, max_size=3), st.integers(2, 4), st.integers(2, 4))
 @settings(max_examples=15)
-def test_a_stack_of_deconvolutions_interpolates_in_place(strides, height, width, seed):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(1, 2, height, width, generator=generator, dtype=torch.float64)
-    wanted = x
+def test_a_stack_of_deconvolutions_interpolates_in_place(strides, height, width):
+    wanted = x = torch.randn(1, 2, height, width, dtype=torch.float64)
     for s in strides:
-        filters = tent(s).expand(2, 1, -1, -1)
+        filters = tent(2 * s - s % 2).expand(2, 1, -1, -1)
         wanted = F.conv_transpose2d(wanted, filters, stride=s, padding=s // 2, groups=2)
     stack = theory.stacked_deconvolutions(2, strides).double()
     assert torch.allclose(stack(x), wanted, rtol=1e-5, atol=1e-6)  # filters begin in float32
@@ -390,10 +314,9 @@ def test_a_stack_of_deconvolutions_interpolates_in_place(strides, height, width,
 
 def test_a_stack_of_deconvolutions_learns_what_no_interpolation_can():
     """The edge of a disc from its blurred picture, which no linear map restores."""
-    generator = torch.Generator().manual_seed(0)
-    y, x = torch.meshgrid(torch.arange(48.0), torch.arange(48.0), indexing="ij")
-    centers = torch.rand(8, 2, 1, 1, generator=generator) * 24 + 12
-    sharp = ((y - centers[:, 0]) ** 2 + (x - centers[:, 1]) ** 2 < 100).float()[:, None]
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    centers = torch.rand(4, 2, 1, 1) * 16 + 8
+    sharp = ((y - centers[:, 0]) ** 2 + (x - centers[:, 1]) ** 2 < 50).float()[:, None]
     coarse = F.avg_pool2d(sharp, 4)
     ends = {}
     for activation in (None, nn.PReLU):
@@ -412,35 +335,60 @@ def test_a_stack_of_deconvolutions_learns_what_no_interpolation_can():
     assert [type(layer).__name__ for layer in stack] == ["Deconv", "PReLU", "Deconv"]
 
 
+class Mixed(nn.Module):
+    def forward(self, x):
+        return x[..., :8, :8] + F.max_pool2d(x, 2)[..., :8, :8]
+
+
+class Twice(Classifier):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 NET = nn.Conv2d(1, 1, 3, 2)
+FINER = nn.Sequential(nn.Conv2d(1, 1, 3), nn.ConvTranspose2d(1, 1, 4, 2))
+ODD = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 4), nn.LayerNorm(4))
+LABELS = torch.zeros(1, 2, 2, dtype=torch.long)
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "says"),
+    ("function", "arguments", "error", "says"),
     [
-        (lambda: theory.receptive_field(3), TypeError, "model must be a torch.nn.Module, not 3"),
-        (lambda: theory.rarefy("net"), TypeError, "model must be a torch.nn.Module, not 'net'"),
-        (lambda: theory.convolutionalize(None, 26), TypeError, "classifier must be .* not None"),
+        ("trace", (nn.Conv2d(3, 1, (3, 1)), 32), ValueError, r"kernel of \(3, 1\)"),
+        ("trace", (Mixed(), 32), ValueError, "strides 1 and 2"),
+        ("receptive_field", (3,), TypeError, "model must be a torch.nn.Module, not 3"),
+        ("rarefy", ("net",), TypeError, "model must be a torch.nn.Module, not 'net'"),
+        ("rarefy", (NET, "pool"), ValueError, "no layer 'pool'"),
+        ("convolutionalize", (None, 26), TypeError, "classifier must be .* not None"),
+        ("convolutionalize", (nn.Sequential(NET), 8), ValueError, "no linear layer"),
+        ("convolutionalize", (Twice(), (23, 31)), ValueError, "Twice does more"),
+        ("convolutionalize", (ODD, 8), ValueError, "LayerNorm"),
+        ("convolutionalize", (ODD, 9), ValueError, "do not fit"),
+        ("convolutionalize", (Classifier(pool=(2, 2)), (23, 31)), ValueError, "no fixed window"),
+        ("shift_and_stitch", (NET, torch.zeros(1, 1, 3, 9)), ValueError, "too small"),
+        ("shift_and_stitch", (FINER, torch.zeros(1, 1, 9, 9)), ValueError, "stride 1/2"),
         (
-            lambda: theory.shift_and_stitch(NET, torch.zeros(1, 9, 9)),
+            "shift_and_stitch",
+            (NET, torch.zeros(1, 9, 9)),
             ValueError,
-            r"images must be N x C x H x W, not \(1, 9, 9\)",
+            r"C x H x W, not \(1, 9, 9\)",
         ),
-        (lambda: theory.shift_and_stitch(NET, [1]), TypeError, "images must be .* not list"),
-        (lambda: theory.shift_and_stitch(3, torch.zeros(1, 1, 9, 9)), TypeError, "model must"),
-        (lambda: theory.stacked_deconvolutions(3, 2), TypeError, "strides must be .* not 2"),
-        (lambda: theory.stacked_deconvolutions(3, "22"), TypeError, "strides must be .* not '22'"),
-        (lambda: theory.stacked_deconvolutions("3", (2,)), TypeError, "channels must be .* '3'"),
+        ("shift_and_stitch", (NET, [1]), TypeError, "images must be .* not list"),
+        ("shift_and_stitch", (3, torch.zeros(1, 1, 9, 9)), TypeError, "model must"),
+        ("sample_patches", (LABELS.float(), 0.5, 2), TypeError, "float32"),
+        ("sample_patches", (LABELS[0], 0.5, 2), ValueError, "N x H x W"),
+        ("sample_patches", (LABELS, 0.0, 2), ValueError, "0.0"),
+        ("sample_patches", (LABELS, 1.5, 2), ValueError, "1.5"),
+        ("sample_patches", (LABELS, 0.5, 0), ValueError, "cell"),
+        ("sample_patches", (LABELS.to(torch.int8), 0.5, 2), ValueError, "255"),
+        ("stacked_deconvolutions", (3, 2), TypeError, "strides must be .* not 2"),
+        ("stacked_deconvolutions", (3, "22"), TypeError, "strides must be .* not '22'"),
+        ("stacked_deconvolutions", ("3", (2,)), TypeError, "channels must be .* '3'"),
+        ("stacked_deconvolutions", (0, (2,)), ValueError, "channels must be positive"),
+        ("stacked_deconvolutions", (3, ()), ValueError, "strides must be 2 or more"),
+        ("stacked_deconvolutions", (3, (2, 1)), ValueError, "strides must be 2 or more"),
     ],
 )
-def test_arguments_that_are_something_else_are_named(call, error, says):
+def test_arguments_that_are_refused(function, arguments, error, says):
     with pytest.raises(error, match=says):
-        call()
-
-
-@pytest.mark.parametrize("strides", [(), (2, 1), (0,)])
-def test_bad_stacks(strides):
-    with pytest.raises(ValueError, match="strides must be 2 or more"):
-        theory.stacked_deconvolutions(3, strides)
-    with pytest.raises(ValueError, match="channels must be positive"):
-        theory.stacked_deconvolutions(0, (2,))
+        getattr(theory, function)(*arguments)

@@ -1,101 +1,88 @@
-"""A network is apart from the file that it came from: the file may be written over."""
+"""A network is apart from the file that it came from, and takes no second copy of it to load."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import fcnfast
-from tests.test_weights_bad import FORMATS
-from tests.weights_tools import narrow_vgg, new_model, weights
-from tests.wire_tools import caffemodel, hdf5_model
+from fcnfast.models import vgg
+from tests.model_tools import ROOT, narrow_trunks
+from tests.weights_tools import FORMATS, new_model, same, weights
 
 
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    narrow_vgg(monkeypatch)
-
-
-def write_zeros(path: Path, kind: str) -> None:
-    """A file of the same kind and the same shapes."""
-    zeros = {key: torch.zeros_like(value) for key, value in weights().items()}
-    if kind == "safetensors":
-        model = new_model()
-        fcnfast.save_model(model, path, state={key: zeros[key] for key in model.state_dict()})
-    elif kind == "hdf5":
-        hdf5_model(path, zeros)
-    elif kind.startswith("caffe"):
-        path.write_bytes(caffemodel(zeros))
-    else:
-        torch.save(zeros, path, _use_new_zipfile_serialization=kind == "zip")
+@pytest.fixture
+def narrow(monkeypatch):
+    narrow_trunks(monkeypatch)
 
 
 def load(path: Path, how: str) -> fcnfast.models.FCN:
-    if how == "load_model":
-        return fcnfast.load_model(path)
-    if how == "weights":
+    if how == "load_weights":
+        model = new_model()
+        fcnfast.load_weights(model, path)
+        return model
+    if how == "create_model":
         return fcnfast.create_model("fcn16s_vgg16", weights=path)
-    model = new_model()
-    fcnfast.load_weights(model, path)
-    return model
+    return fcnfast.load_model(path)
 
 
-def check(model: fcnfast.models.FCN) -> None:
-    state = model.state_dict()
-    assert "fc7.weight" in state
-    assert all(torch.equal(value, weights()[key]) for key, value in state.items())
+HOW = [("create_model", kind) for kind in FORMATS]
+HOW += [("load_weights", "safetensors"), ("load_weights", "zip"), ("load_model", "legacy")]
 
 
-@pytest.mark.parametrize("how", ["load_model", "weights", "load_weights"])
-@pytest.mark.parametrize("kind", FORMATS)
-def test_another_file_copied_over_a_loaded_one_changes_nothing(tmp_path, kind, how):
-    path = tmp_path / "net"
-    FORMATS[kind](path)
-    write_zeros(tmp_path / "other", kind)
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize(("how", "kind"), HOW)
+def test_another_file_copied_over_a_loaded_one_changes_nothing(tmp_path, how, kind):
+    path, other = tmp_path / "net", tmp_path / "other"
+    FORMATS[kind](path, weights())
+    FORMATS[kind](other, {key: torch.zeros_like(value) for key, value in weights().items()})
     model = load(path, how)
-    shutil.copyfile(tmp_path / "other", path)
-    check(model)
+    shutil.copyfile(other, path)
+    assert same(model)
     path.write_bytes(b"")  # nor does a file that is cut
-    check(model)
+    assert same(model)
+    # Nor do parameters share memory.
+    state = model.state_dict().values()
+    places = [tensor.untyped_storage() for tensor in state]
+    assert len({place.data_ptr() for place in places}) == len(places)
+    assert [place.nbytes() for place in places] == [tensor.nbytes for tensor in state]
 
 
-@pytest.mark.parametrize("saver", ["zip", "legacy", "safetensors"])
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize(
+    ("kind", "saver"),
+    [
+        *((k, k) for k in ("safetensors", "zip", "legacy")),
+        ("caffe", "zip"),
+        ("hdf5", "safetensors"),
+    ],
+)
 def test_a_network_is_saved_over_the_file_that_it_came_from(tmp_path, kind, saver):
     path = tmp_path / "net"
-    FORMATS[kind](path)
-    model = fcnfast.load_model(path)
+    FORMATS[kind](path, weights())
+    model = load(path, "create_model")
     with torch.no_grad():  # fine-tuning
         model.fc7.bias += 1
     if saver == "safetensors":
         fcnfast.save_model(model, path)
     else:
-        torch.save(model.state_dict(), path, _use_new_zipfile_serialization=saver == "zip")
-    again = fcnfast.load_model(path)
-    assert torch.equal(again.fc7.bias, weights()["fc7.bias"] + 1)
-    with torch.no_grad():
-        again.fc7.bias -= 1
-    assert torch.equal(again.fc6.weight, weights()["fc6.weight"])
+        FORMATS[saver](path, model.state_dict())
+    changed = weights() | {"fc7.bias": weights()["fc7.bias"] + 1}
+    assert same(load(path, "create_model"), changed)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-def test_parameters_share_no_memory(tmp_path, kind):
-    FORMATS[kind](tmp_path / "net")
-    model = fcnfast.load_model(tmp_path / "net")
-    places = [tensor.untyped_storage() for tensor in model.state_dict().values()]
-    assert len({place.data_ptr() for place in places}) == len(places)
-    sizes = [tensor.nbytes for tensor in model.state_dict().values()]
-    assert [place.nbytes() for place in places] == sizes
-
-
+@pytest.mark.usefixtures("narrow")
 def test_tensors_that_share_memory_in_a_file_are_apart(tmp_path):
     state = weights()
     flat = torch.cat([state["fc7.bias"], state["fc6.bias"], torch.zeros(1000)])
     state["fc7.bias"], state["fc6.bias"] = flat[:13], flat[13:26]
     state["conv5_1.bias"] = state["conv4_1.bias"] = torch.arange(8.0)
     torch.save(state, tmp_path / "net.pth")
-    model = fcnfast.load_model(tmp_path / "net.pth")
+    model = load(tmp_path / "net.pth", "create_model")
     with torch.no_grad():
         model.conv5_1.bias.zero_()
         model.fc7.bias.zero_()
@@ -104,12 +91,13 @@ def test_tensors_that_share_memory_in_a_file_are_apart(tmp_path):
     assert model.fc6.bias.untyped_storage().nbytes() == 13 * 4
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("kind", FORMATS)
 def test_the_default_device_does_not_matter(tmp_path, kind):
-    FORMATS[kind](tmp_path / "net")
+    FORMATS[kind](tmp_path / "net", weights())
     torch.set_default_device("meta")  # elsewhere it is cuda
     try:
-        model = fcnfast.load_model(tmp_path / "net")
+        model = load(tmp_path / "net", "load_model" if kind == "zip" else "create_model").eval()
         model.set_upsampling("depthwise")
         refined = fcnfast.models.refine(model)
         images = torch.full((1, 3, 9, 9), 128, dtype=torch.uint8, device="cpu")
@@ -120,3 +108,45 @@ def test_the_default_device_does_not_matter(tmp_path, kind):
     assert torch.equal(model.fc6.weight, weights()["fc6.weight"])
     assert labels.shape == (1, 9, 9) and labels.device.type == "cpu"
     assert refined.name == "fcn8s_vgg16"
+
+
+MEASURE = """
+import sys
+import fcnfast, h5py
+from fcnfast.models import vgg
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name + ":"))
+
+vgg.FULLY_CONNECTED = 640
+fcnfast.create_model("fcn4s_light")  # what every process needs once
+for path in sys.argv[1:]:
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak begins here
+    before = status("VmRSS")
+    model = fcnfast.create_model("fcn16s_vgg16", weights=path)
+    print(status("VmHWM") - before)
+    del model
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
+def test_a_model_is_ready_without_a_second_copy(tmp_path, monkeypatch):
+    """How much memory is taken at the peak, in sizes of the file."""
+    monkeypatch.setattr(vgg, "FULLY_CONNECTED", 640)
+    with torch.device("meta"):
+        model = fcnfast.create_model("fcn16s_vgg16", num_classes=3, upsampling="dense")
+    state = {k: torch.full(v.shape, 0.01) for k, v in model.state_dict().items()}
+    most = {"safetensors": 1.2, "zip": 1.2, "legacy": 2.2, "caffe": 2.2, "hdf5": 2.2}
+    for kind in most:
+        FORMATS[kind](tmp_path / kind, state)
+    command = [sys.executable, "-c", MEASURE, *(str(tmp_path / kind) for kind in most)]
+    # The allocator is to give back what is freed.
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    for kind, peak in zip(most, done.stdout.split(), strict=True):
+        size = (tmp_path / kind).stat().st_size
+        assert size > 120e6 and 0.9 * size < 1024 * int(peak) <= most[kind] * size, kind

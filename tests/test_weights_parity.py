@@ -1,115 +1,111 @@
-"""Networks loaded from other projects' files give what those projects' networks give.
+"""Networks of other projects' files give what those projects' networks give.
 
-The definitions are those of `foreign_nets` and its neighbors, the files are written from raw bytes
-or by torch and h5py; every comparison begins with the same uint8 pictures.
+The definitions are those of `foreign_nets` and `foreign_torch_nets`, the files are written from raw
+bytes or by torch and h5py; every comparison begins with the same uint8 pictures.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from safetensors.torch import save_file
 
 import fcnfast
-from fcnfast.models import alexnet, googlenet, resnet, vgg
-from tests import foreign_nets, foreign_torch_nets
-from tests.foreign_mmseg import EncoderDecoder
-from tests.foreign_nets import randomize
-from tests.wire_tools import caffemodel, close, hdf5_model
+from fcnfast.models import FCN
+from tests import foreign_nets as nets
+from tests import foreign_torch_nets as torch_nets
+from tests.foreign_nets import VGG, Net
+from tests.model_tools import narrow_trunks
+from tests.weights_tools import same, weights
+from tests.wire_tools import caffemodel, hdf5_model
 
-SIZES = ((33, 47), (65, 39), (51, 97))
-ONE_SIZE = SIZES[:1]
+SIZES = ((33, 47), (51, 98))
 CAFFE = dict(mean=(104.00699, 116.66877, 122.67892), std=(1.0, 1.0, 1.0), order="bgr", scale=1.0)
 
 
 @pytest.fixture(autouse=True)
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fcnfast's networks with the widths of the foreign ones."""
-    monkeypatch.setattr(vgg, "STAGES", foreign_nets.STAGES)
-    monkeypatch.setattr(vgg, "FULLY_CONNECTED", foreign_nets.FULLY_CONNECTED)
-    widths = {"caffe": foreign_nets.CAFFE_ALEXNET, "torchvision": foreign_nets.TORCHVISION_ALEXNET}
-    monkeypatch.setattr(alexnet, "WIDTHS", widths)
-    monkeypatch.setattr(alexnet, "FULLY_CONNECTED", foreign_nets.FULLY_CONNECTED)
-    monkeypatch.setattr(googlenet, "STEM", foreign_nets.STEM)
-    blocks = {name: googlenet.Widths(*foreign_nets.BLOCK) for name in foreign_nets.BLOCKS}
-    monkeypatch.setattr(googlenet, "BLOCKS", blocks)
-    monkeypatch.setattr(resnet, "WIDTH", foreign_nets.RESNET)
+def narrow(monkeypatch):
+    narrow_trunks(monkeypatch)
 
 
-def photos(height: int, width: int, seed: int = 3) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=generator)
-
-
-def check(
-    model: nn.Module,
-    theirs: nn.Module,
-    heads: dict[str, str] | None = None,
-    sizes: Sequence[tuple[int, int]] = SIZES,
-) -> None:
-    """Same outputs at three odd sizes; `heads`: theirs by ours."""
-    model.eval()
+def check(model: FCN, net: Net, sizes: Sequence[tuple[int, int]] = SIZES) -> None:
+    """Same scores of all heads, and their labels, at odd sizes."""
+    model = model.double().eval()
+    generator = torch.Generator().manual_seed(3)
     for size in sizes:
-        images = photos(*size)
+        images = [torch.randint(0, 256, (1, 3, *size), generator=generator).byte()]
+        x = None
+        if model.name.startswith("nyud"):
+            images.append(images[0].flip(0, 2))
+            if model.name.endswith("_d"):
+                x = model.preprocess(images[0], images[1][:, :1] + 1.0)
+        x = model.preprocess(*images) if x is None else x
         with torch.no_grad():
-            ours, expected = model(model.preprocess(images)), theirs(images)
-        assert len(ours) == len(expected)
-        for name, output in ours.items():
-            assert close(output, expected[(heads or {"out": "", "aux": "aux"})[name]]), (name, size)
+            ours, theirs = model(x), net(*images)
+        assert ours.keys() == theirs.keys()
+        for head, wanted in theirs.items():
+            scale = wanted.abs().max()
+            assert scale > 1e-3 and (wanted.std() > 1e-2 * scale or size == (1, 1))
+            assert ours[head].shape == wanted.shape
+            # The means and deviations were rounded to float32 once.
+            assert (ours[head] - wanted).abs().max() <= 1e-6 * scale, (head, size)
+            assert torch.equal(model.predict(x, head=head).long(), ours[head].argmax(1))
 
 
-# What a training script of pytorch-fcn and others wrap their state dicts in.
-WRAPPINGS: dict[str, Callable[[dict], object]] = {
-    "plain": lambda state: state,
-    "training": lambda state: {
-        "epoch": 3,
-        "arch": "FCN",
-        "optim_state_dict": {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": []},
-        "model_state_dict": state,
-        "best_mean_iu": 0.5,
-    },
-    "parallel": lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}},
-    "parameters": lambda state: {k: nn.Parameter(v) for k, v in state.items()},
+# How files are written.
+SAVERS: dict[str, Callable[[Path, Net], object]] = {
+    "pth": lambda path, net: torch.save(net.state_dict(), path),
+    "classifier": lambda path, net: torch.save(net.weights(), path),
+    "safetensors": lambda path, net: save_file(net.state_dict(), path),
+    "hdf5": lambda path, net: hdf5_model(path, net.state_dict()),
+    "caffe": lambda path, net: path.write_bytes(caffemodel(net.state_dict())),
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "stride", "at_once"),
-    [
-        ("fcn32s_vgg16", 32, False),
-        ("fcn16s_vgg16", 16, False),
-        ("fcn8s_vgg16", 8, False),
-        ("fcn8s_atonce_vgg16", 8, True),
-    ],
-)
-def test_pytorch_fcn(tmp_path: Path, name: str, stride: int, at_once: bool) -> None:
-    theirs = randomized(foreign_nets.VGG(stride, at_once))
-    path = tmp_path / "net.pth"
-    torch.save(theirs.state_dict(), path, _use_new_zipfile_serialization=stride == 16)
-    model = fcnfast.create_model(name, weights=path)
-    assert model.num_classes == 5
-    assert model.preprocessing.to_json() == CAFFE | {"max_size": None}
-    assert model.upsampling == "fixed"
-    check(model, theirs)
+def siftflow() -> Net:
+    return VGG(8, heads={"_sem": 33, "_geo": 3}, mean=(114.578, 115.294, 108.353))
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("wrapping", WRAPPINGS)
-def test_wrapped_checkpoints(tmp_path: Path, wrapping: str, zipped: bool) -> None:
-    theirs = randomized(foreign_nets.VGG(16))
-    path = tmp_path / "checkpoint.pth.tar"
-    content = WRAPPINGS[wrapping](theirs.state_dict())
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    check(fcnfast.load_model(path), theirs, sizes=ONE_SIZE)
+NETWORKS: list[tuple[str, str, Callable[..., Net], Sequence[object]]] = [
+    ("fcn32s_vgg16", "pth", VGG, [32]),
+    ("fcn16s_vgg16", "pth", VGG, [16]),
+    ("fcn8s_vgg16", "pth", VGG, [8]),
+    ("fcn8s_vgg16", "hdf5", VGG, [8]),
+    ("fcn8s_vgg16", "classifier", torch_nets.VGG16, []),
+    ("fcn8s_vgg16", "classifier", torch_nets.VGG16, [True]),
+    ("fcn8s_atonce_vgg16", "pth", VGG, [8, True]),
+    ("fcn32s_alexnet", "caffe", nets.AlexNet, []),
+    ("fcn32s_alexnet", "classifier", torch_nets.AlexNet, []),
+    *((f"fcn{n}s_googlenet", "caffe", nets.GoogLeNet, [n]) for n in (32, 16, 8)),
+    *((f"fcn{n}s_googlenet", "classifier", torch_nets.GoogLeNet, [n]) for n in (32, 16, 8)),
+    ("siftflow_fcn8s_vgg16", "caffe", siftflow, []),
+    ("nyud_fcn32s_vgg16_color_d", "caffe", nets.EarlyFusion, []),
+    ("nyud_fcn32s_vgg16_color_hha", "caffe", nets.LateFusion, []),
+    ("fcn8s_resnet18", "pth", torch_nets.ResNet, [18]),
+    ("fcn8s_resnet50", "pth", torch_nets.ResNet, [50]),
+    ("fcn_resnet50", "safetensors", torch_nets.Segmentation, []),
+    ("fcn_resnet50_mmseg", "pth", torch_nets.MMSegmentation, []),
+]
 
 
-def randomized(net: nn.Module) -> nn.Module:
-    """Random weights, but for the upsampling, which stays bilinear."""
-    kept = {k: v.clone() for k, v in net.state_dict().items() if "upscore" in k}
-    randomize(net).load_state_dict(kept, strict=False)
-    return net
+@pytest.mark.parametrize(("name", "saver", "define", "arguments"), NETWORKS)
+def test_networks_are_their_definitions(tmp_path, name, saver, define, arguments):
+    net, path = define(*arguments), tmp_path / "net"
+    SAVERS[saver](path, net)
+    if saver == "classifier":
+        model = fcnfast.create_model(name, num_classes=5, weights_backbone=path)
+        scores = {k: v for k, v in net.state.items() if k.startswith("score")}
+        assert set(model.load_report.missing) == scores.keys()
+        model.load_state_dict(scores, strict=False)
+    elif name in ("fcn8s_vgg16", "fcn8s_atonce_vgg16") and saver == "pth":
+        model = fcnfast.create_model(name, weights=path)
+        assert model.preprocessing.to_json() == CAFFE | {"max_size": None}
+    else:
+        model = fcnfast.load_model(path)
+    assert model.name == name and getattr(model, "upsampling", "fixed") == "fixed"
+    sizes = ((33, 65), (65, 33)) if "s_resnet" in name else SIZES
+    check(model, net, (*sizes, (1, 1)) if "vgg" in name or "alexnet" in name else sizes)
 
 
 LAYOUTS = {
@@ -127,207 +123,55 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_caffe_layouts(tmp_path: Path, layout: str) -> None:
-    theirs = randomized(foreign_nets.VGG(16))
-    path = tmp_path / "net"
-    path.write_bytes(caffemodel(theirs.state_dict(), **LAYOUTS[layout]))
-    model = fcnfast.load_model(path)
-    assert model.name == "fcn16s_vgg16"
-    check(model, theirs, sizes=ONE_SIZE)
+def test_caffe_layouts(tmp_path, layout):
+    (tmp_path / "net").write_bytes(caffemodel(weights(), **LAYOUTS[layout]))
+    assert same(fcnfast.create_model("fcn16s_vgg16", weights=tmp_path / "net"))
 
 
-def test_caffe_at_once_has_its_scales_in_the_file(tmp_path: Path) -> None:
-    theirs = randomized(foreign_nets.VGG(8, at_once=True))
+def test_caffe_at_once_has_its_scales_in_the_file(tmp_path):
+    net, path = VGG(8, at_once=True), tmp_path / "net.caffemodel"
     scales = {
-        "scale_pool4.weight": torch.full((foreign_nets.STAGES[3][-1],), 0.01),
-        "scale_pool3.weight": torch.full((foreign_nets.STAGES[2][-1],), 0.0001),
+        "scale_pool4.weight": torch.full((nets.STAGES[3][-1],), 0.01),
+        "scale_pool3.weight": torch.full((nets.STAGES[2][-1],), 0.0001),
     }
-    path = tmp_path / "net.caffemodel"
-    path.write_bytes(caffemodel(theirs.state_dict() | scales))
-    model = fcnfast.load_model(path)
-    assert model.name == "fcn8s_atonce_vgg16"
-    check(model, theirs)
-    with pytest.raises(fcnfast.InputError, match=r"multiplies pool4 by 0\.01, fcn8s_vgg16 by 1"):
-        fcnfast.create_model("fcn8s_vgg16", weights=path)
-    path.write_bytes(caffemodel(theirs.state_dict()))
-    assert fcnfast.load_model(path).name == "fcn8s_vgg16"
-    with pytest.raises(fcnfast.InputError, match=r"multiplies pool4 by 1, fcn8s_atonce_vgg16"):
-        fcnfast.create_model("fcn8s_atonce_vgg16", weights=path)
+    for more, name, other, says in (
+        (scales, "fcn8s_atonce_vgg16", "fcn8s_vgg16", r"pool4 by 0\.01, fcn8s_vgg16 by 1"),
+        ({}, "fcn8s_vgg16", "fcn8s_atonce_vgg16", r"pool4 by 1, fcn8s_atonce_vgg16"),
+    ):
+        path.write_bytes(caffemodel(net.state_dict() | more))
+        model = fcnfast.load_model(path)
+        assert model.name == name
+        with pytest.raises(fcnfast.InputError, match=f"multiplies {says}"):
+            fcnfast.create_model(other, weights=path)
+        if more:
+            check(model, net)
 
 
-@pytest.mark.parametrize("generation", [2, 1])
-def test_caffenet(tmp_path: Path, generation: int) -> None:
-    theirs = randomized(foreign_nets.AlexNet())
-    path = tmp_path / "net.caffemodel"
-    path.write_bytes(caffemodel(theirs.state_dict(), generation, legacy=generation == 1))
-    model = fcnfast.load_model(path)
-    assert (model.name, model.family) == ("fcn32s_alexnet", "caffe")
-    check(model, theirs)
-
-
-@pytest.mark.parametrize("kind", ["caffemodel", "hdf5"])
-def test_bvlc_googlenet(tmp_path: Path, kind: str) -> None:
-    theirs = randomized(foreign_nets.GoogLeNet())
-    state = theirs.state_dict() | {"loss3/classifier.weight": torch.ones(7, 3)}
-    path = tmp_path / "net"
-    if kind == "hdf5":
-        pytest.importorskip("h5py")
-        hdf5_model(path, state)
-    else:
-        path.write_bytes(caffemodel(state))
-    model = fcnfast.load_model(path)
-    assert (model.name, model.family) == ("fcn32s_googlenet", "caffe")
-    check(model, theirs)
-
-
-def test_hdf5(tmp_path: Path) -> None:
-    pytest.importorskip("h5py")
-    theirs = randomized(foreign_nets.VGG(8))
-    hdf5_model(tmp_path / "net.caffemodel.h5", theirs.state_dict())
-    model = fcnfast.load_model(tmp_path / "net.caffemodel.h5")
-    assert model.name == "fcn8s_vgg16"
-    check(model, theirs)
-
-
-@pytest.mark.parametrize("stride", [32, 16, 8])
-def test_siftflow_has_two_heads_and_its_own_mean(tmp_path: Path, stride: int) -> None:
-    mean = (114.578, 115.294, 108.353)
-    theirs = randomized(foreign_nets.VGG(stride, heads={"_sem": 33, "_geo": 3}, mean=mean))
-    path = tmp_path / "net.caffemodel"
-    path.write_bytes(caffemodel(theirs.state_dict()))
-    model = fcnfast.load_model(path)
-    assert model.name == f"siftflow_fcn{stride}s_vgg16"
-    check(model, theirs, {"out": "_sem", "geo": "_geo"})
-
-
-def test_nyud_late_fusion(tmp_path: Path) -> None:
-    theirs = randomized(foreign_nets.LateFusion())
-    path = tmp_path / "net.caffemodel"
-    path.write_bytes(caffemodel(theirs.weights()))
-    model = fcnfast.load_model(path)
-    assert model.name == "nyud_fcn32s_vgg16_color_hha"
-    for size in SIZES:
-        images, hha = photos(*size), photos(*size, seed=4)
-        with torch.no_grad():
-            ours = model(model.preprocess(images, hha))["out"]
-            assert close(ours, theirs(images, hha)[""])
-
-
-@pytest.mark.parametrize("old", [False, True])
-def test_torchvision_vgg16(tmp_path: Path, old: bool) -> None:
-    theirs = randomized(foreign_torch_nets.VGG16())
-    path = tmp_path / "vgg16.pth"
-    torch.save(theirs.weights(), path, _use_new_zipfile_serialization=not old)
-    model = fcnfast.create_model("fcn8s_vgg16", num_classes=5, weights_backbone=path)
-    model.load_state_dict(theirs.scores(), strict=False)
-    check(model, theirs)
-
-
-def test_caffe_values_in_an_early_layout_of_torchvisions(tmp_path: Path) -> None:
-    theirs = randomized(foreign_torch_nets.VGG16(dropout_first=True))
-    theirs.prepare = lambda images: foreign_nets.bgr(images, (103.939, 116.779, 123.68))
-    torch.save(theirs.weights(), tmp_path / "vgg16.pth")
-    path = tmp_path / "vgg16.pth"
-    model = fcnfast.create_model("fcn8s_vgg16", num_classes=5, weights_backbone=path)
-    model.load_state_dict(theirs.scores(), strict=False)
-    check(model, theirs)
-
-
-@pytest.mark.parametrize(
-    ("name", "definition"),
-    [
-        ("fcn32s_alexnet", foreign_torch_nets.AlexNet),
-        ("fcn32s_googlenet", foreign_torch_nets.GoogLeNet),
-    ],
-)
-def test_torchvision_classifiers_choose_their_layers(
-    tmp_path: Path, name: str, definition: type[nn.Module]
-) -> None:
-    theirs = randomized(definition())
-    torch.save(theirs.weights(), tmp_path / "net.pth")
-    model = fcnfast.create_model(name, num_classes=5, weights_backbone=tmp_path / "net.pth")
-    assert model.options["family"] == "torchvision"
-    model.load_state_dict(theirs.scores(), strict=False)
-    check(model, theirs)
-    says = f"family='caffe'; create_model\\('{name}', weights_backbone="
-    with pytest.raises(fcnfast.InputError, match=says):
-        fcnfast.load_weights(fcnfast.create_model(name, num_classes=5), tmp_path / "net.pth")
-
-
-@pytest.mark.parametrize("dilated", [False, True])
-def test_torchvision_resnet(tmp_path: Path, dilated: bool) -> None:
-    theirs = randomize(foreign_torch_nets.ResNet(dilated))
-    state = theirs.state_dict() | {"fc.weight": torch.ones(9, 4), "fc.bias": torch.ones(9)}
-    torch.save(state, tmp_path / "net.pth")
-    name = "fcn_resnet50" if dilated else "fcn8s_resnet50"
-    model = fcnfast.create_model(name, weights_backbone=tmp_path / "net.pth").eval()
-    for size in SIZES:
-        images = photos(*size)
-        with torch.no_grad():
-            maps = theirs(foreign_nets.rgb(images))
-            features = model.features(model.preprocess(images))
-        assert close(features["layer4"].x, maps[3]) and close(features["layer3"].x, maps[2])
-
-
-@pytest.mark.parametrize("kind", ["pth", "safetensors"])
-def test_torchvision_segmentation(tmp_path: Path, kind: str) -> None:
-    theirs = randomize(foreign_torch_nets.Segmentation())
-    path = tmp_path / "net"
-    if kind == "pth":
-        torch.save(theirs.state_dict(), path)
-    else:
-        safetensors = pytest.importorskip("safetensors.torch")
-        safetensors.save_file(theirs.state_dict(), path)
-    model = fcnfast.load_model(path)
-    assert model.name == "fcn_resnet50"
-    check(model, theirs)
-    without = {k: v for k, v in theirs.state_dict().items() if not k.startswith("aux")}
-    torch.save(without, path)
+def test_auxiliary_heads_and_classes(tmp_path):
+    path, state = tmp_path / "net.pth", torch_nets.Segmentation().state_dict()
+    torch.save({k: v for k, v in state.items() if not k.startswith("aux")}, path)
     assert fcnfast.load_model(path).aux_classifier is None
-
-
-def test_mmsegmentation(tmp_path: Path) -> None:
-    theirs = randomize(EncoderDecoder())
     meta = {"CLASSES": tuple("abcde"), "PALETTE": [[k, 2 * k, 3 * k] for k in range(5)]}
-    path = tmp_path / "iter_80000.pth"
-    torch.save({"meta": meta, "state_dict": theirs.state_dict(), "optimizer": {}}, path)
-    model = fcnfast.load_model(path)
-    assert model.name == "fcn_resnet50_mmseg"
-    assert model.table.names == tuple("abcde") and model.table.palette[2] == (2, 4, 6)
-    check(model, theirs)
+    state = torch_nets.MMSegmentation().state_dict()
+    torch.save({"meta": meta, "state_dict": state, "optimizer": {}}, path)
+    table = fcnfast.load_model(path).table
+    assert table.names == tuple("abcde") and table.palette[2] == (2, 4, 6)
     bare = fcnfast.create_model("fcn_resnet50_mmseg", num_classes=5, aux_loss=False)
     report = fcnfast.load_weights(bare, path)
     assert report.unexpected and all(key.startswith("auxiliary_head.") for key in report.unexpected)
 
 
-@pytest.mark.parametrize("changed", ["upscore2", "upscore_pool4", "upscore8"])
+@pytest.mark.parametrize("changed", ["upscore2", "upscore8"])
 @pytest.mark.parametrize("mixing", [False, True])
-def test_learned_upsampling_stays_learned(tmp_path: Path, changed: str, mixing: bool) -> None:
+def test_learned_upsampling_stays_learned(tmp_path, changed, mixing):
     """A dense one as it is; one whose classes do not mix without its zeros."""
-    theirs = randomized(foreign_nets.VGG(8))
-    weight = getattr(theirs, changed).weight.data
-    weight[1, 2 if mixing else 1, 0, 1] += 1e-3
-    torch.save(theirs.state_dict(), tmp_path / "net.pth")
+    net = VGG(8)
+    net.state[f"{changed}.weight"][1, 2 if mixing else 1, 0, 1] += 1e-3
+    torch.save(net.state_dict(), tmp_path / "net.pth")
     model = fcnfast.create_model("fcn8s_vgg16", weights=tmp_path / "net.pth")
     kind = "dense" if mixing else "depthwise"
     kinds = (model.upsampling, model.final_upsampling)
     assert kinds == (("fixed", kind) if changed == "upscore8" else (kind, "fixed"))
-    check(model, theirs, sizes=SIZES if changed == "upscore2" else ONE_SIZE)
     fcnfast.save_model(model, tmp_path / "ours.safetensors")
-    check(fcnfast.load_model(tmp_path / "ours.safetensors"), theirs, sizes=ONE_SIZE)
-
-
-def test_ours_after_theirs_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
-    theirs = randomized(foreign_nets.VGG(8))
-    torch.save(theirs.state_dict(), tmp_path / "net.pth")
-    first = fcnfast.create_model("fcn8s_vgg16", weights=tmp_path / "net.pth").eval()
-    fcnfast.save_model(first, tmp_path / "ours.safetensors")
-    second = fcnfast.load_model(tmp_path / "ours.safetensors")
-    third = fcnfast.create_model("fcn8s_vgg16", num_classes=5).eval()
-    fcnfast.load_weights(third, tmp_path / "ours.safetensors")
-    images = photos(65, 81)
-    with torch.no_grad():
-        results = [
-            m(m.preprocess(images))["out"] for m in (first, second, third, copy.deepcopy(second))
-        ]
-    assert all(torch.equal(results[0], other) for other in results[1:])
+    check(model, net, SIZES[:1])
+    check(fcnfast.load_model(tmp_path / "ours.safetensors"), net, SIZES[:1])

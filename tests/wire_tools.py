@@ -7,8 +7,8 @@ integer, 2 a length and bytes, 1 and 5 eight and four bytes.
 import struct
 from collections.abc import Iterable, Mapping
 
+import h5py
 import numpy as np
-import torch
 from torch import Tensor
 
 
@@ -99,17 +99,7 @@ def caffemodel(
 
 def hdf5_model(path: object, state: Mapping[str, Tensor]) -> None:
     """Caffe's HDF5: data/LAYER/0, data/LAYER/1."""
-    import h5py
-
     with h5py.File(path, "w") as file:
         for name, values in by_layer(state).items():
             for index, value in enumerate(values):
                 file[f"data/{name}/{index}"] = value.numpy().astype(np.float32)
-
-
-def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> bool:
-    """Equal relative to the largest value, which is not nothing."""
-    scale = theirs.abs().max()
-    assert scale > 1e-3 and theirs.std() > 1e-2 * scale
-    assert ours.shape == theirs.shape and ours.dtype == torch.float32
-    return bool((ours - theirs).abs().max() <= tolerance * scale)

@@ -62,45 +62,30 @@ class Head(nn.Module):
         self.fine, self.score = nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(16, CLASSES, 1)
         self.hard = hard
 
-    def forward(self, x):
+    def forward(self, x, target=None):
         x = self.trunk(x)
         low = F.interpolate(self.fine(x), size=x.shape[2:], mode="bilinear", align_corners=False)
-        return self.score(torch.cat([x, low], 1))
-
-    def loss(self, x, target):
-        logits = self(x)
+        logits = self.score(torch.cat([x, low], 1))
+        if target is None:
+            return logits
         logits = F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=False)
         weight = logits.new_ones(target.shape)
         if self.hard:
             with torch.no_grad():
                 one = logits.softmax(1).gather(1, target.clamp(max=CLASSES - 1)[:, None])[:, 0]
                 weight = ((one < one.median()) & (target != 255)).float()
-        by_pixel = F.cross_entropy(
-            logits,
-            target,
-            weight=logits.new_tensor([1.0, 2.0, 0.5, 1.0, 1.0]),
-            reduction="none",
-            ignore_index=255,
-        )
+        options = {"weight": logits.new_tensor([1.0, 2.0, 0.5, 1.0, 1.0]), "reduction": "none"}
+        by_pixel = F.cross_entropy(logits, target, ignore_index=255, **options)
         count = target.numel() - (target == 255).sum().item()
         _, best = logits.topk(1, dim=1)
         right = best.transpose(0, 1).eq(target).flatten().float().sum() / count
         return (by_pixel * weight).sum() / count, right
 
 
-class Training(nn.Module):
-    def __init__(self, hard):
-        super().__init__()
-        self.head = Head(hard)
-
-    def forward(self, x, target):
-        return self.head.loss(x, target)
-
-
 @pytest.mark.parametrize("hard", [False, True])
 def test_a_head_of_mmsegmentation(hard):
     torch.manual_seed(0)
-    model, target = Training(hard), labels(CLASSES)
+    model, target = Head(hard), labels(CLASSES)
     same_training(model, lambda m: m(images(), target)[0])
     features, logits = fuse_report(fuse(model), (images(), target))
     assert features.real == "torch.cat"
@@ -123,20 +108,16 @@ class Logits(nn.Module):
 def test_ddp(unused, tmp_path):
     """Gradients are those of one process without DDP; where DDP copies outputs, they are real."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
-    )
+    meeting = f"file://{tmp_path}/rendezvous"
+    dist.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
     try:
         torch.manual_seed(0)
         model = Logits() if unused else Head(False)
         plain = copy.deepcopy(model)
         wrapped = nn.parallel.DistributedDataParallel(fuse(model), find_unused_parameters=unused)
         target = labels(CLASSES, 64 if unused else 16)
-        for _ in range(2):
-            out = wrapped(images())
-            out = out["out"] if unused else F.interpolate(out, size=16, mode="bilinear")
-            F.cross_entropy(out, target, ignore_index=255).backward()
-            out = plain(images())
+        for one in (wrapped, plain) * 2:
+            out = one(images())
             out = out["out"] if unused else F.interpolate(out, size=16, mode="bilinear")
             F.cross_entropy(out, target, ignore_index=255).backward()
     finally:

@@ -10,8 +10,8 @@ from torchvision.models import segmentation
 
 import fcnfast
 from fcnfast import UpsampledLogits, fuse, fuse_report
-from tests import foreign_nets, foreign_torch_nets
-from tests.interop.tools import images, labels, same_labels, same_training, spread
+from fcnfast.models import alexnet, vgg
+from tests.interop.tools import images, labels, randomize, same_labels, same_training, spread
 
 CLASSES = 7
 MODELS = ("fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
@@ -75,8 +75,7 @@ def test_compiled():
 @pytest.mark.parametrize("depth", [50, 101])
 def test_ours_is_torchvisions_fcn(depth):
     """The state dict loads, and the outputs are the same, loss and labels too."""
-    theirs = build(f"fcn_resnet{depth}", aux_loss=True)
-    foreign_nets.randomize(theirs)
+    theirs = randomize(build(f"fcn_resnet{depth}", aux_loss=True))
     ours = fcnfast.create_model(f"fcn_resnet{depth}", num_classes=CLASSES, aux_loss=True)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
@@ -91,39 +90,51 @@ def test_ours_is_torchvisions_fcn(depth):
         torch.testing.assert_close(loss, criterion(wanted, target), rtol=1e-4, atol=1e-4)
 
 
-def real_and_rebuilt(name):
-    """torchvision's network, and the one in foreign_torch_nets.py with its weights."""
-    if name == "resnet50":
-        theirs = foreign_nets.randomize(torchvision.models.resnet50(weights=None))
-        ours = foreign_torch_nets.ResNet(dilated=False)
-        ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if "fc." not in k})
-        return nn.Sequential(*list(theirs.children())[:-2]), lambda x: ours.eval()(x)[-1]
-    if name == "fcn_resnet50":
-        theirs = segmentation.fcn_resnet50(
-            weights=None, weights_backbone=None, num_classes=5, aux_loss=True
-        )
-        ours = foreign_torch_nets.Segmentation()
-        ours.load_state_dict(foreign_nets.randomize(theirs).state_dict())
-        return lambda x: theirs(x)["out"], lambda x: ours.eval()(x)[""]
-    theirs = {"alexnet": torchvision.models.AlexNet, "vgg16": torchvision.models.vgg16}[name]()
-    ours = {"alexnet": foreign_torch_nets.AlexNet, "vgg16": foreign_torch_nets.VGG16}[name]()
-    ours.features.load_state_dict(foreign_nets.randomize(theirs.features).state_dict())
-    return theirs.features, ours.features
+def classifier(name):
+    """torchvision's network, padded by 100, with poolings that round up and narrow last layers."""
+    options = {"init_weights": False} if name in ("vgg16", "googlenet") else {}
+    net = getattr(torchvision.models, name)(weights=None, **options)
+    if hasattr(net, "features"):
+        net.features[0].padding = (100, 100)
+        for layer in net.features:
+            layer.ceil_mode = True
+        numbers = [k for k, layer in enumerate(net.classifier) if isinstance(layer, nn.Linear)]
+        widths = [net.classifier[numbers[0]].in_features, 8, 8, 10]
+        for number, width, out in zip(numbers, widths[:-1], widths[1:], strict=True):
+            net.classifier[number] = nn.Linear(width, out)
+    return randomize(net).eval()
 
 
-@pytest.mark.parametrize("name", ["resnet50", "fcn_resnet50", "vgg16", "alexnet"])
-def test_networks_rebuilt_by_hand(name, monkeypatch):
-    """At the real widths: the same state dict, the same outputs."""
-    real = {
-        "RESNET": 64,
-        "TORCHVISION_ALEXNET": (64, 192, 384, 256, 256),
-        "STAGES": ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3),
-        "rgb": lambda x: x,
-    }
-    for key, value in real.items():
-        monkeypatch.setattr(foreign_torch_nets, key, value)
+@pytest.mark.parametrize(
+    ("theirs", "name", "last", "size"),
+    [
+        ("vgg16", "fcn8s_vgg16", "fc7", 26),  # fc6 has one window
+        ("alexnet", "fcn32s_alexnet", "fc7", 27),
+        ("googlenet", "fcn32s_googlenet", "inception_5b", 96),
+        ("resnet18", "fcn8s_resnet18", "layer4", 96),
+        ("resnet50", "fcn8s_resnet50", "layer4", 96),
+    ],
+)
+def test_classifiers_become_trunks(theirs, name, last, size, monkeypatch, tmp_path):
+    """Real files at the real widths: every tensor has its place, and the maps are theirs."""
+    for module in (vgg, alexnet):
+        monkeypatch.setattr(module, "FULLY_CONNECTED", 8)
     monkeypatch.setattr(nn.Linear, "reset_parameters", lambda self: None)  # the slowest part
-    theirs, ours = real_and_rebuilt(name)
+    net, x = classifier(theirs), images(size, 1)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    model = fcnfast.create_model(name, weights_backbone=tmp_path / "net.pth").eval()
+    assert not model.load_report.unexpected
+    assert all(key.startswith("score") for key in model.load_report.missing)
+    seen = []
+    if theirs == "googlenet":
+        pixels, net.transform_input = torch.arange(75).view(1, 3, 5, 5).byte(), True
+        wanted = net._transform_input(fcnfast.create_model("fcn4s_light").preprocess(pixels))
+        torch.testing.assert_close(model.preprocess(pixels), wanted)
+        net.transform_input = False
+    layer = net.classifier[-2] if last == "fc7" else getattr(net, last.replace("_", ""))
+    layer.register_forward_hook(lambda layer, inputs, output: seen.append(output))
     with torch.no_grad():
-        wanted, found = theirs(images(96, 1)), ours(images(96, 1))
+        net(x)
+        found = model.features(x)[last].x
+    wanted = seen[0].view(found.shape)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))

@@ -15,86 +15,52 @@ from tests.interop.tools import images, labels, same_labels, same_training, spre
 CLASSES = 7
 
 
-def segformer(**options):
-    config = transformers.SegformerConfig(
-        num_labels=CLASSES,
-        depths=[1, 1, 1, 1],
-        hidden_sizes=[8, 16, 24, 32],
-        num_attention_heads=[1, 1, 2, 2],
-        decoder_hidden_size=16,
-        **options,
-    )
-    return transformers.SegformerForSemanticSegmentation(config)
+VIT = {
+    "image_size": 64,
+    "patch_size": 16,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+HIERARCHY = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+# Small settings of each network.
+MODELS = {
+    "Segformer": {**HIERARCHY, "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16},
+    "Beit": {**VIT, "out_indices": [1, 2, 3, 4], "use_mask_token": False, "auxiliary_channels": 8},
+    "DPT": {
+        **VIT,
+        "backbone_out_indices": [0, 1, 2, 3],
+        "neck_hidden_sizes": [8, 8, 8, 8],
+        "fusion_hidden_size": 8,
+    },
+    "UperNet": {
+        "backbone_config": transformers.ConvNextConfig(**HIERARCHY, out_features=STAGES),
+        "hidden_size": 16,
+        "auxiliary_channels": 8,
+        "auxiliary_in_channels": 24,
+        "pool_scales": [1, 2],
+    },
+    "MobileViT": {
+        "image_size": 64,
+        "hidden_sizes": [16, 16, 24],
+        "neck_hidden_sizes": [8, 8, 8, 16, 16, 16, 24],
+        "aspp_out_channels": 8,
+        "num_attention_heads": 2,
+    },
+}
 
 
-def beit():
-    config = transformers.BeitConfig(
-        num_labels=CLASSES,
-        image_size=64,
-        patch_size=16,
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=32,
-        out_indices=[1, 2, 3, 4],
-        use_mask_token=False,
-        auxiliary_channels=8,
-    )
-    return transformers.BeitForSemanticSegmentation(config)
-
-
-def dpt():
-    config = transformers.DPTConfig(
-        num_labels=CLASSES,
-        image_size=64,
-        patch_size=16,
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=32,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8,
-    )
-    return transformers.DPTForSemanticSegmentation(config)
-
-
-def upernet():
-    backbone = transformers.ConvNextConfig(
-        hidden_sizes=[8, 16, 24, 32],
-        depths=[1, 1, 1, 1],
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    config = transformers.UperNetConfig(
-        backbone_config=backbone,
-        num_labels=CLASSES,
-        hidden_size=16,
-        auxiliary_channels=8,
-        auxiliary_in_channels=24,
-        pool_scales=[1, 2],
-    )
-    return transformers.UperNetForSemanticSegmentation(config)
-
-
-def mobilevit():
-    config = transformers.MobileViTConfig(
-        num_labels=CLASSES,
-        image_size=64,
-        hidden_sizes=[16, 16, 24],
-        neck_hidden_sizes=[8, 8, 8, 16, 16, 16, 24],
-        aspp_out_channels=8,
-        num_attention_heads=2,
-    )
-    return transformers.MobileViTForSemanticSegmentation(config)
-
-
-MODELS = {f.__name__: f for f in (segformer, beit, dpt, upernet, mobilevit)}
+def build(name):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(num_labels=CLASSES, **MODELS[name])
+    return getattr(transformers, f"{name}ForSemanticSegmentation")(config)
 
 
 @pytest.fixture(params=MODELS)
 def model(request):
-    torch.manual_seed(0)
-    return spread(MODELS[request.param]())
+    return spread(build(request.param))
 
 
 def test_training(model):
@@ -108,14 +74,8 @@ def test_training(model):
 
 
 def test_post_processing(model):
-    name = type(model).__name__
-    kind = "segformer" if "UperNet" in name else name.partition("For")[0].lower()
-    processor = {
-        "segformer": transformers.SegformerImageProcessor,
-        "beit": transformers.BeitImageProcessor,
-        "dpt": transformers.DPTImageProcessor,
-        "mobilevit": transformers.MobileViTImageProcessor,
-    }[kind]()
+    kind = type(model).__name__.partition("For")[0].replace("UperNet", "Segformer")
+    processor = getattr(transformers, f"{kind}ImageProcessor")()
     model.eval()
     with torch.no_grad():
         plain = model(images())
@@ -131,6 +91,9 @@ def test_post_processing(model):
             same_labels(one, logits, dim=0)
 
 
+QUIET = {"report_to": [], "use_cpu": True, "disable_tqdm": True}
+
+
 class Photos(torch.utils.data.Dataset):
     def __len__(self):
         return 16
@@ -142,26 +105,23 @@ class Photos(torch.utils.data.Dataset):
         }
 
 
-@pytest.mark.parametrize("name", ["segformer", "upernet"])
+@pytest.mark.parametrize("name", ["Segformer", "UperNet"])
 def test_trainer(name, tmp_path):
     """20 steps, evaluation, and prediction: the same curve, the same logits."""
-    torch.manual_seed(0)
-    start = MODELS[name]()
+    start = build(name)
     results = []
     for prepare in (fuse, lambda m: m):
         model = prepare(copy.deepcopy(start))
         arguments = TrainingArguments(
+            **QUIET,
             output_dir=str(tmp_path / "run"),
             max_steps=20,
+            save_steps=20,
             per_device_train_batch_size=2,
             per_device_eval_batch_size=4,
             logging_steps=1,
             learning_rate=1e-3,
-            save_steps=20,
-            report_to=[],
-            use_cpu=True,
             seed=5,
-            disable_tqdm=True,
             remove_unused_columns=False,
         )
         trainer = Trainer(
@@ -184,16 +144,14 @@ def test_trainer(name, tmp_path):
 
 
 def test_metrics_see_fused_labels(tmp_path):
-    model = fuse(spread(upernet()))
+    model = fuse(spread(build("UperNet")))
     seen = []
 
     def to_labels(logits, target):
         seen.append(type(logits))
         return logits.argmax(1)
 
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True
-    )
+    arguments = TrainingArguments(output_dir=str(tmp_path), **QUIET)
     trainer = Trainer(
         model, arguments, preprocess_logits_for_metrics=to_labels, compute_metrics=lambda p: {}
     )
