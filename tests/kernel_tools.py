@@ -9,7 +9,8 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import reduce
+from dataclasses import replace
+from functools import cache, reduce
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -26,6 +27,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="no Triton for this platform")
 
 import triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import (
     GridExecutor,
     InterpretedFunction,
@@ -58,6 +60,17 @@ def _call_without_patching(self: InterpretedFunction, *args: Any, **kwargs: Any)
 
 
 InterpretedFunction.__call__ = _call_without_patching
+# Without debug nobody looks at the overflows that it looks for in half of its time.
+interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=False)
+_np_dtype_of_scalar = cache(interpreter._get_np_dtype)  # it makes a table at every call
+
+
+def _np_dtype(dtype: Any) -> np.dtype:
+    pointers = dtype.scalar.is_ptr()
+    return np.dtype(np.uint64) if pointers else _np_dtype_of_scalar(dtype.scalar)
+
+
+interpreter._get_np_dtype = _np_dtype
 
 
 def _gather(self: InterpreterBuilder, x: Any, index: Any, axis: int) -> Any:

@@ -18,7 +18,7 @@ from tests.kernel_tools import (
     seeds,
     some_grids,
 )
-from tests.op_tools import LABELS
+from tests.op_tools import LABELS, counted
 
 from fcnfast.geometry import SamplingGrid  # isort: skip
 from fcnfast.kernels import argmax, confusion, winners  # isort: skip
@@ -46,15 +46,6 @@ def truths(shape, dtype, channels, layout, blobs, seed):
     if blobs:
         truth[:, :, : shape[2] // 2] = truth[:, :1, :1]
     return laid_out(truth[:, None], layout, dtype)[:, 0]
-
-
-def counted(found, truth, channels, ignore_index, others):
-    """Pixels of each (truth, label), by the definition."""
-    result = torch.zeros(channels + 1, channels, dtype=torch.int64)
-    for true, label in zip(truth.flatten().tolist(), found.flatten().tolist(), strict=True):
-        if true != ignore_index:
-            result[true if 0 <= true < channels else channels, label] += 1
-    return result[: channels + others]
 
 
 def counts_like(channels, others, layout, seed):
@@ -92,7 +83,7 @@ def test_counts(data):
     with shared_out(share), guarded(x, truth):
         assert confusion.add(out, x, truth, grid, ignore_index) is None
     found, _ = argmax.forward(x, grid, torch.int64, False)
-    expected = counted(found, truth, channels, ignore_index, others)
+    expected = counted(found, truth, channels, ignore_index)[: channels + others]
     event(f"others that are not ignored: {bool(others and expected[-1].any())}")
     event(f"some ignored: {ignore_index in truth.flatten().tolist()}")
     assert torch.equal(out.cpu() - before.cpu(), expected)
@@ -126,4 +117,4 @@ def test_many_classes():
     out = torch.zeros(classes + 1, classes, dtype=torch.int64, device=DEVICE)
     confusion.add(out, x, truth, grid, 0)
     found, _ = argmax.forward(x, grid, torch.int32, False)
-    assert torch.equal(out.cpu(), counted(found, truth, classes, 0, 1))
+    assert torch.equal(out.cpu(), counted(found, truth, classes, 0))

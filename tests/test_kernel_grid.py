@@ -5,11 +5,10 @@ from math import floor
 
 import pytest
 import torch
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
-from tests.kernel_tools import DEVICE, any_grids
-from tests.op_tools import grids
+from tests.kernel_tools import DEVICE, examples, some_grids
 
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
@@ -89,46 +88,33 @@ def looks(grid, axis):
             yield floor(position), position - floor(position)
 
 
-def integers(count, dtype=torch.int32):
-    return torch.full((count,), -9, dtype=dtype, device=DEVICE)
-
-
-def read(*tensors):
-    return tuple(x.tolist() for x in tensors)
+def integers(count):
+    return torch.full((count,), -9, dtype=torch.int32, device=DEVICE)
 
 
 def block(count):
     return max(triton.next_power_of_2(count), 2)
 
 
-def arguments(plan):
-    """What kernels take of the plan of an axis: where outputs look, and where patches are."""
-    places = (plan.n, plan.size, plan.num, plan.off, plan.den)
-    return places, (plan.first, plan.cells, plan.head, plan.inner, plan.patches)
-
-
 def cells_of(plan):
     """From two cells before the map to two beyond it: the first output, the range of patches."""
-    places, shares = arguments(plan)
-    results = [integers(block(plan.n + 4)) for _ in range(3)]
-    cells_kernel[(1,)](*results, -2, *places, *shares, BLOCK=block(plan.n + 4))
-    starts, begins, ends = (r[: plan.n + 4] for r in read(*results))
-    return dict(zip(range(-2, plan.n + 2), zip(starts, begins, ends, strict=True), strict=True))
+    results, shares = [integers(block(plan.n + 4)) for _ in range(3)], plan[5:9]
+    cells_kernel[(1,)](*results, -2, *plan[:5], *shares, plan.patches, BLOCK=block(plan.n + 4))
+    cells = range(-2, plan.n + 2)
+    return {cell: row for cell, *row in zip(cells, *(r.tolist() for r in results), strict=False)}
 
 
 def patches_by_number(plan):
     """Of each patch its cell, and which of the cell's patches it is."""
-    _, shares = arguments(plan)
     results = integers(plan.patches), integers(plan.patches)
-    patches_kernel[(1,)](*results, *shares, BLOCK=block(plan.patches))
-    return list(zip(*read(*results), strict=True))
+    patches_kernel[(1,)](*results, *plan[5:9], plan.patches, BLOCK=block(plan.patches))
+    return list(zip(*(r.tolist() for r in results), strict=True))
 
 
-some_grids = st.one_of(grids(), any_grids())
 axes, lengths = st.sampled_from((0, 1)), st.sampled_from(LENGTHS)
 
 
-@settings(max_examples=150)
+@examples(80)
 @given(some_grids, axes, lengths)
 def test_patches_are_the_outputs_of_their_cells_in_order(grid, axis, length):
     cells = [cell for cell, _ in looks(grid, axis)]
@@ -143,6 +129,9 @@ def test_patches_are_the_outputs_of_their_cells_in_order(grid, axis, length):
         assert which < plan.most
         outputs += [(y, cell) for y in range(begin, min(end, begin + length))]
     assert outputs == list(enumerate(cells))
+    assert len(numbers) == plan.patches
+    for cell, (_, begin, end) in starts.items():
+        assert list(range(begin, end)) == [p for p, (c, _) in enumerate(numbers) if c == cell]
     # None more than it takes: what a program does for an empty patch is lost.
     counts = [-(-cells.count(plan.first + k) // length) for k in range(plan.cells)]
     assert (plan.head, plan.tail) == (counts[0], counts[-1] if plan.cells > 1 else 0)
@@ -152,24 +141,13 @@ def test_patches_are_the_outputs_of_their_cells_in_order(grid, axis, length):
     assert max(inside, default=0) <= kernels.longest(grid, axis) <= plan.size
 
 
-@settings(max_examples=100)
-@given(some_grids, axes, lengths)
-def test_the_patches_of_a_cell_are_those_that_name_it(grid, axis, length):
-    plan = kernels.axis_patches(grid, axis, length)
-    numbers = patches_by_number(plan)
-    assert len(numbers) == plan.patches
-    for cell, (_, begin, end) in cells_of(plan).items():
-        assert list(range(begin, end)) == [p for p, (c, _) in enumerate(numbers) if c == cell]
-
-
-@settings(max_examples=150)
+@examples(80)
 @given(some_grids, axes)
 def test_fractions_are_correctly_rounded(grid, axis):
     plan, definition = kernels.axis_patches(grid, axis, 8), list(looks(grid, axis))
-    places, _ = arguments(plan)
     cells = torch.tensor([cell for cell, _ in definition], dtype=torch.int32, device=DEVICE)
     parts, steps = (torch.full((plan.size,), -9.0, device=DEVICE) for _ in range(2))
-    fractions_kernel[(1,)](cells, parts, steps, *places, BLOCK=block(plan.size))
+    fractions_kernel[(1,)](cells, parts, steps, *plan[:5], BLOCK=block(plan.size))
     whole = {-1: (1, 0), plan.n - 1: (0, 0)}  # all of the first value, all of the last
     steps, step = steps.cpu(), Fraction(plan.num, plan.den)
     for y, (cell, true) in enumerate(definition):
