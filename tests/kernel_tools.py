@@ -144,7 +144,7 @@ def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def laid_out(values: Tensor, layout: str, dtype: torch.dtype) -> Tensor:
-    """`values` (N x C x H x W) in `dtype`, inside a larger tensor that is poison everywhere else."""
+    """`values` (N x C x H x W) in `dtype`, inside a larger tensor of poison."""
     n, c, h, w = values.shape
     if layout == "contiguous":
         view = poisoned(n + 2, c, h, w, dtype=dtype)[1:-1]
@@ -300,7 +300,7 @@ class _Watch:
         order = np.argsort(place, kind="stable")
         writer, place = writer[order], place[order]
         assert (writer[1:] == writer[:-1])[place[1:] == place[:-1]].all()
-        if self.read:
+        if self.read and len(place):
             reader, seen = joined(self.read)
             found = np.searchsorted(place, seen).clip(max=len(place) - 1)
             assert (writer[found] == reader)[place[found] == seen].all()

@@ -49,7 +49,9 @@ def example(grid=RESIZED, batch=1, classes=3, seed=0, **options):
     per_pixel = options.get("reduction") == "none"
     rate = torch.rand(shape, generator=generator) + 0.25 if per_pixel else torch.ones(())
     scores = scores_like((batch, classes, *grid.in_size), torch.float32, seed)
-    return Problem(grid, **{"scores": scores, "target": target, "weight": None, "rate": rate} | options)
+    return Problem(
+        grid, **{"scores": scores, "target": target, "weight": None, "rate": rate} | options
+    )
 
 
 @examples(20)

@@ -171,7 +171,7 @@ def loss(x, target, *rate):
     return result, gradient
 
 
-FAR = {
+INPUTS = {
     "upsample": (lambda x: (upsample.forward(x, GRID), upsample.adjoint(x, GRID)), X),
     "upsample.forward_add": (lambda x, y: (upsample.forward_add(x, y, SMALL, (1, 1)),), X, Y),
     "crop_add": (lambda x, y: (crop_add.forward(x[..., :2, :2], y, (1, 1)),), X, Y),
@@ -199,9 +199,9 @@ def spread_out(values):
 
 @interpreter_only
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-@pytest.mark.parametrize("name", FAR)
+@pytest.mark.parametrize("name", INPUTS)
 def test_inputs_beyond_int32(name):
-    call, *near = FAR[name]
+    call, *near = INPUTS[name]
     with only_programs(range):
         results = call(*(spread_out(x) for x in near))
     for a, b in zip(results, call(*near), strict=True):
@@ -280,12 +280,12 @@ def test_maps_beyond_int32(name, channels_last):
     assert not out[:, CHANNELS // 2, ::64, ::64].any()
 
 
-IMAGES = 2**15 + 1
+IMAGES = 2**15 + 1  # of 2**16 pixels
 
 
 @contextmanager
 def last_programs(dtype, count):
-    """Runs the first and the last `count` programs on 2**31 pixels; the results take little memory."""
+    """Runs the first and the last `count` programs; a result for IMAGES takes little memory."""
     store, empty = reserved(IMAGES * 2**16, dtype).view(IMAGES, 256, 256), torch.empty
 
     def allocate(shape, dtype, device):
