@@ -146,23 +146,19 @@ def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:
 def laid_out(values: Tensor, layout: str, dtype: torch.dtype) -> Tensor:
     """`values` (N x C x H x W) in `dtype`, inside a larger tensor of poison."""
     n, c, h, w = values.shape
-    if layout == "contiguous":
-        view = poisoned(n + 2, c, h, w, dtype=dtype)[1:-1]
-    elif layout == "channels_last":
-        view = poisoned(n + 2, h, w, c, dtype=dtype).permute(0, 3, 1, 2)[1:-1]
-    elif layout == "sliced":
-        view = poisoned(n + 2, c + 2, h + 2, 2 * w + 2, dtype=dtype)[1:-1, 1:-1, 1:-1, 1:-1:2]
-    elif layout == "channels_last sliced":
-        big = poisoned(n + 2, h + 2, w + 2, c + 3, dtype=dtype).permute(0, 3, 1, 2)
-        view = big[1:-1, 1 : 1 + c, 1:-1, 1:-1]
-    elif layout == "transposed":
-        view = poisoned(n + 2, c, w + 2, h + 2, dtype=dtype)[1:-1, :, 1:-1, 1:-1].mT
-    elif layout == "expanded":
-        view, values = poisoned(n + 2, 1, h, w, dtype=dtype)[1:-1], values[:, :1]
-        return view.copy_(values).expand(n, c, h, w)
-    else:
-        raise ValueError(layout)
-    return view.copy_(values)
+    shape, view = {
+        "contiguous": ((n + 2, c, h, w), lambda x: x[1:-1]),
+        "channels_last": ((n + 2, h, w, c), lambda x: x.permute(0, 3, 1, 2)[1:-1]),
+        "channels_last sliced": (
+            (n + 2, h + 2, w + 2, c + 3),
+            lambda x: x.permute(0, 3, 1, 2)[1:-1, 1 : 1 + c, 1:-1, 1:-1],
+        ),
+        "sliced": ((n + 2, c + 2, h + 2, 2 * w + 2), lambda x: x[1:-1, 1:-1, 1:-1, 1:-1:2]),
+        "transposed": ((n + 2, c, w + 2, h + 2), lambda x: x[1:-1, :, 1:-1, 1:-1].mT),
+        "expanded": ((n + 2, 1, h, w), lambda x: x[1:-1]),
+    }[layout]
+    inside = view(poisoned(*shape, dtype=dtype))
+    return inside.copy_(values[:, : inside.shape[1]]).expand(n, c, h, w)
 
 
 def reserved(values: int, dtype: torch.dtype) -> Tensor:
