@@ -141,7 +141,7 @@ def test_usual_scores_go_the_fast_way(scale, masked, weight, smoothing, near):
     assert bool((left_over == 0).all()) == near
 
 
-@pytest.mark.parametrize("classes", [33, 64, 130])
+@pytest.mark.parametrize("classes", [33, 130])
 def test_many_classes(classes):
     """Which classes a tile has is known modulo 32; their labels have eight digits, or more."""
     problem = example(SamplingGrid.resize((1, 2), (2, 3)), classes=classes)
@@ -295,7 +295,7 @@ def test_the_terms_of_one_class_cancel_exactly(reduction, smoothing, weight):
     assert not result.loss.any()
 
 
-@examples(3)
+@examples(2)
 @given(problems(), launches())
 def test_same_bits_in_any_batch_and_without_the_gradient(problem, launch):
     problem = problem._replace(reduction="sum", rate=torch.ones(()).double())
