@@ -1,4 +1,9 @@
-"""SamplingGrid against torch's own upsampling, and the receptive-field calculus."""
+"""SamplingGrid against torch's own upsampling, and the receptive-field calculus.
+
+Below, T is the transposed convolution with the bilinear filter of stride s and kernel 2s - s mod 2,
+padded so that n values become s n pixels; I is ``F.interpolate`` by s. T extends the map by zeros,
+I repeats its edge.
+"""
 
 from fractions import Fraction
 
@@ -8,7 +13,7 @@ import torch.nn.functional as F
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
-from fcnfast import reference
+from fcnfast import ops, reference
 from fcnfast.geometry import ReceptiveField, SamplingGrid
 
 DOUBLE = torch.float64
@@ -24,8 +29,12 @@ def bilinear_filter(kernel: int) -> torch.Tensor:
     return torch.outer(w, w)
 
 
+def assert_close(result, expected):
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+
+
 def assert_samples(grid, x, expected):
-    torch.testing.assert_close(reference.upsample(x, grid), expected, rtol=0, atol=1e-12)
+    assert_close(reference.upsample(x, grid), expected)
 
 
 @settings(max_examples=80)
@@ -66,6 +75,74 @@ def test_resize_is_interpolate_by_a_factor(in_size, factors, align_corners):
     x = torch.randn(1, 2, *in_size, dtype=DOUBLE)
     grid = SamplingGrid.resize(in_size, scale_factor=factors, align_corners=align_corners)
     assert_samples(grid, x, F.interpolate(x, None, factors, "bilinear", align_corners))
+
+
+strides = st.sampled_from((1, 2, 3, 4, 5, 7, 8, 16, 32))
+small = st.tuples(st.integers(1, 6), st.integers(1, 6))
+
+
+def transposed(x, stride):
+    """T."""
+    kernel = 2 * stride - stride % 2
+    padding = (kernel - stride) // 2
+    return ops.upsample(x, SamplingGrid.deconv(x.shape[-2:], stride, kernel, padding))
+
+
+@settings(max_examples=40)
+@given(small, strides)
+def test_transposed_convolution_and_interpolation_differ_by_the_fading_at_the_borders(size, stride):
+    """T(x) = I(x) E, with E the outer product of the axes' fading and T of ones."""
+
+    def fading(n):
+        t = torch.arange(n * stride, dtype=DOUBLE)
+        near, far = (t + 0.5) / stride + 0.5, (n * stride - t - 0.5) / stride + 0.5
+        return torch.minimum(near, far).clamp(max=1)
+
+    x, fade = torch.randn(1, 2, *size, dtype=DOUBLE), torch.outer(*map(fading, size))
+    assert_close(transposed(torch.ones_like(x), stride), fade.expand(1, 2, -1, -1))
+    assert_close(transposed(x, stride), F.interpolate(x, None, stride, "bilinear", False) * fade)
+
+
+@settings(max_examples=40)
+@given(small, strides)
+def test_the_odd_kernel_of_an_even_stride_aligns_corners(in_size, stride):
+    """k = 2s - 1, cropped by s - 1, samples whole pixels: to (n - 1) s + 1 between the corners."""
+    size = tuple((n - 1) * stride + 1 for n in in_size)
+    x = torch.randn(1, 2, *in_size, dtype=DOUBLE)
+    expected = F.interpolate(x, size, None, "bilinear", True)
+    grid = SamplingGrid.deconv(in_size, stride, 2 * stride - 1, crop=stride - 1, size=size)
+    assert_close(ops.upsample(x, grid), expected)
+    assert_close(ops.upsample(x, size=size, align_corners=True), expected)
+
+
+@pytest.mark.parametrize("first", [2, 3, 4, 5])
+@pytest.mark.parametrize("second", [2, 3, 4, 8])
+def test_a_chain_is_one_step_if_the_first_is_odd(first, second):
+    """An even step has no pixel at the values of the map, where straight lines meet.
+
+    So 2 then 8 is not 16: noise differs by a part of its own deviation, also inside.
+    """
+    x = torch.randn(1, 2, 6, 6, dtype=DOUBLE)
+    chain, once = transposed(transposed(x, first), second), transposed(x, first * second)
+    chain, once = (F.pad(y, [-2 * first * second] * 4) for y in (chain, once))
+    if first % 2:
+        assert_close(chain, once)
+    else:
+        assert (chain - once).abs().max() > 0.01
+
+
+@settings(max_examples=40)
+@given(small, st.integers(1, 40))
+def test_fcn32s_end_to_end(in_size, height):
+    """Row y of the score is the zero-extended map at (y - 12.5) / 32."""
+    size = (min(height, in_size[0] * 32), 20)
+    x, weights = torch.randn(1, 2, *in_size, dtype=DOUBLE), []
+    for n, m in zip(in_size, size, strict=True):
+        position = (torch.arange(m, dtype=DOUBLE)[:, None] - 12.5) / 32
+        weights.append((1 - (position - torch.arange(n)).abs()).clamp(min=0))
+    grid = SamplingGrid.deconv(in_size, 32, crop=19, size=size)
+    assert_close(ops.upsample(x, grid), weights[0] @ x @ weights[1].T)
+    assert SamplingGrid.centers(in_size, 32, 12.5, size, "zero") == grid
 
 
 def test_a_factor_is_used_as_given_not_as_the_ratio_of_sizes():
