@@ -125,28 +125,18 @@ def inputs(problem: Problem) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
 
 
 def launched(problem: Problem, implementation=cross_entropy) -> Result:
-    """What the kernels make of a problem, or another implementation of the same functions.
-
-    Kernels are `guarded`.
-    """
+    """What the kernels make of a problem, guarded, or another implementation of their launchers."""
     scores, target, weight, rate = tensors = inputs(problem)
+    call = (scores, target, weight, problem.grid, problem.ignore_index)
+    reduction, smoothing = problem.reduction, problem.smoothing
     with guarded(*tensors) if implementation is cross_entropy else nullcontext():
-        return _launched(problem, implementation, scores, target, weight, rate)
-
-
-def _launched(problem: Problem, implementation, scores, target, weight, rate) -> Result:
-    grid, ignored, smoothing = problem.grid, problem.ignore_index, problem.smoothing
-    loss, kept, gradient = implementation.forward(
-        scores, target, weight, grid, ignored, problem.reduction, smoothing, True
-    )
-    assert loss.dtype == torch.float32
-    if problem.reduction == "none":
-        gradient = implementation.per_pixel_gradient(
-            scores, target, weight, grid, ignored, smoothing, kept, rate
-        )
-    else:
-        assert gradient.dtype == torch.float32
-        gradient = implementation.scaled(gradient, kept, rate, problem.dtype)
+        loss, kept, gradient = implementation.forward(*call, reduction, smoothing, True)
+        assert loss.dtype == torch.float32
+        if reduction == "none":
+            gradient = implementation.per_pixel_gradient(*call, smoothing, kept, rate)
+        else:
+            assert gradient.dtype == torch.float32
+            gradient = implementation.scaled(gradient, kept, rate, problem.dtype)
     assert gradient.dtype == problem.dtype
     return Result(loss.cpu(), gradient.cpu())
 
