@@ -7,8 +7,10 @@ the same tests run on a GPU.
 import math
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from functools import cache, reduce
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -18,13 +20,14 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
 import numpy as np
 import pytest
 import torch
-from hypothesis import event
+from hypothesis import event, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 pytest.importorskip("triton", reason="no Triton for this platform")
 
 import triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import (
     GridExecutor,
     InterpretedFunction,
@@ -33,7 +36,7 @@ from triton.runtime.interpreter import (
 )
 
 from fcnfast.geometry import SamplingGrid
-from tests.op_tools import assert_error, worst
+from tests.op_tools import assert_error, grids, worst
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -41,7 +44,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 interpreter_only = pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter")
 CHANNELS_LAST = ("channels_last", "channels_last sliced")
 LAYOUTS = ("contiguous", "sliced", "transposed", "expanded", *CHANNELS_LAST)
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 GUARD = 64  # poisoned values on either side of a result
 
 _call_device_function = InterpretedFunction.__call__
@@ -57,6 +60,17 @@ def _call_without_patching(self: InterpretedFunction, *args: Any, **kwargs: Any)
 
 
 InterpretedFunction.__call__ = _call_without_patching
+# Checks for overflow take half of the interpreter's time; it drops their results without debug.
+interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=False)
+_np_dtype_of_scalar = cache(interpreter._get_np_dtype)  # which builds a table at every call
+
+
+def _np_dtype(dtype: Any) -> np.dtype:
+    pointers = dtype.scalar.is_ptr()
+    return np.dtype(np.uint64) if pointers else _np_dtype_of_scalar(dtype.scalar)
+
+
+interpreter._get_np_dtype = _np_dtype
 
 
 def _gather(self: InterpreterBuilder, x: Any, index: Any, axis: int) -> Any:
@@ -66,41 +80,93 @@ def _gather(self: InterpreterBuilder, x: Any, index: Any, axis: int) -> Any:
 
 
 _create_gather, InterpreterBuilder.create_gather = InterpreterBuilder.create_gather, _gather
-# tl.maximum and tl.minimum pass a NaN over, on a GPU; the interpreter would hand it on.
+# On a GPU tl.maximum and tl.minimum ignore a NaN; the interpreter would return it.
 InterpreterBuilder.create_maxnumf = lambda self, a, b: self.binary_op(a, b, np.fmax)
 InterpreterBuilder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.fmin)
 
 
+# ---- inputs
+
+
+@st.composite
+def any_grids(draw: st.DrawFn, dens: Sequence[int] = range(1, 10)) -> SamplingGrid:
+    """Grids that no builder makes: any position, the axes unlike, also of large integers."""
+    axes = []
+    for most in (8, 12):
+        num, off = draw(st.integers(0, 9)), draw(st.integers(-40, 40))
+        den, large = draw(st.sampled_from(dens)), draw(st.sampled_from((1, 1, 2**15 + 1)))
+        size, n = draw(st.integers(1, most)), draw(st.integers(1, 6))
+        axes.append((n, size, num * large, off * large, den * large))  # the same place, unreduced
+    border = draw(st.sampled_from(("zero", "clamp")))
+    grid = SamplingGrid(*zip(*axes, strict=True), border)
+    event(f"one place along an axis: {0 in grid.num}")
+    event(f"large integers: {max(grid.den) > 2**15}")
+    return grid
+
+
+some_grids = st.one_of(grids(), any_grids())
+layouts, dtypes, seeds = st.sampled_from(LAYOUTS), st.sampled_from(DTYPES), st.integers(0, 2**31)
+specials = st.sampled_from((None, None, torch.nan, torch.inf, -torch.inf))
+
+
+def examples(count: int) -> settings:
+    """So many examples, the same in every run."""
+    return settings(max_examples=count, derandomize=True)
+
+
+def scores(shape: Sequence[int], dtype: torch.dtype, seed: int, special: float | None = None):
+    """Values as float64, exact in `dtype`; whole numbers where that is float64.
+
+    special: what some of them are instead; then a few are infinite, too.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if dtype == torch.float64:
+        values = torch.randint(-(2**52), 2**52, tuple(shape), generator=generator).double()
+    else:
+        values = 4 * torch.randn(*shape, generator=generator, dtype=torch.float64)
+        values = values.to(dtype).double()
+    if special is None:
+        return values
+    drawn = torch.rand(values.shape, generator=generator)
+    return torch.where(drawn < 0.03, torch.inf, torch.where(drawn < 0.12, special, values))
+
+
 def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.full(shape, math.nan, dtype=dtype, device=DEVICE)
-
-
-def bits(x: Tensor) -> Tensor:
-    """The bit patterns of `x`, for comparisons to which NaN is a value like others."""
-    return x.contiguous().view(BITS[x.dtype.itemsize])
+    """NaN, or labels that are out of range, and that no test ignores."""
+    poison = math.nan if dtype.is_floating_point else 251 if dtype == torch.uint8 else -777
+    return torch.full(shape, poison, dtype=dtype, device=DEVICE)
 
 
 def laid_out(values: Tensor, layout: str, dtype: torch.dtype) -> Tensor:
-    """`values` (N x C x H x W) in `dtype`, inside a larger tensor that is NaN everywhere else."""
+    """`values` (N x C x H x W) in `dtype`, inside a larger tensor of poison."""
     n, c, h, w = values.shape
-    if layout == "contiguous":
-        view = poisoned(n + 2, c, h, w, dtype=dtype)[1:-1]
-    elif layout == "channels_last":
-        view = poisoned(n + 2, h, w, c, dtype=dtype).permute(0, 3, 1, 2)[1:-1]
-    elif layout == "sliced":
-        view = poisoned(n + 2, c + 2, h + 2, 2 * w + 2, dtype=dtype)[1:-1, 1:-1, 1:-1, 1:-1:2]
-    elif layout == "channels_last sliced":
-        big = poisoned(n + 2, h + 2, w + 2, c + 3, dtype=dtype).permute(0, 3, 1, 2)
-        view = big[1:-1, 1 : 1 + c, 1:-1, 1:-1]
-    elif layout == "transposed":
-        view = poisoned(n + 2, c, w + 2, h + 2, dtype=dtype)[1:-1, :, 1:-1, 1:-1].mT
-    elif layout == "expanded":
-        view, values = poisoned(n + 2, 1, h, w, dtype=dtype)[1:-1], values[:, :1]
-        view.copy_(values)
-        return view.expand(n, c, h, w)
-    else:
-        raise ValueError(layout)
-    return view.copy_(values)
+    shape, view = {
+        "contiguous": ((n + 2, c, h, w), lambda x: x[1:-1]),
+        "channels_last": ((n + 2, h, w, c), lambda x: x.permute(0, 3, 1, 2)[1:-1]),
+        "channels_last sliced": (
+            (n + 2, h + 2, w + 2, c + 3),
+            lambda x: x.permute(0, 3, 1, 2)[1:-1, 1 : 1 + c, 1:-1, 1:-1],
+        ),
+        "sliced": ((n + 2, c + 2, h + 2, 2 * w + 2), lambda x: x[1:-1, 1:-1, 1:-1, 1:-1:2]),
+        "transposed": ((n + 2, c, w + 2, h + 2), lambda x: x[1:-1, :, 1:-1, 1:-1].mT),
+        "expanded": ((n + 2, 1, h, w), lambda x: x[1:-1]),
+    }[layout]
+    inside = view(poisoned(*shape, dtype=dtype))
+    return inside.copy_(values[:, : inside.shape[1]]).expand(n, c, h, w)
+
+
+def reserved(values: int, dtype: torch.dtype) -> Tensor:
+    """A flat tensor of zeros that takes memory only where it is written to."""
+    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # not named before Python 3.13
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    try:
+        pages = mmap.mmap(-1, values * dtype.itemsize, flags=flags)
+    except OSError as error:
+        pytest.skip(f"no address space for {values} values: {error}")
+    return torch.frombuffer(pages, dtype=dtype)
+
+
+# ---- launches
 
 
 @contextmanager
@@ -123,128 +189,111 @@ def planned(*modules: ModuleType, **constants: int) -> Iterator[None]:
         yield
 
 
-def giving(*tensors: Tensor) -> AbstractContextManager[object]:
-    """Launchers get `tensors` as what they allocate, in this order; at last always the last."""
-    left = list(tensors)
-    return mock.patch.object(
-        torch, "empty", lambda *_, **__: left.pop(0) if len(left) > 1 else left[0]
-    )
+def giving(tensor: Tensor) -> AbstractContextManager[object]:
+    """Launchers get `tensor` as what they allocate."""
+    return mock.patch.object(torch, "empty", lambda *_, **__: tensor)
 
 
 @contextmanager
-def guarded() -> Iterator[list[Tensor]]:
+def guarded(*inputs: Tensor | None) -> Iterator[list[Tensor]]:
     """What launchers allocate starts as poison, between guards that must not change.
 
-    Yields the tensors that were given out.
+    In the interpreter, kernels touch elements of `inputs` and of what is allocated, of views
+    nothing between; and what a program of a launch writes no other reads or writes, so that they
+    may run in any order. Yields what is allocated.
     """
     stores: list[tuple[Tensor, Tensor]] = []
-    given: list[Tensor] = []
-    empty = torch.empty
+    made: list[Tensor] = []
+    watch, empty = _Watch(x for x in inputs if x is not None), torch.empty
 
     def allocate(shape: Any, dtype: torch.dtype, device: torch.device, **form: Any) -> Tensor:
         like = empty(shape, dtype=dtype, device="meta", **form)
         poison = math.nan if dtype.is_floating_point else torch.iinfo(dtype).max // 3
         store = empty(like.numel() + 2 * GUARD, dtype=dtype, device=device).fill_(poison)
         stores.append((store, store.clone()))
-        given.append(store.as_strided(like.shape, like.stride(), GUARD))
-        return given[-1]
+        made.append(watch.allow(store.as_strided(like.shape, like.stride(), GUARD)))
+        return made[-1]
 
-    with mock.patch.object(torch, "empty", allocate):
-        yield given
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch, "empty", allocate))
+        if INTERPRETED:
+            stack.enter_context(watch.looking())
+        yield made
     assert stores
     for store, before in stores:
         for guard in (slice(None, GUARD), slice(store.numel() - GUARD, None)):
             assert torch.equal(store[guard].view(torch.uint8), before[guard].view(torch.uint8))
 
 
-def assert_stays_within(launch: Callable[[], Any], *tensors: Tensor) -> Any:
-    """The interpreter reads and writes only elements of `tensors` and of what `launch` makes.
+class _Watch:
+    """The addresses that kernels may touch, and those that the programs of a launch touched."""
 
-    Returns what `launch` returns.
-    """
-    makers, made = ("empty", "cat"), []
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.allowed = np.empty(0, np.int64)
+        self.read: list[tuple[int, np.ndarray]] = []  # by program
+        self.written: list[tuple[int, np.ndarray]] = []
+        for x in tensors:
+            self.allow(x)
 
-    def keeping(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def call(*args: Any, **kwargs: Any) -> Tensor:
-            made.append(function(*args, **kwargs))
-            return made[-1]
+    def allow(self, x: Tensor) -> Tensor:
+        steps = (np.arange(n) * s for n, s in zip(x.shape, x.stride(), strict=True))
+        offsets = reduce(np.add.outer, steps, np.zeros((), np.int64))
+        self.allowed = np.union1d(self.allowed, x.data_ptr() + x.element_size() * offsets)
+        return x
 
-        return call
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+        launch, cat, contiguous = GridExecutor.__call__, torch.cat, Tensor.contiguous
 
-    with mock.patch.multiple(torch, **{name: keeping(getattr(torch, name)) for name in makers}):
-        launch()
-    again = iter(made)
-    with (
-        mock.patch.multiple(torch, **{name: lambda *_, **__: next(again) for name in makers}),
-        watched(*tensors, *made),
-    ):
-        return launch()
+        def loaded(builder: Any, ptrs: Any, mask: Any, *rest: Any) -> Any:
+            self.touch(ptrs, mask, self.read)
+            return load(builder, ptrs, mask, *rest)
 
+        def stored(builder: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
+            used = self.touch(ptrs, mask, self.written)
+            assert len(np.unique(used)) == len(used)  # no two lanes store to one place
+            return store(builder, ptrs, value, mask, *rest)
 
-@contextmanager
-def watched(*tensors: Tensor) -> Iterator[None]:
-    """The interpreter reads and writes elements of `tensors` only, and of views nothing between."""
-    addresses = [
-        x.data_ptr()
-        + x.element_size()
-        * sum(
-            np.arange(size, dtype=np.int64).reshape([-1 if d == k else 1 for d in range(x.dim())])
-            * stride
-            for k, (size, stride) in enumerate(zip(x.shape, x.stride(), strict=True))
-        )
-        for x in tensors
-    ]
-    allowed = np.concatenate([np.ravel(a) for a in addresses])
-    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
-    seen = 0
+        def kept_contiguous(*args: Any, **form: Any) -> Tensor:
+            return self.allow(contiguous(*args, **form))
 
-    def check(pointers: np.ndarray, mask: np.ndarray) -> None:
-        nonlocal seen
-        used = np.asarray(pointers)[np.asarray(mask, dtype=bool)]
-        seen += used.size
-        assert np.isin(used.astype(np.int64), allowed).all()
+        def launched(executor: GridExecutor, *args: Any, **kwargs: Any) -> None:
+            self.read, self.written = [], []
+            launch(executor, *args, **kwargs)
+            self.check_programs()
 
-    def checked_load(self, ptrs, mask, *rest):
-        check(ptrs.data, mask.data)
-        return load(self, ptrs, mask, *rest)
+        with (
+            mock.patch.object(GridExecutor, "__call__", launched),
+            mock.patch.object(InterpreterBuilder, "create_masked_load", loaded),
+            mock.patch.object(InterpreterBuilder, "create_masked_store", stored),
+            mock.patch.object(torch, "cat", lambda *args: self.allow(cat(*args))),
+            mock.patch.object(Tensor, "contiguous", kept_contiguous),
+        ):
+            yield
 
-    def checked_store(self, ptrs, value, mask, *rest):
-        check(ptrs.data, mask.data)
-        return store(self, ptrs, value, mask, *rest)
-
-    with ExitStack() as stack:
-        for name, function in (("load", checked_load), ("store", checked_store)):
-            attribute = f"create_masked_{name}"
-            stack.enter_context(mock.patch.object(InterpreterBuilder, attribute, function))
-        yield
-    assert seen
-
-
-@contextmanager
-def written_once(results: list[Tensor], again: bool = False) -> Iterator[None]:
-    """No two lanes, and no two programs of a launch, write to one place, in whatever order they
-    run; and of `results`, dense tensors, filled in within, every place is written.
-
-    again: whether a program may write to a place again, or one of a later launch to memory that
-    has been given out again.
-    """
-    store, written = InterpreterBuilder.create_masked_store, {}
-
-    def kept(self, ptrs, value, mask, *rest):
+    def touch(self, ptrs: Any, mask: Any, log: list[tuple[int, np.ndarray]]) -> np.ndarray:
         used = np.asarray(ptrs.data)[np.asarray(mask.data, dtype=bool)].astype(np.int64)
-        assert len(np.unique(used)) == len(used)
-        written.setdefault(self.grid_idx, []).append(used)
-        return store(self, ptrs, value, mask, *rest)
+        place = np.searchsorted(self.allowed, used)
+        assert (self.allowed.take(place, mode="clip") == used).all()
+        log.append((interpreter_builder.grid_idx[0], used))
+        return used
 
-    with mock.patch.object(InterpreterBuilder, "create_masked_store", kept):
-        yield
-    programs = [np.concatenate(used) for used in written.values()]
-    addresses = np.concatenate([np.unique(used) if again else used for used in programs])
-    assert len(np.unique(addresses)) == len(addresses)
-    assert results
-    for result in results:
-        first, size = result.data_ptr(), result.numel() * result.itemsize
-        assert ((addresses >= first) & (addresses < first + size)).sum() == result.numel()
+    def check_programs(self) -> None:
+        def joined(log: list[tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+            programs = np.repeat([program for program, _ in log], [len(used) for _, used in log])
+            return programs, np.concatenate([used for _, used in log])
+
+        if not self.written:  # but by atomic additions
+            return
+        writer, place = joined(self.written)
+        order = np.argsort(place, kind="stable")
+        writer, place = writer[order], place[order]
+        assert (writer[1:] == writer[:-1])[place[1:] == place[:-1]].all()
+        if self.read and len(place):
+            reader, seen = joined(self.read)
+            found = np.searchsorted(place, seen).clip(max=len(place) - 1)
+            assert (writer[found] == reader)[place[found] == seen].all()
 
 
 @contextmanager
@@ -254,7 +303,7 @@ def only_programs(choose: Callable[[int], Sequence[int]]) -> Iterator[list[int]]
     call = GridExecutor.__call__
     count, place = interpreter_builder.set_grid_dim, interpreter_builder.set_grid_idx
 
-    def launch(self, *args, **kwargs):
+    def launch(self: GridExecutor, *args: Any, **kwargs: Any) -> None:
         programs = self.grid[0]
         chosen = list(choose(programs))
         ran.extend(chosen)
@@ -274,23 +323,20 @@ def only_programs(choose: Callable[[int], Sequence[int]]) -> Iterator[list[int]]
         yield ran
 
 
-def reserved(values: int, dtype: torch.dtype) -> Tensor:
-    """A flat tensor of zeros that takes memory only where it is written to."""
-    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # not named before Python 3.13
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
-    try:
-        pages = mmap.mmap(-1, values * dtype.itemsize, flags=flags)
-    except OSError as error:
-        pytest.skip(f"no address space for {values} values: {error}")
-    return torch.frombuffer(pages, dtype=dtype)
+# ---- results
 
 
-def assert_accurate(result: Tensor, truth: Tensor, torchs: float, x: Tensor) -> None:
+def bits(x: Tensor) -> Tensor:
+    """The bit patterns of `x`, for comparisons to which NaN is a value like others."""
+    return x.contiguous().view(BITS[x.dtype.itemsize])
+
+
+def assert_accurate(result: Tensor, truth: Tensor, torchs: float, *inputs: Tensor) -> None:
     """The error is at most 1.25 times `torchs`, plain torch's in that dtype, plus one ulp.
 
-    The ulp is that of the largest value among the inputs `x` and the true results.
+    The ulp is that of the largest finite value among `inputs` and the true results.
     """
-    largest = max(truth.abs().max().item(), x.abs().max().item())
+    largest = max(x.double().nan_to_num(0, 0, 0).abs().max().item() for x in (truth, *inputs))
     ulp = torch.finfo(result.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest else 0.0
     assert_error(worst(result, truth), torchs, ulp)
 
@@ -300,35 +346,11 @@ def numerators(grid: SamplingGrid, axis: int) -> np.ndarray:
     n, size, num, off, den = (
         v[axis] for v in (grid.in_size, grid.size, grid.num, grid.off, grid.den)
     )
-    result = np.zeros((size, n), dtype=object)
-    for y in range(size):
-        position = num * y + off
-        if grid.border == "clamp":
-            position = min(max(position, 0), (n - 1) * den)
-        for i in range(n):
-            result[y, i] = max(den - abs(position - i * den), 0)
-    return result
-
-
-def whole(x: Tensor) -> np.ndarray:
-    """The integers that `x` holds, as objects without bounds."""
-    return np.vectorize(int, otypes=[object])(x.cpu().double().numpy())
-
-
-def scores(shape: Sequence[int], dtype: torch.dtype, seed: int) -> Tensor:
-    """Values as float64, exact in `dtype`; whole numbers where that is float64."""
-    generator = torch.Generator().manual_seed(seed)
-    if dtype == torch.float64:
-        return torch.randint(-(2**52), 2**52, tuple(shape), generator=generator).double()
-    values = 4 * torch.randn(*shape, generator=generator, dtype=torch.float64)
-    return values.to(dtype).double()
-
-
-def spread_out(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """`values`, at most 3 along each axis, at strides whose products no int32 holds."""
-    strides = [2**30 + 7**k for k in range(4)]
-    far = reserved(1 + sum((n - 1) * s for n, s in zip(values.shape, strides, strict=True)), dtype)
-    return far.as_strided(values.shape, strides).copy_(values)
+    positions = [num * y + off for y in range(size)]
+    if grid.border == "clamp":
+        positions = [min(max(p, 0), (n - 1) * den) for p in positions]
+    weights = [[max(den - abs(p - i * den), 0) for i in range(n)] for p in positions]
+    return np.array(weights, dtype=object)
 
 
 def is_format_kept(result: Tensor, layout: str) -> bool:
@@ -337,25 +359,3 @@ def is_format_kept(result: Tensor, layout: str) -> bool:
     return result.is_contiguous(
         memory_format=torch.channels_last if last else torch.contiguous_format
     )
-
-
-@st.composite
-def any_grids(
-    draw: st.DrawFn, dens: Sequence[int] = range(1, 10), larger: bool = True
-) -> SamplingGrid:
-    """Grids that no builder makes: any position, the axes unlike, also of large integers."""
-    axes = []
-    for most in (8, 12):
-        num, off, den = (
-            draw(st.integers(0, 9)),
-            draw(st.integers(-40, 40)),
-            draw(st.sampled_from(dens)),
-        )
-        large = draw(st.sampled_from((1, 1, 2**15 + 1))) if larger else 1
-        size, n = draw(st.integers(1, most)), draw(st.integers(1, 6))
-        axes.append((n, size, num * large, off * large, den * large))  # the same place, unreduced
-    border = draw(st.sampled_from(("zero", "clamp")))
-    grid = SamplingGrid(*zip(*axes, strict=True), border)
-    event(f"one place along an axis: {0 in grid.num}")
-    event(f"large integers: {max(grid.den) > 2**15}")
-    return grid

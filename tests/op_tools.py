@@ -89,6 +89,15 @@ def labels(draw, shape, classes, ignore_index) -> torch.Tensor:
     return target
 
 
+def counted(labels, target, classes, ignore_index) -> torch.Tensor:
+    """(C + 1) x C pixels of each (true class, label), by the definition; last those of no class."""
+    counts = torch.zeros(classes + 1, classes, dtype=torch.int64)
+    for truth, label in zip(target.flatten().tolist(), labels.flatten().tolist(), strict=True):
+        if truth != ignore_index:
+            counts[truth if 0 <= truth < classes else classes, label] += 1
+    return counts
+
+
 def holding(target: torch.Tensor, *values: int) -> list[torch.dtype]:
     """The types of labels that hold a target's and further values."""
     held = (int(target.min()), int(target.max()), *values)

@@ -1,35 +1,31 @@
 """deconv and its gradients, interpreted kernels and plain torch, against exact integers."""
 
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from tests.kernel_tools import (
     DEVICE,
     DTYPES,
-    LAYOUTS,
     assert_accurate,
-    assert_stays_within,
     bits,
-    giving,
+    dtypes,
+    examples,
     guarded,
-    interpreter_only,
     is_format_kept,
     laid_out,
-    only_programs,
+    layouts,
     planned,
-    reserved,
     scores,
-    spread_out,
-    whole,
+    seeds,
+    specials,
     worst,
-    written_once,
 )
 
 from fcnfast import reference  # isort: skip
@@ -37,12 +33,15 @@ from fcnfast.kernels import deconv, deconv_backward  # isort: skip
 from fcnfast.kernels import grid as kernel_grid  # isort: skip
 from fcnfast.tiled import deconv as tiled  # isort: skip
 
-MODULES = deconv, deconv_backward
-KINDS = "forward", "input_gradient", "weight_gradient"
-layouts, dtypes = st.sampled_from(LAYOUTS), st.sampled_from(DTYPES)
-seeds = st.integers(0, 2**31)
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's numpy
+FACTORS = {
+    "forward": ("x", "weight"),
+    "input_gradient": ("grad", "weight"),
+    "weight_gradient": ("grad", "x"),
+}
+KINDS = pytest.mark.parametrize("kind", FACTORS)
 # Values of a block, channels if not all, programs to aim at: results are made in few or many parts.
-shares = st.sampled_from([(2048, 32, 1), (2048, 32, 2048), (64, 2, 1), (64, 2, 2048)])
+SHARES = [(2048, 32, 1), (2048, 32, 2048), (64, 2, 1), (64, 2, 2048)]
 
 
 class Problem(NamedTuple):
@@ -57,12 +56,9 @@ class Problem(NamedTuple):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of "x", "weight" or "grad"."""
-        weight = self.batch[1], 1, self.kernel, self.kernel
-        return {
-            "x": (*self.batch, *self.in_size),
-            "weight": weight,
-            "grad": (*self.batch, *self.size),
-        }[name]
+        if name == "weight":
+            return self.batch[1], 1, self.kernel, self.kernel
+        return (*self.batch, *(self.in_size if name == "x" else self.size))
 
 
 @st.composite
@@ -80,15 +76,13 @@ def problems(draw, most: int = 12) -> Problem:
     return Problem(batch, in_size, stride, kernel, start, size)
 
 
-@contextmanager
-def shared_out(share):
-    tile, channels, programs = share
-    with planned(*MODULES, kernel_grid, TILE=tile, PROGRAMS=programs, CHANNELS=channels):
-        yield
+def shared_out(share) -> AbstractContextManager[None]:
+    constants = dict(zip(("TILE", "CHANNELS", "PROGRAMS"), share, strict=True))
+    return planned(deconv, deconv_backward, kernel_grid, **constants)
 
 
 def run(implementation, kind, problem, factors):
-    """The launcher of one of KINDS, given x, weight and grad by name."""
+    """The launcher of a kind, given two of x, weight and grad by name."""
     x, weight, grad = (factors.get(name) for name in ("x", "weight", "grad"))
     where = problem.stride, problem.start
     if kind == "forward":
@@ -98,21 +92,13 @@ def run(implementation, kind, problem, factors):
     return implementation.weight_gradient(grad, x, *where, problem.kernel, x.dtype)
 
 
-FACTORS = {
-    "forward": ("x", "weight"),
-    "input_gradient": ("grad", "weight"),
-    "weight_gradient": ("grad", "x"),
-}
-
-
-def definition(kind, problem, factors):
+def torchs(kind, problem, factors):
     """What the reference gives, or autograd for it."""
     like = next(iter(factors.values()))
     x, weight = (
-        factors.get(name, torch.zeros(problem.shape(name), dtype=like.dtype)).clone()
+        factors.get(name, like.new_zeros(problem.shape(name))).clone().requires_grad_()
         for name in ("x", "weight")
     )
-    x, weight = x.requires_grad_(), weight.requires_grad_()
     result = reference.deconv(x, weight, problem.stride, 0, problem.start, problem.size)
     if kind == "forward":
         return result.detach()
@@ -120,12 +106,11 @@ def definition(kind, problem, factors):
     return torch.autograd.grad(result, wanted, factors["grad"])[0]
 
 
-def true(kind, problem, factors):
-    """The sum of products that defines each, in integers where the dtype is float64."""
-    exactly = next(iter(factors.values())).dtype == torch.float64
-    arrays = {
-        name: whole(value) if exactly else value.double().numpy() for name, value in factors.items()
-    }
+def true(kind, problem, factors, exactly=False):
+    """The sum of products that defines each, in whole numbers if `exactly`, else in float64."""
+    arrays = {name: value.double().numpy() for name, value in factors.items()}
+    if exactly:
+        arrays = {n: np.vectorize(int, otypes=[object])(value) for n, value in arrays.items()}
     zero = np.zeros((), dtype=object if exactly else np.float64)
     s, k, (top, left) = problem.stride, problem.kernel, problem.start
     full = np.full((*problem.batch, *((n - 1) * s + k for n in problem.in_size)), zero)
@@ -147,73 +132,122 @@ def true(kind, problem, factors):
     return torch.from_numpy(result.astype(np.float64))
 
 
-def drawn(kind, problem, dtype, seed):
-    """The two factors that the launcher takes, as float64."""
+def drawn(kind, problem, dtype, seed, special=None):
+    """The two factors of a kind as float64; of one of them some are `special`.
+
+    Not the weights: at an edge of the map, they meet zeros.
+    """
     names = FACTORS[kind]
-    return {n: scores(problem.shape(n), dtype, seed + i) for i, n in enumerate(names)}
-
-
-def check(result, kind, problem, factors, dtype):
-    """The error is at most 1.25 times plain torch's, over hundreds of values, plus one ulp."""
-    typed = {name: value.to(dtype) for name, value in factors.items()}
-
-    def plain(factors):
-        wide = torch.promote_types(dtype, torch.float32)
-        return definition(kind, problem, {n: v.to(wide) for n, v in factors.items()}).to(dtype)
-
-    truth = true(kind, problem, typed)
-    more = (drawn(kind, problem, dtype, 2 * seed) for seed in range(max(2, 200 // result.numel())))
-    torchs = max(
-        worst(plain(other), true(kind, problem, {n: v.to(dtype) for n, v in other.items()}))
-        for other in (factors, *more)
-    )
-    assert_accurate(result, truth, torchs, truth)
-
-
-@settings(max_examples=36)
-@given(problems(), st.sampled_from(KINDS), dtypes, layouts, layouts, shares, seeds)
-def test_kernels(problem, kind, dtype, layout, other_layout, share, seed):
-    factors = drawn(kind, problem, dtype, seed)
-    first, second = FACTORS[kind]
-    chosen = {
-        first: laid_out(factors[first], layout, dtype),
-        second: laid_out(factors[second], other_layout, dtype),
+    where = names[seed % 2 if kind == "weight_gradient" else 0]
+    return {
+        name: scores(problem.shape(name), dtype, seed + i, special if name == where else None)
+        for i, name in enumerate(names)
     }
-    factors = {name: value.cpu().double() for name, value in chosen.items()}  # some are expanded
-    with shared_out(share), guarded():
-        result = run(deconv, kind, problem, chosen)
-    check(result, kind, problem, factors, dtype)
+
+
+def assert_right(result, kind, problem, factors):
+    """What is not finite reaches its readers only; elsewhere the error is that of plain torch.
+
+    Of this the largest over hundreds of values, of channels like these.
+    """
+    factors = {name: value.cpu() for name, value in factors.items()}
+    result, dtype = result.cpu(), factors[FACTORS[kind][0]].dtype
+    ones = {name: torch.ones(value.shape) for name, value in factors.items()}
+    finite = {name: value.isfinite() for name, value in factors.items()}
+    reached = true(kind, problem, finite) < true(kind, problem, ones)
+    assert torch.equal(result.isfinite(), ~reached)
+    usual = {name: torch.where(finite[name], value, 1.0) for name, value in factors.items()}
+
+    (images, channels), times = problem.batch, max(2, 200 // result.numel())
+    many = problem._replace(batch=(images, channels * (times + 1)))
+    more = drawn(kind, problem._replace(batch=(images, channels * times)), dtype, 1)
+    axes = {name: 0 if name == "weight" else 1 for name in factors}
+    like = {n: torch.cat([v, more[n].to(dtype)], axes[n]) for n, v in usual.items()}
+    truth = true(kind, many, like, dtype == torch.float64)
+    wide = torch.promote_types(dtype, torch.float32)
+    error = worst(torchs(kind, many, {n: v.to(wide) for n, v in like.items()}).to(dtype), truth)
+    truth = truth.narrow(0 if kind == "weight_gradient" else 1, 0, channels)
+    assert_accurate(torch.where(reached, truth.to(dtype), result), truth, error)
+
+
+def laid(factors, dtype, layout, other_layout):
+    pairs = zip(factors.items(), (layout, other_layout), strict=True)
+    return {name: laid_out(value, layout, dtype) for (name, value), layout in pairs}
+
+
+@KINDS
+@examples(15)
+@given(problems(), dtypes, layouts, layouts, st.sampled_from(SHARES), specials, seeds)
+def test_kernels(kind, problem, dtype, layout, other_layout, share, special, seed):
+    factors = laid(drawn(kind, problem, dtype, seed, special), dtype, layout, other_layout)
+    with guarded(*factors.values()), shared_out(share):
+        result = run(deconv, kind, problem, factors)
+    assert_right(result, kind, problem, factors)
     assert kind == "weight_gradient" or is_format_kept(result, layout)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_many_strips(kind):
-    """Two images, each in several strips of rows and several blocks of columns."""
-    problem = Problem((2, 2), (12, 40), 2, 4, (1, 1), (23, 78))
-    factors = drawn(kind, problem, torch.float32, 0)
-    chosen = {n: value.float().to(DEVICE) for n, value in factors.items()}
-    with shared_out((64, 2, 2048)), guarded():
-        result = run(deconv, kind, problem, chosen)
-    check(result, kind, problem, factors, torch.float32)
-
-
-@settings(max_examples=36)
+@KINDS
+@examples(20)
 @given(
     problems(),
-    st.sampled_from(KINDS),
     st.sampled_from((*DTYPES, torch.float64)),
     layouts,
     st.sampled_from([64, 2**18]),
+    specials,
     seeds,
 )
-def test_plain_torch(problem, kind, dtype, layout, elements, seed):
-    factors = drawn(kind, problem, dtype, seed)
-    chosen = {n: laid_out(value, layout, dtype).cpu() for n, value in factors.items()}
-    factors = {name: value.double() for name, value in chosen.items()}
+def test_plain_torch(kind, problem, dtype, layout, elements, special, seed):
+    # The weights' gradient adds products with the zeros around the window, too; and whole numbers
+    # are exact, infinities not among them.
+    special = None if kind == "weight_gradient" or dtype == torch.float64 else special
+    factors = laid(drawn(kind, problem, dtype, seed, special), dtype, layout, layout)
+    factors = {name: value.cpu() for name, value in factors.items()}
     with mock.patch.multiple(tiled, TILE_ELEMENTS=elements, LEAST_STRIDE=2):
-        result = run(tiled, kind, problem, chosen)
-    check(result, kind, problem, factors, dtype)
+        result = run(tiled, kind, problem, factors)
+    assert_right(result, kind, problem, factors)
     assert kind == "weight_gradient" or is_format_kept(result, layout)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("problem", "layout", "share"),
+    [
+        # Two images, each in several strips of rows and several blocks of columns.
+        (Problem((2, 2), (6, 22), 2, 4, (1, 1), (11, 42)), "contiguous", (32, 2, 2048)),
+        # Groups that do not divide the channels: no others are read.
+        (Problem((2, 3), (3, 4), 2, 4, (1, 1), (6, 8)), "channels_last", (64, 2, 1)),
+        (Problem((1, 5), (3, 4), 2, 4, (1, 1), (6, 8)), "channels_last sliced", (64, 2, 1)),
+    ],
+)
+def test_hard_shapes(kind, problem, layout, share):
+    factors = laid(drawn(kind, problem, torch.float32, 0), torch.float32, layout, layout)
+    with guarded(*factors.values()), shared_out(share):
+        result = run(deconv, kind, problem, factors)
+    assert_right(result, kind, problem, factors)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("kernel", "stride"), [(1, 2), (2, 2), (3, 2), (4, 2), (5, 2), (2, 3), (3, 3), (4, 3), (7, 3)]
+)
+def test_an_infinity_reaches_its_readers_alone(kernel, stride, kind):
+    """Whatever kernels and strides have in common: taps beyond a kernel, or a map, meet nothing.
+
+    A channel has one infinity: in a corner, or at the end of the last row for each phase.
+    """
+    full = tuple((n - 1) * stride + kernel for n in (2, 3))
+    name = FACTORS[kind][0]
+    height, width = (2, 3) if name == "x" else full
+    last = range(max(0, width - stride), width)
+    places = [(0, 0), (height - 1, 0), *((height - 1, column) for column in last)]
+    problem = Problem((1, len(places)), (2, 3), stride, kernel, (0, 0), full)
+    factors = {n: torch.ones(problem.shape(n)) for n in FACTORS[kind]}
+    for channel, (row, column) in enumerate(places):
+        factors[name][:, channel, row, column] = torch.inf
+    marks = {n: torch.ones(problem.shape(n)) for n in factors} | {name: factors[name].isinf()}
+    result = run(deconv, kind, problem, {n: value.to(DEVICE) for n, value in factors.items()})
+    assert torch.equal(result.cpu().isinf(), true(kind, problem, marks) > 0)
+    assert not result.isnan().any()
 
 
 @pytest.mark.parametrize("implementation", [deconv, tiled], ids=["kernel", "tiled"])
@@ -222,124 +256,21 @@ def test_the_gradient_of_a_wider_filter_is_not_rounded(dtype, implementation):
     """A sum of 2**17 ones: too large for float16, and more than the eight bits of bfloat16."""
     x = torch.ones(1, 1, 2, 8, dtype=dtype, device=DEVICE)
     grad = torch.full((1, 1, 4, 16), 2.0**13 + 64, dtype=dtype, device=DEVICE)
-    where = (2, (0, 0), 2, torch.float32)
-    result = implementation.weight_gradient(grad, x, *where)
+    result = implementation.weight_gradient(grad, x, 2, (0, 0), 2, torch.float32)
     assert result.dtype == torch.float32
     assert torch.equal(result.cpu(), torch.full((1, 1, 2, 2), 16 * (2.0**13 + 64)))
 
 
-@settings(max_examples=6)
+@pytest.mark.parametrize("kind", list(FACTORS)[:2])
+@examples(3)
 @given(problems(), dtypes, layouts, seeds)
-def test_same_bits_in_any_run_and_batch(problem, dtype, layout, seed):
+def test_same_bits_in_any_batch(kind, problem, dtype, layout, seed):
     problem = problem._replace(batch=(2, 2))
-    for kind in KINDS:
-        factors = drawn(kind, problem, dtype, seed)
-        factors = {n: laid_out(value, layout, dtype) for n, value in factors.items()}
-        first, second = (run(deconv, kind, problem, factors) for _ in range(2))
-        assert torch.equal(bits(first), bits(second))
-        if kind != "weight_gradient":
-            last = {n: v if n == "weight" else v[1:] for n, v in factors.items()}
-            with shared_out((2048, 32, 1)):  # the longest strips
-                assert torch.equal(bits(first[1:]), bits(run(deconv, kind, problem, last)))
-
-
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter's numpy
-@settings(max_examples=20)
-@given(
-    problems(),
-    st.sampled_from(KINDS),
-    layouts,
-    shares,
-    seeds,
-    st.sampled_from([torch.nan, torch.inf, -torch.inf]),
-)
-def test_special_values_reach_their_readers_only(problem, kind, layout, share, seed, special):
-    """Elsewhere the result is as if the value were another."""
-    factors = {n: value.float() for n, value in drawn(kind, problem, torch.float32, seed).items()}
-    name = FACTORS[kind][0 if kind != "weight_gradient" else seed % 2]
-    if kind == "forward":
-        name = "x"  # not the weights: at an edge of the map, they meet zeros
-    drawn_marks = torch.rand(problem.shape(name), generator=torch.Generator().manual_seed(seed))
-    factors[name] = torch.where(drawn_marks < 0.1, special, factors[name])
-    factors = {n: laid_out(value, layout, torch.float32) for n, value in factors.items()}
-    usual = factors | {name: torch.where(factors[name].isfinite(), factors[name], 1.0)}
-    ones = {n: torch.ones(problem.shape(n), dtype=torch.float64) for n in factors}
-    marks = factors[name].isfinite().logical_not().double().cpu()
-    reached = true(kind, problem, ones | {name: marks}) > 0
-    event(f"some special, some not: {0 < reached.sum() < reached.numel()}")
-    with shared_out(share):
-        result = run(deconv, kind, problem, factors).cpu()
-        assert torch.equal(result.isfinite(), ~reached)
-        assert torch.equal(result[~reached], run(deconv, kind, problem, usual).cpu()[~reached])
-    if kind != "weight_gradient":  # whose products have the zeros around the window, too
-        result = run(tiled, kind, problem, {n: value.cpu() for n, value in factors.items()})
-        assert torch.equal(result.isfinite(), ~reached)
-
-
-@pytest.mark.parametrize(
-    ("kernel", "stride"), [(1, 2), (2, 2), (3, 2), (4, 2), (5, 2), (2, 3), (3, 3), (4, 3), (7, 3)]
-)
-def test_an_infinity_reaches_its_readers_alone(kernel, stride):
-    """Whatever kernels and strides have in common: taps beyond a kernel, or a map, meet nothing."""
-    problem = Problem((1, 2), (2, 3), stride, kernel, (0, 0), (1, 1))
-    problem = problem._replace(size=tuple((n - 1) * stride + kernel for n in problem.in_size))
-    for kind in KINDS:
-        name = FACTORS[kind][0]
-        ones = {n: torch.ones(problem.shape(n)) for n in FACTORS[kind]}
-        height, width = ones[name].shape[2:]
-        last = range(max(0, width - stride), width)  # one for each phase of the stride
-        for row, column in ((0, 0), (height - 1, 0), *((height - 1, column) for column in last)):
-            x = ones[name].clone()
-            x[..., row, column] = torch.inf
-            marks = {n: value.double() for n, value in ones.items()}
-            marks[name] = x.isinf().double()
-            reached = true(kind, problem, marks) > 0
-            factors = {n: value.to(DEVICE) for n, value in (ones | {name: x}).items()}
-            result = run(deconv, kind, problem, factors).cpu()
-            assert torch.equal(result.isinf(), reached), kind
-            assert not result.isnan().any(), kind
-
-
-@interpreter_only
-@settings(max_examples=10)
-@given(problems(), st.sampled_from(KINDS[:2]), layouts, shares, seeds)
-def test_writes_each_value_once(problem, kind, layout, share, seed):
-    dtype = torch.float32
-    factors = {
-        n: laid_out(value, layout, dtype) for n, value in drawn(kind, problem, dtype, seed).items()
-    }
-    results = []
-    with shared_out(share), written_once(results, again=True):
-        results.append(run(deconv, kind, problem, factors))
-
-
-@interpreter_only
-@settings(max_examples=10)
-@given(problems(), st.sampled_from(KINDS), layouts, shares, seeds)
-def test_reads_and_writes_only_its_tensors(problem, kind, layout, share, seed):
-    dtype = torch.float32
-    factors = {
-        n: laid_out(value, layout, dtype) for n, value in drawn(kind, problem, dtype, seed).items()
-    }
-    if "weight" in factors:
-        factors["weight"] = factors["weight"].contiguous()
-    with shared_out(share):
-        assert_stays_within(lambda: run(deconv, kind, problem, factors), *factors.values())
-
-
-@interpreter_only
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layout", ["channels_last", "channels_last sliced"])
-@pytest.mark.parametrize("channels", [3, 5])
-def test_groups_that_do_not_divide_the_channels(channels, layout, kind):
-    """A program that takes the last channels of a group reads no others."""
-    problem = Problem((2, channels), (3, 4), 2, 4, (1, 1), (6, 8))
-    factors = drawn(kind, problem, torch.float32, 0)
-    factors = {n: laid_out(value, layout, torch.float32) for n, value in factors.items()}
-    if "weight" in factors:
-        factors["weight"] = factors["weight"].contiguous()
-    with shared_out((64, 2, 1)):
-        assert_stays_within(lambda: run(deconv, kind, problem, factors), *factors.values())
+    factors = laid(drawn(kind, problem, dtype, seed), dtype, layout, layout)
+    whole = run(deconv, kind, problem, factors)
+    last = {n: v if n == "weight" else v[1:] for n, v in factors.items()}
+    with shared_out((2048, 32, 1)):  # the longest strips
+        assert torch.equal(bits(whole[1:]), bits(run(deconv, kind, problem, last)))
 
 
 @pytest.mark.parametrize("batch", [(0, 3), (2, 0)])
@@ -347,51 +278,7 @@ def test_groups_that_do_not_divide_the_channels(channels, layout, kind):
 def test_nothing(batch, implementation):
     problem = Problem(batch, (2, 3), 4, 8, (1, 2), (5, 6))
     factors = {n: torch.zeros(problem.shape(n), device=DEVICE) for n in ("x", "weight", "grad")}
-    for kind, name in zip(KINDS, ("grad", "x", "weight"), strict=True):
+    for kind, name in zip(FACTORS, ("grad", "x", "weight"), strict=True):
         result = run(implementation, kind, problem, factors)
         assert result.shape == problem.shape(name)
         assert not result.any()
-
-
-@interpreter_only
-def test_inputs_beyond_int32():
-    problem = Problem((3, 3), (3, 3), 2, 4, (1, 2), (3, 3))
-    for kind in KINDS:
-        values = {n: v.bfloat16() for n, v in drawn(kind, problem, torch.bfloat16, 0).items()}
-        far = {n: v if n == "weight" else spread_out(v, torch.bfloat16) for n, v in values.items()}
-        with only_programs(range):
-            result = run(deconv, kind, problem, far)
-        assert torch.equal(result, run(deconv, kind, problem, values))
-
-
-@interpreter_only
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("kind", ["forward", "input_gradient"])
-def test_maps_beyond_int32(kind, channels_last):
-    """The last program on maps of more than 2**31 elements: only their end is set."""
-    problem = Problem((1, 2**13 + 9), (256, 256), 2, 4, (2, 1), (512, 512))
-
-    def reserved_map(name):
-        _, channels, height, width = problem.shape(name)
-        flat = reserved(channels * height * width, torch.float16)
-        if channels_last:
-            return flat.view(1, height, width, channels).permute(0, 3, 1, 2)
-        return flat.view(1, channels, height, width)
-
-    x, grad = reserved_map("x"), reserved_map("grad")
-    given, out = (x, grad) if kind == "forward" else (grad, x)
-    weight = torch.arange(9.0).view(9, 1, 1, 1).add(1).expand(9, 1, 4, 4).half()
-    weights = torch.zeros(problem.shape("weight"), dtype=torch.float16)
-    weights[-9:] = weight
-    given[:, -9:, -4:, -4:] = 1
-    factors = {"x": given, "grad": given, "weight": weights}
-    small = Problem((1, 9), (8, 8), 2, 4, (2, 1), (16, 16))
-    near = torch.zeros(small.shape("x" if kind == "forward" else "grad"))
-    near[..., -4:, -4:] = 1
-    expected = run(tiled, kind, small, {"x": near, "grad": near, "weight": weight.float()}).half()
-    with giving(out), only_programs(lambda count: [0, count - 1]):
-        run(deconv, kind, problem, factors)
-    seen = slice(-9 if channels_last else -1, None)  # channels that the last program makes
-    assert torch.equal(out[:, seen, -1, -1], expected[:, seen, -1, -1])
-    assert expected[:, seen, -1, -1].all()
-    assert not out[:, problem.batch[1] // 2].any()

@@ -1,15 +1,13 @@
-"""How kernels share out the outputs of an axis: patches, and how far into a cell outputs look."""
+"""How kernels share out the outputs of an axis, and how they turn tiles into columns."""
 
-from fractions import Fraction
 from math import floor
 
 import pytest
 import torch
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
-from tests.kernel_tools import DEVICE, any_grids
-from tests.op_tools import grids
+from tests.kernel_tools import DEVICE, examples, some_grids
 
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
@@ -17,48 +15,29 @@ import triton.language as tl  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
 from fcnfast.kernels import grid as kernels  # isort: skip
 
-cell_start, fraction, patch_at = kernels.cell_start, kernels.fraction, kernels.patch_at
-patches_of, columns_of, joined = kernels.patches_of, kernels.columns_of, kernels.joined
+columns_of, joined, patch_at, patches_of = (
+    kernels.columns_of,
+    kernels.joined,
+    kernels.patch_at,
+    kernels.patches_of,
+)
 Axis = kernels.Axis
-
 LENGTHS = (1, 2, 4, 8)
-AXIS = ["first_cell", "n", "size", "num", "off", "den", "first", "cells", "head", "inner", "count"]
 
 
-@triton.jit(do_not_specialize=AXIS)
-def cells_kernel(
-    start_ptr, begin_ptr, end_ptr,
-    first_cell, n, size, num, off, den, first, cells, head, inner, count, BLOCK: tl.constexpr
-):  # fmt: skip
-    """Where cells start, and their patches."""
-    axis = Axis(n, size, num, off, den, first, cells, head, inner, 0)
+@triton.jit(do_not_specialize=["first", "cells", "head", "inner", "count", "before"])
+def patches_kernel(
+    patch_ptr, cell_ptr, first, cells, head, inner, count, before, BLOCK: tl.constexpr
+):
+    """Of patches their cell and which of its patches they are; the range of patches of cells."""
     item = tl.arange(0, BLOCK)
-    cell = first_cell + item
-    tl.store(start_ptr + item, cell_start(cell, axis))
-    begin, end = patches_of(cell, axis, count)
-    tl.store(begin_ptr + item, begin)
-    tl.store(end_ptr + item, end)
-
-
-@triton.jit(do_not_specialize=AXIS)
-def patches_kernel(cell_ptr, which_ptr, first, cells, head, inner, count, BLOCK: tl.constexpr):
-    """The cells of patches, and which of the cell's patches they are."""
-    item = tl.arange(0, BLOCK)
-    cell, which = patch_at(item, Axis(0, 0, 0, 0, 0, first, cells, head, inner, 0))
-    tl.store(cell_ptr + item, cell, mask=item < count)
-    tl.store(which_ptr + item, which, mask=item < count)
-
-
-@triton.jit(do_not_specialize=AXIS)
-def fractions_kernel(
-    cell_ptr, part_ptr, step_ptr, n, size, num, off, den, BLOCK: tl.constexpr
-):  # fmt: skip
-    """How far outputs look into their cells."""
-    item = tl.arange(0, BLOCK)
-    cell = tl.load(cell_ptr + item, mask=item < size, other=0)
-    part, step = fraction(cell, item, Axis(n, size, num, off, den, 0, 0, 0, 0, 0))
-    tl.store(part_ptr + item, part, mask=item < size)
-    tl.store(step_ptr + item, step, mask=item < size)
+    axis = Axis(0, 0, 0, 0, 0, first, cells, head, inner, 0)
+    cell, which = patch_at(item, axis)
+    tl.store(patch_ptr + 2 * item, cell)
+    tl.store(patch_ptr + 2 * item + 1, which)
+    begin, end = patches_of(before + item, axis, count)
+    tl.store(cell_ptr + 2 * item, begin)
+    tl.store(cell_ptr + 2 * item + 1, end)
 
 
 @triton.jit
@@ -72,110 +51,37 @@ def columns_kernel(x_ptr, columns_ptr, out_ptr, BLOCK: tl.constexpr, COLUMNS: tl
     tl.store(out_ptr + place, joined(columns, BLOCK, COLUMNS))
 
 
-def looks(grid, axis):
-    """The definition: of each output its cell and how far into it, None where it was clamped."""
-    n, size, num, off, den = (
-        v[axis] for v in (grid.in_size, grid.size, grid.num, grid.off, grid.den)
-    )
-    ring = int(grid.border == "zero")  # a zero border is a ring of zeros around the map
-    last = n + 2 * ring - 1
-    for y in range(size):
-        position = Fraction(num * y + off, den) + ring
-        if position < 0:
-            yield -1, None
-        elif position >= last:
-            yield last, None
-        else:
-            yield floor(position), position - floor(position)
-
-
-def integers(count, dtype=torch.int32):
-    return torch.full((count,), -9, dtype=dtype, device=DEVICE)
-
-
-def read(*tensors):
-    return tuple(x.tolist() for x in tensors)
-
-
-def block(count):
-    return max(triton.next_power_of_2(count), 2)
-
-
-def arguments(plan):
-    """What kernels take of the plan of an axis: where outputs look, and where patches are."""
-    places = (plan.n, plan.size, plan.num, plan.off, plan.den)
-    return places, (plan.first, plan.cells, plan.head, plan.inner, plan.patches)
-
-
-def cells_of(plan):
-    """From two cells before the map to two beyond it: the first output, the range of patches."""
-    places, shares = arguments(plan)
-    results = [integers(block(plan.n + 4)) for _ in range(3)]
-    cells_kernel[(1,)](*results, -2, *places, *shares, BLOCK=block(plan.n + 4))
-    starts, begins, ends = (r[: plan.n + 4] for r in read(*results))
-    return dict(zip(range(-2, plan.n + 2), zip(starts, begins, ends, strict=True), strict=True))
-
-
-def patches_by_number(plan):
-    """Of each patch its cell, and which of the cell's patches it is."""
-    _, shares = arguments(plan)
-    results = integers(plan.patches), integers(plan.patches)
-    patches_kernel[(1,)](*results, *shares, BLOCK=block(plan.patches))
-    return list(zip(*read(*results), strict=True))
-
-
-some_grids = st.one_of(grids(), any_grids())
-axes, lengths = st.sampled_from((0, 1)), st.sampled_from(LENGTHS)
-
-
-@settings(max_examples=150)
-@given(some_grids, axes, lengths)
-def test_patches_are_the_outputs_of_their_cells_in_order(grid, axis, length):
-    cells = [cell for cell, _ in looks(grid, axis)]
+@examples(60)
+@given(some_grids, st.sampled_from((0, 1)), st.sampled_from(LENGTHS))
+def test_patches_are_those_of_their_cells_in_order(grid, axis, length):
+    """Where the outputs of a patch are is tabulated for argmax: see its tests."""
     plan = kernels.axis_patches(grid, axis, length)
+    clamp = grid.border == "clamp"
+    cells = [floor((plan.num * y + plan.off) / plan.den) for y in range(plan.size)]
+    cells = [min(max(cell, -1), plan.n - 1) for cell in cells]
+    assert (plan.n, plan.size) == (grid.in_size[axis] + 2 * (not clamp), grid.size[axis])
     assert (plan.first, plan.first + plan.cells - 1) == (cells[0], cells[-1])
-    starts = cells_of(plan)
-    numbers = patches_by_number(plan)
-    event(f"patches of a cell: {min(plan.most, 4)}")
-    outputs = []
-    for cell, which in numbers:
-        begin, end = starts[cell][0] + which * length, starts[cell + 1][0]
-        assert which < plan.most
-        outputs += [(y, cell) for y in range(begin, min(end, begin + length))]
-    assert outputs == list(enumerate(cells))
     # None more than it takes: what a program does for an empty patch is lost.
     counts = [-(-cells.count(plan.first + k) // length) for k in range(plan.cells)]
     assert (plan.head, plan.tail) == (counts[0], counts[-1] if plan.cells > 1 else 0)
     assert plan.inner >= max(counts[1:-1], default=0)
-    clamped = (-1, plan.n - 1)
-    inside = [cells.count(c) for c in set(cells) if plan.num and c not in clamped]
+    inside = [cells.count(c) for c in set(cells) if plan.num and c not in (-1, plan.n - 1)]
     assert max(inside, default=0) <= kernels.longest(grid, axis) <= plan.size
+    event(f"patches of a cell: {min(plan.most, 4)}")
 
-
-@settings(max_examples=100)
-@given(some_grids, axes, lengths)
-def test_the_patches_of_a_cell_are_those_that_name_it(grid, axis, length):
-    plan = kernels.axis_patches(grid, axis, length)
-    numbers = patches_by_number(plan)
-    assert len(numbers) == plan.patches
-    for cell, (_, begin, end) in cells_of(plan).items():
-        assert list(range(begin, end)) == [p for p, (c, _) in enumerate(numbers) if c == cell]
-
-
-@settings(max_examples=150)
-@given(some_grids, axes)
-def test_fractions_are_correctly_rounded(grid, axis):
-    plan, definition = kernels.axis_patches(grid, axis, 8), list(looks(grid, axis))
-    places, _ = arguments(plan)
-    cells = torch.tensor([cell for cell, _ in definition], dtype=torch.int32, device=DEVICE)
-    parts, steps = (torch.full((plan.size,), -9.0, device=DEVICE) for _ in range(2))
-    fractions_kernel[(1,)](cells, parts, steps, *places, BLOCK=block(plan.size))
-    whole = {-1: (1, 0), plan.n - 1: (0, 0)}  # all of the first value, all of the last
-    steps, step = steps.cpu(), Fraction(plan.num, plan.den)
-    for y, (cell, true) in enumerate(definition):
-        wanted = whole[cell] if true is None else (true, step)
-        for found, exact in zip((parts[y], steps[y]), wanted, strict=True):
-            assert found.item() == torch.tensor(float(exact), dtype=torch.float64).float().item()
+    number = [(plan.first, k) for k in range(plan.head)]
+    number += [(plan.first + c, k) for c in range(1, plan.cells - 1) for k in range(plan.inner)]
+    number += [(plan.first + plan.cells - 1, k) for k in range(plan.tail)]
+    assert plan.patches == len(number)
+    assert plan.most == 1 + max(k for _, k in number)
+    block = triton.next_power_of_2(max(plan.patches, plan.cells + 4))
+    found = torch.zeros(2, block, 2, dtype=torch.int32, device=DEVICE)
+    shares = (plan.first, plan.cells, plan.head, plan.inner, plan.patches, plan.first - 2)
+    patches_kernel[(1,)](*found, *shares, BLOCK=block)
+    patches, ranges = found.tolist()
+    assert [tuple(p) for p in patches[: plan.patches]] == number
+    for cell, (begin, end) in enumerate(ranges[: plan.cells + 4], plan.first - 2):
+        assert list(range(begin, end)) == [p for p, (c, _) in enumerate(number) if c == cell]
 
 
 @pytest.mark.parametrize("columns", LENGTHS)

@@ -1,10 +1,23 @@
-"""What the launchers refuse, and that they make nothing of nothing; in the interpreter."""
+"""What the launchers refuse, that they make nothing of nothing, and maps that no int32 spans."""
+
+from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 import torch
 
-from tests.kernel_tools import DEVICE, laid_out
+from tests.kernel_tools import (
+    DEVICE,
+    bits,
+    giving,
+    interpreter_only,
+    laid_out,
+    only_programs,
+    reserved,
+    scores,
+)
 
+from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
 from fcnfast.kernels import (  # isort: skip
     argmax,
@@ -26,7 +39,7 @@ PIXELS = torch.zeros(1, 1, *SIZE)
 FILTER = torch.zeros(1, 1, 2, 2)
 TARGET = torch.zeros(1, *SIZE, dtype=torch.uint8)
 OUT = torch.zeros(1, 1, dtype=torch.int64)
-AT_GRIDS = {
+LAUNCHERS = {
     "upsample.forward": lambda x, g: upsample.forward(x, g),
     "upsample.forward_add": lambda x, g: upsample.forward_add(x, PIXELS.to(x.dtype), g, (0, 0)),
     "upsample.adjoint": lambda x, g: upsample.adjoint(PIXELS.to(x.dtype), g),
@@ -36,25 +49,24 @@ AT_GRIDS = {
     "loss of each pixel": lambda x, g: cross_entropy.per_pixel_gradient(
         x, TARGET, None, g, 255, 0.0, x[:0], PIXELS[0]
     ),
+    "crop_add": lambda x, _: crop_add.forward(x, x, (0, 0)),
+    "crop_add.backward_skip": lambda x, _: crop_add.backward_skip(x, x.shape, (0, 0)),
+    "deconv": lambda x, _: deconv.forward(x, FILTER.to(x.dtype), 2, (0, 0), SIZE),
+    "deconv.input_gradient": lambda x, _: deconv.input_gradient(x, FILTER.double(), 2, (0, 0), IN),
+    "deconv.weight_gradient": lambda x, _: deconv.weight_gradient(x, x, 2, (0, 0), 2, x.dtype),
+    "scaled": lambda x, _: cross_entropy.scaled(x, x.sum(), x.sum(), torch.float64),
 }
-WITHOUT_GRIDS = {
-    "crop_add": lambda x: crop_add.forward(x, x, (0, 0)),
-    "crop_add.backward_skip": lambda x: crop_add.backward_skip(x, x.shape, (0, 0)),
-    "deconv": lambda x: deconv.forward(x, FILTER.to(x.dtype), 2, (0, 0), SIZE),
-    "deconv.input_gradient": lambda x: deconv.input_gradient(x, FILTER.to(x.dtype), 2, (0, 0), IN),
-    "deconv.weight_gradient": lambda x: deconv.weight_gradient(x, x, 2, (0, 0), 2, x.dtype),
-    "scaled": lambda x: cross_entropy.scaled(x, x.sum(), x.sum(), torch.float64),
-}
+AT_GRIDS = tuple(LAUNCHERS)[:7]
 
 
-@pytest.mark.parametrize("name", [*AT_GRIDS, *WITHOUT_GRIDS])
+@pytest.mark.parametrize("name", LAUNCHERS)
 def test_what_the_kernels_do_not_compute_is_refused(name):
     x = torch.zeros(1, 1, *IN)
     with pytest.raises(ValueError, match="float64 maps need the torch backend"):
-        AT_GRIDS[name](x.double(), NEAR) if name in AT_GRIDS else WITHOUT_GRIDS[name](x.double())
+        LAUNCHERS[name](x.double(), NEAR)
     if name in AT_GRIDS:
         with pytest.raises(ValueError, match="positions leave int32"):
-            AT_GRIDS[name](x, FAR)
+            LAUNCHERS[name](x, FAR)
 
 
 def meta(*shape, dtype=torch.float32):
@@ -128,3 +140,185 @@ def test_no_labels_and_no_counts():
     out = torch.ones(3, 3, dtype=torch.int64, device=DEVICE)
     confusion.add(out, x, truth, NEAR, 255)
     assert (out == 1).all()
+
+
+# ---- offsets beyond int32
+
+GRID = SamplingGrid((3, 3), (3, 3), (3, 2), (-2, -3), (4, 4), "zero")
+SMALL = SamplingGrid((3, 3), (2, 2), (3, 5), (-2, -3), (4, 4), "zero")
+X, Y = (scores((3, 3, 3, 3), torch.bfloat16, seed).bfloat16() for seed in (0, 1))
+SPECIAL = X.clone()
+SPECIAL[1, 2, 1, 1] = torch.nan
+LABELS = (torch.arange(27).view(3, 3, 3) * 7 % 4).byte()
+WEIGHT = scores((3, 1, 4, 4), torch.bfloat16, 2).bfloat16()
+AT = (2, (1, 2))
+
+
+def counts(x, target):
+    out = torch.zeros(4, 3, dtype=torch.int64)
+    confusion.add(out, x, target, GRID, 255)
+    return (out,)
+
+
+def loss(x, target, *rate):
+    reduction = "none" if rate else "sum"
+    options = (GRID, 255, reduction, 0.0, not rate)
+    result, saved, gradient = cross_entropy.forward(x, target, None, *options)
+    if rate:
+        options = (GRID, 255, 0.0, saved, *rate)
+        gradient = cross_entropy.per_pixel_gradient(x, target, None, *options)
+    return result, gradient
+
+
+INPUTS = {
+    "upsample": (lambda x: (upsample.forward(x, GRID), upsample.adjoint(x, GRID)), X),
+    "upsample.forward_add": (lambda x, y: (upsample.forward_add(x, y, SMALL, (1, 1)),), X, Y),
+    "crop_add": (lambda x, y: (crop_add.forward(x[..., :2, :2], y, (1, 1)),), X, Y),
+    "crop_add.backward_skip": (lambda x: (crop_add.backward_skip(x, (3, 3, 4, 4), (1, 0)),), X),
+    "deconv": (lambda x: (deconv.forward(x, WEIGHT, *AT, (3, 3)),), X),
+    "deconv.input_gradient": (lambda x: (deconv.input_gradient(x, WEIGHT, *AT, (3, 3)),), X),
+    "deconv.weight_gradient": (
+        lambda x, y: (deconv.weight_gradient(x, y, *AT, 4, x.dtype),),
+        X,
+        Y,
+    ),
+    "argmax": (lambda x: argmax.forward(x, GRID, torch.uint8, True), SPECIAL),
+    "confusion": (counts, SPECIAL, LABELS),
+    "loss": (loss, X, LABELS.clamp(max=2)),
+    "loss of each pixel": (loss, X, LABELS.clamp(max=2), Y[:, 0].float()),
+}
+
+
+def spread_out(values):
+    """`values`, at most 3 along each axis, at strides whose products no int32 holds."""
+    strides = [2**30 + 7**k for k in range(values.dim())]
+    reach = 1 + sum((n - 1) * s for n, s in zip(values.shape, strides, strict=True))
+    return reserved(reach, values.dtype).as_strided(values.shape, strides).copy_(values)
+
+
+@interpreter_only
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("name", INPUTS)
+def test_inputs_beyond_int32(name):
+    call, *near = INPUTS[name]
+    with only_programs(range):
+        results = call(*(spread_out(x) for x in near))
+    for a, b in zip(results, call(*near), strict=True):
+        assert torch.equal(bits(a), bits(b))
+
+
+CHANNELS, LAST = 2**13 + 9, 9
+UP = SamplingGrid.resize((256, 256), (512, 512))
+FILTERS = torch.zeros(CHANNELS, 1, 4, 4, dtype=torch.float16)
+FILTERS[-LAST:] = torch.arange(1, LAST + 1).view(-1, 1, 1, 1)
+WINDOW = ((2, 1), (512, 512))
+
+
+def upsampled(x):
+    return reference.upsample(x, UP)
+
+
+def deconvolved(x):
+    return reference.deconv(x, FILTERS[-LAST:].double(), 2, 0, *WINDOW)
+
+
+def transposed(function):
+    """The adjoint of a function of 256 x 256 maps, by autograd."""
+
+    def adjoint(grad):
+        x = torch.zeros(*grad.shape[:2], 256, 256, dtype=grad.dtype, requires_grad=True)
+        return torch.autograd.grad(function(x), x, grad)[0]
+
+    return adjoint
+
+
+# A launcher of one map, the sizes of this and of its result, and the definition.
+HUGE = {
+    "upsample": (lambda x: upsample.forward(x, UP), 256, 512, upsampled),
+    "upsample.adjoint": (lambda x: upsample.adjoint(x, UP), 512, 256, transposed(upsampled)),
+    "deconv": (lambda x: deconv.forward(x, FILTERS, 2, *WINDOW), 256, 512, deconvolved),
+    "deconv.input_gradient": (
+        lambda x: deconv.input_gradient(x, FILTERS, 2, WINDOW[0], (256, 256)),
+        512,
+        256,
+        transposed(deconvolved),
+    ),
+    "crop_add": (lambda x: crop_add.forward(x, x, (0, 0)), 512, 512, lambda x: 2 * x),
+    "crop_add.backward_skip": (
+        lambda x: crop_add.backward_skip(x, x.shape, (0, 0)),
+        512,
+        512,
+        lambda x: x,
+    ),
+}
+
+
+@interpreter_only
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", HUGE)
+def test_maps_beyond_int32(name, channels_last):
+    """The first and the last program on maps of more than 2**31 elements: only their end is set."""
+    call, *sizes, definition = HUGE[name]
+
+    def reserved_map(size):
+        flat = reserved(CHANNELS * size * size, torch.float16)
+        if channels_last:
+            return flat.view(1, size, size, CHANNELS).permute(0, 3, 1, 2)
+        return flat.view(1, CHANNELS, size, size)
+
+    x, out = (reserved_map(size) for size in sizes)
+    small = torch.zeros(1, LAST, sizes[0], sizes[0], dtype=torch.float64)
+    small[..., -4:, -4:] = torch.arange(LAST * 4 * 4).view(LAST, 4, 4)
+    x[:, -LAST:, -4:, -4:] = small[..., -4:, -4:].half()
+    expected = definition(small).half()  # exact: whole numbers and weights in 1/4
+    with giving(out), only_programs(lambda count: [0, count - 1]):
+        call(x)
+    seen = slice(-LAST if channels_last else -1, None)  # channels that the last program makes
+    assert torch.equal(out[:, seen, -1, -1], expected[:, seen, -1, -1])
+    assert expected[:, seen, -1, -1].all()
+    assert not out[:, CHANNELS // 2, ::64, ::64].any()
+
+
+IMAGES = 2**15 + 1  # of 2**16 pixels
+
+
+@contextmanager
+def last_programs(dtype, count):
+    """Runs the first and the last `count` programs; a result for IMAGES takes little memory."""
+    store, empty = reserved(IMAGES * 2**16, dtype).view(IMAGES, 256, 256), torch.empty
+
+    def allocate(shape, dtype, device):
+        return store if shape == store.shape else empty(shape, dtype=dtype, device=device)
+
+    with (
+        mock.patch.object(torch, "empty", allocate),
+        only_programs(lambda total: [0, *range(total - count, total)]),
+    ):
+        yield
+
+
+@interpreter_only
+def test_labels_beyond_int32():
+    grid = SamplingGrid.resize((2, 2), (256, 256))
+    x = torch.zeros(IMAGES, 2, 2, 2)
+    x[-1] = torch.tensor([[[1, 0], [0, 0]], [[0, 1], [1, 2]]])
+    with last_programs(torch.uint8, 4):
+        result, _ = argmax.forward(x, grid, torch.uint8, False)
+    expected = reference.upsample_argmax(x[-1:].double(), grid)[0][0]
+    shown = slice(-winners.PATCH * winners.TILE_ROWS, None)
+    assert torch.equal(result[-1, shown, -4:], expected[shown, -4:].byte())
+    assert expected[shown, -4:].all()
+    assert not result[IMAGES // 2].any()
+
+
+@interpreter_only
+def test_losses_beyond_int32():
+    grid = SamplingGrid.resize((1, 1), (256, 256))
+    x = torch.zeros(1, 2, 1, 1).expand(IMAGES, 2, 1, 1)
+    target = torch.zeros(1, 256, 256, dtype=torch.uint8).expand(IMAGES, 256, 256)
+    with last_programs(torch.float32, 1):
+        losses, _, _ = cross_entropy.forward(x, target, None, grid, 255, "none", 0.0, False)
+    assert not losses[IMAGES // 2].any()
+    written = losses[-1] != 0
+    assert written[-1, -1]
+    assert torch.allclose(losses[-1][written], torch.tensor(2.0).log())

@@ -2,41 +2,32 @@
 
 import pytest
 import torch
-from hypothesis import event, given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from fcnfast import ops, reference
 from fcnfast.geometry import SamplingGrid
 from fcnfast.tiled import confusion
-from tests.op_tools import FLOATS, LABELS, allocations, grids, maps
+from tests.op_tools import FLOATS, LABELS, allocations, counted, grids, maps
 
 GRID = SamplingGrid.resize((4, 5), (40, 50))
+PACKED = [4, 5, 40, 50, 1, 1, 0, 0, 10, 10], True
 
 
-def counted(target, labels, classes, ignore_index):
-    """(C + 1) x C counts, a pixel at a time."""
-    counts = torch.zeros(classes + 1, classes, dtype=torch.int64)
-    for truth, label in zip(target.flatten().tolist(), labels.flatten().tolist(), strict=True):
-        if truth != ignore_index:
-            counts[truth if 0 <= truth < classes else classes, label] += 1
-    return counts
-
-
+@settings(max_examples=50)
 @given(st.data(), grids(most=12), st.sampled_from(FLOATS), st.sampled_from(LABELS))
 def test_counts_every_pixel_once(data, grid, dtype, label_dtype):
     x = data.draw(maps(grid.in_size, dtype))
     classes = x.shape[1]
     ignore_index = data.draw(st.sampled_from((255, -100, 0)))
-    limits = torch.iinfo(label_dtype)
-    values = [*range(classes + 2), 255, max(-100, limits.min)]
+    values = [*range(classes + 2), 255, max(-100, torch.iinfo(label_dtype).min)]
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     pick = torch.randint(len(values), (x.shape[0], *grid.size), generator=generator)
     target = torch.tensor(values)[pick].to(label_dtype)
-    labels = ops.upsample_argmax(x, grid)
     before = torch.randint(0, 9, (classes + 1, classes), generator=generator)
     out = before.clone()
     assert ops.upsample_confusion(x, target, grid, ignore_index=ignore_index, out=out) is out
-    expected = counted(target, labels, classes, ignore_index)
+    expected = counted(ops.upsample_argmax(x, grid), target, classes, ignore_index)
     assert torch.equal(out - before, expected)
     strays = bool(expected[classes].any())
     event(f"labels out of range: {strays}")
@@ -69,47 +60,33 @@ def test_nothing_is_counted_when_a_label_is_refused():
     assert (out == 1).all()
 
 
-def test_what_is_counted_in_pieces(monkeypatch):
-    x, target = torch.randn(2, 3, 4, 5), torch.arange(4000).view(2, 40, 50) % 3
-    whole = ops.upsample_confusion(x, target, GRID)
-    part = torch.zeros(4, 6, dtype=torch.int64)[:3, ::2]  # any strides
-    assert torch.equal(ops.upsample_confusion(x, target, GRID, out=part), whole)
+def test_what_is_counted_in_pieces_by_image_and_of_nothing(monkeypatch):
+    x = torch.randn(3, 300, 4, 5, requires_grad=True)
+    target = (torch.arange(6000) % 300).view(3, 40, 50).short()
+    labels = ops.upsample_argmax(x, GRID, dtype=torch.int16)
+    whole = ops.upsample_confusion(x, target, GRID, ignore_index=-1)
+    assert torch.equal(whole, counted(labels, target, 300, -1)[:300])
+    assert not whole.requires_grad
+    part = torch.zeros(301, 600, dtype=torch.int64)[:300, ::2]  # any strides
+    for image in range(3):
+        one = x[image : image + 1], target[image : image + 1]
+        ops.upsample_confusion(*one, GRID, ignore_index=-1, out=part)
+    assert torch.equal(part, whole)
+    assert not ops.upsample_confusion(x[:0], target[:0], GRID).any()
     for pixels in (1, 130, 600):
         monkeypatch.setattr(confusion, "PIXELS", pixels)
-        assert torch.equal(ops.upsample_confusion(x, target, GRID), whole)
-
-
-@pytest.mark.parametrize("classes", [1, 256, 300])
-def test_few_and_many_classes(classes):
-    x = torch.randn(1, classes, 4, 5, generator=torch.Generator().manual_seed(1))
-    target = (torch.arange(2000) % classes).view(1, 40, 50).short()
-    labels = ops.upsample_argmax(x, GRID, dtype=torch.int16)
-    counts = ops.upsample_confusion(x, target, GRID, ignore_index=-1)
-    assert torch.equal(counts, counted(target, labels, classes, -1)[:classes])
-    assert counts.sum() == 2000
-
-
-def test_empty_batches_sums_of_batches_and_no_gradient():
-    x, target = torch.randn(3, 4, 4, 5, requires_grad=True), torch.zeros(3, 40, 50).long()
-    assert not ops.upsample_confusion(x[:0], target[:0], GRID).any()
-    out = torch.zeros(4, 4, dtype=torch.int64)
-    for n in range(3):
-        ops.upsample_confusion(x[n : n + 1], target[n : n + 1], GRID, out=out)
-    assert torch.equal(out, ops.upsample_confusion(x, target, GRID))
-    assert not out.requires_grad
+        assert torch.equal(ops.upsample_confusion(x, target, GRID, ignore_index=-1), whole)
 
 
 def test_the_out_that_is_changed_has_a_new_version():
     """Autograd notices when something it kept is overwritten."""
     out = torch.zeros(3, 3, dtype=torch.int64)
     before = out._version
-    target = torch.zeros(1, 40, 50, dtype=torch.uint8)
-    torch.ops.fcnfast.upsample_confusion(
-        out, torch.randn(1, 3, 4, 5), target, [4, 5, 40, 50, 1, 1, 0, 0, 10, 10], True, 255, None
-    )
+    x, target = torch.randn(1, 3, 4, 5), torch.zeros(1, 40, 50, dtype=torch.uint8)
+    torch.ops.fcnfast.upsample_confusion(out, x, target, *PACKED, 255, None)
     assert out._version > before and out.sum() == 2000
     with torch.inference_mode():
-        ops.upsample_confusion(torch.randn(1, 3, 4, 5), target, GRID, out=torch.zeros_like(out))
+        ops.upsample_confusion(x, target, GRID, out=torch.zeros_like(out))
 
 
 def test_memory_stays_far_below_the_logits():

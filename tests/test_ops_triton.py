@@ -8,11 +8,7 @@ from fcnfast import ops
 from fcnfast.geometry import SamplingGrid
 from fcnfast.ops._registry import uses_triton
 from tests.kernel_tools import DEVICE
-from tests.test_ops_library import FORMATS, cases, public_calls, raw
-
-
-def on_device(value):
-    return value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+from tests.test_ops_library import FORMATS, PUBLIC, cases, raw
 
 
 def facts(x):
@@ -26,7 +22,7 @@ def test_fakes_know_what_the_kernels_give(form):
     one_of_each = dict(reversed(list(cases(form))))
     for name, args in one_of_each.items():
         op = getattr(raw, name).default
-        args = (*(on_device(a) for a in args[:-1]), "triton")
+        args = (*(a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in args[:-1]), "triton")
         with torch.no_grad():
             real = op(*args)
         with FakeTensorMode() as mode:
@@ -36,9 +32,7 @@ def test_fakes_know_what_the_kernels_give(form):
                 assert facts(a) == facts(b), name
 
 
-@pytest.mark.parametrize(
-    ("name", "call", "inputs"), list(public_calls()), ids=lambda c: c if isinstance(c, str) else ""
-)
+@PUBLIC
 def test_both_backends_agree_with_their_gradients(name, call, inputs, monkeypatch):
     results = []
     for backend in ("torch", "triton"):
