@@ -119,7 +119,7 @@ def export(
         network = network.to("cpu", torch.float16 if half else torch.float32)
         state = network.state_dict().values()
         if half and any(value.isinf().any() for value in state):
-            raise InputError(f"{_name(network)}: has weights that float16 does not reach")
+            raise InputError(f"{_name(network)}: has weights beyond the range of float16")
         graph = _Graph(network.eval().requires_grad_(False), head, scores, uint8)
         with _quiet():
             program = _program(graph, wanted)

@@ -264,7 +264,7 @@ def _check_classes(model: FCN, dataset: Dataset) -> None:
         return
     for name, other in zip(table.names, own.names, strict=True):
         if name != other:
-            order = f"the same classes in another order, beginning with {name!r}"
+            order = f"the same classes in a different order, beginning with {name!r}"
             raise DatasetError(f"the network and the data set's table {table.name!r} have {order}")
 
 

@@ -74,7 +74,7 @@ class _OnGrid(nn.Module):
     def __init__(self, grid: GridRule) -> None:
         super().__init__()
         if not callable(grid):
-            raise TypeError(f"grid must make a SamplingGrid from sizes, not be {grid!r}")
+            raise TypeError(f"grid must be a callable that makes a SamplingGrid, not {grid!r}")
         self.grid = grid
 
     def _grid_for(self, x: Tensor, size: Size | None) -> SamplingGrid:

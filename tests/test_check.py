@@ -122,7 +122,7 @@ def test_every_faulty_pair_is_told(here, capsys):
         assert main(["check", ".", "-j", workers]) == 1
         *lines, last = capsys.readouterr().err.splitlines()
         assert [line.split(": ")[2] for line in lines] == faulty
-        assert last.endswith("1 file passed over, not pictures by their names: notes.txt")
+        assert last.endswith("1 file skipped, no picture extension: notes.txt")
     Path("images/train/p3.png").write_bytes(b"")
     assert main(["check", ".", "-j", "0"]) == 2
 
@@ -194,7 +194,7 @@ def test_the_table_travels_with_the_weights(here, capsys):
     Path("swapped.json").write_text(json.dumps({**entries, "names": ["yes", "no"]}))
     capsys.readouterr()
     assert main(["evaluate", *data, *weights, "--classes", "swapped.json"]) == 2
-    assert "the same classes in another order, beginning with 'yes'" in capsys.readouterr().err
+    assert "the same classes in a different order, beginning with 'yes'" in capsys.readouterr().err
 
 
 def test_names_in_latin_1(two):

@@ -355,7 +355,7 @@ def test_the_demo_segments_and_tells(weights, monkeypatch, capsys, refused):
     assert np.array_equal(np.asarray(Image.open(folder / "photo.png")), np.asarray(scene))
     assert np.array_equal(read_labels(folder / "truth.png", CAMVID), truth)
     right = (read_labels(folder / "labels.png", CAMVID) == truth).mean()
-    assert f"{100 * right:.1f} % of the pixels are labeled right" in out
+    assert f"{100 * right:.1f} % of the pixels are labeled correctly" in out
 
 
 def test_version_help_and_models(capsys):

@@ -53,7 +53,7 @@ def test_the_network_and_the_classes_can_be_named(capsys):
     table = {"names": ["road", "sky", "car"], "palette": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
     Path("classes.json").write_text(json.dumps(table))
     said = refused(capsys, "net.pth", "ours.safetensors")
-    assert "whose layers are alike" in said and "--model NAME" in said
+    assert "which have the same layers" in said and "--model NAME" in said
     arguments = ["--model", "fcn8s_atonce_vgg16", "--classes", "classes.json", "--half"]
     assert main(["convert", "net.pth", "ours.safetensors", *arguments]) == 0
     tensors, meta = read_weights("ours.safetensors")

@@ -306,7 +306,7 @@ def test_overlaps_are_refused_by_name(devkit, monkeypatch, capsys):
     lines(devkit / "VOC2012" / LISTS / "val.txt", "2008_000002", "2012_000004")
     arguments = ["train", "--dataset", "voc", "--data-path", ".", "--output-dir", "run"]
     assert main([*arguments, "--split", "sbd-train"]) == 2
-    told = "1 of its pictures are in the training list, too: 2008_000002"
+    told = "1 of its pictures are also in the training list: 2008_000002"
     assert told in capsys.readouterr().err
 
 

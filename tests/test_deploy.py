@@ -316,7 +316,7 @@ def test_wrong_calls(tmp_path):
             "nyud_fcn32s_vgg16_color_hha: takes 6 channels, uint8 RGB pictures have 3",
             {"model": create_model("nyud_fcn32s_vgg16_color_hha"), "uint8": True},
         ),
-        (fcnfast.InputError, "weights that float16 does not reach", {"model": wide, "half": True}),
+        (fcnfast.InputError, "weights beyond the range of float16", {"model": wide, "half": True}),
         (fcnfast.InputError, "none.pth: no such weights file", {"model": tmp_path / "none.pth"}),
         (FileNotFoundError, "missing/net.pt2", {"path": tmp_path / "missing" / "net.pt2"}),
     ):

@@ -71,7 +71,7 @@ def test_other_layouts(tmp_path):
 )
 def test_include_and_exclude(camvid, filters, names):
     assert [sample.name for sample in opened(camvid, **filters)] == names
-    with pytest.raises(DatasetError, match="left by the patterns"):
+    with pytest.raises(DatasetError, match="patterns leave no pictures"):
         opened(camvid, exclude="*")
 
 
@@ -162,5 +162,5 @@ def test_other_extensions_are_pictures(here, weights, capsys):
     assert passed_over("in") == [Path("in/g.xcf"), Path("in/notes.txt")]
     assert main(["predict", "in", "--weights", weights, "--device", "cpu"]) == 0
     assert {path.stem for path in Path("out/labels").iterdir()} == set("abcde")
-    told = "fcnfast: 2 files passed over, not pictures by their names: g.xcf, notes.txt\n"
+    told = "fcnfast: 2 files skipped, no picture extension: g.xcf, notes.txt\n"
     assert capsys.readouterr().err == told

@@ -173,8 +173,8 @@ LIGHT, VGG = "fcn4s_light", "fcn8s_vgg16"
     [
         ("fcn8_vgg16", {}, ValueError, "did you mean fcn8s_vgg16"),
         ("zzz", {}, ValueError, "known: "),
-        (None, {}, TypeError, "name must be that of a network .* not None"),
-        (None, {"weights": "net.pth"}, TypeError, "name must be that of a network .* not None"),
+        (None, {}, TypeError, "name must be the name of a network .* not None"),
+        (None, {"weights": "net.pth"}, TypeError, "name must be the name of a network .* not None"),
         (VGG, {"stride": 16}, TypeError, "fixes stride"),
         ("siftflow_fcn8s_vgg16", {"geo_classes": 4}, TypeError, "fixes geo_classes"),
         ("nyud_fcn32s_vgg16_color_d", {"stride": 8}, TypeError, "stride"),

@@ -271,7 +271,7 @@ TYPES = [
     (lambda: counts(COUNTS.int()), "out must be an int64 tensor, not torch.int32"),
     (lambda: counts(COUNTS.numpy()), "out must be an int64 tensor, not ndarray"),
     (lambda: ops.upsample_confusion(X, T, GRID, ignore_index=None), "ignore_index"),
-    (lambda: nn.Upsample(GRID), "grid must make a SamplingGrid"),
+    (lambda: nn.Upsample(GRID), "grid must be a callable that makes a SamplingGrid"),
     (lambda: nn.CropAdd("1"), "offset"),
     (lambda: nn.UpsampleCropAdd(nn.DeconvGrid(2), 1.5), "offset"),
 ]

@@ -364,7 +364,7 @@ LABELS = torch.zeros(1, 2, 2, dtype=torch.long)
         ("convolutionalize", (Twice(), (23, 31)), ValueError, "Twice does more"),
         ("convolutionalize", (ODD, 8), ValueError, "LayerNorm"),
         ("convolutionalize", (ODD, 9), ValueError, "do not fit"),
-        ("convolutionalize", (Classifier(pool=(2, 2)), (23, 31)), ValueError, "no fixed window"),
+        ("convolutionalize", (Classifier(pool=(2, 2)), (23, 31)), ValueError, "not a fixed window"),
         ("shift_and_stitch", (NET, torch.zeros(1, 1, 3, 9)), ValueError, "too small"),
         ("shift_and_stitch", (FINER, torch.zeros(1, 1, 9, 9)), ValueError, "stride 1/2"),
         (

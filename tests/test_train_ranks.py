@@ -80,7 +80,7 @@ def test_sigterm_writes_a_checkpoint_that_another_number_of_processes_takes(rank
         ("pictures", r"the processes differ in the pictures: 6 \(.*, 5 \(.* in process 1"),
         ("folder", "process 1: nowhere: no such data set folder"),
         ("port", "process 0 cannot join the 2 of this run at 127.0.0.1:.*in use"),
-        ("odd", "--batch-size 3 is over all processes, and does not divide by 2"),
+        ("odd", "--batch-size 3 counts all processes and must be divisible by 2"),
     ],
 )
 def test_an_error_ends_all_processes_and_is_told_once(ranks, name, message):

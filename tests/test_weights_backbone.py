@@ -238,8 +238,8 @@ def test_layers_of_no_network_are_shown_beside_the_nearest(tmp_path):
     state = {f"block{k}.w": value for k, value in enumerate(model.state_dict().values())}
     path = save(tmp_path / "net.pth", state)
     says = (
-        r"net\.pth: of no network that fcnfast knows by its layers \('block0\.w', 'block1\.w', "
-        r"'block2\.w', 'block3\.w', \.\.\.\); the nearest is fcn8s_resnet34: (\d+) of its \1 t"
+        r"net\.pth: its layers \('block0\.w', 'block1\.w', 'block2\.w', 'block3\.w', \.\.\.\) match "
+        r"no network that fcnfast knows; the nearest is fcn8s_resnet34: (\d+) of its \1 t"
     )
     for load in (
         lambda: fcnfast.load_weights(model, path),
@@ -251,7 +251,7 @@ def test_layers_of_no_network_are_shown_beside_the_nearest(tmp_path):
 
 
 ALIKE = {
-    "fcn8s_vgg16": "of fcn8s_vgg16 or fcn8s_atonce_vgg16, whose layers are alike",
+    "fcn8s_vgg16": "of fcn8s_vgg16 or fcn8s_atonce_vgg16, which have the same layers",
     "nyud_fcn32s_vgg16_color": "nyud_fcn32s_vgg16_color or nyud_fcn32s_vgg16_hha",
 }
 TOLD = ["siftflow_fcn32s_vgg16", "siftflow_fcn16s_vgg16", "pascalcontext_fcn16s_vgg16"]

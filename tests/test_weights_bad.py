@@ -106,7 +106,7 @@ def test_corrupt_files_are_refused_or_read(tmp_path, model, kind):
 
 
 NOISE = random.Random(0).randbytes(3000)
-MESSAGE = "a protobuf message, but no Caffe model"
+MESSAGE = "a protobuf message, but not a Caffe model"
 OTHERS = {
     "empty": (b"", "empty"),
     "text": (b"name: 'VGG'\nlayer { name: 'conv1' }\n" * 30, "not a weights file"),
@@ -228,7 +228,7 @@ def test_a_missing_layer_has_the_files_name(tmp_path):
 def test_an_hdf5_file_of_something_else_is_refused(tmp_path, model):
     path, elsewhere = tmp_path / "net.h5", tmp_path / "elsewhere.h5"
     hdf5_model(elsewhere, weights())
-    no_model = "an HDF5 file, but no Caffe model"
+    no_model = "an HDF5 file, but not a Caffe model"
     contents: list[tuple[str, Callable[[h5py.File], object]]] = [
         (no_model, lambda file: file.create_dataset("model_weights/a", data=np.ones(3))),
         (no_model, lambda file: file.create_dataset("data", data=np.ones(3))),
@@ -249,7 +249,7 @@ def test_hdf5_datasets_without_content_are_refused(tmp_path, model):
     path = tmp_path / "net.h5"
     hdf5_model(path, weights())
     for shape, chunks, says in (
-        ((13, 10, 7, 7), (1, 1, 7, 7), r"of shape \(13, 10, 7, 7\) has no numbers in the file"),
+        ((13, 10, 7, 7), (1, 1, 7, 7), r"of shape \(13, 10, 7, 7\) has no data in the file"),
         ((1 << 20, 1 << 20), (1, 1 << 10), r"is \(1048576, 1048576\), but"),
     ):
         with h5py.File(path, "a") as file:
@@ -286,7 +286,7 @@ def test_blobs_whose_numbers_do_not_fit_are_refused(tmp_path, model):
         (good + short, r"'extra.weight' has the shape \(4, 3, 3, 3\), but holds 107 numbers"),
         (negative, "'extra.weight' has the shape"),
         (good + layer_v2("fc6", "Convolution", [ones]), "two of its layers are called 'fc6'"),
-        (good + layer_v1("fc8", 4, [ones]), "'layer' beside 'layers'"),
+        (good + layer_v1("fc8", 4, [ones]), "both 'layer' and 'layers'"),
         (good + ragged, "damaged Caffe model"),
     ):
         path.write_bytes(content)

@@ -64,7 +64,7 @@ def test_a_classifier_becomes_a_trunk(tmp_path):
     assert report.preprocessing == model.preprocessing == IMAGENET
     assert model.score_fr.weight is before and not before.any()
     for part in (str(path), "fc6.weight: (13, 490) to (13, 10, 7, 7)", "RGB", "0.485",
-                 "score_fr.weight: as it was", "classifier.6.bias: the classifier"):  # fmt: skip
+                 "score_fr.weight: unchanged", "classifier.6.bias: the classifier"):  # fmt: skip
         assert part in str(report)
 
 

@@ -55,7 +55,7 @@ def loads(model: FCN, path: Path) -> bool:
 def test_archives_of_something_else_are_refused(tmp_path, model):
     path = tmp_path / "net"
     np.savez(tmp_path / "net.npz", a=np.ones(3))
-    refuse(model, tmp_path / "net.npz", "a zip archive, but none of torch.save")
+    refuse(model, tmp_path / "net.npz", "a zip archive, but not one of torch.save")
     with tarfile.open(path, "w") as archive:
         archive.add(tmp_path / "net.npz", "storages")
     refuse(model, path, "a tar archive.*save the weights again")
@@ -240,7 +240,7 @@ def test_numbers_for_classes_of_another_program_are_refused(tmp_path, model):
         path = save({"path": pathlib.PurePosixPath("a"), **weights()}, tmp_path / "net.pth")
     finally:
         copyreg.remove_extension("pathlib", "PurePosixPath", 77)
-    refuse(model, path, "names what only another program knows")
+    refuse(model, path, "uses pickle extension codes")
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -41,7 +41,7 @@ def demo(args: argparse.Namespace) -> int:
     for name, share in result.shares.items():
         if share > 0:
             print(f"  {name:<12} {percent(share):>8}")
-    print(f"{100 * matrix.scores().pixel_accuracy:.1f} % of the pixels are labeled right.")
+    print(f"{100 * matrix.scores().pixel_accuracy:.1f} % of the pixels are labeled correctly.")
     print(f"""The pictures:
   {folder / "photo.png"}    the street
   {folder / "overlay.png"}  what the network sees in it
@@ -114,7 +114,7 @@ def _tell_passed_over(paths: Sequence[Path]) -> None:
     if paths:
         from ..data.folder import shortened
 
-        told = "passed over, not pictures by their names"
+        told = "skipped, no picture extension"
         names = shortened([path.name for path in paths])
         print(f"fcnfast: {_count(len(paths), 'file')} {told}: {names}", file=sys.stderr)
 

@@ -514,5 +514,5 @@ def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, by_name
     )
     both = [Path(name).name for name in sorted(names & others)]
     if both:
-        told = f"{len(both)} of its pictures are in the training list, too"
+        told = f"{len(both)} of its pictures are also in the training list"
         raise DatasetError(f"--val-split: {told}: {shortened(both, 3)}")

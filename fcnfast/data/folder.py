@@ -101,7 +101,7 @@ class SegmentationDataset(Dataset[Any]):
             k for k, (image, _) in enumerate(samples) if _passes(image, names[k], include, exclude)
         ]
         if not kept:
-            reason = "no pictures left by the patterns" if samples else "no pictures"
+            reason = "the patterns leave no pictures" if samples else "no pictures"
             raise DatasetError(f"{samples[0][0].parent if samples else 'data set'}: {reason}")
         self.samples = [samples[k] for k in kept]
         self.names = [names[k] for k in kept]
@@ -173,7 +173,7 @@ class SegmentationDataset(Dataset[Any]):
         path, label_path = self.samples[index]
         why = ""
         if self._sized_by_file and picture_size(path) == labels:
-            why = ": EXIF turns it upright, and the labels were drawn on the unturned photo"
+            why = ": EXIF turns it upright, and the labels were drawn on the unrotated photo"
         found, expected = f"{labels[0]}x{labels[1]}", f"{image[0]}x{image[1]}"
         raise LabelError(
             f"{label_path}: the labels are {found} pixels, their image is {expected}{why}"
@@ -290,7 +290,7 @@ def _pair(
     images, labels = (_by_stem(f, include, exclude) for f in (image_folder, label_folder))
     if not images:
         filtered = include or exclude
-        reason = "no pictures left by the patterns" if filtered else "no pictures in this folder"
+        reason = "the patterns leave no pictures" if filtered else "no pictures in this folder"
         raise DatasetError(f"{image_folder}: {reason}")
     for found, others, kind, place in (
         (images, labels, "labels", label_folder),

@@ -102,7 +102,7 @@ class LoadReport:
         lines = [f"{self.path}: {self.family} ({self.format})"]
         lines.append(f"  loaded      {len(self.loaded)} tensors")
         lines += [f"  reshaped    {key}: {a} to {b}" for key, (a, b) in self.reshaped.items()]
-        lines += [f"  missing     {key}: as it was" for key in self.missing]
+        lines += [f"  missing     {key}: unchanged" for key in self.missing]
         lines += [f"  unexpected  {key}" for key in self.unexpected]
         lines += [f"  dropped     {key}: {why}" for key, why in self.dropped.items()]
         lines.append(f"  input       {p.order.upper()} * {p.scale:g}, mean {mean}, std {std}")
@@ -188,7 +188,7 @@ class FCN(nn.Module):
         if in_channels not in (1, 3, 4):
             raise InputError(f"in_channels must be 1, 3 or 4, not {in_channels!r}")
         if self.channels != 3:
-            raise InputError(f"in_channels: this network sees {self.channels} of its own kind")
+            raise InputError(f"in_channels: this network's own input has {self.channels} channels")
         name, layer = self.first_layer()
         count, _, *window = layer.weight.shape
         layer.in_channels = self.in_channels = in_channels

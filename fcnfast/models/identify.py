@@ -101,7 +101,7 @@ def identify(file: WeightsFile, family: Family) -> tuple[str, dict[str, Any]]:
         names = [n for n in names if bool(MODELS[n].fixed.get("at_once")) == at_once] or names
     if len(names) > 1:
         raise WeightsError(
-            f"{file.path}: of {' or '.join(names)}, whose layers are alike: say which, with "
+            f"{file.path}: of {' or '.join(names)}, which have the same layers: choose with "
             "create_model(name, weights=...) or fcnfast convert --model NAME"
         )
     options = {} if _AUXILIARY & keys.keys() else {"aux_loss": False}
@@ -128,6 +128,6 @@ def unknown(file: WeightsFile) -> WeightsError:
     keys = ", ".join(map(repr, list(file.tensors)[:4]))
     _, common, count = shared[nearest]
     return WeightsError(
-        f"{file.path}: of no network that fcnfast knows by its layers ({keys}, ...); the nearest "
+        f"{file.path}: its layers ({keys}, ...) match no network that fcnfast knows; the nearest "
         f"is {nearest}: {common} of its {count} tensors have the shape of one in the file"
     )

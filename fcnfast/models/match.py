@@ -144,7 +144,7 @@ class Match:
             if not math.isclose(here, there, rel_tol=1e-6):
                 raise self._error(
                     f"multiplies {tap} by {there:g}, {self._name} by {here:g}: FCN-8s trained at "
-                    "once and in stages are two networks"
+                    "once and in stages are different networks"
                 )
 
     def _described(self) -> tuple[Preprocessing, ClassTable | None]:

@@ -78,7 +78,11 @@ class SkipNet(FCN):
         """
         for name, layer in layers.items():
             if "." in name or hasattr(self, name):
-                why = "it holds a dot" if "." in name else f"{type(self).__name__} has that already"
+                why = (
+                    "it contains a dot"
+                    if "." in name
+                    else f"{type(self).__name__} already has that"
+                )
                 raise ValueError(f"a layer of the trunk cannot be called {name!r}: {why}")
             self.add_module(name, layer)
             self.trunk.append(name)

@@ -84,7 +84,7 @@ def transplant(
         else:
             dropped.append(key)
     if not pairs:
-        raise ValueError("no layer of the source has the name of one of the target")
+        raise ValueError("the source and the target have no layer name in common")
     for key, tensor in pairs.items():
         if tensor.numel() != own[key].numel():
             raise ValueError(
@@ -164,7 +164,7 @@ def expand_score(model: FCN, num_classes: int) -> FCN:
     if num_classes < model.num_classes:
         raise ValueError(f"num_classes must be at least {model.num_classes}, not {num_classes}")
     if model.name not in MODELS:
-        raise ValueError("only nets that create_model made can be made again with more classes")
+        raise ValueError("only nets made by create_model can get more classes")
     new = _like(model, model.name, num_classes)
     own = new.state_dict(keep_vars=True)
     with torch.no_grad():
@@ -185,7 +185,8 @@ def expand_input(source: nn.Conv2d, target: nn.Conv2d) -> None:
     """
     wide, narrow = tuple(target.weight.shape), tuple(source.weight.shape)
     if wide[0] != narrow[0] or wide[2:] != narrow[2:] or wide[1] <= narrow[1]:
-        raise ValueError(f"a layer of {narrow} cannot start one of {wide}: more input channels?")
+        why = "it may only have more input channels"
+        raise ValueError(f"a layer of {narrow} cannot initialize one of {wide}: {why}")
     if (source.bias is None) != (target.bias is None):
         raise ValueError("only one of the two layers has a bias")
     with torch.no_grad():

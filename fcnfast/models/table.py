@@ -124,7 +124,7 @@ def list_models() -> list[str]:
 def find(name: str) -> Row:
     """The row of a name; InputError for an unknown one, with the nearest."""
     if not isinstance(name, str):
-        raise TypeError(f"name must be that of a network (see list_models), not {name!r}")
+        raise TypeError(f"name must be the name of a network (see list_models), not {name!r}")
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(MODELS)}"

@@ -89,7 +89,7 @@ def _fixed_pool(pool: nn.Module, size: tuple[int, int], name: str) -> nn.Module 
         return None
     if any(n % w for n, w in zip(size, out, strict=True)):
         pools = f"{name} pools {size} to {tuple(out)}"
-        raise ValueError(f"{pools}: at another size that is no fixed window")
+        raise ValueError(f"{pools}: not a fixed window at other sizes")
     window = (size[0] // out[0], size[1] // out[1])
     return nn.AvgPool2d(window, stride=window if out != [1, 1] else 1)
 
@@ -235,7 +235,7 @@ def rarefy(model: nn.Module, layer: str | None = None) -> nn.Module:
             continue
         was, now = before[name].given, after[name].given
         if was is None or now is None:
-            raise ValueError(f"{name} reads what is no map of the image")
+            raise ValueError(f"{name} does not read a map of the image")
         rate = int(was.stride / now.stride)
         original = model.get_submodule(name)
         gone = original.stride != module.stride

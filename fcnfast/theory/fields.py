@@ -263,5 +263,5 @@ def receptive_field(model: nn.Module, layer: str | None = None) -> ReceptiveFiel
     else:
         field, name = next(iter(seen.outputs.values()), None), "the network's output"
     if field is None:
-        raise ValueError(f"{name} is no map of the image: it has no receptive field")
+        raise ValueError(f"{name} is not a map of the image: it has no receptive field")
     return field

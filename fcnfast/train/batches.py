@@ -97,7 +97,7 @@ def make_crops(pictures: SegmentationDataset, s: TrainSettings, world: int) -> C
     """Return the crops that `s` asks for; InputError if they do not fill a step."""
     batch = f"--batch-size {s.batch_size}"
     if s.batch_size % world:
-        raise InputError(f"{batch} is over all processes, and does not divide by {world}")
+        raise InputError(f"{batch} counts all processes and must be divisible by {world}")
     if len(pictures) < s.batch_size * s.grad_accum:
         batch += f" times --grad-accum {s.grad_accum}" if s.grad_accum > 1 else ""
         raise InputError(f"{batch} is more than the {len(pictures)} pictures")

@@ -209,7 +209,7 @@ class Run:
         )
         if self.pictures.passed_over:
             passed = [path.name for path in self.pictures.passed_over]
-            self.progress.say(f"passed over, not pictures by their names: {shortened(passed)}")
+            self.progress.say(f"skipped, no picture extension: {shortened(passed)}")
         values = s.to_json()
         chosen = list(values)[list(values).index("freeze") : list(values).index("output_dir")]
         told = ", ".join(f"{name} {values[name]}" for name in chosen)

@@ -157,11 +157,11 @@ def explained(processes: Processes, settings: TrainSettings) -> Iterator[None]:
         reason = " ".join(str(error).split())
         if out_of_memory(error):
             told = (
-                f"{sizes}: out of memory; smaller ones with more --grad-accum, --amp or "
+                f"{sizes}: out of memory; try smaller ones with more --grad-accum, --amp or "
                 f"--checkpoint-activations take less ({reason})"
             )
         elif "more than 1 value per channel" in reason:
-            told = f"{sizes}: batch norm has one value to learn from; larger ones or --freeze bn"
+            told = f"{sizes}: batch norm needs more than one value; try larger ones or --freeze bn"
         elif too_small(error):
             told = f"{crop}: too small for the network: {reason}"
         elif processes.world > 1 and _lost(error):

@@ -100,7 +100,7 @@ def read_caffe(path: Path) -> tuple[dict[str, Stored], list[str]]:
     if not tensors:
         raise NotCaffeError(True)
     if len({field.number for field in layers}) > 1:
-        raise WeightsError(f"{path}: damaged Caffe model: it has 'layer' beside 'layers'")
+        raise WeightsError(f"{path}: damaged Caffe model: it has both 'layer' and 'layers'")
     return tensors, names
 
 

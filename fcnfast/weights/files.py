@@ -136,7 +136,7 @@ def open_weights(path: PathLike) -> Iterator[WeightsFile]:
         except NotCaffeError as error:
             what = "not a weights file that fcnfast reads (safetensors, PyTorch, Caffe or HDF5)"
             if error.args[0]:
-                what = "a protobuf message, but no Caffe model: it holds no layers with weights"
+                what = "a protobuf message, but not a Caffe model: it holds no layers with weights"
             raise WeightsError(f"{path}: {what}") from None
         yield WeightsFile(path, "Caffe", tensors, None, {"layers": layers})
 

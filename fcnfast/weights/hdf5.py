@@ -61,7 +61,7 @@ def read_hdf5(path: Path, file: Any) -> dict[str, Stored]:
     except Exception as error:  # with a damaged file, h5py may raise anything
         raise WeightsError(f"{path}: damaged HDF5 file: {error}") from error
     if not tensors:
-        what = "an HDF5 file, but no Caffe model: there are no layers in its group 'data'"
+        what = "an HDF5 file, but not a Caffe model: there are no layers in its group 'data'"
         raise WeightsError(f"{path}: {what}")
     return tensors
 
@@ -96,7 +96,7 @@ def _stored(path: Path, key: str, dataset: Any) -> Stored:
 
     def read() -> Tensor:
         if dataset.size and not dataset.id.get_storage_size():  # h5py would give zeros
-            raise WeightsError(f"{path}: {key!r} of shape {shape} has no numbers in the file")
+            raise WeightsError(f"{path}: {key!r} of shape {shape} has no data in the file")
         dtype = {2: torch.float16, 4: torch.float32, 8: torch.float64}[dataset.dtype.itemsize]
         tensor = torch.empty(shape, dtype=dtype, device="cpu")
         try:

@@ -80,7 +80,7 @@ class _Unpickler(pickle._Unpickler):
         return _KNOWN.get((module, name), _Placeholder)
 
     def get_extension(self, code: int) -> None:
-        raise pickle.UnpicklingError("it names what only another program knows")
+        raise pickle.UnpicklingError("it uses pickle extension codes")
 
 
 # What `torch.load` uses in place of the pickle module; it reads storages itself.
@@ -146,7 +146,7 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             if sum(n.count("/") == 1 and n.endswith("/data.pkl") for n in names) != 1:
-                raise WeightsError(f"{path}: a zip archive, but none of torch.save")
+                raise WeightsError(f"{path}: a zip archive, but not one of torch.save")
             if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
                 raise WeightsError(f"{path}: holds a TorchScript program, not only weights")
             for record in archive.infolist():
