@@ -2,20 +2,20 @@
 
 AlexNet gives a 10 x 10 grid of outputs for a 500 x 500 image. Patch by patch these are 100 windows
 of 227 x 227, 32 pixels apart, which share most of their pixels and so most of their work. (The
-values are not the same: layers pad, and what a window pads a whole image has.)
+values differ, because layers pad: a window with zeros, a whole image with its own pixels.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.measure import Settings
-from bench.timing import Time, interleaved
+from bench.measure import Settings, interleaved
 from fcnfast.models.alexnet import alexnet
 from fcnfast.theory import receptive_field
 
@@ -28,14 +28,11 @@ PAPER = {
     "patches, batched": {"forward": 120.0},
     "patches, one by one": {"forward": 540.0, "backward": 240.0},
 }
-
-
-def network(settings: Settings) -> nn.Module:
-    """AlexNet with its fully connected layers as convolutions, and 1000 outputs."""
-    torch.manual_seed(0)
-    layers = alexnet("caffe", padding=0, fc6_padding=0, dropout=0.0)
-    model = nn.Sequential(*layers.values(), nn.Conv2d(4096, CLASSES, 1))
-    return model.to(settings.device, settings.dtype).eval()
+HEADER = (
+    f"AlexNet, {IMAGE} x {IMAGE} pixels, {GRID} x {GRID} outputs; milliseconds (times the whole "
+    f"image's); the paper's on a K40c\n{'':20}{'forward':>18}{'and backward':>18}"
+    f"{'paper: forward':>18}{'backward':>18}"
+)
 
 
 def patches(image: Tensor) -> Tensor:
@@ -46,78 +43,55 @@ def patches(image: Tensor) -> Tensor:
     return windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, PATCH, PATCH)
 
 
-def _run(model: nn.Module, inputs: tuple[Tensor, ...], backward: bool) -> Callable[[], object]:
-    def call() -> object:
-        with torch.set_grad_enabled(backward):
-            for x in inputs:
-                out = model(x)
-                if backward:
-                    out.sum().backward()
-        return out
-
-    return call
+def _run(model: nn.Module, inputs: tuple[Tensor, ...], backward: bool) -> None:
+    with torch.set_grad_enabled(backward):
+        for x in inputs:
+            out = model(x)
+            if backward:
+                out.sum().backward()
 
 
 def check(model: nn.Module, image: Tensor, windows: Tensor) -> None:
     """The two ways are what they should be.
 
     Raises:
-        ValueError: when the grid is no 10 x 10, or a window's output is not that of a run on it.
+        ValueError: when the grid is not 10 x 10, or a window's output is not that of a run on it.
     """
     with torch.no_grad():
-        whole, alone = model(image), model(windows[:1])
-        batched = model(windows[:3])
-    field = receptive_field(model)
-    if whole.shape[2:] != (GRID, GRID) or alone.shape[2:] != (1, 1) or field.stride != STRIDE:
+        whole, alone, batched = model(image), model(windows[:1]), model(windows[:3])
+    stride = receptive_field(model).stride
+    if whole.shape[2:] != (GRID, GRID) or alone.shape[2:] != (1, 1) or stride != STRIDE:
         raise ValueError(f"the grid is {tuple(whole.shape[2:])}, a patch {tuple(alone.shape[2:])}")
     if not torch.allclose(batched[:1], alone, rtol=1e-2, atol=1e-3 * alone.abs().max().item()):
         raise ValueError("a patch in a batch gives another result than by itself")
 
 
-def measure(settings: Settings) -> dict[str, dict[str, Time]]:
-    """The time of each way, by pass: "forward", and "both"."""
-    model = network(settings)
-    generator = torch.Generator().manual_seed(1)
-    image = torch.randn(1, 3, IMAGE, IMAGE, generator=generator)
-    image = image.to(settings.device, settings.dtype)
+def measure(settings: Settings) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The table, and for the JSON file the milliseconds of each way by pass, and the paper's.
+
+    Raises:
+        ValueError: as `check`.
+    """
+    torch.manual_seed(0)
+    layers = alexnet("caffe", padding=0, fc6_padding=0, dropout=0.0)
+    model = nn.Sequential(*layers.values(), nn.Conv2d(4096, CLASSES, 1))
+    model = model.to(settings.device, settings.dtype).eval()
+    image = torch.randn(1, 3, IMAGE, IMAGE).to(settings.device, settings.dtype)
     windows = patches(image)
     check(model, image, windows)
-    ways = {
-        "whole image": (image,),
-        "patches, batched": windows.split(BATCH),
-        "patches, one by one": windows.split(1),
-    }
-    found: dict[str, dict[str, Time]] = {way: {} for way in ways}
+    inputs = dict(zip(PAPER, ((image,), windows.split(BATCH), windows.split(1)), strict=True))
+    found: dict[str, dict[str, Any]] = {way: {} for way in inputs}
     for name, backward in (("forward", False), ("both", True)):
-        calls = {way: _run(model, inputs, backward) for way, inputs in ways.items()}
-        times = interleaved(calls, settings.repeats or 3, settings.device)
-        for way, took in times.items():
-            found[way][name] = took.own
-    return found
+        calls = {way: partial(_run, model, x, backward) for way, x in inputs.items()}
+        for way, took in interleaved(calls, settings.repeats or 3).items():
+            found[way][name] = took
+    yield "\n".join(_line(way, found) for way in found), {"ms": found, "paper_ms": PAPER}
 
 
-def as_dict(found: dict[str, dict[str, Time]]) -> dict[str, Any]:
-    """For a JSON file: milliseconds, and the paper's."""
-    times = {w: {p: vars(t) for p, t in passes.items()} for w, passes in found.items()}
-    return {"amortization": {"ms": times, "paper_ms": PAPER}}
-
-
-def lines(found: dict[str, dict[str, Time]]) -> list[str]:
-    """A table: each way's milliseconds, how many times the whole image's, and the paper's."""
-    whole = found["whole image"]
-    result = [
-        f"AlexNet, {IMAGE} x {IMAGE} pixels, {GRID} x {GRID} outputs; milliseconds (times the "
-        "whole image's); the paper's on a K40c",
-        f"{'':20}{'forward':>18}{'and backward':>18}{'paper: forward':>18}{'backward':>14}",
-    ]
-    for way, passes in found.items():
-        cells = [
-            f"{took.median:.0f} ({took.median / whole[name].median:.1f}x)"
-            for name, took in passes.items()
-        ]
-        for name in ("forward", "backward"):
-            time = PAPER[way].get(name)
-            base = PAPER["whole image"][name]
-            cells.append("-" if time is None else f"{time:.0f} ({time / base:.1f}x)")
-        result.append(f"{way:20}{cells[0]:>18}{cells[1]:>18}{cells[2]:>18}{cells[3]:>14}")
-    return result
+def _line(way: str, found: dict[str, dict[str, Any]]) -> str:
+    """Milliseconds, how many times the whole image's, and the paper's."""
+    whole = "whole image"
+    times = [(found[way][n]["median"], found[whole][n]["median"]) for n in ("forward", "both")]
+    times += [(PAPER[way].get(n), PAPER[whole][n]) for n in ("forward", "backward")]
+    cells = ["-" if time is None else f"{time:.0f} ({time / base:.1f}x)" for time, base in times]
+    return f"{way:20}" + "".join(f"{cell:>18}" for cell in cells)

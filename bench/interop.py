@@ -9,38 +9,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import benchmark
 
-from bench.measure import Settings
-from bench.timing import peak_bytes
+from bench.cases import VOID
+from bench.measure import Call, Settings, peak_bytes
 from fcnfast.lazy import fuse, unfuse
 
 SIZE, BATCH = 512, 4
 CLASSES = (150, 21)
-VOID = 255
-
-
-@dataclass
-class Way:
-    """One way of doing a task: seconds of the clock and of the processor, and peak bytes."""
-
-    run: Callable[[], object]
-    clock: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-    peak: int = 0
-
-
-def pictures() -> Tensor:
-    """Smooth, with some noise, as photos are: on noise alone no two neighbors share a label."""
-    smooth = F.interpolate(torch.randn(BATCH, 3, 8, 8), size=SIZE, mode="bicubic")
-    return smooth + 0.1 * torch.randn_like(smooth)
+HEADER = (
+    f"batch {BATCH}, {SIZE} x {SIZE}: seconds (of processor time) and peak memory, and fused over "
+    "the best other way"
+)
 
 
 def segformer(classes: int) -> nn.Module:
@@ -84,8 +72,7 @@ def _step(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
 def _validation(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     logits = model(images)
     loss = F.cross_entropy(logits, target, ignore_index=VOID)
-    right = logits.max(1).indices == target
-    return loss + right.float().mean()
+    return loss + (logits.max(1).indices == target).float().mean()
 
 
 @torch.no_grad()
@@ -105,85 +92,66 @@ TASKS = {
 }
 
 
-def _call(way: str, task: Callable[..., Tensor], *arguments: Any) -> Callable[[], object]:
-    def run() -> Tensor:
-        model = arguments[0]
-        (fuse if way == "fused" else unfuse)(model)
-        torch.manual_seed(1)  # dropout
-        return task(*arguments)
-
-    return run
+def _run(way: str, task: Callable[..., Tensor], model: nn.Module, *inputs: Tensor) -> Tensor:
+    (fuse if way == "fused" else unfuse)(model)
+    torch.manual_seed(1)  # dropout
+    return task(model, *inputs)
 
 
-def _agree(found: dict[str, Tensor]) -> bool:
-    """All ways give the fused one's loss, or its labels at 99.9 % of the pixels."""
-    ours = found["fused"]
+def _agree(ours: Tensor, other: Tensor) -> bool:
+    """Two losses, or two label maps at 99.9 % of the pixels."""
     if ours.dim() == 0:
-        return all(bool(torch.isclose(ours, x, rtol=1e-3)) for x in found.values())
-    return all(float((ours == x).float().mean()) > 0.999 for x in found.values())
+        return bool(torch.isclose(ours, other, rtol=1e-3))
+    return float((ours == other).float().mean()) > 0.999
 
 
-def measure(settings: Settings) -> Iterator[dict[str, Any]]:
-    """One row a network, number of classes and task, each way in turn with the others.
+def _measured(calls: dict[str, Call], settings: Settings) -> dict[str, dict[str, float]]:
+    """Of each way seconds of the clock and of the processor, in turns, and peak bytes."""
+    results = {name: run() for name, run in calls.items()}
+    if not all(_agree(results["fused"], other) for other in results.values()):
+        raise ValueError(f"{', '.join(calls)} do not agree")
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for _ in range(settings.repeats or 3):
+        for name, run in calls.items():
+            clock, processor = benchmark.timer(), time.process_time()
+            run()
+            took[name].append((benchmark.timer() - clock, time.process_time() - processor))
+    found = {}
+    for name, run in calls.items():
+        seconds, processor_seconds = map(median, zip(*took[name], strict=True))
+        peak = peak_bytes(run, settings.device)
+        found[name] = {"s": seconds, "cpu_s": processor_seconds, "peak_bytes": peak}
+    return found
+
+
+def _line(found: dict[str, dict[str, float]]) -> str:
+    cells = [
+        f"{name} {way['s']:.2f} ({way['cpu_s']:.2f}) {way['peak_bytes'] / 2**20:.0f} MiB"
+        for name, way in found.items()
+    ]
+    others = [way for name, way in found.items() if name != "fused"]
+    ratios = [value / min(o[key] for o in others) for key, value in found["fused"].items()]
+    return "; ".join([*cells, "{:.2f} ({:.2f}) {:.2f}".format(*ratios)])
+
+
+def measure(settings: Settings) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A line for each network, number of classes and task; and all rows so far, for the JSON file.
 
     Raises:
         ImportError: without transformers or torchvision.
         ValueError: where two ways do not agree.
     """
-    for name, build in NETWORKS.items():
-        for classes in CLASSES:
-            torch.manual_seed(0)
-            model = build(classes).to(settings.device, settings.dtype)
-            images = pictures().to(settings.device, settings.dtype)
-            target = torch.randint(0, classes, (BATCH, SIZE, SIZE), device=settings.device)
-            for task, ways in TASKS.items():
-                model.train(task == "training step")
-                calls = {w: Way(_call(w, f, model, images, target)) for w, f in ways.items()}
-                yield {"network": name, "classes": classes, "task": task, **_row(calls, settings)}
-
-
-def _row(ways: dict[str, Way], settings: Settings) -> dict[str, Any]:
-    results: dict[str, Any] = {}
-
-    def keep(name: str, run: Callable[[], object]) -> None:
-        results[name] = run()
-
-    for name, way in ways.items():
-        way.peak = peak_bytes(partial(keep, name, way.run), settings.device)
-    if not _agree(results):
-        raise ValueError(f"{', '.join(ways)} do not agree")
-    for _ in range(settings.repeats or 3):
-        for way in ways.values():
-            clock, cpu = time.perf_counter(), time.process_time()
-            way.run()
-            if settings.device.type == "cuda":
-                torch.cuda.synchronize()
-            way.clock.append(time.perf_counter() - clock)
-            way.cpu.append(time.process_time() - cpu)
-    return {
-        name: {"s": median(way.clock), "cpu_s": median(way.cpu), "peak_bytes": way.peak}
-        for name, way in ways.items()
-    }
-
-
-HEADER = (
-    f"batch {BATCH}, {SIZE} x {SIZE}: seconds (of processor time) and peak memory, and fused over "
-    "the best other way"
-)
-
-
-def line(row: dict[str, Any]) -> str:
-    """One row of the table."""
-    ways = {k: v for k, v in row.items() if isinstance(v, dict)}
-    ours = ways["fused"]
-    cells = [
-        f"{name} {way['s']:.2f} ({way['cpu_s']:.2f}) {way['peak_bytes'] / 2**20:.0f} MiB"
-        for name, way in ways.items()
-    ]
-    ratios = [
-        ours[key] / min(way[key] for name, way in ways.items() if name != "fused")
-        for key in ("s", "cpu_s", "peak_bytes")
-    ]
-    last = "{:.2f} ({:.2f}) {:.2f}".format(*ratios)
-    head = f"{row['network']}, {row['classes']} classes, {row['task']}"
-    return f"{head:42}" + "; ".join([*cells, last])
+    rows = []
+    for (name, build), classes in product(NETWORKS.items(), CLASSES):
+        torch.manual_seed(0)
+        model = build(classes).to(settings.device, settings.dtype)
+        # Smooth with some noise, as photos are: on noise no two neighbors share a label.
+        images = F.interpolate(torch.randn(BATCH, 3, 8, 8), size=SIZE, mode="bicubic")
+        images = (images + 0.1 * torch.randn_like(images)).to(settings.device, settings.dtype)
+        target = torch.randint(0, classes, (BATCH, SIZE, SIZE), device=settings.device)
+        for task, ways in TASKS.items():
+            model.train(task == "training step")
+            calls = {w: partial(_run, w, f, model, images, target) for w, f in ways.items()}
+            found = _measured(calls, settings)
+            rows.append({"network": name, "classes": classes, "task": task, **found})
+            yield f"{f'{name}, {classes} classes, {task}':42}{_line(found)}", rows
