@@ -255,22 +255,22 @@ OPERATIONS = (
     ),
     Operation(
         "upsample_argmax", "", _resized, lambda p: ops.upsample_argmax(*p.maps, p.grid),
-        {"eager": _argmax, "max": _max, "channels_last": _last(_argmax)},
+        {"eager": _argmax, "max": _max, "channels_last": _last(_max)},
         _upsampled, "labels", (USUAL, WORST),
     ),
     Operation(
         "upsample_confusion", "", _labeled,
         lambda p: ops.upsample_confusion(*p.maps, p.target, p.grid, ignore_index=VOID),
-        {"eager": _confusion},
-        _upsampled, "counts", (USUAL, WORST), ("eager",), compiles=False,
+        {"eager": _confusion, "channels_last": _last(_confusion)},
+        _upsampled, "counts", (USUAL, WORST), ("eager", "channels_last"), compiles=False,
     ),
     Operation(
         "upsample", "resize", _resized, lambda p: ops.upsample(*p.maps, p.grid),
-        {"eager": _interpolate}, _upsampled,
+        {"eager": _interpolate, "channels_last": _last(_interpolate)}, _upsampled,
     ),
     Operation(
         "upsample", "deconv", _deconvolved, lambda p: ops.upsample(*p.maps, p.grid),
-        _DECONVS, _upsampled,
+        {**_DECONVS, "channels_last": _last(_DECONVS["grouped"])}, _upsampled,
     ),
     Operation(
         "deconv", "learned", _learned, lambda p: ops.deconv(*p.leaves, p.stride, p.stride // 2),

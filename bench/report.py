@@ -22,7 +22,7 @@ PEERS = {
     "argmax(1) (for counts max(1).indices), bincount, a slice and +; for learned filters "
     "F.conv_transpose2d in groups",
     "max": "the same with max(1).indices for argmax(1)",
-    "channels_last": "eager with scores in channels_last memory",
+    "channels_last": "eager, max or grouped with scores in channels_last memory",
     "dense": "F.conv_transpose2d from all classes to all",
     "grouped": "F.conv_transpose2d with one group a class",
     "compile": "torch.compile of eager",
