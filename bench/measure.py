@@ -208,8 +208,8 @@ def _time(row: Row, calls: Mapping[str, Call], operation: Operation, settings: S
     return row
 
 
-def measured(case: Case, operation: Operation, name: str, settings: Settings) -> Iterator[Row]:
-    """The rows of an op at a case with the content of that name: every pass that it has.
+def measured(case: Case, operation: Operation, settings: Settings) -> Iterator[Row]:
+    """The rows of an op at a case: each content, and every pass that the op has.
 
     An entry's keys: error, relative to the truth; fault, "wrong", or "no memory" or "failed" with
     the reason; time_ms, on a GPU its own; as_called_ms; cuda_graph, True or why there is none;
@@ -221,6 +221,13 @@ def measured(case: Case, operation: Operation, name: str, settings: Settings) ->
     if settings.compile and operation.compiles:
         torch._dynamo.reset()  # or the variants of one function count as too many recompilations
         rivals["compile"] = torch.compile(operation.peers["eager"], dynamic=False)
+    for name in operation.contents:
+        yield from _passes(case, operation, name, rivals, settings)
+
+
+def _passes(
+    case: Case, operation: Operation, name: str, rivals: dict[str, Contestant], settings: Settings
+) -> Iterator[Row]:
     problem = operation.problem(case, *content(name, case, settings.dtype, settings.device))
 
     def row(which: str) -> Row:

@@ -30,13 +30,13 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read by the profiler, which gr
 
 import torch
 
-from bench import amortization, interop, plots, report
+from bench import networks, report
 from bench.cases import SUITES, Case, drawn, fitted
 from bench.measure import Row, Settings, copy_bandwidth, measured
 from bench.operations import OPERATIONS, Operation
 from fcnfast.files import write_json
 
-NETWORKS = {"amortization": amortization, "interop": interop}
+NETWORKS = {"amortization": networks.amortization, "interop": networks.interop}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Measured first, at every case, in case the time does not suffice for all.
 HEADS = ("upsample_cross_entropy", "upsample_argmax")
@@ -106,7 +106,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--plot: {plot} is not a folder")
     if plot:
         try:
-            plots.pyplot()
+            report.pyplot()
         except ImportError as error:
             raise ValueError(f"--plot: {error}") from error
 
@@ -149,10 +149,9 @@ def run(
         if case != last:
             print(f"\n{case}\n{report.header(gpu)}")
         last = case
-        for name in operation.contents:
-            for row in measured(case, operation, name, settings):
-                print(report.line(row, gpu), flush=True)
-                done.append(row)
+        for row in measured(case, operation, settings):
+            print(report.line(row, gpu), flush=True)
+            done.append(row)
         keep(done)
     print("", *report.footnotes(done, gpu), *left, sep="\n")
     return done
@@ -175,9 +174,8 @@ def _judge(result: dict[str, Any], baseline: dict[str, Any] | None) -> int:
 def _networks(suite: Any, settings: Settings, seconds: float, keep: Callable[[Any], None]) -> int:
     """Whole networks instead of ops; the exit code."""
     begin = time.monotonic()
-    print(suite.HEADER)
     try:
-        for text, found in suite.measure(settings):
+        for text, found in suite(settings):
             print(text, flush=True)
             keep(found)
             if time.monotonic() - begin > seconds:
@@ -228,7 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = [o for o in OPERATIONS if o.name in options.op]
         result = {**about, "rows": run(cases, chosen, settings, seconds, keep)}
         if options.plot:
-            print(*plots.draw(result, options.plot), sep="\n")
+            print(*report.draw(result, options.plot), sep="\n")
     except (ImportError, OSError) as error:
         return _refuse(error)
     return _judge(result, baseline)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import amortization, check, measure, plots, report, run
+from bench import check, measure, networks, report, run
 from bench.cases import CONTENTS, SUITES, USUAL, VOID, WORST, Case, content, drawn, fitted
 from bench.operations import OPERATIONS
 from fcnfast import ops
@@ -208,7 +208,7 @@ def test_pictures(tmp_path: Path, capsys) -> None:
     row = a_row() | {"gb_s": 3000.0, "of_copy": 0.7}
     row["entries"]["eager"].update(time_ms=None, peak_bytes=None, fault="failed")
     about = {"device": "cuda", "device_name": "a GPU", "dtype": "float32", "rows": [row, row]}
-    assert len(plots.draw(about, path)) == 2
+    assert len(report.draw(about, path)) == 2
 
 
 # Times and memory.
@@ -430,7 +430,7 @@ def test_three_digits() -> None:
 
 def test_patches_are_the_windows() -> None:
     image = torch.arange(3 * 500 * 500.0).reshape(1, 3, 500, 500)
-    windows = amortization.patches(image)
+    windows = networks.patches(image)
     assert windows.shape == (100, 3, 227, 227)
     assert torch.equal(windows[12], image[0, :, 32 : 32 + 227, 64 : 64 + 227])
     last = windows[99]
@@ -442,16 +442,16 @@ def test_a_network_of_another_grid_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 227, stride=64))
     image = torch.zeros(1, 3, 500, 500)
     with pytest.raises(ValueError, match=r"grid is \(5, 5\)"):
-        amortization.check(model, image, amortization.patches(image))
+        networks.check(model, image, networks.patches(image))
 
 
 def test_the_amortization_suite(monkeypatch, tmp_path, capsys) -> None:
     """On a small network of the same geometry, with times that are given."""
     small = {"field": nn.Conv2d(3, 1, 200, stride=32), "fc7": nn.Conv2d(1, 4096, 1)}
-    monkeypatch.setattr(amortization, "alexnet", lambda *_, **__: small)
+    monkeypatch.setattr(networks, "alexnet", lambda *_, **__: small)
     taken = iter([10.0, 80.0, 90.0, 30.0, 200.0, 210.0])
     times = lambda calls, repeats: {way: {"median": next(taken)} for way in calls}  # noqa: E731
-    monkeypatch.setattr(amortization, "interleaved", times)
+    monkeypatch.setattr(networks, "interleaved", times)
     path = tmp_path / "out.json"
     arguments = ["--suite", "amortization", "--device", "cpu", "--json", str(path)]
     assert run.main(arguments) == 0
