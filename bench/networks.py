@@ -30,6 +30,10 @@ PAPER = {
 }
 
 
+class Disagreement(Exception):
+    """Two ways do not give the same."""
+
+
 def patches(image: Tensor) -> Tensor:
     """The 100 windows of 1 x 3 x 500 x 500, 100 x 3 x 227 x 227: the last reach into a margin."""
     margin = (GRID - 1) * STRIDE + PATCH - IMAGE
@@ -50,15 +54,17 @@ def check(model: nn.Module, image: Tensor, windows: Tensor) -> None:
     """The two ways are what they should be.
 
     Raises:
-        ValueError: when the grid is not 10 x 10, or a window's output is not that of a run on it.
+        Disagreement: when the grid is not 10 x 10, or a window's output is not that of a run on it.
     """
     with torch.no_grad():
         whole, alone, batched = model(image), model(windows[:1]), model(windows[:3])
     stride = receptive_field(model).stride
     if whole.shape[2:] != (GRID, GRID) or alone.shape[2:] != (1, 1) or stride != STRIDE:
-        raise ValueError(f"the grid is {tuple(whole.shape[2:])}, a patch {tuple(alone.shape[2:])}")
+        raise Disagreement(
+            f"the grid is {tuple(whole.shape[2:])}, a patch {tuple(alone.shape[2:])}"
+        )
     if not torch.allclose(batched[:1], alone, rtol=1e-2, atol=1e-3 * alone.abs().max().item()):
-        raise ValueError("a patch in a batch gives another result than by itself")
+        raise Disagreement("a patch in a batch gives another result than by itself")
 
 
 def amortization(settings: Settings) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -70,7 +76,7 @@ def amortization(settings: Settings) -> Iterator[tuple[str, dict[str, Any]]]:
     the JSON file the milliseconds of each way by pass, and the paper's.
 
     Raises:
-        ValueError: as `check`.
+        Disagreement: as `check`.
     """
     torch.manual_seed(0)
     layers = alexnet("caffe", padding=0, fc6_padding=0, dropout=0.0)
@@ -179,7 +185,7 @@ def _measured(calls: dict[str, Call], settings: Settings) -> dict[str, dict[str,
     """Of each way seconds of the clock and of the processor, in turns, and peak bytes."""
     results = {name: run() for name, run in calls.items()}
     if not all(_agree(results["fused"], other) for other in results.values()):
-        raise ValueError(f"{', '.join(calls)} do not agree")
+        raise Disagreement(f"{', '.join(calls)} do not agree")
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for _ in range(settings.repeats or 3):
         for name, run in calls.items():
@@ -212,7 +218,7 @@ def interop(settings: Settings) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
     Raises:
         ImportError: without transformers or torchvision.
-        ValueError: where two ways do not agree.
+        Disagreement: where two ways do not agree.
     """
     rows: list[dict[str, Any]] = []
     what = "seconds (of processor time) and peak memory, and fused over the best other way"

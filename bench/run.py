@@ -180,7 +180,7 @@ def _networks(suite: Any, settings: Settings, seconds: float, keep: Callable[[An
             keep(found)
             if time.monotonic() - begin > seconds:
                 break
-    except ValueError as error:
+    except networks.Disagreement as error:
         print(f"WRONG: {error}")
         return 1
     return 0

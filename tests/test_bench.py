@@ -441,7 +441,7 @@ def test_patches_are_the_windows() -> None:
 def test_a_network_of_another_grid_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 227, stride=64))
     image = torch.zeros(1, 3, 500, 500)
-    with pytest.raises(ValueError, match=r"grid is \(5, 5\)"):
+    with pytest.raises(networks.Disagreement, match=r"grid is \(5, 5\)"):
         networks.check(model, image, networks.patches(image))
 
 
