@@ -242,6 +242,8 @@ def main() -> int:
     option("--list", action="store_true", help="name them and run nothing")
     options = parser.parse_args()
     paths = [ROOT / "kernels" / file for file in options.files]
+    for path in (path for path in paths if not path.exists()):
+        parser.error(f"there is no kernels/{path.name}")
     found = {path: mutants(path) for path in paths or sorted((ROOT / "kernels").glob("*.py"))}
     chosen = [m for every in found.values() for m in drawn(every, options.each)]
     if options.all:
