@@ -1,192 +1,261 @@
-"""One row of the benchmark: an op at a case, one pass or both, against its peers."""
+"""The rows: each op against its peers, checked first, then timed in turns.
+
+On a GPU a call has two times. Its own, in CUDA graphs (Triton's `do_bench_cudagraph`), where inputs
+may still be in the second-level cache, as behind a network; and as called: on the host's clock,
+launches included, until its work is done. For a call that cannot be captured `do_bench` gives the
+first, and the row says so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+import math
+import timeit
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from statistics import quantiles
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils import benchmark
 
-from bench.cases import Case
-from bench.check import backward_call, call, errors, tolerance
-from bench.operations import Operation
-from bench.peers import Contestant, Problem, logits
-from bench.timing import Call, Times, interleaved, peak_bytes
+from bench.cases import Case, content, noise
+from bench.check import Parts, errors, tolerance
+from bench.operations import Contestant, Operation, Problem
 
 OURS = "fcnfast"
-Pass = Literal["forward", "backward", "forward+backward"]
-PASSES = get_args(Pass)
-WAITS = "it waits for the GPU"
+Call = Callable[[], Any]
+Row = dict[str, Any]  # as in the JSON file; what was not measured is None
 
-
-@dataclass
-class Entry:
-    """One contestant's part of a row. What was not measured is None.
-
-    fault: "wrong" (see the error), or "no memory" or "failed" with `reason`.
-    """
-
-    error: float | None = None
-    fault: str | None = None
-    reason: str | None = None
-    times: Times | None = None
-    peak_bytes: int | None = None
-
-    @property
-    def median(self) -> float | None:
-        """Milliseconds: on a GPU its own time, on a CPU the call's."""
-        return self.times.own.median if self.times else None
-
-
-@dataclass
-class Row:
-    """What was measured. The last two are of our op, and None without a GPU.
-
-    coarse_bytes: of the coarse scores as float32, which the peak memory is to be compared with.
-    outputs: pixels times classes. moved_bytes: what no implementation can avoid to move; gb_s: it
-    by our time; of_copy: as a share of the speed of copies.
-    """
-
-    case: Case
-    operation: Operation
-    content: str
-    which: Pass
-    coarse_bytes: int = 0
-    outputs: int = 0
-    moved_bytes: float = 0.0
-    entries: dict[str, Entry] = field(default_factory=dict)
-    gb_s: float | None = None
-    of_copy: float | None = None
-
-    @property
-    def ours(self) -> Entry:
-        """The entry of fcnfast itself."""
-        return self.entries[OURS]
-
-    @property
-    def wrong(self) -> list[str]:
-        """Who gave a wrong result; ours must not fail either."""
-        return [n for n, e in self.entries.items() if e.fault and (e.fault == "wrong" or n == OURS)]
-
-    def ratio(self, peer: str) -> float | None:
-        """How many times as long as ours a peer took."""
-        ours, theirs = self.ours.median, self.entries[peer].median
-        return theirs / ours if ours and theirs else None
+# Without a given number, turns go on for so many seconds; never fewer or more than these.
+SECONDS = {"cpu": 0.8, "cuda": 0.3}
+FEWEST, MOST = 3, 50
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for every row. bandwidth: of copies on a GPU, bytes a second."""
+    """What holds for every row. repeats: turns. bandwidth: of copies on a GPU, bytes a second."""
 
     device: torch.device
     dtype: torch.dtype
-    repeats: int | None
-    compile: bool
-    bandwidth: float | None
+    repeats: int | None = None
+    compile: bool = False
+    bandwidth: float | None = None
 
 
-def contestants(operation: Operation, settings: Settings) -> dict[str, Contestant]:
-    """Ours and the peers; torch.compile's starts with nothing compiled."""
-    found = {OURS: operation.ours, **operation.peers}
-    if settings.compile and operation.compiles:
-        torch._dynamo.reset()  # or the variants of one function count as too many recompilations
-        found["compile"] = torch.compile(operation.peers["eager"], dynamic=False)
-    return found
+def _summary(samples: list[float]) -> dict[str, float]:
+    tenths = quantiles(samples, n=10, method="inclusive") if len(samples) > 1 else samples * 9
+    return {"median": tenths[4], "low": tenths[1], "high": tenths[7], "calls": len(samples)}
 
 
-def with_gradients(operation: Operation, problem: Problem, seed: int = 6) -> Problem:
-    """The problem with leaves that require a gradient, and one that comes down to the result."""
-    x = problem.maps[0]
+def _milliseconds(call: Call) -> float:
+    """On the host's clock until the work is done, without garbage collection."""
+    return 1e3 * timeit.Timer(call, timer=benchmark.timer).timeit(1)
+
+
+def interleaved(
+    calls: Mapping[str, Call], repeats: int | None, seconds: float = SECONDS["cpu"]
+) -> dict[str, dict[str, float]]:
+    """Milliseconds of each call in turns, A B C A B C ..., after a round that does not count.
+
+    repeats: turns; by default as many as fit in `seconds`.
+    """
+    took = sum(map(_milliseconds, calls.values()))
+    rounds = repeats or min(MOST, max(FEWEST, int(1e3 * seconds / max(took, 1.0))))
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            samples[name].append(_milliseconds(call))
+    return {name: _summary(found) for name, found in samples.items()}
+
+
+def _on_gpu(
+    calls: Mapping[str, Call], repeats: int | None, syncs: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """The times that entries hold. syncs: the calls that wait for the GPU: no graph holds them."""
+    from triton.testing import do_bench, do_bench_cudagraph
+
+    rounds = repeats or FEWEST
+    turn = max(1, round(1e3 * SECONDS["cuda"] / (rounds * len(calls))))
+    own: dict[str, list[float]] = {name: [] for name in calls}
+    graphs: dict[str, bool | str] = {
+        n: "it waits for the GPU" if n in syncs else True for n in calls
+    }
+    for _ in range(rounds):
+        for name, call in calls.items():
+            if graphs[name] is True:
+                try:
+                    own[name] += do_bench_cudagraph(call, rep=turn, return_mode="all")
+                    continue
+                except RuntimeError as error:
+                    torch.cuda.synchronize()
+                    graphs[name] = str(error).strip().splitlines()[0]
+            own[name] += do_bench(call, warmup=1, rep=turn, return_mode="all")
+    called = interleaved(calls, repeats, SECONDS["cuda"])
+    return {
+        n: {"time_ms": _summary(own[n]), "as_called_ms": called[n], "cuda_graph": graphs[n]}
+        for n in calls
+    }
+
+
+def peak_bytes(call: Call, device: torch.device) -> int:
+    """The most memory that a call holds at one time beyond its inputs, its result included.
+
+    On a CPU as the profiler sees it: what torch allocates, without a library's own buffers.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second that this GPU reads and writes when it copies half a gibibyte."""
+    from triton.testing import do_bench
+
+    source = torch.empty(1 << 29, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2e3 * source.numel() / do_bench(lambda: target.copy_(source), return_mode="median")
+
+
+def call(contestant: Contestant, problem: Problem, backward: bool) -> Parts:
+    """The result and, with `backward`, the gradient of every leaf: what is checked and timed."""
+    if not backward:
+        with torch.no_grad():
+            return (contestant(problem),)
+    result = contestant(problem)
+    return (result, *torch.autograd.grad(result, problem.leaves, problem.grad_output))
+
+
+def backward_call(contestant: Contestant, problem: Problem) -> Call:
+    """The backward pass alone, as often as wanted, of a forward pass made here."""
+    grad, result = torch.autograd.grad, contestant(problem)
+    return partial(grad, result, problem.leaves, problem.grad_output, retain_graph=True)
+
+
+def with_gradients(operation: Operation, problem: Problem) -> Problem:
+    """The problem with leaves that require a gradient, and a gradient of its result."""
     maps, shared = (
         tuple(leaf.detach().requires_grad_() for leaf in leaves)
         for leaves in (problem.maps, problem.shared)
     )
-    problem = replace(problem, maps=maps, shared=shared)
-    if operation.result == "loss":
-        return problem
-    generator = torch.Generator(x.device).manual_seed(seed)
-    shape = (*x.shape[:2], *problem.grid.size)
-    cotangent = torch.randn(shape, generator=generator, device=x.device).to(x.dtype)
-    return replace(problem, cotangent=cotangent)
+    x, grad = maps[0], None
+    if operation.result != "loss":
+        grad = noise((*x.shape[:2], *problem.grid.size), 6, x.device).to(x.dtype)
+    return replace(problem, maps=maps, shared=shared, grad_output=grad)
 
 
-def _attempt(entry: Entry, make: Callable[[], Any]) -> Any:
+def _attempt(entry: dict[str, Any], make: Call) -> Any:
     """What `make` gives, or None with the fault entered."""
     try:
         return make()
     except torch.OutOfMemoryError as error:
-        entry.fault, entry.reason = "no memory", str(error)
+        entry.update(fault="no memory", reason=str(error))
     except Exception as error:  # a compiler that is missing, a type that a peer cannot do
-        entry.fault, entry.reason = "failed", f"{type(error).__name__}: {error}"
+        entry.update(fault="failed", reason=f"{type(error).__name__}: {error}")
     return None
 
 
-def _kept(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _kept(run: Callable[[], Parts]) -> Parts:
     """Results that wait for their check: on the host where they would take much of a GPU."""
-    bytes_ = sum(part.nbytes for part in parts)
-    there = parts[0].is_cuda and 8 * bytes_ < torch.cuda.mem_get_info()[0]
+    parts = run()
+    there = parts[0].is_cuda and 8 * sum(p.nbytes for p in parts) < torch.cuda.mem_get_info()[0]
     return tuple(part.detach() if there else part.detach().cpu() for part in parts)
 
 
-def _checked(
-    row: Row, calls: dict[str, Call], problem: Problem, settings: Settings
-) -> dict[str, Call]:
-    """The calls whose results are right; the others' faults are entered in the row."""
-    outcomes = {}
-    for name, run in calls.items():
-        entry = row.entries[name] = Entry()
-        parts = _attempt(entry, lambda run=run: _kept(run()))
-        if parts is not None:
-            outcomes[name] = parts
-    for name, found in errors(row.operation, problem, outcomes).items():
-        row.entries[name].error = found
-        if not found <= tolerance(settings.dtype, name == OURS):  # NaN is wrong too
-            row.entries[name].fault = "wrong"
-    return {name: run for name, run in calls.items() if row.entries[name].fault is None}
+def _check(row: Row, calls: Mapping[str, Call], operation: Operation, problem: Problem) -> None:
+    """Enter errors and faults."""
+    entries = row["entries"]
+    outcomes = {name: _attempt(entries[name], partial(_kept, run)) for name, run in calls.items()}
+    outcomes = {name: parts for name, parts in outcomes.items() if parts is not None}
+    for name, error in errors(operation, problem, outcomes).items():
+        entries[name]["error"] = error if math.isfinite(error) else str(error)  # for JSON
+        if not error <= tolerance(problem.maps[0].dtype, name == OURS):  # NaN is wrong, too
+            entries[name]["fault"] = "wrong"
 
 
-def _timed(row: Row, calls: dict[str, Call], problem: Problem, settings: Settings) -> Row:
-    """Take the memory and the time of the calls."""
-    row.coarse_bytes, row.outputs = 4 * problem.maps[0].numel(), logits(problem)
-    row.moved_bytes = row.operation.moved(problem)[PASSES.index(row.which)]
+def _time(row: Row, calls: Mapping[str, Call], operation: Operation, settings: Settings) -> Row:
+    """Enter the memory and the times of the calls without a fault."""
+    entries = row["entries"]
+    calls = {name: run for name, run in calls.items() if entries[name]["fault"] is None}
     for name, run in calls.items():
-        row.entries[name].peak_bytes = peak_bytes(run, settings.device)
-    syncs = dict.fromkeys(row.operation.syncs, WAITS)
-    for name, took in interleaved(calls, settings.repeats, settings.device, syncs).items():
-        row.entries[name].times = took
-    if settings.bandwidth and row.ours.median:
-        row.gb_s = row.moved_bytes / row.ours.median * 1e-6
-        row.of_copy = row.gb_s * 1e9 / settings.bandwidth
+        entries[name]["peak_bytes"] = peak_bytes(run, settings.device)
+    if settings.device.type == "cuda" and calls:
+        for name, found in _on_gpu(calls, settings.repeats, operation.syncs).items():
+            entries[name].update(found)
+    else:
+        for name, took in interleaved(calls, settings.repeats).items():
+            entries[name]["time_ms"] = took
+    if OURS in calls:
+        ours = entries[OURS]["time_ms"]["median"]
+        for name in calls.keys() - {OURS}:
+            entries[name]["ratio"] = entries[name]["time_ms"]["median"] / ours
+        if settings.bandwidth:
+            row["gb_s"] = row["moved_bytes"] / ours * 1e-6
+            row["of_copy"] = row["gb_s"] * 1e9 / settings.bandwidth
     return row
 
 
-def _backward(both: Row, right: dict[str, Contestant], problem: Problem, settings: Settings) -> Row:
-    """The backward pass alone, of contestants whose results are known to be right."""
-    row = replace(both, which="backward", entries={})
-    calls = {}
-    for name, entry in both.entries.items():
-        mine = row.entries[name] = Entry(entry.error, entry.fault, entry.reason)
-        if name in right:
-            gradients = _attempt(mine, partial(backward_call, right[name], problem))
-            if gradients is not None and _attempt(mine, gradients) is not None:
-                calls[name] = gradients
-    return _timed(row, calls, problem, settings)
+def measured(case: Case, operation: Operation, settings: Settings) -> Iterator[Row]:
+    """The rows of an op at a case: each content, and every pass that the op has.
+
+    An entry's keys: error, relative to the truth; fault, "wrong", or "no memory" or "failed" with
+    the reason; time_ms, on a GPU its own; as_called_ms; cuda_graph, True or why there is none;
+    peak_bytes, beyond the inputs; ratio, how many times as long as ours a peer took. A row's:
+    moved_bytes, which no implementation can avoid to move; gb_s, these by our time; of_copy, the
+    same as a share of the speed of copies.
+    """
+    rivals = {OURS: operation.ours, **operation.peers}
+    if settings.compile and operation.compiles:
+        torch._dynamo.reset()  # or the variants of one function count as too many recompilations
+        rivals["compile"] = torch.compile(operation.peers["eager"], dynamic=False)
+    for name in operation.contents:
+        yield from _passes(case, operation, name, rivals, settings)
 
 
-def measured(
-    row: Row, rivals: dict[str, Contestant], problem: Problem, settings: Settings
+def _passes(
+    case: Case, operation: Operation, name: str, rivals: dict[str, Contestant], settings: Settings
 ) -> Iterator[Row]:
-    """The rows of an op at a case with a content: every pass that it has, each checked first."""
-    calls = {name: partial(call, rival, problem, False) for name, rival in rivals.items()}
-    yield _timed(row, _checked(row, calls, problem, settings), problem, settings)
-    if not row.operation.trainable:
+    problem = operation.problem(case, *content(name, case, settings.dtype, settings.device))
+
+    def row(which: str) -> Row:
+        keys = ("error", "fault", "reason", "time_ms", "as_called_ms", "cuda_graph", "peak_bytes")
+        entries = {n: dict.fromkeys(keys if n == OURS else (*keys, "ratio")) for n in rivals}
+        return {
+            "case": asdict(case), "op": operation.name, "variant": operation.variant,
+            "content": name, "pass": which, "coarse_bytes": 4 * problem.maps[0].numel(),
+            "outputs": problem.outputs, "moved_bytes": operation.moved(problem)[which],
+            "entries": entries, "gb_s": None, "of_copy": None,
+        }  # fmt: skip
+
+    forward = row("forward")
+    calls = {n: partial(call, rival, problem, False) for n, rival in rivals.items()}
+    _check(forward, calls, operation, problem)
+    yield _time(forward, calls, operation, settings)
+    if not operation.trainable:
         return
-    problem = with_gradients(row.operation, problem)
-    both = Row(row.case, row.operation, row.content, "forward+backward")
-    calls = {name: partial(call, rival, problem, True) for name, rival in rivals.items()}
-    right = _checked(both, calls, problem, settings)
-    yield _backward(both, {name: rivals[name] for name in right}, problem, settings)
-    yield _timed(both, right, problem, settings)
+    problem = with_gradients(operation, problem)
+    both, backward = row("forward+backward"), row("backward")
+    calls = {n: partial(call, rival, problem, True) for n, rival in rivals.items()}
+    _check(both, calls, operation, problem)
+    alone = {}
+    for n, entry in backward["entries"].items():
+        entry.update({key: both["entries"][n][key] for key in ("error", "fault", "reason")})
+        if entry["fault"] is None:
+            alone[n] = _attempt(entry, partial(backward_call, rivals[n], problem))
+            if alone[n] is not None:
+                _attempt(entry, alone[n])
+    yield _time(backward, alone, operation, settings)
+    yield _time(both, calls, operation, settings)

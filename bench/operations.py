@@ -1,243 +1,290 @@
-"""The table of the ops: what each gets at a case, who competes, and what is true."""
+"""The ops that are measured: arguments, plain torch's spellings of the same, the truth, bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from bench import peers
-from bench.cases import CONTENTS, USUAL, VOID, WORST, Case, Content
-from bench.peers import Contestant, Problem, bilinear_filter, logits
+from bench.cases import CONTENTS, USUAL, VOID, WORST, Case, noise
 from fcnfast import ops, reference
 from fcnfast.geometry import SamplingGrid
 
-# The window of the finest skip of FCN-8s begins here.
-SKIP_OFFSET = 9
+SKIP_OFFSET = (9, 9)  # of the window of the finest skip of FCN-8s
 
 
-def _resized(case: Case, content: Content) -> Problem:
-    grid = SamplingGrid.resize(case.in_size, case.size)
-    return Problem((content.scores,), grid, case.stride)
+@dataclass(frozen=True)
+class Problem:
+    """The arguments of one op. Gradients are taken with respect to `leaves`.
+
+    maps: the scores, or x and skip. shared: the filter of a learned deconvolution, the same for all
+    images. grid: from the first map to the full resolution, `stride` times as fine. offset: the
+    first row and column of the window of skip. target: labels N x H x W. grad_output: the gradient
+    of the result, None where that is a loss.
+    """
+
+    maps: tuple[Tensor, ...]
+    grid: SamplingGrid
+    stride: int
+    shared: tuple[Tensor, ...] = ()
+    offset: tuple[int, int] = (0, 0)
+    target: Tensor | None = None
+    grad_output: Tensor | None = None
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """The maps and what images share."""
+        return self.maps + self.shared
+
+    @property
+    def outputs(self) -> int:
+        """Images times classes times pixels of the full resolution."""
+        images, classes = self.maps[0].shape[:2]
+        return images * classes * self.grid.size[0] * self.grid.size[1]
 
 
-def _deconvolved(case: Case, content: Content, stride: int | None = None) -> Problem:
-    stride = stride or case.stride
-    in_size = content.scores.shape[-2:]
-    grid = SamplingGrid.deconv(in_size, stride, padding=stride // 2)
-    return Problem((content.scores,), grid, stride)
+Contestant = Callable[[Problem], Tensor]
 
 
-def _skip_for(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """A finer map of noise with a margin around a window of `size`."""
-    generator = torch.Generator(x.device).manual_seed(5)
-    shape = (*x.shape[:2], *(n + 2 * SKIP_OFFSET for n in size))
-    return torch.randn(shape, generator=generator, device=x.device).to(x.dtype)
+# Arguments at a case, from its scores and labels.
 
 
-def _added(case: Case, content: Content) -> Problem:
-    """Two score maps of the case's resolution."""
-    skip = _skip_for(content.scores, case.in_size)
-    grid = SamplingGrid.resize(case.in_size, case.in_size)
-    return Problem((content.scores, skip), grid, 1, offset=(SKIP_OFFSET, SKIP_OFFSET))
+def _resized(case: Case, scores: Tensor, labels: Tensor) -> Problem:
+    return Problem((scores,), SamplingGrid.resize(case.in_size, case.size), case.stride)
 
 
-def _fused(case: Case, content: Content) -> Problem:
+def _labeled(case: Case, scores: Tensor, labels: Tensor) -> Problem:
+    return replace(_resized(case, scores, labels), target=labels)
+
+
+def _deconvolved(case: Case, scores: Tensor, labels: Tensor) -> Problem:
+    grid = SamplingGrid.deconv(case.in_size, case.stride, padding=case.stride // 2)
+    return Problem((scores,), grid, case.stride)
+
+
+def _learned(case: Case, scores: Tensor, labels: Tensor) -> Problem:
+    """The bilinear filter as training has changed it."""
+    weight = _filter(case.classes, case.stride, False, torch.float32, scores.device)
+    weight = weight + 0.1 * noise(weight.shape, 7, scores.device)
+    return replace(_deconvolved(case, scores, labels), shared=(weight.to(scores.dtype),))
+
+
+def _with_skip(problem: Problem) -> Problem:
+    """A second map of noise, with a margin around a window of the full resolution."""
+    x, (h, w), (oy, ox) = problem.maps[0], problem.grid.size, SKIP_OFFSET
+    skip = noise((*x.shape[:2], h + 2 * oy, w + 2 * ox), 5, x.device).to(x.dtype)
+    return replace(problem, maps=(x, skip), offset=SKIP_OFFSET)
+
+
+def _added(case: Case, scores: Tensor, labels: Tensor) -> Problem:
+    """Two maps of the case's coarse resolution."""
+    return _with_skip(Problem((scores,), SamplingGrid.resize(case.in_size, case.in_size), 1))
+
+
+def _fused(case: Case, scores: Tensor, labels: Tensor) -> Problem:
     """The step before the case's: from twice its stride to its resolution."""
-    coarse = content.scores[..., ::2, ::2].contiguous()
-    problem = _deconvolved(case, Content(coarse, content.labels), 2)
-    skip = _skip_for(coarse, problem.grid.size)
-    return replace(problem, maps=(coarse, skip), offset=(SKIP_OFFSET, SKIP_OFFSET))
+    coarse = scores[..., ::2, ::2].contiguous()
+    step = replace(case, in_size=tuple(coarse.shape[2:]), stride=2)
+    return _with_skip(_deconvolved(step, coarse, labels))
 
 
-def _labeled(case: Case, content: Content) -> Problem:
-    return replace(_resized(case, content), target=content.labels)
+# What plain torch offers for the same results.
 
 
-def _learned(case: Case, content: Content) -> Problem:
-    """A deconvolution by the bilinear filter as training has changed it."""
-    problem = _deconvolved(case, content)
-    x, stride = problem.maps[0], case.stride
-    generator = torch.Generator(x.device).manual_seed(7)
-    shape = (x.shape[1], 1, 2 * stride, 2 * stride)
-    noise = 0.1 * torch.randn(shape, generator=generator, device=x.device)
-    weight = bilinear_filter(x.shape[1], stride, False, torch.float32, x.device) + noise
-    return replace(problem, shared=(weight.to(x.dtype),))
+def _interpolate(p: Problem) -> Tensor:
+    return F.interpolate(p.maps[0], size=p.grid.size, mode="bilinear")
 
 
-def _rows(grid: SamplingGrid, first: int, last: int) -> SamplingGrid:
-    """The rows [first, last) of a grid's result."""
-    off = (grid.off[0] + grid.num[0] * first, grid.off[1])
-    return replace(grid, size=(last - first, grid.size[1]), off=off)
+def _interpolate_padded(p: Problem) -> Tensor:
+    """A transposed convolution as a resize: a ring of zeros first, its pixels cut off after."""
+    s = p.stride
+    full = F.interpolate(F.pad(p.maps[0], (1, 1, 1, 1)), scale_factor=s, mode="bilinear")
+    return full[..., s:-s, s:-s]
 
 
-def _true_sum(maps: tuple[Tensor, ...], p: Problem, n: int, first: int, last: int) -> Tensor:
-    x, skip = maps
-    oy, ox = p.offset
-    return reference.crop_add(x[..., first:last, :], skip, (oy + first, ox))
+def _dense(weight: Tensor) -> Tensor:
+    """C x 1 x k x k as C x C x k x k with zeros between classes, as FCNs were first written."""
+    return torch.diag_embed(weight[:, 0].permute(1, 2, 0)).permute(2, 3, 0, 1)
 
 
-def _true_map(maps: tuple[Tensor, ...], p: Problem, n: int, first: int, last: int) -> Tensor:
-    return reference.upsample(maps[0], _rows(p.grid, first, last))
+@lru_cache(maxsize=4)
+def _filter(
+    classes: int, stride: int, dense: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The bilinear filter of ``conv_transpose2d``."""
+    ramp = 1 - (torch.arange(2 * stride) - stride + 0.5).abs() / stride
+    weight = torch.outer(ramp, ramp).repeat(classes, 1, 1, 1)
+    return (_dense(weight) if dense else weight).to(device, dtype)
 
 
-def _true_fusion(maps: tuple[Tensor, ...], p: Problem, n: int, first: int, last: int) -> Tensor:
-    oy, ox = p.offset
-    rows = _rows(p.grid, first, last)
-    return reference.upsample_crop_add(*maps, rows, (oy + first, ox))
+def _transposed(dense: bool, p: Problem) -> Tensor:
+    """A transposed convolution in one group, or in one group a class."""
+    x, s = p.maps[0], p.stride
+    classes = x.shape[1]
+    if p.shared:
+        weight = _dense(p.shared[0]) if dense else p.shared[0]
+    else:
+        weight = _filter(classes, s, dense, x.dtype, x.device)
+    groups = 1 if dense else classes
+    return F.conv_transpose2d(x, weight, stride=s, padding=s // 2, groups=groups)
 
 
-def _true_deconv(maps: tuple[Tensor, ...], p: Problem, n: int, first: int, last: int) -> Tensor:
-    size = (last - first, p.grid.size[1])
-    return reference.deconv(*maps, p.stride, p.stride // 2, (first, 0), size)
+def _slice_add(p: Problem) -> Tensor:
+    (x, skip), (oy, ox), (h, w) = p.maps, p.offset, p.grid.size
+    return x + skip[..., oy : oy + h, ox : ox + w]
 
 
-def _true_loss(maps: tuple[Tensor, ...], p: Problem, n: int, first: int, last: int) -> Tensor:
-    target = p.target[n : n + 1, first:last]
-    rows = _rows(p.grid, first, last)
-    loss = reference.upsample_cross_entropy(*maps, target, rows, reduction="sum")
-    return loss / (p.target != VOID).sum()
+def _then_add(peer: Contestant) -> Contestant:
+    return lambda p: _slice_add(replace(p, maps=(peer(p), p.maps[1])))
 
 
-# The bytes that an op cannot but move, every input read once and every result written once: of the
-# forward pass, of the backward pass, and of both together.
-Moved = tuple[float, float, float]
+def _last(peer: Contestant) -> Contestant:
+    """`peer` with scores in channels_last memory; the conversion counts."""
+
+    def converted(p: Problem) -> Tensor:
+        scores = p.maps[0].contiguous(memory_format=torch.channels_last)
+        return peer(replace(p, maps=(scores, *p.maps[1:])))
+
+    return converted
 
 
-def _apart(forward: float, backward: float) -> Moved:
-    """Of passes that share nothing."""
-    return forward, backward, forward + backward
+def _cross_entropy(p: Problem) -> Tensor:
+    """As under autocast, the loss of narrow scores is computed in float32."""
+    scores = p.maps[0] if p.maps[0].dtype == torch.float64 else p.maps[0].float()
+    logits = _interpolate(replace(p, maps=(scores,)))
+    return F.cross_entropy(logits, p.target, ignore_index=VOID)
 
 
-def _moved_sum(p: Problem) -> Moved:
-    """The gradient of x is the one that came down; that of skip is written, margins included."""
-    x, skip = p.maps
-    return _apart(3 * x.nbytes, x.nbytes + skip.nbytes)
+def _argmax(p: Problem) -> Tensor:
+    return _interpolate(p).argmax(1)
 
 
-def _moved_map(p: Problem) -> Moved:
-    one = p.maps[0].nbytes + logits(p) * p.maps[0].itemsize
-    return _apart(one, one)
+def _max(p: Problem) -> Tensor:
+    return _interpolate(p).max(1).indices
 
 
-def _moved_deconv(p: Problem) -> Moved:
-    """Backward reads x, too."""
-    x = p.maps[0]
-    coarse, full = x.nbytes + p.shared[0].nbytes, logits(p) * x.itemsize
-    return _apart(coarse + full, 2 * coarse + full)
+def _confusion(p: Problem) -> Tensor:
+    classes = p.maps[0].shape[1]
+    pairs = torch.where(p.target == VOID, classes**2, classes * p.target + _max(p))
+    counts = torch.bincount(pairs.flatten(), minlength=classes**2 + 1)
+    return counts[: classes**2].view(classes, classes)
 
 
-def _moved_fusion(p: Problem) -> Moved:
-    """No upsampled map in between."""
-    x, skip = p.maps
-    full = logits(p) * x.itemsize
-    return _apart(x.nbytes + 2 * full, full + x.nbytes + skip.nbytes)
+_DECONVS: dict[str, Contestant] = {
+    "eager": _interpolate_padded,
+    "dense": partial(_transposed, True),
+    "grouped": partial(_transposed, False),
+}
 
 
-def _moved_loss(p: Problem) -> Moved:
-    """The gradient is written once, whatever comes down scales it."""
-    x, labels = p.maps[0], p.target.nbytes
-    return x.nbytes + labels, 2 * x.nbytes, 2 * x.nbytes + labels
+def _upsampled(p: Problem) -> Tensor:
+    return reference.upsample(p.maps[0], p.grid)
 
 
-def _moved_labels(p: Problem) -> Moved:
-    """One byte a pixel written; or labels read, and a matrix of counts written."""
-    x = p.maps[0]
-    pixels = logits(p) / x.shape[1] if p.target is None else p.target.nbytes + 8 * x.shape[1] ** 2
-    return _apart(x.nbytes + pixels, 0)
+def _sum(p: Problem) -> Tensor:
+    return reference.upsample_crop_add(*p.maps, p.grid, p.offset)
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One op of fcnfast.ops and all that the benchmark has to know about it.
+    """One op of fcnfast.ops and all that the benchmark knows about it.
 
-    name: in fcnfast.ops. variant: which of several rows of that op this is.
-    problem: its arguments at a case with a content. ours, peers: the contestants; torch.compile
-        gets the peer "eager".
-    truth: from one image's maps (and what images share) in float64 the rows [first, last) of that
-        image's result, their part of the loss, or the logits that labels are judged by.
-    moved: the bytes that no implementation can avoid to move.
-    result: what comes out. contents: which contents make a difference.
-    syncs: the peers that wait for the GPU, which no CUDA graph can hold.
-    compiles: whether torch.compile makes something of the peer "eager".
+    name: in fcnfast.ops. variant: which of several rows of that op this is. problem: its arguments
+    at a case. ours, peers: the contestants; torch.compile gets the peer "eager". truth: the
+    definition. result: what comes out. contents: which make a difference. syncs: the peers that
+    wait for the GPU, which no CUDA graph can hold. compiles: whether torch.compile makes something
+    of "eager".
     """
 
     name: str
     variant: str
-    problem: Callable[[Case, Content], Problem]
+    problem: Callable[[Case, Tensor, Tensor], Problem]
     ours: Contestant
     peers: dict[str, Contestant]
-    truth: Callable[[tuple[Tensor, ...], Problem, int, int, int], Tensor]
-    moved: Callable[[Problem], Moved]
+    truth: Callable[[Problem], Tensor]
     result: Literal["map", "loss", "labels", "counts"] = "map"
     contents: tuple[str, ...] = (USUAL,)
     syncs: tuple[str, ...] = ()
     compiles: bool = True
 
     @property
+    def title(self) -> str:
+        """Name and variant."""
+        return f"{self.name} {self.variant}".strip()
+
+    @property
     def trainable(self) -> bool:
-        """Whether there is a gradient to be had."""
+        """Whether it has a gradient."""
         return self.result in ("map", "loss")
 
+    def moved(self, p: Problem) -> dict[str, int]:
+        """Bytes that each pass must move: inputs read once, results written once.
 
-_DECONVS = {
-    "eager": peers.interpolate_padded,
-    "dense": peers.dense_deconv,
-    "grouped": peers.grouped_deconv,
-}
+        The loss makes its unscaled gradient in the forward pass, and backward scales it. The
+        gradient of crop_add's x is the one that comes down.
+        """
+        x, classes = p.maps[0], p.maps[0].shape[1]
+        full = p.outputs * x.itemsize
+        read = sum(t.nbytes for t in (x, *p.shared, p.target) if t is not None)
+        read += full if len(p.maps) > 1 else 0  # the window of skip
+        written = {"map": full, "labels": p.outputs // classes, "counts": 8 * classes**2, "loss": 0}
+        forward = read + written[self.result]
+        if self.result == "loss":
+            backward, both = 2 * x.nbytes, forward + x.nbytes
+        else:
+            gradients = p.leaves[1:] if self.name == "crop_add" else p.leaves
+            again = p.leaves if p.shared else ()  # learned filters: both are read again
+            backward = full + sum(t.nbytes for t in (*gradients, *again))
+            both = forward + backward
+        return {"forward": forward, "backward": backward, "forward+backward": both}
+
 
 # The ops are looked up when they are called: what is measured is what fcnfast.ops holds then.
 OPERATIONS = (
     Operation(
         "upsample_cross_entropy", "", _labeled,
         lambda p: ops.upsample_cross_entropy(*p.maps, p.target, p.grid, ignore_index=VOID),
-        {"eager": peers.cross_entropy},
-        _true_loss, _moved_loss, "loss", CONTENTS,
+        {"eager": _cross_entropy},
+        lambda p: reference.upsample_cross_entropy(*p.maps, p.target, p.grid, reduction="sum"),
+        "loss", CONTENTS,
     ),
     Operation(
-        "upsample_argmax", "", _resized,
-        lambda p: ops.upsample_argmax(*p.maps, p.grid),
-        {"eager": peers.argmax, "max": peers.max_indices, "channels_last": peers.argmax_last},
-        _true_map, _moved_labels, "labels", (USUAL, WORST),
+        "upsample_argmax", "", _resized, lambda p: ops.upsample_argmax(*p.maps, p.grid),
+        {"eager": _argmax, "max": _max, "channels_last": _last(_max)},
+        _upsampled, "labels", (USUAL, WORST),
     ),
     Operation(
         "upsample_confusion", "", _labeled,
         lambda p: ops.upsample_confusion(*p.maps, p.target, p.grid, ignore_index=VOID),
-        {"eager": peers.confusion},
-        _true_map, _moved_labels, "counts", (USUAL, WORST), ("eager",),
+        {"eager": _confusion, "channels_last": _last(_confusion)},
+        _upsampled, "counts", (USUAL, WORST), ("eager", "channels_last"), compiles=False,
+    ),
+    Operation(
+        "upsample", "resize", _resized, lambda p: ops.upsample(*p.maps, p.grid),
+        {"eager": _interpolate, "channels_last": _last(_interpolate)}, _upsampled,
+    ),
+    Operation(
+        "upsample", "deconv", _deconvolved, lambda p: ops.upsample(*p.maps, p.grid),
+        {**_DECONVS, "channels_last": _last(_DECONVS["grouped"])}, _upsampled,
+    ),
+    Operation(
+        "deconv", "learned", _learned, lambda p: ops.deconv(*p.leaves, p.stride, p.stride // 2),
+        {"eager": _DECONVS["grouped"], "dense": _DECONVS["dense"]},
+        lambda p: reference.deconv(*p.leaves, p.stride, p.stride // 2, p.offset, p.grid.size),
         compiles=False,
-    ),
-    Operation(
-        "upsample", "resize", _resized,
-        lambda p: ops.upsample(*p.maps, p.grid),
-        {"eager": peers.interpolate},
-        _true_map, _moved_map,
-    ),
-    Operation(
-        "upsample", "deconv", _deconvolved,
-        lambda p: ops.upsample(*p.maps, p.grid),
-        _DECONVS,
-        _true_map, _moved_map,
-    ),
-    Operation(
-        "deconv", "learned", _learned,
-        lambda p: ops.deconv(*p.leaves, p.stride, p.stride // 2),
-        {"eager": peers.learned_grouped, "dense": peers.learned_dense},
-        _true_deconv, _moved_deconv, compiles=False,
     ),
     Operation(
         "upsample_crop_add", "deconv x 2", _fused,
         lambda p: ops.upsample_crop_add(*p.maps, p.grid, p.offset),
-        {name: peers.then_add(peer) for name, peer in _DECONVS.items()},
-        _true_fusion, _moved_fusion,
+        {name: _then_add(peer) for name, peer in _DECONVS.items()}, _sum,
     ),
     Operation(
-        "crop_add", "", _added,
-        lambda p: ops.crop_add(*p.maps, p.offset),
-        {"eager": peers.slice_add},
-        _true_sum, _moved_sum,
+        "crop_add", "", _added, lambda p: ops.crop_add(*p.maps, p.offset),
+        {"eager": _slice_add}, _sum,
     ),
 )  # fmt: skip

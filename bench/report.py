@@ -1,28 +1,92 @@
-"""The table and the JSON file."""
+"""What a measurement says: conditions, the table, what fcnfast lost since a baseline, pictures."""
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import asdict
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from bench.measure import OURS, Entry, Row
+import torch
+
+from bench.cases import USUAL
+from bench.measure import OURS, Row, Settings
+from fcnfast._version import __version__
 
 PEERS = {
     "eager": "F.interpolate (for deconv, of the map in a ring of zeros), F.cross_entropy, "
     "argmax(1) (for counts max(1).indices), bincount, a slice and +; for learned filters "
     "F.conv_transpose2d in groups",
     "max": "the same with max(1).indices for argmax(1)",
-    "channels_last": "argmax(1) of scores whose channels are innermost",
+    "channels_last": "eager, max or grouped with scores in channels_last memory",
     "dense": "F.conv_transpose2d from all classes to all",
     "grouped": "F.conv_transpose2d with one group a class",
     "compile": "torch.compile of eager",
 }
 PASSES = {"forward": "fwd", "backward": "bwd", "forward+backward": "fwd+bwd"}
-NOT_MEASURED = "not measured"
-# Columns that only a GPU can fill.
-GPU_COLUMNS = ("as called ms", "GB/s", "of copies")
-WIDTHS = {"op": 40, "pass": 7, "time": 25, "peer": 14, "memory": 21, "gpu": 12}
+# Even the medians of quiet runs may differ by this much.
+ALWAYS = 0.1
+# What has to be the same for ratios to be comparable.
+SAME = ("device_name", "dtype")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8") if info.exists() else ""
+    name = text.partition("model name")[2].partition("\n")[0].partition(":")[2].strip()
+    return name or platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The checkout's commit, "-dirty" when files differ from it; without git FCNFAST_COMMIT."""
+    root = Path(__file__).resolve().parents[1]
+    command = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    if (root / ".git").exists() and shutil.which("git"):
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return done.stdout.strip()
+    return os.environ.get("FCNFAST_COMMIT")
+
+
+def conditions(settings: Settings) -> dict[str, Any]:
+    """All that a number depends on besides the code, as in the JSON file."""
+    try:
+        import triton
+    except ImportError:
+        triton = None
+    gpu = settings.device.type == "cuda"
+    processor = f"{_processor()}, {torch.get_num_threads()} threads"
+    return {
+        "device": settings.device.type,
+        "device_name": torch.cuda.get_device_name(settings.device) if gpu else processor,
+        "dtype": str(settings.dtype).removeprefix("torch."),
+        "fcnfast": __version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "triton": triton.__version__ if triton else None,
+        "cuda": torch.version.cuda or torch.version.hip,
+        "python": platform.python_version(),
+        "backend_forced": os.environ.get("FCNFAST_BACKEND"),
+        "copy_gb_s": settings.bandwidth * 1e-9 if settings.bandwidth else None,
+    }
+
+
+def summary(about: dict[str, Any]) -> str:
+    """The conditions in a line, and a second one where other work keeps the processors."""
+    words = [f"{name} {str(about[name])[:12]}" for name in ("fcnfast", "commit", "torch", "triton")]
+    words.append(about["dtype"])
+    if about["backend_forced"]:
+        words.append(f"FCNFAST_BACKEND={about['backend_forced']}")
+    if about["copy_gb_s"]:
+        words.append(f"copies at {about['copy_gb_s']:.0f} GB/s")
+    load, processors = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0, os.cpu_count() or 1
+    busy = f"\nexpect noise: the load is {load:.1f} on {processors} processors"
+    return f"{about['device_name']}: {', '.join(words)}" + busy * (load >= 0.7 * processors)
 
 
 def number(value: float) -> str:
@@ -32,129 +96,208 @@ def number(value: float) -> str:
     return f"{value:.{min(4, max(0, 2 - math.floor(math.log10(abs(value)))))}f}"
 
 
-def times(ratio: float) -> str:
-    """A ratio, as in "12.3x"."""
-    return f"{ratio:.{1 if ratio >= 9.95 else 2}f}x"
-
-
-def _line(cells: list[str], peers: list[str]) -> str:
-    widths = [WIDTHS[name] for name in ("op", "pass", "time", *["peer"] * len(peers), "memory")]
-    widths += [WIDTHS["gpu"]] * len(GPU_COLUMNS)
-    pairs = list(zip(cells, widths, strict=True))
-    return "  ".join([f"{c:<{w}}" for c, w in pairs[:2]] + [f"{c:>{w}}" for c, w in pairs[2:]])
-
-
-def header(peers: list[str]) -> str:
-    """The line above the table."""
-    cells = ["op", "pass", "fcnfast ms [20 %, 80 %]", *(f"{p} ms" for p in peers)]
-    return _line([*cells, "peak MB, ours / eager", *GPU_COLUMNS], peers)
-
-
-def _time(entry: Entry) -> str:
-    if entry.times is None:
-        return entry.fault.upper() if entry.fault else ""
-    own = entry.times.own
-    mark = "" if entry.times.graph in (None, True) else "!"
-    return f"{number(own.median)}{mark} [{number(own.low)}, {number(own.high)}]"
-
-
-def _peer(row: Row, name: str) -> str:
-    entry = row.entries.get(name)
-    if entry is None:
-        return "-"
-    if entry.times is None:
-        return entry.fault.upper() if entry.fault else ""
-    mark = "" if entry.times.graph in (None, True) else "!"
-    ratio = row.ratio(name)
-    return number(entry.times.own.median) + mark + ("" if ratio is None else f"  {times(ratio)}")
-
-
-def _memory(row: Row) -> str:
-    ours, eager = row.ours.peak_bytes, row.entries["eager"].peak_bytes
-    return " / ".join("-" if b is None else number(b / 1e6) for b in (ours, eager))
-
-
-def _of_gpu(row: Row) -> list[str]:
-    """Three cells that hold what a GPU gave, or say that none did."""
-    called = row.ours.times.called if row.ours.times else None
-    return [
-        NOT_MEASURED if called is None else number(called.median),
-        NOT_MEASURED if row.gb_s is None else number(row.gb_s),
-        NOT_MEASURED if row.of_copy is None else f"{row.of_copy:.0%}",
-    ]
-
-
 def title(row: Row) -> str:
     """What a row is of, but for the case and the pass."""
-    content = f"({row.content})" if len(row.operation.contents) > 1 else ""
-    return " ".join(filter(None, (row.operation.name, row.operation.variant, content)))
+    return " ".join(filter(None, (row["op"], row["variant"], f"({row['content']})")))
 
 
-def line(row: Row, peers: list[str]) -> str:
+def fastest(row: Row) -> list[tuple[str, dict[str, Any]]]:
+    """The peers' names and entries, the fastest first and those without a time at the end."""
+    peers = [(name, entry) for name, entry in row["entries"].items() if name != OURS]
+    return sorted(peers, key=lambda item: (item[1]["time_ms"] or {}).get("median", math.inf))
+
+
+def _aligned(cells: list[str], gpu: bool) -> str:
+    widths = ["<45", "<7", ">23", ">8", *[">12", ">7", ">9"] * gpu, ""]
+    return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True))
+
+
+def header(gpu: bool) -> str:
+    """The line above the table."""
+    cells = ["op", "pass", "fcnfast ms [20 %, 80 %]", "peak MB"]
+    cells += ["as called ms", "GB/s", "of copies"] * gpu
+    return _aligned([*cells, "plain torch: ms (times fcnfast's, peak MB), fastest first"], gpu)
+
+
+def _time(entry: dict[str, Any]) -> str:
+    """The median, with "!" when no CUDA graph gave it; or the fault."""
+    if entry["time_ms"] is None:
+        return (entry["fault"] or "").upper()
+    return number(entry["time_ms"]["median"]) + "!" * isinstance(entry["cuda_graph"], str)
+
+
+def line(row: Row, gpu: bool) -> str:
     """One row of the table."""
-    cells = [title(row), PASSES[row.which], _time(row.ours)]
-    cells += [*(_peer(row, name) for name in peers), _memory(row), *_of_gpu(row)]
-    return _line(cells, peers)
+    ours = row["entries"][OURS]
+    took, peak, gpu_cells = "", "", [""] * 3 * gpu
+    if ours["time_ms"]:
+        low, high = (number(ours["time_ms"][key]) for key in ("low", "high"))
+        took, peak = f" [{low}, {high}]", number(ours["peak_bytes"] / 1e6)
+        if gpu:
+            called = ours["as_called_ms"]["median"]
+            gpu_cells = [number(called), number(row["gb_s"]), f"{row['of_copy']:.0%}"]
+    peers = []
+    for name, entry in fastest(row):
+        facts = [f"{entry['ratio']:.2f}x"] if entry["ratio"] else []
+        facts += [number(entry["peak_bytes"] / 1e6)] if entry["peak_bytes"] else []
+        peers.append(f"{name} {_time(entry)}" + f" ({', '.join(facts)})" * bool(facts))
+    cells = [title(row), PASSES[row["pass"]], _time(ours) + took, peak, *gpu_cells]
+    return _aligned([*cells, "; ".join(peers)], gpu)
 
 
-def _faults(row: Row) -> list[str]:
-    """Why entries have no number, or none from a CUDA graph."""
-    found = []
-    for name, entry in row.entries.items():
-        if entry.fault == "wrong":
-            found.append(f"WRONG: {name} in {title(row)}, {row.case}: error {entry.error:.2g}")
-        elif entry.fault:
-            reason = (entry.reason or "").strip().splitlines()[0]
-            found.append(f"{entry.fault.upper()}: {name} in {row.operation.name}: {reason}")
-        elif entry.times and isinstance(entry.times.graph, str):
-            found.append(
-                f"! {name} in {row.operation.name}, {PASSES[row.which]}: between events, not in a "
-                f"CUDA graph: {entry.times.graph}"
-            )
-    return found
+def wrong(row: Row) -> bool:
+    """Whether a result is wrong; ours must not fail either."""
+    faults = {name: entry["fault"] for name, entry in row["entries"].items()}
+    return bool(faults[OURS]) or "wrong" in faults.values()
 
 
-def footnotes(rows: list[Row], peers: list[str], gpu: bool) -> list[str]:
-    """What the table's words mean, and why an entry has no number."""
-    notes = [f"{name}: {PEERS[name]}" for name in peers]
-    notes.append("2.0x: that peer takes twice as long as fcnfast; medians of calls made in turns")
+def footnotes(rows: list[Row], gpu: bool) -> list[str]:
+    """What the table's words mean, and why an entry has no number, or none from a CUDA graph."""
+    used = {name for row in rows for name in row["entries"]}
+    notes = [f"{name}: {words}" for name, words in PEERS.items() if name in used]
+    notes.append("2.00x: that peer takes twice as long as fcnfast; medians of calls made in turns")
     if gpu:
-        notes.append("ms: the GPU's own, a CUDA graph replayed; caches flushed before each call")
-    else:
-        notes.append(f"{', '.join(GPU_COLUMNS)}: {NOT_MEASURED}, they need a GPU")
-    return [*notes, *dict.fromkeys(fault for row in rows for fault in _faults(row))]
+        notes.append("ms: the GPU's own, a CUDA graph replayed; caches cleared before each call")
+    for row in rows:
+        for name, entry in row["entries"].items():
+            what = f"{name} in {title(row)}, {PASSES[row['pass']]}, {row['case']['data_set']}"
+            if entry["fault"]:
+                why = entry["reason"] or f"error {entry['error']}"
+                notes.append(f"{entry['fault'].upper()}: {what}: {why.strip().splitlines()[0]}")
+            elif isinstance(entry["cuda_graph"], str):
+                notes.append(f"! {what}: not in a CUDA graph: {entry['cuda_graph']}")
+    return notes
 
 
-def _entry(row: Row, name: str) -> dict[str, Any]:
-    entry = row.entries[name]
-    took = entry.times
-    error = entry.error
-    if error is not None and not math.isfinite(error):
-        error = str(error)  # JSON has neither infinity nor NaN
-    found = {
-        "error": error,
-        "fault": entry.fault,
-        "reason": entry.reason,
-        "time_ms": asdict(took.own) if took else None,
-        "as_called_ms": asdict(took.called) if took and took.called else None,
-        "cuda_graph": took.graph if took else None,
-        "peak_bytes": entry.peak_bytes,
-    }
-    return found if name == OURS else found | {"ratio": row.ratio(name)}
+def baseline(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """What `bench/run.py --json` wrote before.
+
+    Raises:
+        ValueError: when it is something else, or of another device or dtype.
+    """
+    try:
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(measured["rows"], list) or not all(key in measured for key in SAME):
+            raise ValueError("no rows of the benchmark")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a result of the benchmark: {error!r}") from error
+    for key in SAME:
+        if measured[key] != about[key]:
+            raise ValueError(f"the baseline's {key} is {measured[key]!r}, not {about[key]!r}")
+    return measured
 
 
-def as_dict(row: Row) -> dict[str, Any]:
-    """A row with every entry; None is what was not measured."""
-    return {
-        "case": asdict(row.case),
-        "op": row.operation.name,
-        "variant": row.operation.variant,
-        "content": row.content,
-        "pass": row.which,
-        "coarse_bytes": row.coarse_bytes,
-        "outputs": row.outputs,
-        "moved_bytes": row.moved_bytes,
-        "entries": {name: _entry(row, name) for name in row.entries},
-        "gb_s": row.gb_s,
-        "of_copy": row.of_copy,
-    }
+def _spread(entry: dict[str, Any]) -> float:
+    """Half the distance of the quantiles, as a share of the median."""
+    took = entry["time_ms"]
+    return (took["high"] - took["low"]) / (2 * took["median"])
+
+
+def _lost(new: Row, old: Row) -> Iterator[str]:
+    """The peers against whom a row's ratio fell by more than all four spreads explain."""
+    for peer, entry in new["entries"].items():
+        before = old["entries"].get(peer, {})
+        if entry.get("ratio") and before.get("ratio"):
+            entries = (entry, before, new["entries"][OURS], old["entries"][OURS])
+            noise = ALWAYS + math.hypot(*map(_spread, entries))
+            if entry["ratio"] * (1 + noise) < before["ratio"]:
+                case = new["case"]
+                where = f"{case['data_set']}, {case['images']} images, stride {case['stride']}"
+                change = f"{before['ratio']:.2f}x -> {entry['ratio']:.2f}x (noise {noise:.0%})"
+                yield f"{title(new)}, {new['pass']}, {where}: {peer} {change}"
+
+
+def regressions(new: dict[str, Any], old: dict[str, Any]) -> tuple[list[str], int]:
+    """The rows in which fcnfast lost against a peer, named; and how many rows both have."""
+
+    def key(row: Row) -> str:
+        return json.dumps([row[k] for k in ("op", "variant", "content", "pass", "case")])
+
+    before = {key(row): row for row in old["rows"]}
+    common = [(row, before[key(row)]) for row in new["rows"] if key(row) in before]
+    return [lost for row, other in common for lost in _lost(row, other)], len(common)
+
+
+COLORS = {
+    "fcnfast": "#1f6feb", "eager": "#9aa4af", "max": "#c8cdd3", "channels_last": "#5f6b76",
+    "dense": "#d9822b", "grouped": "#f0c27b", "compile": "#7a5cc4",
+}  # fmt: skip
+
+
+def pyplot() -> Any:
+    """matplotlib's, drawing into files; ImportError names the extra when it is not installed."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'fcnfast[plots]'") from error
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _panels(rows: list[Row]) -> dict[str, list[Row]]:
+    """By case the rows of usual content, of ops with a gradient both passes together."""
+    trained = {(r["op"], r["variant"]) for r in rows if r["pass"] != "forward"}
+    panels: dict[str, list[Row]] = {}
+    for row in rows:
+        whole = "forward+backward" if (row["op"], row["variant"]) in trained else "forward"
+        if row["content"] == USUAL and row["pass"] == whole:
+            case = row["case"]
+            name = f"{case['data_set']}, {case['images']} x {case['classes']} classes"
+            panels.setdefault(f"{name}, stride {case['stride']}", []).append(row)
+    return panels
+
+
+def _value(entry: dict[str, Any], what: str) -> float:
+    """Milliseconds or megabytes; 0 where there are none."""
+    if what == "memory":
+        return (entry["peak_bytes"] or 0) * 1e-6
+    return (entry["time_ms"] or {"median": 0})["median"]
+
+
+def _bars(axes: Any, rows: list[Row], what: str) -> None:
+    """A group of bars for each row; beside ours how many times that the fastest peer's is."""
+    for place, row in enumerate(rows):
+        values = {n: _value(e, what) for n, e in row["entries"].items() if _value(e, what)}
+        for k, (name, length) in enumerate(values.items()):
+            y = place - 0.4 + (k + 0.5) * 0.8 / len(values)
+            axes.barh(y, length, 0.72 / len(values), color=COLORS[name])
+            peer = fastest(row)[0][0]
+            if name == OURS and peer in values:
+                axes.text(length, y, f" {peer} {values[peer] / length:.2f}x", va="center", size=7)
+    labels = [" ".join(filter(None, (row["op"], row["variant"]))) for row in rows]
+    axes.set_yticks(range(len(rows)), labels, size=8)
+    axes.set_xscale("log")
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw(measured: dict[str, Any], folder: Path) -> list[Path]:
+    """Write time.png and memory.png into a folder, a panel for each case; their paths.
+
+    Raises:
+        ImportError: when matplotlib is not installed.
+        OSError: when a file cannot be written.
+    """
+    plt = pyplot()
+    folder.mkdir(parents=True, exist_ok=True)
+    where = "in a CUDA graph" if measured["device"] == "cuda" else "of a call"
+    titles = {"time": f"time {where}, ms", "memory": "peak memory beyond the inputs, MB"}
+    panels = _panels(measured["rows"])
+    height = 1 + len(panels) * (1 + 0.6 * max(map(len, panels.values()), default=0))
+    used = [n for n in COLORS if any(n in row["entries"] for row in measured["rows"])]
+    paths = []
+    for what, title in titles.items():
+        figure = plt.figure(figsize=(9, height), layout="constrained")
+        for place, (name, rows) in enumerate(panels.items(), 1):
+            axes = figure.add_subplot(len(panels), 1, place)
+            _bars(axes, rows, what)
+            axes.set_title(name, size=10, loc="left")
+        patches = [plt.Rectangle((0, 0), 1, 1, color=COLORS[name]) for name in used]
+        figure.legend(patches, used, loc="outside lower center", ncols=len(used), frameon=False)
+        figure.suptitle(f"{title}\n{measured['device_name']}, {measured['dtype']}")
+        paths.append(folder / f"{what}.png")
+        figure.savefig(paths[-1], dpi=110)
+        plt.close(figure)
+    return paths

@@ -275,8 +275,8 @@ def test_one_short_class_and_one_row_make_a_network(monkeypatch, tmp_path):
     assert through_a_file(model, tmp_path).options == {"width": 4}
     assert fcnfast.models.fcn4s_tiny(num_classes=2).num_classes == 2
     for name, message in (
-        ("conv.1", "it contains a dot"),
-        ("features", "FCN4sTiny already has that"),
+        ("conv.1", "it has a dot"),
+        ("features", "FCN4sTiny has that already"),
     ):
         with pytest.raises(ValueError, match=f"cannot be called {name!r}: {message}"):
             model.add_trunk({name: nn.ReLU()})

@@ -4,9 +4,9 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # as the kernels' own tests need
 
 pytest.importorskip("triton", reason="no Triton for this platform")
 
-from bench import launches, static
+from bench import launches, run, static
 
 # The decorator would make interpreted functions here.
 SOURCE = """\
@@ -62,13 +62,6 @@ def launch(kernel, x=None, size=5, stride=7, more=None, **options):
     return found
 
 
-def test_a_launch_is_recorded_by_name(kernel) -> None:
-    found = launch(kernel, num_warps=2)
-    assert found.kernel is kernel and found.options == {"num_warps": 2}
-    assert list(found.arguments) == ["x_ptr", "size", "stride", "more", "BLOCK"]
-    assert found.arguments["BLOCK"] == 8
-
-
 @pytest.mark.parametrize(
     ("values", "signature", "constants", "divisible"),
     [
@@ -85,11 +78,13 @@ def test_a_launch_is_recorded_by_name(kernel) -> None:
 def test_a_launch_is_specialized_as_on_a_device(
     kernel, values, signature, constants, divisible
 ) -> None:
-    found = launch(kernel, **values)
+    found = launch(kernel, **values, num_warps=2)
+    assert found.kernel is kernel and found.options == {"num_warps": 2}
     types, fixed, attributes = launches.specialized(found, amd=False)
-    assert tuple(types.values()) == (*signature, "constexpr")
+    names = ["x_ptr", "size", "stride", "more", "BLOCK"]
+    assert types == dict(zip(names, (*signature, "constexpr"), strict=True))
+    assert list(found.arguments) == names
     assert fixed.items() >= {**constants, "BLOCK": 8}.items()
-    names = list(found.arguments)
     assert [names[place] for (place,) in attributes] == divisible
 
 
@@ -130,17 +125,12 @@ def test_a_fingerprint_is_of_the_launch_and_the_target(kernel) -> None:
     def mark(target="sm_90", **values):
         return launches.fingerprint(launch(kernel, **values), target)
 
-    others = (
-        mark("sm_100"),
-        mark("gfx942"),
-        mark(stride=1),
-        mark(num_warps=8),
-        mark(x=torch.empty(64, dtype=torch.bfloat16, device="meta")),
-    )
+    narrow = torch.empty(64, dtype=torch.bfloat16, device="meta")
+    others = (mark("sm_100"), mark("gfx942"), mark(stride=1), mark(num_warps=8), mark(x=narrow))
     assert len({mark(), *others}) == 1 + len(others) and mark() == mark(size=6)
 
 
-ROW = {"hash": "0", "registers": 100, "spills": 0, "shared": 0, "instructions": 900}
+ROW = {"registers": 100, "spills": 0, "shared": 0, "instructions": 900}
 
 
 @pytest.mark.parametrize(
@@ -161,85 +151,133 @@ def test_changes_for_the_worse(change: dict, said: list[str]) -> None:
     assert static.worse(few | {"instructions": 29}, few) == ["instructions 20 -> 29"]
 
 
-def run_static(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """As a user calls it, and from a process that set the interpreter's switch."""
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = (sys.executable, root / "bench" / "run.py", "--static", *arguments)
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+@pytest.fixture
+def check(kernel, tmp_path, monkeypatch, capsys):
+    """Run the check on a table of one call; what stands for a compiler gives the figures, if any.
+
+    Returns the exit code, for which GPUs it compiled, what it printed, and the kept rows.
+    """
+    compiled: list[str] = []
+    monkeypatch.setattr(static, "KEPT", tmp_path / "static.json")
+    monkeypatch.setattr(static, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")
+    monkeypatch.setitem(static.OPS, "crop_add", lambda: [("call", launcher)])
+
+    def launcher() -> None:
+        kernel[(1,)](torch.empty(64, device="meta"), 5, 7, None, BLOCK=8)
+
+    def run_check(figures: dict | None, *arguments: str):
+        def compile_for(_, target: str) -> dict:
+            compiled.append(target)
+            if figures is None:
+                raise RuntimeError("no such instruction\nat line 7")
+            return figures
+
+        monkeypatch.setattr(static, "compiled", compile_for)
+        compiled.clear()
+        code = static.main(["--op", "crop_add", *arguments])
+        rows = json.loads(static.KEPT.read_text())["rows"] if static.KEPT.exists() else {}
+        return code, sorted(compiled), capsys.readouterr().out, rows
+
+    return run_check
 
 
-@pytest.fixture(scope="module")
-def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what the check needs, which tests may change; it compiles for one GPU."""
-    copy = tmp_path_factory.mktemp("checkout")
-    for folder in ("bench", "kernels", "fcnfast"):
-        leave = shutil.ignore_patterns("__pycache__", "results", "bundled")
-        shutil.copytree(root / folder, copy / folder, ignore=leave)
-    source = copy / "bench" / "launches.py"
-    text, count = re.subn(r"TARGETS = .*", 'TARGETS = ("sm_90",)', source.read_text())
-    assert count == 1
-    source.write_text(text)
-    return copy
+ALL = sorted(static.TARGETS)
 
 
-def test_only_what_changed_is_compiled_again(checkout: Path) -> None:
-    path = checkout / "bench" / "results" / "static.json"
-    first = run_static(checkout, "--op", "crop_add")
-    assert first.returncode == 0, first.stdout + first.stderr
-    table = json.loads(path.read_text())
-    rows = table["rows"]
-    assert {name.split(" / ")[0] for name in rows} == {
-        f"crop_add.{call}" for call, _ in static.OPS["crop_add"]()
-    }
-    assert f"{len(rows)} of them (*) compiled now" in first.stdout
-    assert all(row["registers"] > 0 and row["spills"] == 0 for row in rows.values())
+def test_only_what_changed_is_compiled_again(check) -> None:
+    code, compiled, said, first = check(ROW)
+    assert (code, compiled) == (0, ALL) and "4 of them (*) compiled now" in said
+    assert first.keys() == {f"crop_add.call / kernel / {target}" for target in ALL}
+    assert check(ROW)[:2] == (0, [])
 
-    # One kernel's source changes, and now its rows are as if they had been better before.
-    source = checkout / "kernels" / "crop_add.py"
-    text = source.read_text()
-    assert "y, x = at.y - oy, at.x" in text
-    source.write_text(text.replace("y, x = at.y - oy, at.x", "y, x = at.y - oy,  at.x"))
-    for row in rows.values():
-        row["registers"] -= 9
-    path.write_text(json.dumps(table))
-    second = run_static(checkout, "--op", "crop_add")
-    changed = [name for name in rows if "backward_skip" in name]
-    assert second.returncode == 1 and "static check failed" in second.stdout
-    assert f"{len(changed)} of them (*) compiled now" in second.stdout
-    worse = re.findall(r"^WORSE: (.*): registers \d+ -> \d+$", second.stdout, re.MULTILINE)
-    assert sorted(worse) == sorted(changed)
-    assert json.loads(path.read_text())["rows"] == rows  # so that it fails again
+    changed = json.loads(static.KEPT.read_text())
+    name = "crop_add.call / kernel / sm_90"
+    changed["rows"][name] |= {"hash": "another", "registers": 90}
+    changed["rows"]["upsample.call / kernel / sm_90"] = first[name]  # an op that is not asked for
+    static.KEPT.write_text(json.dumps(changed))
+    code, compiled, said, kept = check(ROW)
+    assert (code, compiled) == (1, ["sm_90"]) and "static check failed" in said
+    assert f"WORSE: {name}: registers 90 -> 100\n" in said
+    assert kept == changed["rows"]  # so that it fails again
+    code, _, said, kept = check(ROW, "--accept")
+    assert code == 0 and f"ACCEPTED: {name}: registers 90 -> 100\n" in said
+    assert kept == changed["rows"] | first
 
-    accepted = run_static(checkout, "--op", "crop_add", "--accept")
-    assert accepted.returncode == 0 and accepted.stdout.count("ACCEPTED: ") == len(changed)
-    after = json.loads(path.read_text())["rows"]
-    assert {name for name in rows if after[name]["hash"] != rows[name]["hash"]} == set(changed)
-
-    before = path.read_text()
-    other = run_static(checkout, "--op", "crop_add", "--target", "sm_75")
-    assert other.returncode == 0 and "/ sm_75*" in other.stdout
-    assert path.read_text() == before  # another GPU: nothing is kept
+    code, compiled, said, again = check(ROW, "--target", "sm_75")
+    assert (code, compiled) == (0, ["sm_75"]) and "/ sm_75*" in said
+    assert again == kept  # another GPU: nothing is kept
 
 
-def test_bad_arguments_are_refused(root: Path, tmp_path: Path) -> None:
-    path = tmp_path / "table.json"
-    path.write_text("[]")
+@pytest.mark.parametrize("accept", [(), ("--accept",)])
+def test_what_spills_or_does_not_compile_is_not_kept(check, accept) -> None:
+    code, compiled, said, rows = check(ROW | {"spills": 8}, *accept)
+    assert code == 1 and said.count("FAULT: crop_add.call / kernel / ") == 4
+    assert ": spills (8)" in said and rows == {}
+    code, compiled, said, rows = check(None, *accept)
+    assert (code, compiled, rows) == (1, ALL, {})
+    assert said.count(": RuntimeError: no such instruction\n") == 4
+
+
+def test_bad_arguments_are_refused(check, capsys) -> None:
     for arguments, message in (
-        (("--op", "crop_add", "--table", str(path)), f"{path} is not a static table"),
-        (("--op", "nothing"), "invalid choice: 'nothing'"),
-        (("--target", "H100"), "--target H100: not a GPU such as sm_90"),
+        (["--op", "nothing"], "invalid choice: 'nothing'"),
+        (["--target", "H100"], "--target H100: not a GPU such as sm_90"),
     ):
-        run = run_static(root, *arguments)
-        assert run.returncode == 2 and message in run.stderr
+        with pytest.raises(SystemExit, match="2"):
+            static.main(arguments)
+        assert message in capsys.readouterr().err
+    static.KEPT.write_text("[]")
+    assert static.main(["--op", "crop_add"]) == 2
+    assert f"{static.KEPT} is not a static table" in capsys.readouterr().err
+
+
+def test_the_command_compiles_in_a_process_without_the_interpreter(monkeypatch, root) -> None:
+    def started(command, env, check):
+        assert command == (sys.executable, str(root / "bench" / "static.py"), "--accept")
+        assert "TRITON_INTERPRET" not in env
+        return subprocess.CompletedProcess(command, 7)
+
+    monkeypatch.setattr(run.subprocess, "run", started)
+    assert run.main(["--static", "--accept"]) == 7
+
+
+def without_interpreter(root: Path, script: str, *arguments: str) -> list[str]:
+    """The lines that a script prints where Triton compiles."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(root)}
+    command = (sys.executable, "-c", script, *arguments)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+# One small kernel of the real table, compiled by a real compiler in a process of its own.
+ONE = """
+import pathlib, sys
+from bench import static
+calls = [call for call in static.OPS["crop_add"]() if call[0] == "forward fp32"]
+static.OPS["crop_add"], static.KEPT = lambda: calls, pathlib.Path(sys.argv[1])
+static.PROCESSES = 1
+sys.exit(static.main(["--op", "crop_add", "--target", "sm_90", "gfx942"]))
+"""
+
+
+def test_a_real_kernel_has_figures(root: Path, tmp_path: Path) -> None:
+    lines = without_interpreter(root, ONE, str(tmp_path / "none.json"))
+    rows = [line.split() for line in lines if line.startswith("crop_add.forward fp32")]
+    assert [row[5] for row in rows] == ["gfx942*", "sm_90*"]
+    for *_, registers, spills, shared, instructions in rows:
+        assert int(registers) > 4 and int(instructions) > 50 and spills == shared == "0"
 
 
 # Which kernels the ops of a user compile whose pictures all have another size. Printed: the op, the
-# dtype, and of each of its kernels how many.
+# dtype, the border, and of each of its kernels how many. Two launches of one variant share a
+# compiled kernel on an NVIDIA GPU.
 SIZES = """
-import random, sys
-from collections import Counter
+import random
 import torch
-from bench.launches import record, variant
+from bench.launches import record, specialized
+from bench.static import meta
 from fcnfast.geometry import SamplingGrid
 from fcnfast.kernels import argmax, confusion, cross_entropy
 
@@ -249,25 +287,22 @@ def calls(dtype, size, clamp):
         grid = SamplingGrid.resize(coarse, size)
     else:
         grid = SamplingGrid.centers(coarse, 8, 3.5, size, "zero")
-    x, target = meta(2, 21, *coarse, dtype=dtype), meta(2, *size, dtype=torch.int64)
-    yield "argmax", lambda: argmax.forward(x, grid, torch.uint8, False)
-    yield "confusion", lambda: confusion.add(meta(21, 21, dtype=torch.int64), x, target, grid, 255)
-    loss = (x, target, None, grid, 255, "mean", 0.0, True)
-    yield "loss", lambda: cross_entropy.forward(*loss)
-    yield "scaled", lambda: cross_entropy.scaled(x.float(), meta(), meta(), dtype)
-
-def meta(*shape, dtype=torch.float32):
-    return torch.empty(shape, dtype=dtype, device="meta")
+    x, target = meta((2, 21, *coarse), dtype), meta((2, *size), torch.int64)
+    yield "argmax", argmax.forward, x, grid, torch.uint8, False
+    yield "confusion", confusion.add, meta((21, 21), torch.int64), x, target, grid, 255
+    yield "loss", cross_entropy.forward, x, target, None, grid, 255, "mean", 0.0, True
+    yield "scaled", cross_entropy.scaled, x.float(), meta(()), meta(()), dtype
 
 pick, seen = random.Random(0), {}
-for _ in range(int(sys.argv[1])):
+for _ in range(40):
     size = pick.randint(33, 1500), pick.randint(33, 1500)
     for dtype in (torch.float32, torch.bfloat16):
         for clamp in (True, False):
-            for op, call in calls(dtype, size, clamp):
-                for launch in record(call):
+            for op, *call in calls(dtype, size, clamp):
+                for launch in record(*call):
                     key = op, str(dtype), "clamp" if clamp else "zero", launch.kernel.__name__
-                    seen.setdefault(key, set()).add(variant(launch))
+                    variant = f"{specialized(launch, False)} {sorted(launch.options.items())}"
+                    seen.setdefault(key, set()).add(variant)
 for key, variants in seen.items():
     print(*key, len(variants))
 """
@@ -275,12 +310,8 @@ for key, variants in seen.items():
 
 def test_pictures_of_any_size_share_kernels(root: Path) -> None:
     """A GPU's user waits for a compiler twice for a kernel and dtype at most."""
-    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(root)}
-    command = (sys.executable, "-c", SIZES, "40")
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    counts = {line.rpartition(" ")[0]: int(line.split()[-1]) for line in run.stdout.splitlines()}
-    assert len(counts) == 4 * (1 + 1 + 3 + 1)
-    assert max(counts.values()) <= 2, counts
+    counts = [int(line.split()[-1]) for line in without_interpreter(root, SIZES)]
+    assert len(counts) == 4 * (1 + 1 + 3 + 1) and max(counts) <= 2, counts
 
 
 def test_every_kernel_that_is_launched_is_in_the_table(root: Path) -> None:
@@ -289,5 +320,5 @@ def test_every_kernel_that_is_launched_is_in_the_table(root: Path) -> None:
     launched = set(re.findall(r"^\s+(\w+_kernel)\[", text, re.MULTILINE))
     rows = json.loads((root / "bench" / "results" / "static.json").read_text())["rows"]
     assert launched <= {name.split(" / ")[1].split()[0] for name in rows}
-    calls = {f"{op}.{call}" for op, calls in static.OPS.items() for call, _ in calls()}
+    calls = {f"{op}.{call}" for op, calls in static.OPS.items() for call, *_ in calls()}
     assert {name.split(" / ")[0] for name in rows} == calls

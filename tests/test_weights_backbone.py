@@ -238,8 +238,8 @@ def test_layers_of_no_network_are_shown_beside_the_nearest(tmp_path):
     state = {f"block{k}.w": value for k, value in enumerate(model.state_dict().values())}
     path = save(tmp_path / "net.pth", state)
     says = (
-        r"net\.pth: its layers \('block0\.w', 'block1\.w', 'block2\.w', 'block3\.w', \.\.\.\) match "
-        r"no network that fcnfast knows; the nearest is fcn8s_resnet34: (\d+) of its \1 t"
+        r"net\.pth: its layers \('block0\.w', 'block1\.w', 'block2\.w', 'block3\.w', \.\.\.\) "
+        r"match no network that fcnfast knows; the nearest is fcn8s_resnet34: (\d+) of its \1 t"
     )
     for load in (
         lambda: fcnfast.load_weights(model, path),

@@ -78,11 +78,7 @@ class SkipNet(FCN):
         """
         for name, layer in layers.items():
             if "." in name or hasattr(self, name):
-                why = (
-                    "it contains a dot"
-                    if "." in name
-                    else f"{type(self).__name__} already has that"
-                )
+                why = "it has a dot" if "." in name else f"{type(self).__name__} has that already"
                 raise ValueError(f"a layer of the trunk cannot be called {name!r}: {why}")
             self.add_module(name, layer)
             self.trunk.append(name)
