@@ -257,3 +257,8 @@ def test_tensorboard(scenes, tmp_path):
     assert len(events.Scalars("val_mean_iu")) == 1
     assert events.Tags()["images"] == ["val/drive0_6", "val/drive1_7"]
     assert events.Images("val/drive0_6")[0].width == 3 * 64
+
+
+def test_a_run_trains_the_network_of_its_weights(scenes, tmp_path):
+    run = start(small(scenes, tmp_path / "run", model="", weights="bundled"))
+    assert run.model.name == run.settings.model == "fcn4s_lite0"
