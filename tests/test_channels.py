@@ -133,7 +133,7 @@ def test_trained_evaluated_and_segmented(channels, four, scenes, tmp_path, capsy
     if channels == 4:
         flat = next((scenes / "val").iterdir())
         assert main(["predict", str(flat), "--weights", str(weights), "--output-dir", "x"]) == 2
-        assert f"{flat}: has 3 of 4 channels (RGB)" in capsys.readouterr().err
+        assert f"{flat}: has 3 channels (RGB), but the network takes 4" in capsys.readouterr().err
 
 
 def test_a_data_set_of_ones_own_with_four_channels(four, tmp_path):
@@ -157,7 +157,7 @@ def test_refused(scenes, tmp_path, monkeypatch):  # noqa: F811
     for call, says in (
         (lambda: light(in_channels=0), only),
         (lambda: light(in_channels="4"), only),
-        (lambda: create_model("nyud_fcn32s_vgg16_color_hha", in_channels=4), "sees 6 of its own"),
+        (lambda: create_model("nyud_fcn32s_vgg16_color_hha", in_channels=4), "own input has 6"),
         (lambda: start(trained), "four.safetensors: its network needs --in-channels 4"),
         (lambda: light(weights=path, in_channels=1), "is .*, but fcn4s_light .* needs"),
         (
@@ -168,7 +168,7 @@ def test_refused(scenes, tmp_path, monkeypatch):  # noqa: F811
             lambda: Segmenter(path, bit_depth=12),
             "--bit-depth 12: is for pictures of 1 or 3 channels",
         ),
-        (lambda: Segmenter(path)(np.zeros((9, 9), np.uint8)), "has 1 of 4 channels"),
+        (lambda: Segmenter(path)(np.zeros((9, 9), np.uint8)), r"has 1 channel \(L\), but the network takes 4"),
     ):
         with pytest.raises(InputError, match=says):
             call()

@@ -259,7 +259,7 @@ def test_lines_are_never_long(capsys):
         (torch.OutOfMemoryError("CUDA out of memory."), "--batch-size 8, --crop-size 64: out"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "--batch-size 8, --crop"),
         (MemoryError(), "--batch-size 8, --crop-size 64: out of memory"),
-        (ValueError("Expected more than 1 value per channel when training"), "batch norm has"),
+        (ValueError("Expected more than 1 value per channel when training"), "batch norm needs"),
         (ValueError("an image of (16, 16) is too small"), "--crop-size 64: too small for the"),
     ],
 )

@@ -317,7 +317,7 @@ NETWORK, DATA = "--weights W", "--data-path data"
         (f"{NETWORK} --data-path nothing", "nothing: no such"),
         (f"{NETWORK} {DATA} --split test", "split 'test'"),
         (f"{NETWORK} {DATA} --classes voc", "11 classes.*'voc' has 21"),
-        (f"{NETWORK} {DATA} --include x*", "no pictures left"),
+        (f"{NETWORK} {DATA} --include x*", "the patterns leave no pictures"),
         (f"{NETWORK} {DATA} --json data", "data: is a folder"),
         (f"{NETWORK} {DATA} --json short.json/s.json", "is not a folder"),
         (f"{DATA} --predictions some", r"some: no prediction s1\.png"),

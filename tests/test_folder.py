@@ -147,7 +147,7 @@ def test_labels_of_a_photo_that_exif_turns(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     make_photo(6, 8).save(tmp_path / "train" / "a.png", exif=exif)
-    told = "their image is 6x8: EXIF turns it upright, and the labels were drawn on the unturned"
+    told = "their image is 6x8: EXIF turns it upright, and the labels were drawn on the unrotated"
     with pytest.raises(LabelError, match=rf"a\.png: the labels are 8x6 pixels, {told}"):
         opened(tmp_path)[0]
 

@@ -165,11 +165,11 @@ def test_depth_is_a_logarithm_and_unknown_depth_says_nothing():
     x = late.preprocess(photo, photo + 5)
     assert torch.equal(x[0, 3:, 0, 0], torch.tensor([4.0, 3.0, 2.0]))  # as stored, not flipped
     for net, more, error, message in (
-        (model, [], InputError, "color_d needs the depth"),
+        (model, [], InputError, "color_d also needs the depth"),
         (model, [depth.numpy()], TypeError, "must be a tensor, not ndarray"),
         (model, [depth[0]], ValueError, "depth must be"),
         (model, [depth.to(torch.uint8)], TypeError, "uint8"),
-        (late, [], InputError, "color_hha needs the HHA"),
+        (late, [], InputError, "color_hha also needs the HHA"),
         (late, [photo.float()], TypeError, "hha must be a uint8 tensor"),
         (late, [photo[:, :2]], ValueError, "hha must be"),
     ):

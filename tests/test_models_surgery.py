@@ -77,7 +77,7 @@ def test_two_nets_fill_the_streams_of_a_late_fusion():
         ({"fc6.weight": (7, 5)}, {}, r"fc6.weight is \(7, 5\).*\(13, 10, 7, 7\).*35 elements"),
         ({"fc6.bias": (13,)}, {"skip": ["fc9"]}, "skip: there is no layer 'fc9'"),
         ({"fc6.bias": (13,)}, {"names": {"fc9": "fc6"}}, "names: there is no layer 'fc9'"),
-        ({"fc6.bias": (13,)}, {"suffix": "x"}, "no layer of the source"),
+        ({"fc6.bias": (13,)}, {"suffix": "x"}, "no layer name in common"),
     ],
 )
 def test_a_transplant_that_does_not_fit_changes_nothing(state, arguments, message):
@@ -153,7 +153,7 @@ def test_more_classes_leave_the_scores_of_the_old_ones(name, options):
     with pytest.raises(ValueError, match="num_classes must be a positive integer, not 6.0"):
         expand_score(net, 6.0)
     net.name = ""
-    with pytest.raises(ValueError, match="create_model made"):
+    with pytest.raises(ValueError, match="made by create_model"):
         expand_score(net, 6)
     for make in (refine, lambda model: expand_score(model, 30)):
         with pytest.raises(TypeError, match="model must be a network of fcnfast, not Sequential"):

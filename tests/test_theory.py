@@ -112,7 +112,7 @@ def test_what_a_trace_counts():
     assert traced.layer("1").field is None and traced.outputs == {}
     assert model.training and not model[0]._forward_hooks
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    with pytest.raises(ValueError, match="no map of the image"):
+    with pytest.raises(ValueError, match="not a map of the image"):
         theory.receptive_field(model)
 
 

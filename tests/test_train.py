@@ -201,7 +201,7 @@ def test_a_moved_data_set_is_found_and_another_one_refused(scenes, tmp_path):
     assert resume(path, changes).settings.data_path == changes["data_path"]
     for folder in ("train", "trainannot"):
         (tmp_path / "moved" / folder / "drive0_0.png").unlink()
-    with pytest.raises(InputError, match="other pictures.*6 then, 5 now"):
+    with pytest.raises(InputError, match="not those that the run began with .6 then, 5 now"):
         resume(path, changes)
 
 

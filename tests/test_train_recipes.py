@@ -216,8 +216,8 @@ def fail(_):
 @pytest.mark.parametrize(
     ("changes", "step", "message"),
     [
-        ({"batch_size": 1}, None, "--batch-size 1, --crop-size 32: batch norm has one value"),
-        ({}, fail, r"--batch-size \d+, --crop-size \d+: out of memory; smaller ones"),
+        ({"batch_size": 1}, None, "--batch-size 1, --crop-size 32: batch norm needs more"),
+        ({}, fail, r"--batch-size \d+, --crop-size \d+: out of memory; try smaller ones"),
     ],
 )
 def test_what_a_run_cannot_do_is_told(scenes, tmp_path, changes, step, message):

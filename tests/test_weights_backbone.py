@@ -115,7 +115,7 @@ def test_imagenet_is_an_installed_package(tmp_path, monkeypatch):
     package = Package("trunk_of_a_test", "*.pth", "trunks")
     row = replace(MODELS["fcn8s_resnet18"], imagenet=package)
     monkeypatch.setitem(MODELS, "fcn8s_resnet18", row)
-    with pytest.raises(InputError, match=r"take trunk_of_a_test: pip install 'fcnfast\[trunks\]'"):
+    with pytest.raises(InputError, match=r"need trunk_of_a_test: pip install 'fcnfast\[trunks\]'"):
         backbone("fcn8s_resnet18", "imagenet")
     (tmp_path / "trunk_of_a_test").mkdir()
     (tmp_path / "trunk_of_a_test" / "__init__.py").write_text("raise SystemExit('imported')")

@@ -270,7 +270,7 @@ def test_hdf5_datasets_without_content_are_refused(tmp_path, model):
 def test_hdf5_needs_an_extra(tmp_path, model, monkeypatch):
     (tmp_path / "net").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(600))
     monkeypatch.setitem(sys.modules, "h5py", None)
-    refuse(model, tmp_path / "net", r"takes h5py: pip install 'fcnfast\[caffe\]'")
+    refuse(model, tmp_path / "net", r"needs h5py: pip install 'fcnfast\[caffe\]'")
 
 
 def test_blobs_whose_numbers_do_not_fit_are_refused(tmp_path, model):

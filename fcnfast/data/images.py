@@ -302,7 +302,8 @@ def _four_channels(image: Image.Image, source: PathLike | bytes = b"") -> Image.
     """Return a picture's four channels, upright, as mode RGBX: none is treated as alpha."""
     bands = image.getbands()
     if len(bands) != 4:
-        found = f"has {len(bands)} channels ({''.join(bands)})"
+        several = "channel" if len(bands) == 1 else "channels"
+        found = f"has {len(bands)} {several} ({''.join(bands)})"
         raise ImageError(f"{_named(source)}: {found}, but the network takes 4")
     image.load()
     return _turned(Image.merge("RGBX", image.split()), _orientation(image))

@@ -157,8 +157,8 @@ def explained(processes: Processes, settings: TrainSettings) -> Iterator[None]:
         reason = " ".join(str(error).split())
         if out_of_memory(error):
             told = (
-                f"{sizes}: out of memory; try smaller ones with more --grad-accum, --amp or "
-                f"--checkpoint-activations take less ({reason})"
+                f"{sizes}: out of memory; try smaller ones with more --grad-accum, --amp, or "
+                f"--checkpoint-activations ({reason})"
             )
         elif "more than 1 value per channel" in reason:
             told = f"{sizes}: batch norm needs more than one value; try larger ones or --freeze bn"
