@@ -168,7 +168,10 @@ def test_refused(scenes, tmp_path, monkeypatch):  # noqa: F811
             lambda: Segmenter(path, bit_depth=12),
             "--bit-depth 12: is for pictures of 1 or 3 channels",
         ),
-        (lambda: Segmenter(path)(np.zeros((9, 9), np.uint8)), r"has 1 channel \(L\), but the network takes 4"),
+        (
+            lambda: Segmenter(path)(np.zeros((9, 9), np.uint8)),
+            r"has 1 channel \(L\), but the network takes 4",
+        ),
     ):
         with pytest.raises(InputError, match=says):
             call()
