@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from fcnfast import CAMVID, Segmenter
 from fcnfast.data import demo_scene
 
-OURS, EAGER = "#1f6feb", "#9aa4af"
+OURS, PLAIN = "#1f6feb", "#9aa4af"
 SHOWN = {
     "upsample_cross_entropy": "loss and gradient",
     "upsample_argmax": "label map",
@@ -25,29 +25,31 @@ SHOWN = {
 
 
 def bars(axes, rows, measure, unit, title):
-    """Pairs of bars, fcnfast's and eager torch's, one pair a row; eager's length is 1."""
-    for place, (name, ours, eager) in enumerate((n, measure(o), measure(e)) for n, o, e in rows):
-        axes.barh(place - 0.18, eager / eager, 0.34, color=EAGER)
-        axes.barh(place + 0.18, ours / eager, 0.34, color=OURS)
-        said = f"{ours:.3g} {unit}, 1/{eager / ours:.1f}"
-        axes.text(ours / eager + 0.02, place + 0.18, said, va="center")
-        axes.text(0.98, place - 0.18, f"{eager:.3g} {unit}", va="center", ha="right", color="white")
+    """Pairs of bars, fcnfast's and plain torch's, one pair a row; plain torch's length is 1."""
+    for place, (name, ours, plain) in enumerate((n, measure(o), measure(p)) for n, o, p in rows):
+        axes.barh(place - 0.18, 1, 0.34, color=PLAIN)
+        axes.barh(place + 0.18, ours / plain, 0.34, color=OURS)
+        said = f"{ours:.3g} {unit}, 1/{plain / ours:.1f}"
+        axes.text(ours / plain + 0.02, place + 0.18, said, va="center")
+        axes.text(0.98, place - 0.18, f"{plain:.3g} {unit}", va="center", ha="right", color="white")
         axes.text(-0.02, place, name, va="center", ha="right")
     axes.set(xlim=(0, 1.15), yticks=[], xticks=[0, 1], title=title)
-    axes.set_xticklabels(["0", "eager"])
+    axes.set_xticklabels(["0", "plain torch"])
     axes.invert_yaxis()
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
 def figures(measured):
-    """(what, fcnfast's entry, eager's entry) of the rows that the picture shows, one a case."""
+    """(what, fcnfast's entry, the fastest plain torch's) of the rows that are shown, one a case."""
     rows = {}
     for row in measured["rows"]:
         trained = row["pass"] == "forward+backward" or row["op"] == "upsample_argmax"
         case = row["case"]
         if row["op"] in SHOWN and trained and row["content"] == "smooth, blobs":
             name = f"{SHOWN[row['op']]}\n{case['data_set']}, {case['classes']} classes"
-            rows.setdefault(name, (name, row["entries"]["fcnfast"], row["entries"]["eager"]))
+            peers = [e for peer, e in row["entries"].items() if peer != "fcnfast" and e["time_ms"]]
+            fastest = min(peers, key=lambda e: e["time_ms"]["median"])
+            rows.setdefault(name, (name, row["entries"]["fcnfast"], fastest))
     return [row for name, row in rows.items() if "crop" not in name]
 
 
@@ -73,7 +75,7 @@ def main(path):
     measured = json.loads(path.read_text())
     rows = figures(measured)
     memory, time = below.subplots(1, 2)
-    title = "peak memory, fcnfast against eager torch"
+    title = "peak memory, fcnfast against the fastest plain torch"
     bars(memory, rows, lambda e: e["peak_bytes"] / 1e6, "MB", title)
     bars(time, rows, lambda e: e["time_ms"]["median"], "ms", f"time, {measured['device_name']}")
     figure.savefig(Path(__file__).with_name("overview.png"), dpi=80)
