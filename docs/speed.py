@@ -1,27 +1,25 @@
-"""Prints the README's tables of speed and memory from what was measured, as Markdown.
+"""Prints the README's table of speed and memory from a benchmark's figures, as Markdown.
 
-    python bench/run.py --suite quick cityscapes --json bench/results/cpu.json
-    python docs/speed.py bench/results/cpu.json                 # and files of a GPU, if there are
-
-Of what no GPU has measured the table says so.
+python bench/run.py --suite quick cityscapes ade20k --json bench/results/cpu.json
+python docs/speed.py bench/results/cpu.json
 """
 
 import json
 import sys
 from pathlib import Path
 
-USUAL, WORST = "smooth, blobs", "noisy, random"
-# What the table shows: op, variant, content, pass, and in words.
+ALL, ONE = ("VOC", "ADE20K", "Cityscapes"), ("VOC",)
+# What the table shows: op, variant, pass, in words, and data sets.
 SHOWN = (
-    ("upsample_cross_entropy", "", USUAL, "forward+backward", "loss and gradient"),
-    ("upsample_cross_entropy", "", WORST, "forward+backward", "the same, of noise"),
-    ("upsample_argmax", "", USUAL, "forward", "label map"),
-    ("upsample_argmax", "", WORST, "forward", "the same, of noise"),
-    ("upsample_confusion", "", USUAL, "forward", "confusion matrix"),
-    ("upsample", "resize", USUAL, "forward+backward", "upsampling and its gradient"),
-    ("upsample", "deconv", USUAL, "forward+backward", "the same, as a deconvolution"),
-    ("deconv", "learned", USUAL, "forward+backward", "learned deconvolution, both gradients"),
-    ("upsample_crop_add", "deconv x 2", USUAL, "forward+backward", "a fusion step of an FCN"),
+    ("upsample_cross_entropy", "", "forward+backward", "loss and gradient", ALL),
+    ("upsample_argmax", "", "forward", "label map", ALL),
+    ("upsample_confusion", "", "forward", "confusion matrix", ONE),
+    (
+        *("upsample", "deconv", "forward+backward"),
+        *("`upsample`, stride 8 deconvolution, and its gradient", ONE),
+    ),
+    ("deconv", "learned", "forward+backward", "learned `deconv` and its gradients", ONE),
+    ("upsample_crop_add", "deconv x 2", "forward+backward", "a fusion step and its gradients", ONE),
 )
 
 
@@ -31,51 +29,31 @@ def digits(value: float) -> str:
 
 
 def cells(row: dict) -> list[str]:
-    """Ours, every peer with its ratio, memory."""
-    entries = row["entries"]
-    ours, eager = entries["fcnfast"], entries["eager"]
-    peers = [
-        f"{name} {digits(entry['ratio'])}"
-        for name, entry in entries.items()
-        if name != "fcnfast" and entry["ratio"]
-    ]
-    peaks = " / ".join(digits(entry["peak_bytes"] / 1e6) for entry in (ours, eager))
-    return [f"{digits(ours['time_ms']['median'])} ms", ", ".join(peers), f"{peaks} MB"]
+    """The case, our time, the fastest peer's, their ratio, and the memory of both."""
+    case, entries = row["case"], row["entries"]
+    (h, w), stride = case["in_size"], case["stride"]
+    ours = entries["fcnfast"]
+    peers = [entry for name, entry in entries.items() if name != "fcnfast" and entry["time_ms"]]
+    peer = min(peers, key=lambda entry: entry["time_ms"]["median"])
+    times = [entry["time_ms"]["median"] for entry in (ours, peer)]
+    memory = " / ".join(digits(entry["peak_bytes"] / 1e6) for entry in (ours, peer))
+    name = f"{case['data_set']}: {case['classes']} x {h} x {w} to {h * stride} x {w * stride}"
+    return [name, *(f"{digits(t)} ms" for t in times), digits(times[1] / times[0]), f"{memory} MB"]
 
 
-def table(measured: dict) -> list[str]:
-    """One measurement as a table, a line for each of SHOWN at each case."""
-    gpu = measured["device"] == "cuda"
-    found = {}
-    for row in measured["rows"]:
-        key = (row["op"], row["variant"], row["content"], row["pass"])
-        found.setdefault(json.dumps(row["case"]), {})[key] = row
-    head = ["case", "what", "fcnfast", "times as long", "peak memory, fcnfast / eager"]
-    lines = ["| " + " | ".join(head + ["of copies"] * gpu) + " |"]
-    lines.append("|---" * (len(head) + gpu) + "|")
-    for case, rows in found.items():
-        about = json.loads(case)
-        (h, w), s = about["in_size"], about["stride"]
-        size = f"{about['images']} x {about['classes']} x {h} x {w} to {h * s} x {w * s}"
-        name = f"{about['data_set']}: {size}"
-        for *key, words in SHOWN:
-            row = rows.get(tuple(key))
-            if row and row["entries"]["fcnfast"]["time_ms"]:
-                share = [f"{row['of_copy']:.0%}"] if gpu else []
-                lines.append("| " + " | ".join([name, words, *cells(row), *share]) + " |")
-                name = ""
-    return lines
-
-
-def main(*paths: str) -> None:
-    """Print the tables of the files."""
-    measured = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
-    for each in measured:
-        about = f"{each['device_name']}, torch {each['torch']}, {each['dtype']}"
-        print(f"{about}, commit {str(each['commit'])[:12]}:\n", *table(each), "", sep="\n")
-    if not any(each["device"] == "cuda" for each in measured):
-        print("Times on a GPU: not measured.\n")
+def main(path: Path) -> None:
+    """Print the table."""
+    print("| op | case | fcnfast | plain torch | times | peak memory |\n|---|---|---|---|---|---|")
+    measured = json.loads(path.read_text())["rows"]
+    for op, variant, passes, words, data_sets in SHOWN:
+        wanted, seen = (op, variant, "smooth, blobs", passes), set()
+        for row in measured:
+            found = (row["op"], row["variant"], row["content"], row["pass"])
+            data_set = row["case"]["data_set"]
+            if found == wanted and data_set in data_sets and data_set not in seen:
+                print("|", " | ".join(["" if seen else words, *cells(row)]), "|")
+                seen.add(data_set)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(Path(sys.argv[1]))
