@@ -207,6 +207,7 @@ LIGHT, VGG = "fcn4s_light", "fcn8s_vgg16"
         ("fcn8s_googlenet", {"family": "keras"}, ValueError, "not 'keras'"),
         (VGG, {"final_upsampling": "bicubic"}, ValueError, "final_upsampling must be"),
         ("fcn4s_lite0", {"decoder": 0}, ValueError, "decoder must be"),
+        (LIGHT, {"decoder": -1}, ValueError, "decoder must be a positive integer, not -1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(name, options, error, message):

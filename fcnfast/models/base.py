@@ -111,7 +111,7 @@ class LoadReport:
 
 
 def check_count(name: str, value: object) -> None:
-    """Raise ValueError unless a number of classes is a positive integer."""
+    """Raise ValueError unless a number of classes or channels is a positive integer."""
     if type(value) is not int or value < 1:
         raise ValueError(f"{name} must be a positive integer, not {value!r}")
 

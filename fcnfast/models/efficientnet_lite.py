@@ -7,7 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Preprocessing, dropout_layer
+from .base import Preprocessing, check_count, dropout_layer
 from .decoder import Located, after, fuse
 from .light import SummedSkipNet
 
@@ -97,8 +97,7 @@ class FCNLite(SummedSkipNet):
         super().__init__(num_classes, LITE)
         if scaling not in SCALINGS:
             raise ValueError(f"scaling must be 0, 1 or 2, not {scaling!r}")
-        if decoder < 1:
-            raise ValueError(f"decoder must be a number of channels, not {decoder!r}")
+        check_count("decoder", decoder)
         width, depth = SCALINGS[scaling]
         self.stem = nn.Sequential(*conv_bn(3, STEM, 3, 2), nn.ReLU6(inplace=True))
         self.stages, channels, taps = nn.ModuleList(), STEM, []

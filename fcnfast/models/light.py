@@ -8,7 +8,7 @@ from collections.abc import Collection
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import FCN, IMAGENET, ScoreMap, dropout_layer
+from .base import FCN, IMAGENET, ScoreMap, check_count, dropout_layer
 from .decoder import IMAGE, Located, after, fuse, on_image
 
 
@@ -84,7 +84,8 @@ class FCNLight(SummedSkipNet):
         dropout: before the classifier, elementwise.
 
     Raises:
-        ValueError: when widths and depths are not five and four positive numbers.
+        ValueError: when widths and depths are not five and four positive numbers, or decoder is
+            not one.
     """
 
     trunk_modules = ("stem", "stages")
@@ -104,6 +105,7 @@ class FCNLight(SummedSkipNet):
             raise ValueError(
                 f"widths and depths must be 5 and 4 positive numbers, not {widths} and {depths}"
             )
+        check_count("decoder", decoder)
         self.stem = nn.Sequential(_conv_bn(3, widths[0], 3, 2), nn.ReLU(inplace=True))
         self.stages = nn.ModuleList()
         for before, width, depth in zip(widths[:-1], widths[1:], depths, strict=True):
