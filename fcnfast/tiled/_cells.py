@@ -24,8 +24,10 @@ class Cells:
     """A group of B neighboring cells of at most m pixels.
 
     span: columns of the framed map that they read. left, right: each cell's two taps, indices into
-    the span. w0, w1: m x B tap weights. reads_all: no weight is 0. first: the group's first place
-    in a whole strip. pixel: the output column of each place. real: which places are not void.
+    the span. w0, w1: m x B tap weights. reads_all: no weight is 0. step: how much w1 grows from
+    each place to the next but void ones, or None where positions were clamped. first: the group's
+    first place in a whole strip. pixel: the output column of each place. real: which places are not
+    void.
     """
 
     span: slice
@@ -34,6 +36,7 @@ class Cells:
     w0: Tensor
     w1: Tensor
     reads_all: bool
+    step: float | None
     first: int
     pixel: Tensor
     real: Tensor
@@ -64,7 +67,8 @@ def _grouped(
 ) -> tuple[tuple[Cells, ...], Tensor]:
     n, num, off, den = (v[1] for v in (grid.in_size, grid.num, grid.off, grid.den))
     # The map is framed by one column on each side; beyond it, all positions read the same.
-    position = (torch.arange(grid.size[1]) * num + off).clamp(-den, n * den)
+    unclamped = torch.arange(grid.size[1]) * num + off
+    position = unclamped.clamp(-den, n * den)
     cell = torch.div(position, den, rounding_mode="floor").clamp(max=n - 1)
     weight = (position - cell * den).double() / den
     low, count = torch.unique_consecutive(cell + 1, return_counts=True)
@@ -72,15 +76,16 @@ def _grouped(
     groups, place, first = [], torch.empty(grid.size[1], dtype=torch.int64), 0
     for begin, end in _groups(count, _inner(grid, 1), places):
         counts, taps = count[begin:end], low[begin:end]
-        step = torch.arange(int(counts.max()))[:, None]
-        pixel, real = starts[begin:end] + torch.minimum(step, counts - 1), step < counts
+        slot = torch.arange(int(counts.max()))[:, None]
+        pixel, real = starts[begin:end] + torch.minimum(slot, counts - 1), slot < counts
         place[pixel[real]] = first + real.flatten().nonzero()[:, 0]
         span = slice(int(taps[0]), int(taps[-1]) + 2)
         left, right = (_indices(taps - span.start + i, device) for i in (0, 1))
         w0, w1 = (w[pixel].to(device, dtype) for w in (1 - weight, weight))
         all_read = bool((w0 != 0).all() and (w1 != 0).all())
+        step = num / den if torch.equal(position[pixel], unclamped[pixel]) else None
         pixel, real = pixel.flatten().to(device), real.flatten().to(device)
-        groups.append(Cells(span, left, right, w0, w1, all_read, first, pixel, real))
+        groups.append(Cells(span, left, right, w0, w1, all_read, step, first, pixel, real))
         first += w0.numel()
     return tuple(groups), place.to(device)
 

@@ -1,39 +1,102 @@
-"""upsample_argmax in plain torch: in tiles, without the classes that cannot win there.
+"""upsample_argmax in plain torch: no interpolation where one class wins at all corners of a cell.
 
 Every pixel of a cell (between four neighbors of the coarse map) is a convex combination of its
-corners. A class whose largest corner is below the smallest corner of another cannot win there.
-In a map with regions, a tile thus interpolates only the few classes that meet in it.
+corners. A class that is largest at all four is largest in the whole cell; a class whose largest
+corner is below the smallest corner of another wins nowhere in it. In a map with regions, most cells
+have one class, and few others can win in the rest.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..geometry import SamplingGrid
+from ..geometry import SamplingGrid, axis_taps
 from ._cells import Tiling
-from ._tiles import coarse, even_length, is_finite
+from ._tiles import TILE_ELEMENTS, coarse, is_finite
 
-# Rows and columns of cells in which classes are ruled out together: few enough to hold few regions,
-# enough to be worth the check.
-CELLS = 8, 256
+# The largest share of the pixels in mixed cells for which these are looked at by themselves.
+MIXED_SHARE = 0.5
+# About the most classes that can win in a tile of mixed cells: it holds as many cells.
+ABLE = 32
 # Below this average number of pixels per cell, checking corners costs more than it saves.
 PIXELS_PER_CELL = 4
 
 
-def _contenders(part: Tensor) -> Tensor:
-    """Indices of the classes that can win somewhere between rows x C x columns of a map."""
-    low = high = part
-    for dim in (0, 2):
-        if (last := part.shape[dim] - 1) > 0:
-            low = torch.minimum(low.narrow(dim, 0, last), low.narrow(dim, 1, last))
-            high = torch.maximum(high.narrow(dim, 0, last), high.narrow(dim, 1, last))
-    # A comparison into a float tensor is several times faster here than one into booleans.
-    able = torch.ge(high, low.amax(1, keepdim=True), out=torch.empty_like(high))
-    return able.amax(0).amax(1).nonzero()[:, 0]
+class _Axis(NamedTuple):
+    """The cells of one axis that have outputs.
+
+    low, high: the two coarse values of each cell. cell: the cell of each output. outputs: m x
+    cells, the outputs of each; one with fewer repeats its last. weight: m x cells, that of the high
+    value.
+    """
+
+    low: Tensor
+    high: Tensor
+    cell: Tensor
+    outputs: Tensor
+    weight: Tensor
+
+
+@lru_cache(maxsize=64)
+def _axis(grid: SamplingGrid, axis: int, dtype: torch.dtype) -> _Axis:
+    """The cells of axis 0 (rows) or 1 (columns) of a grid whose border repeats the edge."""
+    with torch.inference_mode(False), torch.device("cpu"):  # cached for calls in every mode
+        taps = axis_taps(grid, axis, dtype, torch.device("cpu"))
+        _, cell, count = (taps.i0 + taps.i1).unique_consecutive(
+            return_inverse=True, return_counts=True
+        )
+        first = count.cumsum(0) - count
+        slot = torch.arange(int(count.max()))[:, None]
+        outputs = first + torch.minimum(slot, count - 1)
+        return _Axis(taps.i0[first], taps.i1[first], cell, outputs, taps.w1[outputs])
+
+
+def _by_cells(x: Tensor, grid: SamplingGrid, labels: Tensor) -> bool:
+    """Write the labels (H x W) of a finite map (C x h x w), cell by cell.
+
+    Returns False, and writes nothing, where cells are too large, or too many are mixed: no class
+    wins at all corners.
+    """
+    classes, width = len(x), x.shape[2]
+    rows, columns = (_axis(grid, k, x.dtype) for k in (0, 1))
+    pixels = len(rows.outputs) * len(columns.outputs)  # of a cell
+    length = TILE_ELEMENTS // (min(classes, ABLE) * pixels)  # of a tile, in cells
+    if length == 0:
+        return False
+    codes = torch.arange(-classes, 0, dtype=x.dtype, device="cpu")
+    winner = _winners(x.flatten(1).clone()[None], codes, True).view(x.shape[1:])
+    halves = [winner.index_select(1, i) for i in (columns.low, columns.high)]
+    a, b, c, d = (half.index_select(0, i) for i in (rows.low, rows.high) for half in halves)
+    mixed = ((a != b) | (a != c) | (a != d)).nonzero()
+    if len(mixed) * pixels > labels.numel() * MIXED_SHARE:
+        return False
+    settled = a.add_(classes).to(labels.dtype).index_select(1, columns.cell)
+    torch.index_select(settled, 0, rows.cell, out=labels)
+    for begin in range(0, len(mixed), length):
+        i, j = mixed[begin : begin + length].unbind(1)
+        ends = [v.index_select(0, i) * width for v in (rows.low, rows.high)]
+        sides = [v.index_select(0, j) for v in (columns.low, columns.high)]
+        place = torch.cat([end + side for end in ends for side in sides])
+        corners = x.reshape(classes, -1).index_select(1, place).view(classes, 4, len(i))
+        # A class wins nowhere in a cell where it is below the least score of a corner's winner.
+        first = winner.view(-1).index_select(0, place[: len(i)]).long() + classes
+        bound = corners.gather(0, first.expand(1, 4, -1))[0].amin(0)
+        able = (corners.amax(1) >= bound).any(1).nonzero()[:, 0]
+        sides = corners.index_select(0, able).unflatten(1, (2, 2)).unbind(2)
+        down, along = rows.weight.index_select(1, i), columns.weight.index_select(1, j)
+        left, right = (torch.addcmul(s[:, :1], down, s[:, 1:] - s[:, :1]) for s in sides)
+        z = torch.addcmul(left[:, :, None], along, (right - left)[:, :, None])
+        found = _winners(z.flatten(1)[None], codes[able], True).add_(classes)
+        y, x_ = rows.outputs.index_select(1, i), columns.outputs.index_select(1, j)
+        place = (y[:, None] * labels.shape[1] + x_).flatten()
+        labels.view(-1).scatter_(0, place, found[0].to(labels.dtype))
+    return True
 
 
 def _winners(z: Tensor, codes: Tensor, finite: bool) -> Tensor:
@@ -50,32 +113,30 @@ def _winners(z: Tensor, codes: Tensor, finite: bool) -> Tensor:
     return z.eq_(best).mul_(codes[:, None]).amin(1)
 
 
-def _run(
-    x: Tensor, grid: SamplingGrid, labels: Tensor, confidence: Tensor | None, prunes: bool
-) -> None:
+def _run(x: Tensor, grid: SamplingGrid, labels: Tensor, confidence: Tensor | None) -> None:
     """Write the labels N x H x W and, if `confidence` is given, the winners' softmax."""
     finite = is_finite(x)
-    tiling = Tiling(grid, x.shape[1], x.dtype, x.device, finite, CELLS)
+    # On a GPU, looking at the corners would synchronize. With few pixels per cell it costs more
+    # than it saves.
+    settles = finite and confidence is None and x.device.type == "cpu"
+    settles = settles and PIXELS_PER_CELL * x[:, :1].numel() <= labels.numel() > 0
+    tiling = Tiling(grid, x.shape[1], x.dtype, x.device, finite)
     buffer = x.new_empty(tiling.elements)
     codes = torch.arange(-x.shape[1], 0, device=x.device, dtype=x.dtype)  # class minus C
     for n in range(len(x)):
+        if settles and _by_cells(x[n], grid, labels[n]):
+            continue
         framed = tiling.frame(x[n])
         for row in tiling.rows:
             rows = row.last - row.first
             found = labels.new_empty(rows, tiling.places)
             sure = None if confidence is None else x.new_empty(rows, tiling.places)
+            low = tiling.lower(framed[row.low : row.high], row)
             for cells in tiling.groups:
-                part, able = framed[row.low : row.high, :, cells.span], codes
-                if prunes and len(classes := _contenders(part)) < len(codes):
-                    part, able = part.index_select(1, classes), codes[classes]
-                low = tiling.lower(part, row)
-                length = even_length(rows, len(buffer) // (len(able) * cells.w0.numel()))
-                for first in range(0, rows, length):
-                    here = slice(first, first + length), cells.places
-                    z = tiling.widen(low[here[0]], cells, buffer)
-                    if sure is not None:
-                        sure[here] = z.log_softmax(1).amax(1).exp_()
-                    found[here] = _winners(z, able, finite).add_(len(codes))
+                z = tiling.widen(low[..., cells.span], cells, buffer)
+                if sure is not None:
+                    sure[:, cells.places] = z.log_softmax(1).amax(1).exp_()
+                found[:, cells.places] = _winners(z, codes, finite).add_(len(codes))
             place = tiling.place.expand(rows, -1)
             labels[n, row.first : row.last] = found.gather(1, place)
             if confidence is not None and sure is not None:
@@ -99,7 +160,6 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Labels N x H x W of `dtype` and, with `confidence`, the winners' softmax."""
     labels = torch.empty((scores.shape[0], *grid.size), dtype=dtype, device=scores.device)
-    large = labels.numel() * scores.shape[1] >= PIXELS_PER_CELL * scores.numel()
     with torch.autocast(scores.device.type, enabled=False):
         x = coarse(scores)
         probability = x.new_empty(labels.shape) if confidence else None
@@ -108,11 +168,11 @@ def forward(
         if ordered and grid.border == "zero":
             # Zeros around a map scale its outermost pixels equally for all classes, so the winners
             # are those of a repeated edge. Where only zeros are read, the first class wins.
-            _run(x, replace(grid, border="clamp"), labels, None, large)
+            _run(x, replace(grid, border="clamp"), labels, None)
             for dim in (1, 2):
                 before, after = _outside(grid, dim - 1)
                 labels.narrow(dim, 0, before).zero_()
                 labels.narrow(dim, labels.shape[dim] - after, after).zero_()
         else:
-            _run(x, grid, labels, probability, ordered and large)
+            _run(x, grid, labels, probability)
     return labels, probability
