@@ -1,8 +1,8 @@
 """The data sets by name: where each keeps its pictures and labels, and what the labels mean.
 
-Each function returns a `SegmentationDataset` of one split; `table` has its classes, and `options`
-are passed on to it. Splits have the data set's own names; "a+b" joins two lists. Missing folders,
-lists, pictures or labels raise DatasetError, which names them.
+Each function opens one split, by the data set's own name; "a+b" joins two lists. `table` has the
+classes, `options` are those of `SegmentationDataset`. Missing folders, lists, pictures or labels
+raise DatasetError, which names them.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def _stem(text: str) -> str:
     return name.stem if name.suffix.lower() in IMAGE_EXTENSIONS else name.name
 
 
-def _ids(folder: Path, split: str, suffix: str = ".txt") -> list[str]:
+def _ids(folder: Path, split: str) -> list[str]:
     """Return the names in the list of a split, or in those of "a+b", sorted, each once."""
     found: set[str] = set()
     for name in split.split("+"):
-        path = Path(name) if name.endswith(suffix) else folder / f"{name}{suffix}"
+        path = Path(name) if name.endswith(".txt") else folder / f"{name}.txt"
         if not path.is_file():
-            lists = sorted(entry.stem for entry in folder.glob(f"*{suffix}"))
+            lists = sorted(entry.stem for entry in folder.glob("*.txt"))
             known = f": it has {shortened(lists)}" if lists else ""
             raise NoSplitError(f"{path}: no such list{known}")
         found |= {_stem(row[0]) for row in _read_list(path)}
@@ -128,65 +128,52 @@ def voc(
         sbd: SBD's ``dataset`` folder, by default ``benchmark_RELEASE/dataset``, ``sbd`` or ``SBD``
             in `root` or up to three folders above it.
     """
-    if sbd is None and (Path(root) / "cls").is_dir():
-        sbd = root
-    if sbd is not None and Path(sbd) == Path(root):
-        home = Path(root)
-    else:
+    home = Path(root)
+    if sbd is None and (home / "cls").is_dir():
+        sbd = home
+    if sbd is None or Path(sbd) != home:
         below = ("VOC20*", "VOCdevkit/VOC20*", "TrainVal/VOCdevkit/VOC20*")
         home = _below(root, *below, needs="JPEGImages")
-    extra = Path(sbd) if sbd is not None else _sbd(home)
-    folders = [home / "SegmentationClass", home / "SegmentationClassAug"]
-    folders = [home / labels] if labels else folders
+    if sbd is None:
+        names = ("benchmark_RELEASE/dataset", "sbd", "SBD", "sbd/benchmark_RELEASE/dataset")
+        near = [place / name for place in (home, *home.resolve().parents[:3]) for name in names]
+        sbd = _first(place for place in near if (place / "cls").is_dir())
+    extra = None if sbd is None else Path(sbd)
+    folders = [labels] if labels else ["SegmentationClass", "SegmentationClassAug"]
     places: dict[str, tuple[Place, Place]] = {}
     for name in _voc_names(home, extra, split):
         pictures = [home / "JPEGImages" / f"{name}.jpg"]
-        truths = [folder / f"{name}.png" for folder in folders]
+        truths = [home / folder / f"{name}.png" for folder in folders]
         if extra is not None:
             pictures.append(extra / "img" / f"{name}.jpg")
-            found = [extra / "cls" / f"{name}{suffix}" for suffix in (".mat", ".png")]
-            truths += [] if labels else found
+            if not labels:
+                truths += [extra / "cls" / f"{name}{suffix}" for suffix in (".mat", ".png")]
         places[name] = pictures, truths
-    return SegmentationDataset(_present(places, home), table, load_labels=_voc_labels, **options)
+    read = partial(_read, key="GTcls.Segmentation")
+    return SegmentationDataset(_present(places, home), table, load_labels=read, **options)
 
 
-def _voc_labels(path: Path, table: ClassTable) -> np.ndarray:
-    """Read VOC's labels from a picture, or SBD's from a MATLAB file."""
-    if path.suffix == ".mat":
-        return mat_labels(path, table, "GTcls.Segmentation")
-    return read_labels(path, table)
-
-
-def _sbd(home: Path) -> Path | None:
-    """Find SBD near a VOC folder."""
-    names = ("benchmark_RELEASE/dataset", "sbd", "SBD", "sbd/benchmark_RELEASE/dataset")
-    near = [place / name for place in (home, *home.resolve().parents[:3]) for name in names]
-    return _first(place for place in near if (place / "cls").is_dir())
+def _read(path: Path, table: ClassTable, key: str) -> np.ndarray:
+    """Read labels from a picture, or from the variable `key` of a MATLAB file."""
+    return mat_labels(path, table, key) if path.suffix == ".mat" else read_labels(path, table)
 
 
 def _voc_names(home: Path, sbd: Path | None, split: str) -> list[str]:
     """Return the names of a split: from its list, or by set arithmetic from other lists."""
     lists = home / "ImageSets" / "Segmentation"
-
-    def of(name: str) -> set[str]:
-        return set(_ids(lists, name))
-
-    def of_sbd(name: str) -> set[str]:
-        if sbd is None:
-            raise DatasetError(f"{home}: split {split!r} needs SBD's benchmark_RELEASE/dataset")
-        return set(_ids(sbd, name))
-
     if split.endswith(".txt") or (lists / f"{split}.txt").is_file():
         return _ids(lists, split)
-    if split in ("sbd-train", "sbd-val", "sbd-train_noval"):
-        return sorted(of_sbd(split.removeprefix("sbd-")))
+    if split not in ("seg11valid", "trainaug") and not split.startswith("sbd-"):
+        return _ids(lists if lists.is_dir() or sbd is None else sbd, split)
+    if split == "seg11valid" and home.name != "VOC2011":
+        raise DatasetError(f"{home}: split 'seg11valid' needs its list, or VOC2011's val")
+    if sbd is None:
+        raise DatasetError(f"{home}: split {split!r} needs SBD's benchmark_RELEASE/dataset")
     if split == "seg11valid":
-        if home.name != "VOC2011":
-            raise DatasetError(f"{home}: split 'seg11valid' needs its list, or VOC2011's val")
-        return sorted(of("val") - of_sbd("train"))
+        return sorted({*_ids(lists, "val")} - {*_ids(sbd, "train")})
     if split == "trainaug":
-        return sorted((of("train") | of_sbd("train") | of_sbd("val")) - of("val"))
-    return _ids(lists if lists.is_dir() or sbd is None else sbd, split)
+        return sorted({*_ids(lists, "train"), *_ids(sbd, "train+val")} - {*_ids(lists, "val")})
+    return _ids(sbd, split.removeprefix("sbd-"))
 
 
 def nyud(
@@ -204,10 +191,7 @@ def nyud(
             ``nyu_depth_v2_labeled.mat``, ``splits.mat`` and ``classMapping40.mat``.
         split: train, val, trainval or test; the official file has the last two.
         modality: "color"; "depth", a picture of mode F in millimeters; or "hha", three channels as
-            the file stores them (not in the official file).
-
-    Raises:
-        ValueError: `modality` is none of these.
+            the file stores them (not in the official file). ValueError for any other.
     """
     if modality not in ("color", "depth", "hha"):
         raise ValueError(f'modality must be "color", "depth" or "hha", not {modality!r}')
@@ -221,10 +205,10 @@ def nyud(
     names = [name.removeprefix("img_") for name in _ids(home, split)]
     truth = home / "segmentation"
     places = {name: (folder / f"img_{name}.png", truth / f"img_{name}.mat") for name in names}
-    read = partial(mat_labels, key="segmentation")
+    options["load_labels"] = partial(mat_labels, key="segmentation")
     if modality == "depth":
         options["load_image"] = _read_depth
-    return SegmentationDataset(_present(places, home), table, load_labels=read, **options)
+    return SegmentationDataset(_present(places, home), table, **options)
 
 
 def _read_depth(path: Path) -> Image.Image:
@@ -251,14 +235,10 @@ def _nyud_official(
         raise DatasetError(f"{splits}: has no variable {key!r}")
     numbers = [int(number) for number in np.ravel(variables[key])]
     samples = [(path.with_name(f"{path.name}#{n}"),) * 2 for n in numbers]
-    return SegmentationDataset(
-        samples,
-        table,
-        names=[str(5000 + number) for number in numbers],
-        load_image=partial(nyud_picture, modality=modality),
-        load_labels=partial(nyud_labels, mapping=mapping),
-        **options,
-    )
+    options["load_image"] = partial(nyud_picture, modality=modality)
+    options["load_labels"] = partial(nyud_labels, mapping=mapping)
+    names = [str(5000 + number) for number in numbers]
+    return SegmentationDataset(samples, table, names=names, **options)
 
 
 _SIFTFLOW_SCENES = "spatial_envelope_256x256_static_8outdoorcategories"
@@ -280,9 +260,7 @@ def siftflow(
         split: "trainval" or "test". Without a list, trainval is everything but the test pictures
             and the two unlabeled ones.
         target: "semantic" or "geometric", labels H×W; or "both", labels H×W×2 in this order.
-
-    Raises:
-        ValueError: `target` is none of these.
+            ValueError for any other.
     """
     if target not in ("semantic", "geometric", "both"):
         raise ValueError(f'target must be "semantic", "geometric" or "both", not {target!r}')
@@ -293,8 +271,8 @@ def siftflow(
         names = sorted({path.stem for path in images.glob("*.jpg")} - left_out)
     else:
         names = [name for name in _ids(home, split) if name not in _SIFTFLOW_UNLABELED]
-    kinds = {"semantic": "SemanticLabels", "geometric": "GeoLabels"}
-    truth = home / kinds.get(target, "SemanticLabels") / _SIFTFLOW_SCENES
+    kind = "GeoLabels" if target == "geometric" else "SemanticLabels"
+    truth = home / kind / _SIFTFLOW_SCENES
     places = {name: (images / f"{name}.jpg", truth / f"{name}.mat") for name in names}
     options["load_labels"] = partial(mat_labels, key="S")
     if target == "both":
@@ -334,16 +312,14 @@ def pascal_context(
     lists = _first(home / "ImageSets" / name for name in ("SegmentationContext", "Main"))
     names = _ids(lists or home / "ImageSets" / "Main", split)
     pictures = home / "SegmentationClassContext"
-    if pictures.is_dir():
-        truth, suffix, meant, read = pictures, ".png", table, read_labels
-    else:
+    truth, suffix = pictures, ".png"
+    if not pictures.is_dir():
         annotations = _below(root, "*", needs="labels.txt")
         truth, suffix = annotations / "trainval", ".mat"
-        meant = _context_map(annotations / "labels.txt", table)
-        read = partial(mat_labels, key="LabelMap")
-    photos = home / "JPEGImages"
+        table = _context_map(annotations / "labels.txt", table)
+    photos, read = home / "JPEGImages", partial(_read, key="LabelMap")
     places = {name: (photos / f"{name}.jpg", truth / f"{name}{suffix}") for name in names}
-    return SegmentationDataset(_present(places, truth), meant, load_labels=read, **options)
+    return SegmentationDataset(_present(places, truth), table, load_labels=read, **options)
 
 
 def _context_map(path: Path, table: ClassTable) -> ClassTable:
@@ -353,8 +329,7 @@ def _context_map(path: Path, table: ClassTable) -> ClassTable:
         number, _, name = row[0].partition(":")
         if number.strip().isdigit():
             numbers[name.strip()] = int(number)
-    named = "background" in table.names
-    rest = table.names.index("background") if named else IGNORE_INDEX
+    rest = table.names.index("background") if "background" in table.names else IGNORE_INDEX
     labels = dict.fromkeys(range(len(numbers) + 1), rest)
     for label, name in enumerate(table.names):
         found = numbers.get(name, numbers.get(_CONTEXT_SPELLINGS.get(name, "")))
@@ -401,13 +376,10 @@ def _ends(root: Path, text: str) -> list[Path]:
 def cityscapes(
     root: PathLike, split: str = "train", *, table: ClassTable | None = None, **options: Any
 ) -> SegmentationDataset:
-    """Open Cityscapes: ``leftImg8bit`` and ``gtFine``, label ids or train ids.
+    """Open Cityscapes: `root` has ``leftImg8bit`` and ``gtFine``; the splits are train, val, test.
 
-    Args:
-        root: the folder with both.
-        split: train, val or test.
-        table: the classes, by default the 19. Labels are read from ``_gtFine_labelIds``, or from
-            ``_gtFine_labelTrainIds`` if there are none.
+    The classes are by default the 19. Labels are read from ``_gtFine_labelIds``, or from
+    ``_gtFine_labelTrainIds`` if there are none.
     """
     home = _below(root, "*", needs="leftImg8bit")
     pictures = sorted((home / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
@@ -426,11 +398,9 @@ def cityscapes(
 def ade20k(
     root: PathLike, split: str = "training", *, table: ClassTable = tables.ADE20K, **options: Any
 ) -> SegmentationDataset:
-    """Open ADE20K's scene parsing benchmark: labels from 1, 0 is no class.
+    """Open ADE20K's scene parsing benchmark, training or validation: labels from 1, 0 is no class.
 
-    Args:
-        root: ``ADEChallengeData2016``, or the folder above it.
-        split: training or validation.
+    `root` is ``ADEChallengeData2016``, or the folder above it.
     """
     home = _below(root, "*", needs="annotations")
     return open_folder(home, split, table, f"annotations/{split}", **options)
@@ -502,12 +472,9 @@ def open_dataset(
 
 
 def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, by_name: bool) -> None:
-    """Reject a validation set with pictures of the training set.
+    """Raise DatasetError if a validation set has pictures of the training set.
 
     Equal paths are the same picture; `by_name`, as for VOC and SBD, equal names are.
-
-    Raises:
-        DatasetError: there are such pictures; the message names them.
     """
     names, others = (
         set(d.names if by_name else [str(image) for image, _ in d.samples]) for d in (train, val)

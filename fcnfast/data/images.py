@@ -42,16 +42,11 @@ def decode(
     use: Callable[[Image.Image], _T],
     max_pixels: int = MAX_PIXELS,
 ) -> _T:
-    """Open a picture and return what `use` makes of it; any error is raised as `failure`.
+    """Open a file, or its content, and return what `use` makes of the picture before it is decoded.
 
-    A PNG or JPEG that PIL rejects is tried once more without its metadata: large profiles and
-    texts, and damaged or cut chunks, do not stop a picture whose pixels are sound.
-
-    Args:
-        source: a file, or its content; only the content determines the format.
-        failure: the exception to raise; its message begins with the file.
-        use: gets the picture before its pixels are decoded.
-        max_pixels: width times height above which the picture is rejected.
+    Any error, and a picture of more than `max_pixels`, is raised as `failure`; the message begins
+    with the file. A PNG or JPEG that PIL rejects is tried once more without its metadata: large
+    profiles and texts, and damaged or cut chunks, do not stop a picture whose pixels are sound.
     """
     name = _named(source)
 
@@ -67,8 +62,7 @@ def decode(
     try:
         if not isinstance(source, bytes) and os.path.isdir(source):
             raise failure(f"{name}: is a folder, not a picture")
-        size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
-        if size == 0:
+        if not (len(source) if isinstance(source, bytes) else os.path.getsize(source)):
             raise failure(f"{name}: the file is empty (0 bytes)")
         with warnings.catch_warnings():
             # PIL warns about oddities that it can handle, and at half the size that it rejects.
@@ -130,16 +124,19 @@ def _png_without_metadata(content: bytes) -> bytes | None:
     return b"".join((*kept, struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))))
 
 
+_REASONS: dict[type[Exception], str] = {
+    FileNotFoundError: "no such file",
+    Image.UnidentifiedImageError: "not a picture, or of an unsupported kind",
+    Image.DecompressionBombError: "too large: more pixels than PIL's limit against bombs",
+    MemoryError: "too large for the memory",
+}
+
+
 def _reason(error: Exception) -> str:
     """Say in one line why a picture could not be read."""
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not a picture, or of an unsupported kind"
-    if isinstance(error, Image.DecompressionBombError):
-        return "too large: more pixels than PIL's limit against decompression bombs"
-    if isinstance(error, MemoryError):
-        return "too large for the memory"
+    for kind, reason in _REASONS.items():
+        if isinstance(error, kind):
+            return reason
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     detail = " ".join(str(error).split()) or type(error).__name__
@@ -152,7 +149,7 @@ def read_image(
     bit_depth: int | None = None,
     channels: int = 3,
 ) -> Image.Image:
-    """Read a picture as 8-bit RGB, or with a fourth channel, upright.
+    """Read a picture as 8-bit RGB, or RGBX with a fourth channel, upright.
 
     The EXIF orientation is applied; transparency is laid over white; 16-bit samples are scaled from
     0..65535; 32-bit integers and floats are stretched between their smallest and largest value
@@ -168,9 +165,6 @@ def read_image(
         channels: 3; or 4: the file's own four, 8 bits each (RGBA, with no transparency applied;
             or, say, RGB and near infrared of a TIFF).
 
-    Returns:
-        A loaded picture of mode RGB, or RGBX with four channels.
-
     Raises:
         ImageError: the file is missing, a folder, empty, cut, not a picture, or too large; or it
             holds values of more than `bit_depth` bits, or not four channels.
@@ -183,17 +177,13 @@ def read_image(
             raise ValueError("bit_depth is for pictures of 1 or 3 channels")
         return decode(path, ImageError, lambda image: _four_channels(image, path), max_pixels)
     low = decode(path, ImageError, _low_bytes, max_pixels) if bit_depth else None
-    depth = bit_depth or 16
+    depth, name = bit_depth or 16, _named(path)
     rgb, largest = decode(path, ImageError, lambda im: _upright_rgb(im, depth, low), max_pixels)
     if bit_depth is not None and largest >> bit_depth:
-        told = f"its largest value, {largest}, has more bits than {bit_depth}"
-        raise ImageError(f"{_named(path)}: {told}")
+        raise ImageError(f"{name}: its largest value, {largest}, has more bits than {bit_depth}")
     if bit_depth is None and 0 < largest < 4096:
-        warnings.warn(
-            f"{_named(path)}: its largest 16-bit value is {largest}: if its samples have 12 bits, "
-            "give --bit-depth 12 (bit_depth=12)",
-            stacklevel=2,
-        )
+        told = "if its samples have 12 bits, give --bit-depth 12 (bit_depth=12)"
+        warnings.warn(f"{name}: its largest 16-bit value is {largest}: {told}", stacklevel=2)
     return rgb
 
 
@@ -234,18 +224,12 @@ def picture_size(path: PathLike) -> tuple[int, int]:
 
 
 def as_photo(image: Photo, bit_depth: int | None = None, channels: int = 3) -> Image.Image:
-    """Return a picture as `read_image` does, upright.
+    """Return a picture as `read_image` does, upright; `bit_depth` only applies to files.
 
-    Args:
-        image: a path; the content of a picture file (bytes) or a file open for reading; a PIL
-            image of any mode; a uint8 array H×W or H×W×1 (gray), H×W×3 (RGB) or H×W×4 (RGBA); or a
-            uint8 tensor C×H×W with 1, 3 or 4 such channels.
-        bit_depth, channels: as in `read_image`; `bit_depth` only applies to files.
-
-    Raises:
-        ImageError: a file cannot be read, or the picture has no pixels or not four channels.
-        TypeError: the type is none of these, or an array or a tensor is not uint8.
-        ValueError: an array or a tensor does not have one of these shapes.
+    `image` is a path; the content of a picture file (bytes) or a file open for reading; a PIL image
+    of any mode; a uint8 array H×W or H×W×1 (gray), H×W×3 (RGB) or H×W×4 (RGBA); or a uint8 tensor
+    C×H×W with 1, 3 or 4 such channels. Raises ImageError if a file cannot be read, or the picture
+    has no pixels or not four channels; TypeError and ValueError for all else.
     """
     if hasattr(image, "read"):
         image = image.read()
@@ -261,7 +245,15 @@ def as_photo(image: Photo, bit_depth: int | None = None, channels: int = 3) -> I
             raise ValueError(f"a picture's tensor must be C×H×W, not {tuple(image.shape)}")
         image = image.detach().cpu().permute(1, 2, 0).numpy()
     if isinstance(image, np.ndarray):
-        image = _from_array(image)
+        if image.dtype != np.uint8:
+            raise TypeError(f"a picture's array must be uint8 (0 to 255), not {image.dtype}")
+        if image.ndim != 2 and (image.ndim != 3 or image.shape[2] not in (1, 3, 4)):
+            shapes = "H×W, or H×W×C with 1, 3 or 4 channels"
+            raise ValueError(f"a picture's array must be {shapes}, not {image.shape}")
+        if image.size == 0:
+            raise ImageError(f"the picture has no pixels: its array is {image.shape}")
+        gray = image.ndim == 3 and image.shape[2] == 1
+        image = Image.fromarray(np.ascontiguousarray(image[..., 0] if gray else image))
     if not isinstance(image, Image.Image):
         kinds = "a path, bytes, a PIL image, a uint8 array or a uint8 tensor"
         raise TypeError(f"a picture must be {kinds}, not {type(image).__name__}")
@@ -282,20 +274,6 @@ def check_channels(images: torch.Tensor) -> None:
     if images.dim() not in (3, 4) or images.shape[-3] not in (1, 3, 4):
         shapes = "C×H×W or N×C×H×W with 1, 3 or 4 channels"
         raise ValueError(f"a picture's tensor must be {shapes}, not {tuple(images.shape)}")
-
-
-def _from_array(pixels: np.ndarray) -> Image.Image:
-    """Make a PIL image of a uint8 array H×W or H×W×C, C being 1, 3 or 4."""
-    if pixels.dtype != np.uint8:
-        raise TypeError(f"a picture's array must be uint8 (0 to 255), not {pixels.dtype}")
-    if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4)):
-        shapes = "H×W, or H×W×C with 1, 3 or 4 channels"
-        raise ValueError(f"a picture's array must be {shapes}, not {pixels.shape}")
-    if pixels.size == 0:
-        raise ImageError(f"the picture has no pixels: its array is {pixels.shape}")
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[..., 0]
-    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def _four_channels(image: Image.Image, source: PathLike | bytes = b"") -> Image.Image:
@@ -328,11 +306,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    """Return a copy, rotated upright.
-
-    Only the orientation is kept: exif_transpose rewrites every tag, and fails if one is damaged.
-    """
-    image.info = {}
+    """Return a copy, rotated upright."""
+    image.info = {}  # exif_transpose rewrites every tag, and fails if one is damaged
     image.getexif()[ExifTags.Base.Orientation] = orientation
     return ImageOps.exif_transpose(image)
 
@@ -342,8 +317,7 @@ def _upright_rgb(
 ) -> tuple[Image.Image, int]:
     """Return an RGB copy of a picture, rotated by EXIF, and its largest 16-bit sample or 0.
 
-    `bit_depth` and `low`, the low bytes of its colors, are for 16-bit samples. A damaged picture
-    raises exceptions of any kind.
+    `bit_depth` and `low`, the low bytes of its colors, are for 16-bit samples.
     """
     kind = raw_mode(image)
     white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
@@ -426,13 +400,10 @@ def photo_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def write_image(path: PathLike, image: Image.Image, **options: object) -> None:
-    """Write a picture in the format of its extension, atomically.
+    """Write a picture in the format of its extension, atomically: on OSError nothing is left.
 
-    `options` are those of `PIL.Image.Image.save`, such as ``quality`` or ``format``.
-
-    Raises:
-        ValueError: an extension that PIL cannot write.
-        OSError: the file cannot be written; nothing is left behind.
+    `options` are those of `PIL.Image.Image.save`, such as ``quality`` or ``format``. ValueError for
+    an extension that PIL cannot write.
     """
     encoded = io.BytesIO()  # on disk only one write and one rename can fail
     suffix = Path(path).suffix
