@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from .data.classes import IGNORE_INDEX
-from .data.folder import Sample, SegmentationDataset, main_labels, shortened
+from .data.folder import Sample, SegmentationDataset, main_labels, nfc, shortened
 from .data.images import check_positive, shrink
 from .data.labels import read_labels
 from .device import image_errors
@@ -32,8 +31,7 @@ Each = Callable[[Sample, np.ndarray], None]
 class Dataset(Protocol):
     """Samples by index, such as a `SegmentationDataset` without a transform.
 
-    Labels have the picture's size; 255 is ignored. Of labels for several heads, H×W×K, only the
-    first head's count.
+    Of labels for several heads, H×W×K, only the first head's count.
     """
 
     def __len__(self) -> int: ...
@@ -45,28 +43,23 @@ def evaluate_model(
     dataset: Dataset,
     *,
     batch_size: int = 1,
-    max_size: int | None = None,
-    tile: int | None = None,
-    overlap: int | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
     trimap: int | None = None,
     progress: bool = False,
     each: Each | None = None,
+    **views: Any,
 ) -> ConfusionMatrix:
-    """Label every picture of a data set and count all its pixels.
+    """Label every picture of a data set at its own size and count all its pixels.
 
     Args:
         model: a network on any device, in evaluation mode while this runs.
         dataset: the pictures and their true labels.
         batch_size: the most neighboring pictures of one size that go through together, unpadded,
             if nothing is blended. The labels do not depend on it.
-        max_size: longest side that the network sees, in pixels; no limit by default. Labels are
-            made and counted at the pictures' own size.
-        tile, overlap, scales, flip: as in a call of `fcnfast.Segmenter`.
         trimap: also count the pixels within this distance of a true border (see `ConfusionMatrix`).
         progress: show a bar on stderr.
         each: called with every sample and its predicted labels, uint8 H×W.
+        views: `max_size` (no limit by default), `tile`, `overlap`, `scales` and `flip`, as in a
+            call of `fcnfast.Segmenter`.
 
     Raises:
         DatasetError: the data set is empty, or its classes are not the network's.
@@ -81,7 +74,7 @@ def evaluate_model(
         0.8
     """
     check_positive("batch_size", batch_size)
-    views = Views(max_size, tile, overlap, scales, flip)
+    seen = Views(**views)
     _check_classes(model, dataset)
     matrix = ConfusionMatrix(model.num_classes, trimap=trimap)
     matrices = [matrix] if matrix.trimap is None else [matrix, matrix.trimap]
@@ -94,7 +87,7 @@ def evaluate_model(
         # no_grad, not inference_mode: the same network may be trained further afterwards.
         with torch.no_grad(), tqdm(total=len(dataset), unit="image", disable=not progress) as bar:
             for group in neighbors(samples, _size, batch_size):
-                _count(model, group, views, trimap, counts, each)
+                _count(model, group, seen, trimap, counts, each)
                 bar.update(len(group))
     finally:
         model.train(was_training)
@@ -147,14 +140,11 @@ def evaluate_folder(
     progress: bool = False,
     each: Each | None = None,
 ) -> ConfusionMatrix:
-    """Score label pictures written by any program.
+    """Score label pictures written by any program; options as in `evaluate_model`.
 
-    Args:
-        predictions: a folder with ``NAME.png`` for every picture of the data set: palette indices
-            or gray values 0 to C - 1, or colors of the palette, of the picture's size. Other files
-            are ignored.
-        dataset: the true labels.
-        trimap, progress, each: as in `evaluate_model`.
+    The folder `predictions` has ``NAME.png`` for every picture of the data set: palette indices or
+    gray values 0 to C - 1, or colors of the palette, of the picture's size. Other files are
+    ignored.
 
     Raises:
         DatasetError: the folder or a prediction is missing; the message names it.
@@ -193,18 +183,10 @@ def evaluate_oracle(
 
     All pixels of a cell of factor×factor pixels get its most frequent class (the first on a tie;
     void does not count). The paper gives such bounds for PASCAL VOC (arXiv v2, appendix A), but
-    does not say how they were sampled.
+    does not say how they were sampled. No picture is read.
 
-    Args:
-        dataset: the true labels; no picture is read.
-        factors: at least 1 each; by default the paper's.
-        trimap, progress: as in `evaluate_model`.
-
-    Returns a matrix for each factor.
-
-    Raises:
-        TypeError, ValueError: a factor or a width that is not a positive integer.
-        LabelError: labels that cannot be used.
+    Returns a matrix for each factor. TypeError or ValueError for a factor or a width that is not a
+    positive integer; LabelError for labels that cannot be used.
     """
     for factor in factors:
         check_positive("factors", factor)
@@ -256,16 +238,16 @@ def _check_classes(model: FCN, dataset: Dataset) -> None:
     if len(dataset) == 0:
         raise DatasetError("the data set has no pictures")
     table = getattr(dataset, "table", None)
-    if table is not None and len(table) != model.num_classes:
+    if table is None:
+        return
+    if len(table) != model.num_classes:
         told = f"the data set's table {table.name!r} has {len(table)}"
         raise DatasetError(f"the network has {model.num_classes} classes, {told}")
     own = getattr(model, "table", None)
-    if table is None or own is None or set(table.names) != set(own.names):
-        return
-    for name, other in zip(table.names, own.names, strict=True):
-        if name != other:
-            order = f"the same classes in a different order, beginning with {name!r}"
-            raise DatasetError(f"the network and the data set's table {table.name!r} have {order}")
+    if own and table.names != own.names and {*table.names} == {*own.names}:
+        moved = next(n for n, k in zip(table.names, own.names, strict=True) if n != k)
+        order = f"the same classes in a different order, beginning with {moved!r}"
+        raise DatasetError(f"the network and the data set's table {table.name!r} have {order}")
 
 
 def _size(sample: Sample) -> tuple[int, int]:
@@ -276,8 +258,8 @@ def _prediction_paths(folder: Path, samples: Sequence[str]) -> list[Path]:
     """Return the label picture for every sample, or name what is missing."""
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder with predictions")
-    found = {unicodedata.normalize("NFC", name): name for name in os.listdir(folder)}
-    names = [unicodedata.normalize("NFC", f"{name}.png") for name in samples]
+    found = {nfc(name): name for name in os.listdir(folder)}
+    names = [nfc(f"{name}.png") for name in samples]
     missing = [name for name in names if name not in found]
     if missing:
         raise DatasetError(f"{folder}: no prediction {shortened(missing, 3)}")

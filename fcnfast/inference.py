@@ -33,19 +33,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Views:
-    """How a network sees a picture.
+    """How a network sees a picture: the arguments of `fcnfast.Segmenter` of these names.
 
-    Attributes:
-        max_size: longest side; a larger picture is shrunk to it. Not together with `tile`.
-        tile: side, in pixels of the picture, of the squares that it is cut into; clipped to the
-            picture's height and width.
-        overlap: the least number of pixels that neighboring tiles share; by default a quarter of a
-            tile.
-        scales: factors by which the picture, or each tile, is resized.
-        flip: also see every view mirrored left to right.
-
-    Raises:
-        TypeError, ValueError: a value out of its range; the message begins with its name.
+    A tile is clipped to the picture's height and width. TypeError or ValueError for a value out of
+    its range; the message begins with its name.
     """
 
     max_size: int | None = None
@@ -123,24 +114,14 @@ class ScoredView(NamedTuple):
 def blended_softmax(
     model: FCN, photo: Image.Image, views: Views, source: str
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield the mean softmax of all views in bands of rows.
+    """Yield the mean softmax of all views of a picture in bands of rows.
 
     Tiles are weighted along each axis by a trapezoid that ramps up over the overlap; at every pixel
     the weights add up to 1.
 
-    Args:
-        model: a network in evaluation mode.
-        photo: a picture with as many channels as the network takes.
-        views: how the network sees it.
-        source: the name of the picture in errors.
-
-    Yields:
-        The first row of a band, and its probabilities: C×rows×W, float32 (float64 for a float64
-        network), on the network's device.
-
-    Raises:
-        ImageError: the picture, or a tile of it, is too large for the memory or too small for the
-            network.
+    Yields the first row of a band, and its probabilities: C×rows×W, float32 (float64 for a float64
+    network), on the network's device. ImageError, beginning with `source`, if the picture, or a
+    tile of it, is too large for the memory or too small for the network.
     """
     device, size = next(model.parameters()).device, (photo.height, photo.width)
     height, width = (min(n, views.tile or n) for n in size)

@@ -18,7 +18,7 @@ from .data.folder import Sample, main_labels
 from .data.images import shrink
 from .data.labels import colored
 from .files import PathLike, write_bytes
-from .metrics import ConfusionMatrix
+from .metrics import ConfusionMatrix, percent
 from .plot import Curves, clean
 
 KEPT = 6
@@ -40,10 +40,7 @@ class Shown(NamedTuple):
 
 
 class Gallery:
-    """The best and the worst pictures by mean IU over the classes of their true labels.
-
-    Only the `kept` best and worst stay in memory, small and encoded.
-    """
+    """The `kept` best and worst pictures by mean IU over the classes of their true labels."""
 
     def __init__(self, table: ClassTable, kept: int = KEPT) -> None:
         self.table, self.kept, self.count = table, kept, 0
@@ -81,15 +78,13 @@ class Gallery:
     ) -> tuple[str, ...]:
         """Draw a picture at small size: photo, truth, prediction, and the wrong pixels in red."""
         photo = shrink(image, SIDE).convert("RGB")
-
-        def small(values: np.ndarray) -> np.ndarray:
-            nearest = Image.Resampling.NEAREST
-            return np.asarray(Image.fromarray(values).resize(photo.size, nearest))
-
-        seen, guess = small(truth), small(labels)
-        error = np.asarray(Image.blend(photo.convert("L"), Image.new("L", photo.size, 255), 0.5))
-        error = np.repeat(error[..., None], 3, axis=2)
-        error[small((truth != labels).astype(np.uint8)) > 0] = _WRONG
+        seen, guess, wrong = (
+            np.asarray(Image.fromarray(values).resize(photo.size, Image.Resampling.NEAREST))
+            for values in (truth, labels, (truth != labels).astype(np.uint8))
+        )
+        faded = Image.blend(photo.convert("L"), Image.new("L", photo.size, 255), 0.5)
+        error = np.array(faded.convert("RGB"))
+        error[wrong > 0] = _WRONG
         error[seen == IGNORE_INDEX] = _FADED
         palette = [*self.table.palette, *[_FADED] * (256 - len(self.table))]
         maps = (_uri(colored(values, palette), "PNG") for values in (seen, guess))
@@ -104,13 +99,8 @@ def _uri(image: Image.Image, kind: str = "JPEG") -> str:
     return f"data:image/{kind.lower()};base64,{text}"
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None or np.isnan(value) else f"{100 * value:.1f}"
-
-
 def _title(key: str) -> str:
-    """Return the display name of a score's key."""
-    words = {"iu": "IU", "fw": "frequency-weighted", "f1": "F1"}
+    words = {"iu": "IU", "fw": "frequency-weighted"}
     return " ".join(words.get(word, word) for word in key.split("_"))
 
 
@@ -123,7 +113,7 @@ def _tiles(scores: Mapping[str, Any]) -> str:
             counted = [c for c in classes if c.get(key.removeprefix("mean_"), 0) is not None]
             note = f"<small>over {len(counted)} of {len(classes)} classes</small>"
             note = note if len(counted) < len(classes) else ""
-            parts.append(f"<div><b>{_percent(value)}</b><span>{_title(key)}</span>{note}</div>")
+            parts.append(f"<div><b>{percent(value)}</b><span>{_title(key)}</span>{note}</div>")
     return f'<div class="tiles">{"".join(parts)}</div>'
 
 
@@ -135,23 +125,20 @@ def _classes(scores: Mapping[str, Any], table: ClassTable) -> str:
     heads = ["class", *(f"{_title(column)}, %" for column in columns), "share, %"]
     rows = []
     for index, (name, values) in enumerate(classes.items()):
-        color = "#" + bytes(table.palette[index]).hex()
-        dot = f'<i class="dot" style="background:{color}"></i>'
+        dot = f'<i class="dot" style="background:#{bytes(table.palette[index]).hex()}"></i>'
         cells = [f'<td data-v="{index}">{dot}{clean(name)}</td>']
-        for column in columns:
-            value = values[column]
+        for column, value in values.items():
             bar = ""
             if column == "iu" and value is not None:
                 bar = f'<i class="bar"><i style="width:{100 * value:.1f}%"></i></i>'
             sort = -1 if value is None else value
-            cells.append(f'<td class="n" data-v="{sort}">{bar}<span>{_percent(value)}</span></td>')
+            cells.append(f'<td class="n" data-v="{sort}">{bar}<span>{percent(value)}</span></td>')
         share = pixels[index] / max(1, pixels.sum())
         cells.append(f'<td class="n" data-v="{pixels[index]}">{100 * share:.2f}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f'<th scope="col"><button>{text}</button></th>' for text in heads)
-    body = "\n".join(["<tbody>", *rows, "</tbody>"])
-    shown = f'<table id="classes"><thead><tr>{head}</tr></thead>{body}</table>'
-    return f'<div class="wide">{shown}</div>'
+    body = "\n".join(["<tbody>", *rows, "</tbody></table></div>"])
+    return f'<div class="wide"><table id="classes"><thead><tr>{head}</tr></thead>{body}'
 
 
 def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:
@@ -215,18 +202,16 @@ def _pictures(title: str, shown: Sequence[Shown]) -> str:
         )
         parts.append(
             f'<div class="picture"><h3>{clean(one.name)}</h3><p>mean IU '
-            f"{_percent(one.mean_iu)}, pixel accuracy {_percent(one.accuracy)}</p>"
+            f"{percent(one.mean_iu)}, pixel accuracy {percent(one.accuracy)}</p>"
             f'<div class="four">{images}</div></div>'
         )
     return f"<section><h2>{title}</h2>{''.join(parts)}</section>" if parts else ""
 
 
 def _curves(run: Curves) -> str:
-    size = (plot.WIDTH, plot.HEIGHT)
-    columns = plot.panels([run])
+    size, columns = (plot.WIDTH, plot.HEIGHT), plot.panels([run])
     drawn = "".join(plot.as_svg(plot.panel(c, [run]), size, plot.PANELS[c]) for c in columns)
-    best = clean(plot.best(run).removeprefix(": "))
-    body = f'<p>{best}</p><div class="curves">{drawn}</div>'
+    body = f'<p>{clean(plot.best(run))}</p><div class="curves">{drawn}</div>'
     return f"<section><h2>Training</h2>{body}</section>"
 
 
@@ -239,28 +224,17 @@ def write_report(
     facts: Mapping[str, str],
     run: Curves | None = None,
 ) -> Path:
-    """Write ``folder/index.html`` atomically and return its path.
+    """Write ``index.html`` into an existing folder, atomically, and return its path.
 
-    Args:
-        folder: an existing folder.
-        scores: as from `fcnfast.evaluate.scores_as_json`: a float or None for each overall score,
-            "classes" with the same by class name, and "confusion".
-        table: the classes.
-        gallery: the pictures to show.
-        facts: what was evaluated, shown at the top.
-        run: the log of the training, if there is one.
-
-    Raises:
-        OSError: the page cannot be written.
+    `scores` come from `fcnfast.evaluate.scores_as_json`. `facts`, at the top, say what was
+    evaluated; `run` is the log of the training, if there is one.
     """
     names, confusion = list(scores["classes"]), np.array(scores["confusion"], dtype=np.int64)
     about = "".join(f"<dt>{clean(key)}</dt><dd>{clean(text)}</dd>" for key, text in facts.items())
     best, worst = gallery.best_and_worst()
     maps = f'<div class="pair">{_matrix(confusion, names)}{_confusions(confusion, names)}</div>'
-    about_matrix = (
-        "<p>Rows are the truth, columns the prediction, in percent of the row's pixels; values "
-        "below 0.5 are not shown.</p>"
-    )
+    about_matrix = "Rows are the truth, columns the prediction, in percent of the row's pixels; "
+    about_matrix = f"<p>{about_matrix}values below 0.5 are not shown.</p>"
     parts = [
         f"<header><h1>Evaluation</h1><dl>{about}</dl></header>",
         f"<section>{_tiles(scores)}</section>",

@@ -159,7 +159,7 @@ def test_other_extensions_are_pictures(here, weights, capsys):
     make_photo().convert("1").save("in/e.pbm")
     for name in ("notes.txt", ".hidden", "g.xcf"):
         Path("in", name).touch()
-    assert passed_over("in") == [Path("in/g.xcf"), Path("in/notes.txt")]
+    assert passed_over(["in"]) == [Path("in/g.xcf"), Path("in/notes.txt")]
     assert main(["predict", "in", "--weights", weights, "--device", "cpu"]) == 0
     assert {path.stem for path in Path("out/labels").iterdir()} == set("abcde")
     told = "fcnfast: 2 files skipped, no picture extension: g.xcf, notes.txt\n"

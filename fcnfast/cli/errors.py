@@ -70,8 +70,6 @@ def explain(error: Exception, args: argparse.Namespace) -> str | None:
             return f"{error.filename}: {error.strerror}"
         where = getattr(args, "output_dir", None) or "stdout"
         return f"{where}: {error.strerror}" if error.strerror else str(error)
-    if not isinstance(error, (MemoryError, RuntimeError)):
-        return None
     from ..device import out_of_memory
 
     if out_of_memory(error):

@@ -87,10 +87,8 @@ def require_every_class(dataset: SegmentationDataset) -> None:
     """Read labels in random order until every class has been seen; DatasetError if one never is."""
     pixels = np.zeros(256, np.int64)
     order = np.random.default_rng(0).permutation(len(dataset))
-    hidden = None if len(order) > 500 else True  # None: shown only on a terminal
-    for index in tqdm(
-        order, "looking for every class", unit="picture", leave=False, disable=hidden
-    ):
+    hide = None if len(order) > 500 else True  # None: shown only on a terminal
+    for index in tqdm(order, "looking for every class", unit="picture", leave=False, disable=hide):
         pixels += count_pixels(dataset.labels(int(index)))
         if pixels[: len(dataset.table)].all():
             return
@@ -143,10 +141,9 @@ def _map_line(values: Iterable[int], names: Iterable[str]) -> str:
 def share_lines(table: ClassTable, pixels: np.ndarray) -> list[str]:
     """Return a line for each class, and one for no class, with its share of all pixels."""
     total = max(int(pixels.sum()), 1)
-    rows = {**dict(zip(table.names, pixels, strict=False)), "(no class)": pixels[IGNORE_INDEX]}
-    width = max(map(len, rows))
-    shown = [
-        f"{100 * n / total:.2f} %" if n / total >= 0.0001 else "<0.01 %" for n in rows.values()
-    ]
-    parts = zip(rows.items(), shown, strict=True)
-    return [f"  {name:<{width}}  {text if n else '-':>7}" for (name, n), text in parts]
+    rows = [*zip(table.names, pixels, strict=False), ("(no class)", pixels[IGNORE_INDEX])]
+    width, lines = max(len(name) for name, _ in rows), []
+    for name, n in rows:
+        share = f"{100 * n / total:.2f} %" if n / total >= 0.0001 else "<0.01 %" if n else "-"
+        lines.append(f"  {name:<{width}}  {share:>7}")
+    return lines

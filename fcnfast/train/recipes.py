@@ -63,13 +63,7 @@ _LIGHT_OWN: dict[str, tuple[float, int]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings that a run starts from.
-
-    Attributes:
-        about: what it is, in one line.
-        settings: those that differ from the defaults of `TrainSettings`.
-        own: each network's learning rate and iterations; None: the defaults apply to all.
-    """
+    """What it is; settings that differ from the defaults; networks' own rates and iterations."""
 
     about: str
     settings: Mapping[str, Any]
@@ -87,15 +81,10 @@ RECIPES = {
 
 
 def make_settings(given: Mapping[str, Any], config: str = "") -> TrainSettings:
-    """Return the settings of a recipe, or of a run's settings file, with some changes.
+    """Return the settings of a recipe, or of `config`, a run's settings.json, with some changes.
 
-    Args:
-        given: the changes: settings by name. "recipe" names the recipe.
-        config: a `settings.json` written by a run, instead of a recipe.
-
-    Raises:
-        InputError: the file cannot be used, the recipe has no rate for the network, or
-            `TrainSettings` rejects a value.
+    `given` are the changes, by name; its "recipe" names the recipe. InputError if the file cannot
+    be used, the recipe has no rate for the network, or `TrainSettings` rejects a value.
     """
     given = dict(given)
     if given.get("epochs") and given.get("iterations"):
