@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from .data.labels import read_labels
 from .device import image_errors
 from .errors import DatasetError, LabelError
 from .files import PathLike
-from .inference import Views, blended_softmax, coarse_scores, neighbors
+from .inference import Views, blended_labels, coarse_scores, neighbors
 from .metrics import ConfusionMatrix, keep_trimap
 from .models import FCN
 from .ops import upsample_argmax, upsample_confusion
@@ -79,7 +79,7 @@ def evaluate_model(
     matrix = ConfusionMatrix(model.num_classes, trimap=trimap)
     matrices = [matrix] if matrix.trimap is None else [matrix, matrix.trimap]
     device = next(model.parameters()).device
-    counts = [torch.from_numpy(part.matrix).to(device, copy=True) for part in matrices]
+    counts = [torch.zeros_like(torch.from_numpy(part.matrix), device=device) for part in matrices]
     samples = (dataset[n] for n in range(len(dataset)))
     was_training = model.training
     model.eval()
@@ -87,7 +87,7 @@ def evaluate_model(
         # no_grad, not inference_mode: the same network may be trained further afterwards.
         with torch.no_grad(), tqdm(total=len(dataset), unit="image", disable=not progress) as bar:
             for group in neighbors(samples, _size, batch_size):
-                _count(model, group, seen, trimap, counts, each)
+                _count(model, group, seen, matrix, counts, each)
                 bar.update(len(group))
     finally:
         model.train(was_training)
@@ -100,35 +100,29 @@ def _count(
     model: FCN,
     group: Sequence[Sample],
     views: Views,
-    trimap: int | None,
+    matrix: ConfusionMatrix,
     counts: Sequence[torch.Tensor],
     each: Each | None,
 ) -> None:
-    """Add pictures of one size to the counts of all pixels and of those in the trimap."""
-    device, size = counts[0].device, _size(group[0])
-    truth = torch.from_numpy(np.stack([main_labels(sample.labels) for sample in group])).to(device)
-    truths = [truth] if trimap is None else [truth, keep_trimap(truth, trimap)]
+    """Add pictures of one size to `counts` on the device, or to `matrix` if they are blended."""
+    size, truths = _size(group[0]), [main_labels(sample.labels) for sample in group]
+    guesses: Iterable[np.ndarray] = ()
     if views.single(size):
         images = [shrink(sample.image, views.max_size) for sample in group]
         what = f"{images[0].width}x{images[0].height} pixels"
-        with image_errors(group[0].name, what, device):
+        with image_errors(group[0].name, what, counts[0].device):
             scores, grid = coarse_scores(model, images, size)
-        for out, labels in zip(counts, truths, strict=True):
-            upsample_confusion(scores, labels, grid, out=out)
+        truth = torch.from_numpy(np.stack(truths)).to(scores.device)
+        for out in counts:  # of all pixels, then of those in the trimap
+            upsample_confusion(scores, truth, grid, out=out)
+            truth = keep_trimap(truth, matrix.trimap_width) if matrix.trimap else truth
         if each is not None:
             guesses = upsample_argmax(scores, grid).cpu().numpy()
-            for sample, guess in zip(group, guesses, strict=True):
-                each(sample, guess)
-        return
-    for n, sample in enumerate(group):
-        guess = np.empty(size, dtype=np.uint8)
-        for first, band in blended_softmax(model, sample.image, views, sample.name):
-            rows = slice(first, first + band.shape[1])
-            for out, labels in zip(counts, truths, strict=True):
-                upsample_confusion(band[None], labels[n : n + 1, rows], out=out)
-            if each is not None:
-                guess[rows] = band.argmax(0).cpu().numpy()
-        if each is not None:
+    else:
+        guesses = [blended_labels(model, one.image, views, one.name)[0] for one in group]
+        matrix.update(np.stack(truths), np.stack(guesses))
+    if each is not None:
+        for sample, guess in zip(group, guesses, strict=True):
             each(sample, guess)
 
 

@@ -22,7 +22,7 @@ from .files import PathLike, replacing
 from .geometry import Pair, SamplingGrid
 from .models import FCN
 from .models.base import ScoreMap
-from .ops import upsample
+from .ops import upsample, upsample_argmax
 
 # Rows of a band: a multiple of the strides, so that most bands sample alike.
 BAND = 64
@@ -147,6 +147,28 @@ def blended_softmax(
                         part = mean_softmax(maps, low, high).mul_(rows * columns.to(band))
                         band[:, : high - low, left : left + width] += part
             yield first, band
+
+
+def blended_labels(
+    model: FCN,
+    photo: Image.Image,
+    views: Views,
+    source: str,
+    write: Callable[[int, Tensor], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels uint8 H×W by the mean softmax of all views, and its value there, float32 H×W.
+
+    `write` gets every band, as from `blended_softmax`, whose errors it raises.
+    """
+    size = photo.height, photo.width
+    labels, confidence = np.empty(size, np.uint8), np.empty(size, np.float32)
+    for first, band in blended_softmax(model, photo, views, source):
+        rows = slice(first, first + band.shape[1])
+        labels[rows] = upsample_argmax(band[None], size=band.shape[1:])[0].cpu().numpy()
+        confidence[rows] = band.amax(0).cpu().numpy()
+        if write is not None:
+            write(first, band)
+    return labels, confidence
 
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:

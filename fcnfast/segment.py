@@ -36,7 +36,7 @@ from .inference import (
     BAND,
     ScoredView,
     Views,
-    blended_softmax,
+    blended_labels,
     coarse_scores,
     mean_softmax,
     neighbors,
@@ -159,17 +159,12 @@ class _Prepared(NamedTuple):
 
 
 class Segmenter:
-    """A network ready to segment pictures.
+    """A network ready to segment pictures: `model`, in evaluation mode, with its class `table`.
 
     Args:
         weights: a weights file; by default the street-scene network that comes with the package.
         device: where it runs, such as "cpu" or "cuda:1"; by default a CUDA GPU if there is one.
         bit_depth: significant bits of the samples of 16-bit picture files, 8 to 16, such as 12.
-
-    Attributes:
-        model: the network, in evaluation mode.
-        table: its classes.
-        device: where it runs.
 
     Raises:
         InputError: this machine does not have the device, or a bit depth is given for a network of
@@ -221,15 +216,13 @@ class Segmenter:
                 with 1, 3 or 4 channels. For many pictures, any iterable of these (even an endless
                 one) or a uint8 tensor N×C×H×W.
             max_size: longest side, in pixels, that the network sees; larger pictures are shrunk.
-                By default the largest size that the network was trained on, if its weights record
-                it; with `tile` no limit.
+                By default the largest size of its training, if its weights record it; with `tile`
+                no limit.
             tile: side, in pixels of the picture, of the squares that the network sees one by one;
                 for pictures too large for the memory, or for the network to see whole.
-            overlap: pixels that neighboring tiles share, a quarter of a tile by default; their
-                softmax is blended there.
-            scales: factors by which the picture, or each tile, is resized; the label is that of
-                the mean softmax.
-            flip: also average over the mirrored picture.
+            overlap: pixels that neighboring tiles share, by default a quarter of a tile.
+            scales: factors by which the picture, or each tile, is resized.
+            flip: also see the mirrored picture. The label is that of the mean softmax of all views.
             batch_size: of many pictures, the most neighbors of equal size that go through the
                 network together if nothing is blended; no more are held in memory.
             probabilities: for one picture, also write the softmax of all classes to this ``.npy``
@@ -304,18 +297,9 @@ class Segmenter:
 
     def _blend(self, one: _Prepared, views: Views, path: PathLike | None) -> Segmentation:
         """Segment a picture by the mean softmax of its views, band by band."""
-        size = one.size
-        labels, confidence = np.empty(size, np.uint8), np.empty(size, np.float32)
-        with contextlib.ExitStack() as stack:
-            write = None
-            if path is not None:
-                write = stack.enter_context(probability_file(path, (len(self.table), *size)))
-            for first, band in blended_softmax(self.model, one.photo, views, one.source):
-                rows = slice(first, first + band.shape[1])
-                labels[rows] = upsample_argmax(band[None], size=band.shape[1:])[0].cpu().numpy()
-                confidence[rows] = band.amax(0).cpu().numpy()
-                if write is not None:
-                    write(first, band)
+        shape = len(self.table), *one.size
+        with probability_file(path, shape) if path else contextlib.nullcontext() as write:
+            labels, confidence = blended_labels(self.model, one.photo, views, one.source, write)
         return Segmentation(one.rgb, labels, self.table, one.name, blended=confidence)
 
 

@@ -38,8 +38,9 @@ def _read_list(path: Path) -> list[tuple[str, ...]]:
         content = path.read_bytes()
     except OSError as error:
         raise DatasetError(f"{path}: cannot read the list: {error.strerror}") from error
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    text = content.decode(encoding, "surrogateescape" if encoding != "utf-16" else "replace")
+    utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+    how = ("utf-16", "replace") if utf16 else ("utf-8-sig", "surrogateescape")
+    text = content.decode(*how)
     lines = [line.replace("\\", "/").strip() for line in text.splitlines()]
     rows = [_TWO_PATHS.fullmatch(line) or _NAME.fullmatch(line) for line in lines if line]
     if not rows:
@@ -48,7 +49,6 @@ def _read_list(path: Path) -> list[tuple[str, ...]]:
 
 
 def _stem(text: str) -> str:
-    """Return a picture's name from a list, without folders and extension."""
     name = PurePosixPath(text)
     return name.stem if name.suffix.lower() in IMAGE_EXTENSIONS else name.name
 
@@ -78,12 +78,10 @@ def _below(root: PathLike, *patterns: str, needs: str) -> Path:
             raise DatasetError(f"{root}: holds {names}: name one of them")
         if places:
             return places[0]
-    below = f" or in {' or '.join(patterns)}" if patterns else ""
-    raise DatasetError(f"{root}: no {needs} in it{below}")
+    raise DatasetError(f"{root}: no {needs} in it or in {' or '.join(patterns)}")
 
 
-Place = Path | Iterable[Path]
-"""A file, or several of which the first that exists counts."""
+Place = Path | Iterable[Path]  # a file, or several of which the first that exists counts
 
 
 def _first(place: Place) -> Path | None:
@@ -201,9 +199,8 @@ def nyud(
     home = _below(root, "nyud", needs="segmentation")
     if split == "trainval" and not (home / "trainval.txt").exists():
         split = "train+val"
-    folder = home / "data" / {"color": "images"}.get(modality, modality)
-    names = [name.removeprefix("img_") for name in _ids(home, split)]
-    truth = home / "segmentation"
+    folder = home / "data" / ("images" if modality == "color" else modality)
+    names, truth = [name.removeprefix("img_") for name in _ids(home, split)], home / "segmentation"
     places = {name: (folder / f"img_{name}.png", truth / f"img_{name}.mat") for name in names}
     options["load_labels"] = partial(mat_labels, key="segmentation")
     if modality == "depth":
@@ -234,11 +231,10 @@ def _nyud_official(
     if key not in variables:
         raise DatasetError(f"{splits}: has no variable {key!r}")
     numbers = [int(number) for number in np.ravel(variables[key])]
-    samples = [(path.with_name(f"{path.name}#{n}"),) * 2 for n in numbers]
     options["load_image"] = partial(nyud_picture, modality=modality)
     options["load_labels"] = partial(nyud_labels, mapping=mapping)
-    names = [str(5000 + number) for number in numbers]
-    return SegmentationDataset(samples, table, names=names, **options)
+    samples = [(path.with_name(f"{path.name}#{n}"),) * 2 for n in numbers]
+    return SegmentationDataset(samples, table, names=[str(5000 + n) for n in numbers], **options)
 
 
 _SIFTFLOW_SCENES = "spatial_envelope_256x256_static_8outdoorcategories"
@@ -271,13 +267,13 @@ def siftflow(
         names = sorted({path.stem for path in images.glob("*.jpg")} - left_out)
     else:
         names = [name for name in _ids(home, split) if name not in _SIFTFLOW_UNLABELED]
-    kind = "GeoLabels" if target == "geometric" else "SemanticLabels"
-    truth = home / kind / _SIFTFLOW_SCENES
-    places = {name: (images / f"{name}.jpg", truth / f"{name}.mat") for name in names}
-    options["load_labels"] = partial(mat_labels, key="S")
+    kind, options["load_labels"] = "SemanticLabels", partial(mat_labels, key="S")
+    if target == "geometric":
+        kind, table = "GeoLabels", tables.SIFTFLOW_GEO
     if target == "both":
         options |= {"load_labels": _both_siftflow, "heads": ("out", "geo")}
-    table = tables.SIFTFLOW_GEO if target == "geometric" else table
+    truth = home / kind / _SIFTFLOW_SCENES
+    places = {name: (images / f"{name}.jpg", truth / f"{name}.mat") for name in names}
     return SegmentationDataset(_present(places, home), table, **options)
 
 
@@ -311,9 +307,8 @@ def pascal_context(
     home = _below(root, "VOC2010", "VOCdevkit/VOC2010", "*/VOC2010", needs="JPEGImages")
     lists = _first(home / "ImageSets" / name for name in ("SegmentationContext", "Main"))
     names = _ids(lists or home / "ImageSets" / "Main", split)
-    pictures = home / "SegmentationClassContext"
-    truth, suffix = pictures, ".png"
-    if not pictures.is_dir():
+    truth, suffix = home / "SegmentationClassContext", ".png"
+    if not truth.is_dir():
         annotations = _below(root, "*", needs="labels.txt")
         truth, suffix = annotations / "trainval", ".mat"
         table = _context_map(annotations / "labels.txt", table)
@@ -479,7 +474,6 @@ def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, by_name
     names, others = (
         set(d.names if by_name else [str(image) for image, _ in d.samples]) for d in (train, val)
     )
-    both = [Path(name).name for name in sorted(names & others)]
-    if both:
+    if both := [Path(name).name for name in sorted(names & others)]:
         told = f"{len(both)} of its pictures are also in the training list"
         raise DatasetError(f"--val-split: {told}: {shortened(both, 3)}")

@@ -322,8 +322,13 @@ def _upright_rgb(
     kind = raw_mode(image)
     white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
     image.load()
-    orientation = _orientation(image)
-    values = _sixteen_bits(image, kind, low)
+    orientation, values = _orientation(image), None
+    # PIL before 11 opens 16-bit gray PNGs as mode I; every version does so with 16-bit PGMs.
+    if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):
+        values = np.asarray(image).astype(np.int32)
+    elif image.mode == "RGB" and kind in _OTHER_ORDER and "transparency" not in image.info:
+        high = np.asarray(image).astype(np.int32)
+        values = high * 256 + (high if low is None else low)
     if values is None:
         largest, rgb = 0, _to_rgb(image)
     else:
@@ -334,17 +339,6 @@ def _upright_rgb(
         rgb = Image.fromarray(scaled).convert("RGB")
         largest = 0 if kind == "I;12" else int(values.max())
     return _turned(rgb.copy() if rgb is image else rgb, orientation), largest
-
-
-def _sixteen_bits(image: Image.Image, kind: str, low: np.ndarray | None) -> np.ndarray | None:
-    """Return the samples of a 16-bit picture, H×W or H×W×3; None for other pictures."""
-    # PIL before 11 opens 16-bit gray PNGs as mode I; every version does so with 16-bit PGMs.
-    if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):
-        return np.asarray(image).astype(np.int32)
-    if image.mode == "RGB" and kind in _OTHER_ORDER and "transparency" not in image.info:
-        high = np.asarray(image).astype(np.int32)
-        return high * 256 + (high if low is None else low)
-    return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -19,6 +19,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 # RGB to luma and two chroma axes (NTSC's YIQ): hue rotates the chroma plane, luma stays.
 _YIQ = np.array([_LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _YIQ_INVERSE = np.linalg.inv(_YIQ)
+_RAMP = np.arange(256) / 255.0
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,6 @@ def _curves(image: Image.Image, *curves: np.ndarray) -> Image.Image:
     return image.point(table if len(curves) == 3 else table * 3)
 
 
-def _power(image: Image.Image, exponent: float) -> Image.Image:
-    return _curves(image, 255.0 * (np.arange(256) / 255.0) ** exponent)
-
-
 def color_jitter(
     image: Image.Image, rng: np.random.Generator, amounts: tuple[float, ...]
 ) -> Image.Image:
@@ -84,7 +81,7 @@ def color_jitter(
 
 def random_gamma(image: Image.Image, rng: np.random.Generator, gamma: float) -> Image.Image:
     """Random tone curve: v becomes 255·(v/255)^g, g up to `gamma` or its inverse."""
-    return _power(image, log_uniform(rng, 1.0 / gamma, gamma))
+    return _curves(image, 255.0 * _RAMP ** log_uniform(rng, 1.0 / gamma, gamma))
 
 
 def random_exposure(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -96,7 +93,7 @@ def random_exposure(image: Image.Image, rng: np.random.Generator) -> Image.Image
     wanted = rng.uniform(50.0, 160.0)
     mean = min(max(_mean_gray(image), 1.0), 250.0)
     exponent = math.log(wanted / 255.0) / math.log(mean / 255.0)
-    return _power(image, min(max(exponent, 1.0 / 3.0), 3.0))
+    return _curves(image, 255.0 * _RAMP ** min(max(exponent, 1.0 / 3.0), 3.0))
 
 
 def auto_contrast(image: Image.Image, _: np.random.Generator) -> Image.Image:

@@ -40,12 +40,11 @@ def add_legend(image: Image.Image, table: ClassTable, shares: Mapping[str, float
     if not rows:
         return image.copy()
     legend = _draw_legend(image.size, table, rows)
-    below = image.width >= image.height
-    width = max(image.width, legend.width) if below else image.width + legend.width
-    height = image.height + legend.height if below else max(image.height, legend.height)
-    sheet = Image.new("RGB", (width, height), PAPER)
+    corner = (0, image.height) if image.width >= image.height else (image.width, 0)
+    ends = np.add(corner, legend.size)
+    sheet = Image.new("RGB", tuple(np.maximum(ends, image.size).tolist()), PAPER)
     sheet.paste(image, (0, 0))
-    sheet.paste(legend, (0, image.height) if below else (image.width, 0))
+    sheet.paste(legend, corner)
     return sheet
 
 
