@@ -137,26 +137,29 @@ def evaluate_folder(
     """Score label pictures written by any program; options as in `evaluate_model`.
 
     The folder `predictions` has ``NAME.png`` for every picture of the data set: palette indices or
-    gray values 0 to C - 1, or colors of the palette, of the picture's size. Other files are
-    ignored.
-
-    Raises:
-        DatasetError: the folder or a prediction is missing; the message names it.
-        LabelError: a prediction is damaged, has the wrong size or values that are not classes, or
-            has no class where the truth has one.
+    gray values 0 to C - 1, or colors of the palette, of the picture's size. DatasetError if one is
+    missing; LabelError if one is damaged, has the wrong size or values that are not classes, or
+    has no class where the truth has one.
 
     Example:
         >>> dataset = fcnfast.open_dataset("camvid", "CamVid", "val")
         >>> fcnfast.evaluate_folder("out/labels", dataset).scores().mean_iu  # of the truth itself
         1.0
     """
-    paths = _prediction_paths(Path(predictions), dataset.names)
+    folder = Path(predictions)
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder with predictions")
+    found = {nfc(name): folder / name for name in os.listdir(folder)}
+    names = [nfc(f"{name}.png") for name in dataset.names]
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise DatasetError(f"{folder}: no prediction {shortened(missing, 3)}")
     matrix = ConfusionMatrix(len(dataset.table), trimap=trimap)
     # Predictions are labels 0 to C - 1, regardless of how the true labels are stored.
     plain = replace(dataset.table, void_values=(IGNORE_INDEX,), label_map=())
-    for index, path in enumerate(tqdm(paths, unit="image", disable=not progress)):
-        truth = main_labels(dataset.labels(index))
-        guess = read_labels(path, plain, size=(truth.shape[0], truth.shape[1]))
+    for index, name in enumerate(tqdm(names, unit="image", disable=not progress)):
+        truth, path = main_labels(dataset.labels(index)), found[name]
+        guess = read_labels(path, plain, truth.shape)
         nothing = int(((guess == IGNORE_INDEX) & (truth != IGNORE_INDEX)).sum())
         if nothing:
             raise LabelError(f"{path}: no class in {nothing} pixels where the truth has one")
@@ -246,15 +249,3 @@ def _check_classes(model: FCN, dataset: Dataset) -> None:
 
 def _size(sample: Sample) -> tuple[int, int]:
     return sample.image.height, sample.image.width
-
-
-def _prediction_paths(folder: Path, samples: Sequence[str]) -> list[Path]:
-    """Return the label picture for every sample, or name what is missing."""
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder with predictions")
-    found = {nfc(name): name for name in os.listdir(folder)}
-    names = [nfc(f"{name}.png") for name in samples]
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise DatasetError(f"{folder}: no prediction {shortened(missing, 3)}")
-    return [folder / found[name] for name in names]

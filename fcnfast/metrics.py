@@ -178,7 +178,8 @@ def _labels(
     outside = ~ignored & ((values < 0) | (values > 255 - (ignore_index != _IGNORE_INDEX)))
     if outside.any():
         value = int(values[outside].flat[0])
-        raise ValueError(f"{what}: value {value} (pixels: {(values == value).sum()}) is not a label")
+        count = (values == value).sum()
+        raise ValueError(f"{what}: value {value} (pixels: {count}) is not a label")
     return np.where(ignored, _IGNORE_INDEX, values).astype(np.uint8)
 
 

@@ -106,9 +106,8 @@ class Segmentation:
     def overlay(self, opacity: float = 0.5, *, legend: bool = False) -> Image.Image:
         """Draw the classes' colors over the picture: RGB, of exactly its size without a legend.
 
-        `opacity` is from 0 (the picture alone) to 1 (the colors alone); ValueError outside. The
-        legend has the names and shares of the classes present, below a landscape photo or to the
-        right of a portrait.
+        `opacity` is from 0 (the picture alone) to 1; ValueError outside. The legend has the names
+        and shares of the classes present, below a landscape photo or to the right of a portrait.
         """
         drawn = blend(self.image, self.labels, self.table, opacity)
         return add_legend(drawn, self.table, self.shares) if legend else drawn
@@ -304,16 +303,10 @@ class Segmenter:
 
 
 class Report(NamedTuple):
-    """What `segment_files` did, as in ``predictions.json``.
+    """What `segment_files` did with each picture, as in ``predictions.json``."""
 
-    Attributes:
-        done: for each segmented picture "input", "labels" and "overlay" (relative to the folder),
-            "width", "height" and "shares".
-        failed: for each other picture "input" and "error".
-    """
-
-    done: list[dict[str, Any]]
-    failed: list[dict[str, str]]
+    done: list[dict[str, Any]]  # "input", "labels", "overlay", "width", "height" and "shares"
+    failed: list[dict[str, str]]  # "input" and "error"
 
 
 def segment_files(

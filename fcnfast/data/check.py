@@ -20,17 +20,11 @@ from .labels import stored_integers
 
 
 class Findings(NamedTuple):
-    """What `examine` found in a data set.
+    """What `examine` found in a data set."""
 
-    Attributes:
-        sizes: the number of pictures of each (width, height).
-        pixels: the number of pixels of each label, int64 256; label 255 is not a class.
-        faults: one line for each pair that cannot be used, beginning with the file.
-    """
-
-    sizes: Counter[tuple[int, int]]
-    pixels: np.ndarray
-    faults: list[str]
+    sizes: Counter[tuple[int, int]]  # pictures of each (width, height)
+    pixels: np.ndarray  # of each label, int64 256; 255 is not a class
+    faults: list[str]  # a line for each pair that cannot be used, beginning with the file
 
 
 class _Examined(Dataset[Any]):

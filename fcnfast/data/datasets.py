@@ -184,12 +184,10 @@ def nyud(
 ) -> SegmentationDataset:
     """Open NYUDv2: the layout of the reference implementation, or the official MATLAB file.
 
-    Args:
-        root: the folder with ``data``, ``segmentation`` and the lists; or the one with
-            ``nyu_depth_v2_labeled.mat``, ``splits.mat`` and ``classMapping40.mat``.
-        split: train, val, trainval or test; the official file has the last two.
-        modality: "color"; "depth", a picture of mode F in millimeters; or "hha", three channels as
-            the file stores them (not in the official file). ValueError for any other.
+    `root` has ``data``, ``segmentation`` and the lists; or ``nyu_depth_v2_labeled.mat``,
+    ``splits.mat`` and ``classMapping40.mat``, with the splits trainval and test and without HHA.
+    `modality` is "color"; "depth", a picture of mode F in millimeters; or "hha", three channels as
+    the file stores them. ValueError for any other.
     """
     if modality not in ("color", "depth", "hha"):
         raise ValueError(f'modality must be "color", "depth" or "hha", not {modality!r}')
@@ -249,14 +247,11 @@ def siftflow(
     target: str = "both",
     **options: Any,
 ) -> SegmentationDataset:
-    """Open SIFT Flow: 33 semantic and 3 geometric classes.
+    """Open SIFT Flow: 33 semantic and 3 geometric classes; trainval or test.
 
-    Args:
-        root: the folder with ``Images``, ``SemanticLabels`` and ``GeoLabels``.
-        split: "trainval" or "test". Without a list, trainval is everything but the test pictures
-            and the two unlabeled ones.
-        target: "semantic" or "geometric", labels H×W; or "both", labels H×W×2 in this order.
-            ValueError for any other.
+    `root` has ``Images``, ``SemanticLabels`` and ``GeoLabels``. Without a list, trainval is
+    everything but the test pictures and the two unlabeled ones. `target` is "semantic" or
+    "geometric", labels H×W; or "both", labels H×W×2 in this order. ValueError for any other.
     """
     if target not in ("semantic", "geometric", "both"):
         raise ValueError(f'target must be "semantic", "geometric" or "both", not {target!r}')
@@ -297,12 +292,10 @@ def pascal_context(
 ) -> SegmentationDataset:
     """Open PASCAL-Context: 459 labels, mapped by name to 59 classes and "background".
 
-    Args:
-        root: the folder with VOC2010 (``JPEGImages``) and the annotations (``labels.txt`` and
-            ``trainval/ID.mat``); or a VOC2010 with ``SegmentationClassContext``.
-        split: a list of ``ImageSets/SegmentationContext`` or ``ImageSets/Main``.
-        table: the classes, named as among the 459, and "background". All other labels become
-            "background", or no class if the table has none.
+    `root` has VOC2010 (``JPEGImages``) and the annotations (``labels.txt`` and
+    ``trainval/ID.mat``); or a VOC2010 with ``SegmentationClassContext``. The splits are the lists
+    of ``ImageSets/SegmentationContext`` or ``ImageSets/Main``. Labels that `table` does not name
+    become "background", or no class if it has none.
     """
     home = _below(root, "VOC2010", "VOCdevkit/VOC2010", "*/VOC2010", needs="JPEGImages")
     lists = _first(home / "ImageSets" / name for name in ("SegmentationContext", "Main"))
@@ -345,11 +338,8 @@ def camvid(
 ) -> SegmentationDataset:
     """Open CamVid as SegNet's authors give it: ``train`` and ``trainannot``, or their list files.
 
-    Args:
-        root: the folder.
-        split: train, val or test. A list ``train.txt`` takes precedence over the folders; its two
-            columns are paths, which may begin with folders of another machine.
-        labels: the folder of the labels, in place of a list.
+    A list ``train.txt`` takes precedence over the folders, but not over a folder of `labels`; its
+    two columns are paths, which may begin with folders of another machine.
     """
     listed = Path(root) / f"{split}.txt"
     if not listed.is_file() or labels:

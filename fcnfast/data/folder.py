@@ -73,8 +73,7 @@ class SegmentationDataset(Dataset[Any]):
         guessed: the table was not named, but is the usual one of the layout.
         passed_over: files of its folders that are not pictures.
 
-    Raises:
-        DatasetError: there are no pictures, or the patterns leave none.
+    DatasetError if there are no pictures, or the patterns leave none.
     """
 
     def __init__(
@@ -118,9 +117,7 @@ class SegmentationDataset(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         """Read one sample; its labels are read-only.
 
-        Raises:
-            ImageError, LabelError: a file is damaged, sizes differ, or a value is not a class.
-            IndexError: no such sample.
+        ImageError or LabelError if a file is damaged, sizes differ, or a value is not a class.
         """
         index = range(len(self.samples))[index]  # negative indices, IndexError
         if index in self._decoded:
@@ -177,12 +174,9 @@ class SegmentationDataset(Dataset[Any]):
 def wrap_dataset(dataset: Any, table: ClassTable, channels: int = 3) -> SegmentationDataset:
     """Wrap any data set of (image, labels) pairs for fcnfast's training and evaluation.
 
-    Args:
-        dataset: has ``len`` and, by index, items that begin with an image as `Segmenter` takes it
-            (a PIL image, uint8 H×W×3, a uint8 tensor 3×H×W, a path) and integer labels H×W, an
-            array or a tensor. DatasetError if it is empty.
-        table: the classes, and which labels mean none.
-        channels: 3, or 4 for images with four channels.
+    `dataset` has ``len`` (DatasetError if 0) and, by index, items that begin with an image of 3 or
+    4 `channels` as `Segmenter` takes it (a PIL image, uint8 H×W×3, a uint8 tensor 3×H×W, a path)
+    and integer labels H×W, an array or a tensor. `table` says which of them mean none.
     """
     if isinstance(dataset, SegmentationDataset) and dataset.transform is None:
         return dataset
@@ -330,15 +324,12 @@ def _passes(path: Path, name: str, include: Patterns, exclude: Patterns) -> bool
 
 
 def image_paths(specs: PathLike | Iterable[PathLike]) -> list[Path]:
-    """Find the pictures that files, folders and glob patterns stand for.
+    """Find the pictures that files, folders and glob patterns stand for; ImageError if none.
 
     A folder gives the pictures directly in it, by extension; a pattern (``**`` reaches into
-    subfolders) those that it matches; a file stands for itself with any extension. Each folder's
-    and pattern's pictures are sorted, in the order of `specs`, without repetitions. A spec that
-    yields nothing is returned as it is, so that reading it fails among the others.
-
-    Raises:
-        ImageError: none of `specs` yields a picture.
+    subfolders) those that it matches; a file itself. Each one's pictures are sorted, in the order
+    of `specs`, without repetitions. A spec that yields nothing is returned as it is, so that
+    reading it fails among the others.
     """
     found: dict[str, Path] = {}
     missing: list[str] = []

@@ -19,19 +19,13 @@ _LOSSLESS_TIFF = (
 
 
 def read_labels(
-    path: PathLike, table: ClassTable, size: tuple[int, int] | None = None
+    path: PathLike, table: ClassTable, size: tuple[int, ...] | None = None
 ) -> np.ndarray:
     """Read a label picture through a table: its stored integers, or its colors.
 
-    `path` is usually a PNG of mode P or L, or an RGB picture in the table's colors; `size` the
-    (height, width) that the labels must have, if given.
-
-    Returns:
-        uint8 array H×W with values 0..len(table)-1, and 255 for no class.
-
-    Raises:
-        LabelError: the file is unreadable or lossy, has the wrong size, or holds values or colors
-            that are not classes; the message names the file, the value and its number of pixels.
+    Returns uint8 H×W with values 0..len(table)-1, and 255 for no class. LabelError if the file is
+    unreadable or lossy, does not have `size` (height, width), or holds values or colors that are
+    not classes; the message names the file, the value and its number of pixels.
     """
     values = stored_integers(path)
     if size is not None and values.shape[:2] != tuple(size):

@@ -32,11 +32,8 @@ class RandomScaleCrop:
     With scale s (between the two of `scale`) and aspect ratio a (up to `aspect` or its inverse), a
     pixel of the picture becomes s·√a by s/√a pixels of the result; both are drawn uniformly on a
     logarithmic axis. A picture smaller than the window lies at a random place in it. Shrinking is
-    antialiased.
-
-    Raises:
-        ValueError: `size`, (height, width), or `aspect` is below 1, or `scale` is not positive and
-            in order.
+    antialiased. ValueError if `size`, (height, width), or `aspect` is below 1, or `scale` is not
+    positive and in order.
     """
 
     size: tuple[int, int]
@@ -174,16 +171,11 @@ def train_transform(
     scale: tuple[float, float] = (0.5, 2.0),
     strength: float = 1.0,
 ) -> Compose:
-    """Build the augmentation for street scenes.
+    """Build the augmentation for street scenes: crops of (height, width), or of a square.
 
-    Args:
-        crop_size: (height, width) of the result, or one number for a square.
-        scale: smallest and largest random scale.
-        strength: of color, light, blur, noise, aspect and rotation. 0 leaves only scale, crop and
-            mirror; 1 is meant to cover other cameras, weather and times of day.
-
-    Raises:
-        ValueError: `strength` is negative, or as in `RandomScaleCrop`.
+    `scale` is the smallest and the largest random scale, `strength` (not negative) that of color,
+    light, blur, noise, aspect and rotation: 0 leaves only scale, crop and mirror; 1 is meant to
+    cover other cameras, weather and times of day. ValueError as in `RandomScaleCrop`.
     """
     if strength < 0:
         raise ValueError(f"strength must not be negative, not {strength}")
@@ -219,27 +211,18 @@ def eval_transform() -> Compose:
 def collate(
     samples: Sequence[tuple[torch.Tensor, torch.Tensor]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack pairs of unequal sizes, padded at the bottom and the right.
+    """Stack pairs of uint8 C×H×W (C is 3 or 4) and uint8 H×W[×K] of unequal sizes.
 
-    Args:
-        samples: (uint8 C×H×W, uint8 H×W or H×W×K) pairs, at least one; C is 3 or 4.
-
-    Returns:
-        (uint8 N×C×H×W padded with the mean color, uint8 N×H×W or N×H×W×K padded with 255), H and W
-        the largest height and width.
-
-    Raises:
-        ValueError: there are no samples.
+    Returns uint8 N×C×H×W and N×H×W[×K] of the largest height and width, padded at the bottom and
+    the right with the mean color and with 255. ValueError if there are no samples.
     """
     if not samples:
         raise ValueError("cannot make a batch of no samples")
-    height = max(labels.shape[0] for _, labels in samples)
-    width = max(labels.shape[1] for _, labels in samples)
-    channels = samples[0][0].shape[0]
-    images = np.empty((len(samples), channels, height, width), dtype=np.uint8)
+    size = tuple(max(labels.shape[axis] for _, labels in samples) for axis in (0, 1))
+    channels, heads = samples[0][0].shape[0], samples[0][1].shape[2:]
+    images = np.empty((len(samples), channels, *size), dtype=np.uint8)
     images[:] = np.array(_mean_color(channels), dtype=np.uint8)[:, None, None]
-    heads = samples[0][1].shape[2:]
-    targets = np.full((len(samples), height, width, *heads), IGNORE_INDEX, dtype=np.uint8)
+    targets = np.full((len(samples), *size, *heads), IGNORE_INDEX, dtype=np.uint8)
     for index, (image, labels) in enumerate(samples):
         images[index, :, : image.shape[1], : image.shape[2]] = image.numpy()
         targets[index, : labels.shape[0], : labels.shape[1]] = labels.numpy()
