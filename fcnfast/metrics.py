@@ -134,16 +134,9 @@ class ConfusionMatrix:
         dice = 2 * iu / (1 + iu)
         total = truth.sum()
         weighted = truth * ratio(union, union > 0, 0.0)
-        return Scores(
-            pixel_accuracy=float(correct.sum() / total) if total else np.nan,
-            mean_accuracy=_mean(accuracy),
-            mean_iu=_mean(iu),
-            fw_iu=float(weighted.sum() / total) if total else np.nan,
-            iu=iu,
-            accuracy=accuracy,
-            mean_dice=_mean(dice),
-            dice=dice,
-        )
+        right, fw_iu = (float(x.sum() / total) if total else np.nan for x in (correct, weighted))
+        means = _mean(accuracy), _mean(iu)
+        return Scores(right, *means, fw_iu, iu, accuracy, _mean(dice), dice)
 
 
 def keep_trimap(target: torch.Tensor, width: int) -> torch.Tensor:

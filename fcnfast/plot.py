@@ -139,10 +139,7 @@ def _short(value: float) -> str:
 
 
 def panel(column: str, runs: Sequence[Curves]) -> list[Line | Text]:
-    """Draw one column of the logs of all runs, WIDTH by HEIGHT pixels.
-
-    Values that span two powers of ten or more have a logarithmic axis; the title says so.
-    """
+    """Draw one column of the logs of all runs; the axis is logarithmic from 1:100 on."""
     curves = {k: run.points[column] for k, run in enumerate(runs) if run.points.get(column)}
     xs, ys = zip(*(point for points in curves.values() for point in points), strict=True)
     log = min(ys) > 0 and max(ys) >= 100 * min(ys)
@@ -214,7 +211,6 @@ def best(run: Curves) -> str:
 
 def as_svg(shapes: Sequence[Line | Text], size: tuple[int, int], label: str) -> str:
     """Write a drawing as an SVG element that follows the reader's light or dark setting."""
-
     light, dark = (
         "".join(f".c-{k}{{stroke:{color}}}.t-{k}{{fill:{color}}}" for k, color in colors.items())
         for colors in (dict(zip("01234567", _SERIES, strict=True)) | _LIGHT, _DARK)

@@ -36,7 +36,7 @@ class Shown(NamedTuple):
     name: str
     mean_iu: float
     accuracy: float
-    pictures: tuple[str, ...]
+    pictures: dict[str, str]
 
 
 class Gallery:
@@ -44,7 +44,7 @@ class Gallery:
 
     def __init__(self, table: ClassTable, kept: int = KEPT) -> None:
         self.table, self.kept, self.count = table, kept, 0
-        self._kept: dict[int, list[tuple[tuple[float, int], Shown]]] = {1: [], -1: []}
+        self._shown: list[tuple[tuple[float, int], Shown]] = []  # from the best to the worst
 
     def add(self, sample: Sample, labels: np.ndarray) -> None:
         """Add a picture and its predicted labels, uint8 H×W; one with no true label is ignored."""
@@ -55,27 +55,23 @@ class Gallery:
         if np.isnan(scores.mean_iu):
             return
         self.count += 1
-        shown = None
-        for sign, kept in self._kept.items():  # the best, and the worst, in order
-            rank = (sign * scores.mean_iu, -sign * self.count)  # on a tie the later one is worse
-            if len(kept) == self.kept and rank < kept[-1][0]:
-                continue
-            if shown is None:
-                pictures = self._pictures(sample.image, truth, labels)
-                shown = Shown(sample.name, scores.mean_iu, scores.pixel_accuracy, pictures)
-            kept.append((rank, shown))
-            kept.sort(reverse=True)
-            del kept[self.kept :]
+        rank = (scores.mean_iu, -self.count)  # on a tie the later one is worse
+        full, middle = len(self._shown) == 2 * self.kept, self._shown[self.kept - 1 : self.kept + 1]
+        if full and middle[0][0] > rank > middle[1][0]:
+            return
+        pictures = self._pictures(sample.image, truth, labels)
+        shown = Shown(sample.name, scores.mean_iu, scores.pixel_accuracy, pictures)
+        self._shown = sorted([*self._shown, (rank, shown)], reverse=True)
+        del self._shown[self.kept : -self.kept]
 
     def best_and_worst(self) -> tuple[list[Shown], list[Shown]]:
         """Return the best, best first, and the worst, worst first; no picture is in both."""
-        best, worst = ([shown for _, shown in kept] for kept in self._kept.values())
-        share = min(self.kept, (self.count + 1) // 2)
-        return best[:share], worst[: min(self.kept, self.count - share)]
+        shown, half = [shown for _, shown in self._shown], (len(self._shown) + 1) // 2
+        return shown[:half], shown[half:][::-1]
 
     def _pictures(
         self, image: Image.Image, truth: np.ndarray, labels: np.ndarray
-    ) -> tuple[str, ...]:
+    ) -> dict[str, str]:
         """Draw a picture at small size: photo, truth, prediction, and the wrong pixels in red."""
         photo = shrink(image, SIDE).convert("RGB")
         seen, guess, wrong = (
@@ -87,8 +83,9 @@ class Gallery:
         error[wrong > 0] = _WRONG
         error[seen == IGNORE_INDEX] = _FADED
         palette = [*self.table.palette, *[_FADED] * (256 - len(self.table))]
-        maps = (_uri(colored(values, palette), "PNG") for values in (seen, guess))
-        return (_uri(photo), *maps, _uri(Image.fromarray(error)))
+        truth_map, guess_map = (_uri(colored(values, palette), "PNG") for values in (seen, guess))
+        pictures = {"photo": _uri(photo), "truth": truth_map, "prediction": guess_map}
+        return pictures | {"error": _uri(Image.fromarray(error))}
 
 
 def _uri(image: Image.Image, kind: str = "JPEG") -> str:
@@ -185,26 +182,21 @@ def _confusions(counts: np.ndarray, names: Sequence[str]) -> str:
         row, column = np.unravel_index(place, wrong.shape)
         if wrong[row, column]:
             share = 100 * wrong[row, column] / counts[row].sum()
-            items.append(
-                f"<li>{clean(names[row])} labeled {clean(names[column])}: "
-                f"{wrong[row, column]:,} pixels, {share:.1f} % of the class</li>"
-            )
+            told = f"{wrong[row, column]:,} pixels, {share:.1f} % of the class"
+            items.append(f"<li>{clean(names[row])} labeled {clean(names[column])}: {told}</li>")
     return f"<div><h3>Most pixels confused</h3><ol>{''.join(items)}</ol></div>" if items else ""
 
 
 def _pictures(title: str, shown: Sequence[Shown]) -> str:
     parts = []
-    kinds = ("photo", "truth", "prediction", "error")
     for one in shown:
         images = "".join(
             f'<figure><img src="{uri}" alt="{kind}"><figcaption>{kind}</figcaption></figure>'
-            for kind, uri in zip(kinds, one.pictures, strict=True)
+            for kind, uri in one.pictures.items()
         )
-        parts.append(
-            f'<div class="picture"><h3>{clean(one.name)}</h3><p>mean IU '
-            f"{percent(one.mean_iu)}, pixel accuracy {percent(one.accuracy)}</p>"
-            f'<div class="four">{images}</div></div>'
-        )
+        told = f"mean IU {percent(one.mean_iu)}, pixel accuracy {percent(one.accuracy)}"
+        head = f"<h3>{clean(one.name)}</h3><p>{told}</p>"
+        parts.append(f'<div class="picture">{head}<div class="four">{images}</div></div>')
     return f"<section><h2>{title}</h2>{''.join(parts)}</section>" if parts else ""
 
 

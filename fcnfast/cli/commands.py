@@ -193,12 +193,8 @@ def evaluate(args: argparse.Namespace) -> int:
         raise InputError("--report shows a prediction, --oracle scores the truth; give one of them")
     if args.report and Path(args.report).suffix.lower() in (".html", ".htm"):
         raise InputError(f"{args.report}: --report needs a folder, and writes index.html into it")
-    model = None
-    if labels:
-        dataset = _open(args, args.split)
-    else:
-        model = Segmenter(args.weights, args.device, args.bit_depth).model
-        dataset = _open(args, args.split, model.table, model.picture_channels)
+    model = None if labels else Segmenter(args.weights, args.device, args.bit_depth).model
+    dataset = _open(args, args.split, *((model.table, model.picture_channels) if model else ()))
     table = dataset.table
     gallery = Gallery(table) if args.report else None
     options: dict[str, Any] = {"trimap": args.trimap, "progress": sys.stderr.isatty()}
