@@ -110,42 +110,37 @@ def voc(
     *,
     table: ClassTable = tables.VOC,
     labels: PathLike | None = None,
-    sbd: PathLike | None = None,
     **options: Any,
 ) -> SegmentationDataset:
     """Open PASCAL VOC 2007 to 2012, SBD, or both.
 
     Args:
         root: a folder such as ``VOCdevkit/VOC2012``, or one above it; or SBD's
-            ``benchmark_RELEASE/dataset`` alone.
+            ``benchmark_RELEASE/dataset`` alone. Otherwise SBD is ``benchmark_RELEASE/dataset``,
+            ``sbd`` or ``SBD`` in VOC's folder or up to three above it.
         split: a list of ``ImageSets/Segmentation``, or the path of any list file of one or two
             columns. "sbd-train" and "sbd-val" are SBD's own. Without a list, "seg11valid" is VOC
             2011's val without SBD's train, and "trainaug" is both trains without VOC's val.
         labels: the folder of the labels, by default the first of ``SegmentationClass``,
             ``SegmentationClassAug`` and SBD's ``cls`` that has a picture's labels.
-        sbd: SBD's ``dataset`` folder, by default ``benchmark_RELEASE/dataset``, ``sbd`` or ``SBD``
-            in `root` or up to three folders above it.
     """
     home = Path(root)
-    if sbd is None and (home / "cls").is_dir():
-        sbd = home
-    if sbd is None or Path(sbd) != home:
+    sbd: Path | None = home
+    if not (home / "cls").is_dir():
         below = ("VOC20*", "VOCdevkit/VOC20*", "TrainVal/VOCdevkit/VOC20*")
         home = _below(root, *below, needs="JPEGImages")
-    if sbd is None:
         names = ("benchmark_RELEASE/dataset", "sbd", "SBD", "sbd/benchmark_RELEASE/dataset")
         near = [place / name for place in (home, *home.resolve().parents[:3]) for name in names]
-        sbd = _first(place for place in near if (place / "cls").is_dir())
-    extra = None if sbd is None else Path(sbd)
+        sbd = next((place for place in near if (place / "cls").is_dir()), None)
     folders = [labels] if labels else ["SegmentationClass", "SegmentationClassAug"]
     places: dict[str, tuple[Place, Place]] = {}
-    for name in _voc_names(home, extra, split):
+    for name in _voc_names(home, sbd, split):
         pictures = [home / "JPEGImages" / f"{name}.jpg"]
         truths = [home / folder / f"{name}.png" for folder in folders]
-        if extra is not None:
-            pictures.append(extra / "img" / f"{name}.jpg")
+        if sbd is not None:
+            pictures.append(sbd / "img" / f"{name}.jpg")
             if not labels:
-                truths += [extra / "cls" / f"{name}{suffix}" for suffix in (".mat", ".png")]
+                truths += [sbd / "cls" / f"{name}{suffix}" for suffix in (".mat", ".png")]
         places[name] = pictures, truths
     read = partial(_read, key="GTcls.Segmentation")
     return SegmentationDataset(_present(places, home), table, load_labels=read, **options)

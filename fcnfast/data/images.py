@@ -37,16 +37,13 @@ _T = TypeVar("_T")
 
 
 def decode(
-    source: PathLike | bytes,
-    failure: type[InputError],
-    use: Callable[[Image.Image], _T],
-    max_pixels: int = MAX_PIXELS,
+    source: PathLike | bytes, failure: type[InputError], use: Callable[[Image.Image], _T]
 ) -> _T:
     """Open a file, or its content, and return what `use` makes of the picture before it is decoded.
 
-    Any error, and a picture of more than `max_pixels`, is raised as `failure`; the message begins
-    with the file. A PNG or JPEG that PIL rejects is tried once more without its metadata: large
-    profiles and texts, and damaged or cut chunks, do not stop a picture whose pixels are sound.
+    Any error is raised as `failure`; the message begins with the file. A PNG or JPEG that PIL
+    rejects is tried once more without its metadata: large profiles and texts, and damaged or cut
+    chunks, do not stop a picture whose pixels are sound.
     """
     name = _named(source)
 
@@ -54,8 +51,8 @@ def decode(
         formats = [name for name in _FORMATS if name in Image.OPEN]
         with Image.open(file, formats=formats) as image:
             pixels = image.width * image.height
-            if pixels > max_pixels:
-                told = f"{image.width}x{image.height} is {pixels} pixels, at most {max_pixels}"
+            if pixels > MAX_PIXELS:
+                told = f"{image.width}x{image.height} is {pixels} pixels, at most {MAX_PIXELS}"
                 raise failure(f"{name}: too large: {told} are read")
             return use(image)
 
@@ -83,7 +80,6 @@ def decode(
 
 
 def _named(source: PathLike | bytes) -> PathLike:
-    """Return the name of a picture in errors."""
     return "the picture" if isinstance(source, bytes) else source
 
 
@@ -144,10 +140,7 @@ def _reason(error: Exception) -> str:
 
 
 def read_image(
-    path: PathLike | bytes,
-    max_pixels: int = MAX_PIXELS,
-    bit_depth: int | None = None,
-    channels: int = 3,
+    path: PathLike | bytes, bit_depth: int | None = None, channels: int = 3
 ) -> Image.Image:
     """Read a picture as 8-bit RGB, or RGBX with a fourth channel, upright.
 
@@ -158,16 +151,14 @@ def read_image(
 
     Args:
         path: the file, or its content.
-        max_pixels: width times height above which the picture is rejected before it is decoded.
-            `PIL.Image.MAX_IMAGE_PIXELS` also applies.
         bit_depth: significant bits of 16-bit samples, 8 to 16: 12 for most cameras' raw data.
             None: all 16, and a warning if no value needs more than 12.
         channels: 3; or 4: the file's own four, 8 bits each (RGBA, with no transparency applied;
             or, say, RGB and near infrared of a TIFF).
 
     Raises:
-        ImageError: the file is missing, a folder, empty, cut, not a picture, or too large; or it
-            holds values of more than `bit_depth` bits, or not four channels.
+        ImageError: the file is missing, a folder, empty, cut, not a picture, or larger than
+            `MAX_PIXELS`; or it holds values of more than `bit_depth` bits, or not four channels.
         ValueError: `bit_depth` is outside 8..16, or given with four channels.
     """
     if bit_depth is not None and not 8 <= bit_depth <= 16:
@@ -175,10 +166,10 @@ def read_image(
     if channels == 4:
         if bit_depth is not None:
             raise ValueError("bit_depth is for pictures of 1 or 3 channels")
-        return decode(path, ImageError, lambda image: _four_channels(image, path), max_pixels)
-    low = decode(path, ImageError, _low_bytes, max_pixels) if bit_depth else None
+        return decode(path, ImageError, lambda image: _four_channels(image, path))
+    low = decode(path, ImageError, _low_bytes) if bit_depth else None
     depth, name = bit_depth or 16, _named(path)
-    rgb, largest = decode(path, ImageError, lambda im: _upright_rgb(im, depth, low), max_pixels)
+    rgb, largest = decode(path, ImageError, lambda image: _upright_rgb(image, depth, low))
     if bit_depth is not None and largest >> bit_depth:
         raise ImageError(f"{name}: its largest value, {largest}, has more bits than {bit_depth}")
     if bit_depth is None and 0 < largest < 4096:
@@ -360,9 +351,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _stretch(values: np.ndarray, floating: bool) -> np.ndarray:
     """Stretch values (float64) to 0..255; values that are not finite become the lowest."""
     finite = np.isfinite(values)
-    if not finite.any():
-        return np.zeros_like(values)
-    low, high = float(values[finite].min()), float(values[finite].max())
+    low, high = (values[finite].min(), values[finite].max()) if finite.any() else (0.0, 1.0)
     if floating and low >= 0.0 and high <= 1.0:
         low, high = 0.0, 1.0
     return (np.where(finite, values, low) - low) / ((high - low) or 1.0) * 255.0
