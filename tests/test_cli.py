@@ -325,7 +325,7 @@ NETWORK, DATA = "--weights W", "--data-path data"
         (f"{DATA} --predictions data/valannot --classes short.json", r"s0\.png: value \d+ \(pix"),
         (f"{DATA} --oracle --weights W", "--weights is for a network, --oracle scores"),
         (f"{DATA} --oracle --flip", "--flip is for a network, --oracle scores"),
-        (f"{DATA} --oracle --predictions data", "--predictions scores .*, --oracle the truth"),
+        (f"{DATA} --oracle --predictions data", "give --predictions or --oracle"),
         (f"{DATA} --oracle --report page", "--report shows a prediction, --oracle scores the"),
         (f"{DATA} --predictions data/valannot --report page.html", "page.html: --report needs a f"),
         (f"{DATA} --predictions data/valannot --report short.json", "short.json: is not a folder"),

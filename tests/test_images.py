@@ -17,6 +17,7 @@ from PIL import Image
 
 from fcnfast.cli import main
 from fcnfast.data import CAMVID, image_paths, read_image, write_image, write_labels
+from fcnfast.data import images
 from fcnfast.data.images import picture_size
 from fcnfast.errors import ImageError
 from fcnfast.files import write_bytes
@@ -230,11 +231,12 @@ def test_refusals(tmp_path, content, message):
     refused(tmp_path / "a.jpg", message)
 
 
-def test_refusals_of_places_and_sizes(tmp_path):
+def test_refusals_of_places_and_sizes(tmp_path, monkeypatch):
     refused(tmp_path, "is a folder")
     (tmp_path / "a.png").write_bytes(png(300, 20, 8, 2, b"")[:60])
     assert picture_size(tmp_path / "a.png") == (300, 20)  # which needs no pixels
-    refused(tmp_path / "a.png", "300x20 is 6000 pixels, at most 5999", max_pixels=5999)
+    monkeypatch.setattr(images, "MAX_PIXELS", 5999)
+    refused(tmp_path / "a.png", "300x20 is 6000 pixels, at most 5999")
     with pytest.raises(ImageError, match=r"none\.png: no such file"):
         picture_size(tmp_path / "none.png")
     if hasattr(os, "mkfifo"):
@@ -281,10 +283,12 @@ def test_damaged_anywhere(data, tmp_path_factory):
         content[place] = value
     path = tmp_path_factory.getbasetemp() / "damaged.jpg"
     path.write_bytes(content)
-    try:
-        assert read_image(path, max_pixels=100_000).mode == "RGB"
-    except ImageError as error:
-        assert str(error).startswith(str(path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "MAX_PIXELS", 100_000)
+        try:
+            assert read_image(path).mode == "RGB"
+        except ImageError as error:
+            assert str(error).startswith(str(path))
 
 
 @pytest.fixture

@@ -9,32 +9,19 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fcnfast.data import photometric
 from fcnfast.data.tables import VOC
 from fcnfast.data.transforms import (
     MEAN_COLOR,
-    ColorJitter,
     Compose,
-    RandomAutoContrast,
-    RandomBlur,
-    RandomExposure,
-    RandomGamma,
-    RandomGrayscale,
     RandomHorizontalFlip,
-    RandomJPEG,
-    RandomLighting,
-    RandomNoise,
     RandomRotate,
     RandomScaleCrop,
-    RandomWhiteBalance,
     collate,
     eval_transform,
     train_transform,
 )
 
-PHOTOMETRIC = (
-    *(ColorJitter, RandomGamma, RandomExposure, RandomAutoContrast, RandomWhiteBalance),
-    *(RandomGrayscale, RandomLighting, RandomBlur, RandomNoise, RandomJPEG),
-)
 NONE = np.zeros((60, 80), np.uint8)
 
 
@@ -185,20 +172,38 @@ def test_flip_is_exact(source, seed):
     assert same is image and same_labels is labels
 
 
-@pytest.mark.parametrize("kind", PHOTOMETRIC)
-def test_photometric(kind):
-    """The picture changes, by chance and only by it; labels and arguments do not."""
-    image, transform = photo(), kind(p=1.0)
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("color_jitter", ((0.4, 0.4, 0.4, 0.05),)),
+        ("random_gamma", (1.6,)),
+        ("random_exposure", ()),
+        ("auto_contrast", ()),
+        ("random_white_balance", (1.2,)),
+        ("grayscale", ()),
+        ("random_lighting", (0.4,)),
+        ("random_blur", (1.5, 1.0)),
+        ("random_noise", (12.0,)),
+        ("random_jpeg", ()),
+    ],
+)
+def test_photometric(name, arguments):
+    """The picture changes, by chance and only by it; the argument does not."""
+    image, change = photo(), getattr(photometric, name)
     before = np.array(image)
-    results = [np.asarray(transform(image, NONE, rng(seed))[0]) for seed in (1, 1, 2, 3)]
+    results = [np.asarray(change(image, rng(seed), *arguments)) for seed in (1, 1, 2, 3)]
     np.testing.assert_array_equal(np.asarray(image), before)
     np.testing.assert_array_equal(results[0], results[1])
     assert all(result.shape == before.shape for result in results)
     assert any((result != before).any() for result in results)
-    fixed = (RandomGrayscale, RandomAutoContrast)  # their only chance is whether
-    assert kind in fixed or (results[2] != results[3]).any()
-    assert transform(image, NONE, rng())[1] is NONE
-    assert kind is ColorJitter or kind(p=0.0)(image, NONE, rng())[0] is image
+    assert name in ("grayscale", "auto_contrast") or (results[2] != results[3]).any()
+
+
+def test_probability_of_a_change():
+    image = photo()
+    for p, changed in ((0.0, False), (1.0, True)):
+        found, labels = photometric.Photometric(photometric.grayscale, p)(image, NONE, rng())
+        assert labels is NONE and (found is not image) == changed
 
 
 def test_color_jitter_parts():
@@ -207,47 +212,42 @@ def test_color_jitter_parts():
     before = np.asarray(image).astype(float)
     luma = np.array([0.299, 0.587, 0.114])
 
-    def jitter(seed, **amounts):
-        settings = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0} | amounts
-        return np.asarray(ColorJitter(**settings, p=1.0)(image, NONE, rng(seed))[0]).astype(float)
+    def jitter(seed, *amounts):
+        return np.asarray(photometric.color_jitter(image, rng(seed), amounts)).astype(float)
 
     for seed in range(8):
-        np.testing.assert_allclose(jitter(seed), before, atol=1)
-        bright = jitter(seed, brightness=0.2)
+        np.testing.assert_allclose(jitter(seed, 0, 0, 0, 0), before, atol=1)
+        bright = jitter(seed, 0.2, 0, 0, 0)
         ratio = np.median(bright / before)
         np.testing.assert_allclose(bright, (before * ratio).clip(0, 255), atol=2.5)
         assert 0.79 < ratio < 1.21
-        contrast = jitter(seed, contrast=0.3) @ luma
+        contrast = jitter(seed, 0, 0.3, 0, 0) @ luma
         assert abs(contrast.mean() - (before @ luma).mean()) < 2.5
         assert 0.69 < contrast.std() / (before @ luma).std() < 1.31
-        for color in (jitter(seed, saturation=0.3), jitter(seed, hue=0.03)):
+        for color in (jitter(seed, 0, 0, 0.3, 0), jitter(seed, 0, 0, 0, 0.03)):
             kept = ((color > 0) & (color < 255)).all(axis=-1)  # not clipped
             np.testing.assert_allclose((color @ luma)[kept], (before @ luma)[kept], atol=2)
     flat = Image.new("RGB", (4, 4), (90, 90, 90))
-    turned = np.asarray(ColorJitter(0.0, 0.0, 0.0, 0.5, p=1.0)(flat, NONE[:4, :4], rng())[0])
-    assert np.abs(turned.astype(int) - 90).max() <= 1  # gray has no hue
+    turned = np.asarray(photometric.color_jitter(flat, rng(), (0, 0, 0, 0.5))).astype(int)
+    assert np.abs(turned - 90).max() <= 1  # gray has no hue
 
 
 def test_exposure_forgets_the_camera():
     """A dark and a bright picture come out equally bright with equal generators."""
     for seed in range(5):
-        means = []
-        for factor in (0.4, 1.0):
-            image = photo().point(lambda value, factor=factor: value * factor)
-            result, _ = RandomExposure(p=1.0)(image, NONE, rng(seed))
-            means.append(np.asarray(result.convert("L")).mean())
+        dark = photo().point(lambda value: value * 0.4)
+        results = [photometric.random_exposure(image, rng(seed)) for image in (dark, photo())]
+        means = [np.asarray(result.convert("L")).mean() for result in results]
         assert abs(means[0] - means[1]) < 25
         assert 30 < means[1] < 180
 
 
 def test_noise_is_as_strong_as_asked():
     """The deviation stays below sigma, reaches near it, and does not shift the mean."""
-    image, deviations = Image.new("RGB", (80, 60), (128, 128, 128)), []
-    for seed in range(40):
-        result, _ = RandomNoise(sigma=20.0, p=1.0)(image, NONE, rng(seed))
-        pixels = np.asarray(result).astype(float)
-        assert abs(pixels.mean() - 128) < 1
-        deviations.append(pixels.std())
+    image = Image.new("RGB", (80, 60), (128, 128, 128))
+    noisy = [np.asarray(photometric.random_noise(image, rng(k), 20.0)) for k in range(40)]
+    assert all(abs(pixels.mean() - 128) < 1 for pixels in noisy)
+    deviations = [pixels.std() for pixels in noisy]
     assert 17 < max(deviations) < 21 and min(deviations) < 3
 
 
