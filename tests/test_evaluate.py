@@ -17,6 +17,7 @@ from fcnfast.geometry import SamplingGrid
 from fcnfast.metrics import ConfusionMatrix
 from fcnfast.models.base import ScoreMap
 from tests.model_tools import make_photo, make_scene
+from tests.test_images import fail
 from tests.test_metrics import with_trimap
 
 TABLE = ClassTable("three", ("a", "b", "c"), ((9, 0, 0), (0, 9, 0), (0, 0, 9)), (7, 255))
@@ -129,44 +130,42 @@ def test_a_shrunk_picture_is_scored_at_its_own_size():
 
 
 @pytest.mark.parametrize(
-    ("classes", "pairs", "options", "error", "message"),
+    ("classes", "pairs", "error", "message"),
     [
-        (21, PAIRS, {}, DatasetError, "21 classes.*'three' has 3"),
-        (3, [], {}, DatasetError, "no pictures"),
-        (3, PAIRS, {"batch_size": 0}, ValueError, "batch_size"),
-        (3, PAIRS, {"max_size": 0}, ValueError, "max_size"),
-        (3, [(np.zeros((2, 2), np.uint8), np.full((2, 2), 77, np.uint8))], {}, ValueError, "77"),
+        (21, PAIRS, DatasetError, "21 classes.*'three' has 3"),
+        (3, [], DatasetError, "no pictures"),
+        (3, [(np.zeros((2, 2), np.uint8), np.full((2, 2), 77, np.uint8))], ValueError, "77"),
     ],
 )
-def test_what_is_refused(classes, pairs, options, error, message):
+def test_what_is_refused(classes, pairs, error, message):
     model = Reader(classes)
     with pytest.raises(error, match=message):
-        evaluate_model(model, Listed(*pairs), **options)
+        evaluate_model(model, Listed(*pairs))
     assert model.training  # as it was
 
 
-def test_a_damaged_picture_is_named(tmp_path):
-    dataset = write_dataset(tmp_path, PAIRS)
+def test_pictures_that_cannot_be_evaluated_are_named(tmp_path, monkeypatch):
+    dataset, model = write_dataset(tmp_path, PAIRS), Reader()
+    monkeypatch.setattr(model, "score_maps", fail(MemoryError()))
+    told = "p0: 5x4 pixels are too many for the memory of cpu"
+    with pytest.raises(ImageError, match=told):
+        evaluate_model(model, dataset)
     (tmp_path / "val" / "p0.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"p0\.png"):
-        evaluate_model(Reader(), dataset)
+        evaluate_model(model, dataset)
 
 
-def test_every_pixel_of_a_folder_is_counted(tmp_path):
+def test_a_folder(tmp_path):
+    """Every pixel is counted; a folder or a prediction that is missing is named."""
     dataset = write_dataset(tmp_path / "data", PAIRS)
+    with pytest.raises(DatasetError, match="labels: no such folder"):
+        evaluate_folder(tmp_path / "labels", dataset)
     predictions = write_predictions(tmp_path / "labels", PAIRS)
     (predictions / "another.png").write_bytes(b"not looked at")
     found = evaluate_folder(predictions, dataset, trimap=1)
     expected = evaluate_model(Reader(), Listed(*PAIRS), trimap=1)
     assert np.array_equal(found.matrix, counted(PAIRS))
     assert np.array_equal(found.trimap.matrix, expected.trimap.matrix)
-
-
-def test_a_missing_folder_or_prediction_is_named(tmp_path):
-    dataset = write_dataset(tmp_path / "data", PAIRS)
-    with pytest.raises(DatasetError, match="labels: no such folder"):
-        evaluate_folder(tmp_path / "labels", dataset)
-    predictions = write_predictions(tmp_path / "labels", PAIRS)
     (predictions / "p2.png").unlink()
     with pytest.raises(DatasetError, match=r"labels: no prediction p2\.png$"):
         evaluate_folder(predictions, dataset)
