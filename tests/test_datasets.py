@@ -496,5 +496,3 @@ def test_mat_files_without_labels(tmp_path, content, reason):
         mat(path, **content)
     with pytest.raises(LabelError, match=rf"img_5001\.mat: .*{reason}"):
         nyud(tmp_path)[0]
-
-
