@@ -99,12 +99,12 @@ def output_folders(*folders: Path) -> Iterator[None]:
     made = []
     try:
         for folder in folders:
-            for path in reversed([folder, *folder.parents]):
-                if not path.is_dir():
-                    if path.exists():
-                        raise InputError(f"{path}: is not a folder; no output can be written there")
-                    path.mkdir()
-                    made.append(path)
+            missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
+            for path in reversed(missing):
+                if path.exists():
+                    raise InputError(f"{path}: is not a folder; no output can be written there")
+                path.mkdir()
+                made.append(path)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         yield

@@ -221,12 +221,8 @@ def _rows(scores: Tensor, grid: SamplingGrid, first: int, last: int) -> ScoreMap
     start, end = num * first + grid.off[0], num * (last - 1) + grid.off[0]
     low = min(max(start // den, 0), rows - 1)
     high = min(max(end // den + 2, low + 1), rows)
-    cut = replace(
-        grid,
-        in_size=(high - low, grid.in_size[1]),
-        size=(last - first, grid.size[1]),
-        off=(start - low * den, grid.off[1]),
-    )
+    in_size, size = (high - low, grid.in_size[1]), (last - first, grid.size[1])
+    cut = replace(grid, in_size=in_size, size=size, off=(start - low * den, grid.off[1]))
     return ScoreMap(scores[:, :, low:high], cut)
 
 
@@ -234,11 +230,7 @@ def _rows(scores: Tensor, grid: SamplingGrid, first: int, last: int) -> ScoreMap
 def probability_file(
     path: PathLike, shape: tuple[int, int, int]
 ) -> Iterator[Callable[[int, Tensor], None]]:
-    """Write a float16 ``.npy`` file C×H×W band by band, atomically.
-
-    Yields a function that takes the first row of a band and the band, C×rows×W. Raises OSError if
-    the file cannot be written.
-    """
+    """Yield a function of a band's first row and the band: it writes a float16 ``.npy`` C×H×W."""
     header = {"descr": "<f2", "fortran_order": False, "shape": shape}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)

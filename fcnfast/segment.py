@@ -57,8 +57,7 @@ class Segmentation:
         image: the picture at its own size: RGB, upright.
         labels: uint8 array H×W; label k is ``table.names[k]``.
         table: the classes' names and colors.
-        name: the stem of the picture's file; without a file "image", or "image-1", ... in an
-            iterable.
+        name: the stem of the picture's file; otherwise "image", or "image-1", ... of many.
         scores, grid: the network's coarse class scores, 1×C×h×w on the CPU, and where each pixel
             samples them. None if several views were blended.
         blended: in that case, the mean softmax of each pixel's label, float32 H×W.
@@ -84,9 +83,8 @@ class Segmentation:
         """The softmax of each pixel's label, float32 H×W; ValueError without scores."""
         if self.blended is not None:
             return self.blended
-        scores, grid = self._sampled()
         with torch.inference_mode():
-            _, confidence = upsample_argmax(scores, grid, confidence=True)
+            _, confidence = upsample_argmax(*self._sampled(), confidence=True)
         return confidence[0].float().numpy()
 
     def probabilities(self) -> np.ndarray:
@@ -150,11 +148,6 @@ class _Prepared(NamedTuple):
     def rgb(self) -> Image.Image:
         """The picture without a fourth channel."""
         return self.photo if self.photo.mode == "RGB" else self.photo.convert("RGB")
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """The picture's (height, width)."""
-        return self.photo.height, self.photo.width
 
 
 class Segmenter:
@@ -256,7 +249,7 @@ class Segmenter:
             raise ValueError("probabilities are written for one picture at a time")
         each = enumerate(image, 1)  # type: ignore[arg-type]
         group = (self._prepare(one, max_size, f"image-{k}") for k, one in each)
-        batches = neighbors(group, lambda one: (one.size, one.seen.size), batch_size)
+        batches = neighbors(group, lambda one: (one.photo.size, one.seen.size), batch_size)
         return (result for batch in batches for result in self._run(batch, views))
 
     def _prepare(self, image: Photo, max_size: int | None, name: str) -> _Prepared:
@@ -272,7 +265,7 @@ class Segmenter:
         self, batch: Sequence[_Prepared], views: Views, path: PathLike | None = None
     ) -> list[Segmentation]:
         """Segment pictures of equal size in one pass, or blend the views of one after the other."""
-        size, seen = batch[0].size, batch[0].seen
+        size, seen = batch[0].photo.size[::-1], batch[0].seen
         if not views.single(size):
             return [self._blend(one, views, path) for one in batch]
         count = f"{len(batch)} times " if len(batch) > 1 else ""
@@ -296,7 +289,7 @@ class Segmenter:
 
     def _blend(self, one: _Prepared, views: Views, path: PathLike | None) -> Segmentation:
         """Segment a picture by the mean softmax of its views, band by band."""
-        shape = len(self.table), *one.size
+        shape = len(self.table), *one.photo.size[::-1]
         with probability_file(path, shape) if path else contextlib.nullcontext() as write:
             labels, confidence = blended_labels(self.model, one.photo, views, one.source, write)
         return Segmentation(one.rgb, labels, self.table, one.name, blended=confidence)

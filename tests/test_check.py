@@ -136,12 +136,9 @@ def test_one_split_and_none(here, capsys):
     describe(classes=["a", "b"])
     assert main(["check", ".", "--split", "extra", "-j", "0"]) == 0
     assert capsys.readouterr().out.startswith("extra: 2 pictures")
-    for command, told in (
-        (["check", "."], "split 'train' needs the folders train and trainannot or images/train"),
-        (["check", "nowhere"], "nowhere: no such data set folder"),
-    ):
-        assert main(command) == 2
-        assert told in capsys.readouterr().err
+    assert main(["check", "."]) == 2
+    told = "split 'train' needs the folders train and trainannot or images/train"
+    assert told in capsys.readouterr().err
 
 
 def test_descriptions(here):
@@ -224,11 +221,12 @@ def test_a_killed_worker_and_a_full_disk(two, monkeypatch, capsys):
     assert len(err) <= 300
 
 
-@pytest.mark.parametrize("command", [["check", "nowhere", "--debug"], ["--debug", "check", "no"]])
-def test_debug_shows_the_traceback(here, capsys, command):
-    assert main(command) == 2
-    err = capsys.readouterr().err
-    assert "Traceback" in err and err.splitlines()[-1].startswith("fcnfast: error: no")
+def test_debug_shows_the_traceback(here, capsys):
+    for command in (["check", "no", "--debug"], ["--debug", "check", "no"]):
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        told = "fcnfast: error: no: no such data set folder"
+        assert "Traceback" in err and err.splitlines()[-1] == told
 
 
 def test_lines_are_never_long(capsys):
@@ -291,40 +289,32 @@ def test_training_on_any_dataset(here):
 
 def files_to_damage():
     """A small data set of files of every kind; all but the weights."""
-    for folder in ("images/train", "labels/train", "sbd/cls", "sbd/img"):
-        Path(folder).mkdir(parents=True)
     photo, labels = make_photo(), np.resize(np.arange(3, dtype=np.uint8), (36, 48))
-    for name in ("a.jpg", "b.png", "c.tif", "d.webp", "e.gif", "f.bmp", "g.ppm"):
-        photo.save(f"images/train/{name}")
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    photo.save("images/train/h.jpg", exif=exif, icc_profile=bytes(300))
-    for name in ("a.png", "b.png", "c.tif", "d.bmp", "e.gif", "f.pgm", "g.png", "h.png"):
-        Image.fromarray(labels).save(f"labels/train/{name}")
+    for folder, image, kinds in (
+        ("images/train", photo, "jpg png tif webp gif bmp ppm"),
+        ("labels/train", Image.fromarray(labels), "png png tif bmp gif pgm png"),
+        ("sbd/img", photo, "jpg"),
+    ):
+        Path(folder).mkdir(parents=True)
+        for name, kind in zip("abcdefg", kinds.split(), strict=False):
+            image.save(f"{folder}/{name}.{kind}")
     describe(classes="t.json")
     label_map = {"0": "a", "1": "b", "2": "c", "#ff0000": "void"}
-    palette = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
-    table = {"names": list("abc"), "palette": palette, "label_map": label_map}
-    Path("t.json").write_text(json.dumps(table))
-    photo.save("sbd/img/x.jpg")
-    scipy.io.savemat("sbd/cls/x.mat", {"GTcls": {"Segmentation": labels}})
-    Path("sbd/train.txt").write_text("x\n")
+    Path("t.json").write_text(json.dumps({"names": list("abc"), "label_map": label_map}))
+    Path("sbd/cls").mkdir()
+    scipy.io.savemat("sbd/cls/a.mat", {"GTcls": {"Segmentation": labels}})
+    Path("sbd/train.txt").write_text("a\n")
     return sorted(path for path in Path().rglob("*") if path.is_file())
 
 
 def damaged(content, other, chance):
-    """Cut, flip bits, swap a part with another file's, or take out a part."""
-    kind, changed = chance.integers(4), bytearray(content)
-    place = int(chance.integers(len(content)))
-    if kind == 0:
-        return bytes(changed[:place])
-    if kind == 1:
-        for _ in range(int(chance.integers(1, 9))):
-            changed[int(chance.integers(len(changed)))] ^= 1 << int(chance.integers(8))
-    elif kind == 2:
-        changed[place : place + 40] = other[place : place + 40]
-    else:
-        del changed[place : place + int(chance.integers(1, 30))]
+    """Cut, flip a bit, swap a part with another file's, or take out a part."""
+    place, changed = int(chance.integers(len(content))), bytearray(content)
+    flipped = bytes([changed[place] ^ 1 << int(chance.integers(8))])
+    end = place + int(chance.integers(1, 30))
+    ways = [(None, b""), (place + 1, flipped), (place + 40, other[place : place + 40]), (end, b"")]
+    stop, part = ways[int(chance.integers(4))]
+    changed[place:stop] = part
     return bytes(changed)
 
 
@@ -337,16 +327,14 @@ def test_damaged_files_give_results_or_one_line(here, weights, capsys):
         content = path.read_bytes()
         other = paths[int(chance.integers(len(paths)))].read_bytes()
         path.write_bytes(damaged(content, other, chance))
+        arguments = ["check", ".", "-j", "0"]
         if "sbd" in path.parts:
             arguments = ["check", "sbd", "--dataset", "voc", "--split", "train", "-j", "0"]
-        elif turn % 3 or path.parent.name != "train":
-            arguments = ["check", ".", "-j", "0"]
-        else:
+        elif turn % 3 == 0 and path.parent.name == "train":
             arguments = ["predict", str(path), "--weights", weights, "--device", "cpu"]
         codes.append(main(arguments))
         path.write_bytes(content)
-        _, err = capsys.readouterr()
-        assert codes[-1] in (0, 1, 2)
+        err = capsys.readouterr().err
         assert codes[-1] == 0 or err.startswith("fcnfast: ")
         for line in err.splitlines():
             assert line.startswith("fcnfast: ") and len(line) <= 300, (path, line)

@@ -20,7 +20,7 @@ from fcnfast.data.labels import read_labels, write_labels
 from fcnfast.data.tables import CAMVID
 from fcnfast.evaluate import evaluate_model
 from tests.model_tools import ROOT, make_photo, make_scene
-from tests.test_images import full_disk
+from tests.test_images import fail, full_disk
 from tests.test_labels import png
 
 
@@ -186,15 +186,14 @@ def test_tiles_and_probabilities(here, weights, segmenter, capsys):
     np.testing.assert_allclose(found.max(0), expected.confidence, atol=5e-4)
 
 
-@pytest.mark.parametrize("limit", [0, 3000])
-def test_no_room_on_the_disk(here, weights, capsys, limit):
-    """Not even for the first file; for the labels, but not for the overlay."""
+def test_no_room_on_the_disk(here, weights, capsys):
     names = photos("in", 3)
-    with full_disk(limit):
-        assert main(["predict", "in", "--weights", weights]) == 2
-    err = capsys.readouterr().err
-    assert re.fullmatch(r"fcnfast: error: out/[^\n]*: File too large\n", err)
-    assert files() == {*names} and not Path("out").exists()
+    for limit in (0, 3000):  # not for the first file; for the labels, but not for the overlay
+        with full_disk(limit):
+            assert main(["predict", "in", "--weights", weights]) == 2
+        err = capsys.readouterr().err
+        assert re.fullmatch(r"fcnfast: error: out/[^\n]*: File too large\n", err)
+        assert files() == {*names} and not Path("out").exists()
 
 
 def test_a_network_and_its_predictions_score_the_same(here, weights, capsys):
@@ -220,8 +219,7 @@ def test_scores_of_perfect_predictions_through_a_link_and_a_pipe(here):
     camvid_like("data")
     arguments = ["evaluate", "--predictions", "data/valannot", "--data-path", "data", "--json"]
     os.symlink("real.json", "link.json")
-    assert main([*arguments, "link.json"]) == 0
-    assert Path("link.json").is_symlink()
+    assert main([*arguments, "link.json"]) == 0 and Path("link.json").is_symlink()
     scores = json.loads(Path("real.json").read_text())
     assert {scores[n] for n in ("pixel_accuracy", "mean_accuracy", "mean_iu", "fw_iu")} == {1.0}
     reading, writing = os.pipe()
@@ -336,37 +334,21 @@ def test_unknown_commands_and_options(refused):
 
 
 def test_a_bug_is_not_hidden_and_ctrl_c_is_told(monkeypatch, capsys):
-    def raises(error):
-        def command(_):
-            raise error
-
-        monkeypatch.setattr(fcnfast.cli.commands, "models", command)
-
-    raises(TypeError("a bug"))
+    monkeypatch.setattr(fcnfast.cli.commands, "models", fail(TypeError("a bug")))
     with pytest.raises(TypeError, match="a bug"):
         main(["models"])
-    raises(KeyboardInterrupt())
+    monkeypatch.setattr(fcnfast.cli.commands, "models", fail(KeyboardInterrupt()))
     assert main(["models"]) == 130
     assert capsys.readouterr().err == "fcnfast: interrupted\n"
 
 
-def closed_pipe():
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_stdout_that_cannot_be_written(monkeypatch, capsys):
     reading, writing = os.pipe()
     os.close(reading)
-    return writing
-
-
-@pytest.mark.parametrize(
-    ("place", "code", "told"),
-    [
-        ("/dev/full", 2, r"fcnfast: error: [^\n]*No space left on device\n"),
-        (closed_pipe, 141, ""),
-    ],
-)
-def test_a_stdout_that_cannot_be_written(monkeypatch, capsys, place, code, told):
-    if place == "/dev/full" and not os.path.exists(place):
-        pytest.skip("this system has no /dev/full")
-    with open(place() if callable(place) else place, "w") as stdout:
-        monkeypatch.setattr(sys, "stdout", stdout)
-        assert main(["models"]) == code
-    assert re.fullmatch(told, capsys.readouterr().err)
+    full = r"fcnfast: error: [^\n]*No space left on device\n"
+    for place, code, told in (("/dev/full", 2, full), (writing, 141, "")):
+        with open(place, "w") as stdout:
+            monkeypatch.setattr(sys, "stdout", stdout)
+            assert main(["models"]) == code
+        assert re.fullmatch(told, capsys.readouterr().err)

@@ -21,11 +21,7 @@ from .errors import CLOSED, INTERRUPTED, UNUSABLE, complain, explain, one_line_w
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; by default with the arguments of the process.
-
-    Returns:
-        The exit code: 0, or one of those in `fcnfast.cli.errors`.
-    """
+    """Run one command, by default the process's; return 0 or a code of `fcnfast.cli.errors`."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # it may be unable to encode a file name
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -41,12 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fcnfast: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        _abandon_stdout()
-        return CLOSED
     except Exception as error:
         if isinstance(error, OSError):
             _abandon_stdout()
+        if isinstance(error, BrokenPipeError):
+            return CLOSED
         reason = explain(error, args)
         if reason is None:  # a bug of ours
             raise
@@ -57,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _abandon_stdout() -> None:
     """Discard what is left in stdout's buffer, so that leaving Python does not fail on it."""
-    with contextlib.suppress(OSError, ValueError):
+    try:
         sys.stdout.flush()
-        return
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _number(
@@ -201,7 +196,6 @@ def _add_model_options(parser: _Parser) -> None:
 
 
 def _scales(text: str) -> tuple[float, ...]:
-    """Parse numbers separated by commas."""
     try:
         return tuple(map(float, text.split(",")))
     except ValueError:
@@ -209,7 +203,6 @@ def _scales(text: str) -> tuple[float, ...]:
 
 
 def _size(text: str) -> tuple[int, int]:
-    """Parse a height and a width, such as 360x480."""
     parts = text.split("x")
     if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
         raise argparse.ArgumentTypeError(f"must be height x width, as 360x480, not {text}")

@@ -72,9 +72,8 @@ class ClassTable:
 
     def _meant(self) -> dict[int, int]:
         """Return the label of each integer that stands for a class or is in the label map."""
-        if not self.has_map:
-            return {value: value for value in range(len(self.names))}
-        return {key: label for key, label in self.label_map if isinstance(key, int)}
+        named = {key: label for key, label in self.label_map if isinstance(key, int)}
+        return named or {value: value for value in range(len(self.names))}
 
     def stored(self) -> dict[int, int]:
         """Return the label that each stored integer becomes; all others are invalid."""

@@ -67,8 +67,7 @@ def _draw_legend(
     share_width = math.ceil(max(font.getlength(percent(share)) for _, share in rows))
     cell = em + gap + name_width + em + share_width + 2 * em
     if width >= height:  # below: as many columns as the picture is wide
-        columns = min(len(rows), max(1, (width + em) // cell))
-        lines = math.ceil(len(rows) / columns)
+        lines = math.ceil(len(rows) / min(len(rows), max(1, (width + em) // cell)))
     else:  # beside: columns as long as the picture, but not too short if it is small
         lines = min(len(rows), max(12, (height - em) // line))
     columns = math.ceil(len(rows) / lines)

@@ -86,7 +86,6 @@ def make_settings(given: Mapping[str, Any], config: str = "") -> TrainSettings:
     `given` are the changes, by name; its "recipe" names the recipe. InputError if the file cannot
     be used, the recipe has no rate for the network, or `TrainSettings` rejects a value.
     """
-    given = dict(given)
     if given.get("epochs") and given.get("iterations"):
         raise InputError("give --epochs or --iterations, not both")
     if config:
