@@ -231,7 +231,6 @@ def scores_as_json(matrix: ConfusionMatrix, names: Sequence[str]) -> dict[str, A
 
 
 def _check_classes(model: FCN, dataset: Dataset) -> None:
-    """Reject a data set that is empty or whose classes are not the network's."""
     if len(dataset) == 0:
         raise DatasetError("the data set has no pictures")
     table = getattr(dataset, "table", None)

@@ -187,7 +187,6 @@ def _weights(starts: list[int], tile: int, overlap: int) -> list[Tensor]:
 
 
 def _score_views(model: FCN, image: Image.Image, views: Views, source: str) -> list[ScoredView]:
-    """Run the network on every view of a picture or a tile."""
     device, size = next(model.parameters()).device, (image.height, image.width)
     tile = "" if views.tile is None else f"tile {views.tile}, "
     image = shrink(image, views.max_size)

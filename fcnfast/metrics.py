@@ -102,7 +102,6 @@ class ConfusionMatrix:
             self.trimap.update(near, guess)
 
     def _refuse(self, counts: np.ndarray, what: str) -> None:
-        """Raise for the first value at or above C that has a count."""
         bad = np.flatnonzero(counts[self.num_classes :])
         if bad.size:
             value = self.num_classes + int(bad[0])
@@ -177,7 +176,6 @@ def _labels(
 
 
 def _mean(values: np.ndarray) -> float:
-    """Return the mean of the values that are not NaN; NaN if there are none."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
 
 

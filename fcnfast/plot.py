@@ -128,7 +128,6 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _short(value: float) -> str:
-    """Format the number of a tick in a few characters."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if size * 10 <= abs(value) < 1e9:
             return f"{value / size:g}{letter}"

@@ -102,7 +102,6 @@ def _title(key: str) -> str:
 
 
 def _tiles(scores: Mapping[str, Any]) -> str:
-    """The overall scores, in percent."""
     classes = scores["classes"].values()
     parts = []
     for key, value in scores.items():
@@ -174,7 +173,6 @@ def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:
 
 
 def _confusions(counts: np.ndarray, names: Sequence[str]) -> str:
-    """The pairs of classes with the most confused pixels."""
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     items = []

@@ -144,11 +144,6 @@ class _Prepared(NamedTuple):
     name: str
     source: str
 
-    @property
-    def rgb(self) -> Image.Image:
-        """The picture without a fourth channel."""
-        return self.photo if self.photo.mode == "RGB" else self.photo.convert("RGB")
-
 
 class Segmenter:
     """A network ready to segment pictures: `model`, in evaluation mode, with its class `table`.
@@ -283,16 +278,19 @@ class Segmenter:
         if len(batch) > 1:  # each result gets its own copy, so that keeping one does not keep all
             parts = [(n.copy(), s.clone()) for n, s in zip(labels, scores.split(1), strict=True)]
         return [
-            Segmentation(one.rgb, own, self.table, one.name, score, grid)
+            Segmentation(_rgb(one.photo), own, self.table, one.name, score, grid)
             for one, (own, score) in zip(batch, parts, strict=True)
         ]
 
     def _blend(self, one: _Prepared, views: Views, path: PathLike | None) -> Segmentation:
-        """Segment a picture by the mean softmax of its views, band by band."""
         shape = len(self.table), *one.photo.size[::-1]
         with probability_file(path, shape) if path else contextlib.nullcontext() as write:
             labels, confidence = blended_labels(self.model, one.photo, views, one.source, write)
-        return Segmentation(one.rgb, labels, self.table, one.name, blended=confidence)
+        return Segmentation(_rgb(one.photo), labels, self.table, one.name, blended=confidence)
+
+
+def _rgb(photo: Image.Image) -> Image.Image:
+    return photo if photo.mode == "RGB" else photo.convert("RGB")  # without a fourth channel
 
 
 class Report(NamedTuple):

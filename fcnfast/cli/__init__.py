@@ -62,7 +62,6 @@ def _abandon_stdout() -> None:
 def _number(
     kind: type[int] | type[float], least: int, most: int | None = None
 ) -> Callable[[str], Any]:
-    """Return a parser of numbers from `least`, up to `most` if given."""
     noun = "an integer" if kind is int else "a number"
     bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
 

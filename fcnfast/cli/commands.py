@@ -89,7 +89,6 @@ VIEWS = ("max_size", "tile", "overlap", "scales", "flip")  # of `fcnfast.inferen
 
 
 def _views(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the `VIEWS` that were given, as the library's arguments."""
     from ..inference import Views
 
     given = {name: getattr(args, name) for name in VIEWS if getattr(args, name) is not None}
@@ -105,7 +104,6 @@ def _count(number: int, noun: str) -> str:
 
 
 def _tell_passed_over(paths: Sequence[Path]) -> None:
-    """Name the files that were skipped because they are not pictures."""
     if paths:
         from ..data.folder import shortened
 
@@ -117,7 +115,6 @@ def _tell_passed_over(paths: Sequence[Path]) -> None:
 def _open(
     args: argparse.Namespace, split: str, default: ClassTable | None = None, channels: int = 3
 ) -> SegmentationDataset:
-    """Open a split of the data set that the arguments name."""
     from ..data import open_dataset
 
     options = {name: getattr(args, name, None) for name in ("include", "exclude", "bit_depth")}
@@ -149,7 +146,6 @@ def check(args: argparse.Namespace) -> int:
 def _check_split(
     args: argparse.Namespace, split: str, dataset: SegmentationDataset, learned: bool
 ) -> int:
-    """Check one split; return the exit code for it alone."""
     import os
 
     from ..data.check import examine, share_lines, without_pixels

@@ -102,7 +102,6 @@ def without_pixels(dataset: SegmentationDataset, pixels: np.ndarray) -> str:
 
 
 def _suggestion(dataset: SegmentationDataset) -> str:
-    """Say what the values in some label files suggest."""
     table = dataset.table
     if dataset.guessed:
         named = "name your own by --classes or dataset.json"

@@ -147,7 +147,6 @@ def voc(
 
 
 def _read(path: Path, table: ClassTable, key: str) -> np.ndarray:
-    """Read labels from a picture, or from the variable `key` of a MATLAB file."""
     return mat_labels(path, table, key) if path.suffix == ".mat" else read_labels(path, table)
 
 
@@ -268,7 +267,6 @@ def siftflow(
 
 
 def _both_siftflow(path: Path, table: ClassTable) -> np.ndarray:
-    """Read semantic and geometric labels, H×W×2."""
     geometric = path.parents[2] / "GeoLabels" / path.parent.name / path.name
     planes = mat_labels(path, table, "S"), mat_labels(geometric, tables.SIFTFLOW_GEO, "S")
     return np.stack(planes, axis=-1)

@@ -255,7 +255,6 @@ def _description(root: Path) -> tuple[dict[str, str], ClassTable | None]:
 def _folders(
     root: Path, split: str, labels: PathLike | None, described: dict[str, str]
 ) -> tuple[Path, Path]:
-    """Return the folders of the pictures and of the labels."""
     tried = []
     for layout in _LAYOUTS:
         places = described.get("images", layout[0]), labels or described.get("labels", layout[1])
@@ -308,7 +307,6 @@ def nfc(text: str) -> str:
 
 
 def _is_picture(path: Path) -> bool:
-    """Tell by its name whether a file in a folder is a picture."""
     return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
 
 

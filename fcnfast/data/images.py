@@ -129,7 +129,6 @@ _REASONS: dict[type[Exception], str] = {
 
 
 def _reason(error: Exception) -> str:
-    """Say in one line why a picture could not be read."""
     for kind, reason in _REASONS.items():
         if isinstance(error, kind):
             return reason
@@ -287,7 +286,6 @@ def rgbx(pixels: np.ndarray) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of a loaded picture."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about damaged EXIF data
         try:
@@ -297,7 +295,6 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    """Return a copy, rotated upright."""
     image.info = {}  # exif_transpose rewrites every tag, and fails if one is damaged
     image.getexif()[ExifTags.Base.Orientation] = orientation
     return ImageOps.exif_transpose(image)

@@ -114,7 +114,6 @@ def _stored(path: PathLike, image: Image.Image) -> np.ndarray:
 
 
 def _refuse_lossy(path: PathLike, image: Image.Image) -> None:
-    """Reject formats that change values slightly when they are written."""
     kind = _LOSSY.get(str(image.format))
     if image.format == "WEBP" and b"VP8L" not in _head(image):
         kind = "WebP"

@@ -46,7 +46,6 @@ def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def _mean_gray(image: Image.Image) -> float:
-    """Return the mean luma in 0..255."""
     return float(np.asarray(image.resize((1, 1), Image.Resampling.BOX))[0, 0] @ _LUMA)
 
 

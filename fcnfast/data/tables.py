@@ -8,12 +8,10 @@ from .classes import IGNORE_INDEX, ClassTable, Color, read_json, table_from_json
 
 
 def _colors(text: str) -> tuple[Color, ...]:
-    """Parse colors written as rrggbb."""
     return tuple((c[0], c[1], c[2]) for c in map(bytes.fromhex, text.split()))
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """Parse names separated by commas or by spaces."""
     return tuple(map(str.strip, text.split("," if "," in text else None)))
 
 

@@ -105,7 +105,6 @@ def make_settings(given: Mapping[str, Any], config: str = "") -> TrainSettings:
 
 
 def _of_recipe(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a recipe for the given network."""
     if name not in RECIPES:
         raise InputError(f"--recipe must be {' or '.join(RECIPES)}, not {name!r}")
     recipe = RECIPES[name]

@@ -118,7 +118,6 @@ class TrainSettings:
 
 
 def _check(f: Field[Any], value: Any) -> None:
-    """Check the type and the range of one setting."""
     kind, name, allowed = type(f.default), flag(f.name), f.metadata
     fits = type(value) is kind
     if kind is float:
