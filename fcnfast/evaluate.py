@@ -86,7 +86,7 @@ def evaluate_model(
     try:
         # no_grad, not inference_mode: the same network may be trained further afterwards.
         with torch.no_grad(), tqdm(total=len(dataset), unit="image", disable=not progress) as bar:
-            for group in neighbors(samples, _size, batch_size):
+            for group in neighbors(samples, lambda sample: sample.image.size, batch_size):
                 _count(model, group, seen, matrix, counts, each)
                 bar.update(len(group))
     finally:
@@ -105,7 +105,7 @@ def _count(
     each: Each | None,
 ) -> None:
     """Add pictures of one size to `counts` on the device, or to `matrix` if they are blended."""
-    size, truths = _size(group[0]), [main_labels(sample.labels) for sample in group]
+    size, truths = group[0].image.size[::-1], [main_labels(sample.labels) for sample in group]
     guesses: Iterable[np.ndarray] = ()
     if views.single(size):
         images = [shrink(sample.image, views.max_size) for sample in group]
@@ -191,19 +191,14 @@ def evaluate_oracle(
     matrices = {factor: ConfusionMatrix(classes, trimap=trimap) for factor in factors}
     for index in tqdm(range(len(dataset)), unit="image", disable=not progress):
         truth = main_labels(dataset.labels(index))
+        valid = truth != IGNORE_INDEX
         for factor, matrix in matrices.items():
-            matrix.update(truth, _in_cells(truth, factor, classes))
+            rows, columns = (np.arange(n) // factor for n in truth.shape)
+            cells = rows[:, None] * (columns[-1] + 1) + columns
+            pairs, count = cells[valid] * classes + truth[valid], cells[-1, -1] + 1
+            counts = np.bincount(pairs, minlength=count * classes).reshape(-1, classes)
+            matrix.update(truth, counts.argmax(1).astype(np.uint8)[cells])
     return matrices
-
-
-def _in_cells(truth: np.ndarray, factor: int, classes: int) -> np.ndarray:
-    """Return labels H×W with the most frequent class of each cell in all of its pixels."""
-    rows, columns = (np.arange(n) // factor for n in truth.shape)
-    cells = rows[:, None] * (columns[-1] + 1) + columns
-    valid = truth != IGNORE_INDEX
-    pairs, count = cells[valid] * classes + truth[valid], cells[-1, -1] + 1
-    counts = np.bincount(pairs, minlength=count * classes)
-    return counts.reshape(-1, classes).argmax(1).astype(np.uint8)[cells]
 
 
 def scores_as_json(matrix: ConfusionMatrix, names: Sequence[str]) -> dict[str, Any]:
@@ -244,7 +239,3 @@ def _check_classes(model: FCN, dataset: Dataset) -> None:
         moved = next(n for n, k in zip(table.names, own.names, strict=True) if n != k)
         order = f"the same classes in a different order, beginning with {moved!r}"
         raise DatasetError(f"the network and the data set's table {table.name!r} have {order}")
-
-
-def _size(sample: Sample) -> tuple[int, int]:
-    return sample.image.height, sample.image.width

@@ -208,21 +208,17 @@ def mean_softmax(views: Sequence[ScoredView], first: int, last: int) -> Tensor:
     """Return the mean softmax of all views in the rows [first, last) of their tile: C×rows×W."""
     total = torch.zeros(())
     for k, (scores, grid, mirrored) in enumerate(views):
-        part = upsample(*_rows(scores, grid, first, last))[0].softmax(0)
+        # Only the coarse rows that these rows sample.
+        (num, den), rows = (grid.num[0], grid.den[0]), grid.in_size[0]
+        start, end = num * first + grid.off[0], num * (last - 1) + grid.off[0]
+        low = min(max(start // den, 0), rows - 1)
+        high = min(max(end // den + 2, low + 1), rows)
+        in_size, size = (high - low, grid.in_size[1]), (last - first, grid.size[1])
+        cut = replace(grid, in_size=in_size, size=size, off=(start - low * den, grid.off[1]))
+        part = upsample(scores[:, :, low:high], cut)[0].softmax(0)
         part = part.flip(-1) if mirrored else part
         total = total.add_(part) if k else part
     return total.div_(len(views))
-
-
-def _rows(scores: Tensor, grid: SamplingGrid, first: int, last: int) -> ScoreMap:
-    """Cut out the coarse rows that the rows [first, last) of a tile sample, and their grid."""
-    (num, den), rows = (grid.num[0], grid.den[0]), grid.in_size[0]
-    start, end = num * first + grid.off[0], num * (last - 1) + grid.off[0]
-    low = min(max(start // den, 0), rows - 1)
-    high = min(max(end // den + 2, low + 1), rows)
-    in_size, size = (high - low, grid.in_size[1]), (last - first, grid.size[1])
-    cut = replace(grid, in_size=in_size, size=size, off=(start - low * den, grid.off[1]))
-    return ScoreMap(scores[:, :, low:high], cut)
 
 
 @contextlib.contextmanager

@@ -137,8 +137,9 @@ def _short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def panel(column: str, runs: Sequence[Curves]) -> list[Line | Text]:
-    """Draw one column of the logs of all runs; the axis is logarithmic from 1:100 on."""
+def panel(column: str, runs: Sequence[Curves], start: float = 0) -> list[Line | Text]:
+    """Draw one column of the logs of all runs from x = `start`; logarithmic from 1:100 on."""
+    begin, end = start + _LEFT, start + WIDTH - _RIGHT
     curves = {k: run.points[column] for k, run in enumerate(runs) if run.points.get(column)}
     xs, ys = zip(*(point for points in curves.values() for point in points), strict=True)
     log = min(ys) > 0 and max(ys) >= 100 * min(ys)
@@ -149,20 +150,17 @@ def panel(column: str, runs: Sequence[Curves]) -> list[Line | Text]:
         up = [float(k) for k in range(first, top + 1, math.ceil((top - first) / 6))]
 
     def place(x: float, y: float) -> Point:
-        right = (x - across[0]) / (across[-1] - across[0])
+        right = (x - across[0]) / (across[-1] - across[0]) * (end - begin)
         above = ((math.log10(y) if log else y) - up[0]) / (top - up[0])
-        return (
-            _LEFT + right * (WIDTH - _LEFT - _RIGHT),
-            HEIGHT - _BOTTOM - above * (HEIGHT - _TOP - _BOTTOM),
-        )
+        return begin + right, HEIGHT - _BOTTOM - above * (HEIGHT - _TOP - _BOTTOM)
 
     title = f"{PANELS[column]} by iteration{', logarithmic' if log else ''}"
-    shapes: list[Line | Text] = [Text(_LEFT, _TOP - 14, title, "ink")]
+    shapes: list[Line | Text] = [Text(begin, _TOP - 14, title, "ink")]
     for tick in up:
         value = 10**tick if log else tick
         _, y = place(0, value)
-        shapes.append(Line([(_LEFT, y), (WIDTH - _RIGHT, y)], "grid"))
-        shapes.append(Text(_LEFT - 6, y + 4, _short(value), anchor="end"))
+        shapes.append(Line([(begin, y), (end, y)], "grid"))
+        shapes.append(Text(begin - 6, y + 4, _short(value), anchor="end"))
     for tick in across:
         x, _ = place(tick, max(ys))
         shapes.append(Text(x, HEIGHT - _BOTTOM + 16, _short(tick), anchor="middle"))
@@ -183,14 +181,7 @@ def panels(runs: Sequence[Curves]) -> list[str]:
 def _sheet(runs: Sequence[Curves]) -> tuple[list[Line | Text], tuple[int, int]]:
     """Lay out all panels in a row, with the runs' names and best scores below; shapes and size."""
     columns = panels(runs)
-    shapes: list[Line | Text] = []
-    for index, column in enumerate(columns):
-        right = index * WIDTH
-        for shape in panel(column, runs):
-            if isinstance(shape, Text):
-                shapes.append(shape._replace(x=shape.x + right))
-            else:
-                shapes.append(shape._replace(points=[(x + right, y) for x, y in shape.points]))
+    shapes = [s for k, column in enumerate(columns) for s in panel(column, runs, k * WIDTH)]
     for k, run in enumerate(runs):
         y = HEIGHT + 20 * k + 10
         name = run.name if len(run.name) <= 60 else f"{run.name[:28]}...{run.name[-28:]}"

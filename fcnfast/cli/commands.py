@@ -124,10 +124,9 @@ def _open(
 
 def check(args: argparse.Namespace) -> int:
     """Read every pair of a data set; print its sizes and classes, and what is wrong."""
-    from ..data.datasets import DATASETS, refuse_overlap
+    from ..data.datasets import SPLITS, refuse_overlap
 
-    row = DATASETS.get(args.dataset)
-    splits = (args.split,) if args.split or row is None else row.splits
+    splits = (args.split,) if args.split else SPLITS.get(args.dataset, ("train", "val"))
     opened, missing = {}, []
     for split in splits:
         try:

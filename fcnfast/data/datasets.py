@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -384,24 +384,19 @@ def ade20k(
     return open_folder(home, split, table, f"annotations/{split}", **options)
 
 
-class Row(NamedTuple):
-    """A data set's function, and its splits to train and to validate on."""
-
-    open: Callable[..., SegmentationDataset]
-    splits: tuple[str, str] = ("train", "val")
-
-
-DATASETS: dict[str, Row] = {
-    "voc": Row(voc),
-    "nyud": Row(nyud),
-    "nyud-hha": Row(partial(nyud, modality="hha")),
-    "siftflow": Row(siftflow, ("trainval", "test")),
-    "pascal-context": Row(pascal_context),
-    "camvid": Row(camvid),
-    "cityscapes": Row(cityscapes),
-    "ade20k": Row(ade20k, ("training", "validation")),
-    "folder": Row(open_folder),
+DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
+    "voc": voc,
+    "nyud": nyud,
+    "nyud-hha": partial(nyud, modality="hha"),
+    "siftflow": siftflow,
+    "pascal-context": pascal_context,
+    "camvid": camvid,
+    "cityscapes": cityscapes,
+    "ade20k": ade20k,
+    "folder": open_folder,
 }
+# What to train and to validate on, where that is not called train and val.
+SPLITS = {"siftflow": ("trainval", "test"), "ade20k": ("training", "validation")}
 
 
 def open_dataset(
@@ -436,7 +431,6 @@ def open_dataset(
     """
     if name not in DATASETS:
         raise DatasetError(f"--dataset {name}: not one of {', '.join(DATASETS)}")
-    row = DATASETS[name]
     if table:
         options["table"] = tables.class_table(table)
     if labels:
@@ -445,8 +439,8 @@ def open_dataset(
         options["labels"] = labels
     if name == "folder":
         options["default"] = default
-    own = dict(zip(("train", "val"), row.splits, strict=True))
-    return row.open(root, own.get(split, split), **options)
+    own = dict(zip(("train", "val"), SPLITS.get(name, ()), strict=False))
+    return DATASETS[name](root, own.get(split, split), **options)
 
 
 def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, by_name: bool) -> None:

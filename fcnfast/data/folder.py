@@ -220,15 +220,33 @@ def open_folder(
     if not root.is_dir():
         raise DatasetError(f"{root}: no such data set folder")
     described, named = _description(root)
-    folders = _folders(root, split, labels, described)
-    table = table or named or default
+    tried, table = [], table or named or default
+    for layout in _LAYOUTS:
+        places = described.get("images", layout[0]), labels or described.get("labels", layout[1])
+        names = [os.fspath(place).replace("{split}", split) for place in places]
+        folders = [root / name for name in names]
+        if split and all(folder.is_dir() for folder in folders):
+            break
+        tried.append(" and ".join(names))
+    else:
+        expected = " or ".join(dict.fromkeys(tried))
+        raise NoSplitError(f"{root}: split {split!r} needs the folders {expected}")
     guessed = table is None and folders[1].name == f"{split}annot"
     if guessed:
         table = CAMVID
     if table is None:
         told = 'give --classes TABLE, or put "classes": ["background", ...] into dataset.json'
         raise DatasetError(f"{root}: nothing names its classes: {told}")
-    samples, passed = _pair(*folders, include, exclude), passed_over(folders)
+    pictures, masks = (_by_stem(folder, include, exclude) for folder in folders)
+    if not pictures:
+        filtered = include or exclude
+        reason = "the patterns leave no pictures" if filtered else "no pictures in this folder"
+        raise DatasetError(f"{folders[0]}: {reason}")
+    if alone := [pictures[stem].name for stem in sorted(pictures.keys() - masks.keys())]:
+        raise DatasetError(f"{folders[1]}: no labels for {shortened(alone)}")
+    if alone := [masks[stem].name for stem in sorted(masks.keys() - pictures.keys())]:
+        raise DatasetError(f"{folders[0]}: no picture for {shortened(alone)}")
+    samples, passed = [(pictures[k], masks[k]) for k in sorted(pictures)], passed_over(folders)
     return SegmentationDataset(samples, table, guessed=guessed, passed_over=passed, **options)
 
 
@@ -250,36 +268,6 @@ def _description(root: Path) -> tuple[dict[str, str], ClassTable | None]:
     if isinstance(classes, str):
         return places, class_table(root / classes if classes.lower().endswith(".json") else classes)
     return places, table_from_json(path, {"name": root.resolve().name, **entries}, tuple(places))
-
-
-def _folders(
-    root: Path, split: str, labels: PathLike | None, described: dict[str, str]
-) -> tuple[Path, Path]:
-    tried = []
-    for layout in _LAYOUTS:
-        places = described.get("images", layout[0]), labels or described.get("labels", layout[1])
-        names = [os.fspath(place).replace("{split}", split) for place in places]
-        if split and all((root / name).is_dir() for name in names):
-            return root / names[0], root / names[1]
-        tried.append(" and ".join(names))
-    expected = " or ".join(dict.fromkeys(tried))
-    raise NoSplitError(f"{root}: split {split!r} needs the folders {expected}")
-
-
-def _pair(
-    image_folder: Path, label_folder: Path, include: Patterns, exclude: Patterns
-) -> list[tuple[Path, Path]]:
-    """Match the files of two folders by stem, after the filters."""
-    images, labels = (_by_stem(f, include, exclude) for f in (image_folder, label_folder))
-    if not images:
-        filtered = include or exclude
-        reason = "the patterns leave no pictures" if filtered else "no pictures in this folder"
-        raise DatasetError(f"{image_folder}: {reason}")
-    if alone := [images[stem].name for stem in sorted(images.keys() - labels.keys())]:
-        raise DatasetError(f"{label_folder}: no labels for {shortened(alone)}")
-    if alone := [labels[stem].name for stem in sorted(labels.keys() - images.keys())]:
-        raise DatasetError(f"{image_folder}: no picture for {shortened(alone)}")
-    return [(images[stem], labels[stem]) for stem in sorted(images)]
 
 
 def shortened(names: Sequence[str], most: int = 5) -> str:
