@@ -29,6 +29,7 @@ BAND = 64
 _LARGEST_SCALE = 16
 
 T = TypeVar("T")
+Write = Callable[[int, Tensor], None]  # of a band's first row, and the band C×rows×W
 
 
 @dataclass(frozen=True)
@@ -150,11 +151,7 @@ def blended_softmax(
 
 
 def blended_labels(
-    model: FCN,
-    photo: Image.Image,
-    views: Views,
-    source: str,
-    write: Callable[[int, Tensor], None] | None = None,
+    model: FCN, photo: Image.Image, views: Views, source: str, write: Write | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return labels uint8 H×W by the mean softmax of all views, and its value there, float32 H×W.
 
@@ -222,10 +219,8 @@ def mean_softmax(views: Sequence[ScoredView], first: int, last: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def probability_file(
-    path: PathLike, shape: tuple[int, int, int]
-) -> Iterator[Callable[[int, Tensor], None]]:
-    """Yield a function of a band's first row and the band: it writes a float16 ``.npy`` C×H×W."""
+def probability_file(path: PathLike, shape: tuple[int, int, int]) -> Iterator[Write]:
+    """Write a float16 ``.npy`` file C×H×W atomically, by bands."""
     header = {"descr": "<f2", "fortran_order": False, "shape": shape}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)

@@ -124,7 +124,10 @@ def _open(
 
 def check(args: argparse.Namespace) -> int:
     """Read every pair of a data set; print its sizes and classes, and what is wrong."""
+    from ..data.check import examine, share_lines, without_pixels
     from ..data.datasets import SPLITS, refuse_overlap
+    from ..data.folder import shortened
+    from ..train.batches import worker_count
 
     splits = (args.split,) if args.split else SPLITS.get(args.dataset, ("train", "val"))
     opened, missing = {}, []
@@ -139,31 +142,23 @@ def check(args: argparse.Namespace) -> int:
         train, val = opened.values()
         refuse_overlap(train, val, by_name=args.dataset == "voc")
     learned = {splits[0]} - {"val", "validation", "test"}
-    return max(_check_split(args, k, opened[k], learned=k in learned) for k in opened)
-
-
-def _check_split(
-    args: argparse.Namespace, split: str, dataset: SegmentationDataset, learned: bool
-) -> int:
-    import os
-
-    from ..data.check import examine, share_lines, without_pixels
-    from ..data.folder import shortened
-
-    workers = min(os.cpu_count() or 1, 8) if args.workers is None else args.workers
-    found = examine(dataset, workers, progress=sys.stderr.isatty())
-    sizes = [f"{w}x{h} ({n})" for (w, h), n in found.sizes.most_common()]
-    told = f"{_count(len(dataset), 'picture')}; width x height: {shortened(sizes, 3) or '-'}"
-    print("\n".join([f"{split}: {told}", *share_lines(dataset.table, found.pixels)]), flush=True)
-    for fault in found.faults:
-        complain(fault)
-    _tell_passed_over(dataset.passed_over)
-    problem = without_pixels(dataset, found.pixels) if found.sizes else ""
-    if problem and learned:
-        return complain(problem)
-    if problem:
-        warn(problem)
-    return 0 if not found.faults else FAILED if found.sizes else UNUSABLE
+    workers, codes = worker_count(-1 if args.workers is None else args.workers, 1), []
+    for split, dataset in opened.items():
+        found = examine(dataset, workers, progress=sys.stderr.isatty())
+        sizes = [f"{w}x{h} ({n})" for (w, h), n in found.sizes.most_common()]
+        told = f"{_count(len(dataset), 'picture')}; width x height: {shortened(sizes, 3) or '-'}"
+        shares = share_lines(dataset.table, found.pixels)
+        print("\n".join([f"{split}: {told}", *shares]), flush=True)
+        for fault in found.faults:
+            complain(fault)
+        _tell_passed_over(dataset.passed_over)
+        codes.append(0 if not found.faults else FAILED if found.sizes else UNUSABLE)
+        problem = without_pixels(dataset, found.pixels) if found.sizes else ""
+        if problem and split in learned:
+            codes.append(complain(problem))
+        elif problem:
+            warn(problem)
+    return max(codes)
 
 
 def evaluate(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from ..errors import DatasetError, ImageError, LabelError, NoSplitError
 from ..files import PathLike
 from .classes import ClassTable, read_json, table_from_json
 from .images import IMAGE_EXTENSIONS, as_photo, picture_size, read_image, rgbx
-from .labels import read_labels, to_labels
+from .labels import read_labels, size_error, to_labels
 from .tables import CAMVID, class_table
 
 _LAYOUTS = (
@@ -126,7 +126,12 @@ class SegmentationDataset(Dataset[Any]):
         else:
             image, labels = self._read(index)
             if image.size != labels.shape[1::-1]:
-                raise self._misfit(index, image.size, labels.shape[1::-1])
+                path, label_path = self.samples[index]
+                error = size_error(label_path, labels.shape, image.size[::-1])
+                if self._sized_by_file and picture_size(path) == labels.shape[1::-1]:
+                    told = "EXIF turns it upright, and the labels were drawn on the unrotated photo"
+                    error = LabelError(f"{error}: {told}")
+                raise error
             if self.cache:
                 self._decoded[index] = (np.asarray(image), labels)
         if self.transform is not None:
@@ -160,15 +165,6 @@ class SegmentationDataset(Dataset[Any]):
         """Return a picture's (width, height) before EXIF rotation; ImageError as for the sample."""
         path = self.samples[index][0]
         return picture_size(path) if self._sized_by_file else self._read(index)[0].size
-
-    def _misfit(self, index: int, image: tuple[int, ...], labels: tuple[int, ...]) -> LabelError:
-        """Return the error of labels whose (width, height) is not their picture's."""
-        path, label_path = self.samples[index]
-        expected = f"{image[0]}x{image[1]}"
-        if self._sized_by_file and picture_size(path) == labels:
-            expected += ": EXIF turns it upright, and the labels were drawn on the unrotated photo"
-        found = f"the labels are {labels[0]}x{labels[1]} pixels"
-        return LabelError(f"{label_path}: {found}, their image is {expected}")
 
 
 def wrap_dataset(dataset: Any, table: ClassTable, channels: int = 3) -> SegmentationDataset:

@@ -29,9 +29,14 @@ def read_labels(
     """
     values = stored_integers(path)
     if size is not None and values.shape[:2] != tuple(size):
-        found, image = f"{values.shape[1]}x{values.shape[0]}", f"{size[1]}x{size[0]}"
-        raise LabelError(f"{path}: the labels are {found} pixels, their image is {image}")
+        raise size_error(path, values.shape, size)
     return to_labels(values, table, path)
+
+
+def size_error(path: PathLike, labels: tuple[int, ...], image: tuple[int, ...]) -> LabelError:
+    """Return the error of labels whose (height, width) is not their picture's."""
+    told = f"the labels are {labels[1]}x{labels[0]} pixels, their image is {image[1]}x{image[0]}"
+    return LabelError(f"{path}: {told}")
 
 
 def to_labels(values: np.ndarray, table: ClassTable, path: PathLike) -> np.ndarray:

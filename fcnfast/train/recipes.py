@@ -13,20 +13,13 @@ from ..models import list_models
 from .checkpoint import LAST
 from .settings import STAGED, TrainSettings
 
-# The reference solvers' settings that all of the paper's recipes share (batch 1, whole pictures).
+# The reference solvers' settings that all of the paper's recipes share: whole pictures one by one,
+# and SGD at a constant rate.
 _PAPER: dict[str, Any] = {
-    "crop_size": 0,
-    "scale_min": 1.0,
-    "scale_max": 1.0,
-    "augment": 0.0,
-    "batch_size": 1,
-    "optimizer": "sgd",
-    "lr_bias": 2.0,
-    "weight_decay": 5e-4,
-    "warmup": 0.0,
-    "power": 0.0,
-    "ema_decay": 0.0,
     "model": "fcn32s_vgg16",
+    **{"crop_size": 0, "scale_min": 1.0, "scale_max": 1.0, "augment": 0.0, "batch_size": 1},
+    **{"optimizer": "sgd", "lr_bias": 2.0, "weight_decay": 5e-4},
+    **{"warmup": 0.0, "power": 0.0, "ema_decay": 0.0},
 }
 _HEAVY = _PAPER | {"momentum": 0.99, "normalize": "images", "replacement": True}
 _LIGHT = _PAPER | {"momentum": 0.9, "grad_accum": 20, "epochs": 175}
