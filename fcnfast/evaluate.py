@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +14,13 @@ import torch
 from tqdm import tqdm
 
 from .data.classes import IGNORE_INDEX
-from .data.folder import Sample, SegmentationDataset, main_labels, shortened
+from .data.folder import Sample, SegmentationDataset, main_labels, nfc, shortened
 from .data.images import check_positive, shrink
 from .data.labels import read_labels
 from .device import image_errors
 from .errors import DatasetError, LabelError
 from .files import PathLike
-from .inference import Views, blended_softmax, coarse_scores, neighbors
+from .inference import Views, blended_labels, coarse_scores, neighbors
 from .metrics import ConfusionMatrix, keep_trimap
 from .models import FCN
 from .ops import upsample_argmax, upsample_confusion
@@ -32,8 +31,7 @@ Each = Callable[[Sample, np.ndarray], None]
 class Dataset(Protocol):
     """Samples by index, such as a `SegmentationDataset` without a transform.
 
-    Labels have the picture's size; 255 is ignored. Of labels for several heads, H×W×K, only the
-    first head's count.
+    Of labels for several heads, H×W×K, only the first head's count.
     """
 
     def __len__(self) -> int: ...
@@ -45,28 +43,23 @@ def evaluate_model(
     dataset: Dataset,
     *,
     batch_size: int = 1,
-    max_size: int | None = None,
-    tile: int | None = None,
-    overlap: int | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
     trimap: int | None = None,
     progress: bool = False,
     each: Each | None = None,
+    **views: Any,
 ) -> ConfusionMatrix:
-    """Label every picture of a data set and count all its pixels.
+    """Label every picture of a data set at its own size and count all its pixels.
 
     Args:
         model: a network on any device, in evaluation mode while this runs.
         dataset: the pictures and their true labels.
         batch_size: the most neighboring pictures of one size that go through together, unpadded,
             if nothing is blended. The labels do not depend on it.
-        max_size: longest side that the network sees, in pixels; no limit by default. Labels are
-            made and counted at the pictures' own size.
-        tile, overlap, scales, flip: as in a call of `fcnfast.Segmenter`.
         trimap: also count the pixels within this distance of a true border (see `ConfusionMatrix`).
         progress: show a bar on stderr.
         each: called with every sample and its predicted labels, uint8 H×W.
+        views: `max_size` (no limit by default), `tile`, `overlap`, `scales` and `flip`, as in a
+            call of `fcnfast.Segmenter`.
 
     Raises:
         DatasetError: the data set is empty, or its classes are not the network's.
@@ -81,20 +74,20 @@ def evaluate_model(
         0.8
     """
     check_positive("batch_size", batch_size)
-    views = Views(max_size, tile, overlap, scales, flip)
+    seen = Views(**views)
     _check_classes(model, dataset)
     matrix = ConfusionMatrix(model.num_classes, trimap=trimap)
     matrices = [matrix] if matrix.trimap is None else [matrix, matrix.trimap]
     device = next(model.parameters()).device
-    counts = [torch.from_numpy(part.matrix).to(device, copy=True) for part in matrices]
+    counts = [torch.zeros_like(torch.from_numpy(part.matrix), device=device) for part in matrices]
     samples = (dataset[n] for n in range(len(dataset)))
     was_training = model.training
     model.eval()
     try:
         # no_grad, not inference_mode: the same network may be trained further afterwards.
         with torch.no_grad(), tqdm(total=len(dataset), unit="image", disable=not progress) as bar:
-            for group in neighbors(samples, _size, batch_size):
-                _count(model, group, views, trimap, counts, each)
+            for group in neighbors(samples, lambda sample: sample.image.size, batch_size):
+                _count(model, group, seen, matrix, counts, each)
                 bar.update(len(group))
     finally:
         model.train(was_training)
@@ -107,35 +100,29 @@ def _count(
     model: FCN,
     group: Sequence[Sample],
     views: Views,
-    trimap: int | None,
+    matrix: ConfusionMatrix,
     counts: Sequence[torch.Tensor],
     each: Each | None,
 ) -> None:
-    """Add pictures of one size to the counts of all pixels and of those in the trimap."""
-    device, size = counts[0].device, _size(group[0])
-    truth = torch.from_numpy(np.stack([main_labels(sample.labels) for sample in group])).to(device)
-    truths = [truth] if trimap is None else [truth, keep_trimap(truth, trimap)]
+    """Add pictures of one size to `counts` on the device, or to `matrix` if they are blended."""
+    size, truths = group[0].image.size[::-1], [main_labels(sample.labels) for sample in group]
+    guesses: Iterable[np.ndarray] = ()
     if views.single(size):
         images = [shrink(sample.image, views.max_size) for sample in group]
         what = f"{images[0].width}x{images[0].height} pixels"
-        with image_errors(group[0].name, what, device):
+        with image_errors(group[0].name, what, counts[0].device):
             scores, grid = coarse_scores(model, images, size)
-        for out, labels in zip(counts, truths, strict=True):
-            upsample_confusion(scores, labels, grid, out=out)
+        truth = torch.from_numpy(np.stack(truths)).to(scores.device)
+        for out in counts:  # of all pixels, then of those in the trimap
+            upsample_confusion(scores, truth, grid, out=out)
+            truth = keep_trimap(truth, matrix.trimap_width) if matrix.trimap else truth
         if each is not None:
             guesses = upsample_argmax(scores, grid).cpu().numpy()
-            for sample, guess in zip(group, guesses, strict=True):
-                each(sample, guess)
-        return
-    for n, sample in enumerate(group):
-        guess = np.empty(size, dtype=np.uint8)
-        for first, band in blended_softmax(model, sample.image, views, sample.name):
-            rows = slice(first, first + band.shape[1])
-            for out, labels in zip(counts, truths, strict=True):
-                upsample_confusion(band[None], labels[n : n + 1, rows], out=out)
-            if each is not None:
-                guess[rows] = band.argmax(0).cpu().numpy()
-        if each is not None:
+    else:
+        guesses = [blended_labels(model, one.image, views, one.name)[0] for one in group]
+        matrix.update(np.stack(truths), np.stack(guesses))
+    if each is not None:
+        for sample, guess in zip(group, guesses, strict=True):
             each(sample, guess)
 
 
@@ -147,32 +134,32 @@ def evaluate_folder(
     progress: bool = False,
     each: Each | None = None,
 ) -> ConfusionMatrix:
-    """Score label pictures written by any program.
+    """Score label pictures written by any program; options as in `evaluate_model`.
 
-    Args:
-        predictions: a folder with ``NAME.png`` for every picture of the data set: palette indices
-            or gray values 0 to C - 1, or colors of the palette, of the picture's size. Other files
-            are ignored.
-        dataset: the true labels.
-        trimap, progress, each: as in `evaluate_model`.
-
-    Raises:
-        DatasetError: the folder or a prediction is missing; the message names it.
-        LabelError: a prediction is damaged, has the wrong size or values that are not classes, or
-            has no class where the truth has one.
+    The folder `predictions` has ``NAME.png`` for every picture of the data set: palette indices or
+    gray values 0 to C - 1, or colors of the palette, of the picture's size. DatasetError if one is
+    missing; LabelError if one is damaged, has the wrong size or values that are not classes, or
+    has no class where the truth has one.
 
     Example:
         >>> dataset = fcnfast.open_dataset("camvid", "CamVid", "val")
         >>> fcnfast.evaluate_folder("out/labels", dataset).scores().mean_iu  # of the truth itself
         1.0
     """
-    paths = _prediction_paths(Path(predictions), dataset.names)
+    folder = Path(predictions)
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder with predictions")
+    found = {nfc(name): folder / name for name in os.listdir(folder)}
+    names = [nfc(f"{name}.png") for name in dataset.names]
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise DatasetError(f"{folder}: no prediction {shortened(missing, 3)}")
     matrix = ConfusionMatrix(len(dataset.table), trimap=trimap)
     # Predictions are labels 0 to C - 1, regardless of how the true labels are stored.
     plain = replace(dataset.table, void_values=(IGNORE_INDEX,), label_map=())
-    for index, path in enumerate(tqdm(paths, unit="image", disable=not progress)):
-        truth = main_labels(dataset.labels(index))
-        guess = read_labels(path, plain, size=(truth.shape[0], truth.shape[1]))
+    for index, name in enumerate(tqdm(names, unit="image", disable=not progress)):
+        truth, path = main_labels(dataset.labels(index)), found[name]
+        guess = read_labels(path, plain, truth.shape)
         nothing = int(((guess == IGNORE_INDEX) & (truth != IGNORE_INDEX)).sum())
         if nothing:
             raise LabelError(f"{path}: no class in {nothing} pixels where the truth has one")
@@ -193,18 +180,10 @@ def evaluate_oracle(
 
     All pixels of a cell of factor×factor pixels get its most frequent class (the first on a tie;
     void does not count). The paper gives such bounds for PASCAL VOC (arXiv v2, appendix A), but
-    does not say how they were sampled.
+    does not say how they were sampled. No picture is read.
 
-    Args:
-        dataset: the true labels; no picture is read.
-        factors: at least 1 each; by default the paper's.
-        trimap, progress: as in `evaluate_model`.
-
-    Returns a matrix for each factor.
-
-    Raises:
-        TypeError, ValueError: a factor or a width that is not a positive integer.
-        LabelError: labels that cannot be used.
+    Returns a matrix for each factor. TypeError or ValueError for a factor or a width that is not a
+    positive integer; LabelError for labels that cannot be used.
     """
     for factor in factors:
         check_positive("factors", factor)
@@ -212,19 +191,14 @@ def evaluate_oracle(
     matrices = {factor: ConfusionMatrix(classes, trimap=trimap) for factor in factors}
     for index in tqdm(range(len(dataset)), unit="image", disable=not progress):
         truth = main_labels(dataset.labels(index))
+        valid = truth != IGNORE_INDEX
         for factor, matrix in matrices.items():
-            matrix.update(truth, _in_cells(truth, factor, classes))
+            rows, columns = (np.arange(n) // factor for n in truth.shape)
+            cells = rows[:, None] * (columns[-1] + 1) + columns
+            pairs, count = cells[valid] * classes + truth[valid], cells[-1, -1] + 1
+            counts = np.bincount(pairs, minlength=count * classes).reshape(-1, classes)
+            matrix.update(truth, counts.argmax(1).astype(np.uint8)[cells])
     return matrices
-
-
-def _in_cells(truth: np.ndarray, factor: int, classes: int) -> np.ndarray:
-    """Return labels H×W with the most frequent class of each cell in all of its pixels."""
-    rows, columns = (np.arange(n) // factor for n in truth.shape)
-    cells = rows[:, None] * (columns[-1] + 1) + columns
-    valid = truth != IGNORE_INDEX
-    pairs, count = cells[valid] * classes + truth[valid], cells[-1, -1] + 1
-    counts = np.bincount(pairs, minlength=count * classes)
-    return counts.reshape(-1, classes).argmax(1).astype(np.uint8)[cells]
 
 
 def scores_as_json(matrix: ConfusionMatrix, names: Sequence[str]) -> dict[str, Any]:
@@ -252,33 +226,16 @@ def scores_as_json(matrix: ConfusionMatrix, names: Sequence[str]) -> dict[str, A
 
 
 def _check_classes(model: FCN, dataset: Dataset) -> None:
-    """Reject a data set that is empty or whose classes are not the network's."""
     if len(dataset) == 0:
         raise DatasetError("the data set has no pictures")
     table = getattr(dataset, "table", None)
-    if table is not None and len(table) != model.num_classes:
+    if table is None:
+        return
+    if len(table) != model.num_classes:
         told = f"the data set's table {table.name!r} has {len(table)}"
         raise DatasetError(f"the network has {model.num_classes} classes, {told}")
     own = getattr(model, "table", None)
-    if table is None or own is None or set(table.names) != set(own.names):
-        return
-    for name, other in zip(table.names, own.names, strict=True):
-        if name != other:
-            order = f"the same classes in a different order, beginning with {name!r}"
-            raise DatasetError(f"the network and the data set's table {table.name!r} have {order}")
-
-
-def _size(sample: Sample) -> tuple[int, int]:
-    return sample.image.height, sample.image.width
-
-
-def _prediction_paths(folder: Path, samples: Sequence[str]) -> list[Path]:
-    """Return the label picture for every sample, or name what is missing."""
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder with predictions")
-    found = {unicodedata.normalize("NFC", name): name for name in os.listdir(folder)}
-    names = [unicodedata.normalize("NFC", f"{name}.png") for name in samples]
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise DatasetError(f"{folder}: no prediction {shortened(missing, 3)}")
-    return [folder / found[name] for name in names]
+    if own and table.names != own.names and {*table.names} == {*own.names}:
+        moved = next(n for n, k in zip(table.names, own.names, strict=True) if n != k)
+        order = f"the same classes in a different order, beginning with {moved!r}"
+        raise DatasetError(f"the network and the data set's table {table.name!r} have {order}")

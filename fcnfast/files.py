@@ -23,11 +23,8 @@ def replacing(path: PathLike) -> Iterator[Path]:
     """Write a file atomically: yield a temporary path beside it, then rename that to `path`.
 
     If the process is killed, `path` is either the old file or the new one. Links are followed, and
-    an old file's permissions stay. To survive a power failure, the body must flush (os.fsync).
-
-    Raises:
-        OSError: the body or the final rename failed, or `path` is a folder, a device or a pipe.
-            The temporary file is removed, and the error names `path`.
+    an old file's permissions stay. To survive a power failure, the body must flush (os.fsync). The
+    OSError of the body or the rename, or of a folder, a device or a pipe, names `path`.
     """
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".fcnfast-{os.getpid()}-{next(_temporary_number)}.tmp"
@@ -78,16 +75,14 @@ def output_names(paths: Sequence[PathLike]) -> list[str]:
     """
     stems = [Path(path).stem for path in paths]
     reserved = {stem.casefold() for stem in stems}
-    taken: set[str] = set()
-    names = []
+    taken: dict[str, str] = {}
     for stem in stems:
         name, number = stem, 1
         while name.casefold() in taken or (number > 1 and name.casefold() in reserved):
             number += 1
             name = f"{stem}-{number}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
+        taken[name.casefold()] = name
+    return list(taken.values())
 
 
 def refuse_replacing(inputs: Sequence[PathLike], outputs: Sequence[PathLike]) -> None:
@@ -104,12 +99,12 @@ def output_folders(*folders: Path) -> Iterator[None]:
     made = []
     try:
         for folder in folders:
-            for path in reversed([folder, *folder.parents]):
-                if not path.is_dir():
-                    if path.exists():
-                        raise InputError(f"{path}: is not a folder; no output can be written there")
-                    path.mkdir()
-                    made.append(path)
+            missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
+            for path in reversed(missing):
+                if path.exists():
+                    raise InputError(f"{path}: is not a folder; no output can be written there")
+                path.mkdir()
+                made.append(path)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         yield

@@ -22,30 +22,22 @@ from .files import PathLike, replacing
 from .geometry import Pair, SamplingGrid
 from .models import FCN
 from .models.base import ScoreMap
-from .ops import upsample
+from .ops import upsample, upsample_argmax
 
 # Rows of a band: a multiple of the strides, so that most bands sample alike.
 BAND = 64
 _LARGEST_SCALE = 16
 
 T = TypeVar("T")
+Write = Callable[[int, Tensor], None]  # of a band's first row, and the band C×rows×W
 
 
 @dataclass(frozen=True)
 class Views:
-    """How a network sees a picture.
+    """How a network sees a picture: the arguments of `fcnfast.Segmenter` of these names.
 
-    Attributes:
-        max_size: longest side; a larger picture is shrunk to it. Not together with `tile`.
-        tile: side, in pixels of the picture, of the squares that it is cut into; clipped to the
-            picture's height and width.
-        overlap: the least number of pixels that neighboring tiles share; by default a quarter of a
-            tile.
-        scales: factors by which the picture, or each tile, is resized.
-        flip: also see every view mirrored left to right.
-
-    Raises:
-        TypeError, ValueError: a value out of its range; the message begins with its name.
+    A tile is clipped to the picture's height and width. TypeError or ValueError for a value out of
+    its range; the message begins with its name.
     """
 
     max_size: int | None = None
@@ -123,24 +115,14 @@ class ScoredView(NamedTuple):
 def blended_softmax(
     model: FCN, photo: Image.Image, views: Views, source: str
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield the mean softmax of all views in bands of rows.
+    """Yield the mean softmax of all views of a picture in bands of rows.
 
     Tiles are weighted along each axis by a trapezoid that ramps up over the overlap; at every pixel
     the weights add up to 1.
 
-    Args:
-        model: a network in evaluation mode.
-        photo: a picture with as many channels as the network takes.
-        views: how the network sees it.
-        source: the name of the picture in errors.
-
-    Yields:
-        The first row of a band, and its probabilities: C×rows×W, float32 (float64 for a float64
-        network), on the network's device.
-
-    Raises:
-        ImageError: the picture, or a tile of it, is too large for the memory or too small for the
-            network.
+    Yields the first row of a band, and its probabilities: C×rows×W, float32 (float64 for a float64
+    network), on the network's device. ImageError, beginning with `source`, if the picture, or a
+    tile of it, is too large for the memory or too small for the network.
     """
     device, size = next(model.parameters()).device, (photo.height, photo.width)
     height, width = (min(n, views.tile or n) for n in size)
@@ -168,6 +150,24 @@ def blended_softmax(
             yield first, band
 
 
+def blended_labels(
+    model: FCN, photo: Image.Image, views: Views, source: str, write: Write | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels uint8 H×W by the mean softmax of all views, and its value there, float32 H×W.
+
+    `write` gets every band, as from `blended_softmax`, whose errors it raises.
+    """
+    size = photo.height, photo.width
+    labels, confidence = np.empty(size, np.uint8), np.empty(size, np.float32)
+    for first, band in blended_softmax(model, photo, views, source):
+        rows = slice(first, first + band.shape[1])
+        labels[rows] = upsample_argmax(band[None], size=band.shape[1:])[0].cpu().numpy()
+        confidence[rows] = band.amax(0).cpu().numpy()
+        if write is not None:
+            write(first, band)
+    return labels, confidence
+
+
 def _starts(length: int, tile: int, overlap: int) -> list[int]:
     """Return where the tiles of an axis begin; the last one ends where the axis does."""
     return [*range(0, length - tile, tile - overlap), max(0, length - tile)]
@@ -184,7 +184,6 @@ def _weights(starts: list[int], tile: int, overlap: int) -> list[Tensor]:
 
 
 def _score_views(model: FCN, image: Image.Image, views: Views, source: str) -> list[ScoredView]:
-    """Run the network on every view of a picture or a tile."""
     device, size = next(model.parameters()).device, (image.height, image.width)
     tile = "" if views.tile is None else f"tile {views.tile}, "
     image = shrink(image, views.max_size)
@@ -206,36 +205,22 @@ def mean_softmax(views: Sequence[ScoredView], first: int, last: int) -> Tensor:
     """Return the mean softmax of all views in the rows [first, last) of their tile: C×rows×W."""
     total = torch.zeros(())
     for k, (scores, grid, mirrored) in enumerate(views):
-        part = upsample(*_rows(scores, grid, first, last))[0].softmax(0)
+        # Only the coarse rows that these rows sample.
+        (num, den), rows = (grid.num[0], grid.den[0]), grid.in_size[0]
+        start, end = num * first + grid.off[0], num * (last - 1) + grid.off[0]
+        low = min(max(start // den, 0), rows - 1)
+        high = min(max(end // den + 2, low + 1), rows)
+        in_size, size = (high - low, grid.in_size[1]), (last - first, grid.size[1])
+        cut = replace(grid, in_size=in_size, size=size, off=(start - low * den, grid.off[1]))
+        part = upsample(scores[:, :, low:high], cut)[0].softmax(0)
         part = part.flip(-1) if mirrored else part
         total = total.add_(part) if k else part
     return total.div_(len(views))
 
 
-def _rows(scores: Tensor, grid: SamplingGrid, first: int, last: int) -> ScoreMap:
-    """Cut out the coarse rows that the rows [first, last) of a tile sample, and their grid."""
-    (num, den), rows = (grid.num[0], grid.den[0]), grid.in_size[0]
-    start, end = num * first + grid.off[0], num * (last - 1) + grid.off[0]
-    low = min(max(start // den, 0), rows - 1)
-    high = min(max(end // den + 2, low + 1), rows)
-    cut = replace(
-        grid,
-        in_size=(high - low, grid.in_size[1]),
-        size=(last - first, grid.size[1]),
-        off=(start - low * den, grid.off[1]),
-    )
-    return ScoreMap(scores[:, :, low:high], cut)
-
-
 @contextlib.contextmanager
-def probability_file(
-    path: PathLike, shape: tuple[int, int, int]
-) -> Iterator[Callable[[int, Tensor], None]]:
-    """Write a float16 ``.npy`` file C×H×W band by band, atomically.
-
-    Yields a function that takes the first row of a band and the band, C×rows×W. Raises OSError if
-    the file cannot be written.
-    """
+def probability_file(path: PathLike, shape: tuple[int, int, int]) -> Iterator[Write]:
+    """Write a float16 ``.npy`` file C×H×W atomically, by bands."""
     header = {"descr": "<f2", "fortran_order": False, "shape": shape}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)

@@ -31,8 +31,8 @@ Absent = Literal["union", "truth", "zero"]
 class Scores:
     """Scores as fractions of 1; NaN where there is nothing to score.
 
-    `iu`, `accuracy` and `dice` (F1) are float64 arrays of length C, NaN for a class that does not
-    count; the means skip such classes.
+    `iu`, `accuracy` and `dice` (F1) are float64 of length C, NaN for a class that does not count;
+    the means skip such classes.
     """
 
     pixel_accuracy: float
@@ -49,19 +49,15 @@ class ConfusionMatrix:
     """Counts of (true class, predicted class) over any number of label maps.
 
     Args:
-        num_classes: C, 1 to 255.
-        ignore_index: the true label of pixels that are not counted; not a class.
-        trimap: also keep a matrix of the pixels within this distance of a different true label
-            (see `keep_trimap`).
+        num_classes: C, 1 to 255; ValueError for others.
+        ignore_index: the true label of pixels that are not counted; TypeError if not an integer.
+        trimap: also keep a matrix of the pixels within this distance, at least 1, of a different
+            true label (see `keep_trimap`).
 
     Attributes:
         matrix: int64 C×C, rows truth, columns prediction.
         trimap: the matrix of the pixels near a border; None if not requested.
         trimap_width: the argument `trimap`; 0 if not given.
-
-    Raises:
-        TypeError: `ignore_index` is not an integer.
-        ValueError: `num_classes` is not from 1 to 255, or `trimap` is not a positive integer.
     """
 
     def __init__(
@@ -82,11 +78,7 @@ class ConfusionMatrix:
     def update(
         self, target: np.ndarray | torch.Tensor, prediction: np.ndarray | torch.Tensor
     ) -> None:
-        """Add the pixels of one or more label maps.
-
-        Args:
-            target: true labels of any integer dtype and shape, [N×]H×W for a trimap.
-            prediction: predicted labels of the same shape.
+        """Add the pixels of label maps: integers of one shape, [N×]H×W for a trimap.
 
         Raises:
             TypeError: labels that are not integers.
@@ -110,27 +102,20 @@ class ConfusionMatrix:
             self.trimap.update(near, guess)
 
     def _refuse(self, counts: np.ndarray, what: str) -> None:
-        """Raise for the first value at or above C that has a count."""
         bad = np.flatnonzero(counts[self.num_classes :])
         if bad.size:
             value = self.num_classes + int(bad[0])
             extra = f", or {self.ignore_index} to ignore" if what == "target" else ""
-            known = f"(0 to {self.num_classes - 1}{extra})"
-            raise ValueError(
-                f"{what}: value {value} (pixels: {counts[value]}) is not a class {known}"
-            )
+            told = f"is not a class (0 to {self.num_classes - 1}{extra})"
+            raise ValueError(f"{what}: value {value} (pixels: {counts[value]}) {told}")
 
     def scores(self, absent: Absent = "union") -> Scores:
-        """Return the metrics of the pixels seen so far.
+        """Return the metrics of the pixels seen so far; `absent` says what the means are over.
 
-        Args:
-            absent: the classes that the means are over. "union": mean IU and Dice over the classes
-                in the truth or in the prediction, mean accuracy over those in the truth (the
-                paper's own code); "truth": all means over the classes in the truth (the paper, for
-                SIFT Flow); "zero": all means over all classes, absent ones counting as 0.
-
-        Raises:
-            ValueError: `absent` is none of these.
+        "union": mean IU and Dice over the classes in the truth or in the prediction, mean accuracy
+        over those in the truth (the paper's own code); "truth": all means over the classes in the
+        truth (the paper, for SIFT Flow); "zero": all means over all classes, absent ones counting
+        as 0. ValueError for any other.
         """
         if absent not in ("union", "truth", "zero"):
             raise ValueError(f'absent must be "union", "truth" or "zero", not {absent!r}')
@@ -148,27 +133,16 @@ class ConfusionMatrix:
         dice = 2 * iu / (1 + iu)
         total = truth.sum()
         weighted = truth * ratio(union, union > 0, 0.0)
-        return Scores(
-            pixel_accuracy=float(correct.sum() / total) if total else np.nan,
-            mean_accuracy=_mean(accuracy),
-            mean_iu=_mean(iu),
-            fw_iu=float(weighted.sum() / total) if total else np.nan,
-            iu=iu,
-            accuracy=accuracy,
-            mean_dice=_mean(dice),
-            dice=dice,
-        )
+        right, fw_iu = (float(x.sum() / total) if total else np.nan for x in (correct, weighted))
+        means = _mean(accuracy), _mean(iu)
+        return Scores(right, *means, fw_iu, iu, accuracy, _mean(dice), dice)
 
 
 def keep_trimap(target: torch.Tensor, width: int) -> torch.Tensor:
-    """Return the labels, with 255 in all pixels farther than `width` from a different label.
+    """Return labels [N×]H×W with 255 in all pixels farther than `width` from a different label.
 
     The distance is the larger of rows and columns. Void (255) is a label here: the rim of void
     around the objects of PASCAL VOC is a border, though its own pixels do not count.
-
-    Args:
-        target: labels [N×]H×W of any integer dtype, 255 for void.
-        width: in pixels, at least 1: 1 keeps the pixels that touch a different label.
     """
     planes = target.float().reshape(-1, *target.shape[-2:])
     width = min(width, max(target.shape[-2:]))
@@ -196,13 +170,12 @@ def _labels(
     outside = ~ignored & ((values < 0) | (values > 255 - (ignore_index != _IGNORE_INDEX)))
     if outside.any():
         value = int(values[outside].flat[0])
-        count = int((values == value).sum())
+        count = (values == value).sum()
         raise ValueError(f"{what}: value {value} (pixels: {count}) is not a label")
     return np.where(ignored, _IGNORE_INDEX, values).astype(np.uint8)
 
 
 def _mean(values: np.ndarray) -> float:
-    """Return the mean of the values that are not NaN; NaN if there are none."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
 
 
@@ -210,9 +183,7 @@ def format_scores(matrix: ConfusionMatrix, names: Sequence[str]) -> str:
     """Format all scores in percent: a line for each class, then the metrics over all classes.
 
     A class that does not count shows "-", and each mean says how many classes it is over.
-
-    Raises:
-        ValueError: there is not one name for each class.
+    ValueError unless there is one name for each class.
     """
     if len(names) != matrix.num_classes:
         raise ValueError(f"{len(names)} names for {matrix.num_classes} classes")
@@ -220,14 +191,13 @@ def format_scores(matrix: ConfusionMatrix, names: Sequence[str]) -> str:
     columns = {"IU": scores.iu, "accuracy": scores.accuracy, "Dice": scores.dice}
     if matrix.trimap is not None:
         columns["trimap IU"] = matrix.trimap.scores().iu
-    shown = [map(_percent, values) for values in columns.values()]
+    shown = [map(percent, values) for values in columns.values()]
     totals = _totals(matrix)
     width = max(len(text) for text in (*names, *(total[0] for total in totals)))
-    rows = [("class", *columns), *zip(names, *shown, strict=True)]
-    lines = [*_table([(row[0].ljust(width), *row[1:]) for row in rows]), ""]
+    lines = [*_table([("class".ljust(width), *columns), *zip(names, *shown, strict=True)]), ""]
     for label, value, counted in totals:
         over = "" if counted is None else f"  over {_of(counted)} classes"
-        lines.append(f"{label:<{width}}  {_percent(value):>6}{over}")
+        lines.append(f"{label:<{width}}  {percent(value):>6}{over}")
     return "\n".join(lines)
 
 
@@ -235,7 +205,7 @@ def format_oracle(matrices: Mapping[int, ConfusionMatrix]) -> str:
     """Format upper bounds by factor as a table in percent; "classes" are those of the mean IU."""
     rows, totals = [], _totals(next(iter(matrices.values())))
     for factor, matrix in matrices.items():
-        values = [_percent(total[1]) for total in _totals(matrix)]
+        values = [percent(total[1]) for total in _totals(matrix)]
         rows.append([str(factor), *values, _of(matrix.scores().iu)])
     return "\n".join(_table([["factor", *(total[0] for total in totals), "classes"], *rows]))
 
@@ -270,6 +240,6 @@ def _of(values: np.ndarray) -> str:
     return str(counted) if counted == len(values) else f"{counted} of {len(values)}"
 
 
-def _percent(value: float) -> str:
-    """Write a fraction as percent with one decimal, NaN as a dash."""
-    return "-" if np.isnan(value) else f"{100.0 * value:.1f}"
+def percent(value: float | None) -> str:
+    """Write a fraction as percent with one decimal, NaN and None as a dash."""
+    return "-" if value is None or np.isnan(value) else f"{100 * value:.1f}"

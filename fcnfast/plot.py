@@ -64,9 +64,7 @@ def clean(text: str) -> str:
 def read_curves(run: PathLike) -> Curves:
     """Read the log of a run: its folder, or the file itself. A truncated last row is skipped.
 
-    Raises:
-        InputError: there is no log, it has no rows, is not a log, or holds a value that is not a
-            finite number.
+    InputError if there is no log, or it has no rows, or holds what is not a finite number.
     """
     path = Path(run)
     if path.is_dir():
@@ -89,16 +87,14 @@ def read_curves(run: PathLike) -> Curves:
             for column in known:
                 if row[column]:
                     where = f"{path}: line {rows.line_num}"
-                    point = (_number(row, "iteration", where), _number(row, column, where))
-                    found[column].append(point)
+                    value = _number(row, column, where) * (100 if column == "val_mean_iu" else 1)
+                    found[column].append((_number(row, "iteration", where), value))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error):
         raise InputError(f"{path}: not a CSV file") from None
     if not any(found.values()):
         raise InputError(f"{path}: no row of the log has a {' or '.join(known)} yet")
-    if "val_mean_iu" in found:
-        found["val_mean_iu"] = [(x, 100 * y) for x, y in found["val_mean_iu"]]
     return Curves(str(run), found)
 
 
@@ -132,7 +128,6 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _short(value: float) -> str:
-    """Format the number of a tick in a few characters."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if size * 10 <= abs(value) < 1e9:
             return f"{value / size:g}{letter}"
@@ -142,37 +137,30 @@ def _short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def panel(column: str, runs: Sequence[Curves]) -> list[Line | Text]:
-    """Draw one column of the logs of all runs, WIDTH by HEIGHT pixels.
-
-    Values that span two powers of ten or more have a logarithmic axis; the title says so.
-    """
+def panel(column: str, runs: Sequence[Curves], start: float = 0) -> list[Line | Text]:
+    """Draw one column of the logs of all runs from x = `start`; logarithmic from 1:100 on."""
+    begin, end = start + _LEFT, start + WIDTH - _RIGHT
     curves = {k: run.points[column] for k, run in enumerate(runs) if run.points.get(column)}
     xs, ys = zip(*(point for points in curves.values() for point in points), strict=True)
     log = min(ys) > 0 and max(ys) >= 100 * min(ys)
-    across = _ticks(min(0.0, min(xs)), max(xs))
+    across, up = _ticks(min(0.0, min(xs)), max(xs)), _ticks(min(ys), max(ys))
+    top = up[-1]
     if log:
-        first, last = math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys)))
-        up = [float(k) for k in range(first, last + 1, math.ceil((last - first) / 6))]
-    else:
-        up = _ticks(min(ys), max(ys))
+        first, top = math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys)))
+        up = [float(k) for k in range(first, top + 1, math.ceil((top - first) / 6))]
 
     def place(x: float, y: float) -> Point:
-        y = math.log10(y) if log else y
-        top = max(up[-1], last) if log else up[-1]
-        right = (x - across[0]) / (across[-1] - across[0])
-        return (
-            _LEFT + right * (WIDTH - _LEFT - _RIGHT),
-            HEIGHT - _BOTTOM - (y - up[0]) / (top - up[0]) * (HEIGHT - _TOP - _BOTTOM),
-        )
+        right = (x - across[0]) / (across[-1] - across[0]) * (end - begin)
+        above = ((math.log10(y) if log else y) - up[0]) / (top - up[0])
+        return begin + right, HEIGHT - _BOTTOM - above * (HEIGHT - _TOP - _BOTTOM)
 
     title = f"{PANELS[column]} by iteration{', logarithmic' if log else ''}"
-    shapes: list[Line | Text] = [Text(_LEFT, _TOP - 14, title, "ink")]
+    shapes: list[Line | Text] = [Text(begin, _TOP - 14, title, "ink")]
     for tick in up:
         value = 10**tick if log else tick
         _, y = place(0, value)
-        shapes.append(Line([(_LEFT, y), (WIDTH - _RIGHT, y)], "grid"))
-        shapes.append(Text(_LEFT - 6, y + 4, _short(value), anchor="end"))
+        shapes.append(Line([(begin, y), (end, y)], "grid"))
+        shapes.append(Text(begin - 6, y + 4, _short(value), anchor="end"))
     for tick in across:
         x, _ = place(tick, max(ys))
         shapes.append(Text(x, HEIGHT - _BOTTOM + 16, _short(tick), anchor="middle"))
@@ -193,19 +181,12 @@ def panels(runs: Sequence[Curves]) -> list[str]:
 def _sheet(runs: Sequence[Curves]) -> tuple[list[Line | Text], tuple[int, int]]:
     """Lay out all panels in a row, with the runs' names and best scores below; shapes and size."""
     columns = panels(runs)
-    shapes: list[Line | Text] = []
-    for index, column in enumerate(columns):
-        right = index * WIDTH
-        for shape in panel(column, runs):
-            if isinstance(shape, Text):
-                shapes.append(shape._replace(x=shape.x + right))
-            else:
-                shapes.append(shape._replace(points=[(x + right, y) for x, y in shape.points]))
+    shapes = [s for k, column in enumerate(columns) for s in panel(column, runs, k * WIDTH)]
     for k, run in enumerate(runs):
         y = HEIGHT + 20 * k + 10
         name = run.name if len(run.name) <= 60 else f"{run.name[:28]}...{run.name[-28:]}"
         shapes.append(Line([(_LEFT, y - 4), (_LEFT + 24, y - 4)], k, 2.0))
-        shapes.append(Text(_LEFT + 32, y, name + best(run), "ink"))
+        shapes.append(Text(_LEFT + 32, y, ": ".join(filter(None, (name, best(run)))), "ink"))
     return shapes, (WIDTH * max(2, len(columns)), HEIGHT + 20 * len(runs) + 8)
 
 
@@ -215,22 +196,19 @@ def best(run: Curves) -> str:
     if not points:
         return ""
     iteration, value = max(points, key=lambda point: point[1])
-    return f": best mean IU {value:.1f} at iteration {iteration:g}"
+    return f"best mean IU {value:.1f} at iteration {iteration:g}"
 
 
 def as_svg(shapes: Sequence[Line | Text], size: tuple[int, int], label: str) -> str:
     """Write a drawing as an SVG element that follows the reader's light or dark setting."""
-
-    def css(colors: dict[str, str]) -> str:
-        rules = [f".c-{k}{{stroke:{color}}}.t-{k}{{fill:{color}}}" for k, color in colors.items()]
-        return "".join(rules)
-
-    series = {str(k): color for k, color in enumerate(_SERIES)}
+    light, dark = (
+        "".join(f".c-{k}{{stroke:{color}}}.t-{k}{{fill:{color}}}" for k, color in colors.items())
+        for colors in (dict(zip("01234567", _SERIES, strict=True)) | _LIGHT, _DARK)
+    )
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" role="img" '
         f'aria-label="{clean(label)}" font-family="system-ui,sans-serif" font-size="12">',
-        f"<style>{css(series | _LIGHT)}"
-        f"@media screen and (prefers-color-scheme:dark){{{css(_DARK)}}}</style>",
+        f"<style>{light}@media screen and (prefers-color-scheme:dark){{{dark}}}</style>",
         '<rect class="t-paper" width="100%" height="100%"/>',
     ]
     for shape in shapes:
@@ -272,11 +250,8 @@ def _as_picture(shapes: Sequence[Line | Text], size: tuple[int, int]) -> Image.I
 def plot_runs(runs: Sequence[PathLike], path: PathLike) -> None:
     """Draw the loss, the rate and the mean IU of runs (folders, or log.csv files) together.
 
-    The SVG or PNG file is written atomically.
-
-    Raises:
-        InputError: `path` is neither .svg nor .png, or as in `read_curves`.
-        OSError: the file cannot be written.
+    The file is written atomically. InputError if `path` is neither .svg nor .png, or as in
+    `read_curves`.
     """
     kind = Path(path).suffix.lower()
     if kind not in (".svg", ".png"):

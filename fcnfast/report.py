@@ -18,7 +18,7 @@ from .data.folder import Sample, main_labels
 from .data.images import shrink
 from .data.labels import colored
 from .files import PathLike, write_bytes
-from .metrics import ConfusionMatrix
+from .metrics import ConfusionMatrix, percent
 from .plot import Curves, clean
 
 KEPT = 6
@@ -36,18 +36,15 @@ class Shown(NamedTuple):
     name: str
     mean_iu: float
     accuracy: float
-    pictures: tuple[str, ...]
+    pictures: dict[str, str]
 
 
 class Gallery:
-    """The best and the worst pictures by mean IU over the classes of their true labels.
-
-    Only the `kept` best and worst stay in memory, small and encoded.
-    """
+    """The `kept` best and worst pictures by mean IU over the classes of their true labels."""
 
     def __init__(self, table: ClassTable, kept: int = KEPT) -> None:
         self.table, self.kept, self.count = table, kept, 0
-        self._kept: dict[int, list[tuple[tuple[float, int], Shown]]] = {1: [], -1: []}
+        self._shown: list[tuple[tuple[float, int], Shown]] = []  # from the best to the worst
 
     def add(self, sample: Sample, labels: np.ndarray) -> None:
         """Add a picture and its predicted labels, uint8 H×W; one with no true label is ignored."""
@@ -58,42 +55,37 @@ class Gallery:
         if np.isnan(scores.mean_iu):
             return
         self.count += 1
-        shown = None
-        for sign, kept in self._kept.items():  # the best, and the worst, in order
-            rank = (sign * scores.mean_iu, -sign * self.count)  # on a tie the later one is worse
-            if len(kept) == self.kept and rank < kept[-1][0]:
-                continue
-            if shown is None:
-                pictures = self._pictures(sample.image, truth, labels)
-                shown = Shown(sample.name, scores.mean_iu, scores.pixel_accuracy, pictures)
-            kept.append((rank, shown))
-            kept.sort(reverse=True)
-            del kept[self.kept :]
+        rank = (scores.mean_iu, -self.count)  # on a tie the later one is worse
+        full, middle = len(self._shown) == 2 * self.kept, self._shown[self.kept - 1 : self.kept + 1]
+        if full and middle[0][0] > rank > middle[1][0]:
+            return
+        pictures = self._pictures(sample.image, truth, labels)
+        shown = Shown(sample.name, scores.mean_iu, scores.pixel_accuracy, pictures)
+        self._shown = sorted([*self._shown, (rank, shown)], reverse=True)
+        del self._shown[self.kept : -self.kept]
 
     def best_and_worst(self) -> tuple[list[Shown], list[Shown]]:
         """Return the best, best first, and the worst, worst first; no picture is in both."""
-        best, worst = ([shown for _, shown in kept] for kept in self._kept.values())
-        share = min(self.kept, (self.count + 1) // 2)
-        return best[:share], worst[: min(self.kept, self.count - share)]
+        shown, half = [shown for _, shown in self._shown], (len(self._shown) + 1) // 2
+        return shown[:half], shown[half:][::-1]
 
     def _pictures(
         self, image: Image.Image, truth: np.ndarray, labels: np.ndarray
-    ) -> tuple[str, ...]:
+    ) -> dict[str, str]:
         """Draw a picture at small size: photo, truth, prediction, and the wrong pixels in red."""
         photo = shrink(image, SIDE).convert("RGB")
-
-        def small(values: np.ndarray) -> np.ndarray:
-            nearest = Image.Resampling.NEAREST
-            return np.asarray(Image.fromarray(values).resize(photo.size, nearest))
-
-        seen, guess = small(truth), small(labels)
-        error = np.asarray(Image.blend(photo.convert("L"), Image.new("L", photo.size, 255), 0.5))
-        error = np.repeat(error[..., None], 3, axis=2)
-        error[small((truth != labels).astype(np.uint8)) > 0] = _WRONG
+        seen, guess, wrong = (
+            np.asarray(Image.fromarray(values).resize(photo.size, Image.Resampling.NEAREST))
+            for values in (truth, labels, (truth != labels).astype(np.uint8))
+        )
+        faded = Image.blend(photo.convert("L"), Image.new("L", photo.size, 255), 0.5)
+        error = np.array(faded.convert("RGB"))
+        error[wrong > 0] = _WRONG
         error[seen == IGNORE_INDEX] = _FADED
         palette = [*self.table.palette, *[_FADED] * (256 - len(self.table))]
-        maps = (_uri(colored(values, palette), "PNG") for values in (seen, guess))
-        return (_uri(photo), *maps, _uri(Image.fromarray(error)))
+        truth_map, guess_map = (_uri(colored(values, palette), "PNG") for values in (seen, guess))
+        pictures = {"photo": _uri(photo), "truth": truth_map, "prediction": guess_map}
+        return pictures | {"error": _uri(Image.fromarray(error))}
 
 
 def _uri(image: Image.Image, kind: str = "JPEG") -> str:
@@ -104,18 +96,12 @@ def _uri(image: Image.Image, kind: str = "JPEG") -> str:
     return f"data:image/{kind.lower()};base64,{text}"
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None or np.isnan(value) else f"{100 * value:.1f}"
-
-
 def _title(key: str) -> str:
-    """Return the display name of a score's key."""
-    words = {"iu": "IU", "fw": "frequency-weighted", "f1": "F1"}
+    words = {"iu": "IU", "fw": "frequency-weighted"}
     return " ".join(words.get(word, word) for word in key.split("_"))
 
 
 def _tiles(scores: Mapping[str, Any]) -> str:
-    """The overall scores, in percent."""
     classes = scores["classes"].values()
     parts = []
     for key, value in scores.items():
@@ -123,7 +109,7 @@ def _tiles(scores: Mapping[str, Any]) -> str:
             counted = [c for c in classes if c.get(key.removeprefix("mean_"), 0) is not None]
             note = f"<small>over {len(counted)} of {len(classes)} classes</small>"
             note = note if len(counted) < len(classes) else ""
-            parts.append(f"<div><b>{_percent(value)}</b><span>{_title(key)}</span>{note}</div>")
+            parts.append(f"<div><b>{percent(value)}</b><span>{_title(key)}</span>{note}</div>")
     return f'<div class="tiles">{"".join(parts)}</div>'
 
 
@@ -135,23 +121,20 @@ def _classes(scores: Mapping[str, Any], table: ClassTable) -> str:
     heads = ["class", *(f"{_title(column)}, %" for column in columns), "share, %"]
     rows = []
     for index, (name, values) in enumerate(classes.items()):
-        color = "#" + bytes(table.palette[index]).hex()
-        dot = f'<i class="dot" style="background:{color}"></i>'
+        dot = f'<i class="dot" style="background:#{bytes(table.palette[index]).hex()}"></i>'
         cells = [f'<td data-v="{index}">{dot}{clean(name)}</td>']
-        for column in columns:
-            value = values[column]
+        for column, value in values.items():
             bar = ""
             if column == "iu" and value is not None:
                 bar = f'<i class="bar"><i style="width:{100 * value:.1f}%"></i></i>'
             sort = -1 if value is None else value
-            cells.append(f'<td class="n" data-v="{sort}">{bar}<span>{_percent(value)}</span></td>')
+            cells.append(f'<td class="n" data-v="{sort}">{bar}<span>{percent(value)}</span></td>')
         share = pixels[index] / max(1, pixels.sum())
         cells.append(f'<td class="n" data-v="{pixels[index]}">{100 * share:.2f}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f'<th scope="col"><button>{text}</button></th>' for text in heads)
-    body = "\n".join(["<tbody>", *rows, "</tbody>"])
-    shown = f'<table id="classes"><thead><tr>{head}</tr></thead>{body}</table>'
-    return f'<div class="wide">{shown}</div>'
+    body = "\n".join(["<tbody>", *rows, "</tbody></table></div>"])
+    return f'<div class="wide"><table id="classes"><thead><tr>{head}</tr></thead>{body}'
 
 
 def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:
@@ -190,7 +173,6 @@ def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:
 
 
 def _confusions(counts: np.ndarray, names: Sequence[str]) -> str:
-    """The pairs of classes with the most confused pixels."""
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     items = []
@@ -198,35 +180,28 @@ def _confusions(counts: np.ndarray, names: Sequence[str]) -> str:
         row, column = np.unravel_index(place, wrong.shape)
         if wrong[row, column]:
             share = 100 * wrong[row, column] / counts[row].sum()
-            items.append(
-                f"<li>{clean(names[row])} labeled {clean(names[column])}: "
-                f"{wrong[row, column]:,} pixels, {share:.1f} % of the class</li>"
-            )
+            told = f"{wrong[row, column]:,} pixels, {share:.1f} % of the class"
+            items.append(f"<li>{clean(names[row])} labeled {clean(names[column])}: {told}</li>")
     return f"<div><h3>Most pixels confused</h3><ol>{''.join(items)}</ol></div>" if items else ""
 
 
 def _pictures(title: str, shown: Sequence[Shown]) -> str:
     parts = []
-    kinds = ("photo", "truth", "prediction", "error")
     for one in shown:
         images = "".join(
             f'<figure><img src="{uri}" alt="{kind}"><figcaption>{kind}</figcaption></figure>'
-            for kind, uri in zip(kinds, one.pictures, strict=True)
+            for kind, uri in one.pictures.items()
         )
-        parts.append(
-            f'<div class="picture"><h3>{clean(one.name)}</h3><p>mean IU '
-            f"{_percent(one.mean_iu)}, pixel accuracy {_percent(one.accuracy)}</p>"
-            f'<div class="four">{images}</div></div>'
-        )
+        told = f"mean IU {percent(one.mean_iu)}, pixel accuracy {percent(one.accuracy)}"
+        head = f"<h3>{clean(one.name)}</h3><p>{told}</p>"
+        parts.append(f'<div class="picture">{head}<div class="four">{images}</div></div>')
     return f"<section><h2>{title}</h2>{''.join(parts)}</section>" if parts else ""
 
 
 def _curves(run: Curves) -> str:
-    size = (plot.WIDTH, plot.HEIGHT)
-    columns = plot.panels([run])
+    size, columns = (plot.WIDTH, plot.HEIGHT), plot.panels([run])
     drawn = "".join(plot.as_svg(plot.panel(c, [run]), size, plot.PANELS[c]) for c in columns)
-    best = clean(plot.best(run).removeprefix(": "))
-    body = f'<p>{best}</p><div class="curves">{drawn}</div>'
+    body = f'<p>{clean(plot.best(run))}</p><div class="curves">{drawn}</div>'
     return f"<section><h2>Training</h2>{body}</section>"
 
 
@@ -239,28 +214,17 @@ def write_report(
     facts: Mapping[str, str],
     run: Curves | None = None,
 ) -> Path:
-    """Write ``folder/index.html`` atomically and return its path.
+    """Write ``index.html`` into an existing folder, atomically, and return its path.
 
-    Args:
-        folder: an existing folder.
-        scores: as from `fcnfast.evaluate.scores_as_json`: a float or None for each overall score,
-            "classes" with the same by class name, and "confusion".
-        table: the classes.
-        gallery: the pictures to show.
-        facts: what was evaluated, shown at the top.
-        run: the log of the training, if there is one.
-
-    Raises:
-        OSError: the page cannot be written.
+    `scores` come from `fcnfast.evaluate.scores_as_json`. `facts`, at the top, say what was
+    evaluated; `run` is the log of the training, if there is one.
     """
     names, confusion = list(scores["classes"]), np.array(scores["confusion"], dtype=np.int64)
     about = "".join(f"<dt>{clean(key)}</dt><dd>{clean(text)}</dd>" for key, text in facts.items())
     best, worst = gallery.best_and_worst()
     maps = f'<div class="pair">{_matrix(confusion, names)}{_confusions(confusion, names)}</div>'
-    about_matrix = (
-        "<p>Rows are the truth, columns the prediction, in percent of the row's pixels; values "
-        "below 0.5 are not shown.</p>"
-    )
+    about_matrix = "Rows are the truth, columns the prediction, in percent of the row's pixels; "
+    about_matrix = f"<p>{about_matrix}values below 0.5 are not shown.</p>"
     parts = [
         f"<header><h1>Evaluation</h1><dl>{about}</dl></header>",
         f"<section>{_tiles(scores)}</section>",

@@ -36,7 +36,7 @@ from .inference import (
     BAND,
     ScoredView,
     Views,
-    blended_softmax,
+    blended_labels,
     coarse_scores,
     mean_softmax,
     neighbors,
@@ -57,8 +57,7 @@ class Segmentation:
         image: the picture at its own size: RGB, upright.
         labels: uint8 array H×W; label k is ``table.names[k]``.
         table: the classes' names and colors.
-        name: the stem of the picture's file; without a file "image", or "image-1", ... in an
-            iterable.
+        name: the stem of the picture's file; otherwise "image", or "image-1", ... of many.
         scores, grid: the network's coarse class scores, 1×C×h×w on the CPU, and where each pixel
             samples them. None if several views were blended.
         blended: in that case, the mean softmax of each pixel's label, float32 H×W.
@@ -84,9 +83,8 @@ class Segmentation:
         """The softmax of each pixel's label, float32 H×W; ValueError without scores."""
         if self.blended is not None:
             return self.blended
-        scores, grid = self._sampled()
         with torch.inference_mode():
-            _, confidence = upsample_argmax(scores, grid, confidence=True)
+            _, confidence = upsample_argmax(*self._sampled(), confidence=True)
         return confidence[0].float().numpy()
 
     def probabilities(self) -> np.ndarray:
@@ -106,10 +104,8 @@ class Segmentation:
     def overlay(self, opacity: float = 0.5, *, legend: bool = False) -> Image.Image:
         """Draw the classes' colors over the picture: RGB, of exactly its size without a legend.
 
-        Args:
-            opacity: 0 (the picture alone) to 1 (the colors alone); ValueError outside.
-            legend: add the names and shares of the classes present, below a landscape photo or to
-                the right of a portrait.
+        `opacity` is from 0 (the picture alone) to 1; ValueError outside. The legend has the names
+        and shares of the classes present, below a landscape photo or to the right of a portrait.
         """
         drawn = blend(self.image, self.labels, self.table, opacity)
         return add_legend(drawn, self.table, self.shares) if legend else drawn
@@ -119,12 +115,9 @@ class Segmentation:
     ) -> tuple[Path, Path]:
         """Write ``folder/labels/NAME.png`` (index PNG) and ``folder/overlays/NAME.png``.
 
-        Missing folders are created. NAME defaults to the picture's name. The overlay has the given
-        `opacity` and a legend. Returns the two paths.
-
-        Raises:
-            ValueError: `folder` is the name of a picture, or `opacity` is outside 0..1.
-            OSError: a file cannot be written; neither is left behind.
+        Missing folders are created. NAME defaults to the picture's name. The overlay has a legend.
+        Returns the two paths. ValueError if `folder` is the name of a picture, or `opacity` is
+        outside 0..1; OSError if a file cannot be written: neither is left behind.
         """
         folder, name = Path(folder), name or self.name
         if folder.suffix.lower() in IMAGE_EXTENSIONS and not folder.is_dir():
@@ -138,8 +131,7 @@ class Segmentation:
         try:
             write_image(paths[1], overlay, compress_level=_PNG_LEVEL)
         except BaseException:  # including Ctrl-C: both files or neither
-            with contextlib.suppress(OSError):
-                paths[0].unlink()
+            paths[0].unlink(missing_ok=True)
             raise
         return paths
 
@@ -152,24 +144,14 @@ class _Prepared(NamedTuple):
     name: str
     source: str
 
-    @property
-    def rgb(self) -> Image.Image:
-        """The picture without a fourth channel."""
-        return self.photo if self.photo.mode == "RGB" else self.photo.convert("RGB")
-
 
 class Segmenter:
-    """A network ready to segment pictures.
+    """A network ready to segment pictures: `model`, in evaluation mode, with its class `table`.
 
     Args:
         weights: a weights file; by default the street-scene network that comes with the package.
         device: where it runs, such as "cpu" or "cuda:1"; by default a CUDA GPU if there is one.
         bit_depth: significant bits of the samples of 16-bit picture files, 8 to 16, such as 12.
-
-    Attributes:
-        model: the network, in evaluation mode.
-        table: its classes.
-        device: where it runs.
 
     Raises:
         InputError: this machine does not have the device, or a bit depth is given for a network of
@@ -198,31 +180,10 @@ class Segmenter:
         self.table = self.model.table or ClassTable("numbered", numbered, voc_palette(count))
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # a str is also an iterable
-        self,
-        image: Photo,
-        *,
-        max_size: int | None = ...,
-        tile: int | None = ...,
-        overlap: int | None = ...,
-        scales: Sequence[float] = ...,
-        flip: bool = ...,
-        batch_size: int = ...,
-        probabilities: PathLike | None = ...,
-    ) -> Segmentation: ...
+    def __call__(self, image: Photo, **options: Any) -> Segmentation: ...
     @overload
-    def __call__(
-        self,
-        image: Iterable[Photo],
-        *,
-        max_size: int | None = ...,
-        tile: int | None = ...,
-        overlap: int | None = ...,
-        scales: Sequence[float] = ...,
-        flip: bool = ...,
-        batch_size: int = ...,
-    ) -> Iterator[Segmentation]: ...
-    def __call__(
+    def __call__(self, image: Iterable[Photo], **options: Any) -> Iterator[Segmentation]: ...
+    def __call__(  # type: ignore[misc]  # it names the options
         self,
         image: Photo | Iterable[Photo],
         *,
@@ -242,15 +203,13 @@ class Segmenter:
                 with 1, 3 or 4 channels. For many pictures, any iterable of these (even an endless
                 one) or a uint8 tensor N×C×H×W.
             max_size: longest side, in pixels, that the network sees; larger pictures are shrunk.
-                By default the largest size that the network was trained on, if its weights record
-                it; with `tile` no limit.
+                By default the largest size of its training, if its weights record it; with `tile`
+                no limit.
             tile: side, in pixels of the picture, of the squares that the network sees one by one;
                 for pictures too large for the memory, or for the network to see whole.
-            overlap: pixels that neighboring tiles share, a quarter of a tile by default; their
-                softmax is blended there.
-            scales: factors by which the picture, or each tile, is resized; the label is that of
-                the mean softmax.
-            flip: also average over the mirrored picture.
+            overlap: pixels that neighboring tiles share, by default a quarter of a tile.
+            scales: factors by which the picture, or each tile, is resized.
+            flip: also see the mirrored picture. The label is that of the mean softmax of all views.
             batch_size: of many pictures, the most neighbors of equal size that go through the
                 network together if nothing is blended; no more are held in memory.
             probabilities: for one picture, also write the softmax of all classes to this ``.npy``
@@ -278,21 +237,15 @@ class Segmenter:
             single = (str, bytes, bytearray, memoryview, np.ndarray, Mapping)
             many = isinstance(image, Iterable) and not isinstance(image, single)
             many = many and not hasattr(image, "read")  # an open file iterates over its lines
-        if many and probabilities is not None:
+        if not many:
+            prepared = self._prepare(image, max_size, "image")  # type: ignore[arg-type]
+            return self._run([prepared], views, probabilities)[0]
+        if probabilities is not None:
             raise ValueError("probabilities are written for one picture at a time")
-        if many:
-            return self._each(image, views, batch_size)  # type: ignore[arg-type]
-        prepared = self._prepare(image, max_size, "image")  # type: ignore[arg-type]
-        return self._run([prepared], views, probabilities)[0]
-
-    def _each(
-        self, images: Iterable[Photo], views: Views, batch_size: int
-    ) -> Iterator[Segmentation]:
-        """Yield the results of many pictures."""
-        size = views.max_size
-        prepared = (self._prepare(image, size, f"image-{k}") for k, image in enumerate(images, 1))
-        for batch in neighbors(prepared, lambda one: (one.photo.size, one.seen.size), batch_size):
-            yield from self._run(batch, views)
+        each = enumerate(image, 1)  # type: ignore[arg-type]
+        group = (self._prepare(one, max_size, f"image-{k}") for k, one in each)
+        batches = neighbors(group, lambda one: (one.photo.size, one.seen.size), batch_size)
+        return (result for batch in batches for result in self._run(batch, views))
 
     def _prepare(self, image: Photo, max_size: int | None, name: str) -> _Prepared:
         """Decode a picture and shrink it for the network; a file is named after its stem."""
@@ -307,8 +260,7 @@ class Segmenter:
         self, batch: Sequence[_Prepared], views: Views, path: PathLike | None = None
     ) -> list[Segmentation]:
         """Segment pictures of equal size in one pass, or blend the views of one after the other."""
-        photo, seen = batch[0].photo, batch[0].seen
-        size = photo.height, photo.width
+        size, seen = batch[0].photo.size[::-1], batch[0].seen
         if not views.single(size):
             return [self._blend(one, views, path) for one in batch]
         count = f"{len(batch)} times " if len(batch) > 1 else ""
@@ -322,44 +274,30 @@ class Segmenter:
             with probability_file(path, (len(self.table), *size)) as write:
                 for first in range(0, size[0], BAND):
                     write(first, mean_softmax(whole, first, min(first + BAND, size[0])))
-        if len(batch) == 1:
-            return [Segmentation(batch[0].rgb, labels[0], self.table, batch[0].name, scores, grid)]
-        # Each result gets its own copy, so that keeping one does not keep all.
-        parts = zip(batch, labels, scores.split(1), strict=True)
+        parts = [(labels[0], scores)]
+        if len(batch) > 1:  # each result gets its own copy, so that keeping one does not keep all
+            parts = [(n.copy(), s.clone()) for n, s in zip(labels, scores.split(1), strict=True)]
         return [
-            Segmentation(one.rgb, own.copy(), self.table, one.name, score.clone(), grid)
-            for one, own, score in parts
+            Segmentation(_rgb(one.photo), own, self.table, one.name, score, grid)
+            for one, (own, score) in zip(batch, parts, strict=True)
         ]
 
     def _blend(self, one: _Prepared, views: Views, path: PathLike | None) -> Segmentation:
-        """Segment a picture by the mean softmax of its views, band by band."""
-        size = one.photo.height, one.photo.width
-        labels, confidence = np.empty(size, np.uint8), np.empty(size, np.float32)
-        with contextlib.ExitStack() as stack:
-            write = None
-            if path is not None:
-                write = stack.enter_context(probability_file(path, (len(self.table), *size)))
-            for first, band in blended_softmax(self.model, one.photo, views, one.source):
-                rows = slice(first, first + band.shape[1])
-                labels[rows] = upsample_argmax(band[None], size=band.shape[1:])[0].cpu().numpy()
-                confidence[rows] = band.amax(0).cpu().numpy()
-                if write is not None:
-                    write(first, band)
-        return Segmentation(one.rgb, labels, self.table, one.name, blended=confidence)
+        shape = len(self.table), *one.photo.size[::-1]
+        with probability_file(path, shape) if path else contextlib.nullcontext() as write:
+            labels, confidence = blended_labels(self.model, one.photo, views, one.source, write)
+        return Segmentation(_rgb(one.photo), labels, self.table, one.name, blended=confidence)
 
 
-@dataclass
-class Report:
-    """What `segment_files` did, as in ``predictions.json``.
+def _rgb(photo: Image.Image) -> Image.Image:
+    return photo if photo.mode == "RGB" else photo.convert("RGB")  # without a fourth channel
 
-    Attributes:
-        done: for each segmented picture "input", "labels" and "overlay" (relative to the folder),
-            "width", "height" and "shares".
-        failed: for each other picture "input" and "error".
-    """
 
-    done: list[dict[str, Any]] = field(default_factory=list)
-    failed: list[dict[str, str]] = field(default_factory=list)
+class Report(NamedTuple):
+    """What `segment_files` did with each picture, as in ``predictions.json``."""
+
+    done: list[dict[str, Any]]  # "input", "labels", "overlay", "width", "height" and "shares"
+    failed: list[dict[str, str]]  # "input" and "error"
 
 
 def segment_files(
@@ -372,21 +310,13 @@ def segment_files(
     progress: bool = False,
     **options: Any,
 ) -> Report:
-    """Segment picture files one by one into a folder.
+    """Segment picture files one by one into a folder, with `options` of a call of `segmenter`.
 
     Writes ``labels/NAME.png`` (index PNG), ``overlays/NAME.png`` and at the end, even after an
     interruption, ``predictions.json``. NAME is the stem of the picture's file, followed by ``-2``,
-    ... if an earlier picture has that stem. A bad picture does not stop the others.
-
-    Args:
-        segmenter: the network.
-        paths: the pictures.
-        folder: created if it is missing; existing files of the same names are replaced.
-        opacity: of the overlays.
-        probabilities: also write ``probabilities/NAME.npy``, the softmax of all classes, float16
-            C×H×W, or ``probabilities/NAME.png``, that of the label in 8 bits (255 is 1).
-        progress: show a bar on stderr.
-        options: `max_size`, `tile`, `overlap`, `scales` and `flip`, as in a call of `segmenter`.
+    ... if an earlier picture has that stem. A bad picture does not stop the others. `probabilities`
+    also writes ``probabilities/NAME.npy``, the softmax of all classes, float16 C×H×W, or
+    ``probabilities/NAME.png``, that of the label in 8 bits (255 is 1).
 
     Raises:
         InputError: an output would replace one of the pictures; nothing is written.
@@ -399,7 +329,7 @@ def segment_files(
         outputs.append((folder / "probabilities", f".{probabilities}"))
     files = [[place / f"{name}{suffix}" for place, suffix in outputs] for name in names]
     refuse_replacing(paths, [file for group in files for file in group])
-    report = Report()
+    report = Report([], [])
     bar = tqdm(zip(paths, files, strict=True), total=len(names), unit="image", disable=not progress)
     with output_folders(*(place for place, _ in outputs)), bar:
         try:
@@ -407,18 +337,17 @@ def segment_files(
                 try:
                     entry = _segment_file(segmenter, path, group, folder, opacity, options)
                     report.done.append(entry)
-                except (ImageError, MemoryError) as error:  # drawing needs more than labeling
-                    large = isinstance(error, MemoryError)
-                    message = f"{path}: too large for the memory" if large else str(error)
-                    report.failed.append({"input": str(path), "error": message})
+                except MemoryError:  # drawing needs more than labeling
+                    told = f"{path}: too large for the memory"
+                    report.failed.append({"input": str(path), "error": told})
+                except ImageError as error:
+                    report.failed.append({"input": str(path), "error": str(error)})
         finally:
             if report.done:
-                table = segmenter.table
-                colors = ["#" + bytes(color).hex() for color in table.palette]
-                rows = zip(table.names, colors, strict=True)
+                rows = zip(segmenter.table.names, segmenter.table.palette, strict=True)
                 content = {
                     "model": segmenter.model.name,
-                    "classes": [{"name": name, "color": color} for name, color in rows],
+                    "classes": [{"name": n, "color": "#" + bytes(c).hex()} for n, c in rows],
                     "pictures": report.done,
                     "failed": report.failed,
                 }

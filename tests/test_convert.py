@@ -19,13 +19,11 @@ from tests.wire_tools import caffemodel
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder that the command runs in, and narrow networks."""
+def narrow(here, monkeypatch):
     narrow_trunks(monkeypatch)
-    monkeypatch.chdir(tmp_path)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def refused(capsys, *arguments):
     """Run a command that must fail: exit code 2, one line on stderr, no new file."""
     before = sorted(os.listdir())
     assert main(["convert", *arguments]) == 2
@@ -46,6 +44,9 @@ def test_a_file_that_tells_its_network(capsys):
     assert (meta.model, meta.num_classes, meta.classes) == ("fcn16s_vgg16", 5, ())
     assert meta.preprocess["order"] == "bgr" and meta.options == {"upsampling": "dense"}
     assert same(fcnfast.load_model("ours.safetensors"))
+    make_photo().save("photo.png")  # the foreign file can be used without converting, too
+    assert main(["predict", "photo.png", "--weights", "net.caffemodel"]) == 0
+    assert json.loads(Path("out/predictions.json").read_text())["model"] == "fcn16s_vgg16"
 
 
 def test_the_network_and_the_classes_can_be_named(capsys):
@@ -90,11 +91,3 @@ def test_mistakes_are_refused(capsys):
         (["big.pth", "o", "--half"], "fcn16s_vgg16", "too large for torch.float16"),
     ):
         assert says in refused(capsys, *arguments, "--model", model)
-
-
-def test_foreign_files_are_used_without_converting():
-    torch.save(weights(), "net.pth")
-    make_photo().save("photo.png")
-    assert main(["predict", "photo.png", "--weights", "net.pth"]) == 0
-    assert Path("out/labels/photo.png").exists()
-    assert json.loads(Path("out/predictions.json").read_text())["model"] == "fcn16s_vgg16"

@@ -69,7 +69,7 @@ def results(block, names):
             exec(code, names)
 
 
-def test_the_fields_of_the_docs(monkeypatch):
+def test_the_fields_and_the_crop_of_the_docs(monkeypatch):
     narrow_trunks(monkeypatch)  # fields do not depend on widths
     (block,) = (block for block in blocks("theory.md") if "receptive_field" in block)
     found = list(results(block, {"fcnfast": fcnfast}))
@@ -77,10 +77,6 @@ def test_the_fields_of_the_docs(monkeypatch):
     for field, comment in found:
         said = f"{field.size} pixels, stride {field.stride}, offset {field.offset}:"
         assert comment.startswith(said)
-
-
-def test_the_crop_of_the_docs(monkeypatch):
-    narrow_trunks(monkeypatch)
     ((crop, comment),) = results(blocks("padding.md")[0], {})
     assert crop == int(comment) == 19
 

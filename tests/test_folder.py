@@ -11,7 +11,7 @@ from PIL import Image
 from fcnfast.cli import main
 from fcnfast.data.folder import open_folder, passed_over
 from fcnfast.data.tables import CAMVID
-from fcnfast.errors import DatasetError, ImageError, LabelError
+from fcnfast.errors import DatasetError, LabelError
 from fcnfast.evaluate import evaluate_folder
 from tests.model_tools import make_photo
 
@@ -60,17 +60,13 @@ def test_other_layouts(tmp_path):
     assert open_folder(tmp_path, "val", CAMVID, tmp_path / "mine").samples == dataset.samples
 
 
-@pytest.mark.parametrize(
-    ("filters", "names"),
-    [
+def test_include_and_exclude(camvid):
+    for filters, names in (
         ({"exclude": "drive1*"}, ["drive2_a"]),
         ({"exclude": ["drive1_a", "drive2_a.png"]}, ["drive1_b"]),
-        ({"include": "*_a"}, ["drive1_a", "drive2_a"]),
         ({"include": ("*_a",), "exclude": "drive2*"}, ["drive1_a"]),
-    ],
-)
-def test_include_and_exclude(camvid, filters, names):
-    assert [sample.name for sample in opened(camvid, **filters)] == names
+    ):
+        assert opened(camvid, **filters).names == names
     with pytest.raises(DatasetError, match="patterns leave no pictures"):
         opened(camvid, exclude="*")
 
@@ -84,17 +80,12 @@ def test_composed_and_decomposed_names(tmp_path):
     assert evaluate_folder(tmp_path / "trainannot", dataset).matrix[0, 0] == 48
 
 
-@pytest.mark.parametrize("cache", [False, True])
-def test_with_a_cache_a_file_is_decoded_once(camvid, cache):
-    dataset = opened(camvid, cache=cache)
+def test_with_a_cache_a_file_is_decoded_once(camvid):
+    dataset = opened(camvid, cache=True)
     first = dataset[0]
     pixels = np.array(first.image)
     first.image.paste((255, 255, 255), (0, 0, 8, 6))  # a caller's picture is its own
     (camvid / "train" / "drive1_a.png").unlink()
-    if not cache:
-        with pytest.raises(ImageError, match=r"drive1_a\.png: no such file"):
-            dataset[0]
-        return
     again = dataset[0]
     np.testing.assert_array_equal(np.asarray(again.image), pixels)
     np.testing.assert_array_equal(again.labels, first.labels)
@@ -129,27 +120,19 @@ def test_unpaired_files_are_named(camvid):
         opened(camvid, include="drive*")
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (np.zeros((8, 6), np.uint8), "the labels are 6x8 pixels, their image is 8x6$"),
-        (np.full((6, 8), 77, np.uint8), r"value 77 \(pixels: 48\)"),
-    ],
-)
-def test_labels_that_do_not_fit(camvid, labels, message):
-    Image.fromarray(labels).save(camvid / "trainannot" / "drive1_a.png")
-    with pytest.raises(LabelError, match=rf"drive1_a\.png: {message}"):
-        opened(camvid)[0]
+def test_labels_that_do_not_fit(camvid):
+    def refused(message):
+        with pytest.raises(LabelError, match=rf"drive1_a\.png: {message}"):
+            opened(camvid)[0]
 
-
-def test_labels_of_a_photo_that_exif_turns(tmp_path):
-    fill(tmp_path / "train", tmp_path / "trainannot", ("a",))
     exif = Image.Exif()
     exif[0x0112] = 6
-    make_photo(6, 8).save(tmp_path / "train" / "a.png", exif=exif)
-    told = "their image is 6x8: EXIF turns it upright, and the labels were drawn on the unrotated"
-    with pytest.raises(LabelError, match=rf"a\.png: the labels are 8x6 pixels, {told}"):
-        opened(tmp_path)[0]
+    make_photo(6, 8).save(camvid / "train" / "drive1_a.png", exif=exif)
+    refused("the labels are 8x6 pixels, their image is 6x8: EXIF turns it upright, and the labels")
+    Image.new("L", (7, 8)).save(camvid / "trainannot" / "drive1_a.png")
+    refused("the labels are 7x8 pixels, their image is 6x8$")
+    Image.new("L", (6, 8), 77).save(camvid / "trainannot" / "drive1_a.png")
+    refused(r"value 77 \(pixels: 48\)")
 
 
 def test_other_extensions_are_pictures(here, weights, capsys):
@@ -159,7 +142,7 @@ def test_other_extensions_are_pictures(here, weights, capsys):
     make_photo().convert("1").save("in/e.pbm")
     for name in ("notes.txt", ".hidden", "g.xcf"):
         Path("in", name).touch()
-    assert passed_over("in") == [Path("in/g.xcf"), Path("in/notes.txt")]
+    assert passed_over(["in"]) == [Path("in/g.xcf"), Path("in/notes.txt")]
     assert main(["predict", "in", "--weights", weights, "--device", "cpu"]) == 0
     assert {path.stem for path in Path("out/labels").iterdir()} == set("abcde")
     told = "fcnfast: 2 files skipped, no picture extension: g.xcf, notes.txt\n"

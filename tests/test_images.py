@@ -2,8 +2,8 @@
 
 import contextlib
 import errno
-import io
 import os
+import re
 import resource
 import struct
 import warnings
@@ -11,12 +11,10 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from fcnfast.cli import main
-from fcnfast.data import CAMVID, image_paths, read_image, write_image, write_labels
+from fcnfast.data import CAMVID, image_paths, images, read_image, write_image, write_labels
 from fcnfast.data.images import picture_size
 from fcnfast.errors import ImageError
 from fcnfast.files import write_bytes
@@ -31,6 +29,15 @@ def turned_by(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif
+
+
+def fail(error):
+    """A function that raises this whatever it is called with."""
+
+    def failing(*_, **__):
+        raise error
+
+    return failing
 
 
 @contextlib.contextmanager
@@ -73,20 +80,18 @@ def test_lossy_kinds(tmp_path, name, mode):
     assert np.abs(found - PHOTO).mean() < 4
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_lies_on_white(tmp_path, mode):
-    if mode == "P":
-        image = Image.new("P", (3, 1), 1)
-        image.putpalette([10, 20, 30, 200, 100, 50])
-        image.putpixel((0, 0), 0)
-        expected = [[255] * 3, [200, 100, 50], [200, 100, 50]]
-    else:
-        image = Image.new("RGBA", (3, 1), (0, 0, 0, 0))
-        image.putpixel((1, 0), (0, 0, 0, 128))
-        image.putpixel((2, 0), (0, 0, 0, 255))
-        image, expected = image.convert(mode), [[255] * 3, [127] * 3, [0] * 3]
-    options = {"transparency": 0} if mode == "P" else {}
-    assert reread(tmp_path / "a.png", image, **options)[0].tolist() == expected
+def test_transparency_lies_on_white(tmp_path):
+    image = Image.new("P", (2, 1), 1)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((0, 0), 0)
+    found = reread(tmp_path / "a.png", image, transparency=0)
+    assert found[0].tolist() == [[255] * 3, [200, 100, 50]]
+    alpha = np.array([[0, 128, 255]], np.uint8)
+    for mode in ("RGBA", "LA"):
+        image = Image.new(mode, (3, 1))
+        image.putalpha(Image.fromarray(alpha))
+        found = reread(tmp_path / "a.png", image)
+        assert found[0].tolist() == [[255] * 3, [127] * 3, [0] * 3]
 
 
 @pytest.mark.parametrize(
@@ -107,26 +112,20 @@ def test_gray_of_many_bits(tmp_path, stored, gray):
 
 
 def test_first_picture_of_an_animation(tmp_path):
-    frames = [Image.new("RGB", (5, 4), color) for color in ("red", "blue")]
-    found = reread(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
+    red, blue = (Image.new("RGB", (5, 4), color) for color in ("red", "blue"))
+    found = reread(tmp_path / "a.gif", red, save_all=True, append_images=[blue])
     assert found[0, 0].tolist() == [255, 0, 0]
 
 
-STORED = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, 1),
-    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
-    8: lambda a: np.rot90(a, -1),
-}
+STORED = (
+    *(PHOTO, PHOTO[:, ::-1], PHOTO[::-1, ::-1], PHOTO[::-1], PHOTO.transpose(1, 0, 2)),
+    *(np.rot90(PHOTO, 1), np.rot90(PHOTO, 2).transpose(1, 0, 2), np.rot90(PHOTO, -1)),
+)
 
 
-@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(tmp_path, orientation):
-    image = Image.fromarray(np.ascontiguousarray(STORED[orientation](PHOTO)))
+    image = Image.fromarray(np.ascontiguousarray(STORED[orientation - 1]))
     found = reread(tmp_path / "a.png", image, exif=turned_by(orientation))
     np.testing.assert_array_equal(found, PHOTO)
     again = reread(tmp_path / "b.png", read_image(tmp_path / "a.png"))  # not turned twice
@@ -171,12 +170,6 @@ def test_chunks_that_do_not_matter(tmp_path, extra):
     assert picture_size(tmp_path / "a.png") == (48, 36)
 
 
-def test_a_picture_with_a_damaged_chunk_is_turned(tmp_path):
-    png_with(tmp_path / "a.png", chunk(b"pHYs", b""), exif=turned_by(6))
-    assert read_image(tmp_path / "a.png").size == (36, 48)
-    assert picture_size(tmp_path / "a.png") == (48, 36)
-
-
 def test_pngs_cut_behind_and_within_their_pixels(tmp_path):
     path = tmp_path / "a.png"
     png_with(path, chunk(b"tEXt", b"key\0" + b"long " * 99), before=b"IEND")
@@ -188,6 +181,8 @@ def test_pngs_cut_behind_and_within_their_pixels(tmp_path):
     for end in (content.index(b"IDAT") + 200, len(content) - 30):
         path.write_bytes(content[:end])
         refused(path, "damaged")
+    png_with(path, chunk(b"pHYs", b""), exif=turned_by(6))  # turned all the same
+    assert read_image(path).size == (36, 48) and picture_size(path) == (48, 36)
 
 
 @pytest.mark.parametrize(
@@ -230,11 +225,12 @@ def test_refusals(tmp_path, content, message):
     refused(tmp_path / "a.jpg", message)
 
 
-def test_refusals_of_places_and_sizes(tmp_path):
+def test_refusals_of_places_and_sizes(tmp_path, monkeypatch):
     refused(tmp_path, "is a folder")
     (tmp_path / "a.png").write_bytes(png(300, 20, 8, 2, b"")[:60])
     assert picture_size(tmp_path / "a.png") == (300, 20)  # which needs no pixels
-    refused(tmp_path / "a.png", "300x20 is 6000 pixels, at most 5999", max_pixels=5999)
+    monkeypatch.setattr(images, "MAX_PIXELS", 5999)
+    refused(tmp_path / "a.png", "300x20 is 6000 pixels, at most 5999")
     with pytest.raises(ImageError, match=r"none\.png: no such file"):
         picture_size(tmp_path / "none.png")
     if hasattr(os, "mkfifo"):
@@ -242,49 +238,26 @@ def test_refusals_of_places_and_sizes(tmp_path):
         refused(tmp_path / "pipe.png", "empty")  # and is not waited for
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
+def test_every_reason_is_one_line(tmp_path, monkeypatch):
+    make_photo().save(tmp_path / "a.png")
+    for error, reason in (
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "Permission denied"),
         (MemoryError(), "too large for the memory"),
         (EOFError(), "the picture is damaged: EOFError"),
-    ],
-)
-def test_every_reason_is_one_line(tmp_path, monkeypatch, error, reason):
-    def fail(*_, **__):
-        raise error
-
-    make_photo().save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "open", fail)
-    refused(tmp_path / "a.png", reason)
+    ):
+        monkeypatch.setattr(Image, "open", fail(error))
+        refused(tmp_path / "a.png", reason)
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.tif", "a.webp", "a.bmp"])
-def test_truncated(tmp_path, name):
+def test_truncated(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / name)
-    content = (tmp_path / name).read_bytes()
-    for share in (0.1, 0.5, 0.8):
-        (tmp_path / name).write_bytes(content[: int(len(content) * share)])
-        refused(tmp_path / name, "")
-
-
-@given(data=st.data())
-def test_damaged_anywhere(data, tmp_path_factory):
-    """Flipped bytes give a picture or an ImageError, never another exception."""
-    kind = data.draw(st.sampled_from(["PNG", "JPEG", "TIFF", "GIF", "BMP", "PPM", "WEBP"]))
-    buffer = io.BytesIO()
-    make_photo(8, 9).save(buffer, kind)
-    content = bytearray(buffer.getvalue())
-    places = st.integers(0, len(content) - 1)
-    for place, value in data.draw(st.dictionaries(places, st.integers(0, 255))).items():
-        content[place] = value
-    path = tmp_path_factory.getbasetemp() / "damaged.jpg"
-    path.write_bytes(content)
-    try:
-        assert read_image(path, max_pixels=100_000).mode == "RGB"
-    except ImageError as error:
-        assert str(error).startswith(str(path))
+    for kind in ("jpg", "png", "gif", "tif", "webp", "bmp"):
+        path = tmp_path / f"a.{kind}"
+        Image.fromarray(noise).save(path)
+        content = path.read_bytes()
+        for share in (0.1, 0.5, 0.8):
+            path.write_bytes(content[: int(len(content) * share)])
+            refused(path, "")
 
 
 @pytest.fixture
@@ -324,24 +297,18 @@ def test_bit_depth_of_colors(tmp_path, kind):
         found(low)
     assert found([[65535, 0, 32896], [0, 65535, 257]]) == [[255, 0, 128], [0, 255, 1]]
 
-
-def test_tiffs_of_white_is_zero(tmp_path):
-    (tmp_path / "a.tif").write_bytes(tiff(np.array([[0, 65535]]), 16, 0, "<"))
-    assert np.asarray(read_image(tmp_path / "a.tif"))[0, :, 0].tolist() == [255, 0]
+    (tmp_path / "a").write_bytes(tiff(np.array([[0, 65535]]), 16, 0, "<"))  # white is zero
+    assert np.asarray(read_image(tmp_path / "a"))[0, :, 0].tolist() == [255, 0]
 
 
 def test_bit_depth_of_the_commands(gray, here, weights, capsys):
     assert main(["predict", "a.png", "a.png", "--weights", weights]) == 0
     err = capsys.readouterr().err
     assert err.startswith("fcnfast: warning: a.png: its largest") and err.count("\n") == 1
-    for depth, code, told in (
-        ("12", 0, ""),
-        ("7", 2, "from 8 to 16, not 7"),
-        ("twelve", 2, "from 8 to 16, not twelve"),
-    ):
+    for depth, code, told in (("12", 0, ""), ("7", 2, "from 8 to 16, not 7\n"), ("x", 2, "not x")):
         assert main(["predict", "a.png", "--weights", weights, "--bit-depth", depth]) == code
         err = capsys.readouterr().err
-        assert told in err and bool(told) == bool(err)
+        assert told.strip() in err and bool(told) == bool(err)
     seen = Segmenter(weights, "cpu", bit_depth=12)("a.png").image
     assert np.asarray(seen)[0, :, 0].tolist() == [0, 128, 255]
 
@@ -401,13 +368,10 @@ def test_paths_of_pictures(folder, specs, found):
         assert image_paths(specs[0]) == image_paths(specs)
 
 
-@pytest.mark.parametrize(
-    ("spec", "reason"),
-    [("gone.jpg", "no such file"), ("none", "no pictures"), ("*.bmp", "no picture matches")],
-)
-def test_no_pictures(folder, spec, reason):
-    with pytest.raises(ImageError, match=reason) as caught:
-        image_paths([folder / spec])
-    assert spec in str(caught.value)
+def test_no_pictures(folder):
     with pytest.raises(ImageError, match="no picture was given"):
         image_paths([])
+    told = {"gone.jpg": "no such file", "none": "no pictures", "*.bmp": "no picture matches"}
+    for spec, reason in told.items():
+        with pytest.raises(ImageError, match=re.escape(f"{folder / spec}: {reason}")):
+            image_paths([folder / spec])

@@ -92,14 +92,6 @@ def test_update_counts_every_pixel(data, classes):
         assert np.isnan(value) or 0.0 <= value <= 1.0
 
 
-def test_counts_pass_32_bits():
-    confusion = ConfusionMatrix(2)
-    confusion.matrix += 2**40
-    confusion.update(np.array([0], np.uint8), np.array([1], np.uint8))
-    assert confusion.matrix[0, 1] == 2**40 + 1
-    assert confusion.scores().pixel_accuracy == pytest.approx(0.5)
-
-
 @pytest.mark.parametrize(
     ("target", "prediction", "message"),
     [
@@ -109,43 +101,35 @@ def test_counts_pass_32_bits():
         ([-1, 0, -1], [0, 0, 0], r"target: value -1 \(pixels: 2\)"),
         ([0, 300], [0, 0], r"target: value 300 \(pixels: 1\)"),
         ([0, 0], [0, 0, 0], "shape"),
+        ([0, 0], [0, 0], r"H×W or N×H×W, not \(2,\)"),
+        ([0], [1.5], "prediction must hold integers, not float64"),
     ],
 )
 def test_bad_labels(target, prediction, message):
     """A label that is no class is refused by value and count, and nothing is added."""
-    confusion = ConfusionMatrix(3)
-    with pytest.raises(ValueError, match=message):
+    confusion = ConfusionMatrix(3, trimap=1 if "H×W" in message else None)
+    with pytest.raises(TypeError if "float" in message else ValueError, match=message):
         confusion.update(np.array(target), np.array(prediction))
     assert not confusion.matrix.any()
 
 
 def test_a_prediction_under_void_does_not_matter():
     confusion = ConfusionMatrix(3)
+    confusion.matrix += 2**40  # counts have 64 bits
     confusion.update(np.array([255, 1]), np.array([255, 1]))
-    assert confusion.matrix.sum() == confusion.matrix[1, 1] == 1
+    assert confusion.matrix.sum() == 9 * 2**40 + 1 and confusion.matrix[1, 1] == 2**40 + 1
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (
-            lambda: ConfusionMatrix(3).update(np.ones(1, int), np.ones(1)),
-            TypeError,
-            "prediction mu",
-        ),
         (lambda: ConfusionMatrix(0), ValueError, "0"),
         (lambda: ConfusionMatrix(256), ValueError, "256"),
         (lambda: ConfusionMatrix(3).scores("both"), ValueError, "'both'"),
         (lambda: ConfusionMatrix(2, ignore_index=None), TypeError, "ignore_index must be an int"),
         (lambda: ConfusionMatrix(3, trimap=0), ValueError, "trimap must be a positive .* not 0"),
-        (lambda: ConfusionMatrix(3, trimap=-1), ValueError, "trimap must be a positive .* not -1"),
         (lambda: ConfusionMatrix(3, trimap=1.5), ValueError, "trimap must be .* not 1.5"),
         (lambda: ConfusionMatrix(3, trimap=True), ValueError, "trimap must be .* not True"),
-        (
-            lambda: ConfusionMatrix(3, trimap=1).update(np.zeros(4, int), np.zeros(4, int)),
-            ValueError,
-            r"H×W or N×H×W, not \(4,\)",
-        ),
         (lambda: format_scores(ConfusionMatrix(3), "ab"), ValueError, "2 names for 3 classes"),
     ],
 )
@@ -165,13 +149,8 @@ def test_format():
     assert len({line.index("  ", 22) for line in table.splitlines()[:4]}) == 1
     full = format_scores(filled(np.eye(3, dtype=int)), ["a", "b", "c"])
     assert full.splitlines()[7].split() == ["mean", "IU", "100.0", "over", "3", "classes"]
-
-
-def test_format_with_a_trimap():
-    """A column and a mean of their own."""
     lines = [line.split() for line in format_scores(with_trimap(), "abc").splitlines()]
-    assert lines[0][-2:] == ["trimap", "IU"]
-    assert [line[-1] for line in lines[1:4]] == ["0.0", "50.0", "-"]
+    assert [line[-1] for line in lines[:4]] == ["IU", "0.0", "50.0", "-"]  # a column of its own
     assert " ".join(lines[-1]) == "mean IU, trimap of 1 px 25.0 over 2 of 3 classes"
 
 

@@ -126,18 +126,14 @@ def test_it_needs_no_other_file(tmp_path):
     assert "best mean IU 50.0 at iteration 1" in "".join(found.texts)
 
 
-def test_nothing_to_score(tmp_path):
-    """No picture, and no labeled pixel: dashes, no pictures, and no division by zero."""
-    pair = ("p", np.full((4, 5), 255, np.uint8), np.zeros((4, 5), np.uint8))
-    found = page(tmp_path, TABLE, pair)
-    assert found.texts.count("–") == 5 + 3 * 3  # the metrics, and three for each class
+def test_nothing_to_score_and_one_class(tmp_path):
+    """No labeled pixel: dashes, no pictures, and no division by zero."""
+    labels = np.zeros((4, 5), np.uint8)
+    found = page(tmp_path, TABLE, ("p", np.full_like(labels, 255), labels))
+    assert found.texts.count("-") == 5 + 3 * 3  # the metrics, and three for each class
     assert not found.images("photo") and "The worst pictures" not in found.texts
     assert "over 0 of 3 classes" in found.texts
     assert "nan" not in "".join(found.texts)
-
-
-def test_one_class(tmp_path):
-    labels = np.zeros((4, 5), np.uint8)
     found = page(tmp_path, table("all"), ("p", labels, labels))
     assert found.texts.count("100.0") == 8
     assert not [text for text in found.texts if "over 1 of" in text]
@@ -150,18 +146,15 @@ def test_the_best_and_the_worst(rights, kept):
     gallery = Gallery(table("a", "b"), kept)
     truth = np.array([[0, 1] * 10], np.uint8)
     for number, right in enumerate(rights):
-        guess = truth.copy()
-        guess[0, right:] = 1 - guess[0, right:]
+        guess = np.where(np.arange(20) < right, truth, 1 - truth)
         gallery.add(sample(truth, f"{number}"), guess)
     best, worst = gallery.best_and_worst()
     ordered = sorted((right / 20 for right in rights), reverse=True)
-    assert [one.accuracy for one in best] == pytest.approx(ordered[: len(best)])
-    assert [one.accuracy for one in worst] == pytest.approx(ordered[::-1][: len(worst)])
-    assert len(best) == min(kept, (len(rights) + 1) // 2)
-    assert len(worst) == min(kept, len(rights) // 2)
-    names = [one.name for one in (*best, *worst)]
-    assert len(set(names)) == len(names)
-    assert all(len(shown) <= kept for shown in gallery._kept.values())
+    count = min(kept, (len(rights) + 1) // 2), min(kept, len(rights) // 2)
+    assert [one.accuracy for one in best] == pytest.approx(ordered[: count[0]])
+    assert [one.accuracy for one in worst] == pytest.approx(ordered[::-1][: count[1]])
+    assert len({one.name for one in (*best, *worst)}) == sum(count)
+    assert len(gallery._shown) <= 2 * kept
 
 
 def test_the_pictures_of_a_picture(tmp_path):
@@ -190,24 +183,16 @@ def test_many_classes_stay_small(tmp_path):
     assert len(found.content) < 200_000
 
 
-@pytest.fixture
-def data(here):
-    """The arguments for a small data set."""
+def test_the_page_of_predictions_and_of_a_network_and_its_run(here, capsys):
     write_dataset(here / "data", PAIRS)
     Path("three.json").write_text('{"names": ["a", "b", "c"], "void_values": [7, 255]}')
-    return ["evaluate", "--data-path", "data", "--classes", "three.json", "--report", "page"]
-
-
-def test_the_page_of_predictions(data, capsys):
+    data = ["evaluate", "--data-path", "data", "--classes", "three.json", "--report", "page"]
     write_predictions(Path("labels"), PAIRS)
     assert main([*data, "--predictions", "labels"]) == 0
     assert "The report: page/index.html" in capsys.readouterr().out
     found = Page("page/index.html")
     assert "data, val, 5 pictures" in found.texts and "labels" in found.texts
     assert len(found.images("photo")) == 5
-
-
-def test_the_page_of_a_network_and_its_run(data, capsys):
     Path("run").mkdir()
     weights = write_small_weights(Path("run/best.safetensors"), TABLE, 3)
     log = Path("run/log.csv")
@@ -307,17 +292,13 @@ def test_ticks_are_round_and_reach_around(low, span):
     assert digits[0] in "125" and set(digits[2:8]) <= {"0"} or digits.startswith("9.99999")
 
 
-def test_numbers_of_an_axis():
+def test_numbers_of_an_axis_and_means_of_a_long_run():
     shown = [_short(v) for v in (0, 0.25, 1500, 20000, 3e7, 0.00045, 1e-14, -5)]
     assert shown == ["0", "0.25", "1500", "20k", "30M", "4.5e-4", "1e-14", "-5"]
-
-
-def test_a_long_run_is_thinned_by_means():
     points = [(float(k), k % 2 * 2.0) for k in range(5000)]
     *_, line = panel("loss", [Curves("a", {"loss": points})])
-    assert len(line.points) <= 400
     heights = [y for _, y in line.points]
-    assert max(heights) - min(heights) < 15
+    assert len(heights) <= 400 and max(heights) - min(heights) < 15
 
 
 EDGES = """

@@ -21,6 +21,7 @@ from fcnfast.files import output_folders, output_names
 from fcnfast.models import create_model, save_model
 from fcnfast.segment import Segmentation, Segmenter, segment_files
 from tests.model_tools import make_photo, narrow_trunks, write_small_weights
+from tests.test_images import fail
 
 
 def save(image, path, **options):
@@ -31,13 +32,6 @@ def save(image, path, **options):
 def contents(folder):
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
-def fail(error):
-    def failing(*_, **__):
-        raise error
-
-    return failing
 
 
 def uint8(*shape):
@@ -62,41 +56,27 @@ def test_whatever_holds_the_picture_it_is_one_picture(segmenter, tmp_path):
         assert result.labels.dtype == np.uint8 and np.array_equal(result.labels, expected)
         assert np.array_equal(np.asarray(result.image), pixels)
     assert (segmenter(path).name, segmenter(photo).name) == ("street", "image")
+    for size in ((1, 1), (1, 70), (53, 1)):
+        assert segmenter(make_photo(*size)).labels.shape == size
 
 
-def test_gray_is_equal_channels(segmenter):
+def test_pictures_in_memory():
+    """Gray is equal channels, transparency lies over white, EXIF turns an opened picture."""
     gray = np.array(make_photo().convert("L"))
-    expected = segmenter(np.repeat(gray[..., None], 3, axis=2)).labels
+    expected = np.repeat(gray[..., None], 3, axis=2)
     for one in (gray, gray[..., None], Image.fromarray(gray), torch.from_numpy(gray)[None]):
-        assert np.array_equal(segmenter(one).labels, expected)
-
-
-def test_an_opened_image_is_turned_as_its_file_is(segmenter, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = save(make_photo(20, 30), tmp_path / "turned.jpg", exif=exif)
-    with Image.open(path) as image:
-        result = segmenter(image)
-    assert result.labels.shape == (30, 20)
-    assert np.array_equal(result.labels, segmenter(path).labels)
-
-
-def test_transparency_lies_over_white():
+        assert np.array_equal(np.asarray(as_photo(one)), expected)
     clear = Image.new("RGBA", (3, 2), (255, 0, 0, 0))
     tensor = torch.from_numpy(np.array(clear)).permute(2, 0, 1)
-    for given in (clear, clear.convert("RGBa"), np.asarray(clear), tensor):
-        assert as_photo(given).getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_the_result_is_not_the_caller_s_picture():
+    for one in (clear, clear.convert("RGBa"), np.asarray(clear), tensor):
+        assert as_photo(one).getpixel((0, 0)) == (255, 255, 255)
+    turned, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    make_photo(20, 30).save(turned, "PNG", exif=exif)
+    assert as_photo(Image.open(turned)) == make_photo(20, 30).rotate(-90, expand=True)
     photo = make_photo()
     as_photo(photo).paste((1, 2, 3), (0, 0, 9, 9))
-    assert photo == make_photo()
-
-
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 70), (53, 1), (33, 2)])
-def test_any_size(segmenter, height, width):
-    assert segmenter(make_photo(height, width)).labels.shape == (height, width)
+    assert photo == make_photo()  # the result is not the caller's
 
 
 CUT = io.BytesIO()
@@ -134,23 +114,6 @@ def test_what_is_no_picture_is_refused(segmenter, given, error, message):
         list(segmenter(given))
 
 
-@pytest.mark.parametrize(
-    ("options", "error"),
-    [
-        ({"batch_size": 0}, ValueError),
-        ({"batch_size": "8"}, TypeError),
-        ({"max_size": 0}, ValueError),
-        ({"max_size": -3}, ValueError),
-        ({"max_size": True}, TypeError),
-        ({"max_size": 2.5}, TypeError),
-        ({"max_size": "100"}, TypeError),
-    ],
-)
-def test_other_numbers_are_refused_at_once(segmenter, options, error):
-    with pytest.raises(error, match=next(iter(options))):
-        segmenter([make_photo()] if "batch_size" in options else make_photo(), **options)
-
-
 def test_many_results_are_those_of_one_by_one_in_order(segmenter, tmp_path):
     sizes = ((36, 48), (36, 48), (20, 31), (36, 48), (36, 48), (36, 48))
     photos = [make_photo(*size, seed) for seed, size in enumerate(sizes)]
@@ -168,22 +131,19 @@ def test_many_results_are_those_of_one_by_one_in_order(segmenter, tmp_path):
     assert list(segmenter([])) == []
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "batches"), [(1, [1, 1, 1, 1]), (2, [2, 1, 1]), (64, [2, 1, 1])]
-)
-def test_neighbors_of_equal_size_share_a_batch(segmenter, monkeypatch, batch_size, batches):
+def test_neighbors_of_equal_size_share_a_batch(segmenter, monkeypatch):
     seen, whole = [], segmenter.model.score_maps
     monkeypatch.setattr(
         segmenter.model, "score_maps", lambda x, heads: seen.append(len(x)) or whole(x, heads)
     )
     photos = [make_photo(36, 48), make_photo(36, 48), make_photo(48, 36), make_photo(36, 48)]
-    assert len(list(segmenter(iter(photos), batch_size=batch_size))) == 4
-    assert seen == batches
+    for batch_size in (1, 2, 64):
+        assert len(list(segmenter(iter(photos), batch_size=batch_size))) == 4
+    assert seen == [1, 1, 1, 1, *([2, 1, 1] * 2)]
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_a_batch_of_tensors(segmenter, channels):
-    images = torch.randint(0, 256, (3, channels, 20, 30), dtype=torch.uint8)
+def test_a_batch_of_tensors(segmenter):
+    images = torch.randint(0, 256, (3, 4, 20, 30), dtype=torch.uint8)
     for image, result in zip(images, segmenter(images), strict=True):
         assert (result.labels == segmenter(image).labels).mean() > 0.99
     assert list(segmenter(images[:0])) == []
@@ -215,16 +175,15 @@ def test_labels_of_a_shrunk_picture_come_at_its_own_size(segmenter):
     photos = [photo, make_photo(60, 91), make_photo(30, 45)]
     results = list(segmenter(photos, max_size=45))
     assert [result.labels.shape for result in results] == [(60, 90), (60, 91), (30, 45)]
-    assert [shrink(make_photo(*size), 10).size for size in ((2, 900), (900, 2))] == [
-        (10, 1),
-        (1, 10),
-    ]
 
 
-def test_pictures_are_never_enlarged(segmenter):
-    expected = segmenter(make_photo()).labels
-    for max_size in (48, 49, 5000):
-        assert np.array_equal(segmenter(make_photo(), max_size=max_size).labels, expected)
+@pytest.mark.parametrize(
+    ("size", "most", "expected"),
+    [((2, 900), 10, (1, 10)), ((900, 2), 10, (10, 1)), ((36, 48), 48, (36, 48))]
+    + [((36, 48), 49, (36, 48)), ((36, 48), None, (36, 48))],
+)
+def test_pictures_are_shrunk_but_never_enlarged(size, most, expected):
+    assert shrink(make_photo(*size), most).size == expected[::-1]
 
 
 def test_photos_are_shrunk_to_the_size_that_the_weights_recommend(segmenter, tmp_path):
@@ -253,18 +212,15 @@ def test_shares_are_of_the_picture_largest_first():
     assert shown == ["0.0 %", "<0.1 %", "0.1 %", "25.0 %", "100.0 %"]
 
 
-def test_overlay_has_the_picture_s_size_and_a_legend_when_asked_for():
+def test_overlay():
+    """Of the picture's size, with a legend when asked for; of any opacity."""
     result = result_of([[3] * 400] * 300)
     plain, overlay = result.overlay(opacity=0.25), result.overlay(0.25, legend=True)
-    assert overlay.mode == plain.mode == "RGB"
-    assert plain.size == (400, 300)
+    assert overlay.mode == plain.mode == "RGB" and plain.size == (400, 300)
     assert np.array_equal(np.asarray(plain), np.asarray(overlay)[:300, :400])
     expected = 0.75 * np.array((200, 100, 0)) + 0.25 * np.array(CAMVID.palette[3])
     assert np.abs(np.asarray(plain) - expected).max() <= 1
     assert overlay.width == 400 and overlay.height > 300
-
-
-def test_opacity_0_and_1():
     result = result_of([[0, 1], [2, 255]])
     assert result.overlay(0) == result.image
     drawn = [result.overlay(1.0).getpixel(at) for at in ((0, 0), (1, 0), (1, 1))]
@@ -346,28 +302,21 @@ def test_legends():
     assert add_legend(plain, table, {"word " * 500: 1.0}).width < 600
 
 
-def test_the_device_is_found_by_itself(segmenter):
+def test_devices(segmenter):
     assert choose_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert choose_device("cpu") == segmenter.device == torch.device("cpu")
+    for device in ("gpu", "meta", "cuda:99", "cpu:x"):
+        with pytest.raises(InputError, match=f"'{device}'"):
+            choose_device(device)
 
 
-@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99", "cpu:x"])
-def test_devices_that_are_not_there_are_refused(device):
-    with pytest.raises(InputError, match=f"'{device}'"):
-        choose_device(device)
-
-
-def test_classes_without_names_are_numbered(tmp_path):
-    path = write_small_weights(tmp_path / "w.safetensors", table=None, num_classes=3)
-    table = Segmenter(path, "cpu").table
-    assert table.names == ("class 0", "class 1", "class 2")
-    assert table.palette == voc_palette(3)
-
-
-def test_weights_that_cannot_be_used_are_refused(tmp_path, monkeypatch):
+def test_weights_and_their_classes(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
     with pytest.raises(WeightsError, match="no such"):
         Segmenter(path)
+    write_small_weights(path, table=None, num_classes=3)
+    table = Segmenter(path, "cpu").table
+    assert table.names == ("class 0", "class 1", "class 2") and table.palette == voc_palette(3)
     write_small_weights(path, table=None, num_classes=300)
     with pytest.raises(WeightsError, match="300"):
         Segmenter(path, "cpu")
@@ -404,60 +353,48 @@ def test_no_memory_is_told_with_the_way_out(
 
 
 def test_files_one_by_one_and_together_are_the_same(segmenter, tmp_path):
-    sizes = ((36, 48), (36, 48), (20, 31), (50, 50))
-    paths = [
-        save(make_photo(*size, seed), tmp_path / f"p{seed}.png") for seed, size in enumerate(sizes)
-    ]
-    segment_files(segmenter, paths, tmp_path / "together")
-    for path in reversed(paths):
-        segment_files(segmenter, [path], tmp_path / "alone")
-    together, alone = contents(tmp_path / "together"), contents(tmp_path / "alone")
-    report = json.loads(together.pop("predictions.json"))
-    del alone["predictions.json"]
-    assert together == alone and len(together) == 8
-    assert [entry["input"] for entry in report["pictures"]] == [str(path) for path in paths]
+    """Also two of one stem, of which none replaces the other."""
+    paths = []
+    for seed, name in enumerate(("p.png", "q.png", "a/p.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        paths.append(save(make_photo(20 + seed, 31, seed), tmp_path / name))
+    report = segment_files(segmenter, paths, tmp_path / "together")
+    assert [entry["input"] for entry in report.done] == [str(path) for path in paths]
+    for path, entry in zip(paths, report.done, strict=True):
+        (alone,) = segment_files(segmenter, [path], tmp_path / "alone").done
+        for kind in ("labels", "overlay"):
+            found = (tmp_path / "together" / entry[kind]).read_bytes()
+            assert found == (tmp_path / "alone" / alone[kind]).read_bytes()
+    assert len(contents(tmp_path / "together")) == 7
+    names = ["a/x.jpg", "b/x.jpg", "c/X.png", "d/x-2.jpg", "e/x.tif"]
+    assert output_names(names) == ["x", "x-3", "X-4", "x-2", "x-5"]
 
 
-def test_the_report(segmenter, tmp_path):
-    good = save(make_photo(20, 30), tmp_path / "good.png")
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"")
-    report = segment_files(segmenter, [bad, good], tmp_path / "out")
-    assert report.failed == [{"input": str(bad), "error": f"{bad}: the file is empty (0 bytes)"}]
-    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert written["failed"] == report.failed
-    (entry,) = written["pictures"]
-    assert (entry["width"], entry["height"]) == (30, 20)
-    assert sum(entry["shares"].values()) == pytest.approx(1, abs=1e-5)
-    assert list(entry["shares"].values()) == sorted(entry["shares"].values(), reverse=True)
-    assert all((tmp_path / "out" / entry[kind]).is_file() for kind in ("labels", "overlay"))
-    assert written["classes"][0] == {"name": CAMVID.names[0], "color": "#808080"}
+def test_the_report(segmenter, tmp_path, monkeypatch):
+    """Of a good picture, an empty file and a picture too large to be drawn."""
 
-
-def test_equal_stems_do_not_replace_each_other(segmenter, tmp_path):
-    paths = ["a/x.jpg", "b/x.jpg", "c/X.png", "d/x-2.jpg", "e/x.tif"]
-    assert output_names(paths) == ["x", "x-3", "X-4", "x-2", "x-5"]
-    (tmp_path / "a").mkdir()
-    one = save(make_photo(10, 12), tmp_path / "x.png")
-    two = save(make_photo(14, 16), tmp_path / "a" / "x.png")
-    report = segment_files(segmenter, [one, two], tmp_path / "out")
-    sizes = [Image.open(tmp_path / "out" / entry["labels"]).size for entry in report.done]
-    assert sizes == [(12, 10), (16, 14)]
-
-
-def test_a_picture_too_large_to_be_drawn_is_one_of_the_failures(segmenter, tmp_path, monkeypatch):
     def draw(image, *others):
         if image.width > 40:
             raise MemoryError
         return blend(image, *others)
 
     monkeypatch.setattr(fcnfast.segment, "blend", draw)
+    good = save(make_photo(20, 30), tmp_path / "good.png")
     large = save(make_photo(20, 60), tmp_path / "large.png")
-    small = save(make_photo(20, 30), tmp_path / "small.png")
-    report = segment_files(segmenter, [large, small], tmp_path / "out")
-    assert [entry["error"] for entry in report.failed] == [f"{large}: too large for the memory"]
-    assert [entry["input"] for entry in report.done] == [str(small)]
-    assert not (tmp_path / "out" / "labels" / "large.png").exists()
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"")
+    report = segment_files(segmenter, [bad, large, good], tmp_path / "out")
+    told = {bad: "the file is empty (0 bytes)", large: "too large for the memory"}
+    assert report.failed == [{"input": str(p), "error": f"{p}: {t}"} for p, t in told.items()]
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert written["failed"] == report.failed
+    (entry,) = written["pictures"]
+    assert (entry["width"], entry["height"]) == (30, 20)
+    assert sum(entry["shares"].values()) == pytest.approx(1, abs=1e-5)
+    assert list(entry["shares"].values()) == sorted(entry["shares"].values(), reverse=True)
+    found = {"predictions.json", *(entry[kind] for kind in ("labels", "overlay"))}
+    assert contents(tmp_path / "out").keys() == found
+    assert written["classes"][0] == {"name": CAMVID.names[0], "color": "#808080"}
 
 
 def test_when_interrupted_the_report_is_of_what_was_done(segmenter, tmp_path, monkeypatch):

@@ -21,11 +21,7 @@ from .errors import CLOSED, INTERRUPTED, UNUSABLE, complain, explain, one_line_w
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; by default with the arguments of the process.
-
-    Returns:
-        The exit code: 0, or one of those in `fcnfast.cli.errors`.
-    """
+    """Run one command, by default the process's; return 0 or a code of `fcnfast.cli.errors`."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # it may be unable to encode a file name
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -41,12 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fcnfast: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        _abandon_stdout()
-        return CLOSED
     except Exception as error:
         if isinstance(error, OSError):
             _abandon_stdout()
+        if isinstance(error, BrokenPipeError):
+            return CLOSED
         reason = explain(error, args)
         if reason is None:  # a bug of ours
             raise
@@ -57,17 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _abandon_stdout() -> None:
     """Discard what is left in stdout's buffer, so that leaving Python does not fail on it."""
-    with contextlib.suppress(OSError, ValueError):
+    try:
         sys.stdout.flush()
-        return
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _number(
     kind: type[int] | type[float], least: int, most: int | None = None
 ) -> Callable[[str], Any]:
-    """Return a parser of numbers from `least`, up to `most` if given."""
     noun = "an integer" if kind is int else "a number"
     bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
 
@@ -82,6 +76,7 @@ def _number(
 
 
 _COUNT, _POSITIVE = _number(int, 0), _number(int, 1)
+_DEVICE = "cpu, cuda, ...; by default a GPU if there is one"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -89,6 +84,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(UNUSABLE, f"fcnfast: error: {message} (see '{self.prog} --help')\n")
+
+    def option(self, *names_and_help: str, **options: Any) -> None:
+        *names, text = names_and_help
+        self.add_argument(*names, help=text, **options)
 
 
 def _parser(training: bool) -> argparse.ArgumentParser:
@@ -99,121 +98,103 @@ def _parser(training: bool) -> argparse.ArgumentParser:
     parser.add_argument("--debug", **debug)
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+    def command(name: str, text: str) -> _Parser:
         sub = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        sub.set_defaults(command=run)
+        sub.set_defaults(command=getattr(commands, name))
         sub.add_argument("--debug", default=argparse.SUPPRESS, **debug)
         return sub
 
-    demo = command("demo", commands.demo, "segment the sample scene with the bundled weights")
-    demo.add_argument("--output-dir", default="out/demo", metavar="DIR", help="(%(default)s)")
-    demo.add_argument("--device", help="cpu, cuda, ...; by default a GPU if there is one")
+    demo = command("demo", "segment the sample scene with the bundled weights")
+    demo.option("--output-dir", "(%(default)s)", default="out/demo", metavar="DIR")
+    demo.option("--device", _DEVICE)
 
-    text = "segment pictures: files, folders or glob patterns"
-    predict = command("predict", commands.predict, text)
-    predict.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder or pattern")
-    predict.add_argument("--output-dir", default="out", metavar="DIR", help="(%(default)s)")
-    predict.add_argument(
-        "--opacity", type=_number(float, 0, 1), default=0.5, help="opacity of the colors (0.5)"
-    )
+    predict = command("predict", "segment pictures: files, folders or glob patterns")
+    predict.option("inputs", "picture, folder or pattern", nargs="+", metavar="INPUT")
+    predict.option("--output-dir", "(%(default)s)", default="out", metavar="DIR")
+    predict.option("--opacity", "of the colors (0.5)", type=_number(float, 0, 1), default=0.5)
     text = "also write the softmax: of all classes (float16 C x H x W), or the label's in 8 bits"
-    predict.add_argument("--probabilities", choices=("npy", "png"), help=text)
+    predict.option("--probabilities", text, choices=("npy", "png"))
     _add_model_options(predict)
 
-    text = "score a network, or label pictures, on a data set"
-    evaluate = command("evaluate", commands.evaluate, text)
-    evaluate.add_argument("--predictions", metavar="DIR", help="score these label PNGs instead")
+    evaluate = command("evaluate", "score a network, or label pictures, on a data set")
+    evaluate.option("--predictions", "score these label PNGs instead", metavar="DIR")
     text = "score the labels themselves, downsampled by 128, 64, ... 4 and upsampled again"
-    evaluate.add_argument("--oracle", action="store_true", help=text)
-    evaluate.add_argument("--data-path", metavar="DIR", required=True, help="the data set's folder")
-    evaluate.add_argument("--split", default="val", help="which part of it (%(default)s)")
+    evaluate.option("--oracle", text, action="store_true")
+    evaluate.option("--data-path", "the data set's folder", metavar="DIR", required=True)
+    evaluate.option("--split", "which part of it (%(default)s)", default="val")
     _add_data_options(evaluate, "by default the data set's own, then those of the weights")
     text = "also the IU within this many pixels of a true border"
-    evaluate.add_argument("--trimap", type=_POSITIVE, metavar="WIDTH", help=text)
-    evaluate.add_argument("--json", metavar="FILE", help="also write the scores to this file")
-    evaluate.add_argument("--report", metavar="DIR", help="also write a page, DIR/index.html")
+    evaluate.option("--trimap", text, type=_POSITIVE, metavar="WIDTH")
+    evaluate.option("--json", "also write the scores to this file", metavar="FILE")
+    evaluate.option("--report", "also write a page, DIR/index.html", metavar="DIR")
     _add_model_options(evaluate)
 
-    train = command("train", commands.train, "train a network")
+    train = command("train", "train a network")
     if training:
         from ..train import add_arguments
 
         add_arguments(train)
-    plot = command("plot", commands.plot, "draw the loss, rate and mean IU of runs together")
-    plot.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its log.csv")
-    text = ".svg or .png (%(default)s)"
-    plot.add_argument("-o", "--output", metavar="FILE", default="curves.svg", help=text)
-    check = command("check", commands.check, "read every pair of a data set, and count its classes")
-    check.add_argument("data_path", metavar="DATA", help="the data set's folder")
-    check.add_argument("--split", help="which part of it; by default those to train and validate")
+    plot = command("plot", "draw the loss, rate and mean IU of runs together")
+    plot.option("runs", "folder of a run, or its log.csv", nargs="+", metavar="RUN")
+    plot.option("-o", "--output", ".svg or .png (%(default)s)", default="curves.svg")
+    check = command("check", "read every pair of a data set, and count its classes")
+    check.option("data_path", "the data set's folder", metavar="DATA")
+    check.option("--split", "which part of it; by default those to train and validate")
     _add_data_options(check, "by default the data set's own")
-    check.add_argument("-j", "--workers", type=_COUNT, help="processes that read pictures")
+    check.option("-j", "--workers", "processes that read pictures", type=_COUNT)
 
-    text = "convert a weights file of any kind to fcnfast's"
-    convert = command("convert", commands.convert, text)
-    convert.add_argument("input", metavar="IN", help="PyTorch, Caffe, HDF5 or safetensors file")
-    convert.add_argument("output", metavar="OUT", help="safetensors file to write")
-    text = "the network, if the file does not say"
-    convert.add_argument("--model", metavar="NAME", help=text)
-    text = "a class table by name (voc), or a JSON file"
-    convert.add_argument("--classes", metavar="TABLE", help=text)
-    convert.add_argument("--half", action="store_true", help="store float16: half the size")
-    export = command(
-        "export", commands.export, "write a network as a graph that runs without fcnfast"
-    )
-    export.add_argument("weights", metavar="MODEL", help="a weights file, or bundled")
-    export.add_argument("output", metavar="OUT", help="file to write: NAME.onnx or NAME.pt2")
-    sizes = export.add_mutually_exclusive_group()
+    convert = command("convert", "convert a weights file of any kind to fcnfast's")
+    convert.option("input", "PyTorch, Caffe, HDF5 or safetensors file", metavar="IN")
+    convert.option("output", "safetensors file to write", metavar="OUT")
+    convert.option("--model", "the network, if the file does not say", metavar="NAME")
+    convert.option("--classes", "a class table by name (voc), or a JSON file", metavar="TABLE")
+    convert.option("--half", "store float16: half the size", action="store_true")
+    export = command("export", "write a network as a graph that runs without fcnfast")
+    export.option("weights", "a weights file, or bundled", metavar="MODEL")
+    export.option("output", "file to write: NAME.onnx or NAME.pt2", metavar="OUT")
+    sizes, outputs = (export.add_mutually_exclusive_group() for _ in range(2))
     sizes.add_argument("--size", type=_size, metavar="HxW", help="of the images (512x512)")
     sizes.add_argument("--dynamic", action="store_true", help="take batches and images of any size")
-    outputs = export.add_mutually_exclusive_group()
     outputs.add_argument("--labels", action="store_true", help="give label maps (the default)")
     outputs.add_argument("--scores", action="store_true", help="give the scores of all classes")
-    export.add_argument(
-        "--uint8", action="store_true", help="take uint8 RGB: the preprocessing is in the graph"
-    )
-    export.add_argument("--half", action="store_true", help="float16 weights, input and scores")
-    export.add_argument("--head", default="out", help="the output to export (%(default)s)")
-    command("models", commands.models, "list the networks by name")
-    info = command("info", commands.info, "print the layers of a network and their fields")
-    info.add_argument("model", metavar="MODEL", help="its name, as `fcnfast models` lists it")
-    info.add_argument("--size", type=_POSITIVE, default=500, help="of a square image (500)")
-    info.add_argument("--num-classes", type=_POSITIVE, help="by default the network's own")
+    export.option("--uint8", "take uint8 RGB, preprocessed in the graph", action="store_true")
+    export.option("--half", "float16 weights, input and scores", action="store_true")
+    export.option("--head", "the output to export (%(default)s)", default="out")
+    command("models", "list the networks by name")
+    info = command("info", "print the layers of a network and their fields")
+    info.option("model", "its name, as `fcnfast models` lists it", metavar="MODEL")
+    info.option("--size", "of a square image (500)", type=_POSITIVE, default=500)
+    info.option("--num-classes", "by default the network's own", type=_POSITIVE)
     return parser
 
 
-def _add_data_options(parser: argparse.ArgumentParser, classes: str) -> None:
+def _add_data_options(parser: _Parser, classes: str) -> None:
     # Written out: the table of data sets needs torch.
-    text = "voc, nyud, nyud-hha, siftflow, pascal-context, camvid, cityscapes, ade20k"
-    text = f"{text} or a plain folder (folder)"
-    parser.add_argument("--dataset", metavar="NAME", default="folder", help=text)
-    parser.add_argument("--labels-dir", metavar="DIR", help="where its labels are, if elsewhere")
-    parser.add_argument("--include", metavar="PATTERN", help="only names that match this pattern")
-    parser.add_argument("--exclude", metavar="PATTERN", help="no names that match this pattern")
-    parser.add_argument("--classes", metavar="TABLE", help=f"a name or a JSON file; {classes}")
+    text = "voc, nyud, nyud-hha, siftflow, pascal-context, camvid, cityscapes, ade20k or folder"
+    parser.option("--dataset", text, metavar="NAME", default="folder")
+    parser.option("--labels-dir", "where its labels are, if elsewhere", metavar="DIR")
+    parser.option("--include", "only names that match this pattern", metavar="PATTERN")
+    parser.option("--exclude", "no names that match this pattern", metavar="PATTERN")
+    parser.option("--classes", f"a name or a JSON file; {classes}", metavar="TABLE")
 
 
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
+def _add_model_options(parser: _Parser) -> None:
     text = "significant bits of the samples of 16-bit pictures, such as 12"
-    parser.add_argument("--bit-depth", type=_number(int, 8, 16), metavar="BITS", help=text)
-    parser.add_argument("--weights", metavar="FILE", help="by default the bundled weights")
-    parser.add_argument("--device", help="cpu, cuda, ...; by default a GPU if there is one")
-    text = (
-        "longest side that the network sees (predict: by default the largest that it was "
-        "trained on); labels have the picture's own size"
-    )
-    parser.add_argument("--max-size", type=_POSITIVE, metavar="PIXELS", help=text)
+    parser.option("--bit-depth", text, type=_number(int, 8, 16), metavar="BITS")
+    parser.option("--weights", "by default the bundled weights", metavar="FILE")
+    parser.option("--device", _DEVICE)
+    text = "longest side that the network sees (predict: by default the largest that it was "
+    text += "trained on); labels have the picture's own size"
+    parser.option("--max-size", text, type=_POSITIVE, metavar="PIXELS")
     text = "cut pictures into squares of this size, without shrinking them"
-    parser.add_argument("--tile", type=_POSITIVE, metavar="SIZE", help=text)
+    parser.option("--tile", text, type=_POSITIVE, metavar="SIZE")
     text = "pixels that neighboring tiles share (a quarter of a tile)"
-    parser.add_argument("--overlap", type=_COUNT, metavar="PIXELS", help=text)
-    average = "average over pictures"
-    parser.add_argument("--scales", type=_scales, help=f"{average} resized by, say, 0.75,1,1.25")
-    parser.add_argument("--flip", action="store_true", help=f"{average} and their mirror images")
+    parser.option("--overlap", text, type=_COUNT, metavar="PIXELS")
+    parser.option("--scales", "average over pictures resized by, say, 0.75,1,1.25", type=_scales)
+    parser.option("--flip", "average over pictures and their mirror images", action="store_true")
 
 
 def _scales(text: str) -> tuple[float, ...]:
-    """Parse numbers separated by commas."""
     try:
         return tuple(map(float, text.split(",")))
     except ValueError:
@@ -221,7 +202,6 @@ def _scales(text: str) -> tuple[float, ...]:
 
 
 def _size(text: str) -> tuple[int, int]:
-    """Parse a height and a width, such as 360x480."""
     parts = text.split("x")
     if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
         raise argparse.ArgumentTypeError(f"must be height x width, as 360x480, not {text}")

@@ -23,7 +23,6 @@ def demo(args: argparse.Namespace) -> int:
     from ..data import CAMVID, demo_scene, write_image, write_labels
     from ..data.render import percent
     from ..files import output_folders
-    from ..metrics import ConfusionMatrix
     from ..segment import Segmenter
 
     folder = Path(args.output_dir)
@@ -35,13 +34,12 @@ def demo(args: argparse.Namespace) -> int:
         write_image(folder / "overlay.png", result.overlay(legend=True))
         write_labels(folder / "labels.png", result.labels, result.table.palette)
         write_labels(folder / "truth.png", truth, CAMVID.palette)
-    matrix = ConfusionMatrix(len(CAMVID))
-    matrix.update(truth, result.labels)
+    right = (truth == result.labels)[truth < len(CAMVID)].mean()
     print(f"A drawn street of {photo.width}x{photo.height} pixels. The network sees:")
     for name, share in result.shares.items():
         if share > 0:
             print(f"  {name:<12} {percent(share):>8}")
-    print(f"{100 * matrix.scores().pixel_accuracy:.1f} % of the pixels are labeled correctly.")
+    print(f"{100 * right:.1f} % of the pixels are labeled correctly.")
     print(f"""The pictures:
   {folder / "photo.png"}    the street
   {folder / "overlay.png"}  what the network sees in it
@@ -66,17 +64,17 @@ def predict(args: argparse.Namespace) -> int:
     report = segment_files(segmenter, paths, args.output_dir, **options)
     seconds = time.perf_counter() - started
     if report.done:
-        folder = Path(args.output_dir)
         if len(paths) == 1:
             shares = report.done[0]["shares"].items()
             seen = [f"{name} {percent(share)}" for name, share in shares if share > 0]
             print(f"{paths[0]}: {', '.join(seen)}")
         done = _count(len(report.done), "picture")
         print(f"Segmented {done} in {seconds:.1f} s on {segmenter.device}:")
-        print(f"  labels    {folder / 'labels'}\n  overlays  {folder / 'overlays'}")
+        written = {"labels": "labels", "overlays": "overlays", "shares": "predictions.json"}
         if args.probabilities:
-            print(f"  softmax   {folder / 'probabilities'}")
-        print(f"  shares    {folder / 'predictions.json'}")
+            written["softmax"] = "probabilities"
+        for what, name in written.items():
+            print(f"  {what:<8}  {Path(args.output_dir) / name}")
         sys.stdout.flush()
     if len(report.failed) > 1 or (report.failed and report.done):
         failed = _count(len(report.failed), "picture")
@@ -84,17 +82,13 @@ def predict(args: argparse.Namespace) -> int:
     for failure in report.failed:
         complain(failure["error"])
     _tell_passed_over(passed_over(args.inputs))
-    if report.failed:
-        return FAILED if report.done else UNUSABLE
-    return 0
+    return 0 if not report.failed else FAILED if report.done else UNUSABLE
 
 
-VIEWS = ("max_size", "tile", "overlap", "scales", "flip")
-"""The arguments that determine what a network sees of a picture."""
+VIEWS = ("max_size", "tile", "overlap", "scales", "flip")  # of `fcnfast.inference.Views`
 
 
 def _views(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the `VIEWS` that were given, as the library's arguments."""
     from ..inference import Views
 
     given = {name: getattr(args, name) for name in VIEWS if getattr(args, name) is not None}
@@ -110,7 +104,6 @@ def _count(number: int, noun: str) -> str:
 
 
 def _tell_passed_over(paths: Sequence[Path]) -> None:
-    """Name the files that were skipped because they are not pictures."""
     if paths:
         from ..data.folder import shortened
 
@@ -122,29 +115,21 @@ def _tell_passed_over(paths: Sequence[Path]) -> None:
 def _open(
     args: argparse.Namespace, split: str, default: ClassTable | None = None, channels: int = 3
 ) -> SegmentationDataset:
-    """Open a split of the data set that the arguments name."""
     from ..data import open_dataset
 
-    return open_dataset(
-        args.dataset,
-        args.data_path,
-        split,
-        table=args.classes,
-        labels=args.labels_dir,
-        default=default,
-        include=args.include,
-        exclude=args.exclude,
-        bit_depth=getattr(args, "bit_depth", None),
-        channels=channels,
-    )
+    options = {name: getattr(args, name, None) for name in ("include", "exclude", "bit_depth")}
+    options |= {"table": args.classes, "labels": args.labels_dir, "default": default}
+    return open_dataset(args.dataset, args.data_path, split, channels=channels, **options)
 
 
 def check(args: argparse.Namespace) -> int:
     """Read every pair of a data set; print its sizes and classes, and what is wrong."""
-    from ..data.datasets import DATASETS, refuse_overlap
+    from ..data.check import examine, share_lines, without_pixels
+    from ..data.datasets import SPLITS, refuse_overlap
+    from ..data.folder import shortened
+    from ..train.batches import worker_count
 
-    row = DATASETS.get(args.dataset)
-    splits = (args.split,) if args.split or row is None else row.splits
+    splits = (args.split,) if args.split else SPLITS.get(args.dataset, ("train", "val"))
     opened, missing = {}, []
     for split in splits:
         try:
@@ -157,35 +142,23 @@ def check(args: argparse.Namespace) -> int:
         train, val = opened.values()
         refuse_overlap(train, val, by_name=args.dataset == "voc")
     learned = {splits[0]} - {"val", "validation", "test"}
-    return max(_check_split(args, k, opened[k], learned=k in learned) for k in opened)
-
-
-def _check_split(
-    args: argparse.Namespace, split: str, dataset: SegmentationDataset, learned: bool
-) -> int:
-    """Check one split; return the exit code for it alone."""
-    import os
-
-    from ..data.check import examine, share_lines, without_pixels
-
-    workers = min(os.cpu_count() or 1, 8) if args.workers is None else args.workers
-    found = examine(dataset, workers, progress=sys.stderr.isatty())
-    common = ", ".join(f"{w}x{h} ({n})" for (w, h), n in found.sizes.most_common(3))
-    more = f" and {len(found.sizes) - 3} more sizes" if len(found.sizes) > 3 else ""
-    print(f"{split}: {_count(len(dataset), 'picture')}; width x height: {common or '-'}{more}")
-    print("\n".join(share_lines(dataset.table, found.pixels)))
-    sys.stdout.flush()
-    for fault in found.faults:
-        complain(fault)
-    _tell_passed_over(dataset.passed_over)
-    problem = without_pixels(dataset, found.pixels) if found.sizes else ""
-    if problem and learned:
-        return complain(problem)
-    if problem:
-        warn(problem)
-    if found.faults:
-        return FAILED if found.sizes else UNUSABLE
-    return 0
+    workers, codes = worker_count(-1 if args.workers is None else args.workers, 1), []
+    for split, dataset in opened.items():
+        found = examine(dataset, workers, progress=sys.stderr.isatty())
+        sizes = [f"{w}x{h} ({n})" for (w, h), n in found.sizes.most_common()]
+        told = f"{_count(len(dataset), 'picture')}; width x height: {shortened(sizes, 3) or '-'}"
+        shares = share_lines(dataset.table, found.pixels)
+        print("\n".join([f"{split}: {told}", *shares]), flush=True)
+        for fault in found.faults:
+            complain(fault)
+        _tell_passed_over(dataset.passed_over)
+        codes.append(0 if not found.faults else FAILED if found.sizes else UNUSABLE)
+        problem = without_pixels(dataset, found.pixels) if found.sizes else ""
+        if problem and split in learned:
+            codes.append(complain(problem))
+        elif problem:
+            warn(problem)
+    return max(codes)
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -199,8 +172,7 @@ def evaluate(args: argparse.Namespace) -> int:
     views = _views(args)
     labels = "--predictions" if args.predictions else "--oracle" if args.oracle else ""
     if args.predictions and args.oracle:
-        told = "--predictions scores label pictures, --oracle the truth"
-        raise InputError(f"{told}; give one of them")
+        raise InputError("give --predictions or --oracle: one scores label pictures, one the truth")
     for name in ("weights", "device", "bit_depth", *VIEWS):
         if labels and getattr(args, name) not in (None, False):
             option = "--" + name.replace("_", "-")
@@ -211,12 +183,8 @@ def evaluate(args: argparse.Namespace) -> int:
         raise InputError("--report shows a prediction, --oracle scores the truth; give one of them")
     if args.report and Path(args.report).suffix.lower() in (".html", ".htm"):
         raise InputError(f"{args.report}: --report needs a folder, and writes index.html into it")
-    model = None
-    if labels:
-        dataset = _open(args, args.split)
-    else:
-        model = Segmenter(args.weights, args.device, args.bit_depth).model
-        dataset = _open(args, args.split, model.table, model.picture_channels)
+    model = None if labels else Segmenter(args.weights, args.device, args.bit_depth).model
+    dataset = _open(args, args.split, *((model.table, model.picture_channels) if model else ()))
     table = dataset.table
     gallery = Gallery(table) if args.report else None
     options: dict[str, Any] = {"trimap": args.trimap, "progress": sys.stderr.isatty()}
@@ -239,16 +207,13 @@ def evaluate(args: argparse.Namespace) -> int:
         if gallery:
             facts, run = _facts(args, model, len(dataset)), _training(args)
             page = write_report(args.report, found, table, gallery, facts=facts, run=run)
-    print(text)
-    if gallery:
-        print(f"The report: {page}")
-    sys.stdout.flush()
+            text += f"\nThe report: {page}"
+    print(text, flush=True)
     _tell_passed_over(dataset.passed_over)
     return 0
 
 
 def _facts(args: argparse.Namespace, model: FCN | None, pictures: int) -> dict[str, str]:
-    """Return the facts at the top of a report."""
     facts = {"data": f"{args.data_path}, {args.split}, {_count(pictures, 'picture')}"}
     if model is None:
         return {"predictions": args.predictions, **facts}
@@ -319,16 +284,8 @@ def export(args: argparse.Namespace) -> int:
     """Write a network as a graph of standard operators."""
     from ..deploy import export
 
-    export(
-        args.weights,
-        args.output,
-        size=args.size,
-        dynamic=args.dynamic,
-        scores=args.scores,
-        uint8=args.uint8,
-        half=args.half,
-        head=args.head,
-    )
+    names = ("size", "dynamic", "scores", "uint8", "half", "head")
+    export(args.weights, args.output, **{name: getattr(args, name) for name in names})
     print(f"Written: {args.output}")
     return 0
 

@@ -15,15 +15,11 @@ FAILED, UNUSABLE, STOPPED, INTERRUPTED, CLOSED = 1, 2, 75, 130, 141
 """Exit codes: some pictures failed; nothing could be done; SIGTERM stopped a training run, which
 can be resumed; Ctrl-C; the reader of stdout left."""
 
-LONGEST = 300
-"""The most characters in the line of an error; the middle of a longer one is left out."""
+LONGEST = 300  # the most characters in a line; the middle of a longer one is left out
 
 
 def one_line(text: str) -> str:
-    """Return a message as one line of at most `LONGEST` characters, with both ends intact.
-
-    Unprintable characters, which file names may hold, are escaped.
-    """
+    """Return a message as one printable line of at most `LONGEST` characters, both ends intact."""
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
     half = LONGEST // 2 - 3
     return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
@@ -43,8 +39,7 @@ def warn(message: str) -> None:
 @contextlib.contextmanager
 def one_line_warnings() -> Iterator[None]:
     """Show the package's own warnings as one line each, and only the first of a kind."""
-    told = set()
-    show = warnings.showwarning
+    told, show = set(), warnings.showwarning
 
     def shown(message: Warning | str, category: type[Warning], *where: object) -> None:
         kind = re.sub(r"\d+", "", str(message).partition(": ")[2])
@@ -54,11 +49,9 @@ def one_line_warnings() -> Iterator[None]:
             told.add(kind)
             warn(str(message))
 
-    warnings.showwarning = shown  # type: ignore[assignment]
-    try:
+    with warnings.catch_warnings():  # puts the old function back
+        warnings.showwarning = shown  # type: ignore[assignment]
         yield
-    finally:
-        warnings.showwarning = show
 
 
 def explain(error: Exception, args: argparse.Namespace) -> str | None:
@@ -70,8 +63,6 @@ def explain(error: Exception, args: argparse.Namespace) -> str | None:
             return f"{error.filename}: {error.strerror}"
         where = getattr(args, "output_dir", None) or "stdout"
         return f"{where}: {error.strerror}" if error.strerror else str(error)
-    if not isinstance(error, (MemoryError, RuntimeError)):
-        return None
     from ..device import out_of_memory
 
     if out_of_memory(error):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
@@ -15,24 +14,17 @@ from tqdm import tqdm
 
 from ..errors import DatasetError, InputError, LabelError
 from .classes import IGNORE_INDEX, ClassTable
-from .folder import SegmentationDataset, count_pixels
+from .folder import SegmentationDataset, count_pixels, shortened
 from .images import IMAGE_EXTENSIONS
 from .labels import stored_integers
 
 
-@dataclass
-class Findings:
-    """What `examine` found in a data set.
+class Findings(NamedTuple):
+    """What `examine` found in a data set."""
 
-    Attributes:
-        sizes: the number of pictures of each (width, height).
-        pixels: the number of pixels of each label, int64 256; label 255 is not a class.
-        faults: one line for each pair that cannot be used, beginning with the file.
-    """
-
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    faults: list[str] = field(default_factory=list)
+    sizes: Counter[tuple[int, int]]  # pictures of each (width, height)
+    pixels: np.ndarray  # of each label, int64 256; 255 is not a class
+    faults: list[str]  # a line for each pair that cannot be used, beginning with the file
 
 
 class _Examined(Dataset[Any]):
@@ -59,7 +51,7 @@ def examine(dataset: SegmentationDataset, workers: int = 0, progress: bool = Fal
 
     `progress` shows a bar on stderr. InputError if a process was killed.
     """
-    findings = Findings()
+    findings = Findings(Counter(), np.zeros(256, np.int64), [])
     items = _Examined(dataset)  # tuples, which `tuple` leaves alone
     loader = DataLoader(items, batch_size=None, num_workers=workers, collate_fn=tuple)
     with explained_workers(workers):
@@ -68,7 +60,7 @@ def examine(dataset: SegmentationDataset, workers: int = 0, progress: bool = Fal
                 findings.faults.append(fault)
             else:
                 findings.sizes[size] += 1
-                findings.pixels += pixels
+                findings.pixels[:] += pixels
     return findings
 
 
@@ -89,9 +81,8 @@ def require_every_class(dataset: SegmentationDataset) -> None:
     """Read labels in random order until every class has been seen; DatasetError if one never is."""
     pixels = np.zeros(256, np.int64)
     order = np.random.default_rng(0).permutation(len(dataset))
-    hidden = None if len(order) > 500 else True  # None: shown only on a terminal
-    bar = tqdm(order, "looking for every class", unit="picture", leave=False, disable=hidden)
-    for index in bar:
+    hide = None if len(order) > 500 else True  # None: shown only on a terminal
+    for index in tqdm(order, "looking for every class", unit="picture", leave=False, disable=hide):
         pixels += count_pixels(dataset.labels(int(index)))
         if pixels[: len(dataset.table)].all():
             return
@@ -107,51 +98,45 @@ def without_pixels(dataset: SegmentationDataset, pixels: np.ndarray) -> str:
     what = f"class {missing[0]!r}{more} has no pixel"
     if len(missing) == len(dataset.table):
         what = "the labels have no labeled pixel"
-    return f"{dataset.samples[0][1].parent}: {what}{_suggestion(dataset)}"
+    return f"{dataset.samples[0][1].parent}: {what}; {_suggestion(dataset)}"
 
 
 def _suggestion(dataset: SegmentationDataset) -> str:
-    """Say what the values in some label files suggest; begins with a semicolon."""
     table = dataset.table
     if dataset.guessed:
         named = "name your own by --classes or dataset.json"
-        return f"; so these are not {table.name}'s classes: {named}"
+        return f"so these are not {table.name}'s classes: {named}"
     stored: set[int] = set()
     for _, path in dataset.samples[:20]:
         if path.suffix.lower() not in IMAGE_EXTENSIONS:
-            return "; is this the right class table?"
+            return "is this the right class table?"
         with contextlib.suppress(LabelError):
             values = stored_integers(path)
             stored |= set(np.unique(values).tolist()) if values.ndim == 2 else {-1}
     values_seen = sorted(stored)
+    are = f"the labels are {shortened(list(map(str, values_seen)))}"
     if len(values_seen) == len(table) and values_seen != list(range(len(table))):
-        line = _map_line(list(zip(values_seen, table.names, strict=True)))
-        return f"; the labels are {_short(values_seen)}: add {line} to the class table"
-    if 0 not in stored - {IGNORE_INDEX} and not table.has_map and 1 in stored:
-        pairs = [(0, "void"), *((k + 1, name) for k, name in enumerate(table.names))]
-        return f"; the labels begin at 1: add {_map_line(pairs)} to the class table?"
-    return f"; the labels are {_short(values_seen)}: is this the right class table?"
+        return f"{are}: add {_map_line(values_seen, table.names)} to the class table"
+    if 0 not in stored and not table.has_map and 1 in stored:
+        line = _map_line(range(len(table) + 1), ("void", *table.names))
+        return f"the labels begin at 1: add {line} to the class table?"
+    return f"{are}: is this the right class table?"
 
 
-def _map_line(pairs: list[tuple[int, str]]) -> str:
+def _map_line(values: Iterable[int], names: Iterable[str]) -> str:
     """Write a label map as a line of JSON; the middle of a long one is left out."""
-    parts = [f'"{value}": "{name}"' for value, name in pairs]
+    parts = [f'"{value}": "{name}"' for value, name in zip(values, names, strict=True)]
     if len(parts) > 4:
         parts[2:-1] = ["..."]
     return f'"label_map": {{{", ".join(parts)}}}'
 
 
-def _short(values: list[int]) -> str:
-    texts = list(map(str, values))
-    return ", ".join(texts if len(texts) <= 6 else [*texts[:3], "...", texts[-1]])
-
-
 def share_lines(table: ClassTable, pixels: np.ndarray) -> list[str]:
     """Return a line for each class, and one for no class, with its share of all pixels."""
     total = max(int(pixels.sum()), 1)
-    rows = [(name, int(pixels[k])) for k, name in enumerate(table.names)]
-    rows += [("(no class)", int(pixels[IGNORE_INDEX]))]
-    width = max(len(name) for name, _ in rows)
-    shown = [f"{100 * n / total:.2f} %" if n / total >= 0.0001 else "<0.01 %" for _, n in rows]
-    parts = zip(rows, shown, strict=True)
-    return [f"  {name:<{width}}  {text if n else '-':>7}" for (name, n), text in parts]
+    rows = [*zip(table.names, pixels, strict=False), ("(no class)", pixels[IGNORE_INDEX])]
+    width, lines = max(len(name) for name, _ in rows), []
+    for name, n in rows:
+        share = f"{100 * n / total:.2f} %" if n / total >= 0.0001 else "<0.01 %" if n else "-"
+        lines.append(f"  {name:<{width}}  {share:>7}")
+    return lines

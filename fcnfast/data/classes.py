@@ -11,7 +11,6 @@ from ..errors import DatasetError
 IGNORE_INDEX = 255
 """The label of pixels that belong to no class; in memory it is always this value."""
 
-
 Color = tuple[int, int, int]
 
 
@@ -21,11 +20,10 @@ class ClassTable:
 
     Args:
         name: the table's name, as `class_table` finds it.
-        names: one name for each class; 1 to 255 of them, all different.
-        palette: one (red, green, blue) in 0..255 for each class, which also decodes label pictures
-            in colors.
-        void_values: the values in label files that mean "no class". They become 255 in memory;
-            255 itself counts as void, listed or not, unless `label_map` names it.
+        names: 1 to 255 different names.
+        palette: (red, green, blue) in 0..255 of each class; also decodes label pictures in colors.
+        void_values: the values in label files that mean "no class", 255 in memory. 255 itself is
+            void, listed or not, unless `label_map` names it.
         label_map: pairs of what a file stores, an integer or a color (red, green, blue), and the
             label that it becomes: 0 to C - 1, or 255 for no class. If it names any integers, only
             those and the void values are valid.
@@ -48,23 +46,20 @@ class ClassTable:
         if repeated:
             raise ValueError(f"class table {self.name!r} repeats the name {repeated[0]!r}")
         if len(self.palette) != count:
-            raise ValueError(
-                f"class table {self.name!r} has {count} names but {len(self.palette)} colors"
-            )
+            colors = f"{len(self.palette)} colors"
+            raise ValueError(f"class table {self.name!r} has {count} names but {colors}")
         for name, color in zip(self.names, self.palette, strict=True):
             if len(color) != 3 or not all(0 <= channel <= 255 for channel in color):
                 raise ValueError(f"class {name!r}: color {color!r} is not three values 0 to 255")
-        for value in self.void_values:
-            if not 0 <= value < 1 << 16:
-                raise ValueError(f"void value {value} of {self.name!r} is not in 0..65535")
+        keys = [key for key, _ in self.label_map]
         for key, label in self.label_map:
             if not 0 <= label < count and label != IGNORE_INDEX:
                 raise ValueError(f"label map of {self.name!r}: {key} has no class {label}")
-        keys = [key for key, _ in self.label_map]
-        for key in keys:
             if keys.count(key) > 1:
                 raise ValueError(f"label map of {self.name!r} repeats {key}")
         for value in self.void_values:
+            if not 0 <= value < 1 << 16:
+                raise ValueError(f"void value {value} of {self.name!r} is not in 0..65535")
             label = self._meant().get(value, IGNORE_INDEX)
             if IGNORE_INDEX not in (value, label):
                 also = f"is also the class {self.names[label]!r}"
@@ -77,9 +72,8 @@ class ClassTable:
 
     def _meant(self) -> dict[int, int]:
         """Return the label of each integer that stands for a class or is in the label map."""
-        if not self.has_map:
-            return {value: value for value in range(len(self.names))}
-        return {key: label for key, label in self.label_map if isinstance(key, int)}
+        named = {key: label for key, label in self.label_map if isinstance(key, int)}
+        return named or {value: value for value in range(len(self.names))}
 
     def stored(self) -> dict[int, int]:
         """Return the label that each stored integer becomes; all others are invalid."""
@@ -91,7 +85,6 @@ class ClassTable:
         return known | {key: label for key, label in self.label_map if not isinstance(key, int)}
 
     def __len__(self) -> int:
-        """Return the number of classes."""
         return len(self.names)
 
 
@@ -104,9 +97,8 @@ def voc_palette(count: int) -> tuple[Color, ...]:
     if not 0 <= count <= 256:
         raise ValueError(f"a palette has 0 to 256 colors, not {count}")
 
-    def channel(index: int, first: int) -> int:
-        """Collect 8 bits of the index: three each for red and green, two for blue."""
-        return sum((index >> (3 * level + first) & 1) << (7 - level) for level in range(3))
+    def channel(k: int, first: int) -> int:
+        return sum((k >> (3 * level + first) & 1) << (7 - level) for level in range(3))
 
     return tuple((channel(k, 0), channel(k, 1), channel(k, 2)) for k in range(count))
 
@@ -125,11 +117,7 @@ _SYNONYMS = {"classes": "names", "ignore": "void_values"}
 
 
 def table_from_json(path: Path, entries: object, also: tuple[str, ...] = ()) -> ClassTable:
-    """Build a table from the JSON object of a file; the entries in `also` are skipped.
-
-    Raises:
-        DatasetError: the object is not a class table; the message names the file and the entry.
-    """
+    """Build a table from a file's JSON object without the entries in `also`, or DatasetError."""
     try:
         if not isinstance(entries, dict):
             raise TypeError(f"expected an object, found a {type(entries).__name__}")
@@ -147,20 +135,15 @@ def table_from_json(path: Path, entries: object, also: tuple[str, ...] = ()) -> 
         palette = entries.get("palette", voc_palette(min(len(names), 256)))
         if not isinstance(palette, (list, tuple)):
             raise TypeError('"palette" is not a list of colors')
-        colors, label_map = map(_color, palette), _label_map(entries.get("label_map", {}), names)
+        for color in palette:
+            if not isinstance(color, (list, tuple)) or [type(part) for part in color] != [int] * 3:
+                raise TypeError(f"color {color!r} is not three integers")
+        label_map = _label_map(entries.get("label_map", {}), names)
         name = str(entries.get("name", path.stem))
-        return ClassTable(name, tuple(names), tuple(colors), tuple(voids), label_map)
+        return ClassTable(name, tuple(names), tuple(map(tuple, palette)), tuple(voids), label_map)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise DatasetError(f"{path}: not a class table: {detail}") from error
-
-
-def _color(color: object) -> Color:
-    """Read [red, green, blue]."""
-    if not isinstance(color, (list, tuple)) or [type(channel) for channel in color] != [int] * 3:
-        raise TypeError(f"color {color!r} is not three integers")
-    red, green, blue = color
-    return red, green, blue
 
 
 def _label_map(entries: object, names: list[str]) -> tuple[tuple[int | Color, int], ...]:
@@ -187,15 +170,12 @@ def _label_map(entries: object, names: list[str]) -> tuple[tuple[int | Color, in
 
 def table_to_json(table: ClassTable) -> dict[str, Any]:
     """Return a table as the JSON object that `table_from_json` reads."""
-
-    def key(stored: int | Color) -> str:
-        return str(stored) if isinstance(stored, int) else "#" + bytes(stored).hex()
-
     names = {IGNORE_INDEX: "void"} | dict(enumerate(table.names))
+    keys = [str(k) if isinstance(k, int) else "#" + bytes(k).hex() for k, _ in table.label_map]
     return {
         "name": table.name,
         "names": list(table.names),
         "palette": [list(color) for color in table.palette],
         "void_values": list(table.void_values),
-        "label_map": {key(stored): names[label] for stored, label in table.label_map},
+        "label_map": {k: names[label] for k, (_, label) in zip(keys, table.label_map, strict=True)},
     }

@@ -1,8 +1,8 @@
 """The data sets by name: where each keeps its pictures and labels, and what the labels mean.
 
-Each function returns a `SegmentationDataset` of one split; `table` has its classes, and `options`
-are passed on to it. Splits have the data set's own names; "a+b" joins two lists. Missing folders,
-lists, pictures or labels raise DatasetError, which names them.
+Each function opens one split, by the data set's own name; "a+b" joins two lists. `table` has the
+classes, `options` are those of `SegmentationDataset`. Missing folders, lists, pictures or labels
+raise DatasetError, which names them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -38,8 +38,9 @@ def _read_list(path: Path) -> list[tuple[str, ...]]:
         content = path.read_bytes()
     except OSError as error:
         raise DatasetError(f"{path}: cannot read the list: {error.strerror}") from error
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    text = content.decode(encoding, "surrogateescape" if encoding != "utf-16" else "replace")
+    utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+    how = ("utf-16", "replace") if utf16 else ("utf-8-sig", "surrogateescape")
+    text = content.decode(*how)
     lines = [line.replace("\\", "/").strip() for line in text.splitlines()]
     rows = [_TWO_PATHS.fullmatch(line) or _NAME.fullmatch(line) for line in lines if line]
     if not rows:
@@ -48,18 +49,17 @@ def _read_list(path: Path) -> list[tuple[str, ...]]:
 
 
 def _stem(text: str) -> str:
-    """Return a picture's name from a list, without folders and extension."""
     name = PurePosixPath(text)
     return name.stem if name.suffix.lower() in IMAGE_EXTENSIONS else name.name
 
 
-def _ids(folder: Path, split: str, suffix: str = ".txt") -> list[str]:
+def _ids(folder: Path, split: str) -> list[str]:
     """Return the names in the list of a split, or in those of "a+b", sorted, each once."""
     found: set[str] = set()
     for name in split.split("+"):
-        path = Path(name) if name.endswith(suffix) else folder / f"{name}{suffix}"
+        path = Path(name) if name.endswith(".txt") else folder / f"{name}.txt"
         if not path.is_file():
-            lists = sorted(entry.stem for entry in folder.glob(f"*{suffix}"))
+            lists = sorted(entry.stem for entry in folder.glob("*.txt"))
             known = f": it has {shortened(lists)}" if lists else ""
             raise NoSplitError(f"{path}: no such list{known}")
         found |= {_stem(row[0]) for row in _read_list(path)}
@@ -78,12 +78,10 @@ def _below(root: PathLike, *patterns: str, needs: str) -> Path:
             raise DatasetError(f"{root}: holds {names}: name one of them")
         if places:
             return places[0]
-    below = f" or in {' or '.join(patterns)}" if patterns else ""
-    raise DatasetError(f"{root}: no {needs} in it{below}")
+    raise DatasetError(f"{root}: no {needs} in it or in {' or '.join(patterns)}")
 
 
-Place = Path | Iterable[Path]
-"""A file, or several of which the first that exists counts."""
+Place = Path | Iterable[Path]  # a file, or several of which the first that exists counts
 
 
 def _first(place: Place) -> Path | None:
@@ -112,81 +110,62 @@ def voc(
     *,
     table: ClassTable = tables.VOC,
     labels: PathLike | None = None,
-    sbd: PathLike | None = None,
     **options: Any,
 ) -> SegmentationDataset:
     """Open PASCAL VOC 2007 to 2012, SBD, or both.
 
     Args:
         root: a folder such as ``VOCdevkit/VOC2012``, or one above it; or SBD's
-            ``benchmark_RELEASE/dataset`` alone.
+            ``benchmark_RELEASE/dataset`` alone. Otherwise SBD is ``benchmark_RELEASE/dataset``,
+            ``sbd`` or ``SBD`` in VOC's folder or up to three above it.
         split: a list of ``ImageSets/Segmentation``, or the path of any list file of one or two
             columns. "sbd-train" and "sbd-val" are SBD's own. Without a list, "seg11valid" is VOC
             2011's val without SBD's train, and "trainaug" is both trains without VOC's val.
         labels: the folder of the labels, by default the first of ``SegmentationClass``,
             ``SegmentationClassAug`` and SBD's ``cls`` that has a picture's labels.
-        sbd: SBD's ``dataset`` folder, by default ``benchmark_RELEASE/dataset``, ``sbd`` or ``SBD``
-            in `root` or up to three folders above it.
     """
-    if sbd is None and (Path(root) / "cls").is_dir():
-        sbd = root
-    if sbd is not None and Path(sbd) == Path(root):
-        home = Path(root)
-    else:
+    home = Path(root)
+    sbd: Path | None = home
+    if not (home / "cls").is_dir():
         below = ("VOC20*", "VOCdevkit/VOC20*", "TrainVal/VOCdevkit/VOC20*")
         home = _below(root, *below, needs="JPEGImages")
-    extra = Path(sbd) if sbd is not None else _sbd(home)
-    folders = [home / "SegmentationClass", home / "SegmentationClassAug"]
-    folders = [home / labels] if labels else folders
+        names = ("benchmark_RELEASE/dataset", "sbd", "SBD", "sbd/benchmark_RELEASE/dataset")
+        near = [place / name for place in (home, *home.resolve().parents[:3]) for name in names]
+        sbd = next((place for place in near if (place / "cls").is_dir()), None)
+    folders = [labels] if labels else ["SegmentationClass", "SegmentationClassAug"]
     places: dict[str, tuple[Place, Place]] = {}
-    for name in _voc_names(home, extra, split):
+    for name in _voc_names(home, sbd, split):
         pictures = [home / "JPEGImages" / f"{name}.jpg"]
-        truths = [folder / f"{name}.png" for folder in folders]
-        if extra is not None:
-            pictures.append(extra / "img" / f"{name}.jpg")
-            found = [extra / "cls" / f"{name}{suffix}" for suffix in (".mat", ".png")]
-            truths += [] if labels else found
+        truths = [home / folder / f"{name}.png" for folder in folders]
+        if sbd is not None:
+            pictures.append(sbd / "img" / f"{name}.jpg")
+            if not labels:
+                truths += [sbd / "cls" / f"{name}{suffix}" for suffix in (".mat", ".png")]
         places[name] = pictures, truths
-    return SegmentationDataset(_present(places, home), table, load_labels=_voc_labels, **options)
+    read = partial(_read, key="GTcls.Segmentation")
+    return SegmentationDataset(_present(places, home), table, load_labels=read, **options)
 
 
-def _voc_labels(path: Path, table: ClassTable) -> np.ndarray:
-    """Read VOC's labels from a picture, or SBD's from a MATLAB file."""
-    if path.suffix == ".mat":
-        return mat_labels(path, table, "GTcls.Segmentation")
-    return read_labels(path, table)
-
-
-def _sbd(home: Path) -> Path | None:
-    """Find SBD near a VOC folder."""
-    names = ("benchmark_RELEASE/dataset", "sbd", "SBD", "sbd/benchmark_RELEASE/dataset")
-    near = [place / name for place in (home, *home.resolve().parents[:3]) for name in names]
-    return _first(place for place in near if (place / "cls").is_dir())
+def _read(path: Path, table: ClassTable, key: str) -> np.ndarray:
+    return mat_labels(path, table, key) if path.suffix == ".mat" else read_labels(path, table)
 
 
 def _voc_names(home: Path, sbd: Path | None, split: str) -> list[str]:
     """Return the names of a split: from its list, or by set arithmetic from other lists."""
     lists = home / "ImageSets" / "Segmentation"
-
-    def of(name: str) -> set[str]:
-        return set(_ids(lists, name))
-
-    def of_sbd(name: str) -> set[str]:
-        if sbd is None:
-            raise DatasetError(f"{home}: split {split!r} needs SBD's benchmark_RELEASE/dataset")
-        return set(_ids(sbd, name))
-
     if split.endswith(".txt") or (lists / f"{split}.txt").is_file():
         return _ids(lists, split)
-    if split in ("sbd-train", "sbd-val", "sbd-train_noval"):
-        return sorted(of_sbd(split.removeprefix("sbd-")))
+    if split not in ("seg11valid", "trainaug") and not split.startswith("sbd-"):
+        return _ids(lists if lists.is_dir() or sbd is None else sbd, split)
+    if split == "seg11valid" and home.name != "VOC2011":
+        raise DatasetError(f"{home}: split 'seg11valid' needs its list, or VOC2011's val")
+    if sbd is None:
+        raise DatasetError(f"{home}: split {split!r} needs SBD's benchmark_RELEASE/dataset")
     if split == "seg11valid":
-        if home.name != "VOC2011":
-            raise DatasetError(f"{home}: split 'seg11valid' needs its list, or VOC2011's val")
-        return sorted(of("val") - of_sbd("train"))
+        return sorted({*_ids(lists, "val")} - {*_ids(sbd, "train")})
     if split == "trainaug":
-        return sorted((of("train") | of_sbd("train") | of_sbd("val")) - of("val"))
-    return _ids(lists if lists.is_dir() or sbd is None else sbd, split)
+        return sorted({*_ids(lists, "train"), *_ids(sbd, "train+val")} - {*_ids(lists, "val")})
+    return _ids(sbd, split.removeprefix("sbd-"))
 
 
 def nyud(
@@ -199,15 +178,10 @@ def nyud(
 ) -> SegmentationDataset:
     """Open NYUDv2: the layout of the reference implementation, or the official MATLAB file.
 
-    Args:
-        root: the folder with ``data``, ``segmentation`` and the lists; or the one with
-            ``nyu_depth_v2_labeled.mat``, ``splits.mat`` and ``classMapping40.mat``.
-        split: train, val, trainval or test; the official file has the last two.
-        modality: "color"; "depth", a picture of mode F in millimeters; or "hha", three channels as
-            the file stores them (not in the official file).
-
-    Raises:
-        ValueError: `modality` is none of these.
+    `root` has ``data``, ``segmentation`` and the lists; or ``nyu_depth_v2_labeled.mat``,
+    ``splits.mat`` and ``classMapping40.mat``, with the splits trainval and test and without HHA.
+    `modality` is "color"; "depth", a picture of mode F in millimeters; or "hha", three channels as
+    the file stores them. ValueError for any other.
     """
     if modality not in ("color", "depth", "hha"):
         raise ValueError(f'modality must be "color", "depth" or "hha", not {modality!r}')
@@ -217,14 +191,13 @@ def nyud(
     home = _below(root, "nyud", needs="segmentation")
     if split == "trainval" and not (home / "trainval.txt").exists():
         split = "train+val"
-    folder = home / "data" / {"color": "images"}.get(modality, modality)
-    names = [name.removeprefix("img_") for name in _ids(home, split)]
-    truth = home / "segmentation"
+    folder = home / "data" / ("images" if modality == "color" else modality)
+    names, truth = [name.removeprefix("img_") for name in _ids(home, split)], home / "segmentation"
     places = {name: (folder / f"img_{name}.png", truth / f"img_{name}.mat") for name in names}
-    read = partial(mat_labels, key="segmentation")
+    options["load_labels"] = partial(mat_labels, key="segmentation")
     if modality == "depth":
         options["load_image"] = _read_depth
-    return SegmentationDataset(_present(places, home), table, load_labels=read, **options)
+    return SegmentationDataset(_present(places, home), table, **options)
 
 
 def _read_depth(path: Path) -> Image.Image:
@@ -250,15 +223,10 @@ def _nyud_official(
     if key not in variables:
         raise DatasetError(f"{splits}: has no variable {key!r}")
     numbers = [int(number) for number in np.ravel(variables[key])]
+    options["load_image"] = partial(nyud_picture, modality=modality)
+    options["load_labels"] = partial(nyud_labels, mapping=mapping)
     samples = [(path.with_name(f"{path.name}#{n}"),) * 2 for n in numbers]
-    return SegmentationDataset(
-        samples,
-        table,
-        names=[str(5000 + number) for number in numbers],
-        load_image=partial(nyud_picture, modality=modality),
-        load_labels=partial(nyud_labels, mapping=mapping),
-        **options,
-    )
+    return SegmentationDataset(samples, table, names=[str(5000 + n) for n in numbers], **options)
 
 
 _SIFTFLOW_SCENES = "spatial_envelope_256x256_static_8outdoorcategories"
@@ -273,16 +241,11 @@ def siftflow(
     target: str = "both",
     **options: Any,
 ) -> SegmentationDataset:
-    """Open SIFT Flow: 33 semantic and 3 geometric classes.
+    """Open SIFT Flow: 33 semantic and 3 geometric classes; trainval or test.
 
-    Args:
-        root: the folder with ``Images``, ``SemanticLabels`` and ``GeoLabels``.
-        split: "trainval" or "test". Without a list, trainval is everything but the test pictures
-            and the two unlabeled ones.
-        target: "semantic" or "geometric", labels H×W; or "both", labels H×W×2 in this order.
-
-    Raises:
-        ValueError: `target` is none of these.
+    `root` has ``Images``, ``SemanticLabels`` and ``GeoLabels``. Without a list, trainval is
+    everything but the test pictures and the two unlabeled ones. `target` is "semantic" or
+    "geometric", labels H×W; or "both", labels H×W×2 in this order. ValueError for any other.
     """
     if target not in ("semantic", "geometric", "both"):
         raise ValueError(f'target must be "semantic", "geometric" or "both", not {target!r}')
@@ -293,18 +256,17 @@ def siftflow(
         names = sorted({path.stem for path in images.glob("*.jpg")} - left_out)
     else:
         names = [name for name in _ids(home, split) if name not in _SIFTFLOW_UNLABELED]
-    kinds = {"semantic": "SemanticLabels", "geometric": "GeoLabels"}
-    truth = home / kinds.get(target, "SemanticLabels") / _SIFTFLOW_SCENES
-    places = {name: (images / f"{name}.jpg", truth / f"{name}.mat") for name in names}
-    options["load_labels"] = partial(mat_labels, key="S")
+    kind, options["load_labels"] = "SemanticLabels", partial(mat_labels, key="S")
+    if target == "geometric":
+        kind, table = "GeoLabels", tables.SIFTFLOW_GEO
     if target == "both":
         options |= {"load_labels": _both_siftflow, "heads": ("out", "geo")}
-    table = tables.SIFTFLOW_GEO if target == "geometric" else table
+    truth = home / kind / _SIFTFLOW_SCENES
+    places = {name: (images / f"{name}.jpg", truth / f"{name}.mat") for name in names}
     return SegmentationDataset(_present(places, home), table, **options)
 
 
 def _both_siftflow(path: Path, table: ClassTable) -> np.ndarray:
-    """Read semantic and geometric labels, H×W×2."""
     geometric = path.parents[2] / "GeoLabels" / path.parent.name / path.name
     planes = mat_labels(path, table, "S"), mat_labels(geometric, tables.SIFTFLOW_GEO, "S")
     return np.stack(planes, axis=-1)
@@ -323,27 +285,22 @@ def pascal_context(
 ) -> SegmentationDataset:
     """Open PASCAL-Context: 459 labels, mapped by name to 59 classes and "background".
 
-    Args:
-        root: the folder with VOC2010 (``JPEGImages``) and the annotations (``labels.txt`` and
-            ``trainval/ID.mat``); or a VOC2010 with ``SegmentationClassContext``.
-        split: a list of ``ImageSets/SegmentationContext`` or ``ImageSets/Main``.
-        table: the classes, named as among the 459, and "background". All other labels become
-            "background", or no class if the table has none.
+    `root` has VOC2010 (``JPEGImages``) and the annotations (``labels.txt`` and
+    ``trainval/ID.mat``); or a VOC2010 with ``SegmentationClassContext``. The splits are the lists
+    of ``ImageSets/SegmentationContext`` or ``ImageSets/Main``. Labels that `table` does not name
+    become "background", or no class if it has none.
     """
     home = _below(root, "VOC2010", "VOCdevkit/VOC2010", "*/VOC2010", needs="JPEGImages")
     lists = _first(home / "ImageSets" / name for name in ("SegmentationContext", "Main"))
     names = _ids(lists or home / "ImageSets" / "Main", split)
-    pictures = home / "SegmentationClassContext"
-    if pictures.is_dir():
-        truth, suffix, meant, read = pictures, ".png", table, read_labels
-    else:
+    truth, suffix = home / "SegmentationClassContext", ".png"
+    if not truth.is_dir():
         annotations = _below(root, "*", needs="labels.txt")
         truth, suffix = annotations / "trainval", ".mat"
-        meant = _context_map(annotations / "labels.txt", table)
-        read = partial(mat_labels, key="LabelMap")
-    photos = home / "JPEGImages"
+        table = _context_map(annotations / "labels.txt", table)
+    photos, read = home / "JPEGImages", partial(_read, key="LabelMap")
     places = {name: (photos / f"{name}.jpg", truth / f"{name}{suffix}") for name in names}
-    return SegmentationDataset(_present(places, truth), meant, load_labels=read, **options)
+    return SegmentationDataset(_present(places, truth), table, load_labels=read, **options)
 
 
 def _context_map(path: Path, table: ClassTable) -> ClassTable:
@@ -353,8 +310,7 @@ def _context_map(path: Path, table: ClassTable) -> ClassTable:
         number, _, name = row[0].partition(":")
         if number.strip().isdigit():
             numbers[name.strip()] = int(number)
-    named = "background" in table.names
-    rest = table.names.index("background") if named else IGNORE_INDEX
+    rest = table.names.index("background") if "background" in table.names else IGNORE_INDEX
     labels = dict.fromkeys(range(len(numbers) + 1), rest)
     for label, name in enumerate(table.names):
         found = numbers.get(name, numbers.get(_CONTEXT_SPELLINGS.get(name, "")))
@@ -375,11 +331,8 @@ def camvid(
 ) -> SegmentationDataset:
     """Open CamVid as SegNet's authors give it: ``train`` and ``trainannot``, or their list files.
 
-    Args:
-        root: the folder.
-        split: train, val or test. A list ``train.txt`` takes precedence over the folders; its two
-            columns are paths, which may begin with folders of another machine.
-        labels: the folder of the labels, in place of a list.
+    A list ``train.txt`` takes precedence over the folders, but not over a folder of `labels`; its
+    two columns are paths, which may begin with folders of another machine.
     """
     listed = Path(root) / f"{split}.txt"
     if not listed.is_file() or labels:
@@ -401,13 +354,10 @@ def _ends(root: Path, text: str) -> list[Path]:
 def cityscapes(
     root: PathLike, split: str = "train", *, table: ClassTable | None = None, **options: Any
 ) -> SegmentationDataset:
-    """Open Cityscapes: ``leftImg8bit`` and ``gtFine``, label ids or train ids.
+    """Open Cityscapes: `root` has ``leftImg8bit`` and ``gtFine``; the splits are train, val, test.
 
-    Args:
-        root: the folder with both.
-        split: train, val or test.
-        table: the classes, by default the 19. Labels are read from ``_gtFine_labelIds``, or from
-            ``_gtFine_labelTrainIds`` if there are none.
+    The classes are by default the 19. Labels are read from ``_gtFine_labelIds``, or from
+    ``_gtFine_labelTrainIds`` if there are none.
     """
     home = _below(root, "*", needs="leftImg8bit")
     pictures = sorted((home / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
@@ -426,34 +376,27 @@ def cityscapes(
 def ade20k(
     root: PathLike, split: str = "training", *, table: ClassTable = tables.ADE20K, **options: Any
 ) -> SegmentationDataset:
-    """Open ADE20K's scene parsing benchmark: labels from 1, 0 is no class.
+    """Open ADE20K's scene parsing benchmark, training or validation: labels from 1, 0 is no class.
 
-    Args:
-        root: ``ADEChallengeData2016``, or the folder above it.
-        split: training or validation.
+    `root` is ``ADEChallengeData2016``, or the folder above it.
     """
     home = _below(root, "*", needs="annotations")
     return open_folder(home, split, table, f"annotations/{split}", **options)
 
 
-class Row(NamedTuple):
-    """A data set's function, and its splits to train and to validate on."""
-
-    open: Callable[..., SegmentationDataset]
-    splits: tuple[str, str] = ("train", "val")
-
-
-DATASETS: dict[str, Row] = {
-    "voc": Row(voc),
-    "nyud": Row(nyud),
-    "nyud-hha": Row(partial(nyud, modality="hha")),
-    "siftflow": Row(siftflow, ("trainval", "test")),
-    "pascal-context": Row(pascal_context),
-    "camvid": Row(camvid),
-    "cityscapes": Row(cityscapes),
-    "ade20k": Row(ade20k, ("training", "validation")),
-    "folder": Row(open_folder),
+DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
+    "voc": voc,
+    "nyud": nyud,
+    "nyud-hha": partial(nyud, modality="hha"),
+    "siftflow": siftflow,
+    "pascal-context": pascal_context,
+    "camvid": camvid,
+    "cityscapes": cityscapes,
+    "ade20k": ade20k,
+    "folder": open_folder,
 }
+# What to train and to validate on, where that is not called train and val.
+SPLITS = {"siftflow": ("trainval", "test"), "ade20k": ("training", "validation")}
 
 
 def open_dataset(
@@ -488,7 +431,6 @@ def open_dataset(
     """
     if name not in DATASETS:
         raise DatasetError(f"--dataset {name}: not one of {', '.join(DATASETS)}")
-    row = DATASETS[name]
     if table:
         options["table"] = tables.class_table(table)
     if labels:
@@ -497,22 +439,18 @@ def open_dataset(
         options["labels"] = labels
     if name == "folder":
         options["default"] = default
-    own = dict(zip(("train", "val"), row.splits, strict=True))
-    return row.open(root, own.get(split, split), **options)
+    own = dict(zip(("train", "val"), SPLITS.get(name, ()), strict=False))
+    return DATASETS[name](root, own.get(split, split), **options)
 
 
 def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, by_name: bool) -> None:
-    """Reject a validation set with pictures of the training set.
+    """Raise DatasetError if a validation set has pictures of the training set.
 
     Equal paths are the same picture; `by_name`, as for VOC and SBD, equal names are.
-
-    Raises:
-        DatasetError: there are such pictures; the message names them.
     """
     names, others = (
         set(d.names if by_name else [str(image) for image, _ in d.samples]) for d in (train, val)
     )
-    both = [Path(name).name for name in sorted(names & others)]
-    if both:
+    if both := [Path(name).name for name in sorted(names & others)]:
         told = f"{len(both)} of its pictures are also in the training list"
         raise DatasetError(f"--val-split: {told}: {shortened(both, 3)}")

@@ -17,7 +17,7 @@ from ..errors import DatasetError, ImageError, LabelError, NoSplitError
 from ..files import PathLike
 from .classes import ClassTable, read_json, table_from_json
 from .images import IMAGE_EXTENSIONS, as_photo, picture_size, read_image, rgbx
-from .labels import read_labels, to_labels
+from .labels import read_labels, size_error, to_labels
 from .tables import CAMVID, class_table
 
 _LAYOUTS = (
@@ -65,16 +65,15 @@ class SegmentationDataset(Dataset[Any]):
         heads: what the K planes of the labels are for, as networks name their outputs.
         include, exclude: glob patterns of the file names, stems or names to keep or to leave out,
             such as "0016E5*" for one drive.
-        transform: called as ``transform(image, labels)`` to make the item, such as the two tensors
-            of `train_transform` and `eval_transform`. By default an item is a `Sample`.
+        transform: makes the item of (image, labels), such as `train_transform`'s two tensors. By
+            default an item is a `Sample`.
         cache: keep decoded samples in memory (H·W·4 bytes each) after their first use.
         bit_depth, channels: as in `read_image`.
         pairs: a data set of (image, labels) items instead of files; see `wrap_dataset`.
         guessed: the table was not named, but is the usual one of the layout.
         passed_over: files of its folders that are not pictures.
 
-    Raises:
-        DatasetError: there are no pictures, or the patterns leave none.
+    DatasetError if there are no pictures, or the patterns leave none.
     """
 
     def __init__(
@@ -97,21 +96,18 @@ class SegmentationDataset(Dataset[Any]):
         passed_over: Sequence[Path] = (),
     ) -> None:
         names = [image.stem for image, _ in samples] if names is None else names
-        kept = [
-            k for k, (image, _) in enumerate(samples) if _passes(image, names[k], include, exclude)
-        ]
+        if not samples:
+            raise DatasetError("data set: no pictures")
+        kept = [k for k, n in enumerate(names) if _passes(samples[k][0], n, include, exclude)]
         if not kept:
-            reason = "the patterns leave no pictures" if samples else "no pictures"
-            raise DatasetError(f"{samples[0][0].parent if samples else 'data set'}: {reason}")
+            raise DatasetError(f"{samples[0][0].parent}: the patterns leave no pictures")
         self.samples = [samples[k] for k in kept]
         self.names = [names[k] for k in kept]
         self.table, self.heads, self.guessed = table, heads, guessed
-        self.transform, self.cache = transform, cache
+        self.transform, self.cache, self.channels = transform, cache, channels
         self.passed_over = list(passed_over)
-        self.channels = channels
         self._image = load_image or partial(read_image, bit_depth=bit_depth, channels=channels)
-        self._labels = load_labels
-        self._pairs = pairs
+        self._labels, self._pairs = load_labels, pairs
         self._sized_by_file = load_image is None and pairs is None
         self._decoded: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -121,9 +117,7 @@ class SegmentationDataset(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         """Read one sample; its labels are read-only.
 
-        Raises:
-            ImageError, LabelError: a file is damaged, sizes differ, or a value is not a class.
-            IndexError: no such sample.
+        ImageError or LabelError if a file is damaged, sizes differ, or a value is not a class.
         """
         index = range(len(self.samples))[index]  # negative indices, IndexError
         if index in self._decoded:
@@ -131,7 +125,13 @@ class SegmentationDataset(Dataset[Any]):
             image = rgbx(pixels)
         else:
             image, labels = self._read(index)
-            self._check_sizes(index, image.size, labels.shape[1::-1])
+            if image.size != labels.shape[1::-1]:
+                path, label_path = self.samples[index]
+                error = size_error(label_path, labels.shape, image.size[::-1])
+                if self._sized_by_file and picture_size(path) == labels.shape[1::-1]:
+                    told = "EXIF turns it upright, and the labels were drawn on the unrotated photo"
+                    error = LabelError(f"{error}: {told}")
+                raise error
             if self.cache:
                 self._decoded[index] = (np.asarray(image), labels)
         if self.transform is not None:
@@ -166,32 +166,13 @@ class SegmentationDataset(Dataset[Any]):
         path = self.samples[index][0]
         return picture_size(path) if self._sized_by_file else self._read(index)[0].size
 
-    def _check_sizes(self, index: int, image: tuple[int, ...], labels: tuple[int, ...]) -> None:
-        """Reject labels whose (width, height) is not their picture's."""
-        if image == labels:
-            return
-        path, label_path = self.samples[index]
-        why = ""
-        if self._sized_by_file and picture_size(path) == labels:
-            why = ": EXIF turns it upright, and the labels were drawn on the unrotated photo"
-        found, expected = f"{labels[0]}x{labels[1]}", f"{image[0]}x{image[1]}"
-        raise LabelError(
-            f"{label_path}: the labels are {found} pixels, their image is {expected}{why}"
-        )
-
 
 def wrap_dataset(dataset: Any, table: ClassTable, channels: int = 3) -> SegmentationDataset:
     """Wrap any data set of (image, labels) pairs for fcnfast's training and evaluation.
 
-    Args:
-        dataset: has ``len`` and, by index, items that begin with an image as `Segmenter` takes it
-            (a PIL image, uint8 H×W×3, a uint8 tensor 3×H×W, a path) and integer labels H×W, an
-            array or a tensor.
-        table: the classes, and which labels mean none.
-        channels: 3, or 4 for images with four channels.
-
-    Raises:
-        DatasetError: the data set is empty.
+    `dataset` has ``len`` (DatasetError if 0) and, by index, items that begin with an image of 3 or
+    4 `channels` as `Segmenter` takes it (a PIL image, uint8 H×W×3, a uint8 tensor 3×H×W, a path)
+    and integer labels H×W, an array or a tensor. `table` says which of them mean none.
     """
     if isinstance(dataset, SegmentationDataset) and dataset.transform is None:
         return dataset
@@ -235,15 +216,33 @@ def open_folder(
     if not root.is_dir():
         raise DatasetError(f"{root}: no such data set folder")
     described, named = _description(root)
-    image_folder, label_folder = _folders(root, split, labels, described)
-    table, guessed = table or named or default, False
+    tried, table = [], table or named or default
+    for layout in _LAYOUTS:
+        places = described.get("images", layout[0]), labels or described.get("labels", layout[1])
+        names = [os.fspath(place).replace("{split}", split) for place in places]
+        folders = [root / name for name in names]
+        if split and all(folder.is_dir() for folder in folders):
+            break
+        tried.append(" and ".join(names))
+    else:
+        expected = " or ".join(dict.fromkeys(tried))
+        raise NoSplitError(f"{root}: split {split!r} needs the folders {expected}")
+    guessed = table is None and folders[1].name == f"{split}annot"
+    if guessed:
+        table = CAMVID
     if table is None:
-        if label_folder.name != f"{split}annot":
-            told = 'give --classes TABLE, or put "classes": ["background", ...] into dataset.json'
-            raise DatasetError(f"{root}: nothing names its classes: {told}")
-        table, guessed = CAMVID, True
-    passed = passed_over([image_folder, label_folder])
-    samples = _pair(image_folder, label_folder, include, exclude)
+        told = 'give --classes TABLE, or put "classes": ["background", ...] into dataset.json'
+        raise DatasetError(f"{root}: nothing names its classes: {told}")
+    pictures, masks = (_by_stem(folder, include, exclude) for folder in folders)
+    if not pictures:
+        filtered = include or exclude
+        reason = "the patterns leave no pictures" if filtered else "no pictures in this folder"
+        raise DatasetError(f"{folders[0]}: {reason}")
+    if alone := [pictures[stem].name for stem in sorted(pictures.keys() - masks.keys())]:
+        raise DatasetError(f"{folders[1]}: no labels for {shortened(alone)}")
+    if alone := [masks[stem].name for stem in sorted(masks.keys() - pictures.keys())]:
+        raise DatasetError(f"{folders[0]}: no picture for {shortened(alone)}")
+    samples, passed = [(pictures[k], masks[k]) for k in sorted(pictures)], passed_over(folders)
     return SegmentationDataset(samples, table, guessed=guessed, passed_over=passed, **options)
 
 
@@ -263,43 +262,8 @@ def _description(root: Path) -> tuple[dict[str, str], ClassTable | None]:
     if classes is None:
         return places, None
     if isinstance(classes, str):
-        known = root / classes
-        return places, class_table(known if known.suffix.lower() == ".json" else classes)
+        return places, class_table(root / classes if classes.lower().endswith(".json") else classes)
     return places, table_from_json(path, {"name": root.resolve().name, **entries}, tuple(places))
-
-
-def _folders(
-    root: Path, split: str, labels: PathLike | None, described: dict[str, str]
-) -> tuple[Path, Path]:
-    """Return the folders of the pictures and of the labels."""
-    tried = []
-    for layout in _LAYOUTS:
-        places = described.get("images", layout[0]), labels or described.get("labels", layout[1])
-        names = [os.fspath(place).replace("{split}", split) for place in places]
-        if split and all((root / name).is_dir() for name in names):
-            return root / names[0], root / names[1]
-        tried.append(" and ".join(names))
-    expected = " or ".join(dict.fromkeys(tried))
-    raise NoSplitError(f"{root}: split {split!r} needs the folders {expected}")
-
-
-def _pair(
-    image_folder: Path, label_folder: Path, include: Patterns, exclude: Patterns
-) -> list[tuple[Path, Path]]:
-    """Match the files of two folders by stem, after the filters."""
-    images, labels = (_by_stem(f, include, exclude) for f in (image_folder, label_folder))
-    if not images:
-        filtered = include or exclude
-        reason = "the patterns leave no pictures" if filtered else "no pictures in this folder"
-        raise DatasetError(f"{image_folder}: {reason}")
-    for found, others, kind, place in (
-        (images, labels, "labels", label_folder),
-        (labels, images, "picture", image_folder),
-    ):
-        alone = [found[stem].name for stem in sorted(found.keys() - others.keys())]
-        if alone:
-            raise DatasetError(f"{place}: no {kind} for {shortened(alone)}")
-    return [(images[stem], labels[stem]) for stem in sorted(images)]
 
 
 def shortened(names: Sequence[str], most: int = 5) -> str:
@@ -309,24 +273,24 @@ def shortened(names: Sequence[str], most: int = 5) -> str:
 
 
 def _by_stem(folder: Path, include: Patterns, exclude: Patterns) -> dict[str, Path]:
-    """Return the pictures of a folder that pass the filters, keyed by stem.
-
-    Composed and decomposed letters (NFC and NFD) are the same: file systems differ in them.
-    """
+    """Return the pictures of a folder that pass the filters, keyed by stem (composed: NFC)."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if not _is_picture(path) or not _passes(path, path.stem, include, exclude):
             continue
-        stem = unicodedata.normalize("NFC", path.stem)
-        if stem in found:
-            both = f"{found[stem].name} and {path.name}"
+        other = found.setdefault(nfc(path.stem), path)
+        if other is not path:
+            both = f"{other.name} and {path.name}"
             raise DatasetError(f"{folder}: {both} share one name; keep one")
-        found[stem] = path
     return found
 
 
+def nfc(text: str) -> str:
+    """Return a name with composed letters: file systems differ in composing them."""
+    return unicodedata.normalize("NFC", text)
+
+
 def _is_picture(path: Path) -> bool:
-    """Tell by its name whether a file in a folder is a picture."""
     return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
 
 
@@ -335,54 +299,43 @@ def _passes(path: Path, name: str, include: Patterns, exclude: Patterns) -> bool
 
     def matches(patterns: str | Sequence[str]) -> bool:
         patterns = [patterns] if isinstance(patterns, str) else patterns
-        names = {unicodedata.normalize("NFC", text) for text in (path.name, path.stem, name)}
-        wanted = [unicodedata.normalize("NFC", pattern) for pattern in patterns]
-        return any(fnmatchcase(text, pattern) for text in names for pattern in wanted)
+        names = {nfc(text) for text in (path.name, path.stem, name)}
+        return any(fnmatchcase(text, nfc(pattern)) for text in names for pattern in patterns)
 
     return (not include or matches(include)) and not (exclude and matches(exclude))
 
 
 def image_paths(specs: PathLike | Iterable[PathLike]) -> list[Path]:
-    """Find the pictures that files, folders and glob patterns stand for.
+    """Find the pictures that files, folders and glob patterns stand for; ImageError if none.
 
     A folder gives the pictures directly in it, by extension; a pattern (``**`` reaches into
-    subfolders) those that it matches; a file stands for itself with any extension. Each folder's
-    and pattern's pictures are sorted, in the order of `specs`, without repetitions. A spec that
-    yields nothing is returned as it is, so that reading it fails among the others.
-
-    Raises:
-        ImageError: none of `specs` yields a picture.
+    subfolders) those that it matches; a file itself. Each one's pictures are sorted, in the order
+    of `specs`, without repetitions. A spec that yields nothing is returned as it is, so that
+    reading it fails among the others.
     """
-    if isinstance(specs, (str, os.PathLike)):
-        specs = [specs]
     found: dict[str, Path] = {}
     missing: list[str] = []
-    for spec in specs:
+    for spec in [specs] if isinstance(specs, (str, os.PathLike)) else specs:
         name = os.fspath(spec)
-        paths = _expand(name)
-        if not paths:
+        if os.path.isdir(name):
+            reason, candidates = "no pictures in this folder", list(Path(name).iterdir())
+        else:
             reason = "no picture matches" if glob.has_magic(name) else "no such file or folder"
-            reason = "no pictures in this folder" if os.path.isdir(name) else reason
+            candidates = [Path(path) for path in glob.glob(name, recursive=True)]
+        paths = sorted(path for path in candidates if _is_picture(path) and path.is_file())
+        if os.path.isfile(name):
+            paths = [Path(name)]
+        if not paths:
             missing.append(f"{name}: {reason}")
-        for path in paths or [Path(spec)]:
+        for path in paths or [Path(name)]:
             found.setdefault(os.path.realpath(path), path)
     if not any(os.path.isfile(path) for path in found):
         raise ImageError("; ".join(missing) or "no picture was given")
     return list(found.values())
 
 
-def _expand(spec: str) -> list[Path]:
-    """Return the pictures that one file, folder or pattern stands for, sorted; maybe none."""
-    if os.path.isfile(spec):
-        return [Path(spec)]
-    inside = os.path.isdir(spec)
-    candidates = Path(spec).iterdir() if inside else map(Path, glob.glob(spec, recursive=True))
-    return sorted(path for path in candidates if _is_picture(path) and os.path.isfile(path))
-
-
-def passed_over(specs: PathLike | Iterable[PathLike]) -> list[Path]:
+def passed_over(specs: Iterable[PathLike]) -> list[Path]:
     """Return the visible files of the folders in `specs` that `image_paths` leaves out."""
-    specs = [specs] if isinstance(specs, (str, os.PathLike)) else specs
-    inside = [path for spec in specs if os.path.isdir(spec) for path in Path(spec).iterdir()]
-    hidden = [path for path in inside if path.name.startswith(".")]
-    return sorted(p for p in {*inside} - {*hidden} if p.is_file() and not _is_picture(p))
+    inside = {path for spec in specs if os.path.isdir(spec) for path in Path(spec).iterdir()}
+    visible = (path for path in inside if path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in visible if not _is_picture(path))

@@ -37,21 +37,13 @@ _T = TypeVar("_T")
 
 
 def decode(
-    source: PathLike | bytes,
-    failure: type[InputError],
-    use: Callable[[Image.Image], _T],
-    max_pixels: int = MAX_PIXELS,
+    source: PathLike | bytes, failure: type[InputError], use: Callable[[Image.Image], _T]
 ) -> _T:
-    """Open a picture and return what `use` makes of it; any error is raised as `failure`.
+    """Open a file, or its content, and return what `use` makes of the picture before it is decoded.
 
-    A PNG or JPEG that PIL rejects is tried once more without its metadata: large profiles and
-    texts, and damaged or cut chunks, do not stop a picture whose pixels are sound.
-
-    Args:
-        source: a file, or its content; only the content determines the format.
-        failure: the exception to raise; its message begins with the file.
-        use: gets the picture before its pixels are decoded.
-        max_pixels: width times height above which the picture is rejected.
+    Any error is raised as `failure`; the message begins with the file. A PNG or JPEG that PIL
+    rejects is tried once more without its metadata: large profiles and texts, and damaged or cut
+    chunks, do not stop a picture whose pixels are sound.
     """
     name = _named(source)
 
@@ -59,16 +51,15 @@ def decode(
         formats = [name for name in _FORMATS if name in Image.OPEN]
         with Image.open(file, formats=formats) as image:
             pixels = image.width * image.height
-            if pixels > max_pixels:
-                told = f"{image.width}x{image.height} is {pixels} pixels, at most {max_pixels}"
+            if pixels > MAX_PIXELS:
+                told = f"{image.width}x{image.height} is {pixels} pixels, at most {MAX_PIXELS}"
                 raise failure(f"{name}: too large: {told} are read")
             return use(image)
 
     try:
         if not isinstance(source, bytes) and os.path.isdir(source):
             raise failure(f"{name}: is a folder, not a picture")
-        size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
-        if size == 0:
+        if not (len(source) if isinstance(source, bytes) else os.path.getsize(source)):
             raise failure(f"{name}: the file is empty (0 bytes)")
         with warnings.catch_warnings():
             # PIL warns about oddities that it can handle, and at half the size that it rejects.
@@ -89,7 +80,6 @@ def decode(
 
 
 def _named(source: PathLike | bytes) -> PathLike:
-    """Return the name of a picture in errors."""
     return "the picture" if isinstance(source, bytes) else source
 
 
@@ -130,16 +120,18 @@ def _png_without_metadata(content: bytes) -> bytes | None:
     return b"".join((*kept, struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))))
 
 
+_REASONS: dict[type[Exception], str] = {
+    FileNotFoundError: "no such file",
+    Image.UnidentifiedImageError: "not a picture, or of an unsupported kind",
+    Image.DecompressionBombError: "too large: more pixels than PIL's limit against bombs",
+    MemoryError: "too large for the memory",
+}
+
+
 def _reason(error: Exception) -> str:
-    """Say in one line why a picture could not be read."""
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not a picture, or of an unsupported kind"
-    if isinstance(error, Image.DecompressionBombError):
-        return "too large: more pixels than PIL's limit against decompression bombs"
-    if isinstance(error, MemoryError):
-        return "too large for the memory"
+    for kind, reason in _REASONS.items():
+        if isinstance(error, kind):
+            return reason
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     detail = " ".join(str(error).split()) or type(error).__name__
@@ -147,12 +139,9 @@ def _reason(error: Exception) -> str:
 
 
 def read_image(
-    path: PathLike | bytes,
-    max_pixels: int = MAX_PIXELS,
-    bit_depth: int | None = None,
-    channels: int = 3,
+    path: PathLike | bytes, bit_depth: int | None = None, channels: int = 3
 ) -> Image.Image:
-    """Read a picture as 8-bit RGB, or with a fourth channel, upright.
+    """Read a picture as 8-bit RGB, or RGBX with a fourth channel, upright.
 
     The EXIF orientation is applied; transparency is laid over white; 16-bit samples are scaled from
     0..65535; 32-bit integers and floats are stretched between their smallest and largest value
@@ -161,19 +150,14 @@ def read_image(
 
     Args:
         path: the file, or its content.
-        max_pixels: width times height above which the picture is rejected before it is decoded.
-            `PIL.Image.MAX_IMAGE_PIXELS` also applies.
         bit_depth: significant bits of 16-bit samples, 8 to 16: 12 for most cameras' raw data.
             None: all 16, and a warning if no value needs more than 12.
         channels: 3; or 4: the file's own four, 8 bits each (RGBA, with no transparency applied;
             or, say, RGB and near infrared of a TIFF).
 
-    Returns:
-        A loaded picture of mode RGB, or RGBX with four channels.
-
     Raises:
-        ImageError: the file is missing, a folder, empty, cut, not a picture, or too large; or it
-            holds values of more than `bit_depth` bits, or not four channels.
+        ImageError: the file is missing, a folder, empty, cut, not a picture, or larger than
+            `MAX_PIXELS`; or it holds values of more than `bit_depth` bits, or not four channels.
         ValueError: `bit_depth` is outside 8..16, or given with four channels.
     """
     if bit_depth is not None and not 8 <= bit_depth <= 16:
@@ -181,19 +165,15 @@ def read_image(
     if channels == 4:
         if bit_depth is not None:
             raise ValueError("bit_depth is for pictures of 1 or 3 channels")
-        return decode(path, ImageError, lambda image: _four_channels(image, path), max_pixels)
-    low = decode(path, ImageError, _low_bytes, max_pixels) if bit_depth else None
-    depth = bit_depth or 16
-    rgb, largest = decode(path, ImageError, lambda im: _upright_rgb(im, depth, low), max_pixels)
+        return decode(path, ImageError, lambda image: _four_channels(image, path))
+    low = decode(path, ImageError, _low_bytes) if bit_depth else None
+    depth, name = bit_depth or 16, _named(path)
+    rgb, largest = decode(path, ImageError, lambda image: _upright_rgb(image, depth, low))
     if bit_depth is not None and largest >> bit_depth:
-        told = f"its largest value, {largest}, has more bits than {bit_depth}"
-        raise ImageError(f"{_named(path)}: {told}")
+        raise ImageError(f"{name}: its largest value, {largest}, has more bits than {bit_depth}")
     if bit_depth is None and 0 < largest < 4096:
-        warnings.warn(
-            f"{_named(path)}: its largest 16-bit value is {largest}: if its samples have 12 bits, "
-            "give --bit-depth 12 (bit_depth=12)",
-            stacklevel=2,
-        )
+        told = "if its samples have 12 bits, give --bit-depth 12 (bit_depth=12)"
+        warnings.warn(f"{name}: its largest 16-bit value is {largest}: {told}", stacklevel=2)
     return rgb
 
 
@@ -234,18 +214,12 @@ def picture_size(path: PathLike) -> tuple[int, int]:
 
 
 def as_photo(image: Photo, bit_depth: int | None = None, channels: int = 3) -> Image.Image:
-    """Return a picture as `read_image` does, upright.
+    """Return a picture as `read_image` does, upright; `bit_depth` only applies to files.
 
-    Args:
-        image: a path; the content of a picture file (bytes) or a file open for reading; a PIL
-            image of any mode; a uint8 array H×W or H×W×1 (gray), H×W×3 (RGB) or H×W×4 (RGBA); or a
-            uint8 tensor C×H×W with 1, 3 or 4 such channels.
-        bit_depth, channels: as in `read_image`; `bit_depth` only applies to files.
-
-    Raises:
-        ImageError: a file cannot be read, or the picture has no pixels or not four channels.
-        TypeError: the type is none of these, or an array or a tensor is not uint8.
-        ValueError: an array or a tensor does not have one of these shapes.
+    `image` is a path; the content of a picture file (bytes) or a file open for reading; a PIL image
+    of any mode; a uint8 array H×W or H×W×1 (gray), H×W×3 (RGB) or H×W×4 (RGBA); or a uint8 tensor
+    C×H×W with 1, 3 or 4 such channels. Raises ImageError if a file cannot be read, or the picture
+    has no pixels or not four channels; TypeError and ValueError for all else.
     """
     if hasattr(image, "read"):
         image = image.read()
@@ -261,7 +235,15 @@ def as_photo(image: Photo, bit_depth: int | None = None, channels: int = 3) -> I
             raise ValueError(f"a picture's tensor must be C×H×W, not {tuple(image.shape)}")
         image = image.detach().cpu().permute(1, 2, 0).numpy()
     if isinstance(image, np.ndarray):
-        image = _from_array(image)
+        if image.dtype != np.uint8:
+            raise TypeError(f"a picture's array must be uint8 (0 to 255), not {image.dtype}")
+        if image.ndim != 2 and (image.ndim != 3 or image.shape[2] not in (1, 3, 4)):
+            shapes = "H×W, or H×W×C with 1, 3 or 4 channels"
+            raise ValueError(f"a picture's array must be {shapes}, not {image.shape}")
+        if image.size == 0:
+            raise ImageError(f"the picture has no pixels: its array is {image.shape}")
+        gray = image.ndim == 3 and image.shape[2] == 1
+        image = Image.fromarray(np.ascontiguousarray(image[..., 0] if gray else image))
     if not isinstance(image, Image.Image):
         kinds = "a path, bytes, a PIL image, a uint8 array or a uint8 tensor"
         raise TypeError(f"a picture must be {kinds}, not {type(image).__name__}")
@@ -284,20 +266,6 @@ def check_channels(images: torch.Tensor) -> None:
         raise ValueError(f"a picture's tensor must be {shapes}, not {tuple(images.shape)}")
 
 
-def _from_array(pixels: np.ndarray) -> Image.Image:
-    """Make a PIL image of a uint8 array H×W or H×W×C, C being 1, 3 or 4."""
-    if pixels.dtype != np.uint8:
-        raise TypeError(f"a picture's array must be uint8 (0 to 255), not {pixels.dtype}")
-    if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4)):
-        shapes = "H×W, or H×W×C with 1, 3 or 4 channels"
-        raise ValueError(f"a picture's array must be {shapes}, not {pixels.shape}")
-    if pixels.size == 0:
-        raise ImageError(f"the picture has no pixels: its array is {pixels.shape}")
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[..., 0]
-    return Image.fromarray(np.ascontiguousarray(pixels))
-
-
 def _four_channels(image: Image.Image, source: PathLike | bytes = b"") -> Image.Image:
     """Return a picture's four channels, upright, as mode RGBX: none is treated as alpha."""
     bands = image.getbands()
@@ -318,7 +286,6 @@ def rgbx(pixels: np.ndarray) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of a loaded picture."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about damaged EXIF data
         try:
@@ -328,11 +295,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    """Return a copy, rotated upright.
-
-    Only the orientation is kept: exif_transpose rewrites every tag, and fails if one is damaged.
-    """
-    image.info = {}
+    image.info = {}  # exif_transpose rewrites every tag, and fails if one is damaged
     image.getexif()[ExifTags.Base.Orientation] = orientation
     return ImageOps.exif_transpose(image)
 
@@ -342,14 +305,18 @@ def _upright_rgb(
 ) -> tuple[Image.Image, int]:
     """Return an RGB copy of a picture, rotated by EXIF, and its largest 16-bit sample or 0.
 
-    `bit_depth` and `low`, the low bytes of its colors, are for 16-bit samples. A damaged picture
-    raises exceptions of any kind.
+    `bit_depth` and `low`, the low bytes of its colors, are for 16-bit samples.
     """
     kind = raw_mode(image)
     white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
     image.load()
-    orientation = _orientation(image)
-    values = _sixteen_bits(image, kind, low)
+    orientation, values = _orientation(image), None
+    # PIL before 11 opens 16-bit gray PNGs as mode I; every version does so with 16-bit PGMs.
+    if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):
+        values = np.asarray(image).astype(np.int32)
+    elif image.mode == "RGB" and kind in _OTHER_ORDER and "transparency" not in image.info:
+        high = np.asarray(image).astype(np.int32)
+        values = high * 256 + (high if low is None else low)
     if values is None:
         largest, rgb = 0, _to_rgb(image)
     else:
@@ -360,17 +327,6 @@ def _upright_rgb(
         rgb = Image.fromarray(scaled).convert("RGB")
         largest = 0 if kind == "I;12" else int(values.max())
     return _turned(rgb.copy() if rgb is image else rgb, orientation), largest
-
-
-def _sixteen_bits(image: Image.Image, kind: str, low: np.ndarray | None) -> np.ndarray | None:
-    """Return the samples of a 16-bit picture, H×W or H×W×3; None for other pictures."""
-    # PIL before 11 opens 16-bit gray PNGs as mode I; every version does so with 16-bit PGMs.
-    if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):
-        return np.asarray(image).astype(np.int32)
-    if image.mode == "RGB" and kind in _OTHER_ORDER and "transparency" not in image.info:
-        high = np.asarray(image).astype(np.int32)
-        return high * 256 + (high if low is None else low)
-    return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -392,9 +348,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _stretch(values: np.ndarray, floating: bool) -> np.ndarray:
     """Stretch values (float64) to 0..255; values that are not finite become the lowest."""
     finite = np.isfinite(values)
-    if not finite.any():
-        return np.zeros_like(values)
-    low, high = float(values[finite].min()), float(values[finite].max())
+    low, high = (values[finite].min(), values[finite].max()) if finite.any() else (0.0, 1.0)
     if floating and low >= 0.0 and high <= 1.0:
         low, high = 0.0, 1.0
     return (np.where(finite, values, low) - low) / ((high - low) or 1.0) * 255.0
@@ -426,13 +380,10 @@ def photo_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def write_image(path: PathLike, image: Image.Image, **options: object) -> None:
-    """Write a picture in the format of its extension, atomically.
+    """Write a picture in the format of its extension, atomically: on OSError nothing is left.
 
-    `options` are those of `PIL.Image.Image.save`, such as ``quality`` or ``format``.
-
-    Raises:
-        ValueError: an extension that PIL cannot write.
-        OSError: the file cannot be written; nothing is left behind.
+    `options` are those of `PIL.Image.Image.save`, such as ``quality`` or ``format``. ValueError for
+    an extension that PIL cannot write.
     """
     encoded = io.BytesIO()  # on disk only one write and one rename can fail
     suffix = Path(path).suffix

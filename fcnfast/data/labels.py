@@ -1,6 +1,6 @@
 """Label files: the integers that a file stores, and the labels they mean in a class table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,27 +19,24 @@ _LOSSLESS_TIFF = (
 
 
 def read_labels(
-    path: PathLike, table: ClassTable, size: tuple[int, int] | None = None
+    path: PathLike, table: ClassTable, size: tuple[int, ...] | None = None
 ) -> np.ndarray:
     """Read a label picture through a table: its stored integers, or its colors.
 
-    Args:
-        path: the file, usually a PNG of mode P or L; or an RGB picture in the table's colors.
-        table: the classes, and the values that are no class.
-        size: (height, width) that the labels must have, if given.
-
-    Returns:
-        uint8 array H×W with values 0..len(table)-1, and 255 for no class.
-
-    Raises:
-        LabelError: the file is unreadable or lossy, has the wrong size, or holds values or colors
-            that are not classes; the message names the file, the value and its number of pixels.
+    Returns uint8 H×W with values 0..len(table)-1, and 255 for no class. LabelError if the file is
+    unreadable or lossy, does not have `size` (height, width), or holds values or colors that are
+    not classes; the message names the file, the value and its number of pixels.
     """
     values = stored_integers(path)
     if size is not None and values.shape[:2] != tuple(size):
-        found, image = f"{values.shape[1]}x{values.shape[0]}", f"{size[1]}x{size[0]}"
-        raise LabelError(f"{path}: the labels are {found} pixels, their image is {image}")
+        raise size_error(path, values.shape, size)
     return to_labels(values, table, path)
+
+
+def size_error(path: PathLike, labels: tuple[int, ...], image: tuple[int, ...]) -> LabelError:
+    """Return the error of labels whose (height, width) is not their picture's."""
+    told = f"the labels are {labels[1]}x{labels[0]} pixels, their image is {image[1]}x{image[0]}"
+    return LabelError(f"{path}: {told}")
 
 
 def to_labels(values: np.ndarray, table: ClassTable, path: PathLike) -> np.ndarray:
@@ -47,14 +44,12 @@ def to_labels(values: np.ndarray, table: ClassTable, path: PathLike) -> np.ndarr
 
     An unknown value or color raises LabelError, which begins with `path`.
     """
-    known: Mapping[Any, int]
-    if values.ndim == 3:
+    known = table.stored()
+    in_colors = values.ndim == 3
+    if in_colors:
         red, green, blue = np.moveaxis(values.astype(np.int32), 2, 0)
         values = red << 16 | green << 8 | blue
         known = {r << 16 | g << 8 | b: label for (r, g, b), label in table.colors().items()}
-        kind = "color"
-    else:
-        known, kind = table.stored(), "value"
     if values.dtype == np.uint8:  # no sorting of a picture's pixels
         counts = np.bincount(values.ravel(), minlength=256)
         lookup = np.array([known.get(k, IGNORE_INDEX) for k in range(256)], np.uint8)
@@ -65,35 +60,27 @@ def to_labels(values: np.ndarray, table: ClassTable, path: PathLike) -> np.ndarr
         lookup = np.array([known.get(int(k), IGNORE_INDEX) for k in found], np.uint8)
         labels = lookup[places.reshape(values.shape)]
     for value, count in zip(found.tolist(), counts.tolist(), strict=True):
-        if value not in known:
-            shown = str(value) if kind == "value" else f"#{value:06x}"
-            told = f"is not a class of {table.name!r}: {_expected(table, kind)}"
-            raise LabelError(f"{path}: {kind} {shown} (pixels: {count}) {told}")
+        if value in known:
+            continue
+        voids = sorted(stored for stored, label in known.items() if label == IGNORE_INDEX)
+        none = f", or {', '.join(map(str, voids[:5]))} for none" if voids else ""
+        wanted = f"0 to {len(table) - 1}{none}"
+        if table.has_map:
+            wanted = f"its label map has {len(known)} values{none}"
+        shown = f"value {value}"
+        if in_colors:
+            shown, wanted = f"color #{value:06x}", f"its {len(table)} colors, or its label map's"
+        told = f"{shown} (pixels: {count}) is not a class of {table.name!r}: {wanted}"
+        raise LabelError(f"{path}: {told}")
     return labels
-
-
-def _expected(table: ClassTable, kind: str) -> str:
-    """Say which values or colors a table knows."""
-    if kind == "color":
-        return f"its {len(table)} colors, or those of its label map"
-    known = table.stored()
-    voids = sorted(value for value, label in known.items() if label == IGNORE_INDEX)
-    none = f", or {', '.join(map(str, voids[:5]))} for none" if voids else ""
-    if table.has_map:
-        return f"its label map has {len(known)} values{none}"
-    return f"0 to {len(table) - 1}{none}"
 
 
 def stored_integers(path: PathLike) -> np.ndarray:
     """Read the integers that a label picture stores, with any bit depth, palette or scale.
 
-    Returns:
-        An integer array H×W of palette indices, gray values or bits, as they are in the file; or
-        uint8 H×W×3 for a picture in colors.
-
-    Raises:
-        LabelError: the file is unreadable, or does not preserve integers: a lossy format,
-            floating-point samples, transparency.
+    Returns an integer array H×W of palette indices, gray values or bits, or uint8 H×W×3 of colors.
+    LabelError if the file is unreadable, or does not preserve integers: a lossy format,
+    floating-point samples, transparency.
     """
     return decode(path, LabelError, lambda image: _stored(path, image))
 
@@ -126,14 +113,12 @@ def _stored(path: PathLike, image: Image.Image) -> np.ndarray:
         return values // np.uint8({"2": 85, "4": 17}.get(bits[:1], 1))
     if mode == "I" or mode.startswith("I;16"):
         return np.asarray(image).astype(np.int64)
-    raise LabelError(
-        f"{path}: labels must be palette indices, gray values or 8-bit colors, not a picture of "
-        f"mode {mode}" + (f" ({kind})" if kind not in ("", mode) else "")
-    )
+    detail = f" ({kind})" if kind not in ("", mode) else ""
+    wanted = "palette indices, gray values or 8-bit colors"
+    raise LabelError(f"{path}: labels must be {wanted}, not a picture of mode {mode}{detail}")
 
 
 def _refuse_lossy(path: PathLike, image: Image.Image) -> None:
-    """Reject formats that change values slightly when they are written."""
     kind = _LOSSY.get(str(image.format))
     if image.format == "WEBP" and b"VP8L" not in _head(image):
         kind = "WebP"
@@ -185,13 +170,10 @@ def _unscale(image: Image.Image) -> str:
 def write_labels(
     path: PathLike, labels: np.ndarray, palette: Sequence[tuple[int, int, int]]
 ) -> None:
-    """Write labels, uint8 H×W, as an index PNG (mode P, 8 bits), atomically.
+    """Write labels, uint8 H×W, as an index PNG (mode P, 8 bits), atomically: on OSError nothing.
 
-    Labels beyond the palette, (red, green, blue) for 0, 1, ..., are drawn black.
-
-    Raises:
-        TypeError, ValueError: `labels` is not a uint8 array H×W, or the palette is too long.
-        OSError: the file cannot be written; nothing is left behind.
+    Labels beyond the palette, (red, green, blue) for 0, 1, ..., are drawn black. TypeError or
+    ValueError if `labels` is not a uint8 array H×W, or the palette is too long.
     """
     if not isinstance(labels, np.ndarray) or labels.dtype != np.uint8:
         kind = getattr(labels, "dtype", type(labels).__name__)

@@ -39,8 +39,7 @@ def read_mat(path: Path) -> dict[str, Any]:
 def mat_labels(path: Path, table: ClassTable, key: str) -> np.ndarray:
     """Read labels H×W from a variable of a MATLAB file, or from a field, "struct.field".
 
-    Raises:
-        LabelError: as in `read_mat`; there is no such variable; or a value is not a class.
+    LabelError as in `read_mat`, or if there is no such variable, or a value is not a class.
     """
     variable, _, field = key.partition(".")
     variables = read_mat(path)
@@ -51,10 +50,11 @@ def mat_labels(path: Path, table: ClassTable, key: str) -> np.ndarray:
         raise LabelError(f"{path}: has no variable {key!r}") from error
     if values.ndim != 2 or values.dtype.kind not in "uif" or 0 in values.shape:
         raise LabelError(f"{path}: {key!r} is not a label map but {values.dtype} {values.shape}")
-    whole = values.astype(np.int64) if np.isfinite(values).all() else None
-    if whole is None or (whole != values).any():
-        raise LabelError(f"{path}: {key!r} holds numbers that are not integers")
-    return to_labels(values if values.dtype == np.uint8 else whole, table, path)
+    if values.dtype != np.uint8:
+        if not np.isfinite(values).all() or (np.rint(values) != values).any():
+            raise LabelError(f"{path}: {key!r} holds numbers that are not integers")
+        values = values.astype(np.int64)
+    return to_labels(values, table, path)
 
 
 # The official NYUDv2 file holds all pictures; a sample is "file#number", numbered from 1.

@@ -16,19 +16,10 @@ _LONGEST_NAME = 28
 
 
 def blend(image: Image.Image, labels: np.ndarray, table: ClassTable, opacity: float) -> Image.Image:
-    """Lay the classes' colors over a picture; pixels of no class keep the picture's.
+    """Lay the colors of labels, uint8 H×W, over an RGB picture; pixels of no class keep its color.
 
-    Args:
-        image: RGB.
-        labels: uint8 H×W of the picture's size.
-        table: the classes.
-        opacity: 0 (the picture alone) to 1 (the colors alone).
-
-    Returns:
-        An RGB picture of the same size.
-
-    Raises:
-        ValueError: `opacity` is outside 0..1, or the labels do not have the picture's size.
+    `opacity` is from 0 (the picture alone) to 1. ValueError if it is outside, or the labels do not
+    have the picture's size.
     """
     if isinstance(opacity, bool) or not isinstance(opacity, (int, float)) or not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be a number from 0 to 1, not {opacity!r}")
@@ -40,28 +31,20 @@ def blend(image: Image.Image, labels: np.ndarray, table: ClassTable, opacity: fl
 
 
 def add_legend(image: Image.Image, table: ClassTable, shares: Mapping[str, float]) -> Image.Image:
-    """Add the classes' colors, names and shares below a landscape picture or beside a portrait.
+    """Add colors, names and shares below an RGB landscape or beside a portrait, its upper left.
 
-    Letters grow with the picture, but a small picture gets a larger sheet to keep them readable.
-
-    Args:
-        image: RGB.
-        table: the classes.
-        shares: share of the picture by class name, in the order to show; zeros are left out.
-
-    Returns:
-        An RGB picture; the given one is its upper left corner.
+    `shares` are by class name, in the order to show; zeros are left out. Letters grow with the
+    picture, but a small one gets a larger sheet to keep them readable.
     """
     rows = [(name, share) for name, share in shares.items() if share > 0]
     if not rows:
         return image.copy()
     legend = _draw_legend(image.size, table, rows)
-    below = image.width >= image.height
-    width = max(image.width, legend.width) if below else image.width + legend.width
-    height = image.height + legend.height if below else max(image.height, legend.height)
-    sheet = Image.new("RGB", (width, height), PAPER)
+    corner = (0, image.height) if image.width >= image.height else (image.width, 0)
+    ends = np.add(corner, legend.size)
+    sheet = Image.new("RGB", tuple(np.maximum(ends, image.size).tolist()), PAPER)
     sheet.paste(image, (0, 0))
-    sheet.paste(legend, (0, image.height) if below else (image.width, 0))
+    sheet.paste(legend, corner)
     return sheet
 
 
@@ -84,8 +67,7 @@ def _draw_legend(
     share_width = math.ceil(max(font.getlength(percent(share)) for _, share in rows))
     cell = em + gap + name_width + em + share_width + 2 * em
     if width >= height:  # below: as many columns as the picture is wide
-        columns = min(len(rows), max(1, (width + em) // cell))
-        lines = math.ceil(len(rows) / columns)
+        lines = math.ceil(len(rows) / min(len(rows), max(1, (width + em) // cell)))
     else:  # beside: columns as long as the picture, but not too short if it is small
         lines = min(len(rows), max(12, (height - em) // line))
     columns = math.ceil(len(rows) / lines)

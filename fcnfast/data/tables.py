@@ -8,12 +8,10 @@ from .classes import IGNORE_INDEX, ClassTable, Color, read_json, table_from_json
 
 
 def _colors(text: str) -> tuple[Color, ...]:
-    """Parse colors written as rrggbb."""
     return tuple((c[0], c[1], c[2]) for c in map(bytes.fromhex, text.split()))
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """Parse names separated by commas or by spaces."""
     return tuple(map(str.strip, text.split("," if "," in text else None)))
 
 
@@ -62,70 +60,65 @@ CITYSCAPES_IDS = replace(
 """The same classes, read from label ids 0 to 33; the other 15 ids are no class."""
 
 
-def _from_one(name: str, names: tuple[str, ...]) -> ClassTable:
+def _from_one(name: str, text: str) -> ClassTable:
     """Return a table whose files store 1 to C for the classes and 0 for none."""
+    names = _names(text)
     label_map = ((0, IGNORE_INDEX), *((k + 1, k) for k in range(len(names))))
     return ClassTable(name, names, voc_palette(len(names)), label_map=label_map)
 
 
 ADE20K = _from_one(
     "ade20k",
-    _names(
-        "wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, "
-        "sidewalk, person, earth, door, table, mountain, plant, curtain, chair, car, water, "
-        "painting, sofa, shelf, house, sea, mirror, rug, field, armchair, seat, fence, desk, rock, "
-        "wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard, "
-        "chest of drawers, counter, sand, sink, skyscraper, fireplace, refrigerator, grandstand, "
-        "path, stairs, runway, case, pool table, pillow, screen door, stairway, river, bridge, "
-        "bookcase, blind, coffee table, toilet, flower, book, hill, bench, countertop, stove, "
-        "palm, kitchen island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, "
-        "towel, light, truck, tower, chandelier, awning, streetlight, booth, television receiver, "
-        "airplane, dirt track, apparel, pole, land, bannister, escalator, ottoman, bottle, buffet, "
-        "poster, stage, van, ship, fountain, conveyer belt, canopy, washer, plaything, "
-        "swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike, cradle, oven, ball, "
-        "food, step, tank, trade name, microwave, pot, animal, bicycle, lake, dishwasher, screen, "
-        "blanket, sculpture, hood, sconce, vase, traffic light, tray, ashcan, fan, pier, "
-        "crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag"
-    ),
+    "wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, "
+    "person, earth, door, table, mountain, plant, curtain, chair, car, water, painting, sofa, "
+    "shelf, house, sea, mirror, rug, field, armchair, seat, fence, desk, rock, wardrobe, lamp, "
+    "bathtub, railing, cushion, base, box, column, signboard, chest of drawers, counter, sand, "
+    "sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case, pool "
+    "table, pillow, screen door, stairway, river, bridge, bookcase, blind, coffee table, toilet, "
+    "flower, book, hill, bench, countertop, stove, palm, kitchen island, computer, swivel chair, "
+    "boat, bar, arcade machine, hovel, bus, towel, light, truck, tower, chandelier, awning, "
+    "streetlight, booth, television receiver, airplane, dirt track, apparel, pole, land, "
+    "bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain, conveyer "
+    "belt, canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall, tent, bag, "
+    "minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot, animal, bicycle, "
+    "lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic light, tray, "
+    "ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, "
+    "clock, flag",
 )
 """ADE20K's 150 classes of the scene parsing benchmark; files store 1 to 150, and 0 for none."""
 
 NYUD = _from_one(
     "nyud",
-    _names(
-        "wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter, "
-        "blinds, desk, shelves, curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, "
-        "books, refridgerator, television, paper, towel, shower curtain, box, whiteboard, person, "
-        "night stand, toilet, sink, lamp, bathtub, bag, otherstructure, otherfurniture, otherprop"
-    ),
+    "wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter, "
+    "blinds, desk, shelves, curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, books, "
+    "refridgerator, television, paper, towel, shower curtain, box, whiteboard, person, night "
+    "stand, toilet, sink, lamp, bathtub, bag, otherstructure, otherfurniture, otherprop",
 )
 """NYUDv2's 40 classes; files store 1 to 40, and 0 for none."""
 
 SIFTFLOW = _from_one(
     "siftflow",
-    _names(
-        "awning balcony bird boat bridge building bus car cow crosswalk desert door fence "
-        "field grass moon mountain person plant pole river road rock sand sea sidewalk sign "
-        "sky staircase streetlight sun tree window"
-    ),
+    "awning balcony bird boat bridge building bus car cow crosswalk desert door fence field grass "
+    "moon mountain person plant pole river road rock sand sea sidewalk sign sky staircase "
+    "streetlight sun tree window",
 )
 """SIFT Flow's 33 semantic classes; files store 1 to 33, and 0 for none."""
 
 SIFTFLOW_GEO = replace(
-    _from_one("siftflow-geo", ("sky", "horizontal", "vertical")),
+    _from_one("siftflow-geo", "sky horizontal vertical"),
     label_map=((-1, IGNORE_INDEX), (0, IGNORE_INDEX), (1, 0), (2, 1), (3, 2)),
 )
 """SIFT Flow's 3 geometric classes; files store 1 to 3, and -1 for none."""
 
-_CONTEXT = _names(
-    "aeroplane bag bed bedclothes bench bicycle bird boat book bottle building bus cabinet car "
-    "cat ceiling chair cloth computer cow cup curtain dog door fence floor flower food grass "
-    "ground horse keyboard light motorbike mountain mouse person plate platform pottedplant "
-    "road rock sheep shelves sidewalk sign sky snow sofa table track train tree truck "
-    "tvmonitor wall water window wood"
+_CONTEXT = (
+    "aeroplane bag bed bedclothes bench bicycle bird boat book bottle building bus cabinet car cat "
+    "ceiling chair cloth computer cow cup curtain dog door fence floor flower food grass ground "
+    "horse keyboard light motorbike mountain mouse person plate platform pottedplant road rock "
+    "sheep shelves sidewalk sign sky snow sofa table track train tree truck tvmonitor wall water "
+    "window wood"
 )
 
-PASCAL_CONTEXT = ClassTable("pascal-context", ("background", *_CONTEXT), voc_palette(60))
+PASCAL_CONTEXT = ClassTable("pascal-context", ("background", *_names(_CONTEXT)), voc_palette(60))
 """PASCAL-Context's 59 classes after "background", which is everything else and is trained."""
 
 PASCAL_CONTEXT_59 = _from_one("pascal-context-59", _CONTEXT)
@@ -141,16 +134,12 @@ TABLES = {table.name: table for table in _ALL}
 def class_table(spec: str | Path | ClassTable) -> ClassTable:
     """Return the class table that `spec` stands for.
 
-    Args:
-        spec: a table; the name of a known one, such as "camvid" or "voc"; or the path of a JSON
-            file ``{"names": [...], "palette": [[r, g, b], ...], "void_values": [...],
-            "label_map": {"0": "void", "1": "wall", "#ff0000": "wall"}}`` in which everything but
-            the names is optional: the palette is then VOC's, 255 is void, and values stand for
-            themselves. The label map's keys are stored integers or colors, its values the names
-            of classes or "void".
-
-    Raises:
-        DatasetError: the name is unknown, or the file is missing or not such a table.
+    That is a table; the name of a known one, such as "camvid" or "voc"; or the path of a JSON file
+    ``{"names": [...], "palette": [[r, g, b], ...], "void_values": [...], "label_map": {"0": "void",
+    "1": "wall", "#ff0000": "wall"}}`` in which everything but the names is optional: the palette is
+    then VOC's, 255 is void, and values stand for themselves. The label map's keys are stored
+    integers or colors, its values the names of classes or "void". DatasetError if the name is
+    unknown, or the file is missing or not such a table.
     """
     if isinstance(spec, ClassTable):
         return spec

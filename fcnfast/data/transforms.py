@@ -1,36 +1,23 @@
-"""Paired transforms: a picture and its labels go through the same geometry, only the picture
-through color, light, blur and noise.
+"""Paired transforms: a picture and its labels go through the same geometry.
 
-A transform is a frozen dataclass called as ``transform(image, labels, rng)`` with an RGB
-`PIL.Image` (RGBX: one more channel), its uint8 label array H×W and a `numpy.random.Generator`; it
-returns the new pair and changes neither argument. Equal generators give equal results. Geometry
-interpolates the picture and takes the nearest label at the same positions; outside the picture it
-gives the mean color and the label 255.
+A transform is called as ``transform(image, labels, rng)`` with an RGB `PIL.Image` (RGBX: one more
+channel), its uint8 labels H×W[×K] and a `numpy.random.Generator`; it returns the new pair and
+changes neither argument. Equal generators give equal results. Geometry interpolates the picture and
+takes the nearest label at the same positions; outside it gives the mean color and the label 255.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 
+from . import photometric
 from .classes import IGNORE_INDEX
-from .photometric import (
-    ColorJitter,
-    Pair,
-    RandomAutoContrast,
-    RandomBlur,
-    RandomExposure,
-    RandomGamma,
-    RandomGrayscale,
-    RandomJPEG,
-    RandomLighting,
-    RandomNoise,
-    RandomWhiteBalance,
-    log_uniform,
-)
+from .photometric import Pair, Photometric, log_uniform
 
 MEAN_COLOR = (124, 116, 104)
 """ImageNet's mean (0.485, 0.456, 0.406) in 0..255, rounded: what lies outside a picture."""
@@ -42,17 +29,11 @@ Transform = Callable[[Image.Image, np.ndarray, np.random.Generator], Pair]
 class RandomScaleCrop:
     """Cut a random window at a random scale and aspect ratio, in one resampling.
 
-    With scale s and aspect ratio a, one pixel of the picture becomes s·√a by s/√a pixels of the
-    result; both are drawn uniformly on a logarithmic axis. If the window is larger than the
-    picture, the picture lies at a random place in it. Shrinking is antialiased.
-
-    Args:
-        size: (height, width) of the result.
-        scale: smallest and largest s.
-        aspect: largest a, at least 1; the smallest is its inverse.
-
-    Raises:
-        ValueError: `size` or `aspect` is below 1, or `scale` is not positive and in order.
+    With scale s (between the two of `scale`) and aspect ratio a (up to `aspect` or its inverse), a
+    pixel of the picture becomes s·√a by s/√a pixels of the result; both are drawn uniformly on a
+    logarithmic axis. A picture smaller than the window lies at a random place in it. Shrinking is
+    antialiased. ValueError if `size`, (height, width), or `aspect` is below 1, or `scale` is not
+    positive and in order.
     """
 
     size: tuple[int, int]
@@ -75,10 +56,15 @@ class RandomScaleCrop:
         top, rows, y0, y1 = _window(image.height, height, scale / root, rng)
         left, columns, x0, x1 = _window(image.width, width, scale * root, rng)
         part = image.resize((columns, rows), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1))
-        part_labels = _nearest(labels, (rows, columns), (y0, y1), (x0, x1))
+        part_labels = labels[_nearest(y0, y1, rows, image.height)]
+        part_labels = part_labels.take(_nearest(x0, x1, columns, image.width), axis=1)
         if (rows, columns) == (height, width):
             return part, part_labels
-        return _on_canvas(part, part_labels, (height, width), (top, left))
+        canvas = Image.new(part.mode, (width, height), _mean_color(len(part.getbands())))
+        canvas.paste(part, (left, top))
+        padded = np.full((height, width, *labels.shape[2:]), IGNORE_INDEX, dtype=np.uint8)
+        padded[top : top + rows, left : left + columns] = part_labels
+        return canvas, padded
 
 
 def _window(
@@ -103,35 +89,15 @@ def _window(
     return first, last - first, start, stop
 
 
-def _nearest(
-    labels: np.ndarray,
-    size: tuple[int, int],
-    rows: tuple[float, float],
-    columns: tuple[float, float],
-) -> np.ndarray:
-    """Sample labels at the centers of `size` pixels that cover the source box rows × columns."""
-    picks = []
-    for count, (start, stop), extent in zip(size, (rows, columns), labels.shape[:2], strict=True):
-        centers = start + (np.arange(count) + 0.5) * ((stop - start) / count)
-        picks.append(np.clip(np.floor(centers).astype(np.intp), 0, extent - 1))
-    return labels[picks[0]].take(picks[1], axis=1)
+def _nearest(start: float, stop: float, count: int, extent: int) -> np.ndarray:
+    """Return the source pixels at the centers of `count` pixels that cover [start, stop]."""
+    centers = start + (np.arange(count) + 0.5) * ((stop - start) / count)
+    return np.clip(np.floor(centers).astype(np.intp), 0, extent - 1)
 
 
 def _mean_color(channels: int) -> tuple[int, ...]:
     """Return the color outside a picture; in a fourth channel, the mean of the others."""
     return (*MEAN_COLOR, sum(MEAN_COLOR) // 3)[:channels]
-
-
-def _on_canvas(
-    image: Image.Image, labels: np.ndarray, size: tuple[int, int], corner: tuple[int, int]
-) -> Pair:
-    """Lay a pair on a mean-colored canvas of `size` with its first pixel at `corner` (y, x)."""
-    canvas = Image.new(image.mode, size[::-1], _mean_color(len(image.getbands())))
-    canvas.paste(image, corner[::-1])
-    padded = np.full((*size, *labels.shape[2:]), IGNORE_INDEX, dtype=np.uint8)
-    height, width = labels.shape[:2]
-    padded[corner[0] : corner[0] + height, corner[1] : corner[1] + width] = labels
-    return canvas, padded
 
 
 @dataclass(frozen=True)
@@ -173,10 +139,9 @@ class RandomRotate:
 
 @dataclass(frozen=True)
 class Compose:
-    """Apply `transforms` in order, then make tensors.
+    """Apply `transforms` in order, then make tensors: uint8 C×H×W, and uint8 H×W[×K].
 
-    A call returns (uint8 tensor 3×H×W, uint8 tensor H×W, or H×W×K for K heads), copies that share
-    no memory with the arguments. Without a generator every call draws new random numbers.
+    They share no memory with the arguments. Without a generator every call draws new numbers.
     """
 
     transforms: tuple[Transform, ...] = ()
@@ -190,11 +155,9 @@ class Compose:
         if labels.dtype != np.uint8:
             raise TypeError(f"labels must be uint8, not {labels.dtype}")
         if labels.shape[:2] != (image.height, image.width) or labels.ndim > 3:
-            raise ValueError(
-                f"labels of shape {labels.shape} do not fit a picture of height {image.height} "
-                f"and width {image.width}"
-            )
-        rng = np.random.default_rng() if rng is None else rng
+            height = f"of height {image.height} and width {image.width}"
+            raise ValueError(f"labels of shape {labels.shape} do not fit a picture {height}")
+        rng = rng or np.random.default_rng()
         for transform in self.transforms:
             image, labels = transform(image, labels, rng)
         # numpy copies in this thread; torch would wake all its threads, which the trainer needs.
@@ -208,40 +171,36 @@ def train_transform(
     scale: tuple[float, float] = (0.5, 2.0),
     strength: float = 1.0,
 ) -> Compose:
-    """Build the augmentation for street scenes.
+    """Build the augmentation for street scenes: crops of (height, width), or of a square.
 
-    Args:
-        crop_size: (height, width) of the result, or one number for a square.
-        scale: smallest and largest random scale.
-        strength: of color, light, blur, noise, aspect and rotation. 0 leaves only scale, crop and
-            mirror; 1 is meant to cover other cameras, weather and times of day.
-
-    Raises:
-        ValueError: `strength` is negative, or as in `RandomScaleCrop`.
+    `scale` is the smallest and the largest random scale, `strength` (not negative) that of color,
+    light, blur, noise, aspect and rotation: 0 leaves only scale, crop and mirror; 1 is meant to
+    cover other cameras, weather and times of day. ValueError as in `RandomScaleCrop`.
     """
     if strength < 0:
         raise ValueError(f"strength must not be negative, not {strength}")
     size = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+    geometry = RandomScaleCrop(size, scale, aspect=1.0 + 0.3 * strength), RandomHorizontalFlip()
     if strength == 0:
-        return Compose((RandomScaleCrop(size, scale, aspect=1.0), RandomHorizontalFlip()))
+        return Compose(geometry)
     often, seldom = min(0.5 * strength, 0.9), min(0.25 * strength, 0.9)
-    jitter = [share * strength for share in (0.4, 0.4, 0.5, 0.05)]
-    steps: tuple[Transform, ...] = (
-        RandomScaleCrop(size, scale, aspect=1.0 + 0.3 * strength),
-        RandomHorizontalFlip(),
-        RandomRotate(5.0 * strength, p=seldom),
-        RandomLighting(shade=max(0.0, 1.0 - 0.6 * strength), p=seldom),
-        ColorJitter(*jitter, p=min(0.8, often * 2)),
-        RandomAutoContrast(p=seldom),
-        RandomExposure(p=seldom),
-        RandomGamma(1.0 + 0.5 * strength, p=often),
-        RandomWhiteBalance(1.0 + 0.25 * strength, p=often),
-        RandomGrayscale(p=min(0.08 * strength, 0.5)),
-        RandomBlur(1.5 * strength, 1.0 * strength, p=seldom),
-        RandomNoise(12.0 * strength, p=seldom),
-        RandomJPEG(p=seldom),
+    jitter = tuple(share * strength for share in (0.4, 0.4, 0.5, 0.05))
+    shade = max(0.0, 1.0 - 0.6 * strength)
+    blur = partial(photometric.random_blur, radius=1.5 * strength, sharpen=strength)
+    steps: tuple[tuple[photometric.Change, float], ...] = (
+        (partial(photometric.random_lighting, shade=shade), seldom),
+        (partial(photometric.color_jitter, amounts=jitter), min(0.8, often * 2)),
+        (photometric.auto_contrast, seldom),
+        (photometric.random_exposure, seldom),
+        (partial(photometric.random_gamma, gamma=1.0 + 0.5 * strength), often),
+        (partial(photometric.random_white_balance, gain=1.0 + 0.25 * strength), often),
+        (photometric.grayscale, min(0.08 * strength, 0.5)),
+        (blur, seldom),
+        (partial(photometric.random_noise, sigma=12.0 * strength), seldom),
+        (photometric.random_jpeg, seldom),
     )
-    return Compose(steps)
+    rotate = RandomRotate(5.0 * strength, p=seldom)
+    return Compose((*geometry, rotate, *(Photometric(change, p) for change, p in steps)))
 
 
 def eval_transform() -> Compose:
@@ -252,27 +211,18 @@ def eval_transform() -> Compose:
 def collate(
     samples: Sequence[tuple[torch.Tensor, torch.Tensor]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack pairs of unequal sizes, padded at the bottom and the right.
+    """Stack pairs of uint8 C×H×W (C is 3 or 4) and uint8 H×W[×K] of unequal sizes.
 
-    Args:
-        samples: (uint8 C×H×W, uint8 H×W or H×W×K) pairs, at least one; C is 3 or 4.
-
-    Returns:
-        (uint8 N×C×H×W padded with the mean color, uint8 N×H×W or N×H×W×K padded with 255), H and W
-        the largest height and width.
-
-    Raises:
-        ValueError: there are no samples.
+    Returns uint8 N×C×H×W and N×H×W[×K] of the largest height and width, padded at the bottom and
+    the right with the mean color and with 255. ValueError if there are no samples.
     """
     if not samples:
         raise ValueError("cannot make a batch of no samples")
-    height = max(labels.shape[0] for _, labels in samples)
-    width = max(labels.shape[1] for _, labels in samples)
-    channels = samples[0][0].shape[0]
-    images = np.empty((len(samples), channels, height, width), dtype=np.uint8)
+    size = tuple(max(labels.shape[axis] for _, labels in samples) for axis in (0, 1))
+    channels, heads = samples[0][0].shape[0], samples[0][1].shape[2:]
+    images = np.empty((len(samples), channels, *size), dtype=np.uint8)
     images[:] = np.array(_mean_color(channels), dtype=np.uint8)[:, None, None]
-    heads = samples[0][1].shape[2:]
-    targets = np.full((len(samples), height, width, *heads), IGNORE_INDEX, dtype=np.uint8)
+    targets = np.full((len(samples), *size, *heads), IGNORE_INDEX, dtype=np.uint8)
     for index, (image, labels) in enumerate(samples):
         images[index, :, : image.shape[1], : image.shape[2]] = image.numpy()
         targets[index, : labels.shape[0], : labels.shape[1]] = labels.numpy()

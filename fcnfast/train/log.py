@@ -34,7 +34,9 @@ class Log:
         self.board, rows = board, []
         if path.exists():
             with path.open(newline="") as file:
-                rows = [r for r in csv.DictReader(file) if _before(r, iteration)]
+                # A killed run may have cut its last row.
+                whole = [row for row in csv.DictReader(file) if None not in (*row, *row.values())]
+            rows = [row for row in whole if int(row["iteration"]) <= iteration]
         with replacing(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
@@ -55,12 +57,6 @@ class Log:
         self._file.close()
         if self.board is not None:
             self.board.close()
-
-
-def _before(row: dict[str, Any], iteration: int) -> bool:
-    # A killed run may have cut its last row.
-    whole = None not in row.values() and None not in row
-    return whole and row["iteration"].isdigit() and int(row["iteration"]) <= iteration
 
 
 class Progress:

@@ -13,20 +13,13 @@ from ..models import list_models
 from .checkpoint import LAST
 from .settings import STAGED, TrainSettings
 
-# The reference solvers' settings that all of the paper's recipes share (batch 1, whole pictures).
+# The reference solvers' settings that all of the paper's recipes share: whole pictures one by one,
+# and SGD at a constant rate.
 _PAPER: dict[str, Any] = {
-    "crop_size": 0,
-    "scale_min": 1.0,
-    "scale_max": 1.0,
-    "augment": 0.0,
-    "batch_size": 1,
-    "optimizer": "sgd",
-    "lr_bias": 2.0,
-    "weight_decay": 5e-4,
-    "warmup": 0.0,
-    "power": 0.0,
-    "ema_decay": 0.0,
     "model": "fcn32s_vgg16",
+    **{"crop_size": 0, "scale_min": 1.0, "scale_max": 1.0, "augment": 0.0, "batch_size": 1},
+    **{"optimizer": "sgd", "lr_bias": 2.0, "weight_decay": 5e-4},
+    **{"warmup": 0.0, "power": 0.0, "ema_decay": 0.0},
 }
 _HEAVY = _PAPER | {"momentum": 0.99, "normalize": "images", "replacement": True}
 _LIGHT = _PAPER | {"momentum": 0.9, "grad_accum": 20, "epochs": 175}
@@ -63,13 +56,7 @@ _LIGHT_OWN: dict[str, tuple[float, int]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings that a run starts from.
-
-    Attributes:
-        about: what it is, in one line.
-        settings: those that differ from the defaults of `TrainSettings`.
-        own: each network's learning rate and iterations; None: the defaults apply to all.
-    """
+    """What it is; settings that differ from the defaults; networks' own rates and iterations."""
 
     about: str
     settings: Mapping[str, Any]
@@ -87,17 +74,11 @@ RECIPES = {
 
 
 def make_settings(given: Mapping[str, Any], config: str = "") -> TrainSettings:
-    """Return the settings of a recipe, or of a run's settings file, with some changes.
+    """Return the settings of a recipe, or of `config`, a run's settings.json, with some changes.
 
-    Args:
-        given: the changes: settings by name. "recipe" names the recipe.
-        config: a `settings.json` written by a run, instead of a recipe.
-
-    Raises:
-        InputError: the file cannot be used, the recipe has no rate for the network, or
-            `TrainSettings` rejects a value.
+    `given` are the changes, by name; its "recipe" names the recipe. InputError if the file cannot
+    be used, the recipe has no rate for the network, or `TrainSettings` rejects a value.
     """
-    given = dict(given)
     if given.get("epochs") and given.get("iterations"):
         raise InputError("give --epochs or --iterations, not both")
     if config:
@@ -117,7 +98,6 @@ def make_settings(given: Mapping[str, Any], config: str = "") -> TrainSettings:
 
 
 def _of_recipe(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a recipe for the given network."""
     if name not in RECIPES:
         raise InputError(f"--recipe must be {' or '.join(RECIPES)}, not {name!r}")
     recipe = RECIPES[name]

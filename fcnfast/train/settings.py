@@ -11,7 +11,6 @@ from ..data.datasets import DATASETS
 from ..errors import InputError
 
 STAGED = "fcn8s-staged"
-_FREEZE = ("none", "trunk", "bn")
 _RECIPES = ("modern", "paper-heavy", "paper-light", STAGED)
 
 
@@ -23,8 +22,7 @@ def _flag(default: Any, text: str, **extra: Any) -> Any:
 class TrainSettings:
     """The settings of one run, kept with its checkpoint. The defaults are the "modern" recipe.
 
-    Raises:
-        InputError: when a value is out of its range; the message names the flag.
+    InputError if a value is out of its range; the message names the flag.
     """
 
     recipe: str = _flag("modern", "the defaults of the other settings", choices=_RECIPES)
@@ -45,9 +43,7 @@ class TrainSettings:
     in_channels: int = _flag(3, "1: luma; 3: RGB; 4: RGB and a fourth channel", choices=(1, 3, 4))
     weights: str = _flag("", "weights file to start from, or 'bundled'")
     weights_backbone: str = _flag("", "a classifier's file for the trunk, or 'imagenet'")
-    freeze: str = _flag(
-        "none", "what to keep fixed: the trunk, or all batch norms", choices=_FREEZE
-    )
+    freeze: str = _flag("none", "the parts that stay fixed", choices=("none", "trunk", "bn"))
     # augmentation
     crop_size: int = _flag(288, "side of the square crops, pixels; 0: whole pictures", least=0)
     scale_min: float = _flag(0.5, "smallest random scale")
@@ -59,9 +55,7 @@ class TrainSettings:
     iterations: int = _flag(0, "steps of the optimizer; 0: set by --epochs", least=0, free=True)
     batch_size: int = _flag(8, "crops in a batch, over all processes", short="-b", least=1)
     grad_accum: int = _flag(1, "batches in a step of the optimizer", least=1)
-    normalize: str = _flag(
-        "valid", "divide the summed loss by the valid pixels or images", choices=("valid", "images")
-    )
+    normalize: str = _flag("valid", "what the loss is divided by", choices=("valid", "images"))
     optimizer: str = _flag("adamw", "the optimizer", choices=("adamw", "sgd"))
     lr: float = _flag(1e-3, "highest learning rate")
     lr_backbone: float = _flag(1.0, "learning rate of the trunk, as a share of --lr", least=0)
@@ -75,25 +69,19 @@ class TrainSettings:
     label_smoothing: float = _flag(0.0, "label smoothing, 0 to 1", least=0, most=1)
     clip_grad_norm: float = _flag(0.0, "largest norm of the gradient; 0 for no limit", least=0)
     ema_decay: float = _flag(0.999, "decay of the averaged weights; 0: none", least=0, most=1)
-    patience: int = _flag(
-        0, "stop after this many validations without a better mean IU; 0: never", least=0, free=True
-    )
+    patience: int = _flag(0, "stop after so many worse validations; 0: never", least=0, free=True)
     seed: int = _flag(0, "seed of everything random", least=0, most=2**63 - 1)
     # speed and memory
     amp: bool = _flag(False, "autocast to --amp-dtype")
     amp_dtype: str = _flag("bf16", "bf16, or fp16 with loss scaling", choices=("bf16", "fp16"))
     channels_last: bool = _flag(True, "lay out maps with their channels innermost", free=True)
     compile: bool = _flag(False, "run the network through torch.compile", free=True)
-    checkpoint_activations: bool = _flag(
-        False, "recompute the trunk's blocks in the backward pass, to save memory", free=True
-    )
+    checkpoint_activations: bool = _flag(False, "save memory: recompute the trunk", free=True)
     sync_bn: bool = _flag(False, "batch norms over the batches of all GPUs", free=True)
     # the run itself
     output_dir: str = _flag("", "folder for the checkpoint, the log and the weights")
     device: str = _flag("", "cpu, cuda, ...; by default a GPU if there is one", free=True)
-    workers: int = _flag(
-        -1, "loader processes; -1: one per core, at most 8", short="-j", free=True, least=-1
-    )
+    workers: int = _flag(-1, "loader processes; -1: up to 8", short="-j", free=True, least=-1)
     print_freq: int = _flag(20, "iterations between rows of the log", least=1)
     val_freq: int = _flag(1, "epochs between validations", least=1)
     checkpoint_freq: int = _flag(200, "iterations between checkpoints", free=True, least=1)
@@ -108,10 +96,8 @@ class TrainSettings:
             scales = f"{self.scale_min}, {self.scale_max}"
             raise InputError(f"--scale-min and --scale-max must be positive and in order: {scales}")
         if self.crop_size == 0 and (self.scale_min, self.scale_max, self.augment) != (1, 1, 0):
-            raise InputError(
-                "--crop-size 0 takes whole pictures as they are: it needs --scale-min 1 "
-                "--scale-max 1 --augment 0"
-            )
+            needed = "--scale-min 1 --scale-max 1 --augment 0"
+            raise InputError(f"--crop-size 0 takes whole pictures as they are: it needs {needed}")
         if self.weights and self.weights_backbone:
             raise InputError("give --weights or --weights-backbone, not both")
         idle = {
@@ -132,7 +118,6 @@ class TrainSettings:
 
 
 def _check(f: Field[Any], value: Any) -> None:
-    """Check the type and the range of one setting."""
     kind, name, allowed = type(f.default), flag(f.name), f.metadata
     fits = type(value) is kind
     if kind is float:
@@ -157,8 +142,7 @@ def flag(name: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every setting, ``--resume`` and ``--config``."""
-    text = "resume the run in this folder, or of this checkpoint"
-    parser.add_argument("--resume", metavar="RUN", help=text)
+    parser.add_argument("--resume", metavar="RUN", help="resume a run: its folder or checkpoint")
     text = "start from the settings.json of a run"
     parser.add_argument("--config", metavar="FILE", default="", help=text)
     for f in fields(TrainSettings):
@@ -184,10 +168,8 @@ def resumed(saved: TrainSettings, changes: dict[str, Any]) -> TrainSettings:
     free = {f.name for f in fields(TrainSettings) if f.metadata.get("free")}
     for name, value in changes.items():
         if name not in free and value != getattr(saved, name):
-            raise InputError(
-                f"{flag(name)} {value} differs from the checkpoint's {getattr(saved, name)}: "
-                "a resumed run keeps its settings"
-            )
+            told = f"the checkpoint's {getattr(saved, name)}: a resumed run keeps its settings"
+            raise InputError(f"{flag(name)} {value} differs from {told}")
     kept = {name: value for name, value in changes.items() if name in free}
     if "epochs" in kept:  # from now on they set the length of the run
         kept.setdefault("iterations", 0)
