@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..data.classes import IGNORE_INDEX, ClassTable
+from ..data.classes import ClassTable
 from ..errors import InputError
 from ..geometry import SamplingGrid
 from ..ops import Reduction, upsample, upsample_argmax, upsample_cross_entropy
+from ..weights.preprocessing import CAFFE as CAFFE
+from ..weights.preprocessing import IMAGENET as IMAGENET
+from ..weights.preprocessing import Preprocessing
 
 Shape = tuple[int, ...]
 _T = TypeVar("_T")
@@ -31,41 +34,11 @@ class ScoreMap(NamedTuple):
     scores: Tensor
     grid: SamplingGrid
 
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a family of weights expects: ``(channels * scale - mean) / std``.
-
-    order: "rgb" or "bgr", also of mean and std. scale: 1/255 for inputs in 0..1, 1 for 0..255.
-    max_size: longest side of the training pictures at their largest scale, to which larger photos
-    should be shrunk; None: unknown. ValueError for any other value.
-    """
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    order: str = "rgb"
-    scale: float = 1.0
-    max_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.order not in ("rgb", "bgr"):
-            raise ValueError(f"order must be 'rgb' or 'bgr', not {self.order!r}")
-        for name in ("mean", "std"):
-            values = tuple(float(v) for v in getattr(self, name))
-            if len(values) != 3:
-                raise ValueError(f"{name} must hold 3 values, not {values}")
-            object.__setattr__(self, name, values)
-        if self.max_size is not None and self.max_size < 1:
-            raise ValueError(f"max_size must be positive, not {self.max_size}")
-
-    def to_json(self) -> dict[str, Any]:
-        """The settings as JSON values; ``Preprocessing(**settings)`` reads them back."""
-        return asdict(self)
-
-
-# The ILSVRC mean that the Caffe networks subtract, and torchvision's normalization.
-CAFFE = Preprocessing(mean=(104.00699, 116.66877, 122.67892), order="bgr")
-IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=1 / 255)
+    def labels(self, size: tuple[int, int] | None = None) -> Tensor:
+        """The best class of each pixel, N x H x W, uint8 (int16 with more than 256 classes)."""
+        grid = self.grid if size is None else self.grid.rescaled(size)
+        dtype = torch.uint8 if self.scores.shape[1] <= 256 else torch.int16
+        return upsample_argmax(self.scores, grid, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -165,10 +138,8 @@ class FCN(nn.Module):
         self.default_preprocessing = preprocessing
         self.set_preprocessing(preprocessing)
 
-    def set_preprocessing(self, preprocessing: Preprocessing | Mapping[str, Any]) -> None:
-        """Set what `preprocess` does; TypeError or ValueError for an invalid mapping."""
-        if not isinstance(preprocessing, Preprocessing):
-            preprocessing = Preprocessing(**preprocessing)
+    def set_preprocessing(self, preprocessing: Preprocessing) -> None:
+        """Set what `preprocess` does."""
         self.preprocessing = preprocessing
         like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
         device = torch.device("cpu") if like.is_meta else like.device
@@ -240,16 +211,23 @@ class FCN(nn.Module):
         elif hasattr(layer, "reset_parameters"):
             layer.reset_parameters()  # type: ignore[operator]
 
-    def materialize(self, device: str | torch.device = "cpu") -> None:
-        """Initialize everything that is still on the meta device."""
+    def materialize(self) -> None:
+        """Initialize everything that is still on the meta device, on the CPU."""
         for name, layer in self.named_modules():
-            owners = (layer._parameters, layer._buffers)
-            kept = [{k: t for k, t in o.items() if t is not None and not t.is_meta} for o in owners]
-            if any(t is not None and t.is_meta for owner in owners for t in owner.values()):
-                layer.to_empty(device=device, recurse=False)
+            own = {k: t for k, t in (layer._parameters | layer._buffers).items() if t is not None}
+            kept = {key: tensor.data for key, tensor in own.items() if not tensor.is_meta}
+            if len(kept) < len(own):
+                layer.to_empty(device="cpu", recurse=False)
                 self.initialize(name, layer)
-                for owner, tensors in zip(owners, kept, strict=True):
-                    owner.update(tensors)
+                for key, data in kept.items():
+                    getattr(layer, key).data = data
+
+    def score_map(self, images: Tensor, head: str) -> ScoreMap:
+        """The coarse scores of one head; ValueError if the network does not have it."""
+        maps = self.score_maps(images, (head,))
+        if head not in maps:
+            raise ValueError(f"this network has no head {head!r}")
+        return maps[head]
 
     def score_maps(
         self, images: Tensor, heads: Collection[str] | None = None
@@ -297,23 +275,26 @@ class FCN(nn.Module):
             if (weight, label_smoothing, reduction, normalizer) != (None, 0.0, "mean", None):
                 raise ValueError("weight, label_smoothing, reduction and normalizer need targets")
             return {head: upsample(m.scores, m.grid) for head, m in maps.items()}
-        divisors: Mapping[str, Tensor | float | None] = dict.fromkeys(maps)
+        divisors: Mapping[str, Tensor | float] = {}
         if normalizer is not None:
             if reduction != "mean":
                 raise ValueError(f"give reduction={reduction!r} or a normalizer, not both")
-            reduction = "sum"
-            divisors = _by_head(normalizer, list(maps), "normalizer")
+            reduction, divisors = "sum", _by_head(normalizer, list(maps), "normalizer")
         if not isinstance(targets, (Tensor, Mapping)):
             raise TypeError(f"targets must be a tensor or a dict, not {type(targets).__name__}")
         by_head, losses = _by_head(targets, list(maps)), {}
         settings: Any = {"weight": weight, "label_smoothing": label_smoothing}
-        settings |= {"reduction": reduction, "ignore_index": IGNORE_INDEX}
+        settings |= {"reduction": reduction}
         for head, m in maps.items():
             loss = upsample_cross_entropy(m.scores, by_head[head], m.grid, **settings)
-            divisor = divisors[head]
-            loss = loss if divisor is None else loss / divisor
+            loss = loss / divisors[head] if head in divisors else loss
             losses[head] = loss * HEAD_WEIGHTS.get(head, 1.0)
         return {"loss": torch.stack(list(losses.values())).sum(0), **losses}
+
+    @property
+    def title(self) -> str:
+        """What messages call it: its name, or its class's."""
+        return self.name or type(self).__name__
 
     @property
     def channels(self) -> int:
@@ -361,13 +342,7 @@ class FCN(nn.Module):
         self._check_input(images)
         if images.device.type == "cpu":  # makes convolutions a quarter faster
             images = images.contiguous(memory_format=torch.channels_last)
-        maps = self.score_maps(images, (head,))
-        if head not in maps:
-            raise ValueError(f"this network has no head {head!r}")
-        scores, grid = maps[head]
-        grid = grid if size is None else grid.rescaled(size)
-        dtype = torch.uint8 if scores.shape[1] <= 256 else torch.int16
-        return upsample_argmax(scores, grid, dtype=dtype)
+        return self.score_map(images, head).labels(size)
 
 
 def _by_head(

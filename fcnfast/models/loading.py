@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,21 +110,22 @@ def load_as(
     Raises:
         InputError, ValueError, TypeError, WeightsError: as in `create_model`.
     """
+    given = name is not None
     if name is not None:
         find(name)
     with open_weights(path) as file:
+        told: dict[str, Any] = {}
         if name is None:
             family, name, told = _identified(file)
-            try:
-                model = _build_for(name, num_classes, told | (options or {}), file, family)
-            except WeightsError:
-                raise
-            except (TypeError, ValueError, RuntimeError) as error:  # what no network can have
-                raise WeightsError(f"{path}: {error}") from None
         else:
             family = recognize(file, lambda: shapes_of(name, {}))
             _check_kind(name, file, family, classifier)
-            model = _build_for(name, num_classes, options or {}, file, family)
+        try:
+            model = _build_for(name, num_classes, told | (options or {}), file, family)
+        except (TypeError, ValueError, RuntimeError) as error:  # what no network can have
+            if given:
+                raise
+            raise WeightsError(f"{path}: {error}") from None
         load_file(model, file, family)
         return model
 
@@ -258,7 +259,7 @@ def save_model(
         num_classes=model.num_classes,
         classes=table.names if table else (),
         palette=table.palette if table else (),
-        preprocess=asdict(model.preprocessing),
+        preprocess=model.preprocessing.to_json(),
         table=table_to_json(table) if table else {},
     )
     write_weights(path, model.state_dict() if state is None else state, meta, dtype)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from . import vgg
-from .base import Preprocessing
+from .base import FCN, Preprocessing
 from .decoder import Located, Upsampling
 from .skipnet import SkipNet
 
@@ -18,6 +18,21 @@ NYUD_COLOR = Preprocessing(mean=(116.190, 97.203, 92.318), order="bgr")
 NYUD_HHA = Preprocessing(mean=(132.431, 94.076, 118.477), order="rgb")
 # Mean of the logarithm of the depth in millimeters.
 NYUD_LOG_DEPTH = 7.844
+_DEPTHS = (torch.int32, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _second(
+    model: FCN, name: str, value: object, shape: Sequence[int], kinds: Sequence[torch.dtype]
+) -> Tensor:
+    """What a network takes beside the photo; an error unless it is of this shape and type."""
+    if value is None:
+        raise InputError(f"{model.title} also needs the {name} of a photo")
+    kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor) or kind not in kinds:
+        raise TypeError(f"{name} must be a tensor of {' or '.join(map(str, kinds))}, not {kind}")
+    if value.shape != torch.Size(shape):
+        raise ValueError(f"{name} must be {tuple(shape)}, not {tuple(value.shape)}")
+    return value
 
 
 class FCNColorDepth(SkipNet):
@@ -67,15 +82,7 @@ class FCNColorDepth(SkipNet):
             TypeError, ValueError: as in `FCN.preprocess`, or depth has the wrong shape or dtype.
         """
         color = super().preprocess(images)
-        wanted = (images.shape[0], 1, *images.shape[2:])
-        if depth is None:
-            raise InputError(f"{self.name or 'this network'} also needs the depth of a photo")
-        if not isinstance(depth, Tensor):
-            raise TypeError(f"depth must be a tensor, not {type(depth).__name__}")
-        if depth.shape != wanted:
-            raise ValueError(f"depth must be {wanted}, not {tuple(depth.shape)}")
-        if not depth.is_floating_point() and depth.dtype != torch.int32:
-            raise TypeError(f"depth must be of a floating type or int32, not {depth.dtype}")
+        depth = _second(self, "depth", depth, (len(images), 1, *images.shape[2:]), _DEPTHS)
         depth = depth.to(torch.promote_types(depth.dtype, torch.float32))
         known = (depth > 0) & depth.isfinite()
         logs = torch.where(known, depth, 1.0).log() - self.depth_mean
@@ -145,13 +152,7 @@ class FCNColorHHA(SkipNet):
             TypeError, ValueError: as in `FCN.preprocess`, for both.
         """
         color = super().preprocess(images)
-        if hha is None:
-            raise InputError(f"{self.name or 'this network'} also needs the HHA picture of a photo")
-        if not isinstance(hha, Tensor) or hha.dtype != torch.uint8:
-            kind = hha.dtype if isinstance(hha, Tensor) else type(hha).__name__
-            raise TypeError(f"hha must be a uint8 tensor, not {kind}")
-        if hha.shape != images.shape:
-            raise ValueError(f"hha must be {tuple(images.shape)}, not {tuple(hha.shape)}")
+        hha = _second(self, "HHA picture", hha, images.shape, (torch.uint8,))
         mean = torch.tensor(self.hha.mean, device=hha.device).view(3, 1, 1)
         return torch.cat((color, (hha - mean).to(color)), 1)
 
