@@ -99,6 +99,16 @@ def dropout_layer(share: float) -> nn.Dropout:
     return nn.Dropout(share)
 
 
+def conv_bn(
+    channels: int, width: int, kernel: int, stride: int = 1, groups: int = 1, *,
+    padding: int | None = None, eps: float = 1e-5,
+) -> list[nn.Module]:  # fmt: skip
+    """A convolution, which pads its own border by default, and its batch norm."""
+    padding = kernel // 2 if padding is None else padding
+    conv = nn.Conv2d(channels, width, kernel, stride, padding, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(width, eps)]
+
+
 class FCN(nn.Module):
     """A fully convolutional network; a subclass only has to define `score_maps`.
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..weights.preprocessing import INCEPTION
 from .alexnet import Variant, check_family
-from .base import CAFFE, Preprocessing, dropout_layer
+from .base import CAFFE, conv_bn, dropout_layer
 from .decoder import Upsampling
 from .skipnet import SkipNet, taps_of_stride
 
@@ -42,18 +44,17 @@ BLOCKS = {
     "5a": Widths(256, 160, 320, 32, 128, 128),
     "5b": Widths(384, 192, 384, 48, 128, 128),
 }
-# torchvision's GoogLeNet takes RGB in -1..1 (its transform_input does this to its usual input).
-TORCHVISION = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3, scale=1 / 255)
 
 
 def _unit(
     family: Variant, before: int, width: int, kernel: int, stride: int = 1, pad: int | None = None
 ) -> nn.Module:
     """A convolution; torchvision's is followed by batch norm, and has no bias."""
-    plain, pad = family == "caffe", kernel // 2 if pad is None else pad
-    conv = nn.Conv2d(before, width, kernel, stride, pad, bias=plain)
-    norm = nn.BatchNorm2d(width, eps=1e-3)
-    return conv if plain else nn.Sequential(OrderedDict(conv=conv, bn=norm))
+    pad = kernel // 2 if pad is None else pad
+    if family == "caffe":
+        return nn.Conv2d(before, width, kernel, stride, pad)
+    conv, norm = conv_bn(before, width, kernel, stride, eps=1e-3, padding=pad)
+    return nn.Sequential(OrderedDict(conv=conv, bn=norm))
 
 
 class Inception(nn.Module):
@@ -87,13 +88,8 @@ class Inception(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """N x C x h x w to the same size."""
-        results = []
-        for layers in self.branches():
-            y = x
-            for layer in layers:
-                y = layer(y)
-            results.append(y)
-        return torch.cat(results, 1)
+        branches = self.branches()
+        return torch.cat([reduce(lambda y, layer: layer(y), row, x) for row in branches], 1)
 
 
 def _stage(**units: nn.Module) -> nn.Sequential:
@@ -169,7 +165,7 @@ class FCNGoogLeNet(SkipNet):
         final_upsampling: Upsampling | None = None,
     ) -> None:
         check_family(family)
-        super().__init__(num_classes, CAFFE if family == "caffe" else TORCHVISION, padding)
+        super().__init__(num_classes, CAFFE if family == "caffe" else INCEPTION, padding)
         taps = {f"inception_{name}": BLOCKS[name].total for name in ("5b", "4e", "3b")}
         taps = taps_of_stride(stride, taps)
         self.stride, self.family = stride, family

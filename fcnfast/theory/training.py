@@ -28,12 +28,8 @@ def stacked_deconvolutions(
         TypeError: when channels or a stride is not an integer, or strides is not a sequence.
         ValueError: when strides is empty or has one below 2, or channels is not positive.
     """
-    if type(channels) is not int:
-        raise TypeError(f"channels must be an integer, not {channels!r}")
     if not isinstance(strides, Sequence) or any(type(stride) is not int for stride in strides):
         raise TypeError(f"strides must be a sequence of integers such as (2, 2), not {strides!r}")
-    if channels < 1:
-        raise ValueError(f"channels must be positive, not {channels}")
     if not strides or min(strides) < 2:
         raise ValueError(f"strides must be 2 or more each, and at least one, not {list(strides)}")
     layers: list[nn.Module] = []

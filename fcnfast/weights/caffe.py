@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,10 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from .stored import Stored
+
+Shape = tuple[int, ...]
+# A blob's shape, and its numbers as they lie in the file.
+_Blob = tuple[Shape, list[np.ndarray]]
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
@@ -31,8 +36,6 @@ _LAYERS = {2: (4, 6), 100: (1, 7)}
 # A blob's numbers by their field: type, and the wire type of one that is not packed.
 _NUMBERS = {5: ("<f4", FIXED32), 8: ("<f8", FIXED64)}
 _LEGACY_DIMS = (1, 2, 3, 4)  # num, channels, height, width
-# How many unpacked numbers are scanned in one go.
-_BLOCK = 1 << 16
 
 
 class _Field(NamedTuple):
@@ -43,13 +46,6 @@ class _Field(NamedTuple):
     value: int
     start: int
     end: int
-
-
-class _Blob(NamedTuple):
-    """A blob's shape, and its numbers as they lie in the file."""
-
-    shape: tuple[int, ...]
-    runs: list[np.ndarray]
 
 
 class _BrokenError(Exception):
@@ -83,59 +79,59 @@ def read_caffe(path: Path) -> tuple[dict[str, Stored], list[str]]:
             fields.append(field)
     except _BrokenError:
         broken = fields[-1].end if fields else 0
-    for field in fields:
-        known = {BYTES: _NET_BYTES, VARINT: _NET_VARINT}.get(field.wire, ())
-        if field.number in (*_NET_BYTES, *_NET_VARINT) and field.number not in known:
+    of_net = [field for field in fields if field.number in (*_NET_BYTES, *_NET_VARINT)]
+    for field in of_net:
+        if field.number not in {BYTES: _NET_BYTES, VARINT: _NET_VARINT}.get(field.wire, ()):
             raise NotCaffeError(broken is None)
     if broken is not None:
-        begins = data[broken : broken + 1] == b"\x12" or data[broken : broken + 2] == b"\xa2\x06"
-        if not (begins or any(f.number in (*_NET_BYTES, *_NET_VARINT) for f in fields)):
+        if not (of_net or data[broken : broken + 2].startswith((b"\x12", b"\xa2\x06"))):
             raise NotCaffeError(False)
         raise WeightsError(
             f"{path}: a Caffe model that is cut or damaged: the file ends inside what begins at "
             f"byte {broken}, or that is not a layer"
         )
-    layers = [field for field in fields if field.number in _LAYERS]
-    tensors, names = _tensors(path, data, layers)
-    if not tensors:
-        raise NotCaffeError(True)
-    if len({field.number for field in layers}) > 1:
-        raise WeightsError(f"{path}: damaged Caffe model: it has both 'layer' and 'layers'")
-    return tensors, names
+    return _tensors(path, data, fields)
 
 
 def _tensors(
-    path: Path, data: mmap.mmap, layers: list[_Field]
+    path: Path, data: mmap.mmap, fields: list[_Field]
 ) -> tuple[dict[str, Stored], list[str]]:
+    """The blobs of all layers, and the layers' names."""
     tensors: dict[str, Stored] = {}
     names: list[str] = []
-    for field in layers:
+    damaged = f"{path}: damaged Caffe model"
+    for field in fields:
+        if field.number not in _LAYERS:
+            continue
         try:
             name, blobs = _layer(data, field, *_LAYERS[field.number])
         except _BrokenError as error:
             if not tensors:
                 raise NotCaffeError(True) from None
-            what = f"damaged Caffe model: no layer can be read at byte {error}"
-            raise WeightsError(f"{path}: {what}") from None
+            raise WeightsError(f"{damaged}: no layer can be read at byte {error}") from None
         names.append(name)
         if blobs and f"{name}.weight" in tensors:
             raise WeightsError(f"{path}: two of its layers are called {name!r}")
-        for index, blob in enumerate(blobs):
-            key = f"{name}.{('weight', 'bias')[index] if index < 2 else index}"
-            count = sum(run.size for run in blob.runs)
-            if math.prod(blob.shape) != count:
-                what = f"{key!r} has the shape {blob.shape}, but holds {count} numbers"
-                raise WeightsError(f"{path}: damaged Caffe model: {what}")
-            tensors[key] = _stored(blob)
+        for index, (shape, runs) in enumerate(blobs):
+            key, count = blob_name(name, index), sum(run.size for run in runs)
+            if math.prod(shape) != count:
+                what = f"{key!r} has the shape {shape}, but holds {count} numbers"
+                raise WeightsError(f"{damaged}: {what}")
+            tensors[key] = Stored(shape, partial(_joined, shape, runs))
+    if not tensors:
+        raise NotCaffeError(True)
+    if len({field.number for field in fields} & _LAYERS.keys()) > 1:
+        raise WeightsError(f"{damaged}: it has both 'layer' and 'layers'")
     return tensors, names
 
 
-def _stored(blob: _Blob) -> Stored:
-    def read() -> Tensor:
-        flat = np.concatenate([np.empty(0, "f4"), *blob.runs])
-        return torch.from_numpy(flat).view(blob.shape)
+def blob_name(layer: str, index: int) -> str:
+    """What a blob of a layer is called: its first and second are weight and bias."""
+    return f"{layer}.{('weight', 'bias')[index] if index < 2 else index}"
 
-    return Stored(blob.shape, read)
+
+def _joined(shape: Shape, runs: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.empty(0, "f4"), *runs])).view(shape)
 
 
 def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[_Field]:
@@ -187,7 +183,7 @@ def _layer(
 
 def _blob(data: mmap.mmap, blob: _Field) -> _Blob:
     """Read a blob's shape and find its numbers: in double precision, if it has those."""
-    shape: tuple[int, ...] = ()
+    shape: Shape = ()
     legacy: dict[int, int] = {}
     runs: dict[int, list[np.ndarray]] = {5: [], 8: []}
     at = blob.start
@@ -196,25 +192,29 @@ def _blob(data: mmap.mmap, blob: _Field) -> _Blob:
         at = field.end
         if field.number in _NUMBERS:
             kind, single = _NUMBERS[field.number]
+            size = np.dtype(kind).itemsize
             if field.wire == BYTES:
-                count, rest = divmod(field.end - field.start, np.dtype(kind).itemsize)
+                count, rest = divmod(field.end - field.start, size)
                 if rest:
                     raise _BrokenError(field.start)
                 runs[field.number].append(np.frombuffer(data, kind, count, field.start))
-            elif field.wire == single:
-                run = _unpacked(data, field.start, blob.end, kind)
+            elif field.wire == single:  # not packed: each number follows the same one-byte tag
+                most = (blob.end - field.start + 1) // (size + 1)
+                pairs = np.frombuffer(data, [("tag", "u1"), ("value", kind)], most, field.start - 1)
+                other = np.flatnonzero(pairs["tag"] != data[field.start - 1])
+                run = pairs["value"][: other[0] if other.size else most]
                 runs[field.number].append(run)
-                at = field.start - 1 + run.size * run.strides[0]
+                at = field.start - 1 + run.size * (size + 1)
         elif field.number == 7 and field.wire == BYTES:
             shape = _dims(data, field)
         elif field.number in _LEGACY_DIMS and field.wire == VARINT:
             legacy[field.number] = field.value
     if legacy:
         shape = tuple(legacy.get(number, 0) for number in _LEGACY_DIMS)
-    return _Blob(shape, runs[8] if any(run.size for run in runs[8]) else runs[5])
+    return shape, runs[8] if any(run.size for run in runs[8]) else runs[5]
 
 
-def _dims(data: mmap.mmap, field: _Field) -> tuple[int, ...]:
+def _dims(data: mmap.mmap, field: _Field) -> Shape:
     """Read a BlobShape: field 1, packed or not."""
     dims: list[int] = []
     for dim in _fields(data, field.start, field.end):
@@ -226,17 +226,3 @@ def _dims(data: mmap.mmap, field: _Field) -> tuple[int, ...]:
                 value, at = _varint(data, at, dim.end)
                 dims.append(value)
     return tuple(dims)
-
-
-def _unpacked(data: mmap.mmap, start: int, end: int, kind: str) -> np.ndarray:
-    """The consecutive numbers from `start` on, each preceded by the same one-byte tag."""
-    step, tag, count = np.dtype(kind).itemsize + 1, data[start - 1], 0
-    most = (end - start + 1) // step
-    while count < most:
-        block = min(_BLOCK, most - count)
-        tags = np.ndarray((block,), np.uint8, data, start - 1 + count * step, (step,))
-        other = np.flatnonzero(tags != tag)
-        count += int(other[0]) if other.size else block
-        if other.size:
-            break
-    return np.ndarray((count,), kind, data, start, (step,))

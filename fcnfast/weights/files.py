@@ -28,7 +28,7 @@ from ..files import PathLike, replacing
 from .caffe import NotCaffeError, read_caffe
 from .hdf5 import is_hdf5, open_hdf5, read_hdf5
 from .pytorch import LEGACY_MARK, ZIP_MARK, read_pytorch
-from .stored import Stored
+from .stored import Stored, reading
 
 METADATA_KEY = "fcnfast"
 FORMAT_VERSION = 1
@@ -67,17 +67,17 @@ class WeightsMeta:
     table: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        count = self.num_classes
         if not isinstance(self.model, str) or not self.model:
             raise ValueError(f"the model's name must be a non-empty string, not {self.model!r}")
         for name in ("options", "preprocess", "table"):
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"{name} must be a dict, not {getattr(self, name)!r}")
-        if type(self.num_classes) is not int or self.num_classes < 1:
-            raise ValueError(f"num_classes must be a positive integer, not {self.num_classes!r}")
+        if type(count) is not int or count < 1:
+            raise ValueError(f"num_classes must be a positive integer, not {count!r}")
         for name in ("classes", "palette"):
-            count = len(getattr(self, name))
-            if count not in (0, self.num_classes):
-                raise ValueError(f"{name} has {count} entries for {self.num_classes} classes")
+            if (given := len(getattr(self, name))) not in (0, count):
+                raise ValueError(f"{name} has {given} entries for {count} classes")
         for entry in self.classes:
             if not isinstance(entry, str):
                 raise ValueError(f"class name {entry!r} is not a string")
@@ -116,18 +116,18 @@ def open_weights(path: PathLike) -> Iterator[WeightsFile]:
         WeightsError: the file is missing, cut, damaged, or of no known kind; the message names it.
     """
     path, head = _begin(path)
-    if _is_safetensors(head):
+    if int.from_bytes(head[:8], "little") <= _MAX_HEADER_BYTES and head[8:9] == b"{":
         reader = _Safetensors(path)
         yield WeightsFile(path, "safetensors", reader.tensors(), parse_meta(path, reader.metadata))
-    elif head.startswith((ZIP_MARK, LEGACY_MARK)) and not _is_tar(head):
+    elif head[257:262] == b"ustar":
+        hint = "PyTorch's oldest format: save the weights again with a PyTorch that reads it"
+        raise WeightsError(f"{path}: a tar archive; {hint}")
+    elif head.startswith((ZIP_MARK, LEGACY_MARK)):
         tensors, notes = read_pytorch(path)
         yield WeightsFile(path, "PyTorch", tensors, None, notes)
     elif is_hdf5(path):
         with open_hdf5(path) as file:
             yield WeightsFile(path, "HDF5", read_hdf5(path, file))
-    elif _is_tar(head):
-        hint = "PyTorch's oldest format: save the weights again with a PyTorch that reads it"
-        raise WeightsError(f"{path}: a tar archive; {hint}")
     elif _is_pickle(path):
         raise WeightsError(f"{path}: a Python pickle, not made by torch.save, and is not run")
     else:  # Caffe's models have no mark
@@ -164,24 +164,15 @@ def _begin(path: PathLike) -> tuple[Path, bytes]:
     return path, head
 
 
-def _is_safetensors(head: bytes) -> bool:
-    return int.from_bytes(head[:8], "little") <= _MAX_HEADER_BYTES and head[8:9] == b"{"
-
-
-def _is_tar(head: bytes) -> bool:
-    return head[257:262] == b"ustar"
-
-
 def _is_pickle(path: Path) -> bool:
     """Tell whether the file is a bare pickle; it is not run."""
     with open(path, "rb") as file:
         head = file.read(_SNIFFED_BYTES)
     if head[:1] == b"\x80":
         return head[1:2] in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")
-    try:  # the oldest protocol has no mark; genops only reads opcodes
+    with contextlib.suppress(Exception):  # the oldest protocol has no mark; only opcodes are read
         return any(code.name == "STOP" for code, _, _ in pickletools.genops(head))
-    except Exception:
-        return False
+    return False
 
 
 class _Safetensors:
@@ -194,11 +185,8 @@ class _Safetensors:
 
     def _open(self) -> None:
         self._used = 0
-        try:
+        with reading(self.path, "a safetensors file that is cut or damaged"):
             self._file = safe_open(self.path, "pt", device="cpu")
-        except (SafetensorError, OSError) as error:
-            what = "a safetensors file that is cut or damaged"
-            raise WeightsError(f"{self.path}: {what}: {error}") from error
 
     def tensors(self) -> dict[str, Stored]:
         names: list[str] = self._file.keys()
@@ -227,7 +215,7 @@ def parse_meta(path: Path, metadata: Mapping[str, Any]) -> WeightsMeta | None:
     """Our description in a safetensors file's metadata, if any; WeightsError if it is damaged."""
     if METADATA_KEY not in metadata:
         return None
-    try:
+    with reading(path, "its description of the network is damaged"):
         entries = json.loads(metadata[METADATA_KEY])
         version = entries.pop("format")
         if version != FORMAT_VERSION:
@@ -236,12 +224,6 @@ def parse_meta(path: Path, metadata: Mapping[str, Any]) -> WeightsMeta | None:
         entries["classes"] = tuple(entries["classes"])
         entries["palette"] = tuple(tuple(color) for color in entries["palette"])
         return WeightsMeta(**entries)
-    except WeightsError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        what = "its description of the network is damaged"
-        raise WeightsError(f"{path}: {what}: {detail}") from error
 
 
 def bundled_path() -> Path:
@@ -258,10 +240,9 @@ def read_weights(path: PathLike) -> tuple[dict[str, Tensor], WeightsMeta]:
     Raises:
         WeightsError: the file is missing, cut, damaged, or not of fcnfast; the message names it.
     """
-    path, head = _begin(path)
-    if not _is_safetensors(head):
-        raise WeightsError(f"{path}: not a safetensors weights file of fcnfast")
     with open_weights(path) as file:
+        if file.format != "safetensors":
+            raise WeightsError(f"{path}: not a safetensors weights file of fcnfast")
         if file.meta is None:
             what = "it does not say which network it belongs to"
             raise WeightsError(f"{path}: a safetensors file, but not of fcnfast: {what}")

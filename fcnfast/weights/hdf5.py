@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import WeightsError
-from .stored import Stored
+from .caffe import blob_name
+from .stored import Stored, reading
 
 HDF5_MARK = b"\x89HDF\r\n\x1a\n"
 
@@ -36,30 +38,20 @@ def open_hdf5(path: Path) -> Any:
     except ImportError as error:
         install = "pip install 'fcnfast[caffe]'"
         raise WeightsError(f"{path}: an HDF5 file, which needs h5py: {install}") from error
-    try:
+    with reading(path, "a cut or damaged HDF5 file"):
         return h5py.File(path, "r")
-    except OSError as error:
-        raise WeightsError(f"{path}: a cut or damaged HDF5 file: {error}") from error
 
 
 def read_hdf5(path: Path, file: Any) -> dict[str, Stored]:
-    """Find the blobs of all layers in an open file of `open_hdf5`.
+    """Find the blobs of all layers in an open file of `open_hdf5`, named as in `read_caffe`.
 
-    Returns:
-        ``LAYER.weight``, ``LAYER.bias``, ``LAYER.2``, ... as in `fcnfast.weights.caffe.read_caffe`.
-
-    Raises:
-        WeightsError: the file is damaged, or holds no Caffe model.
+    WeightsError if the file is damaged, or holds no Caffe model.
     """
     tensors: dict[str, Stored] = {}
-    try:
+    with reading(path, "damaged HDF5 file"):
         data = _child(file, "data")
         if data is not None and not hasattr(data, "dtype"):
             _visit(path, data, "", 0, tensors)
-    except WeightsError:
-        raise
-    except Exception as error:  # with a damaged file, h5py may raise anything
-        raise WeightsError(f"{path}: damaged HDF5 file: {error}") from error
     if not tensors:
         what = "an HDF5 file, but not a Caffe model: there are no layers in its group 'data'"
         raise WeightsError(f"{path}: {what}")
@@ -83,8 +75,8 @@ def _visit(path: Path, group: Any, name: str, depth: int, tensors: dict[str, Sto
         if not hasattr(member, "dtype"):
             _visit(path, member, f"{name}/{key}" if name else key, depth + 1, tensors)
         elif name and key.isdecimal():
-            blob = {"0": "weight", "1": "bias"}.get(key, key)
-            tensors[f"{name}.{blob}"] = _stored(path, f"{name}.{blob}", member)
+            blob = blob_name(name, int(key))
+            tensors[blob] = _stored(path, blob, member)
 
 
 def _stored(path: Path, key: str, dataset: Any) -> Stored:
@@ -97,13 +89,7 @@ def _stored(path: Path, key: str, dataset: Any) -> Stored:
     def read() -> Tensor:
         if dataset.size and not dataset.id.get_storage_size():  # h5py would give zeros
             raise WeightsError(f"{path}: {key!r} of shape {shape} has no data in the file")
-        dtype = {2: torch.float16, 4: torch.float32, 8: torch.float64}[dataset.dtype.itemsize]
-        tensor = torch.empty(shape, dtype=dtype, device="cpu")
-        try:
-            if dataset.size:
-                dataset.read_direct(tensor.numpy())
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
-            raise WeightsError(f"{path}: {key!r} cannot be read: {error}") from error
-        return tensor
+        with reading(path, f"{key!r} cannot be read"):
+            return torch.from_numpy(np.asarray(dataset[()], dataset.dtype.newbyteorder("=")))
 
     return Stored(shape, read)
