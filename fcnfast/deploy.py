@@ -26,6 +26,7 @@ from .errors import InputError
 from .files import PathLike, refuse_replacing, replacing
 from .geometry import Size, as_pair
 from .models import FCN, load_model
+from .models.base import check_model
 from .ops import portable, upsample
 
 FORMATS = (".onnx", ".pt2")
@@ -123,11 +124,10 @@ def export(
 
 def _network(model: FCN | PathLike) -> FCN:
     """A copy of the network, or one from its file, that may be changed."""
-    if isinstance(model, FCN):
-        return copy.deepcopy(model)
-    if isinstance(model, nn.Module):
-        raise TypeError(f"model must be a network of fcnfast, not {type(model).__name__}")
-    return load_model(None if model == "bundled" else model)
+    if isinstance(model, (str, os.PathLike)):
+        return load_model(None if model == "bundled" else model)
+    check_model(model)
+    return copy.deepcopy(model)
 
 
 @contextmanager

@@ -6,15 +6,14 @@ from typing import Literal
 
 from torch import nn
 
+from . import vgg
 from .base import CAFFE, IMAGENET
 from .decoder import Upsampling
 from .skipnet import SkipNet
-from .vgg import fully_connected
 
 Variant = Literal["caffe", "torchvision"]
 # Output channels of the five convolutions.
 WIDTHS = {"caffe": (96, 256, 384, 384, 256), "torchvision": (64, 192, 384, 256, 256)}
-FULLY_CONNECTED = 4096
 
 
 def check_family(family: str) -> None:
@@ -45,8 +44,8 @@ def alexnet(
             layers[f"pool{number}"] = nn.MaxPool2d(3, 2, ceil_mode=True)
         if caffe and number in (1, 2):
             layers[f"norm{number}"] = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
-    settings = (FULLY_CONNECTED, dropout, padding, fc6_padding)
-    return layers | fully_connected(w5, 6, *settings, dropout_first=not caffe)
+    settings = (dropout, padding, fc6_padding)
+    return layers | vgg.fully_connected(w5, 6, *settings, dropout_first=not caffe)
 
 
 class FCNAlexNet(SkipNet):
@@ -81,5 +80,5 @@ class FCNAlexNet(SkipNet):
         super().__init__(num_classes, CAFFE if family == "caffe" else IMAGENET, padding)
         self.family = family
         self.add_trunk(alexnet(family, padding, fc6_padding, dropout))
-        self.add_heads({"fc7": FULLY_CONNECTED})
+        self.add_heads({"fc7": vgg.FULLY_CONNECTED})
         self.finish(upsampling, final_upsampling)

@@ -89,6 +89,12 @@ def check_count(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a positive integer, not {value!r}")
 
 
+def check_model(model: object) -> None:
+    """Raise TypeError unless this is a network of fcnfast."""
+    if not isinstance(model, FCN):
+        raise TypeError(f"model must be a network of fcnfast, not {type(model).__name__}")
+
+
 def dropout_layer(share: float) -> nn.Dropout:
     """Elementwise dropout; TypeError or ValueError if its rate is not a number from 0 to 1."""
     message = f"dropout must be a number from 0 to 1, not {share!r}"
@@ -122,15 +128,13 @@ class FCN(nn.Module):
         default_preprocessing: what the network's own released weights expect.
         load_report: the report of the last weights file, if one was loaded.
         trunk_modules: names of the trunk's layers among the direct children; training may freeze
-            them or give them their own learning rate.
+            them or give them their own learning rate. A weights file may lack the other layers.
         transplanting: for errors: how to get a trunk with a different first layer.
-        heads_begin: prefixes of the layers after the trunk, which a weights file may lack.
         variance: mode of kaiming_normal_ for the initial values.
     """
 
     transplanting = ""
     trunk_modules: Sequence[str] = ()
-    heads_begin: tuple[str, ...] = ("score", "upscore")
     variance: Literal["fan_in", "fan_out"] = "fan_in"
 
     _mean: Tensor
@@ -180,15 +184,8 @@ class FCN(nn.Module):
     def preprocess(self, images: Tensor) -> Tensor:
         """Convert uint8 pictures to the network's own input, in the network's dtype.
 
-        Args:
-            images: RGB, N x 3 x H x W; N x 4 x H x W if `in_channels` is 4.
-
-        Returns:
-            The same shape; N x 1 x H x W if `in_channels` is 1.
-
-        Raises:
-            TypeError: when the images are not a uint8 tensor.
-            ValueError: when their shape is not as above.
+        RGB, N x 3 x H x W (N x 4 x H x W if `in_channels` is 4), to the same shape (N x 1 x H x W
+        if it is 1). TypeError or ValueError for images of another dtype or shape.
         """
         if not isinstance(images, Tensor) or images.dtype != torch.uint8:
             kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
@@ -206,10 +203,9 @@ class FCN(nn.Module):
         return ((images * settings.scale - self._mean) / self._std).to(self._mean.dtype)
 
     def initialize(self, name: str, layer: nn.Module) -> None:
-        """Initialize the layer `name` of `named_modules`; scores start at zero.
+        """Initialize the layer `name` of `named_modules`, also when a weights file lacks it.
 
-        This also fills the layers that a weights file lacks. Override it for a different
-        initialization, or for score layers with other names.
+        Scores start at zero. Override it for another start, or other names of score layers.
         """
         if isinstance(layer, nn.Conv2d):
             if name.rpartition(".")[2].startswith(("score", "conv_seg")):
@@ -242,10 +238,7 @@ class FCN(nn.Module):
     def score_maps(
         self, images: Tensor, heads: Collection[str] | None = None
     ) -> dict[str, ScoreMap]:
-        """The coarse scores of every head, "out" first, for the network's own input.
-
-        `heads` names the wanted ones; a network may leave out the others.
-        """
+        """The coarse scores of every head, "out" first; of at least those in `heads`."""
         raise NotImplementedError(f"{type(self).__name__} defines no score_maps")
 
     def forward(
@@ -264,20 +257,19 @@ class FCN(nn.Module):
             images: the network's own input, N x 3 x H x W (see `preprocess`).
             targets: labels N x H x W, 255 ignored, or one such tensor for each head by name; a
                 head without its own uses that of "out".
-            weight, label_smoothing, reduction: with targets only, as in
-                `fcnfast.ops.upsample_cross_entropy`.
-            normalizer: with targets only: divide the summed loss by this instead, one number for
-                all heads or one for each by name. If it is the number of valid pixels in all
-                batches of a step, on all processes, the parts add up to the mean over them.
+            weight, label_smoothing, reduction: as in `fcnfast.ops.upsample_cross_entropy`.
+            normalizer: divide the summed loss by this instead, one number for all heads or one for
+                each by name. If it is the number of valid pixels in all batches of a step, on all
+                processes, the parts add up to the mean over them.
 
         Returns:
             ``{"out": N x C x H x W, ...}``, or ``{"loss": ..., "out": ..., ...}``: the sum and each
             head's weighted part of it.
 
         Raises:
-            ValueError, TypeError: as in `upsample_cross_entropy`; the images have the wrong shape
-                or dtype; targets or `normalizer` do not fit the heads; settings of the loss are
-                given without targets, or `reduction` with a `normalizer`.
+            ValueError, TypeError: as in `upsample_cross_entropy`; for images of another shape or
+                dtype; targets or normalizers that do not fit the heads; settings of the loss
+                without targets, or both `reduction` and `normalizer`.
         """
         self._check_input(images)
         maps = self.score_maps(images)
@@ -344,10 +336,8 @@ class FCN(nn.Module):
             head: the wanted output, such as "geo" of a SIFT Flow network.
 
         Returns:
-            N x H' x W' labels, uint8 (int16 with more than 256 classes).
-
-        Raises:
-            TypeError, ValueError: the images have the wrong dtype or shape, or the head is unknown.
+            N x H' x W' labels, uint8 (int16 with more than 256 classes). TypeError or ValueError
+            for images of another dtype or shape, or an unknown head.
         """
         self._check_input(images)
         if images.device.type == "cpu":  # makes convolutions a quarter faster

@@ -82,8 +82,6 @@ class FCNLite(SummedSkipNet):
     ValueError when scaling is not 0, 1 or 2, or decoder is below 1.
     """
 
-    trunk_modules = ("stem", "stages")
-    heads_begin = ("lateral", "blend", "score")
     taps = (1, 2, 4, 6)
 
     def __init__(

@@ -38,6 +38,7 @@ class SummedSkipNet(FCN):
     """
 
     taps: Collection[int] = range(4)
+    trunk_modules = ("stem", "stages")
     variance = "fan_out"
     stem: nn.Module
     stages: nn.ModuleList
@@ -88,9 +89,6 @@ class FCNLight(SummedSkipNet):
 
     ValueError for any other number of widths or depths, or one below 1.
     """
-
-    trunk_modules = ("stem", "stages")
-    heads_begin = ("lateral", "smooth", "score")
 
     def __init__(
         self,

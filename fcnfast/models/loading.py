@@ -23,7 +23,7 @@ from ..weights import (
     recognize,
     write_weights,
 )
-from .base import FCN, LoadReport
+from .base import FCN, LoadReport, check_model
 from .identify import alike, identify, is_classifier, shapes_of
 from .match import Match, classes_in
 from .table import MODELS, build, find, unfilled
@@ -193,8 +193,7 @@ def load_weights(model: FCN, path: PathLike) -> LoadReport:
         >>> report.missing
         ()
     """
-    if not isinstance(model, FCN):
-        raise TypeError(f"model must be a network of fcnfast, not {type(model).__name__}")
+    check_model(model)
     with open_weights(path) as file:
         return load_file(model, file, recognize(file, model.state_dict))
 

@@ -191,7 +191,7 @@ class Match:
         for key, (shape, _) in self.own.items():
             if key not in given:
                 # A head may be absent as a whole; part of one belongs to a different network.
-                head = key.startswith(self.model.heads_begin) and key.partition(".")[0] not in begun
+                head = not self._in_trunk(key) and key.partition(".")[0] not in begun
                 old = key.endswith("num_batches_tracked")  # not in the oldest files
                 if not (head or old or key.startswith(self.family.partial)):
                     raise self._missing(key)
@@ -209,6 +209,10 @@ class Match:
                     f"{self.model.num_classes} classes needs {shape} ({counts}){self._other}"
                 )
         return found
+
+    def _in_trunk(self, key: str) -> bool:
+        trunk = self.model.trunk_modules
+        return not trunk or key.partition(".")[0] in trunk
 
     def _is_rgb(self, key: str) -> bool:
         """Whether a tensor is the first layer's: for RGB in the file, for other channels here."""
@@ -235,7 +239,7 @@ class Match:
         classes = classes_in(self.model, self.file, self.family)
         if same and missing and classes == self.model.num_classes:
             raise self._error(f"has no {missing[0]!r}, which {self.name} needs")
-        kinds = {_kind(key) for key in self.own if not key.startswith(self.model.heads_begin)}
+        kinds = {_kind(key) for key in self.own if self._in_trunk(key)}
         for key in unexpected:
             if same or _kind(self.family.names.get(key, "")) in kinds:
                 raise self._error(f"holds {key!r}, which {self.name} does not have{self._other}")

@@ -116,7 +116,6 @@ class DilatedFCN(FCN):
 
     backbone: nn.ModuleDict
     head_names: tuple[str, str]
-    heads_begin = ("classifier", "aux_classifier", "decode_head", "auxiliary_head")
     trunk_modules = ("backbone",)
     aligned = False
 
