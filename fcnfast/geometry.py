@@ -145,9 +145,7 @@ class SamplingGrid:
             (``F.interpolate``).
 
     A tap of weight 0 is not read, so a NaN or an infinity there does not spread.
-
-    Raises:
-        TypeError, ValueError: for what is not so, or positions that do not fit in int64.
+    TypeError or ValueError for what is not so, or positions that do not fit in int64.
     """
 
     in_size: Pair
@@ -203,9 +201,8 @@ class SamplingGrid:
             crop: first (row, column) kept after the padding is removed.
             size: (H, W) kept; by default all that is left.
 
-        Raises:
-            TypeError: when an argument is not an integer or a pair of them.
-            ValueError: for a kernel that is not bilinear, or a crop that leaves the result.
+        TypeError when an argument is not an integer or a pair of them; ValueError for a kernel that
+        is not bilinear, or a crop that leaves the result.
         """
         in_size, crop = as_pair(in_size, "in_size"), as_pair(crop, "crop")
         stride, padding = as_integer(stride, "stride"), as_integer(padding, "padding")
@@ -233,10 +230,8 @@ class SamplingGrid:
         A scale factor is used as given (torch's ``recompute_scale_factor=False``), as the nearest
         fraction with a small denominator.
 
-        Raises:
-            TypeError: for a size, scale_factor or align_corners of another type.
-            ValueError: when not exactly one of size and scale_factor is given, or a result would
-                be empty.
+        TypeError for a size, scale_factor or align_corners of another type; ValueError when not
+        exactly one of size and scale_factor is given, or a result would be empty.
         """
         in_size = as_pair(in_size, "in_size")
         if align_corners is not None and not isinstance(align_corners, bool):

@@ -61,8 +61,7 @@ class FCNAlexNet(SkipNet):
         fc6_padding: with padding=None, cells that fc6 pads, 0 to 3.
         num_classes, dropout, upsampling, final_upsampling: as in `FCNVGG16`.
 
-    Raises:
-        ValueError: when the family is unknown, or no crop fits the padding.
+    ValueError when the family is unknown, or no crop fits the padding.
     """
 
     def __init__(

@@ -266,10 +266,9 @@ class FCN(nn.Module):
             ``{"out": N x C x H x W, ...}``, or ``{"loss": ..., "out": ..., ...}``: the sum and each
             head's weighted part of it.
 
-        Raises:
-            ValueError, TypeError: as in `upsample_cross_entropy`; for images of another shape or
-                dtype; targets or normalizers that do not fit the heads; settings of the loss
-                without targets, or both `reduction` and `normalizer`.
+        ValueError or TypeError as in `upsample_cross_entropy`, for images of another shape or
+        dtype, targets or normalizers that do not fit the heads, settings of the loss without
+        targets, or both `reduction` and `normalizer`.
         """
         self._check_input(images)
         maps = self.score_maps(images)

@@ -195,8 +195,7 @@ def fuse(
     With the zero border the result covers the overlap of both maps: the skip is cropped, as in the
     paper. With the clamped one it covers all of the skip. `up` is a learned upsampling.
 
-    Raises:
-        ValueError: when no upsampling aligns the maps, or they do not overlap.
+    ValueError when no upsampling aligns the maps, or they do not overlap.
     """
     step = step_between(coarse.field, skip.field)
     sizes = tuple(coarse.x.shape[-2:])

@@ -149,8 +149,7 @@ class FCNGoogLeNet(SkipNet):
         dropout: before the score layer, elementwise.
         upsampling, final_upsampling: see `set_upsampling`.
 
-    Raises:
-        ValueError: when the stride or the family is unknown, or no crop fits the padding.
+    ValueError when the stride or the family is unknown, or no crop fits the padding.
     """
 
     def __init__(

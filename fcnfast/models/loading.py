@@ -107,8 +107,7 @@ def load_as(
         path, num_classes, options: as in `create_model`.
         classifier: True: reject a file that is not a classifier's; False: reject one that is.
 
-    Raises:
-        InputError, ValueError, TypeError, WeightsError: as in `create_model`.
+    It raises what `create_model` does.
     """
     given = name is not None
     if name is not None:
@@ -222,8 +221,7 @@ def load_model(path: PathLike | None = None, device: str | torch.device = "cpu")
 
     Files of fcnfast name their network; most others are identified by their layers.
 
-    Raises:
-        WeightsError: when the file cannot be used, or its network is not known.
+    WeightsError when the file cannot be used, or its network is not known.
 
     Example:
         >>> fcnfast.load_model().name  # the bundled network
@@ -244,9 +242,8 @@ def save_model(
     The file names the network, its options, classes, palette and preprocessing. Floating-point
     tensors are stored in `dtype`, if given.
 
-    Raises:
-        ValueError: when a finite value becomes infinite in `dtype`.
-        OSError: when the file cannot be written; nothing is left behind.
+    ValueError when a finite value becomes infinite in `dtype`; OSError when the file cannot be
+    written, and nothing is left behind.
 
     Example:
         >>> fcnfast.save_model(fcnfast.load_model(), "net.safetensors", dtype=torch.float16)

@@ -77,9 +77,8 @@ class FCNColorDepth(SkipNet):
             depth: N x 1 x H x W in millimeters, of a floating dtype or int32; pixels without a
                 depth (0, or not finite) get the mean.
 
-        Raises:
-            InputError: without a depth.
-            TypeError, ValueError: as in `FCN.preprocess`, or depth has the wrong shape or dtype.
+        InputError without a depth; TypeError or ValueError as in `FCN.preprocess`, or depth has
+        the wrong shape or dtype.
         """
         color = super().preprocess(images)
         depth = _second(self, "depth", depth, (len(images), 1, *images.shape[2:]), _DEPTHS)
@@ -147,9 +146,7 @@ class FCNColorHHA(SkipNet):
             images: uint8 RGB, N x 3 x H x W.
             hha: uint8 of the same shape, channels in the order in which the picture stores them.
 
-        Raises:
-            InputError: without HHA pictures.
-            TypeError, ValueError: as in `FCN.preprocess`, for both.
+        InputError without HHA pictures; TypeError or ValueError as in `FCN.preprocess`, for both.
         """
         color = super().preprocess(images)
         hha = _second(self, "HHA picture", hha, images.shape, (torch.uint8,))

@@ -185,8 +185,7 @@ class SkipNet(FCN):
                 ones start bilinear; existing ones keep their values.
             final: of the last step to the image; by default `kind`. The paper learned all others.
 
-        Raises:
-            ValueError: for any other kind.
+        ValueError for any other kind.
         """
         final = kind if final is None else final
         for name, value in (("upsampling", kind), ("final_upsampling", final)):

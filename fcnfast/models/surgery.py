@@ -57,9 +57,8 @@ def transplant(
         names: the target's names for layers of the source, such as ``{"classifier.0": "fc6"}``.
         skip: layers of the target that are not changed.
 
-    Raises:
-        ValueError: when element counts differ, nothing has the same name, or `names` or `skip`
-            hold an unknown layer. Nothing is copied then.
+    ValueError when element counts differ, nothing has the same name, or `names` or `skip` hold an
+    unknown layer. Nothing is copied then.
     """
     given = source.state_dict() if isinstance(source, nn.Module) else dict(source)
     own = target.state_dict(keep_vars=True)

@@ -150,10 +150,8 @@ def _check_options(name: str, row: Row, options: Mapping[str, Any]) -> None:
 def build(name: str, num_classes: int | None, options: Mapping[str, Any]) -> FCN:
     """A new network by name, initialized (without values on the meta device).
 
-    Raises:
-        InputError: for an unknown name; the message suggests the nearest.
-        TypeError: for an option that the network does not have, or that its name fixes.
-        ValueError: for an invalid option.
+    InputError for an unknown name; TypeError for an option that the network does not have, or that
+    its name fixes; ValueError for an invalid one.
     """
     row = find(name)
     clash = sorted(set(row.fixed) & set(options))

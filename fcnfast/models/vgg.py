@@ -102,9 +102,8 @@ class FCNVGG16(SkipNet):
         dropout: after fc6 and fc7, elementwise.
         upsampling, final_upsampling: see `set_upsampling`.
 
-    Raises:
-        ValueError: when a number of classes is below 1, the stride is not 32, 16 or 8, at_once is
-            given without stride 8, or no crop fits the padding.
+    ValueError when a number of classes is below 1, the stride is not 32, 16 or 8, at_once is given
+    without stride 8, or no crop fits the padding.
     """
 
     def __init__(

@@ -101,10 +101,8 @@ def convolutionalize(classifier: nn.Module, input_size: Size) -> nn.Sequential:
             order, flattened before the first linear layer); copied, not changed.
         input_size: (H, W) of the images that it was trained on.
 
-    Raises:
-        TypeError: when `classifier` is not a network.
-        ValueError: when it does more than run its children in order, has no linear layer, or a
-            layer has no form on maps.
+    TypeError when `classifier` is not a network; ValueError when it does more than run its children
+    in order, has no linear layer, or a layer has no form on maps.
     """
     check_module("classifier", classifier)
     steps = list(_steps(classifier))
@@ -177,8 +175,7 @@ def rarefy(model: nn.Module, layer: str | None = None) -> nn.Module:
         model: any network of convolutions and poolings; copied, not changed.
         layer: the dotted name of the layer whose stride is removed; None for all layers.
 
-    Raises:
-        ValueError: when there is no such layer, it has no stride, or a layer cannot be dilated.
+    ValueError when there is no such layer, it has no stride, or a layer cannot be dilated.
     """
     before = {seen.name: seen for seen in trace(model).layers}
     if layer is not None:
@@ -218,9 +215,8 @@ def shift_and_stitch(model: nn.Module, images: Tensor) -> Tensor:
     Returns:
         N x K x (H - F + 1) x (W - F + 1) for a network without padding and a receptive field F.
 
-    Raises:
-        TypeError: when `model` is not a network or `images` is not a tensor.
-        ValueError: when `images` is not 4-D or too small, or the output stride is fractional.
+    TypeError when `model` is not a network or `images` is not a tensor; ValueError when `images` is
+    not 4-D or too small, or the output stride is fractional.
     """
     check_module("model", model)
     if not isinstance(images, Tensor):

@@ -190,9 +190,8 @@ def trace(model: nn.Module, input_size: Size = INPUT_SIZE, *, channels: int | No
         input_size: (H, W) of the image. Fields do not depend on it, shapes and MACs do.
         channels: C; by default those of an fcnfast network, else of the first convolution, else 3.
 
-    Raises:
-        TypeError: when `model` is not a network.
-        ValueError: for kernels that are not square, or combined maps of different strides.
+    TypeError when `model` is not a network; ValueError for kernels that are not square, or combined
+    maps of different strides.
     """
     check_module("model", model)
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton
@@ -241,9 +240,8 @@ def receptive_field(model: nn.Module, layer: str | None = None) -> ReceptiveFiel
     and 907 pixels for AlexNet, VGG-16 and GoogLeNet, all at stride 32. The output has stride 1,
     and a field that is larger by one stride of the scores.
 
-    Raises:
-        TypeError: when `model` is not a network.
-        ValueError: when there is no such layer, or its result has no place on the image.
+    TypeError when `model` is not a network; ValueError when there is no such layer, or its result
+    has no place on the image.
     """
     seen = trace(model)
     if layer is not None:

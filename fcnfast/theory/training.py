@@ -24,9 +24,8 @@ def stacked_deconvolutions(
         activation: makes the layer between two of them, such as ``nn.PReLU``. (A ReLU blocks
             negative scores at first: shift them.)
 
-    Raises:
-        TypeError: when channels or a stride is not an integer, or strides is not a sequence.
-        ValueError: when strides is empty or has one below 2, or channels is not positive.
+    TypeError when channels or a stride is not an integer, or strides is not a sequence; ValueError
+    when strides is empty or has one below 2, or channels is not positive.
     """
     if not isinstance(strides, Sequence) or any(type(stride) is not int for stride in strides):
         raise TypeError(f"strides must be a sequence of integers such as (2, 2), not {strides!r}")
@@ -64,10 +63,8 @@ def sample_patches(
     Returns:
         A new N x H x W target of the same dtype.
 
-    Raises:
-        TypeError: when the target is not an integer tensor.
-        ValueError: when the target is not 3-D, p or cell is out of range, or the dtype cannot hold
-            ignore_index.
+    TypeError when the target is not an integer tensor; ValueError when the target is not 3-D, p or
+    cell is out of range, or the dtype cannot hold ignore_index.
     """
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"target must hold integer labels, not {target.dtype}")

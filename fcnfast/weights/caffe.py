@@ -64,9 +64,8 @@ def read_caffe(path: Path) -> tuple[dict[str, Stored], list[str]]:
         on for what follows, with the shapes in the file: a vector may be (1, 1, 1, N). Then the
         names of all layers, in order.
 
-    Raises:
-        NotCaffeError: the file seems to be something else.
-        WeightsError: the file is cut or damaged, or a blob's shape does not fit its numbers.
+    NotCaffeError when the file seems to be something else; WeightsError when the file is cut or
+    damaged, or a blob's shape does not fit its numbers.
     """
     with open(path, "rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

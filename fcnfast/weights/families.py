@@ -99,8 +99,7 @@ def recognize(file: WeightsFile, layers: Callable[[], Iterable[str]] = tuple) ->
 
     `layers` gives the names of the wanted network's tensors, for files of no known family.
 
-    Raises:
-        WeightsError: no network of fcnfast has such layers, or its description cannot be used.
+    WeightsError when no network of fcnfast has such layers, or its description cannot be used.
     """
     if (meta := file.meta) is not None:
         own = _own(file, meta.model, meta.options, meta.preprocess)

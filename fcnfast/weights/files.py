@@ -54,8 +54,7 @@ class WeightsMeta:
 
     Tuples inside `options` and `preprocess` come back from a file as lists.
 
-    Raises:
-        ValueError: the fields contradict each other; the message says how.
+    ValueError when the fields contradict each other; the message says how.
     """
 
     model: str
@@ -111,9 +110,8 @@ def open_weights(path: PathLike) -> Iterator[WeightsFile]:
 
     Nothing in a file is ever run, and no tensor is a view of it.
 
-    Raises:
-        TypeError: `path` is not a path.
-        WeightsError: the file is missing, cut, damaged, or of no known kind; the message names it.
+    TypeError when `path` is not a path; WeightsError when the file is missing, cut, damaged, or of
+    no known kind; the message names it.
     """
     path, head = _begin(path)
     if int.from_bytes(head[:8], "little") <= _MAX_HEADER_BYTES and head[8:9] == b"{":
@@ -237,8 +235,7 @@ def read_weights(path: PathLike) -> tuple[dict[str, Tensor], WeightsMeta]:
     Returns:
         The tensors, on the CPU and in the stored dtypes, and the description.
 
-    Raises:
-        WeightsError: the file is missing, cut, damaged, or not of fcnfast; the message names it.
+    WeightsError when the file is missing, cut, damaged, or not of fcnfast.
     """
     with open_weights(path) as file:
         if file.format != "safetensors":
@@ -266,7 +263,7 @@ def write_weights(
     Raises:
         TypeError: something in `state_dict` is not a tensor, `dtype` is not a floating-point type,
             or `meta` holds what JSON cannot.
-        ValueError: a finite value becomes infinite in `dtype`; the message names the tensor.
+        ValueError: a finite value becomes infinite in `dtype`.
         OSError: the file cannot be written; nothing is left behind.
     """
     if dtype is not None and not dtype.is_floating_point:

@@ -97,8 +97,7 @@ def read_pytorch(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     What training frameworks pickle besides tensors and plain values (settings, loggers, arrays)
     becomes placeholders.
 
-    Raises:
-        WeightsError: the file is cut, damaged, a TorchScript program, or has no state dict.
+    WeightsError when the file is cut, damaged, a TorchScript program, or has no state dict.
     """
     with open(path, "rb") as file:
         if file.read(4) == ZIP_MARK:
