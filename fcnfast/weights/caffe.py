@@ -1,6 +1,7 @@
-"""Caffe's binary models (``.caffemodel``), read from the protobuf wire format.
+"""Caffe's models: binary ones (``.caffemodel``), and in HDF5 (``.caffemodel.h5``).
 
-Read by hand rather than with the protobuf package, which needs Caffe's schema and copies every
+HDF5 has a group ``data`` with one group for each layer. The binary ones are protobuf's wire format,
+read by hand rather than with the protobuf package, which needs Caffe's schema and copies every
 number into objects of its own. Field numbers are those of Caffe's schema. Its three generations
 differ in where a layer keeps its name and its blobs: ``layer`` (V2), ``layers`` (V1), and
 ``layers`` around a ``layer`` (V0).
@@ -13,18 +14,20 @@ import mmap
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import WeightsError
-from .stored import Stored
+from .stored import Stored, reading
 
 Shape = tuple[int, ...]
 # A blob's shape, and its numbers as they lie in the file.
 _Blob = tuple[Shape, list[np.ndarray]]
+
+HDF5_MARK = b"\x89HDF\r\n\x1a\n"
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
@@ -35,6 +38,8 @@ _NET_BYTES, _NET_VARINT = (1, 2, 3, 4, 6, 8, 100), (4, 5, 7)
 _LAYERS = {2: (4, 6), 100: (1, 7)}
 # A blob's numbers by their field: type, and the wire type of one that is not packed.
 _NUMBERS = {5: ("<f4", FIXED32), 8: ("<f8", FIXED64)}
+_OTHER = "not a weights file that fcnfast reads (safetensors, PyTorch, Caffe or HDF5)"
+_OTHER_MESSAGE = "a protobuf message, but not a Caffe model: it holds no layers with weights"
 _LEGACY_DIMS = (1, 2, 3, 4)  # num, channels, height, width
 
 
@@ -52,10 +57,6 @@ class _BrokenError(Exception):
     """This is not a protobuf message; the argument is the byte that shows it."""
 
 
-class NotCaffeError(Exception):
-    """The file holds no Caffe network; the argument tells if it is a protobuf message at all."""
-
-
 def read_caffe(path: Path) -> tuple[dict[str, Stored], list[str]]:
     """Find the blobs of all layers.
 
@@ -64,13 +65,13 @@ def read_caffe(path: Path) -> tuple[dict[str, Stored], list[str]]:
         on for what follows, with the shapes in the file: a vector may be (1, 1, 1, N). Then the
         names of all layers, in order.
 
-    NotCaffeError when the file seems to be something else; WeightsError when the file is cut or
-    damaged, or a blob's shape does not fit its numbers.
+    WeightsError when the file seems to be something else, is cut or damaged, or a blob's shape does
+    not fit its numbers.
     """
     with open(path, "rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if all(byte >= 32 or byte in b"\t\n\f\r" for byte in data[:512]):  # text can parse as messages
-        raise NotCaffeError(False)
+        raise WeightsError(f"{path}: {_OTHER}")
     fields: list[_Field] = []
     broken = None
     try:
@@ -81,10 +82,10 @@ def read_caffe(path: Path) -> tuple[dict[str, Stored], list[str]]:
     of_net = [field for field in fields if field.number in (*_NET_BYTES, *_NET_VARINT)]
     for field in of_net:
         if field.number not in {BYTES: _NET_BYTES, VARINT: _NET_VARINT}.get(field.wire, ()):
-            raise NotCaffeError(broken is None)
+            raise WeightsError(f"{path}: {_OTHER_MESSAGE if broken is None else _OTHER}")
     if broken is not None:
         if not (of_net or data[broken : broken + 2].startswith((b"\x12", b"\xa2\x06"))):
-            raise NotCaffeError(False)
+            raise WeightsError(f"{path}: {_OTHER}")
         raise WeightsError(
             f"{path}: a Caffe model that is cut or damaged: the file ends inside what begins at "
             f"byte {broken}, or that is not a layer"
@@ -106,7 +107,7 @@ def _tensors(
             name, blobs = _layer(data, field, *_LAYERS[field.number])
         except _BrokenError as error:
             if not tensors:
-                raise NotCaffeError(True) from None
+                raise WeightsError(f"{path}: {_OTHER_MESSAGE}") from None
             raise WeightsError(f"{damaged}: no layer can be read at byte {error}") from None
         names.append(name)
         if blobs and f"{name}.weight" in tensors:
@@ -118,7 +119,7 @@ def _tensors(
                 raise WeightsError(f"{damaged}: {what}")
             tensors[key] = Stored(shape, partial(_joined, shape, runs))
     if not tensors:
-        raise NotCaffeError(True)
+        raise WeightsError(f"{path}: {_OTHER_MESSAGE}")
     if len({field.number for field in fields} & _LAYERS.keys()) > 1:
         raise WeightsError(f"{damaged}: it has both 'layer' and 'layers'")
     return tensors, names
@@ -225,3 +226,64 @@ def _dims(data: mmap.mmap, field: _Field) -> Shape:
                 value, at = _varint(data, at, dim.end)
                 dims.append(value)
     return tuple(dims)
+
+
+def is_hdf5(path: Path) -> bool:
+    """Tell whether the file has HDF5's mark at a permitted offset: 0, 512, 1024, ..."""
+    size, offset = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        while offset < size:
+            file.seek(offset)
+            if file.read(len(HDF5_MARK)) == HDF5_MARK:
+                return True
+            offset = max(512, 2 * offset)
+    return False
+
+
+def open_hdf5(path: Path) -> Any:
+    """Open the file with h5py; WeightsError if it is damaged, or h5py is not installed."""
+    try:
+        import h5py
+    except ImportError as error:
+        install = "pip install 'fcnfast[caffe]'"
+        raise WeightsError(f"{path}: an HDF5 file, which needs h5py: {install}") from error
+    with reading(path, "a cut or damaged HDF5 file"):
+        return h5py.File(path, "r")
+
+
+def read_hdf5(path: Path, file: Any) -> dict[str, Stored]:
+    """Find the blobs of all layers in an open file of `open_hdf5`, named as in `read_caffe`.
+
+    WeightsError if the file is damaged, or holds no Caffe model.
+    """
+    tensors: dict[str, Stored] = {}
+
+    def visit(name: str, member: Any) -> None:
+        # Layer names may hold slashes, which HDF5 turns into nested groups.
+        layer, _, blob = name.removeprefix("data/").rpartition("/")
+        if layer and name.startswith("data/") and blob.isdecimal() and hasattr(member, "dtype"):
+            key = blob_name(layer, int(blob))
+            tensors[key] = _stored(path, key, member)
+
+    with reading(path, "damaged HDF5 file"):
+        file.visititems(visit)  # links, which may lead out of the file, are not followed
+    if not tensors:
+        what = "an HDF5 file, but not a Caffe model: there are no layers in its group 'data'"
+        raise WeightsError(f"{path}: {what}")
+    return tensors
+
+
+def _stored(path: Path, key: str, dataset: Any) -> Stored:
+    if dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (2, 4, 8):
+        raise WeightsError(f"{path}: {key!r} holds {dataset.dtype}, not weights")
+    if dataset.is_virtual or dataset.external:
+        raise WeightsError(f"{path}: {key!r} lies in another file, which is not read")
+    shape = tuple(int(n) for n in dataset.shape)
+
+    def read() -> Tensor:
+        if dataset.size and not dataset.id.get_storage_size():  # h5py would give zeros
+            raise WeightsError(f"{path}: {key!r} of shape {shape} has no data in the file")
+        with reading(path, f"{key!r} cannot be read"):
+            return torch.from_numpy(np.asarray(dataset[()], dataset.dtype.newbyteorder("=")))
+
+    return Stored(shape, read)

@@ -25,8 +25,7 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from ..files import PathLike, replacing
-from .caffe import NotCaffeError, read_caffe
-from .hdf5 import is_hdf5, open_hdf5, read_hdf5
+from .caffe import is_hdf5, open_hdf5, read_caffe, read_hdf5
 from .pytorch import LEGACY_MARK, ZIP_MARK, read_pytorch
 from .stored import Stored, reading
 
@@ -129,13 +128,7 @@ def open_weights(path: PathLike) -> Iterator[WeightsFile]:
     elif _is_pickle(path):
         raise WeightsError(f"{path}: a Python pickle, not made by torch.save, and is not run")
     else:  # Caffe's models have no mark
-        try:
-            tensors, layers = read_caffe(path)
-        except NotCaffeError as error:
-            what = "not a weights file that fcnfast reads (safetensors, PyTorch, Caffe or HDF5)"
-            if error.args[0]:
-                what = "a protobuf message, but not a Caffe model: it holds no layers with weights"
-            raise WeightsError(f"{path}: {what}") from None
+        tensors, layers = read_caffe(path)
         yield WeightsFile(path, "Caffe", tensors, None, {"layers": layers})
 
 
