@@ -153,17 +153,18 @@ def test_counts_of_parameters(monkeypatch):
 
 
 def test_depth_is_a_logarithm_and_unknown_depth_says_nothing():
-    model = create_model("nyud_fcn32s_vgg16_color_d", depth_mean=7.0)
+    model = create_model("nyud_fcn32s_vgg16_color_d")
     photo = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
     depth = torch.tensor([[[[2550.0, 0.0], [float("nan"), 1.0]]]])
     logs = model.preprocess(photo, depth)[:, 3]
-    expected = torch.tensor([[[2550.0, 1.0], [1.0, 1.0]]]).log() - 7
+    expected = torch.tensor([[[2550.0, 1.0], [1.0, 1.0]]]).log() - 7.844
     expected[0, 0, 1] = expected[0, 1, 0] = 0
     assert torch.allclose(logs, expected)
     assert torch.equal(model.preprocess(photo, depth.nan_to_num().int())[:, 3], logs)
-    late = create_model("nyud_fcn32s_vgg16_color_hha", hha_mean=[1.0, 2.0, 3.0])
+    late = create_model("nyud_fcn32s_vgg16_color_hha")
     x = late.preprocess(photo, photo + 5)
-    assert torch.equal(x[0, 3:, 0, 0], torch.tensor([4.0, 3.0, 2.0]))  # as stored, not flipped
+    mean = torch.tensor([132.431, 94.076, 118.477])
+    assert torch.equal(x[0, 3:, 0, 0], 5 - mean)  # as stored, not flipped
     for net, more, error, message in (
         (model, [], InputError, "color_d also needs the depth"),
         (model, [depth.numpy()], TypeError, "must be a tensor of torch.int32 or .*, not ndarray"),
@@ -223,7 +224,6 @@ def test_learned_upsampling_learns_and_keeps_what_it_learned(tmp_path):
         ("fcn8s_vgg16", {"padding": None, "fc6_padding": 3, "upsampling": "depthwise"}),
         ("fcn32s_alexnet", {"family": "torchvision", "padding": 90, "dropout": 0.1}),
         ("fcn16s_googlenet", {"family": "torchvision", "final_upsampling": "dense"}),
-        ("nyud_fcn32s_vgg16_color_hha", {"hha_mean": [1.0, 2.0, 3.0]}),
         ("fcn_resnet50", {"aux_loss": False, "aligned": True}),
     ],
 )

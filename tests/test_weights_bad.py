@@ -216,7 +216,7 @@ def test_a_missing_layer_has_the_files_name(tmp_path):
     path.write_bytes(caffemodel(state))
     googlenet = fcnfast.create_model("fcn32s_googlenet")
     refuse(googlenet, path, "has no 'inception_4b/5x5_reduce.weight'$")
-    state = foreign_torch_nets.AlexNet().weights()
+    state = foreign_torch_nets.alexnet()
     del state["features.8.bias"]
     torch.save(state, path)
     alexnet = fcnfast.create_model("fcn32s_alexnet", family="torchvision")

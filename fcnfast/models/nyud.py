@@ -43,7 +43,6 @@ class FCNColorDepth(SkipNet):
     Args:
         num_classes: C.
         padding, fc6_padding, dropout, upsampling, final_upsampling: as in `FCNVGG16`.
-        depth_mean: what is subtracted from the logarithm.
     """
 
     transplanting = (
@@ -60,12 +59,9 @@ class FCNColorDepth(SkipNet):
         dropout: float = 0.5,
         upsampling: Upsampling = "fixed",
         final_upsampling: Upsampling | None = None,
-        depth_mean: float = NYUD_LOG_DEPTH,
     ) -> None:
         super().__init__(num_classes, NYUD_COLOR, padding)
-        self.depth_mean = float(depth_mean)
-        layers = vgg.vgg16(padding, fc6_padding, dropout, channels=4, first="conv1_1_bgrd")
-        self.add_trunk(layers)
+        self.add_trunk(vgg.vgg16(padding, fc6_padding, dropout, channels=4, first="conv1_1_bgrd"))
         self.add_heads({"fc7": vgg.FULLY_CONNECTED})
         self.finish(upsampling, final_upsampling)
 
@@ -84,7 +80,7 @@ class FCNColorDepth(SkipNet):
         depth = _second(self, "depth", depth, (len(images), 1, *images.shape[2:]), _DEPTHS)
         depth = depth.to(torch.promote_types(depth.dtype, torch.float32))
         known = (depth > 0) & depth.isfinite()
-        logs = torch.where(known, depth, 1.0).log() - self.depth_mean
+        logs = torch.where(known, depth, 1.0).log() - NYUD_LOG_DEPTH
         logs = torch.where(known, logs, 0.0)
         return torch.cat((color, logs.to(color)), 1)
 
@@ -99,7 +95,6 @@ class FCNColorHHA(SkipNet):
     Args:
         num_classes: C.
         padding, fc6_padding, dropout, upsampling, final_upsampling: as in `FCNVGG16`.
-        hha_mean: what is subtracted from the HHA channels.
     """
 
     streams = ("color", "hha")
@@ -116,10 +111,8 @@ class FCNColorHHA(SkipNet):
         dropout: float = 0.5,
         upsampling: Upsampling = "fixed",
         final_upsampling: Upsampling | None = None,
-        hha_mean: tuple[float, float, float] = NYUD_HHA.mean,
     ) -> None:
         super().__init__(num_classes, NYUD_COLOR, padding)
-        self.hha = Preprocessing(mean=hha_mean, order="rgb")
         self.trunks: dict[str, list[str]] = {}
         for stream in self.streams:
             layers = vgg.vgg16(padding, fc6_padding, dropout)
@@ -150,7 +143,7 @@ class FCNColorHHA(SkipNet):
         """
         color = super().preprocess(images)
         hha = _second(self, "HHA picture", hha, images.shape, (torch.uint8,))
-        mean = torch.tensor(self.hha.mean, device=hha.device).view(3, 1, 1)
+        mean = torch.tensor(NYUD_HHA.mean, device=hha.device).view(3, 1, 1)
         return torch.cat((color, (hha - mean).to(color)), 1)
 
     def features(self, images: Tensor) -> dict[str, Located]:

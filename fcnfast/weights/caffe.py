@@ -218,13 +218,10 @@ def _dims(data: mmap.mmap, field: _Field) -> Shape:
     """Read a BlobShape: field 1, packed or not."""
     dims: list[int] = []
     for dim in _fields(data, field.start, field.end):
-        if dim.number == 1 and dim.wire == VARINT:
-            dims.append(dim.value)
-        elif dim.number == 1 and dim.wire == BYTES:
-            at = dim.start
-            while at < dim.end:
-                value, at = _varint(data, at, dim.end)
-                dims.append(value)
+        at = dim.start
+        while dim.number == 1 and dim.wire in (VARINT, BYTES) and at < dim.end:
+            value, at = _varint(data, at, dim.end)
+            dims.append(value)
     return tuple(dims)
 
 

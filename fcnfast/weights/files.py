@@ -222,23 +222,6 @@ def bundled_path() -> Path:
     return Path(__file__).parent / "bundled" / "street.safetensors"
 
 
-def read_weights(path: PathLike) -> tuple[dict[str, Tensor], WeightsMeta]:
-    """Read a weights file written by `write_weights`.
-
-    Returns:
-        The tensors, on the CPU and in the stored dtypes, and the description.
-
-    WeightsError when the file is missing, cut, damaged, or not of fcnfast.
-    """
-    with open_weights(path) as file:
-        if file.format != "safetensors":
-            raise WeightsError(f"{path}: not a safetensors weights file of fcnfast")
-        if file.meta is None:
-            what = "it does not say which network it belongs to"
-            raise WeightsError(f"{path}: a safetensors file, but not of fcnfast: {what}")
-        return {name: stored.read() for name, stored in file.tensors.items()}, file.meta
-
-
 def write_weights(
     path: PathLike,
     state_dict: Mapping[str, Tensor],
