@@ -9,12 +9,7 @@ import fcnfast
 from fcnfast import reference
 from fcnfast.data import CAMVID
 from fcnfast.models import create_model, load_model, save_model
-from tests.model_tools import narrow_trunks, randomize_scores
-
-
-@pytest.fixture
-def narrow(monkeypatch):
-    narrow_trunks(monkeypatch)
+from tests.model_tools import randomize_scores
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (2, 3), (31, 33), (65, 64)])

@@ -15,16 +15,13 @@ from fcnfast.models import FCN, IMAGENET, create_model, list_models, load_model,
 from fcnfast.models.decoder import Upscore
 from fcnfast.models.skipnet import SkipNet
 from fcnfast.models.table import MODELS, Row
-from tests.model_tools import ROOT, is_score, narrow_trunks, randomize_scores
+from tests.model_tools import ROOT, is_score, randomize_scores
+
+pytestmark = pytest.mark.usefixtures("narrow")
 
 NAMES = list_models()
 SIZE = (65, 90)
 HEADS = {"siftflow": ["out", "geo"], "fcn_resnet": ["out", "aux"]}
-
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    narrow_trunks(monkeypatch)
 
 
 def talking(name, **options):

@@ -14,14 +14,10 @@ from fcnfast.models import IMAGENET
 from fcnfast.models.table import MODELS
 from tests.foreign_nets import GoogLeNet
 from tests.foreign_torch_nets import alexnet, vgg16
-from tests.model_tools import narrow_trunks
 from tests.weights_tools import new_model, same, weights
 from tests.wire_tools import caffemodel
 
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    narrow_trunks(monkeypatch)
+pytestmark = pytest.mark.usefixtures("narrow")
 
 
 def backbone(name: str, path: Path, **options: object) -> fcnfast.models.FCN:

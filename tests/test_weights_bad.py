@@ -19,7 +19,6 @@ from torch import Tensor
 import fcnfast
 from fcnfast.errors import WeightsError
 from tests import foreign_nets, foreign_torch_nets
-from tests.model_tools import narrow_trunks
 from tests.weights_tools import FORMATS, Unchanged, new_model, refuse, weights
 from tests.wire_tools import (
     blob,
@@ -32,10 +31,7 @@ from tests.wire_tools import (
     varint,
 )
 
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    narrow_trunks(monkeypatch)
+pytestmark = pytest.mark.usefixtures("narrow")
 
 
 @pytest.fixture

@@ -14,15 +14,11 @@ from fcnfast.models import FCN, IMAGENET, Preprocessing
 from fcnfast.weights import families, write_weights
 from tests.foreign_nets import VGG, randomize
 from tests.foreign_torch_nets import vgg16
-from tests.model_tools import narrow_trunks
-from tests.weights_tools import FORMATS, read_weights, same, weights
+from tests.weights_tools import FORMATS, read_weights, weights
+
+pytestmark = pytest.mark.usefixtures("narrow")
 
 HEADS = ("score_fr.weight", "score_fr.bias", "score_pool4.weight", "score_pool4.bias")
-
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    narrow_trunks(monkeypatch)
 
 
 def classifier(path: Path) -> dict[str, Tensor]:
@@ -37,13 +33,6 @@ def loaded(path: Path, name: str = "fcn16s_vgg16", **options: object) -> FCN:
     model = fcnfast.create_model(name, **{"num_classes": 5, **options})
     fcnfast.load_weights(model, path)
     return model
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_whole_files(tmp_path, kind):
-    FORMATS[kind](tmp_path / "net", weights())
-    model = loaded(tmp_path / "net")
-    assert not model.load_report.missing and not model.load_report.unexpected and same(model)
 
 
 def test_a_classifier_becomes_a_trunk(tmp_path):

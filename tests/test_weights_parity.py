@@ -17,17 +17,13 @@ from fcnfast.models import FCN
 from tests import foreign_nets as nets
 from tests.foreign_nets import VGG, Net
 from tests.foreign_torch_nets import MMSegmentation
-from tests.model_tools import narrow_trunks
 from tests.weights_tools import same, weights
 from tests.wire_tools import caffemodel, hdf5_model
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 SIZES = ((33, 47), (51, 98))
 CAFFE = dict(mean=(104.00699, 116.66877, 122.67892), std=(1.0, 1.0, 1.0), order="bgr", scale=1.0)
-
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    narrow_trunks(monkeypatch)
 
 
 def check(model: FCN, net: Net, sizes: Sequence[tuple[int, int]] = SIZES) -> None:

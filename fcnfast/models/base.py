@@ -43,12 +43,10 @@ class ScoreMap(NamedTuple):
 
 @dataclass(frozen=True)
 class LoadReport:
-    """The result of loading a weights file.
+    """The result of loading a weights file, and whose weights they are (`family`).
 
     Attributes:
-        path: the file.
         format: "safetensors", "PyTorch", "Caffe" or "HDF5".
-        family: whose weights they are.
         loaded: the network's tensors that came from the file, by the network's names.
         reshaped: those whose shape differs in the file: (the file's, the network's).
         missing: the network's tensors that keep their initial values.

@@ -73,13 +73,8 @@ class FCNLite(SummedSkipNet):
     lies on S u: away from the borders, values are TensorFlow's for the picture shifted by S - 1
     pixels. Pictures may have any size from 1 x 1 up.
 
-    Args:
-        num_classes: C.
-        scaling: 0, 1 or 2, as in EfficientNet-Lite0.
-        decoder: channels in which the skips are summed.
-        dropout: before the classifier, elementwise.
-
-    ValueError when scaling is not 0, 1 or 2, or decoder is below 1.
+    scaling: 0, 1 or 2, as in EfficientNet-Lite0. decoder: channels in which the skips are summed.
+    dropout: before the scores. ValueError for any other scaling, or a decoder below 1.
     """
 
     taps = (1, 2, 4, 6)

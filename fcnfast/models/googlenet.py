@@ -130,13 +130,10 @@ class FCNGoogLeNet(SkipNet):
     and 8. Images are at least 31 x 31. Scores start at zero, the trunk at random (He).
 
     Args:
-        num_classes: C.
-        stride: 32, 16 or 8: the stride of the finest scores.
         family: "caffe" for BVLC's layers, "torchvision" for those of torchvision's weights.
         padding: of the first convolution; 3 is the trunk's own. None: 3, with maps that repeat
             their edge instead of zeros.
-        dropout: before the score layer, elementwise.
-        upsampling, final_upsampling: see `set_upsampling`.
+        num_classes, stride, dropout, upsampling, final_upsampling: as in `FCNVGG16`.
 
     ValueError when the stride or the family is unknown, or no crop fits the padding.
     """

@@ -81,13 +81,9 @@ class FCNLight(SummedSkipNet):
     Every convolution pads its own border, so that unit u of a map of stride S lies on pixel S * u,
     and any image from 1 x 1 up has scores at stride 4.
 
-    Args:
-        num_classes: C.
-        widths, depths: channels at strides 2 to 32, and residual blocks at strides 4 to 32.
-        decoder: channels in which the skips are summed.
-        dropout: before the classifier, elementwise.
-
-    ValueError for any other number of widths or depths, or one below 1.
+    widths: channels at strides 2, 4, 8, 16 and 32. depths: residual blocks at strides 4 to 32.
+    decoder: channels in which the skips are summed. dropout: before the scores. ValueError for any
+    other number of widths or depths, or one below 1.
     """
 
     def __init__(

@@ -29,13 +29,9 @@ _FREE_OPTIONS = {"dropout", "upsampling", "final_upsampling", "aux_loss", "in_ch
 class Match:
     """Finds which of a file's tensors belong where, and whether it is for a different network.
 
-    Nothing of the network changes before everything is read and fits.
-
-    Attributes:
-        keys: the file's names by the network's.
-        own: shape and dtype of the network's tensors, including learned upsamplings to come.
-        dropped: by the file's names, why a tensor is not used.
-        values: tensors of the file that are already read, by the network's names.
+    Nothing of the network changes before everything is read and fits. By the network's names:
+    keys: the file's names; own: shape and dtype of its tensors, including learned upsamplings to
+    come; values: tensors that are already read. By the file's: dropped: why a tensor is not used.
     """
 
     def __init__(self, model: FCN, file: WeightsFile, family: Family) -> None:

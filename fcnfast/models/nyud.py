@@ -40,9 +40,7 @@ class FCNColorDepth(SkipNet):
 
     The network's own input is N x 4 x H x W, what `preprocess` makes of a photo and its depth.
 
-    Args:
-        num_classes: C.
-        padding, fc6_padding, dropout, upsampling, final_upsampling: as in `FCNVGG16`.
+    Arguments are those of `FCNVGG16`.
     """
 
     transplanting = (
@@ -68,13 +66,9 @@ class FCNColorDepth(SkipNet):
     def preprocess(self, images: Tensor, depth: Tensor | None = None) -> Tensor:
         """Convert photos and their depth to the network's own input, N x 4 x H x W.
 
-        Args:
-            images: uint8 RGB, N x 3 x H x W.
-            depth: N x 1 x H x W in millimeters, of a floating dtype or int32; pixels without a
-                depth (0, or not finite) get the mean.
-
-        InputError without a depth; TypeError or ValueError as in `FCN.preprocess`, or depth has
-        the wrong shape or dtype.
+        Photos are uint8 RGB, N x 3 x H x W; depth is N x 1 x H x W in millimeters, of a floating
+        dtype or int32. Pixels without a depth (0, or not finite) get the mean. InputError without
+        a depth; TypeError or ValueError for another dtype or shape.
         """
         color = super().preprocess(images)
         depth = _second(self, "depth", depth, (len(images), 1, *images.shape[2:]), _DEPTHS)
@@ -92,9 +86,7 @@ class FCNColorHHA(SkipNet):
     layers are named as in one net, with "color" or "hha" appended. The network's own input is
     N x 6 x H x W, color first, what `preprocess` makes of a photo and its HHA picture.
 
-    Args:
-        num_classes: C.
-        padding, fc6_padding, dropout, upsampling, final_upsampling: as in `FCNVGG16`.
+    Arguments are those of `FCNVGG16`.
     """
 
     streams = ("color", "hha")
@@ -135,11 +127,8 @@ class FCNColorHHA(SkipNet):
     def preprocess(self, images: Tensor, hha: Tensor | None = None) -> Tensor:
         """Convert photos and their HHA pictures to the network's own input, N x 6 x H x W.
 
-        Args:
-            images: uint8 RGB, N x 3 x H x W.
-            hha: uint8 of the same shape, channels in the order in which the picture stores them.
-
-        InputError without HHA pictures; TypeError or ValueError as in `FCN.preprocess`, for both.
+        Both are uint8, N x 3 x H x W: RGB, and HHA's channels in the order in which the picture
+        has them. InputError without the latter; TypeError or ValueError for another dtype or shape.
         """
         color = super().preprocess(images)
         hha = _second(self, "HHA picture", hha, images.shape, (torch.uint8,))

@@ -31,9 +31,8 @@ LAYERS = ("layer1", "layer2", "layer3", "layer4")
 class Residual(nn.Module):
     """A residual block of torchvision's ResNets, with its names; the (first) 3 x 3 has the stride.
 
-    Args:
-        channels: of the input; width: of the middle; bottleneck: 1 x 1, 3 x 3, 1 x 1 instead of
-            two 3 x 3; stride, dilation: of the first 3 x 3; project: a 1 x 1 shortcut.
+    width: of the middle. bottleneck: 1 x 1, 3 x 3, 1 x 1 instead of two 3 x 3. project: a 1 x 1
+    convolution as shortcut.
     """
 
     def __init__(
@@ -145,11 +144,10 @@ class FCNResNet(DilatedFCN):
     scores at pixel 8u + 3.5, though it lies on 8u. New scores start at zero, as in the paper.
 
     Args:
-        num_classes: C.
         depth: 50 or 101.
         aux_loss: add the auxiliary head, output "aux"; it counts half in the loss.
         aligned: sample the scores where their units lie, for new training.
-        dropout: before the scores, elementwise.
+        num_classes, dropout: C, and before the scores.
     """
 
     head_names = ("classifier", "aux_classifier")
@@ -190,11 +188,7 @@ class FCN8sResNet(SkipNet):
     Every convolution pads its own border: no large padding, images of any size from 1 x 1. Score
     layers start at zero, upsampling is bilinear, the trunk starts at random (He).
 
-    Args:
-        num_classes: C.
-        depth: 18, 34, 50 or 101.
-        dropout: of layer4's map before its scores, elementwise.
-        upsampling, final_upsampling: see `set_upsampling`.
+    depth: 18, 34, 50 or 101. dropout: of layer4's map before its scores. Others: as in `FCNVGG16`.
     """
 
     variance = "fan_out"  # as torchvision
@@ -251,12 +245,8 @@ class FCNMMSeg(DilatedFCN):
 
     Keys, inputs and outputs are those of its ``fcn_r50-d8`` and ``fcn_r101-d8``.
 
-    Args:
-        num_classes: C.
-        depth: 50 or 101.
-        deep_stem: three convolutions before the first pooling, as in its own ResNets, not one.
-        aux_loss: add the auxiliary head, output "aux"; it counts half in the loss.
-        dropout: before the scores, elementwise.
+    deep_stem: three convolutions before the first pooling, as in its own ResNets, not one. The
+    other arguments are those of `FCNResNet`.
     """
 
     head_names = ("decode_head", "auxiliary_head")

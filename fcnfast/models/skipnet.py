@@ -158,22 +158,17 @@ class SkipNet(FCN):
     def _score_name(self, tap: str, suffix: str) -> str:
         return f"score_{'fr' if tap == self.taps[0] else tap}{suffix}"
 
-    def _upscore_names(self, suffix: str) -> list[str]:
-        """Names of the upsamplings, in the order of the taps; the last is the image's."""
+    def upscores(self, head: str = "") -> list[Up]:
+        """The upsamplings of one head, or head by head; coarse to fine, the last is the image's."""
+        found, steps = [], self._steps()
         names = [f"upscore_{tap}" for tap in self.taps[:-1]]
         names[:1] = ["upscore2"][: len(names)]
-        stride = self._steps()[-1].stride
-        names.append(f"upscore{stride}" if names else "upscore")
-        return [name + suffix for name in names]
-
-    def upscores(self) -> list[Up]:
-        """The upsamplings, head by head, coarse to fine."""
-        found, steps = [], self._steps()
-        for suffix in self.heads.values():
+        names.append(f"upscore{steps[-1].stride}" if names else "upscore")
+        for suffix in [self.heads[head]] if head else self.heads.values():
             score = cast(nn.Conv2d, getattr(self, self._score_name(self.taps[0], suffix)))
-            for name, step in zip(self._upscore_names(suffix), steps, strict=True):
+            for name, step in zip(names, steps, strict=True):
                 shape = (score.out_channels, 1, step.kernel, step.kernel)
-                found.append(Up(name, shape, step, step is steps[-1]))
+                found.append(Up(name + suffix, shape, step, name == names[-1]))
         return found
 
     def set_upsampling(self, kind: Upsampling, final: Upsampling | None = None) -> None:
@@ -258,7 +253,7 @@ class SkipNet(FCN):
         features, found = self.features(images), {}
         for head, suffix in self.heads.items():
             if heads is None or head in heads:
-                ups = [self._up(name) for name in self._upscore_names(suffix)]
+                ups = [self._up(up.name) for up in self.upscores(head)]
                 here = self._score(features, self.taps[0], suffix)
                 for tap, up in zip(self.taps[1:], ups, strict=False):
                     here = fuse(here, self._score(features, tap, suffix), self.border, up)

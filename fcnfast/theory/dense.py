@@ -171,11 +171,8 @@ def rarefy(model: nn.Module, layer: str | None = None) -> nn.Module:
     (section 3.2). The result of a network of stride f becomes f times as fine; every f-th value is
     unchanged, also at the borders if nothing is padded.
 
-    Args:
-        model: any network of convolutions and poolings; copied, not changed.
-        layer: the dotted name of the layer whose stride is removed; None for all layers.
-
-    ValueError when there is no such layer, it has no stride, or a layer cannot be dilated.
+    `model` may be any network of convolutions and poolings; it is copied. `layer` is the dotted
+    name of the layer whose stride is removed; None for all layers. ValueError when there is no such layer, it has no stride, or a layer cannot be dilated.
     """
     before = {seen.name: seen for seen in trace(model).layers}
     if layer is not None:
@@ -208,12 +205,8 @@ def shift_and_stitch(model: nn.Module, images: Tensor) -> Tensor:
 
     Equal to those of ``rarefy(model)``, except at borders that the network pads.
 
-    Args:
-        model: a network with one output, N x K x h x w.
-        images: N x C x H x W.
-
-    Returns:
-        N x K x (H - F + 1) x (W - F + 1) for a network without padding and a receptive field F.
+    The network gives N x K x h x w for images N x C x H x W; the result is
+    N x K x (H - F + 1) x (W - F + 1) if it pads nothing and has a receptive field of F.
 
     TypeError when `model` is not a network or `images` is not a tensor; ValueError when `images` is
     not 4-D or too small, or the output stride is fractional.

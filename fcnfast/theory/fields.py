@@ -29,16 +29,11 @@ INPUT_SIZE = 1024
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as a network ran it.
+    """A layer as a network ran it: its dotted name, its class, and how many parameters it has.
 
-    Attributes:
-        name: dotted, as in the network's state dict.
-        kind: its class.
-        shape: of its result, without the batch: channels x height x width.
-        field: receptive field, stride and offset of its units; None where the map has no place
-            on the image, as after global pooling.
-        parameters: how many it has of its own.
-        given: the field of its input.
+    shape: of its result, without the batch: channels x height x width. field, given: of the units
+    of its result and of its input; None where the map has no place on the image, as after global
+    pooling.
     """
 
     name: str
@@ -51,12 +46,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Trace:
-    """A network's layers in the order in which it ran them, and its outputs' fields.
+    """A network's layers (leaf modules) in the order in which it first ran them.
 
-    Attributes:
-        layers: the leaf modules, each at its first run.
-        outputs: the field of every output that is a map, by its key ("" for a single tensor).
-        macs: multiply-accumulates of all convolutions and matrix products.
+    outputs: the field of every output that is a map, by its key ("" for a single tensor). macs:
+    multiply-accumulates of all convolutions and matrix products.
     """
 
     layers: tuple[Layer, ...]

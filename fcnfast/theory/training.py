@@ -19,8 +19,7 @@ def stacked_deconvolutions(
     the pixel centers of `SamplingGrid.resize` (section 3.3 of the paper).
 
     Args:
-        channels: C.
-        strides: the factor s of each deconvolution, at least 2.
+        channels, strides: C, and the factor s of each deconvolution, at least 2.
         activation: makes the layer between two of them, such as ``nn.PReLU``. (A ReLU blocks
             negative scores at first: shift them.)
 
@@ -54,14 +53,11 @@ def sample_patches(
     times the full one; for batches of the same effective size use 1 / `p` times as many images.
 
     Args:
-        target: N x H x W labels.
+        target: N x H x W labels; the result is a new tensor of the same dtype.
         p: in (0, 1].
         cell: height and width in pixels; the network's stride gives the cells of its last layer.
         generator: on the target's device; torch's default when None.
         ignore_index: the label that the loss ignores.
-
-    Returns:
-        A new N x H x W target of the same dtype.
 
     TypeError when the target is not an integer tensor; ValueError when the target is not 3-D, p or
     cell is out of range, or the dtype cannot hold ignore_index.

@@ -64,7 +64,7 @@ class Family:
     """What a file's tensors are called in fcnfast.
 
     Attributes:
-        title: whose weights they are, for messages.
+        title: whose weights they are.
         names: by the file's names, those of fcnfast's networks; networks may have only some.
         dropped: by the file's names, why a tensor is never used.
         preprocess: what the weights expect; None: the network's own.

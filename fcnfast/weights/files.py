@@ -88,12 +88,9 @@ class WeightsMeta:
 class WeightsFile:
     """An open weights file.
 
-    Attributes:
-        path: where it is.
-        format: "safetensors", "PyTorch", "Caffe" or "HDF5".
-        tensors: by their names in the file.
-        meta: our description of the network, in files of fcnfast.
-        notes: what else a checkpoint holds beside its state dict; of a Caffe model, all "layers".
+    format: "safetensors", "PyTorch", "Caffe" or "HDF5". meta: our description of the network, in
+    files of fcnfast. notes: what else a checkpoint holds beside its state dict; of a Caffe model,
+    all "layers".
     """
 
     path: Path
@@ -228,13 +225,9 @@ def write_weights(
     meta: WeightsMeta,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a weights file atomically.
+    """Write a weights file, or replace it, atomically; links are followed.
 
-    Args:
-        path: the file to make or replace; links are followed.
-        state_dict: the network's tensors, on any device.
-        meta: the description that goes with them.
-        dtype: stores floating-point tensors in this dtype, such as ``torch.float16``; None: as is.
+    Floating-point tensors, which may be on any device, are stored in `dtype` if it is given.
 
     Raises:
         TypeError: something in `state_dict` is not a tensor, `dtype` is not a floating-point type,
