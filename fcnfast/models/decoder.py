@@ -84,9 +84,10 @@ def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
     """
     if hasattr(layer, "branches"):
         fields = [reduce(after, row, field) for row in layer.branches()]  # type: ignore[operator]
-        if len({(found.stride, found.offset) for found in fields}) > 1:
+        stride, offset = fields[0].stride, fields[0].offset
+        if any((f.stride, f.offset) != (stride, offset) for f in fields):
             raise ValueError(f"branches at {' and '.join(map(str, fields))} cannot be joined")
-        return max(fields, key=lambda found: found.size)
+        return ReceptiveField(max(f.size for f in fields), stride, offset)
     if isinstance(layer, (nn.Sequential, nn.ModuleList)):
         return reduce(after, layer, field)
     if isinstance(layer, nn.ConvTranspose2d):

@@ -172,7 +172,8 @@ def rarefy(model: nn.Module, layer: str | None = None) -> nn.Module:
     unchanged, also at the borders if nothing is padded.
 
     `model` may be any network of convolutions and poolings; it is copied. `layer` is the dotted
-    name of the layer whose stride is removed; None for all layers. ValueError when there is no such layer, it has no stride, or a layer cannot be dilated.
+    name of the layer whose stride is removed; None for all layers. ValueError when there is no such
+    layer, it has no stride, or a layer cannot be dilated.
     """
     before = {seen.name: seen for seen in trace(model).layers}
     if layer is not None:
