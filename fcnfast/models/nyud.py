@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -35,18 +36,8 @@ def _second(
     return value
 
 
-class FCNColorDepth(SkipNet):
-    """FCN-32s over VGG-16 whose first layer takes four channels: BGR and the depth's logarithm.
-
-    The network's own input is N x 4 x H x W, what `preprocess` makes of a photo and its depth.
-
-    Arguments are those of `FCNVGG16`.
-    """
-
-    transplanting = (
-        "from a network of three channels: models.transplant(source, model), then "
-        "models.expand_input(source.conv1_1, model.conv1_1_bgrd)"
-    )
+class FCNColorMore(SkipNet):
+    """FCN-32s over VGG-16 from color and more, with the arguments of `FCNVGG16`."""
 
     def __init__(
         self,
@@ -59,9 +50,30 @@ class FCNColorDepth(SkipNet):
         final_upsampling: Upsampling | None = None,
     ) -> None:
         super().__init__(num_classes, NYUD_COLOR, padding)
+        self.add_layers(padding, fc6_padding, dropout)
+        self.finish(upsampling, final_upsampling)
+
+    @abstractmethod
+    def add_layers(self, padding: int | None, fc6_padding: int, dropout: float) -> None:
+        """Add trunk and scores."""
+
+
+class FCNColorDepth(FCNColorMore):
+    """FCN-32s over VGG-16 whose first layer takes four channels: BGR and the depth's logarithm.
+
+    The network's own input is N x 4 x H x W, what `preprocess` makes of a photo and its depth.
+    Arguments are those of `FCNVGG16`.
+    """
+
+    transplanting = (
+        "from a network of three channels: models.transplant(source, model), then "
+        "models.expand_input(source.conv1_1, model.conv1_1_bgrd)"
+    )
+
+    def add_layers(self, padding: int | None, fc6_padding: int, dropout: float) -> None:
+        """VGG-16 with another first layer, and its scores."""
         self.add_trunk(vgg.vgg16(padding, fc6_padding, dropout, channels=4, first="conv1_1_bgrd"))
         self.add_heads({"fc7": vgg.FULLY_CONNECTED})
-        self.finish(upsampling, final_upsampling)
 
     def preprocess(self, images: Tensor, depth: Tensor | None = None) -> Tensor:
         """Convert photos and their depth to the network's own input, N x 4 x H x W.
@@ -79,7 +91,7 @@ class FCNColorDepth(SkipNet):
         return torch.cat((color, logs.to(color)), 1)
 
 
-class FCNColorHHA(SkipNet):
+class FCNColorHHA(FCNColorMore):
     """Two FCN-32s over VGG-16, for color and for HHA, whose coarse scores are averaged.
 
     HHA is depth as three channels: disparity, height, angle. As in the reference implementation,
@@ -94,27 +106,18 @@ class FCNColorHHA(SkipNet):
         "from networks of one stream: models.transplant(source, model, suffix='color'), then 'hha'"
     )
 
-    def __init__(
-        self,
-        num_classes: int = 40,
-        *,
-        padding: int | None = 100,
-        fc6_padding: int = 0,
-        dropout: float = 0.5,
-        upsampling: Upsampling = "fixed",
-        final_upsampling: Upsampling | None = None,
-    ) -> None:
-        super().__init__(num_classes, NYUD_COLOR, padding)
+    def add_layers(self, padding: int | None, fc6_padding: int, dropout: float) -> None:
+        """VGG-16 twice, each with its scores."""
         self.trunks: dict[str, list[str]] = {}
         for stream in self.streams:
             layers = vgg.vgg16(padding, fc6_padding, dropout)
             self.add_trunk({name + stream: layer for name, layer in layers.items()})
             self.trunks[stream], self.trunk = self.trunk, []
-            self.add_module(f"score_fr{stream}", nn.Conv2d(vgg.FULLY_CONNECTED, num_classes, 1))
+            score = nn.Conv2d(vgg.FULLY_CONNECTED, self.num_classes, 1)
+            self.add_module(f"score_fr{stream}", score)
         self.trunk_modules = [name for names in self.trunks.values() for name in names]
         self.trunk = self.trunks["color"]  # where the units lie: both streams are alike
         self.taps, self.heads = ("fc7color",), {"out": ""}
-        self.finish(upsampling, final_upsampling)
 
     @property
     def channels(self) -> int:
