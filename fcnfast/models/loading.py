@@ -101,28 +101,20 @@ def load_as(
 ) -> FCN:
     """Make a network around a weights file: its tensors become the network's, without a copy.
 
-    Args:
-        name: one of `list_models`; None: the network that the file belongs to.
-        path, num_classes, options: as in `create_model`.
-        classifier: True: reject a file that is not a classifier's; False: reject one that is.
-
-    It raises what `create_model` does.
+    As `create_model`, but a `name` of None stands for the network that the file belongs to.
+    classifier: True: reject a file that is not a classifier's; False: reject one that is.
     """
-    given = name is not None
-    if name is not None:
-        find(name)
     with open_weights(path) as file:
-        told: dict[str, Any] = {}
         if name is None:
-            family, name, told = _identified(file)
+            family, name, options = _identified(file)
+            blamed: tuple[type[Exception], ...] = (TypeError, ValueError, RuntimeError)
         else:
-            family = recognize(file, lambda: shapes_of(name, {}))
+            find(name)
+            family, blamed = recognize(file, lambda: shapes_of(name, {})), ()
             _check_kind(name, file, family, classifier)
         try:
-            model = _build_for(name, num_classes, told | (options or {}), file, family)
-        except (TypeError, ValueError, RuntimeError) as error:  # what no network can have
-            if given:
-                raise
+            model = _build_for(name, num_classes, options or {}, file, family)
+        except blamed as error:  # the file tells what no network can have
             raise WeightsError(f"{path}: {error}") from None
         load_file(model, file, family)
         return model
@@ -143,13 +135,16 @@ def _identified(file: WeightsFile) -> tuple[Family, str, dict[str, Any]]:
 
 def _check_kind(name: str, file: WeightsFile, family: Family, classifier: bool | None) -> None:
     """Reject a classifier as `weights`, or a segmentation network as `weights_backbone`."""
-    if classifier is False and is_classifier(family):
-        alike(file, family)
-        how = f"create_model({name!r}, weights_backbone=...) takes its trunk"
-        raise WeightsError(f"{file.path}: {family.title} is a classifier; {how}")
-    if classifier and not is_classifier(family):
-        what = f"{family.title} is a segmentation network, not a classifier"
-        raise WeightsError(f"{file.path}: {what}; create_model({name!r}, weights=...) takes it")
+    if classifier in (None, is_classifier(family)):
+        return
+    what = f"{file.path}: {family.title} is a"
+    if classifier:
+        what += " segmentation network, not a classifier"
+        raise WeightsError(f"{what}; create_model({name!r}, weights=...) takes it")
+    alike(file, family)  # raises if it is of no known network
+    raise WeightsError(
+        f"{what} classifier; create_model({name!r}, weights_backbone=...) takes its trunk"
+    )
 
 
 def _build_for(
@@ -218,9 +213,8 @@ def load_file(model: FCN, file: WeightsFile, family: Family) -> LoadReport:
 def load_model(path: PathLike | None = None, device: str | torch.device = "cpu") -> FCN:
     """The network of a weights file (by default the bundled one), in evaluation mode.
 
-    Files of fcnfast name their network; most others are identified by their layers.
-
-    WeightsError when the file cannot be used, or its network is not known.
+    Files of fcnfast name their network; most others are identified by their layers. WeightsError
+    when the file cannot be used, or its network is not known.
 
     Example:
         >>> fcnfast.load_model().name  # the bundled network
@@ -239,10 +233,8 @@ def save_model(
     """Write a network (or a different `state` of it, such as an average) as a weights file.
 
     The file names the network, its options, classes, palette and preprocessing. Floating-point
-    tensors are stored in `dtype`, if given.
-
-    ValueError when a finite value becomes infinite in `dtype`; OSError when the file cannot be
-    written, and nothing is left behind.
+    tensors are stored in `dtype`, if given: ValueError when a finite value becomes infinite in it.
+    OSError when the file cannot be written; nothing is left behind.
 
     Example:
         >>> fcnfast.save_model(fcnfast.load_model(), "net.safetensors", dtype=torch.float16)

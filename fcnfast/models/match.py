@@ -221,7 +221,7 @@ class Match:
         """The error for a tensor that the file lacks, by the name that it would have there."""
         layer, _, what = key.rpartition(".")
         theirs = self.keys.get(key, f"{self.family.theirs(layer)}.{what}")
-        first = key.partition(".")[0] in getattr(self.model, "trunk", ())[:1]
+        first = key.partition(".")[0] in self.model.trunk_modules[:1]
         hint = f"; {self.model.transplanting}" if first and self.model.transplanting else ""
         return self._error(f"has no {theirs!r}{self._other}{hint}")
 
