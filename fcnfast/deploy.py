@@ -26,7 +26,8 @@ from .errors import InputError
 from .files import PathLike, refuse_replacing, replacing
 from .geometry import Size, as_pair
 from .models import FCN, load_model
-from .ops import portable, upsample, upsample_argmax
+from .models.base import check_model
+from .ops import portable, upsample
 
 FORMATS = (".onnx", ".pt2")
 DEFAULT_SIZE = (512, 512)
@@ -48,14 +49,8 @@ class _Graph(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """N x C x H x W to labels N x H x W, or to scores N x classes x H x W."""
         x = self.model.preprocess(image) if self.uint8 else image
-        maps = self.model.score_maps(x, (self.head,))
-        if self.head not in maps:
-            raise ValueError(f"this network has no head {self.head!r}")
-        scores, grid = maps[self.head]
-        if self.scores:
-            return upsample(scores, grid)
-        dtype = torch.uint8 if scores.shape[1] <= 256 else torch.int16
-        return upsample_argmax(scores, grid, dtype=dtype)
+        coarse = self.model.score_map(x, self.head)
+        return upsample(coarse.scores, coarse.grid) if self.scores else coarse.labels()
 
 
 def export(
@@ -114,30 +109,25 @@ def export(
         network = _network(model)
         if uint8 and network.channels != network.in_channels:
             raise InputError(
-                f"{_name(network)}: takes {network.channels} channels, uint8 RGB pictures have 3"
+                f"{network.title}: takes {network.channels} channels, uint8 RGB pictures have 3"
             )
         network = network.to("cpu", torch.float16 if half else torch.float32)
         state = network.state_dict().values()
         if half and any(value.isinf().any() for value in state):
-            raise InputError(f"{_name(network)}: has weights beyond the range of float16")
+            raise InputError(f"{network.title}: has weights beyond the range of float16")
         graph = _Graph(network.eval().requires_grad_(False), head, scores, uint8)
         with _quiet():
             program = _program(graph, wanted)
-            least = _least_length(program, _name(network)) if dynamic else None
+            least = _least_length(program, network.title) if dynamic else None
             _write(program, graph, _metadata(graph, least), temporary, suffix)
 
 
 def _network(model: FCN | PathLike) -> FCN:
     """A copy of the network, or one from its file, that may be changed."""
-    if isinstance(model, FCN):
-        return copy.deepcopy(model)
-    if isinstance(model, nn.Module):
-        raise TypeError(f"model must be a network of fcnfast, not {type(model).__name__}")
-    return load_model(None if model == "bundled" else model)
-
-
-def _name(network: FCN) -> str:
-    return network.name or type(network).__name__
+    if isinstance(model, (str, os.PathLike)):
+        return load_model(None if model == "bundled" else model)
+    check_model(model)
+    return copy.deepcopy(model)
 
 
 @contextmanager
@@ -168,11 +158,8 @@ def _program(graph: _Graph, size: tuple[int, int] | None) -> ExportedProgram:
             return torch.export.export(graph, (image,), dynamic_shapes=shapes)
     except (RuntimeError, ValueError) as error:
         told = " ".join(str(error).split())
-        if size:
-            raise InputError(f"{_name(network)} at {height}x{width}: {told}") from error
-        raise InputError(
-            f"{_name(network)}: no graph takes every size; give one: {told}"
-        ) from error
+        place = f" at {height}x{width}" if size else ": no graph takes every size; give one"
+        raise InputError(f"{network.title}{place}: {told}") from error
 
 
 def _least_length(program: ExportedProgram, name: str) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from numbers import Rational, Real
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +49,13 @@ def as_integer(value: Any, name: str) -> int:
     return number
 
 
+def _both(value: Any) -> list[Any]:
+    """The two numbers of a value for both axes; a single one counts for both."""
+    found = value if _is_integer(value) else _as_python(value)
+    pair = found if isinstance(found, (tuple, list)) else (found, found)
+    return [v if _is_integer(v) else _as_python(v) for v in pair]
+
+
 def as_pair(value: Size | None, name: str) -> Pair:
     """`value` as (rows, columns), from any form of size that ``F.interpolate`` takes.
 
@@ -57,12 +64,9 @@ def as_pair(value: Size | None, name: str) -> Pair:
     """
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
         return value
-    found = value if _is_integer(value) else _as_python(value)
-    pair = found if isinstance(found, (tuple, list)) else (found, found)
-    if len(pair) == 2:
-        rows, columns = (v if _is_integer(v) else _as_python(v) for v in pair)
-        if _is_integer(rows) and _is_integer(columns):
-            return rows, columns
+    pair = _both(value)
+    if len(pair) == 2 and _is_integer(pair[0]) and _is_integer(pair[1]):
+        return pair[0], pair[1]
     raise TypeError(f"{name} must be an integer or a pair of integers, not {value!r}")
 
 
@@ -114,15 +118,12 @@ def deconv_size(
         )
     left = [f - c for f, c in zip(full, crop, strict=True)]
     wanted = as_pair(left if size is None else size, "size")
-    for axis, name in enumerate(("row", "column")):
-        if left[axis] < 1:
+    for name, f, n, m, c in zip(("row", "column"), full, left, wanted, crop, strict=True):
+        if n < 1:
+            raise ValueError(f"crop {crop} begins beyond the {f} {name}s of the convolution")
+        if m < 1 or m > n:
             raise ValueError(
-                f"crop {crop} begins beyond the {full[axis]} {name}s of the transposed convolution"
-            )
-        if wanted[axis] < 1 or wanted[axis] > left[axis]:
-            raise ValueError(
-                f"size {wanted} must be from 1 to the {left[axis]} {name}s that are left of "
-                f"{full[axis]} from {name} {crop[axis]} on"
+                f"size {wanted} must be from 1 to the {n} {name}s left of {f} from {name} {c} on"
             )
     return wanted
 
@@ -144,11 +145,7 @@ class SamplingGrid:
             (``F.interpolate``).
 
     A tap of weight 0 is not read, so a NaN or an infinity there does not spread.
-
-    Raises:
-        TypeError: when a field is not a pair of integers.
-        ValueError: when a size or a denominator is not positive, a numerator is negative, the
-            border is unknown, or positions do not fit in int64.
+    TypeError or ValueError for what is not so, or positions that do not fit in int64.
     """
 
     in_size: Pair
@@ -204,10 +201,8 @@ class SamplingGrid:
             crop: first (row, column) kept after the padding is removed.
             size: (H, W) kept; by default all that is left.
 
-        Raises:
-            TypeError: when an argument is not an integer or a pair of them.
-            ValueError: when the kernel is not bilinear at the stride, or the crop leaves the
-                result.
+        TypeError when an argument is not an integer or a pair of them; ValueError for a kernel that
+        is not bilinear, or a crop that leaves the result.
         """
         in_size, crop = as_pair(in_size, "in_size"), as_pair(crop, "crop")
         stride, padding = as_integer(stride, "stride"), as_integer(padding, "padding")
@@ -235,11 +230,8 @@ class SamplingGrid:
         A scale factor is used as given (torch's ``recompute_scale_factor=False``), as the nearest
         fraction with a small denominator.
 
-        Raises:
-            TypeError: when a size is not one or two integers, scale_factor not one or two numbers,
-                or align_corners not a bool.
-            ValueError: when not exactly one of size and scale_factor is given, or a result would
-                be empty.
+        TypeError for a size, scale_factor or align_corners of another type; ValueError when not
+        exactly one of size and scale_factor is given, or a result would be empty.
         """
         in_size = as_pair(in_size, "in_size")
         if align_corners is not None and not isinstance(align_corners, bool):
@@ -248,9 +240,7 @@ class SamplingGrid:
             raise ValueError("give exactly one of size and scale_factor")
         scales: list[Fraction | None] = [None, None]
         if scale_factor is not None:
-            found = _as_python(scale_factor)
-            factors = found if isinstance(found, (tuple, list)) else (found, found)
-            factors = [_as_python(f) for f in factors]
+            factors = _both(scale_factor)
             if not all(isinstance(f, Real) for f in factors):
                 raise TypeError(f"scale_factor must be a number or two, not {scale_factor!r}")
             given = [float(f) for f in factors]
@@ -288,10 +278,8 @@ class SamplingGrid:
         With the stride and offset of a `ReceptiveField`, the result is aligned by construction. A
         float such as 0.1 stands for the fraction 1/10.
 
-        Raises:
-            TypeError: when the stride or the offset is not a number, or a size not one or two
-                integers.
-            ValueError: when the stride is not positive, or either is not finite.
+        TypeError or ValueError for a stride or an offset that is not a finite number, a stride
+        that is not positive, or what is no size.
         """
         step, start = _fraction(stride, "stride"), _fraction(offset, "offset")
         if step <= 0:
@@ -317,8 +305,7 @@ class SamplingGrid:
         return self._of_axes(self.in_size, wanted, axes, self.border)
 
 
-@dataclass(frozen=True, eq=False)
-class AxisTaps:
+class AxisTaps(NamedTuple):
     """The two taps of every output index along one axis: ``w0 * x[i0] + w1 * x[i1]``.
 
     i0, i1: int64 indices inside the map; w0, w1: weights, 0 where the tap must not be read.
@@ -373,35 +360,27 @@ class ReceptiveField:
     ) -> ReceptiveField:
         """After a convolution or a pooling."""
         reach = dilation * (kernel - 1)
-        size = self.size + reach * self.stride.numerator // self.stride.denominator
         offset = self.offset + self.stride * (Fraction(reach, 2) - padding)
-        return ReceptiveField(size, self.stride * stride, offset)
+        return ReceptiveField(self.size + int(reach * self.stride), self.stride * stride, offset)
 
     def deconv(self, kernel: int, stride: int, padding: int = 0) -> ReceptiveField:
         """After a transposed convolution."""
         finer, reach = self.stride / stride, (kernel - 1) // stride
-        size = self.size + reach * self.stride.numerator // self.stride.denominator
         offset = self.offset - finer * (Fraction(kernel - 1, 2) - padding)
-        return ReceptiveField(size, finer, offset)
+        return ReceptiveField(self.size + int(reach * self.stride), finer, offset)
 
     def crop(self, offset: int) -> ReceptiveField:
         """After `offset` rows and columns are removed at the top and the left."""
         return ReceptiveField(self.size, self.stride, self.offset + self.stride * offset)
 
     def crop_onto(self, reference: ReceptiveField) -> int:
-        """The crop offset that lays this map exactly over `reference`.
-
-        Raises:
-            ValueError: when the strides differ, or no crop by whole units aligns the maps.
-        """
-        if self.stride != reference.stride:
-            raise ValueError(
-                f"maps of stride {self.stride} and {reference.stride} cannot be aligned"
-            )
-        shift = (reference.offset - self.offset) / self.stride
+        """The crop offset that lays this map over `reference`; ValueError if there is none."""
+        stride, shift = self.stride, (reference.offset - self.offset) / self.stride
+        if stride != reference.stride:
+            raise ValueError(f"maps of stride {stride} and {reference.stride} cannot be aligned")
         if shift.denominator != 1 or shift < 0:
             raise ValueError(
                 f"no crop lays a map of offset {self.offset} over one of offset "
-                f"{reference.offset} at stride {self.stride}: it would be {shift}"
+                f"{reference.offset} at stride {stride}: it would be {shift}"
             )
         return int(shift)

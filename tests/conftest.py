@@ -84,3 +84,12 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.train_tools import write_scenes
 
     return write_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New networks have few channels, and the same values each time."""
+    from tests.model_tools import narrow_trunks
+
+    narrow_trunks(monkeypatch)
+    torch.manual_seed(0)

@@ -108,14 +108,6 @@ class Net:
         weight = self.tensor(f"{name}.weight", *shape, std=(2 / (shape[1] * kernel**2)) ** 0.5)
         return F.conv2d(x, weight, self.tensor(f"{name}.bias", width) if bias else None, **settings)
 
-    def windows(self, name: str, x: Tensor, width: int, size: int) -> Tensor:
-        """A fully connected layer on every size x size window of a map."""
-        count = x.shape[1] * size**2
-        weight = self.tensor(f"{name}.weight", width, count, std=(2 / count) ** 0.5)
-        columns = F.unfold(x, size).transpose(1, 2)
-        y = F.linear(columns, weight, self.tensor(f"{name}.bias", width)).transpose(1, 2)
-        return y.reshape(len(x), width, x.shape[2] - size + 1, x.shape[3] - size + 1)
-
     def norm(self, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
         width = x.shape[1]
         weight, bias = (
@@ -227,32 +219,21 @@ def EarlyFusion() -> Net:
     return Net(define, 2)
 
 
-def alexnet(
-    net: Net, x: Tensor, names: Sequence[str], widths: Sequence[int], caffe: bool
-) -> Tensor:
-    for k, (name, kernel) in enumerate(zip(names, (11, 5, 3, 3, 3), strict=True)):
-        settings = {"padding": kernel // 2} if k else {"padding": 100, "stride": 4}
-        groups = 2 if caffe and k in (1, 3, 4) else 1
-        x = F.relu(net.conv(name, x, widths[k], kernel, groups=groups, **settings))
-        x = pool3(x) if k in (0, 1, 4) else x
-        x = lrn(x) if caffe and k in (0, 1) else x
-    return x
-
-
-def alexnet_scores(net: Net, x: Tensor, size: Sequence[int], classes: int = 5) -> dict[str, Tensor]:
-    x = net.conv("score_fr", x, classes, 1)
-    return {"out": crop(net.up("upscore", x, 63, 32), 18, size)}
-
-
 def AlexNet(classes: int = 5) -> Net:
     """FCN-AlexNet over CaffeNet: groups, pooling before normalization."""
 
     def define(net: Net, images: Tensor) -> dict[str, Tensor]:
-        names = [f"conv{k}" for k in range(1, 6)]
-        x = alexnet(net, bgr(images), names, CAFFE_ALEXNET, True)
+        x = bgr(images)
+        for k, (width, kernel) in enumerate(zip(CAFFE_ALEXNET, (11, 5, 3, 3, 3), strict=True), 1):
+            settings = {"padding": kernel // 2} if k > 1 else {"padding": 100, "stride": 4}
+            groups = 2 if k in (2, 4, 5) else 1
+            x = F.relu(net.conv(f"conv{k}", x, width, kernel, groups=groups, **settings))
+            x = pool3(x) if k in (1, 2, 5) else x
+            x = lrn(x) if k in (1, 2) else x
         for name, kernel in (("fc6", 6), ("fc7", 1)):
             x = F.relu(net.conv(name, x, FULLY_CONNECTED, kernel))
-        return alexnet_scores(net, x, images.shape[2:], classes)
+        x = net.conv("score_fr", x, classes, 1)
+        return {"out": crop(net.up("upscore", x, 63, 32), 18, images.shape[2:])}
 
     return Net(define)
 

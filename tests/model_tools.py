@@ -42,7 +42,6 @@ def narrow_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
         (vgg, "STAGES", foreign_nets.STAGES),
         (vgg, "FULLY_CONNECTED", foreign_nets.FULLY_CONNECTED),
         (alexnet, "WIDTHS", widths),
-        (alexnet, "FULLY_CONNECTED", foreign_nets.FULLY_CONNECTED),
         (googlenet, "STEM", foreign_nets.STEM),
         (googlenet, "BLOCKS", blocks),
         (resnet, "WIDTH", foreign_nets.RESNET),

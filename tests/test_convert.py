@@ -10,11 +10,10 @@ import torch
 
 import fcnfast
 from fcnfast.cli import main
-from fcnfast.weights import read_weights
 from tests.foreign_nets import VGG
-from tests.foreign_torch_nets import VGG16
+from tests.foreign_torch_nets import vgg16
 from tests.model_tools import make_photo, narrow_trunks
-from tests.weights_tools import same, weights
+from tests.weights_tools import read_weights, same, weights
 from tests.wire_tools import caffemodel
 
 
@@ -67,7 +66,7 @@ def test_the_network_and_the_classes_can_be_named(capsys):
 
 
 def test_a_classifier_becomes_a_network_to_train(capsys):
-    torch.save(VGG16().weights(), "vgg16.pth")
+    torch.save(vgg16(), "vgg16.pth")
     assert "choose one for it" in refused(capsys, "vgg16.pth", "ours.safetensors")
     assert main(["convert", "vgg16.pth", "ours.safetensors", "--model", "fcn32s_vgg16"]) == 0
     out = capsys.readouterr().out

@@ -85,8 +85,8 @@ def test_the_files_of_the_docs(monkeypatch, tmp_path):
     """The pages' code with files of the names that it has; the networks are narrow."""
     narrow_trunks(monkeypatch)
     monkeypatch.chdir(tmp_path)
-    torch.save(randomize(foreign_torch_nets.VGG16()).weights(), "vgg16.pth")
-    torch.save(randomize(foreign_torch_nets.AlexNet()).weights(), "alexnet.pth")
+    torch.save(foreign_torch_nets.vgg16(), "vgg16.pth")
+    torch.save(foreign_torch_nets.alexnet(), "alexnet.pth")
     torch.save(randomize(foreign_nets.VGG(32)).state_dict(), "other.pth")
     Path("fcn8s.caffemodel").write_bytes(caffemodel(randomize(foreign_nets.VGG(8)).state_dict()))
     names = {"fcnfast": fcnfast}

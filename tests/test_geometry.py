@@ -15,18 +15,11 @@ from hypothesis import strategies as st
 
 from fcnfast import ops, reference
 from fcnfast.geometry import ReceptiveField, SamplingGrid
+from tests.foreign_nets import tent
 
 DOUBLE = torch.float64
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 factor = st.integers(1, 300).map(lambda f: f / 50) | st.floats(0.1, 6.0) | st.just(2.9999999)
-
-
-def bilinear_filter(kernel: int) -> torch.Tensor:
-    """The filter of the paper's upsampling layers, k x k (independent of the geometry)."""
-    factor = (kernel + 1) // 2
-    center = factor - 1 if kernel % 2 else factor - 0.5
-    w = 1 - (torch.arange(kernel, dtype=DOUBLE) - center).abs() / factor
-    return torch.outer(w, w)
 
 
 def assert_close(result, expected):
@@ -45,7 +38,7 @@ def test_deconv_is_the_transposed_convolution_and_its_crop(data):
     kernel = data.draw(st.sampled_from((2 * stride - stride % 2, 2 * stride - 1)))
     padding = data.draw(st.integers(0, (kernel - 1) // 2))
     x = torch.randn(1, 2, *in_size, dtype=DOUBLE)
-    weight = bilinear_filter(kernel).expand(2, 1, kernel, kernel)
+    weight = tent(kernel).expand(2, 1, kernel, kernel)
     full = F.conv_transpose2d(x, weight, stride=stride, padding=padding, groups=2)
     height, width = full.shape[-2:]
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
@@ -129,20 +122,6 @@ def test_a_chain_is_one_step_if_the_first_is_odd(first, second):
         assert_close(chain, once)
     else:
         assert (chain - once).abs().max() > 0.01
-
-
-@settings(max_examples=40)
-@given(small, st.integers(1, 40))
-def test_fcn32s_end_to_end(in_size, height):
-    """Row y of the score is the zero-extended map at (y - 12.5) / 32."""
-    size = (min(height, in_size[0] * 32), 20)
-    x, weights = torch.randn(1, 2, *in_size, dtype=DOUBLE), []
-    for n, m in zip(in_size, size, strict=True):
-        position = (torch.arange(m, dtype=DOUBLE)[:, None] - 12.5) / 32
-        weights.append((1 - (position - torch.arange(n)).abs()).clamp(min=0))
-    grid = SamplingGrid.deconv(in_size, 32, crop=19, size=size)
-    assert_close(ops.upsample(x, grid), weights[0] @ x @ weights[1].T)
-    assert SamplingGrid.centers(in_size, 32, 12.5, size, "zero") == grid
 
 
 def test_a_factor_is_used_as_given_not_as_the_ratio_of_sizes():

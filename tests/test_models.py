@@ -3,85 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import fcnfast
 from fcnfast import reference
 from fcnfast.data import CAMVID
 from fcnfast.models import create_model, load_model, save_model
-from fcnfast.models.decoder import IMAGE, after
-from tests.model_tools import narrow_trunks, randomize_scores
-
-
-@pytest.fixture
-def narrow(monkeypatch):
-    narrow_trunks(monkeypatch)
-
-
-@pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize(
-    ("name", "crops"),
-    [
-        ("fcn32s_vgg16", {"image": 19}),
-        ("fcn16s_vgg16", {"pool4": 5, "image": 27}),
-        ("fcn8s_vgg16", {"pool4": 5, "pool3": 9, "image": 31}),
-        ("fcn8s_atonce_vgg16", {"pool4": 5, "pool3": 9, "image": 31}),
-    ],
-)
-def test_crops_of_the_paper_come_out_of_the_calculus(name, crops):
-    model, found, field, offsets = create_model(name), {}, IMAGE, {}
-    for layer in model.trunk:
-        field = found[layer] = after(field, getattr(model, layer))
-    for skip in ("pool4", "pool3"):
-        if field.stride > model.stride:
-            field = field.deconv(4, 2)
-            offsets[skip] = found[skip].crop_onto(field)
-    offsets["image"] = field.deconv(2 * model.stride, model.stride).crop_onto(IMAGE)
-    assert offsets == crops
-
-
-@pytest.mark.parametrize("size", [(64, 96), (101, 83)])
-def test_no_stream_of_the_light_net_is_misaligned(size):
-    """Every map is filled with the place of its own units: the output must be the place again."""
-    model = create_model("fcn4s_light", num_classes=1, decoder=1).double().eval()
-    image = torch.zeros(1, 3, *size, dtype=torch.float64)
-
-    def plane(rows, columns, stride=1, offset=0):
-        rows, columns = (stride * torch.arange(n).double() + offset for n in (rows, columns))
-        return (3 * rows[:, None] + columns)[None, None]
-
-    with torch.no_grad():
-        located = model.features(image)
-        assert [int(m.field.stride) for m in located] == [4, 8, 16, 32]
-        for chosen in range(4):
-            maps = [
-                m._replace(
-                    x=plane(*m.x.shape[2:], int(m.field.stride), int(m.field.offset))
-                    * (number == chosen)
-                )
-                for number, m in enumerate(located)
-            ]
-            model.features = lambda _, maps=maps: maps
-            model.lateral = nn.ModuleList(nn.Identity() for _ in maps)
-            model.smooth = nn.Identity()
-            nn.init.ones_(model.score.weight)
-            # Up to the last unit's center; behind it the edge is repeated.
-            height, width = ((n - 1) // 32 * 32 + 1 for n in size)
-            error = model(image)["out"] - plane(*size)
-            assert error[..., :height, :width].abs().max() < 1e-9
-
-
-def test_units_of_the_light_net_see_what_the_calculus_says():
-    model = create_model("fcn4s_light", num_classes=2).double().eval()
-    x = torch.randn(1, 3, 300, 300, dtype=torch.float64, requires_grad=True)
-    located = model.features(x)[1]
-    (seen,) = torch.autograd.grad(located.x[0, :, 18, 18].sum(), x)
-    touched = seen.abs().sum((0, 1, 3)).nonzero().flatten()
-    center = int(located.field.stride) * 18 + int(located.field.offset)
-    # What is seen is at most the field, around the same center.
-    assert touched.min() + touched.max() == 2 * center
-    assert touched.max() - touched.min() + 1 <= located.field.size
+from tests.model_tools import randomize_scores
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (2, 3), (31, 33), (65, 64)])

@@ -15,16 +15,13 @@ from fcnfast.models import FCN, IMAGENET, create_model, list_models, load_model,
 from fcnfast.models.decoder import Upscore
 from fcnfast.models.skipnet import SkipNet
 from fcnfast.models.table import MODELS, Row
-from tests.model_tools import ROOT, is_score, narrow_trunks, randomize_scores
+from tests.model_tools import ROOT, is_score, randomize_scores
+
+pytestmark = pytest.mark.usefixtures("narrow")
 
 NAMES = list_models()
 SIZE = (65, 90)
 HEADS = {"siftflow": ["out", "geo"], "fcn_resnet": ["out", "aux"]}
-
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    narrow_trunks(monkeypatch)
 
 
 def talking(name, **options):
@@ -153,25 +150,31 @@ def test_counts_of_parameters(monkeypatch):
 
 
 def test_depth_is_a_logarithm_and_unknown_depth_says_nothing():
-    model = create_model("nyud_fcn32s_vgg16_color_d", depth_mean=7.0)
+    model = create_model("nyud_fcn32s_vgg16_color_d")
     photo = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
     depth = torch.tensor([[[[2550.0, 0.0], [float("nan"), 1.0]]]])
     logs = model.preprocess(photo, depth)[:, 3]
-    expected = torch.tensor([[[2550.0, 1.0], [1.0, 1.0]]]).log() - 7
+    expected = torch.tensor([[[2550.0, 1.0], [1.0, 1.0]]]).log() - 7.844
     expected[0, 0, 1] = expected[0, 1, 0] = 0
     assert torch.allclose(logs, expected)
     assert torch.equal(model.preprocess(photo, depth.nan_to_num().int())[:, 3], logs)
-    late = create_model("nyud_fcn32s_vgg16_color_hha", hha_mean=[1.0, 2.0, 3.0])
+    late = create_model("nyud_fcn32s_vgg16_color_hha")
     x = late.preprocess(photo, photo + 5)
-    assert torch.equal(x[0, 3:, 0, 0], torch.tensor([4.0, 3.0, 2.0]))  # as stored, not flipped
+    mean = torch.tensor([132.431, 94.076, 118.477])
+    assert torch.equal(x[0, 3:, 0, 0], 5 - mean)  # as stored, not flipped
     for net, more, error, message in (
         (model, [], InputError, "color_d also needs the depth"),
-        (model, [depth.numpy()], TypeError, "must be a tensor, not ndarray"),
+        (model, [depth.numpy()], TypeError, "must be a tensor of torch.int32 or .*, not ndarray"),
         (model, [depth[0]], ValueError, "depth must be"),
         (model, [depth.to(torch.uint8)], TypeError, "uint8"),
         (late, [], InputError, "color_hha also needs the HHA"),
-        (late, [photo.float()], TypeError, "hha must be a uint8 tensor"),
-        (late, [photo[:, :2]], ValueError, "hha must be"),
+        (
+            late,
+            [photo.float()],
+            TypeError,
+            "HHA picture must be a tensor of torch.uint8",
+        ),
+        (late, [photo[:, :2]], ValueError, "HHA picture must be"),
     ):
         with pytest.raises(error, match=message):
             net.preprocess(photo, *more)
@@ -188,7 +191,7 @@ def test_learned_upsampling_starts_as_the_fixed_one(name, kind):
         for head, out in model(x).items():
             assert (out - fixed[head]).abs().max() < 1e-12 * fixed[head].abs().max()
         ups = {key for key, layer in model.named_modules() if isinstance(layer, Upscore)}
-        assert ups == set(model.upscores) - (set(model.final_upscores) if final else set())
+        assert ups == {up.name for up in model.upscores() if not (final and up.final)}
     again = create_model(name, num_classes=3, **model.options)
     assert again.state_dict().keys() == model.state_dict().keys()
     model.set_upsampling("fixed")
@@ -202,7 +205,7 @@ def test_learned_upsampling_learns_and_keeps_what_it_learned(tmp_path):
     assert model.upscore8.weight.shape == (3, 1, 16, 16)
     x = some_input(model)
     model(x, torch.randint(0, 3, (2, *SIZE)))["loss"].backward()
-    assert all(getattr(model, name).weight.grad.abs().sum() > 0 for name in model.upscores)
+    assert all(getattr(model, up.name).weight.grad.any() for up in model.upscores())
     nn.init.ones_(model.upscore2.weight)
     model.set_upsampling("dense")
     assert model.upscore2.weight.eq(1).all()
@@ -218,7 +221,6 @@ def test_learned_upsampling_learns_and_keeps_what_it_learned(tmp_path):
         ("fcn8s_vgg16", {"padding": None, "fc6_padding": 3, "upsampling": "depthwise"}),
         ("fcn32s_alexnet", {"family": "torchvision", "padding": 90, "dropout": 0.1}),
         ("fcn16s_googlenet", {"family": "torchvision", "final_upsampling": "dense"}),
-        ("nyud_fcn32s_vgg16_color_hha", {"hha_mean": [1.0, 2.0, 3.0]}),
         ("fcn_resnet50", {"aux_loss": False, "aligned": True}),
     ],
 )
@@ -237,7 +239,8 @@ def test_what_is_on_the_meta_device_gets_starting_values():
     kept = nn.Parameter(torch.full_like(model.score_layer3.weight, 7.0, device="cpu"))
     model.score_layer3.weight = kept
     model.materialize()
-    assert model.score_layer3.weight is kept and not model.score_layer3.bias.any()
+    assert model.score_layer3.weight is kept and kept.eq(7).all()
+    assert not model.score_layer3.bias.any()
     assert model.layer1[0].conv1.weight.std() > 0
     assert model.layer1[0].bn1.running_var.eq(1).all()
     fresh = create_model("fcn8s_resnet18", **options)
@@ -267,7 +270,7 @@ def test_one_short_class_and_one_row_make_a_network(monkeypatch, tmp_path):
     monkeypatch.setitem(MODELS, "fcn4s_tiny", Row(FCN4sTiny, "a network of one's own", classes=5))
     model = talking("fcn4s_tiny", width=4)
     assert list(model.fields()) == ["conv1", "pool1", "conv2"]
-    assert model.upscores == ["upscore2", "upscore4"]
+    assert [up.name for up in model.upscores()] == ["upscore2", "upscore4"]
     x = some_input(model)
     out = model(x)["out"]
     assert out.shape == (2, 5, *SIZE)

@@ -9,13 +9,9 @@ from torch import nn
 from fcnfast.data import CAMVID
 from fcnfast.models import create_model
 from fcnfast.models.surgery import expand_input, expand_score, refine, transplant
-from tests.model_tools import narrow_trunks, randomize_scores
+from tests.model_tools import randomize_scores
 
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    narrow_trunks(monkeypatch)
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("narrow")
 
 
 class Classifier(nn.Module):

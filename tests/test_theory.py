@@ -310,29 +310,8 @@ def test_a_stack_of_deconvolutions_interpolates_in_place(strides, height, width)
     centers = (torch.arange(12 * factor, dtype=torch.float64) + 0.5) / factor - 0.5
     inner = slice(4 * factor, -4 * factor)
     assert torch.allclose(stack(ramp)[0, 0, 6 * factor, inner], centers[inner])
-
-
-def test_a_stack_of_deconvolutions_learns_what_no_interpolation_can():
-    """The edge of a disc from its blurred picture, which no linear map restores."""
-    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
-    centers = torch.rand(4, 2, 1, 1) * 16 + 8
-    sharp = ((y - centers[:, 0]) ** 2 + (x - centers[:, 1]) ** 2 < 50).float()[:, None]
-    coarse = F.avg_pool2d(sharp, 4)
-    ends = {}
-    for activation in (None, nn.PReLU):
-        stack = theory.stacked_deconvolutions(1, (2, 2), activation)
-        optimizer = torch.optim.Adam(stack.parameters(), 0.02)
-        losses = []
-        for _ in range(100):
-            loss = F.mse_loss(stack(coarse), sharp)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        ends[activation] = losses[-1]
-        assert losses[-1] < 0.9 * losses[0]
-    assert ends[nn.PReLU] < ends[None]
-    assert [type(layer).__name__ for layer in stack] == ["Deconv", "PReLU", "Deconv"]
+    kinds = [type(layer).__name__ for layer in theory.stacked_deconvolutions(1, (2, 2), nn.PReLU)]
+    assert kinds == ["Deconv", "PReLU", "Deconv"]
 
 
 class Mixed(nn.Module):

@@ -11,13 +11,8 @@ import torch
 
 import fcnfast
 from fcnfast.models import vgg
-from tests.model_tools import ROOT, narrow_trunks
+from tests.model_tools import ROOT
 from tests.weights_tools import FORMATS, new_model, same, weights
-
-
-@pytest.fixture
-def narrow(monkeypatch):
-    narrow_trunks(monkeypatch)
 
 
 def load(path: Path, how: str) -> fcnfast.models.FCN:
@@ -50,29 +45,6 @@ def test_another_file_copied_over_a_loaded_one_changes_nothing(tmp_path, how, ki
     places = [tensor.untyped_storage() for tensor in state]
     assert len({place.data_ptr() for place in places}) == len(places)
     assert [place.nbytes() for place in places] == [tensor.nbytes for tensor in state]
-
-
-@pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize(
-    ("kind", "saver"),
-    [
-        *((k, k) for k in ("safetensors", "zip", "legacy")),
-        ("caffe", "zip"),
-        ("hdf5", "safetensors"),
-    ],
-)
-def test_a_network_is_saved_over_the_file_that_it_came_from(tmp_path, kind, saver):
-    path = tmp_path / "net"
-    FORMATS[kind](path, weights())
-    model = load(path, "create_model")
-    with torch.no_grad():  # fine-tuning
-        model.fc7.bias += 1
-    if saver == "safetensors":
-        fcnfast.save_model(model, path)
-    else:
-        FORMATS[saver](path, model.state_dict())
-    changed = weights() | {"fc7.bias": weights()["fc7.bias"] + 1}
-    assert same(load(path, "create_model"), changed)
 
 
 @pytest.mark.usefixtures("narrow")

@@ -11,16 +11,13 @@ from torch import Tensor, nn
 import fcnfast
 from fcnfast.errors import InputError, WeightsError
 from fcnfast.models import IMAGENET
-from fcnfast.models.table import MODELS, Package
-from tests.foreign_torch_nets import VGG16, AlexNet, GoogLeNet, MMSegmentation, Segmentation
-from tests.model_tools import narrow_trunks
+from fcnfast.models.table import MODELS
+from tests.foreign_nets import GoogLeNet
+from tests.foreign_torch_nets import alexnet, vgg16
 from tests.weights_tools import new_model, same, weights
 from tests.wire_tools import caffemodel
 
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    narrow_trunks(monkeypatch)
+pytestmark = pytest.mark.usefixtures("narrow")
 
 
 def backbone(name: str, path: Path, **options: object) -> fcnfast.models.FCN:
@@ -34,7 +31,7 @@ def save(path: Path, state: dict[str, Tensor]) -> Path:
 
 def test_timms_vgg16(tmp_path):
     """The fully connected layers are convolutions already."""
-    state = VGG16().weights()
+    state = vgg16()
     for number, name, shape in ((0, "pre_logits.fc1", (13, 10, 7, 7)),
                                 (3, "pre_logits.fc2", (13, 13, 1, 1)),
                                 (6, "head.fc", (17, 13))):  # fmt: skip
@@ -86,13 +83,14 @@ def test_resnets(tmp_path, depth):
 
 
 def test_another_networks_file_gets_one_line(tmp_path):
-    path = save(tmp_path / "net.pth", VGG16().weights())
+    path = save(tmp_path / "net.pth", vgg16())
     for name in ("fcn32s_alexnet", "fcn32s_googlenet", "fcn8s_resnet18", "fcn4s_light"):
         says = rf"net\.pth: has no .*; it holds weights of torchvision's VGG-16, not of {name}$"
         with pytest.raises(WeightsError, match=says):
             backbone(name, path)
-    for family, name in ((AlexNet, "fcn32s_alexnet"), (GoogLeNet, "fcn32s_googlenet")):
-        save(tmp_path / "other.pth", family().weights())
+    googlenet = GoogLeNet(caffe=False).weights()
+    for state, name in ((alexnet(), "fcn32s_alexnet"), (googlenet, "fcn32s_googlenet")):
+        save(tmp_path / "other.pth", state)
         says = rf"'caffe'; create_model\('{name}', weights_backbone="
         with pytest.raises(WeightsError, match=says):
             fcnfast.load_weights(fcnfast.create_model(name), tmp_path / "other.pth")
@@ -112,16 +110,15 @@ def test_another_networks_file_gets_one_line(tmp_path):
 def test_imagenet_is_an_installed_package(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no package with ImageNet weights is known for fcn32s_a"):
         backbone("fcn32s_alexnet", "imagenet")
-    package = Package("trunk_of_a_test", "*.pth", "trunks")
-    row = replace(MODELS["fcn8s_resnet18"], imagenet=package)
+    row = replace(MODELS["fcn8s_resnet18"], imagenet="trunk_of_a_test")
     monkeypatch.setitem(MODELS, "fcn8s_resnet18", row)
     with pytest.raises(InputError, match=r"need trunk_of_a_test: pip install 'fcnfast\[trunks\]'"):
         backbone("fcn8s_resnet18", "imagenet")
-    (tmp_path / "trunk_of_a_test").mkdir()
+    (tmp_path / "trunk_of_a_test" / "models").mkdir(parents=True)
     (tmp_path / "trunk_of_a_test" / "__init__.py").write_text("raise SystemExit('imported')")
     donor = fcnfast.create_model("fcn8s_resnet18").state_dict()
     state = {k: v for k, v in donor.items() if "score" not in k}
-    save(tmp_path / "trunk_of_a_test" / "resnet18.pth", state)
+    save(tmp_path / "trunk_of_a_test" / "models" / "resnet18.pth", state)
     monkeypatch.syspath_prepend(str(tmp_path))
     model = backbone("fcn8s_resnet18", "imagenet")
     assert torch.equal(model.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
@@ -190,16 +187,15 @@ def test_what_is_wrong_behind_a_prefix_has_the_files_name(tmp_path):
 
 
 def test_other_networks_behind_a_prefix(tmp_path):
-    for name in ("fcn4s_light", "fcn8s_resnet18", "fcn32s_googlenet", "nyud_fcn32s_vgg16_color_d"):
+    for name in ("fcn4s_light", "fcn8s_resnet18", "fcn32s_googlenet", "nyud_fcn32s_vgg16_color_d",
+                 "fcn_resnet50_mmseg"):  # fmt: skip
         model = fcnfast.create_model(name, num_classes=3)
         averaged = torch.optim.swa_utils.AveragedModel(nn.Sequential(model))
         path = save(tmp_path / "net.pth", averaged.state_dict())
         again = fcnfast.create_model(name, weights=path)
         assert again.num_classes == 3 and again.load_report.unexpected == ("n_averaged",)
         assert not again.load_report.missing
-    model = fcnfast.load_model(save(path, prefixed("model.", MMSegmentation().state_dict())))
-    assert model.name == "fcn_resnet50_mmseg" and not model.load_report.unexpected
-    state = prefixed("encoder.", VGG16().weights()) | {"head.weight": torch.ones(2)}
+    state = prefixed("encoder.", vgg16()) | {"head.weight": torch.ones(2)}
     model = backbone("fcn8s_vgg16", save(path, state))
     assert torch.equal(model.conv5_3.bias, state["encoder.features.28.bias"])
     assert model.load_report.unexpected == ("head.weight",)
@@ -223,14 +219,15 @@ def test_a_trunk_alone_tells_that_it_is_one(tmp_path, name):
 
 def test_half_a_head_is_of_another_network(tmp_path):
     """Other heads of mmsegmentation end in the same layer; what comes before it differs."""
-    state = MMSegmentation().state_dict()
+    state = fcnfast.create_model("fcn_resnet50_mmseg").state_dict()
     save(tmp_path / "net", {k: v for k, v in state.items() if "decode_head.convs" not in k})
     with pytest.raises(WeightsError, match="has no 'decode_head.convs.0.conv.weight'"):
         fcnfast.load_model(tmp_path / "net")
     # A deeper network has all the layers of a shallower one.
-    deeper = Segmentation().state_dict() | {"backbone.layer3.22.conv3.weight": torch.zeros(1)}
+    state = fcnfast.create_model("fcn_resnet50").state_dict()
+    state["backbone.layer3.22.conv3.weight"] = torch.zeros(1)
     with pytest.raises(WeightsError, match=r"holds 'backbone\.layer3\.22\.conv3\.weight'"):
-        fcnfast.create_model("fcn_resnet50", weights=save(tmp_path / "net", deeper))
+        fcnfast.create_model("fcn_resnet50", weights=save(tmp_path / "net", state))
 
 
 def test_layers_of_no_network_are_shown_beside_the_nearest(tmp_path):

@@ -19,7 +19,6 @@ from torch import Tensor
 import fcnfast
 from fcnfast.errors import WeightsError
 from tests import foreign_nets, foreign_torch_nets
-from tests.model_tools import narrow_trunks
 from tests.weights_tools import FORMATS, Unchanged, new_model, refuse, weights
 from tests.wire_tools import (
     blob,
@@ -32,10 +31,7 @@ from tests.wire_tools import (
     varint,
 )
 
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    narrow_trunks(monkeypatch)
+pytestmark = pytest.mark.usefixtures("narrow")
 
 
 @pytest.fixture
@@ -216,7 +212,7 @@ def test_a_missing_layer_has_the_files_name(tmp_path):
     path.write_bytes(caffemodel(state))
     googlenet = fcnfast.create_model("fcn32s_googlenet")
     refuse(googlenet, path, "has no 'inception_4b/5x5_reduce.weight'$")
-    state = foreign_torch_nets.AlexNet().weights()
+    state = foreign_torch_nets.alexnet()
     del state["features.8.bias"]
     torch.save(state, path)
     alexnet = fcnfast.create_model("fcn32s_alexnet", family="torchvision")

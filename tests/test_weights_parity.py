@@ -1,7 +1,8 @@
 """Networks of other projects' files give what those projects' networks give.
 
-The definitions are those of `foreign_nets` and `foreign_torch_nets`, the files are written from raw
-bytes or by torch and h5py; every comparison begins with the same uint8 pictures.
+The definitions are those of `foreign_nets` and `foreign_torch_nets` (torchvision's are compared in
+tests/interop), the files are written from raw bytes or by torch and h5py; every comparison begins
+with the same uint8 pictures.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,19 +15,15 @@ from safetensors.torch import save_file
 import fcnfast
 from fcnfast.models import FCN
 from tests import foreign_nets as nets
-from tests import foreign_torch_nets as torch_nets
 from tests.foreign_nets import VGG, Net
-from tests.model_tools import narrow_trunks
+from tests.foreign_torch_nets import MMSegmentation
 from tests.weights_tools import same, weights
 from tests.wire_tools import caffemodel, hdf5_model
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 SIZES = ((33, 47), (51, 98))
 CAFFE = dict(mean=(104.00699, 116.66877, 122.67892), std=(1.0, 1.0, 1.0), order="bgr", scale=1.0)
-
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    narrow_trunks(monkeypatch)
 
 
 def check(model: FCN, net: Net, sizes: Sequence[tuple[int, int]] = SIZES) -> None:
@@ -72,20 +69,14 @@ NETWORKS: list[tuple[str, str, Callable[..., Net], Sequence[object]]] = [
     ("fcn16s_vgg16", "pth", VGG, [16]),
     ("fcn8s_vgg16", "pth", VGG, [8]),
     ("fcn8s_vgg16", "hdf5", VGG, [8]),
-    ("fcn8s_vgg16", "classifier", torch_nets.VGG16, []),
-    ("fcn8s_vgg16", "classifier", torch_nets.VGG16, [True]),
     ("fcn8s_atonce_vgg16", "pth", VGG, [8, True]),
     ("fcn32s_alexnet", "caffe", nets.AlexNet, []),
-    ("fcn32s_alexnet", "classifier", torch_nets.AlexNet, []),
     *((f"fcn{n}s_googlenet", "caffe", nets.GoogLeNet, [n]) for n in (32, 16, 8)),
-    *((f"fcn{n}s_googlenet", "classifier", torch_nets.GoogLeNet, [n]) for n in (32, 16, 8)),
+    *((f"fcn{n}s_googlenet", "classifier", nets.GoogLeNet, [n, 5, False]) for n in (32, 16, 8)),
     ("siftflow_fcn8s_vgg16", "caffe", siftflow, []),
     ("nyud_fcn32s_vgg16_color_d", "caffe", nets.EarlyFusion, []),
     ("nyud_fcn32s_vgg16_color_hha", "caffe", nets.LateFusion, []),
-    ("fcn8s_resnet18", "pth", torch_nets.ResNet, [18]),
-    ("fcn8s_resnet50", "pth", torch_nets.ResNet, [50]),
-    ("fcn_resnet50", "safetensors", torch_nets.Segmentation, []),
-    ("fcn_resnet50_mmseg", "pth", torch_nets.MMSegmentation, []),
+    ("fcn_resnet50_mmseg", "safetensors", MMSegmentation, []),
 ]
 
 
@@ -104,8 +95,7 @@ def test_networks_are_their_definitions(tmp_path, name, saver, define, arguments
     else:
         model = fcnfast.load_model(path)
     assert model.name == name and getattr(model, "upsampling", "fixed") == "fixed"
-    sizes = ((33, 65), (65, 33)) if "s_resnet" in name else SIZES
-    check(model, net, (*sizes, (1, 1)) if "vgg" in name or "alexnet" in name else sizes)
+    check(model, net, (*SIZES, (1, 1)) if "vgg" in name or "alexnet" in name else SIZES)
 
 
 LAYOUTS = {
@@ -148,11 +138,11 @@ def test_caffe_at_once_has_its_scales_in_the_file(tmp_path):
 
 
 def test_auxiliary_heads_and_classes(tmp_path):
-    path, state = tmp_path / "net.pth", torch_nets.Segmentation().state_dict()
+    path, state = tmp_path / "net.pth", fcnfast.create_model("fcn_resnet50").state_dict()
     torch.save({k: v for k, v in state.items() if not k.startswith("aux")}, path)
     assert fcnfast.load_model(path).aux_classifier is None
     meta = {"CLASSES": tuple("abcde"), "PALETTE": [[k, 2 * k, 3 * k] for k in range(5)]}
-    state = torch_nets.MMSegmentation().state_dict()
+    state = MMSegmentation().state_dict()
     torch.save({"meta": meta, "state_dict": state, "optimizer": {}}, path)
     table = fcnfast.load_model(path).table
     assert table.names == tuple("abcde") and table.palette[2] == (2, 4, 6)

@@ -28,13 +28,9 @@ from torch import nn
 
 import fcnfast
 from fcnfast.models import FCN
-from tests.model_tools import narrow_trunks
 from tests.weights_tools import new_model, refuse, same, weights
 
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    narrow_trunks(monkeypatch)
+pytestmark = pytest.mark.usefixtures("narrow")
 
 
 @pytest.fixture
@@ -146,32 +142,6 @@ def test_code_beside_the_weights_is_not_run(tmp_path, model, zipped, capfd):
     save({"meta": Runs(os.mkdir, target)}, path, zipped)
     torch.load(path, weights_only=False)
     assert Path(target).exists()
-
-
-class Nested:
-    """Makes a file when it is called, set, or filled: in every way that a pickle has."""
-
-    class Inner(list):
-        def __reduce__(self) -> tuple:
-            made = Runs(os.mkdir, os.environ["MADE"])
-            return Nested.Inner, (made,), {"state": made}, iter([made, made]), iter([(1, made)])
-
-        def __setstate__(self, state: object) -> None:
-            os.mkdir(os.environ["MADE"])
-
-        def __setitem__(self, key: object, value: object) -> None:
-            os.mkdir(os.environ["MADE"])
-
-
-@pytest.mark.parametrize(("zipped", "protocol"), [(True, 1), (True, 2), (True, 4), (False, 2)])
-def test_no_way_of_a_pickle_to_code_is_open(tmp_path, model, monkeypatch, zipped, protocol):
-    """A nested class, its state, its items, an attribute of it, and a call in each."""
-    monkeypatch.setenv("MADE", str(tmp_path / "made"))
-    made = Runs(os.mkdir, str(tmp_path / "made"))
-    nested = [made] if protocol == 1 else [Nested.Inner(), made]  # 1: no names of nested classes
-    content = {"state_dict": weights(), "meta": nested, "more": {"made": made}}
-    assert loads(model, save(content, tmp_path / "net.pth", zipped, pickle_protocol=protocol))
-    assert not (tmp_path / "made").exists()
 
 
 @pytest.fixture

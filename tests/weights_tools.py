@@ -12,8 +12,15 @@ from torch import Tensor
 import fcnfast
 from fcnfast.errors import WeightsError
 from fcnfast.models import FCN
+from fcnfast.weights import WeightsMeta, open_weights
 from tests.foreign_nets import VGG, randomize
 from tests.wire_tools import caffemodel, hdf5_model
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsMeta | None]:
+    """The tensors of a file, and its description."""
+    with open_weights(path) as file:
+        return {name: stored.read() for name, stored in file.tensors.items()}, file.meta
 
 
 def new_model() -> FCN:

@@ -6,22 +6,20 @@ from typing import Literal
 
 from torch import nn
 
+from . import vgg
 from .base import CAFFE, IMAGENET
 from .decoder import Upsampling
 from .skipnet import SkipNet
-from .vgg import fully_connected
 
 Variant = Literal["caffe", "torchvision"]
-VARIANTS = ("caffe", "torchvision")
 # Output channels of the five convolutions.
 WIDTHS = {"caffe": (96, 256, 384, 384, 256), "torchvision": (64, 192, 384, 256, 256)}
-FULLY_CONNECTED = 4096
 
 
 def check_family(family: str) -> None:
     """Raise ValueError for an unknown `family` of layers."""
-    if family not in VARIANTS:
-        raise ValueError(f"family must be one of {', '.join(VARIANTS)}, not {family!r}")
+    if family not in WIDTHS:
+        raise ValueError(f"family must be one of {', '.join(WIDTHS)}, not {family!r}")
 
 
 def alexnet(
@@ -33,25 +31,21 @@ def alexnet(
     groups = 2 if caffe else 1
     layers: dict[str, nn.Module] = {}
 
-    def conv(number: int, layer: nn.Conv2d) -> None:
-        layers[f"conv{number}"] = layer
-        layers[f"relu{number}"] = nn.ReLU(inplace=True)
-
-    def pool(number: int) -> None:
-        layers[f"pool{number}"] = nn.MaxPool2d(3, 2, ceil_mode=True)
-        if caffe and number < 5:
+    convs = (
+        nn.Conv2d(3, w1, 11, 4, padding=5 if padding is None else padding),
+        nn.Conv2d(w1, w2, 5, padding=2, groups=groups),
+        nn.Conv2d(w2, w3, 3, padding=1),
+        nn.Conv2d(w3, w4, 3, padding=1, groups=groups),
+        nn.Conv2d(w4, w5, 3, padding=1, groups=groups),
+    )
+    for number, conv in enumerate(convs, 1):
+        layers |= {f"conv{number}": conv, f"relu{number}": nn.ReLU(inplace=True)}
+        if number in (1, 2, 5):
+            layers[f"pool{number}"] = nn.MaxPool2d(3, 2, ceil_mode=True)
+        if caffe and number in (1, 2):
             layers[f"norm{number}"] = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
-
-    conv(1, nn.Conv2d(3, w1, 11, 4, padding=5 if padding is None else padding))
-    pool(1)
-    conv(2, nn.Conv2d(w1, w2, 5, padding=2, groups=groups))
-    pool(2)
-    conv(3, nn.Conv2d(w2, w3, 3, padding=1))
-    conv(4, nn.Conv2d(w3, w4, 3, padding=1, groups=groups))
-    conv(5, nn.Conv2d(w4, w5, 3, padding=1, groups=groups))
-    pool(5)
-    settings = (FULLY_CONNECTED, dropout, padding, fc6_padding)
-    return layers | fully_connected(w5, 6, *settings, dropout_first=not caffe)
+    settings = (dropout, padding, fc6_padding)
+    return layers | vgg.fully_connected(w5, 6, *settings, dropout_first=not caffe)
 
 
 class FCNAlexNet(SkipNet):
@@ -60,17 +54,14 @@ class FCNAlexNet(SkipNet):
     Score layers start at zero, upsampling is bilinear, and the trunk starts at random (He).
 
     Args:
-        num_classes: C.
         family: "caffe" for CaffeNet (the paper's), "torchvision" for the layers of torchvision's
             AlexNet, whose poolings round up here, so that crops fit.
         padding: of the first convolution, at least 82; weights only fit the padding that they were
             trained with. None: no padded canvas, images of at least 189 x 189.
         fc6_padding: with padding=None, cells that fc6 pads, 0 to 3.
-        dropout: elementwise.
-        upsampling, final_upsampling: see `set_upsampling`; this net's only one is the final one.
+        num_classes, dropout, upsampling, final_upsampling: as in `FCNVGG16`.
 
-    Raises:
-        ValueError: when the family is unknown, or no crop fits the padding.
+    ValueError when the family is unknown, or no crop fits the padding.
     """
 
     def __init__(
@@ -88,5 +79,5 @@ class FCNAlexNet(SkipNet):
         super().__init__(num_classes, CAFFE if family == "caffe" else IMAGENET, padding)
         self.family = family
         self.add_trunk(alexnet(family, padding, fc6_padding, dropout))
-        self.add_heads({"fc7": FULLY_CONNECTED})
+        self.add_heads({"fc7": vgg.FULLY_CONNECTED})
         self.finish(upsampling, final_upsampling)

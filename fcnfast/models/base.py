@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..data.classes import IGNORE_INDEX, ClassTable
+from ..data.classes import ClassTable
 from ..errors import InputError
 from ..geometry import SamplingGrid
 from ..ops import Reduction, upsample, upsample_argmax, upsample_cross_entropy
+from ..weights.preprocessing import CAFFE as CAFFE
+from ..weights.preprocessing import IMAGENET as IMAGENET
+from ..weights.preprocessing import Preprocessing
 
 Shape = tuple[int, ...]
 _T = TypeVar("_T")
@@ -31,51 +34,19 @@ class ScoreMap(NamedTuple):
     scores: Tensor
     grid: SamplingGrid
 
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a family of weights expects: ``(channels * scale - mean) / std``.
-
-    order: "rgb" or "bgr", also of mean and std. scale: 1/255 for inputs in 0..1, 1 for 0..255.
-    max_size: longest side of the training pictures at their largest scale, to which larger photos
-    should be shrunk; None: unknown. ValueError for any other value.
-    """
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    order: str = "rgb"
-    scale: float = 1.0
-    max_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.order not in ("rgb", "bgr"):
-            raise ValueError(f"order must be 'rgb' or 'bgr', not {self.order!r}")
-        for name in ("mean", "std"):
-            values = tuple(float(v) for v in getattr(self, name))
-            if len(values) != 3:
-                raise ValueError(f"{name} must hold 3 values, not {values}")
-            object.__setattr__(self, name, values)
-        if self.max_size is not None and self.max_size < 1:
-            raise ValueError(f"max_size must be positive, not {self.max_size}")
-
-    def to_json(self) -> dict[str, Any]:
-        """The settings as JSON values; ``Preprocessing(**settings)`` reads them back."""
-        return asdict(self)
-
-
-# The ILSVRC mean that the Caffe networks subtract, and torchvision's normalization.
-CAFFE = Preprocessing(mean=(104.00699, 116.66877, 122.67892), order="bgr")
-IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=1 / 255)
+    def labels(self, size: tuple[int, int] | None = None) -> Tensor:
+        """The best class of each pixel, N x H x W, uint8 (int16 with more than 256 classes)."""
+        grid = self.grid if size is None else self.grid.rescaled(size)
+        dtype = torch.uint8 if self.scores.shape[1] <= 256 else torch.int16
+        return upsample_argmax(self.scores, grid, dtype=dtype)
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """The result of loading a weights file.
+    """The result of loading a weights file, and whose weights they are (`family`).
 
     Attributes:
-        path: the file.
         format: "safetensors", "PyTorch", "Caffe" or "HDF5".
-        family: whose weights they are.
         loaded: the network's tensors that came from the file, by the network's names.
         reshaped: those whose shape differs in the file: (the file's, the network's).
         missing: the network's tensors that keep their initial values.
@@ -116,6 +87,12 @@ def check_count(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a positive integer, not {value!r}")
 
 
+def check_model(model: object) -> None:
+    """Raise TypeError unless this is a network of fcnfast."""
+    if not isinstance(model, FCN):
+        raise TypeError(f"model must be a network of fcnfast, not {type(model).__name__}")
+
+
 def dropout_layer(share: float) -> nn.Dropout:
     """Elementwise dropout; TypeError or ValueError if its rate is not a number from 0 to 1."""
     message = f"dropout must be a number from 0 to 1, not {share!r}"
@@ -124,6 +101,16 @@ def dropout_layer(share: float) -> nn.Dropout:
     if not 0 <= share <= 1:
         raise ValueError(message)
     return nn.Dropout(share)
+
+
+def conv_bn(
+    channels: int, width: int, kernel: int, stride: int = 1, groups: int = 1, *,
+    padding: int | None = None, eps: float = 1e-5,
+) -> list[nn.Module]:  # fmt: skip
+    """A convolution, which pads its own border by default, and its batch norm."""
+    padding = kernel // 2 if padding is None else padding
+    conv = nn.Conv2d(channels, width, kernel, stride, padding, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(width, eps)]
 
 
 class FCN(nn.Module):
@@ -139,15 +126,13 @@ class FCN(nn.Module):
         default_preprocessing: what the network's own released weights expect.
         load_report: the report of the last weights file, if one was loaded.
         trunk_modules: names of the trunk's layers among the direct children; training may freeze
-            them or give them their own learning rate.
+            them or give them their own learning rate. A weights file may lack the other layers.
         transplanting: for errors: how to get a trunk with a different first layer.
-        heads_begin: prefixes of the layers after the trunk, which a weights file may lack.
         variance: mode of kaiming_normal_ for the initial values.
     """
 
     transplanting = ""
     trunk_modules: Sequence[str] = ()
-    heads_begin: tuple[str, ...] = ("score", "upscore")
     variance: Literal["fan_in", "fan_out"] = "fan_in"
 
     _mean: Tensor
@@ -165,10 +150,8 @@ class FCN(nn.Module):
         self.default_preprocessing = preprocessing
         self.set_preprocessing(preprocessing)
 
-    def set_preprocessing(self, preprocessing: Preprocessing | Mapping[str, Any]) -> None:
-        """Set what `preprocess` does; TypeError or ValueError for an invalid mapping."""
-        if not isinstance(preprocessing, Preprocessing):
-            preprocessing = Preprocessing(**preprocessing)
+    def set_preprocessing(self, preprocessing: Preprocessing) -> None:
+        """Set what `preprocess` does."""
         self.preprocessing = preprocessing
         like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
         device = torch.device("cpu") if like.is_meta else like.device
@@ -199,15 +182,8 @@ class FCN(nn.Module):
     def preprocess(self, images: Tensor) -> Tensor:
         """Convert uint8 pictures to the network's own input, in the network's dtype.
 
-        Args:
-            images: RGB, N x 3 x H x W; N x 4 x H x W if `in_channels` is 4.
-
-        Returns:
-            The same shape; N x 1 x H x W if `in_channels` is 1.
-
-        Raises:
-            TypeError: when the images are not a uint8 tensor.
-            ValueError: when their shape is not as above.
+        RGB, N x 3 x H x W (N x 4 x H x W if `in_channels` is 4), to the same shape (N x 1 x H x W
+        if it is 1). TypeError or ValueError for images of another dtype or shape.
         """
         if not isinstance(images, Tensor) or images.dtype != torch.uint8:
             kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
@@ -225,10 +201,9 @@ class FCN(nn.Module):
         return ((images * settings.scale - self._mean) / self._std).to(self._mean.dtype)
 
     def initialize(self, name: str, layer: nn.Module) -> None:
-        """Initialize the layer `name` of `named_modules`; scores start at zero.
+        """Initialize the layer `name` of `named_modules`, also when a weights file lacks it.
 
-        This also fills the layers that a weights file lacks. Override it for a different
-        initialization, or for score layers with other names.
+        Scores start at zero. Override it for another start, or other names of score layers.
         """
         if isinstance(layer, nn.Conv2d):
             if name.rpartition(".")[2].startswith(("score", "conv_seg")):
@@ -240,24 +215,28 @@ class FCN(nn.Module):
         elif hasattr(layer, "reset_parameters"):
             layer.reset_parameters()  # type: ignore[operator]
 
-    def materialize(self, device: str | torch.device = "cpu") -> None:
-        """Initialize everything that is still on the meta device."""
+    def materialize(self) -> None:
+        """Initialize everything that is still on the meta device, on the CPU."""
         for name, layer in self.named_modules():
-            owners = (layer._parameters, layer._buffers)
-            kept = [{k: t for k, t in o.items() if t is not None and not t.is_meta} for o in owners]
-            if any(t is not None and t.is_meta for owner in owners for t in owner.values()):
-                layer.to_empty(device=device, recurse=False)
+            own = {k: t for k, t in (layer._parameters | layer._buffers).items() if t is not None}
+            kept = {key: tensor.data for key, tensor in own.items() if not tensor.is_meta}
+            if len(kept) < len(own):
+                layer.to_empty(device="cpu", recurse=False)
                 self.initialize(name, layer)
-                for owner, tensors in zip(owners, kept, strict=True):
-                    owner.update(tensors)
+                for key, data in kept.items():
+                    getattr(layer, key).data = data
+
+    def score_map(self, images: Tensor, head: str) -> ScoreMap:
+        """The coarse scores of one head; ValueError if the network does not have it."""
+        maps = self.score_maps(images, (head,))
+        if head not in maps:
+            raise ValueError(f"this network has no head {head!r}")
+        return maps[head]
 
     def score_maps(
         self, images: Tensor, heads: Collection[str] | None = None
     ) -> dict[str, ScoreMap]:
-        """The coarse scores of every head, "out" first, for the network's own input.
-
-        `heads` names the wanted ones; a network may leave out the others.
-        """
+        """The coarse scores of every head, "out" first; of at least those in `heads`."""
         raise NotImplementedError(f"{type(self).__name__} defines no score_maps")
 
     def forward(
@@ -276,20 +255,18 @@ class FCN(nn.Module):
             images: the network's own input, N x 3 x H x W (see `preprocess`).
             targets: labels N x H x W, 255 ignored, or one such tensor for each head by name; a
                 head without its own uses that of "out".
-            weight, label_smoothing, reduction: with targets only, as in
-                `fcnfast.ops.upsample_cross_entropy`.
-            normalizer: with targets only: divide the summed loss by this instead, one number for
-                all heads or one for each by name. If it is the number of valid pixels in all
-                batches of a step, on all processes, the parts add up to the mean over them.
+            weight, label_smoothing, reduction: as in `fcnfast.ops.upsample_cross_entropy`.
+            normalizer: divide the summed loss by this instead, one number for all heads or one for
+                each by name. If it is the number of valid pixels in all batches of a step, on all
+                processes, the parts add up to the mean over them.
 
         Returns:
             ``{"out": N x C x H x W, ...}``, or ``{"loss": ..., "out": ..., ...}``: the sum and each
             head's weighted part of it.
 
-        Raises:
-            ValueError, TypeError: as in `upsample_cross_entropy`; the images have the wrong shape
-                or dtype; targets or `normalizer` do not fit the heads; settings of the loss are
-                given without targets, or `reduction` with a `normalizer`.
+        ValueError or TypeError as in `upsample_cross_entropy`, for images of another shape or
+        dtype, targets or normalizers that do not fit the heads, settings of the loss without
+        targets, or both `reduction` and `normalizer`.
         """
         self._check_input(images)
         maps = self.score_maps(images)
@@ -297,23 +274,26 @@ class FCN(nn.Module):
             if (weight, label_smoothing, reduction, normalizer) != (None, 0.0, "mean", None):
                 raise ValueError("weight, label_smoothing, reduction and normalizer need targets")
             return {head: upsample(m.scores, m.grid) for head, m in maps.items()}
-        divisors: Mapping[str, Tensor | float | None] = dict.fromkeys(maps)
+        divisors: Mapping[str, Tensor | float] = {}
         if normalizer is not None:
             if reduction != "mean":
                 raise ValueError(f"give reduction={reduction!r} or a normalizer, not both")
-            reduction = "sum"
-            divisors = _by_head(normalizer, list(maps), "normalizer")
+            reduction, divisors = "sum", _by_head(normalizer, list(maps), "normalizer")
         if not isinstance(targets, (Tensor, Mapping)):
             raise TypeError(f"targets must be a tensor or a dict, not {type(targets).__name__}")
         by_head, losses = _by_head(targets, list(maps)), {}
         settings: Any = {"weight": weight, "label_smoothing": label_smoothing}
-        settings |= {"reduction": reduction, "ignore_index": IGNORE_INDEX}
+        settings |= {"reduction": reduction}
         for head, m in maps.items():
             loss = upsample_cross_entropy(m.scores, by_head[head], m.grid, **settings)
-            divisor = divisors[head]
-            loss = loss if divisor is None else loss / divisor
+            loss = loss / divisors[head] if head in divisors else loss
             losses[head] = loss * HEAD_WEIGHTS.get(head, 1.0)
         return {"loss": torch.stack(list(losses.values())).sum(0), **losses}
+
+    @property
+    def title(self) -> str:
+        """What messages call it: its name, or its class's."""
+        return self.name or type(self).__name__
 
     @property
     def channels(self) -> int:
@@ -353,21 +333,13 @@ class FCN(nn.Module):
             head: the wanted output, such as "geo" of a SIFT Flow network.
 
         Returns:
-            N x H' x W' labels, uint8 (int16 with more than 256 classes).
-
-        Raises:
-            TypeError, ValueError: the images have the wrong dtype or shape, or the head is unknown.
+            N x H' x W' labels, uint8 (int16 with more than 256 classes). TypeError or ValueError
+            for images of another dtype or shape, or an unknown head.
         """
         self._check_input(images)
         if images.device.type == "cpu":  # makes convolutions a quarter faster
             images = images.contiguous(memory_format=torch.channels_last)
-        maps = self.score_maps(images, (head,))
-        if head not in maps:
-            raise ValueError(f"this network has no head {head!r}")
-        scores, grid = maps[head]
-        grid = grid if size is None else grid.rescaled(size)
-        dtype = torch.uint8 if scores.shape[1] <= 256 else torch.int16
-        return upsample_argmax(scores, grid, dtype=dtype)
+        return self.score_map(images, head).labels(size)
 
 
 def _by_head(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import reduce
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,17 +41,6 @@ def single(value: int | str | Sequence[int], what: str) -> int:
     if len(set(values)) != 1:
         raise ValueError(f"a {what} of {values} differs between rows and columns")
     return values[0]
-
-
-class Branched(Protocol):
-    """A layer whose result is the sum or the concatenation of several branches.
-
-    In a block with a shortcut, `branches` returns its layers, and an empty list for the identity.
-    The receptive field is the widest branch's; the first one gives the map's size.
-    """
-
-    def branches(self) -> Sequence[Sequence[nn.Module]]:
-        """The layers of every branch, in order."""
 
 
 class Window(NamedTuple):
@@ -89,13 +78,16 @@ def window_of(layer: nn.Module) -> Window | None:
 def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
     """The field after one layer: convolutions and poolings change it, pointwise layers do not.
 
-    A layer of several branches returns them from a method `branches`; the widest one counts.
-
-    Raises:
-        ValueError: for settings that differ between the axes, or branches that do not align.
+    A layer of several branches returns the layers of each from a method `branches`; the widest
+    branch counts, and the first gives the map's size. In a block with a shortcut, [] is the
+    identity. ValueError for settings that differ between the axes, or branches that do not align.
     """
     if hasattr(layer, "branches"):
-        return joined(*(reduce(after, row, field) for row in cast(Branched, layer).branches()))
+        fields = [reduce(after, row, field) for row in layer.branches()]  # type: ignore[operator]
+        stride, offset = fields[0].stride, fields[0].offset
+        if any((f.stride, f.offset) != (stride, offset) for f in fields):
+            raise ValueError(f"branches at {' and '.join(map(str, fields))} cannot be joined")
+        return ReceptiveField(max(f.size for f in fields), stride, offset)
     if isinstance(layer, (nn.Sequential, nn.ModuleList)):
         return reduce(after, layer, field)
     if isinstance(layer, nn.ConvTranspose2d):
@@ -108,21 +100,11 @@ def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
 def size_after(size: int, layer: nn.Module) -> int:
     """How many units a map of `size` units along one axis has after one layer."""
     if hasattr(layer, "branches"):
-        return reduce(size_after, cast(Branched, layer).branches()[0], size)
+        return reduce(size_after, layer.branches()[0], size)  # type: ignore[operator]
     if isinstance(layer, (nn.Sequential, nn.ModuleList)):
         return reduce(size_after, layer, size)
     window = window_of(layer)
     return size if window is None else window.out_size(size)
-
-
-def joined(*fields: ReceptiveField) -> ReceptiveField:
-    """The widest field of branches that are joined; ValueError if they do not align."""
-    widest = fields[0]
-    for field in fields[1:]:
-        if (field.stride, field.offset) != (widest.stride, widest.offset):
-            raise ValueError(f"branches that lie at {widest} and {field} cannot be joined")
-        widest = field if field.size > widest.size else widest
-    return widest
 
 
 class Step(NamedTuple):
@@ -175,26 +157,14 @@ class Upscore(nn.ConvTranspose2d):
 
     def reset_parameters(self) -> None:
         """Initialize to bilinear interpolation of every channel by itself."""
-        if self.weight.is_meta:
-            return
-        kernel = bilinear_filter(single(self.kernel_size, "kernel_size")).to(self.weight)
+        kernel = bilinear_filter(single(self.kernel_size, "kernel_size"))
         with torch.no_grad():
-            self.weight.zero_()
-            channel = torch.arange(self.weight.shape[0], device=self.weight.device)
-            self.weight[channel, channel if self.groups == 1 else 0] = kernel
+            each = kernel.expand(self.in_channels, 1, -1, -1)
+            self.weight.copy_(as_upsampling(each, self.groups == 1))
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, crop: Sequence[int] = (0, 0), size: Sequence[int] | None = None
+        self, x: Tensor, step: Step, size: Sequence[int], border: Border
     ) -> Tensor:
-        """The transposed convolution of N x C x h x w, and a window of it."""
-        stride = single(self.stride, "stride")
-        if not self.dense:
-            return deconv(x, self.weight, stride, crop=crop, size=size)
-        y = F.conv_transpose2d(x, self.weight, stride=stride)
-        height, width = y.shape[-2:] if size is None else size
-        return y[..., crop[0] : crop[0] + height, crop[1] : crop[1] + width]
-
-    def sample(self, x: Tensor, step: Step, size: Sequence[int], border: Border) -> Tensor:
         """`size` pixels of the finer map, from its origin on: N x C x H x W.
 
         The map is first padded by as many units as its edge pixels read beyond it.
@@ -212,7 +182,10 @@ class Upscore(nn.ConvTranspose2d):
             crops = [crop + step.stride for crop in crops]
         elif max(top, bottom, left, right):
             x = F.pad(x, (left, right, top, bottom))
-        return self(x, crops, size)
+        if not self.dense:
+            return deconv(x, self.weight, step.stride, crop=crops, size=size)
+        y = F.conv_transpose2d(x, self.weight, stride=step.stride)
+        return y[..., crops[0] : crops[0] + size[0], crops[1] : crops[1] + size[1]]
 
 
 def fuse(
@@ -223,8 +196,7 @@ def fuse(
     With the zero border the result covers the overlap of both maps: the skip is cropped, as in the
     paper. With the clamped one it covers all of the skip. `up` is a learned upsampling.
 
-    Raises:
-        ValueError: when no upsampling aligns the maps, or they do not overlap.
+    ValueError when no upsampling aligns the maps, or they do not overlap.
     """
     step = step_between(coarse.field, skip.field)
     sizes = tuple(coarse.x.shape[-2:])
@@ -240,7 +212,7 @@ def fuse(
     if up is None:
         grid = SamplingGrid.centers(sizes, step.stride, moved.origin, size, border)
         return Located(upsample_crop_add(coarse.x, skip.x, grid, (offset, offset)), field)
-    x = up.sample(coarse.x, moved, size, border)
+    x = up(coarse.x, moved, size, border)
     return Located(crop_add(x, skip.x, (offset, offset)), field)
 
 
@@ -248,29 +220,12 @@ def on_image(
     scores: Located, size: Sequence[int], border: Border = "zero", up: Upscore | None = None
 ) -> ScoreMap:
     """The last upsampling, to an image of `size` (H, W); a learned one is computed here."""
-    grid = (image_grid if border == "zero" else image_grid_aligned)(scores, size)
+    field, in_size = scores.field, tuple(scores.x.shape[-2:])
     if up is None:
+        grid = SamplingGrid.centers(in_size, field.stride, field.offset, size, border)
         return ScoreMap(scores.x, grid)
-    full = up.sample(scores.x, step_between(scores.field, IMAGE), grid.size, border)
-    return ScoreMap(full, SamplingGrid.resize(grid.size, grid.size))
-
-
-def image_grid(scores: Located, size: Sequence[int]) -> SamplingGrid:
-    """The last transposed convolution and its crop to an image of `size` (H, W).
-
-    ValueError if no crop fits, or the map does not cover the image (too little padding).
-    """
-    step = step_between(scores.field, IMAGE)
-    offset = scores.field.deconv(step.kernel, step.stride).crop_onto(IMAGE)
-    in_size = tuple(scores.x.shape[-2:])
-    return SamplingGrid.deconv(in_size, step.stride, step.kernel, crop=(offset, offset), size=size)
-
-
-def image_grid_aligned(scores: Located, size: Sequence[int]) -> SamplingGrid:
-    """Each pixel of an image of `size` (H, W) samples the scores at its own place."""
-    field = scores.field
-    in_size = tuple(scores.x.shape[-2:])
-    return SamplingGrid.centers(in_size, field.stride, field.offset, size, "clamp")
+    full = up(scores.x, step_between(field, IMAGE), size, border)
+    return ScoreMap(full, SamplingGrid.resize(size, size))
 
 
 def upsampling_of(weight: Tensor) -> Upsampling:
@@ -279,12 +234,9 @@ def upsampling_of(weight: Tensor) -> Upsampling:
     "fixed" only if every class has exactly the bilinear filter (rounded to the weight's dtype) and
     the classes do not mix; "depthwise" if they do not mix; otherwise "dense".
     """
-    own = weight
-    if weight.shape[1] > 1:
-        own = weight.diagonal().permute(2, 0, 1).unsqueeze(1)
-        # All nonzero weights must be on the diagonal.
-        if int(weight.count_nonzero()) != int(own.count_nonzero()):
-            return "dense"
+    own = as_upsampling(weight, dense=False)
+    if int(weight.count_nonzero()) != int(own.count_nonzero()):  # some are off the diagonal
+        return "dense"
     tent = bilinear_filter(weight.shape[-1]).to(weight.dtype)
     # Caffe and others make the filter in float32, where thirds and fifths round differently.
     slack = 2**-23 if weight.dtype in (torch.float32, torch.float64) else 0.0
@@ -298,7 +250,4 @@ def as_upsampling(weight: Tensor, dense: bool) -> Tensor:
         return weight
     if not dense:
         return weight.diagonal().permute(2, 0, 1).unsqueeze(1).contiguous()
-    full = weight.new_zeros(weight.shape[0], weight.shape[0], *weight.shape[2:])
-    channel = torch.arange(weight.shape[0], device=weight.device)
-    full[channel, channel] = weight[:, 0]
-    return full
+    return weight[:, 0].permute(1, 2, 0).diag_embed().permute(2, 3, 0, 1).contiguous()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Preprocessing, check_count, dropout_layer
+from .base import Preprocessing, check_count, conv_bn
 from .decoder import Located, after, fuse
 from .light import SummedSkipNet
 
@@ -28,13 +29,8 @@ STAGES = (
 STEM = 32
 
 
-def conv_bn(
-    channels: int, width: int, kernel: int, stride: int = 1, groups: int = 1
-) -> list[nn.Module]:
-    """A convolution that pads its own border, and its batch norm."""
-    pad = kernel // 2
-    conv = nn.Conv2d(channels, width, kernel, stride, pad, groups=groups, bias=False)
-    return [conv, nn.BatchNorm2d(width, eps=1e-3)]  # TensorFlow's eps
+# TensorFlow's eps.
+_unit = partial(conv_bn, eps=1e-3)
 
 
 class InvertedResidual(nn.Module):
@@ -46,11 +42,11 @@ class InvertedResidual(nn.Module):
     def __init__(self, channels: int, width: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         wide = channels * expansion
-        wider = [*conv_bn(channels, wide, 1), nn.ReLU6(inplace=True)] if expansion != 1 else []
+        wider = [*_unit(channels, wide, 1), nn.ReLU6(inplace=True)] if expansion != 1 else []
         self.expand = nn.Sequential(*wider)
-        depthwise = conv_bn(wide, wide, kernel, stride, wide)
+        depthwise = _unit(wide, wide, kernel, stride, wide)
         self.depthwise = nn.Sequential(*depthwise, nn.ReLU6(inplace=True))
-        self.project = nn.Sequential(*conv_bn(wide, width, 1))
+        self.project = nn.Sequential(*_unit(wide, width, 1))
         self.adds = stride == 1 and channels == width
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,18 +73,10 @@ class FCNLite(SummedSkipNet):
     lies on S u: away from the borders, values are TensorFlow's for the picture shifted by S - 1
     pixels. Pictures may have any size from 1 x 1 up.
 
-    Args:
-        num_classes: C.
-        scaling: 0, 1 or 2, as in EfficientNet-Lite0.
-        decoder: channels in which the skips are summed.
-        dropout: before the classifier, elementwise.
-
-    Raises:
-        ValueError: when scaling is not 0, 1 or 2, or decoder is below 1.
+    scaling: 0, 1 or 2, as in EfficientNet-Lite0. decoder: channels in which the skips are summed.
+    dropout: before the scores. ValueError for any other scaling, or a decoder below 1.
     """
 
-    trunk_modules = ("stem", "stages")
-    heads_begin = ("lateral", "blend", "score")
     taps = (1, 2, 4, 6)
 
     def __init__(
@@ -99,7 +87,7 @@ class FCNLite(SummedSkipNet):
             raise ValueError(f"scaling must be 0, 1 or 2, not {scaling!r}")
         check_count("decoder", decoder)
         width, depth = SCALINGS[scaling]
-        self.stem = nn.Sequential(*conv_bn(3, STEM, 3, 2), nn.ReLU6(inplace=True))
+        self.stem = nn.Sequential(*_unit(3, STEM, 3, 2), nn.ReLU6(inplace=True))
         self.stages, channels, taps = nn.ModuleList(), STEM, []
         for index, (count, kernel, stride, expansion, out) in enumerate(STAGES):
             out = _round_channels(out * width)
@@ -113,14 +101,11 @@ class FCNLite(SummedSkipNet):
             self.stages.append(blocks)
             if index in self.taps:
                 taps.append(out)
-        self.lateral = nn.ModuleList(nn.Sequential(*conv_bn(out, decoder, 1)) for out in taps)
+        self.lateral = nn.ModuleList(nn.Sequential(*_unit(out, decoder, 1)) for out in taps)
         self.blend = nn.ModuleList(
-            nn.Sequential(*conv_bn(decoder, decoder, 3), nn.ReLU(inplace=True)) for _ in taps[1:]
+            nn.Sequential(*_unit(decoder, decoder, 3), nn.ReLU(inplace=True)) for _ in taps[1:]
         )
-        self.drop = dropout_layer(dropout)
-        self.score = nn.Conv2d(decoder, num_classes, 1)
-        for name, layer in self.named_modules():
-            self.initialize(name, layer)
+        self.finish(decoder, dropout)
 
     def blend_maps(self, maps: list[Located]) -> Located:
         """Fuse one map after the other, each followed by a convolution."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..weights.preprocessing import INCEPTION
 from .alexnet import Variant, check_family
-from .base import CAFFE, Preprocessing, dropout_layer
+from .base import CAFFE, conv_bn, dropout_layer
 from .decoder import Upsampling
 from .skipnet import SkipNet, taps_of_stride
 
 
 class Widths(NamedTuple):
-    """Output channels of an inception block's convolutions, named as in BVLC's definition."""
+    """Output channels of an inception block's convolutions, in the order of `ROWS`."""
 
     one: int
     reduce3: int
@@ -42,18 +45,19 @@ BLOCKS = {
     "5a": Widths(256, 160, 320, 32, 128, 128),
     "5b": Widths(384, 192, 384, 48, 128, 128),
 }
-# torchvision's GoogLeNet takes RGB in -1..1 (its transform_input does this to its usual input).
-TORCHVISION = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3, scale=1 / 255)
+# The convolutions of an inception block's branches.
+ROWS = (("1x1",), ("3x3_reduce", "3x3"), ("5x5_reduce", "5x5"), ("pool_proj",))
 
 
 def _unit(
     family: Variant, before: int, width: int, kernel: int, stride: int = 1, pad: int | None = None
 ) -> nn.Module:
     """A convolution; torchvision's is followed by batch norm, and has no bias."""
-    plain, pad = family == "caffe", kernel // 2 if pad is None else pad
-    conv = nn.Conv2d(before, width, kernel, stride, pad, bias=plain)
-    norm = nn.BatchNorm2d(width, eps=1e-3)
-    return conv if plain else nn.Sequential(OrderedDict(conv=conv, bn=norm))
+    pad = kernel // 2 if pad is None else pad
+    if family == "caffe":
+        return nn.Conv2d(before, width, kernel, stride, pad)
+    conv, norm = conv_bn(before, width, kernel, stride, eps=1e-3, padding=pad)
+    return nn.Sequential(OrderedDict(conv=conv, bn=norm))
 
 
 class Inception(nn.Module):
@@ -64,36 +68,26 @@ class Inception(nn.Module):
 
     def __init__(self, channels: int, widths: Widths, family: Variant) -> None:
         super().__init__()
-        five = 5 if family == "caffe" else 3
-        for name, before, width, kernel in (
-            ("1x1", channels, widths.one, 1),
-            ("3x3_reduce", channels, widths.reduce3, 1),
-            ("3x3", widths.reduce3, widths.three, 3),
-            ("5x5_reduce", channels, widths.reduce5, 1),
-            ("5x5", widths.reduce5, widths.five, five),
-            ("pool_proj", channels, widths.pooled, 1),
-        ):
-            self.add_module(name, _unit(family, before, width, kernel))
+        kernels = {"3x3": 3, "5x5": 5 if family == "caffe" else 3}
+        sizes = iter(widths)
+        for row in ROWS:
+            before = channels
+            for name in row:
+                width = next(sizes)
+                self.add_module(name, _unit(family, before, width, kernels.get(name, 1)))
+                before = width
         self.pool = nn.MaxPool2d(3, 1, padding=1)
         self.relu = nn.ReLU(inplace=True)
 
     def branches(self) -> list[list[nn.Module]]:
         """The layers of every branch, in the order in which they are concatenated."""
-        relu = self.relu
-        names = (("1x1",), ("3x3_reduce", "3x3"), ("5x5_reduce", "5x5"), ("pool_proj",))
-        found = [[layer for name in row for layer in (getattr(self, name), relu)] for row in names]
-        found[-1].insert(0, self.pool)
-        return found
+        found = [[x for name in row for x in (getattr(self, name), self.relu)] for row in ROWS]
+        return [*found[:-1], [self.pool, *found[-1]]]
 
     def forward(self, x: Tensor) -> Tensor:
         """N x C x h x w to the same size."""
-        results = []
-        for layers in self.branches():
-            y = x
-            for layer in layers:
-                y = layer(y)
-            results.append(y)
-        return torch.cat(results, 1)
+        branches = self.branches()
+        return torch.cat([reduce(lambda y, layer: layer(y), row, x) for row in branches], 1)
 
 
 def _stage(**units: nn.Module) -> nn.Sequential:
@@ -108,29 +102,20 @@ def _stage(**units: nn.Module) -> nn.Sequential:
 def googlenet(family: Variant, padding: int | None, dropout: float) -> dict[str, nn.Module]:
     """The layers up to inception_5b; the average pooling after it is left out, as in the paper."""
     caffe = family == "caffe"
-    w1, w2, w3 = STEM
-    layers: dict[str, nn.Module] = {}
-
-    def pool(number: int, kernel: int = 3) -> None:
-        layers[f"pool{number}"] = nn.MaxPool2d(kernel, 2, ceil_mode=True)
-
-    def norm(number: int) -> None:
-        if caffe:
-            layers[f"norm{number}"] = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
-
-    layers["conv1"] = _stage(**{"7x7_s2": _unit(family, 3, w1, 7, 2, padding)})
-    pool(1)
-    norm(1)
-    reduce, three = _unit(family, w1, w2, 1), _unit(family, w2, w3, 3)
-    layers["conv2"] = _stage(**{"3x3_reduce": reduce, "3x3": three})
-    norm(2)
-    pool(2)
-    channels = w3
+    lrn = partial(nn.LocalResponseNorm, 5, alpha=1e-4, beta=0.75, k=1.0)
+    norm: Callable[[], nn.Module] = lrn if caffe else nn.Identity
+    pool = partial(nn.MaxPool2d, stride=2, ceil_mode=True)
+    w1, w2, channels = STEM
+    first, reduced = _unit(family, 3, w1, 7, 2, padding), _unit(family, w1, w2, 1)
+    layers: dict[str, nn.Module] = {"conv1": _stage(**{"7x7_s2": first})}
+    layers |= {"pool1": pool(3), "norm1": norm()}
+    layers["conv2"] = _stage(**{"3x3_reduce": reduced, "3x3": _unit(family, w2, channels, 3)})
+    layers |= {"norm2": norm(), "pool2": pool(3)}
     for name, widths in BLOCKS.items():
         if name == "4a":
-            pool(3)
+            layers["pool3"] = pool(3)
         if name == "5a":
-            pool(4, 3 if caffe else 2)
+            layers["pool4"] = pool(3 if caffe else 2)
         layers[f"inception_{name}"] = Inception(channels, widths, family)
         channels = widths.total
     layers["drop"] = dropout_layer(dropout)
@@ -145,16 +130,12 @@ class FCNGoogLeNet(SkipNet):
     and 8. Images are at least 31 x 31. Scores start at zero, the trunk at random (He).
 
     Args:
-        num_classes: C.
-        stride: 32, 16 or 8: the stride of the finest scores.
         family: "caffe" for BVLC's layers, "torchvision" for those of torchvision's weights.
         padding: of the first convolution; 3 is the trunk's own. None: 3, with maps that repeat
             their edge instead of zeros.
-        dropout: before the score layer, elementwise.
-        upsampling, final_upsampling: see `set_upsampling`.
+        num_classes, stride, dropout, upsampling, final_upsampling: as in `FCNVGG16`.
 
-    Raises:
-        ValueError: when the stride or the family is unknown, or no crop fits the padding.
+    ValueError when the stride or the family is unknown, or no crop fits the padding.
     """
 
     def __init__(
@@ -169,7 +150,7 @@ class FCNGoogLeNet(SkipNet):
         final_upsampling: Upsampling | None = None,
     ) -> None:
         check_family(family)
-        super().__init__(num_classes, CAFFE if family == "caffe" else TORCHVISION, padding)
+        super().__init__(num_classes, CAFFE if family == "caffe" else INCEPTION, padding)
         taps = {f"inception_{name}": BLOCKS[name].total for name in ("5b", "4e", "3b")}
         taps = taps_of_stride(stride, taps)
         self.stride, self.family = stride, family

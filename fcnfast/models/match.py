@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +14,9 @@ from ..data.classes import ClassTable, table_from_json
 from ..data.tables import TABLES
 from ..errors import WeightsError
 from ..weights import Family, Stored, WeightsFile
-from .base import FCN, LoadReport, Preprocessing
+from .base import FCN, LoadReport
 from .decoder import UPSAMPLINGS, Upsampling, as_upsampling, upsampling_of
-from .identify import SCORES, fits, fits_other_classes, is_classifier
+from .identify import SCORES, fits, fits_other_classes, is_classifier, scales_in
 from .skipnet import SkipNet
 from .table import MODELS
 from .vgg import AT_ONCE_SCALES
@@ -30,32 +29,26 @@ _FREE_OPTIONS = {"dropout", "upsampling", "final_upsampling", "aux_loss", "in_ch
 class Match:
     """Finds which of a file's tensors belong where, and whether it is for a different network.
 
-    Nothing of the network changes before everything is read and fits.
-
-    Attributes:
-        keys: the file's names by the network's.
-        own: shape and dtype of the network's tensors, including learned upsamplings to come.
-        dropped: by the file's names, why a tensor is not used.
-        values: tensors of the file that are already read, by the network's names.
-        upsampling: the kinds that will be passed to `SkipNet.set_upsampling`.
+    Nothing of the network changes before everything is read and fits. By the network's names:
+    keys: the file's names; own: shape and dtype of its tensors, including learned upsamplings to
+    come; values: tensors that are already read. By the file's: dropped: why a tensor is not used.
     """
 
     def __init__(self, model: FCN, file: WeightsFile, family: Family) -> None:
-        self.model, self.file, self.family = model, file, family
-        self.keys = {name: key for key, name in family.names.items()}
+        self.model, self.file, self.family, self.keys = model, file, family, family.keys
+        self.name = model.title
         state = model.state_dict()
         self.own = {key: (tuple(t.shape), t.dtype) for key, t in state.items()}
         self.dropped = dict(family.dropped)
         self.values: dict[str, Tensor] = {}
-        self.upsampling: tuple[Upsampling, Upsampling] | None = None
 
     def load(self) -> LoadReport:
         """Load what fits; for a bad file or a different network, WeightsError before any change."""
+        model = self.model
         self._check_options()
         self._check_scales()
-        preprocessing, table = self._described()
-        if isinstance(self.model, SkipNet):
-            self._choose_upsampling(self.model)
+        table = self._table()
+        kinds = self._choose_upsampling(model) if isinstance(model, SkipNet) else ()
         found = self._found()
         missing = tuple(key for key in self.own if key not in found)
         known = {self.keys[key] for key in self.own if key in self.keys} | self.dropped.keys()
@@ -63,11 +56,11 @@ class Match:
         self._check_rest(missing, unexpected)
         state = {key: self._value(key) for key in self.own if key in found}
         shapes = {key: (self._stored(key).shape, tuple(state[key].shape)) for key in state}
-        if isinstance(self.model, SkipNet) and self.upsampling:
-            self.model.set_upsampling(*self.upsampling)
-        _assign(self.model, state)
-        self.model.set_preprocessing(preprocessing)
-        self.model.table = table
+        if isinstance(model, SkipNet):
+            model.set_upsampling(*kinds)
+        _assign(model, state)
+        model.set_preprocessing(self.family.preprocess or model.default_preprocessing)
+        model.table = table
         return LoadReport(
             path=self.file.path,
             format=self.file.format,
@@ -77,13 +70,9 @@ class Match:
             missing=missing,
             unexpected=unexpected,
             dropped=self.dropped,
-            preprocessing=preprocessing,
+            preprocessing=model.preprocessing,
             notes=self._notes(),
         )
-
-    @property
-    def _name(self) -> str:
-        return self.model.name or type(self.model).__name__
 
     @property
     def _other(self) -> str:
@@ -91,7 +80,7 @@ class Match:
         same = self.family.network == self.model.name
         if not self.family.network:  # then the number of common layers decides
             same = 2 * len(self.own.keys() & self.keys.keys()) > len(self.own)
-        return "" if same else f"; it holds weights of {self.family.title}, not of {self._name}"
+        return "" if same else f"; it holds weights of {self.family.title}, not of {self.name}"
 
     def _error(self, text: str) -> WeightsError:
         return WeightsError(f"{self.file.path}: {text}")
@@ -109,109 +98,83 @@ class Match:
         if theirs and ours and theirs.make is ours.make:
             told |= model.options.keys()
         for key in sorted(told - _FREE_OPTIONS):
-            has = _plain(model.options.get(key, defaults.get(key)))
-            needs = _plain(family.options.get(key, defaults.get(key)))
+            has, needs = (
+                _plain(options.get(key, defaults.get(key)))
+                for options in (model.options, family.options)
+            )
             if has != needs:
                 # `create_model` takes options from the file, unless it is for a different network.
                 own = "" if family.network in ("", model.name) else f"{key}={needs!r}, "
                 argument = "weights_backbone" if is_classifier(family) else "weights"
-                call = f"create_model({self._name!r}, {own}{argument}=...)"
+                call = f"create_model({self.name!r}, {own}{argument}=...)"
                 raise self._error(
-                    f"weights of {family.title} for {key}={needs!r}, but {self._name} was made "
+                    f"weights of {family.title} for {key}={needs!r}, but {self.name} was made "
                     f"with {key}={has!r}; {call} makes it as the file needs"
                 )
 
     def _check_scales(self) -> None:
         """Reject a staged FCN-8s for an at-once one, or the reverse, if the file shows it."""
-        for tap, scale in AT_ONCE_SCALES.items():
-            layer, there = f"scale_{tap}.weight", None
-            theirs, arch = MODELS.get(self.family.network), self.file.notes.get("arch")
-            if layer in self.keys:
+        scales, ours = scales_in(self.file, self.family), getattr(self.model, "scales", {})
+        if scales is None:
+            return
+        for tap in AT_ONCE_SCALES:
+            if (layer := f"scale_{tap}.weight") in self.keys:
                 self.dropped[self.keys[layer]] = "a constant, which the network has"
-                scales = self._stored(layer).read().flatten().tolist() or [math.nan]
-                low, high = min(scales), max(scales)
-                there = low if math.isclose(low, high, rel_tol=1e-6) else math.nan
-            elif arch in ("FCN8s", "FCN8sAtOnce"):  # classes of pytorch-fcn
-                there = scale if arch == "FCN8sAtOnce" else 1.0
-            elif theirs is not None:
-                there = scale if theirs.fixed.get("at_once") else 1.0
-            elif self.file.format in ("Caffe", "HDF5"):  # where a scale would be a layer
-                there = 1.0
-            score = f"score_{tap}.weight"
-            here = float(getattr(self.model, "scales", {}).get(tap, 1.0))
-            if there is None or score not in self.keys or score not in self.own:
-                continue
-            if not math.isclose(here, there, rel_tol=1e-6):
+            here, there = ours.get(tap, 1.0), scales.get(tap, 1.0)
+            both = f"score_{tap}.weight" in self.keys.keys() & self.own.keys()
+            if both and not math.isclose(here, there, rel_tol=1e-6):
                 raise self._error(
-                    f"multiplies {tap} by {there:g}, {self._name} by {here:g}: FCN-8s trained at "
+                    f"multiplies {tap} by {there:g}, {self.name} by {here:g}: FCN-8s trained at "
                     "once and in stages are different networks"
                 )
 
-    def _described(self) -> tuple[Preprocessing, ClassTable | None]:
-        """The preprocessing that the weights need, and the classes, if the file names them."""
-        model, family = self.model, self.family
-        preprocessing, table = model.default_preprocessing, model.table
-        what = "preprocessing"
+    def _table(self) -> ClassTable | None:
+        """The classes, if the file names them, with what labels of a known data set store."""
+        family, meta, count = self.family, self.file.meta, self.model.num_classes
+        if not len(family.classes) == count == len(family.palette):
+            return self.model.table
         try:
-            if family.preprocess is not None:
-                preprocessing = Preprocessing(**family.preprocess)
-            elif self.file.meta is not None:
-                preprocessing = model.preprocessing
-            what = "classes"
-            if len(family.classes) == model.num_classes == len(family.palette):
-                table = self._table()
+            table = ClassTable(family.network or "foreign", family.classes, family.palette)
+            if meta is None or not meta.table:
+                return next((t for t in TABLES.values() if t.names == table.names), table)
+            table = table_from_json(self.file.path, meta.table)
+            if len(table) != count:
+                raise ValueError(f"{len(table)} classes in the table, {count} in the network")
         except (TypeError, ValueError) as error:
-            raise self._error(f"its {what} cannot be used: {error}") from None
-        return preprocessing, table
-
-    def _table(self) -> ClassTable:
-        """The classes that the file names, with what labels of a known data set store."""
-        family, meta = self.family, self.file.meta
-        table = ClassTable(family.network or "foreign", family.classes, family.palette)
-        if meta is None or not meta.table:
-            return next((t for t in TABLES.values() if t.names == table.names), table)
-        table = table_from_json(self.file.path, meta.table)
-        if len(table) != self.model.num_classes:
-            raise ValueError(
-                f"{len(table)} classes in the table, {self.model.num_classes} in the network"
-            )
+            raise self._error(f"its classes cannot be used: {error}") from None
         return table
 
-    def _choose_upsampling(self, model: SkipNet) -> None:
-        """Choose the upsampling that the file's weights need, or the network's if it is richer."""
-        shapes = model.upscore_shapes()
-        for name, (classes, _, *window) in shapes.items():
-            self.own.pop(f"{name}.weight", None)
-            key = self.keys.get(f"{name}.weight")
-            if key is None:
+    def _choose_upsampling(self, model: SkipNet) -> tuple[Upsampling, Upsampling]:
+        """The upsampling that the file's weights need, or the network's if it is richer."""
+        kinds, ups = [model.upsampling, model.final_upsampling], model.upscores()
+        for up in ups:
+            name, shape = f"{up.name}.weight", up.shape
+            self.own.pop(name, None)
+            if name not in self.keys:
                 continue
-            shape = self.file.tensors[key].shape
-            if len(shape) != 4 or shape[1] not in (1, shape[0]) or list(shape[2:]) != window:
+            key, stored = self.keys[name], self._stored(name)
+            there = stored.shape
+            if len(there) != 4 or there[1] not in (1, there[0]) or there[2:] != shape[2:]:
                 raise self._error(
-                    f"{key!r} is {shape}, but the upsampling {name!r} of {self._name} is "
-                    f"{(classes, classes, *window)}, or {(classes, 1, *window)} without its zeros"
+                    f"{key!r} is {there}, but the upsampling {up.name!r} of {self.name} is "
+                    f"{(*shape[:1], *shape[:1], *shape[2:])}, or {shape} without its zeros"
                 )
-            if shape[0] == classes:
-                self.values[f"{name}.weight"] = self.file.tensors[key].read()
+            if there[0] == shape[0]:
+                value = self.values[name] = stored.read()
+                kinds[up.final] = max(kinds[up.final], upsampling_of(value), key=UPSAMPLINGS.index)
             else:
-                self.dropped[key] = f"for {shape[0]} classes, the network has {classes}"
-        kinds = {name: upsampling_of(weight) for name, weight in self.values.items()}
-        ends = {f"{name}.weight" for name in model.final_upscores}
-        final = [kind for name, kind in kinds.items() if name in ends]
-        inner = [kind for name, kind in kinds.items() if name not in ends]
-        most = partial(max, key=UPSAMPLINGS.index)
-        self.upsampling = most((model.upsampling, *inner)), most((model.final_upsampling, *final))
+                self.dropped[key] = f"for {there[0]} classes, the network has {shape[0]}"
         dtype = next(model.parameters()).dtype
-        for name, (classes, _, *window) in shapes.items():
-            key = f"{name}.weight"
-            kind = self.upsampling[key in ends]
+        for up in ups:
+            name, kind = f"{up.name}.weight", kinds[up.final]
             if kind != "fixed":
-                dense = kind == "dense"
-                self.own[key] = (classes, classes if dense else 1, *window), dtype
-                if key in self.values:
-                    self.values[key] = as_upsampling(self.values[key], dense)
-            elif self.values.pop(key, None) is not None:
-                self.dropped[self.keys[key]] = "bilinear: the network's fixed upsampling"
+                classes, _, *window = up.shape
+                self.own[name] = (classes, classes if kind == "dense" else 1, *window), dtype
+                if name in self.values:
+                    self.values[name] = as_upsampling(self.values[name], kind == "dense")
+            elif self.values.pop(name, None) is not None:
+                self.dropped[self.keys[name]] = "bilinear: the network's fixed upsampling"
+        return kinds[0], kinds[1]
 
     def _found(self) -> set[str]:
         """The network's tensors that the file has; scores for other classes go to `dropped`.
@@ -224,7 +187,7 @@ class Match:
         for key, (shape, _) in self.own.items():
             if key not in given:
                 # A head may be absent as a whole; part of one belongs to a different network.
-                head = key.startswith(self.model.heads_begin) and key.partition(".")[0] not in begun
+                head = not self._in_trunk(key) and key.partition(".")[0] not in begun
                 old = key.endswith("num_batches_tracked")  # not in the oldest files
                 if not (head or old or key.startswith(self.family.partial)):
                     raise self._missing(key)
@@ -238,10 +201,14 @@ class Match:
             else:
                 counts = f"{math.prod(stored.shape)} numbers for {math.prod(shape)}"
                 raise self._error(
-                    f"{self.keys[key]!r} is {stored.shape}, but {self._name} with "
+                    f"{self.keys[key]!r} is {stored.shape}, but {self.name} with "
                     f"{self.model.num_classes} classes needs {shape} ({counts}){self._other}"
                 )
         return found
+
+    def _in_trunk(self, key: str) -> bool:
+        trunk = self.model.trunk_modules
+        return not trunk or key.partition(".")[0] in trunk
 
     def _is_rgb(self, key: str) -> bool:
         """Whether a tensor is the first layer's: for RGB in the file, for other channels here."""
@@ -254,7 +221,7 @@ class Match:
         """The error for a tensor that the file lacks, by the name that it would have there."""
         layer, _, what = key.rpartition(".")
         theirs = self.keys.get(key, f"{self.family.theirs(layer)}.{what}")
-        first = key.partition(".")[0] in getattr(self.model, "trunk", ())[:1]
+        first = key.partition(".")[0] in self.model.trunk_modules[:1]
         hint = f"; {self.model.transplanting}" if first and self.model.transplanting else ""
         return self._error(f"has no {theirs!r}{self._other}{hint}")
 
@@ -267,11 +234,11 @@ class Match:
         same = self.family.network == self.model.name != ""
         classes = classes_in(self.model, self.file, self.family)
         if same and missing and classes == self.model.num_classes:
-            raise self._error(f"has no {missing[0]!r}, which {self._name} needs")
-        kinds = {_kind(key) for key in self.own if not key.startswith(self.model.heads_begin)}
+            raise self._error(f"has no {missing[0]!r}, which {self.name} needs")
+        kinds = {_kind(key) for key in self.own if self._in_trunk(key)}
         for key in unexpected:
             if same or _kind(self.family.names.get(key, "")) in kinds:
-                raise self._error(f"holds {key!r}, which {self._name} does not have{self._other}")
+                raise self._error(f"holds {key!r}, which {self.name} does not have{self._other}")
 
     def _value(self, key: str) -> Tensor:
         """A tensor of the file in the network's shape and dtype."""
@@ -295,7 +262,7 @@ class Match:
         if needs is None or padding == needs:
             return ()
         return (
-            f"released weights of such layers were trained with padding={needs}, {self._name} was "
+            f"released weights of such layers were trained with padding={needs}, {self.name} was "
             f"made with padding={padding}: scores near the border will differ, unless it is "
             "trained further or the weights are of a network made so",
         )
@@ -315,14 +282,12 @@ def classes_in(model: FCN, file: WeightsFile, family: Family) -> int:
     """How many classes a file's main head has; the network's own if the file does not say."""
     if file.meta is not None:
         return file.meta.num_classes
-    names = {name: key for key, name in family.names.items()}
-    scores = ((k, t) for k, t in model.state_dict().items() if SCORES.match(k) and k in names)
-    for key, tensor in scores:
-        shape = file.tensors[names[key]].shape
-        if fits_other_classes(key, shape, tuple(tensor.shape)):
-            return shape[0]
-        break  # for a different network: loading says so
-    return model.num_classes
+    keys, state = family.keys, model.state_dict()
+    score = next((key for key in state if SCORES.match(key) and key in keys), None)
+    shape = () if score is None else file.tensors[keys[score]].shape
+    if score is None or not fits_other_classes(score, shape, tuple(state[score].shape)):
+        return model.num_classes  # of a different network: loading says so
+    return shape[0]
 
 
 def _assign(model: FCN, state: dict[str, Tensor]) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from . import vgg
-from .base import Preprocessing
+from .base import FCN, Preprocessing
 from .decoder import Located, Upsampling
 from .skipnet import SkipNet
 
@@ -18,17 +19,50 @@ NYUD_COLOR = Preprocessing(mean=(116.190, 97.203, 92.318), order="bgr")
 NYUD_HHA = Preprocessing(mean=(132.431, 94.076, 118.477), order="rgb")
 # Mean of the logarithm of the depth in millimeters.
 NYUD_LOG_DEPTH = 7.844
+_DEPTHS = (torch.int32, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-class FCNColorDepth(SkipNet):
+def _second(
+    model: FCN, name: str, value: object, shape: Sequence[int], kinds: Sequence[torch.dtype]
+) -> Tensor:
+    """What a network takes beside the photo; an error unless it is of this shape and type."""
+    if value is None:
+        raise InputError(f"{model.title} also needs the {name} of a photo")
+    kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor) or kind not in kinds:
+        raise TypeError(f"{name} must be a tensor of {' or '.join(map(str, kinds))}, not {kind}")
+    if value.shape != torch.Size(shape):
+        raise ValueError(f"{name} must be {tuple(shape)}, not {tuple(value.shape)}")
+    return value
+
+
+class FCNColorMore(SkipNet):
+    """FCN-32s over VGG-16 from color and more, with the arguments of `FCNVGG16`."""
+
+    def __init__(
+        self,
+        num_classes: int = 40,
+        *,
+        padding: int | None = 100,
+        fc6_padding: int = 0,
+        dropout: float = 0.5,
+        upsampling: Upsampling = "fixed",
+        final_upsampling: Upsampling | None = None,
+    ) -> None:
+        super().__init__(num_classes, NYUD_COLOR, padding)
+        self.add_layers(padding, fc6_padding, dropout)
+        self.finish(upsampling, final_upsampling)
+
+    @abstractmethod
+    def add_layers(self, padding: int | None, fc6_padding: int, dropout: float) -> None:
+        """Add trunk and scores."""
+
+
+class FCNColorDepth(FCNColorMore):
     """FCN-32s over VGG-16 whose first layer takes four channels: BGR and the depth's logarithm.
 
     The network's own input is N x 4 x H x W, what `preprocess` makes of a photo and its depth.
-
-    Args:
-        num_classes: C.
-        padding, fc6_padding, dropout, upsampling, final_upsampling: as in `FCNVGG16`.
-        depth_mean: what is subtracted from the logarithm.
+    Arguments are those of `FCNVGG16`.
     """
 
     transplanting = (
@@ -36,64 +70,35 @@ class FCNColorDepth(SkipNet):
         "models.expand_input(source.conv1_1, model.conv1_1_bgrd)"
     )
 
-    def __init__(
-        self,
-        num_classes: int = 40,
-        *,
-        padding: int | None = 100,
-        fc6_padding: int = 0,
-        dropout: float = 0.5,
-        upsampling: Upsampling = "fixed",
-        final_upsampling: Upsampling | None = None,
-        depth_mean: float = NYUD_LOG_DEPTH,
-    ) -> None:
-        super().__init__(num_classes, NYUD_COLOR, padding)
-        self.depth_mean = float(depth_mean)
-        layers = vgg.vgg16(padding, fc6_padding, dropout, channels=4, first="conv1_1_bgrd")
-        self.add_trunk(layers)
+    def add_layers(self, padding: int | None, fc6_padding: int, dropout: float) -> None:
+        """VGG-16 with another first layer, and its scores."""
+        self.add_trunk(vgg.vgg16(padding, fc6_padding, dropout, channels=4, first="conv1_1_bgrd"))
         self.add_heads({"fc7": vgg.FULLY_CONNECTED})
-        self.finish(upsampling, final_upsampling)
 
     def preprocess(self, images: Tensor, depth: Tensor | None = None) -> Tensor:
         """Convert photos and their depth to the network's own input, N x 4 x H x W.
 
-        Args:
-            images: uint8 RGB, N x 3 x H x W.
-            depth: N x 1 x H x W in millimeters, of a floating dtype or int32; pixels without a
-                depth (0, or not finite) get the mean.
-
-        Raises:
-            InputError: without a depth.
-            TypeError, ValueError: as in `FCN.preprocess`, or depth has the wrong shape or dtype.
+        Photos are uint8 RGB, N x 3 x H x W; depth is N x 1 x H x W in millimeters, of a floating
+        dtype or int32. Pixels without a depth (0, or not finite) get the mean. InputError without
+        a depth; TypeError or ValueError for another dtype or shape.
         """
         color = super().preprocess(images)
-        wanted = (images.shape[0], 1, *images.shape[2:])
-        if depth is None:
-            raise InputError(f"{self.name or 'this network'} also needs the depth of a photo")
-        if not isinstance(depth, Tensor):
-            raise TypeError(f"depth must be a tensor, not {type(depth).__name__}")
-        if depth.shape != wanted:
-            raise ValueError(f"depth must be {wanted}, not {tuple(depth.shape)}")
-        if not depth.is_floating_point() and depth.dtype != torch.int32:
-            raise TypeError(f"depth must be of a floating type or int32, not {depth.dtype}")
+        depth = _second(self, "depth", depth, (len(images), 1, *images.shape[2:]), _DEPTHS)
         depth = depth.to(torch.promote_types(depth.dtype, torch.float32))
         known = (depth > 0) & depth.isfinite()
-        logs = torch.where(known, depth, 1.0).log() - self.depth_mean
+        logs = torch.where(known, depth, 1.0).log() - NYUD_LOG_DEPTH
         logs = torch.where(known, logs, 0.0)
         return torch.cat((color, logs.to(color)), 1)
 
 
-class FCNColorHHA(SkipNet):
+class FCNColorHHA(FCNColorMore):
     """Two FCN-32s over VGG-16, for color and for HHA, whose coarse scores are averaged.
 
     HHA is depth as three channels: disparity, height, angle. As in the reference implementation,
     layers are named as in one net, with "color" or "hha" appended. The network's own input is
     N x 6 x H x W, color first, what `preprocess` makes of a photo and its HHA picture.
 
-    Args:
-        num_classes: C.
-        padding, fc6_padding, dropout, upsampling, final_upsampling: as in `FCNVGG16`.
-        hha_mean: what is subtracted from the HHA channels.
+    Arguments are those of `FCNVGG16`.
     """
 
     streams = ("color", "hha")
@@ -101,29 +106,18 @@ class FCNColorHHA(SkipNet):
         "from networks of one stream: models.transplant(source, model, suffix='color'), then 'hha'"
     )
 
-    def __init__(
-        self,
-        num_classes: int = 40,
-        *,
-        padding: int | None = 100,
-        fc6_padding: int = 0,
-        dropout: float = 0.5,
-        upsampling: Upsampling = "fixed",
-        final_upsampling: Upsampling | None = None,
-        hha_mean: tuple[float, float, float] = NYUD_HHA.mean,
-    ) -> None:
-        super().__init__(num_classes, NYUD_COLOR, padding)
-        self.hha = Preprocessing(mean=hha_mean, order="rgb")
+    def add_layers(self, padding: int | None, fc6_padding: int, dropout: float) -> None:
+        """VGG-16 twice, each with its scores."""
         self.trunks: dict[str, list[str]] = {}
         for stream in self.streams:
             layers = vgg.vgg16(padding, fc6_padding, dropout)
             self.add_trunk({name + stream: layer for name, layer in layers.items()})
             self.trunks[stream], self.trunk = self.trunk, []
-            self.add_module(f"score_fr{stream}", nn.Conv2d(vgg.FULLY_CONNECTED, num_classes, 1))
+            score = nn.Conv2d(vgg.FULLY_CONNECTED, self.num_classes, 1)
+            self.add_module(f"score_fr{stream}", score)
         self.trunk_modules = [name for names in self.trunks.values() for name in names]
         self.trunk = self.trunks["color"]  # where the units lie: both streams are alike
         self.taps, self.heads = ("fc7color",), {"out": ""}
-        self.finish(upsampling, final_upsampling)
 
     @property
     def channels(self) -> int:
@@ -136,23 +130,12 @@ class FCNColorHHA(SkipNet):
     def preprocess(self, images: Tensor, hha: Tensor | None = None) -> Tensor:
         """Convert photos and their HHA pictures to the network's own input, N x 6 x H x W.
 
-        Args:
-            images: uint8 RGB, N x 3 x H x W.
-            hha: uint8 of the same shape, channels in the order in which the picture stores them.
-
-        Raises:
-            InputError: without HHA pictures.
-            TypeError, ValueError: as in `FCN.preprocess`, for both.
+        Both are uint8, N x 3 x H x W: RGB, and HHA's channels in the order in which the picture
+        has them. InputError without the latter; TypeError or ValueError for another dtype or shape.
         """
         color = super().preprocess(images)
-        if hha is None:
-            raise InputError(f"{self.name or 'this network'} also needs the HHA picture of a photo")
-        if not isinstance(hha, Tensor) or hha.dtype != torch.uint8:
-            kind = hha.dtype if isinstance(hha, Tensor) else type(hha).__name__
-            raise TypeError(f"hha must be a uint8 tensor, not {kind}")
-        if hha.shape != images.shape:
-            raise ValueError(f"hha must be {tuple(images.shape)}, not {tuple(hha.shape)}")
-        mean = torch.tensor(self.hha.mean, device=hha.device).view(3, 1, 1)
+        hha = _second(self, "HHA picture", hha, images.shape, (torch.uint8,))
+        mean = torch.tensor(NYUD_HHA.mean, device=hha.device).view(3, 1, 1)
         return torch.cat((color, (hha - mean).to(color)), 1)
 
     def features(self, images: Tensor) -> dict[str, Located]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..geometry import SamplingGrid
-from .base import FCN, IMAGENET, Preprocessing, ScoreMap, dropout_layer
-from .decoder import IMAGE, Located, Upsampling, after, image_grid_aligned
+from ..weights.preprocessing import MMSEG
+from .base import FCN, IMAGENET, ScoreMap, conv_bn, dropout_layer
+from .decoder import IMAGE, Located, Upsampling, after, on_image
 from .skipnet import SkipNet
 
 # Blocks of the four layers, and whether they are bottlenecks.
@@ -25,16 +26,13 @@ WIDTH = 64
 # A bottleneck's result is this many times wider than its middle.
 EXPANSION = 4
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
-# mmsegmentation's, of RGB in 0..255.
-MMSEG = Preprocessing(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
 
 class Residual(nn.Module):
     """A residual block of torchvision's ResNets, with its names; the (first) 3 x 3 has the stride.
 
-    Args:
-        channels: of the input; width: of the middle; bottleneck: 1 x 1, 3 x 3, 1 x 1 instead of
-            two 3 x 3; stride, dilation: of the first 3 x 3; project: a 1 x 1 shortcut.
+    width: of the middle. bottleneck: 1 x 1, 3 x 3, 1 x 1 instead of two 3 x 3. project: a 1 x 1
+    convolution as shortcut.
     """
 
     def __init__(
@@ -42,23 +40,20 @@ class Residual(nn.Module):
     ) -> None:
         super().__init__()
         out = width * EXPANSION if bottleneck else width
-
-        def three(before: int, stride: int) -> nn.Conv2d:
-            return nn.Conv2d(before, width, 3, stride, dilation, dilation, bias=False)
-
-        convs = [three(channels, stride), three(width, 1)]
+        sizes = [(channels, width, 3), (width, width, 3)]
         if bottleneck:
-            narrow = nn.Conv2d(channels, width, 1, bias=False)
-            convs = [narrow, three(width, stride), nn.Conv2d(width, out, 1, bias=False)]
-        self.count = len(convs)
-        for number, conv in enumerate(convs, 1):
+            sizes = [(channels, width, 1), (width, width, 3), (width, out, 1)]
+        self.count = len(sizes)
+        for number, (before, after_it, kernel) in enumerate(sizes, 1):
+            step = stride if number == self.count - 1 else 1
+            apart = dilation if kernel == 3 else 1
+            conv = nn.Conv2d(before, after_it, kernel, step, kernel // 2 * apart, apart, bias=False)
             self.add_module(f"conv{number}", conv)
-            self.add_module(f"bn{number}", nn.BatchNorm2d(conv.out_channels))
+            self.add_module(f"bn{number}", nn.BatchNorm2d(after_it))
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
         if project:
-            shortcut = nn.Conv2d(channels, out, 1, stride, bias=False)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(out))
+            self.downsample = nn.Sequential(*conv_bn(channels, out, 1, stride))
 
     def forward(self, x: Tensor) -> Tensor:
         """N x C x h x w to N x C' x h' x w', h' = h / stride rounded up."""
@@ -82,12 +77,8 @@ def resnet(depth: int, dilate: bool) -> tuple[dict[str, nn.Module], dict[str, in
     With `dilate` the last two layers dilate, and the stride stays at 8.
     """
     counts, bottleneck = DEPTHS[depth]
-    layers: dict[str, nn.Module] = {
-        "conv1": nn.Conv2d(3, WIDTH, 7, 2, padding=3, bias=False),
-        "bn1": nn.BatchNorm2d(WIDTH),
-        "relu": nn.ReLU(inplace=True),
-        "maxpool": nn.MaxPool2d(3, 2, padding=1),
-    }
+    layers: dict[str, nn.Module] = dict(zip(("conv1", "bn1"), conv_bn(3, WIDTH, 7, 2), strict=True))
+    layers |= {"relu": nn.ReLU(inplace=True), "maxpool": nn.MaxPool2d(3, 2, padding=1)}
     channels, widths, dilation = WIDTH, {}, 1
     for number, (name, count) in enumerate(zip(LAYERS, counts, strict=True)):
         width = WIDTH * 2**number
@@ -111,13 +102,8 @@ class FCNHead(nn.Sequential):
 
     def __init__(self, channels: int, classes: int, dropout: float) -> None:
         width = channels // 4
-        super().__init__(
-            nn.Conv2d(channels, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-            dropout_layer(dropout),
-            nn.Conv2d(width, classes, 1),
-        )
+        unit = [*conv_bn(channels, width, 3), nn.ReLU(inplace=True)]
+        super().__init__(*unit, dropout_layer(dropout), nn.Conv2d(width, classes, 1))
 
 
 class DilatedFCN(FCN):
@@ -129,31 +115,26 @@ class DilatedFCN(FCN):
 
     backbone: nn.ModuleDict
     head_names: tuple[str, str]
-    heads_begin = ("classifier", "aux_classifier", "decode_head", "auxiliary_head")
-
-    def features(self, images: Tensor) -> dict[str, Located]:
-        """The maps of layer3 and layer4, both of stride 8."""
-        found, here = {}, Located(images, IMAGE)
-        for name, layer in self.backbone.items():
-            here = found[name] = Located(layer(here.x), after(here.field, layer))
-        return {name: found[name] for name in LAYERS[2:]}
+    trunk_modules = ("backbone",)
+    aligned = False
 
     def score_maps(
         self, images: Tensor, heads: Collection[str] | None = None
     ) -> dict[str, ScoreMap]:
         """Scores at stride 8: "out", and "aux" if there is that head."""
-        features, found = self.features(images), {}
-        for head, name, attribute in zip(
-            ("out", "aux"), ("layer4", "layer3"), self.head_names, strict=True
-        ):
-            layer = getattr(self, attribute)
+        here = before = Located(images, IMAGE)
+        for layer in self.backbone.values():
+            before, here = here, Located(layer(here.x), after(here.field, layer))
+        found, size = {}, tuple(images.shape[-2:])
+        both = zip(("out", "aux"), self.head_names, (here, before), strict=True)
+        for head, name, (x, field) in both:
+            layer = getattr(self, name)
             if layer is not None and (heads is None or head in heads):
-                scores = Located(layer(features[name].x), features[name].field)
-                found[head] = ScoreMap(scores.x, self._grid(scores, tuple(images.shape[-2:])))
+                x = layer(x)
+                found[head] = ScoreMap(x, SamplingGrid.resize(tuple(x.shape[-2:]), size))
+                if self.aligned:
+                    found[head] = on_image(Located(x, field), size, "clamp")
         return found
-
-    def _grid(self, scores: Located, size: tuple[int, ...]) -> SamplingGrid:
-        return SamplingGrid.resize(tuple(scores.x.shape[-2:]), size)
 
 
 class FCNResNet(DilatedFCN):
@@ -163,15 +144,14 @@ class FCNResNet(DilatedFCN):
     scores at pixel 8u + 3.5, though it lies on 8u. New scores start at zero, as in the paper.
 
     Args:
-        num_classes: C.
         depth: 50 or 101.
         aux_loss: add the auxiliary head, output "aux"; it counts half in the loss.
         aligned: sample the scores where their units lie, for new training.
-        dropout: before the scores, elementwise.
+        num_classes, dropout: C, and before the scores.
     """
 
     head_names = ("classifier", "aux_classifier")
-    trunk_modules = ("backbone",)
+    variance = "fan_out"
 
     def __init__(
         self,
@@ -197,12 +177,9 @@ class FCNResNet(DilatedFCN):
             for parameter in layer.parameters(recurse=False):
                 nn.init.zeros_(parameter)
         elif isinstance(layer, nn.Conv2d) and name.startswith("backbone."):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            super().initialize(name, layer)
         elif isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)):
             layer.reset_parameters()
-
-    def _grid(self, scores: Located, size: tuple[int, ...]) -> SamplingGrid:
-        return image_grid_aligned(scores, size) if self.aligned else super()._grid(scores, size)
 
 
 class FCN8sResNet(SkipNet):
@@ -211,11 +188,7 @@ class FCN8sResNet(SkipNet):
     Every convolution pads its own border: no large padding, images of any size from 1 x 1. Score
     layers start at zero, upsampling is bilinear, the trunk starts at random (He).
 
-    Args:
-        num_classes: C.
-        depth: 18, 34, 50 or 101.
-        dropout: of layer4's map before its scores, elementwise.
-        upsampling, final_upsampling: see `set_upsampling`.
+    depth: 18, 34, 50 or 101. dropout: of layer4's map before its scores. Others: as in `FCNVGG16`.
     """
 
     variance = "fan_out"  # as torchvision
@@ -236,18 +209,10 @@ class FCN8sResNet(SkipNet):
         self.finish(upsampling, final_upsampling)
 
 
-class ConvBN(nn.Module):
+def _unit(channels: int, width: int) -> nn.Sequential:
     """A 3 x 3 convolution, batch norm and ReLU, with mmsegmentation's names."""
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """N x C x h x w to N x C' x h x w."""
-        return self.relu(self.bn(self.conv(x)))
+    conv, norm = conv_bn(channels, width, 3)
+    return nn.Sequential(OrderedDict(conv=conv, bn=norm, relu=nn.ReLU(inplace=True)))
 
 
 class Head(nn.Module):
@@ -262,8 +227,8 @@ class Head(nn.Module):
         super().__init__()
         width = channels // 4
         widths = [channels, *[width] * convs]
-        self.convs = nn.Sequential(*map(ConvBN, widths[:-1], widths[1:]))
-        self.conv_cat = ConvBN(channels + width, width) if concat else None
+        self.convs = nn.Sequential(*map(_unit, widths[:-1], widths[1:]))
+        self.conv_cat = _unit(channels + width, width) if concat else None
         self.dropout = dropout_layer(dropout)
         self.conv_seg = nn.Conv2d(width, classes, 1)
 
@@ -275,33 +240,16 @@ class Head(nn.Module):
         return self.conv_seg(self.dropout(y))
 
 
-def _deep_stem(width: int) -> nn.Sequential:
-    """Three 3 x 3 convolutions of stride 2 together, instead of one 7 x 7."""
-    stem = nn.Sequential()
-    widths = (3, width // 2, width // 2, width)
-    for number, (before, after_it) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-        stride = 2 if number == 0 else 1
-        stem.append(nn.Conv2d(before, after_it, 3, stride, padding=1, bias=False))
-        stem.append(nn.BatchNorm2d(after_it))
-        stem.append(nn.ReLU(inplace=True))
-    return stem
-
-
 class FCNMMSeg(DilatedFCN):
     """mmsegmentation's FCN: a dilated ResNet of stride 8, a head on layer4, one on layer3.
 
     Keys, inputs and outputs are those of its ``fcn_r50-d8`` and ``fcn_r101-d8``.
 
-    Args:
-        num_classes: C.
-        depth: 50 or 101.
-        deep_stem: three convolutions before the first pooling, as in its own ResNets, not one.
-        aux_loss: add the auxiliary head, output "aux"; it counts half in the loss.
-        dropout: before the scores, elementwise.
+    deep_stem: three convolutions before the first pooling, as in its own ResNets, not one. The
+    other arguments are those of `FCNResNet`.
     """
 
     head_names = ("decode_head", "auxiliary_head")
-    trunk_modules = ("backbone",)
 
     def __init__(
         self,
@@ -316,10 +264,10 @@ class FCNMMSeg(DilatedFCN):
         self.deep_stem = deep_stem
         layers, widths = resnet(depth, dilate=True)
         if deep_stem:
-            stem = _deep_stem(cast(nn.Conv2d, layers["conv1"]).out_channels)
-            for name in ("conv1", "bn1", "relu"):
-                del layers[name]
-            layers = {"stem": stem, **layers}
+            stem, half = nn.Sequential(), WIDTH // 2
+            for before, width, stride in ((3, half, 2), (half, half, 1), (half, WIDTH, 1)):
+                stem.extend([*conv_bn(before, width, 3, stride), nn.ReLU(inplace=True)])
+            layers = {"stem": stem, **dict(list(layers.items())[3:])}
         self.backbone = nn.ModuleDict(layers)
         self.decode_head = Head(widths["layer4"], 2, True, num_classes, dropout)
         auxiliary = Head(widths["layer3"], 1, False, num_classes, dropout) if aux_loss else None

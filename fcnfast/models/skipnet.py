@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,19 @@ from .decoder import (
     window_of,
 )
 
+_T = TypeVar("_T")
 
-def _names_a_map(layer: nn.Module) -> bool:
-    """Whether a map is named after this layer; as in Caffe, activations keep the last name."""
-    kinds = (nn.ConvTranspose2d, nn.LocalResponseNorm)
-    return window_of(layer) is not None or isinstance(layer, kinds) or any(layer.children())
+
+class Up(NamedTuple):
+    """An upsampling that can be learned: the name and the weight's shape (C x 1 x k x k) then.
+
+    step: what it does. final: whether it is the last, to the image.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    step: Step
+    final: bool
 
 
 def taps_of_stride(stride: int, taps: dict[str, int]) -> dict[str, int]:
@@ -116,7 +124,7 @@ class SkipNet(FCN):
             raise ValueError(f"{problem}: scores would begin {last.start} pixels inside the image")
         period = int(self.fields()[self.taps[0]].stride)
         for length in range(64 * period, 65 * period):
-            sizes = self._sizes(length)
+            sizes = self._along(length, size_after)
             count = sizes[self.taps[0]]
             for tap, step in zip(self.taps[1:], steps, strict=False):
                 count = min(sizes[tap], step.start + step.length(count)) - max(0, step.start)
@@ -125,49 +133,43 @@ class SkipNet(FCN):
                 missed = f"of {length} pixels the scores would miss the last {missing}"
                 raise ValueError(f"{problem}: {missed}")
 
-    def _sizes(self, length: int) -> dict[str, int]:
-        """How many units the trunk's maps have along an axis of `length` pixels."""
-        found, blob = {}, "image"
-        for name in self.trunk:
+    def _layers(self, trunk: Iterable[str]) -> list[tuple[str, nn.Module, str]]:
+        """Names, layers, and the names of their maps: as in Caffe, activations keep the last."""
+        found, blob = [], "image"
+        for name in trunk:
             layer = getattr(self, name)
-            length = size_after(length, layer)
-            blob = name if _names_a_map(layer) else blob
-            found[blob] = length
+            kinds = (nn.ConvTranspose2d, nn.LocalResponseNorm)
+            if window_of(layer) is not None or isinstance(layer, kinds) or any(layer.children()):
+                blob = name
+            found.append((name, layer, blob))
         return found
+
+    def _along(self, here: _T, step: Callable[[_T, nn.Module], _T]) -> dict[str, _T]:
+        """What `step` makes of `here` layer by layer, by the trunk's maps."""
+        found = {}
+        for _, layer, blob in self._layers(self.trunk):
+            found[blob] = here = step(here, layer)
+        return found
+
+    def fields(self) -> dict[str, ReceptiveField]:
+        """Where the units of the trunk's maps lie, by the name of the map."""
+        return self._along(IMAGE, after)
 
     def _score_name(self, tap: str, suffix: str) -> str:
         return f"score_{'fr' if tap == self.taps[0] else tap}{suffix}"
 
-    def _upscore_names(self, suffix: str) -> list[str]:
-        """Names of the upsamplings, in the order of the taps; the last is the image's."""
+    def upscores(self, head: str = "") -> list[Up]:
+        """The upsamplings of one head, or head by head; coarse to fine, the last is the image's."""
+        found, steps = [], self._steps()
         names = [f"upscore_{tap}" for tap in self.taps[:-1]]
         names[:1] = ["upscore2"][: len(names)]
-        stride = self._steps()[-1].stride
-        names.append(f"upscore{stride}" if names else "upscore")
-        return [name + suffix for name in names]
-
-    @property
-    def upscores(self) -> list[str]:
-        """Names that learned upsamplings have, head by head; each head's last is the image's."""
-        return [name for suffix in self.heads.values() for name in self._upscore_names(suffix)]
-
-    @property
-    def final_upscores(self) -> list[str]:
-        """Of `upscores`, those of the last step to the image."""
-        return [self._upscore_names(suffix)[-1] for suffix in self.heads.values()]
-
-    def upscore_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The weight shapes of `upscores` that do not mix classes: C x 1 x k x k."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        steps = self._steps()
-        for suffix in self.heads.values():
-            classes = self._first_score(suffix).out_channels
-            for name, step in zip(self._upscore_names(suffix), steps, strict=True):
-                shapes[name] = (classes, 1, step.kernel, step.kernel)
-        return shapes
-
-    def _first_score(self, suffix: str) -> nn.Conv2d:
-        return cast(nn.Conv2d, getattr(self, self._score_name(self.taps[0], suffix)))
+        names.append(f"upscore{steps[-1].stride}" if names else "upscore")
+        for suffix in [self.heads[head]] if head else self.heads.values():
+            score = cast(nn.Conv2d, getattr(self, self._score_name(self.taps[0], suffix)))
+            for name, step in zip(names, steps, strict=True):
+                shape = (score.out_channels, 1, step.kernel, step.kernel)
+                found.append(Up(name + suffix, shape, step, name == names[-1]))
+        return found
 
     def set_upsampling(self, kind: Upsampling, final: Upsampling | None = None) -> None:
         """Make the upsampling fixed or learned from now on.
@@ -178,24 +180,21 @@ class SkipNet(FCN):
                 ones start bilinear; existing ones keep their values.
             final: of the last step to the image; by default `kind`. The paper learned all others.
 
-        Raises:
-            ValueError: for any other kind.
+        ValueError for any other kind.
         """
         final = kind if final is None else final
         for name, value in (("upsampling", kind), ("final_upsampling", final)):
             if value not in UPSAMPLINGS:
                 raise ValueError(f"{name} must be one of {', '.join(UPSAMPLINGS)}, not {value!r}")
-        steps = self._steps()
-        for suffix in self.heads.values():
-            score, names = self._first_score(suffix), self._upscore_names(suffix)
-            for name, step in zip(names, steps, strict=True):
-                wanted = final if name == names[-1] else kind
-                if wanted == "fixed":
-                    self._modules.pop(name, None)
-                elif (up := self._up(name)) is None or up.dense != (wanted == "dense"):
-                    with torch.device(score.weight.device):
-                        new = Upscore(score.out_channels, step, wanted == "dense")
-                    self.add_module(name, new.to(score.weight))
+        like = next(self.parameters())
+        for up in self.upscores():
+            wanted, now = final if up.final else kind, self._up(up.name)
+            if wanted == "fixed":
+                self._modules.pop(up.name, None)
+            elif now is None or now.dense != (wanted == "dense"):
+                with torch.device(like.device):
+                    new = Upscore(up.shape[0], up.step, wanted == "dense")
+                self.add_module(up.name, new.to(like))
         self.upsampling, self.final_upsampling = kind, final
         settings = {"upsampling": kind, "final_upsampling": final}
         default = {"upsampling": "fixed", "final_upsampling": kind}
@@ -205,16 +204,6 @@ class SkipNet(FCN):
     def _up(self, name: str) -> Upscore | None:
         """The learned upsampling of that name, if it is one."""
         return cast("Upscore | None", self._modules.get(name))
-
-    def fields(self) -> dict[str, ReceptiveField]:
-        """Where the units of the trunk's maps lie, by the name of the map."""
-        found, here, blob = {}, IMAGE, "image"
-        for name in self.trunk:
-            layer = getattr(self, name)
-            here = after(here, layer)
-            blob = name if _names_a_map(layer) else blob
-            found[blob] = here
-        return found
 
     def _steps(self) -> list[Step]:
         """The upsamplings, from one tap to the next finer one and from the last to the image."""
@@ -234,28 +223,21 @@ class SkipNet(FCN):
     def _walk(
         self, trunk: Iterable[str], images: Tensor, wanted: Collection[str]
     ) -> dict[str, Located]:
-        """The wanted maps of a trunk."""
-        found, here, blob = {}, Located(images, IMAGE), "the image"
-        for name in trunk:
-            layer = getattr(self, name)
-            self._check_size(here.x.shape[-2:], blob, name, layer, images.shape[-2:])
+        """The wanted maps of a trunk; rejects a map that a window does not fit into."""
+        found, here, before = {}, Located(images, IMAGE), "the image"
+        for name, layer, blob in self._layers(trunk):
+            window, size = window_of(layer), tuple(here.x.shape[-2:])
+            if window is not None and min(window.out_size(n) for n in size) < 1:
+                why = "" if self.padding is None else f" for a padding of {self.padding}"
+                raise ValueError(
+                    f"an image of {tuple(images.shape[-2:])} is too small{why}: {before} is "
+                    f"{size}, {name} needs {window.kernel} x {window.kernel}"
+                )
             here = Located(layer(here.x), after(here.field, layer))
-            blob = name if _names_a_map(layer) else blob
+            before = blob
             if blob in wanted:
                 found[blob] = here
         return found
-
-    def _check_size(
-        self, size: Sequence[int], blob: str, name: str, layer: nn.Module, image: Sequence[int]
-    ) -> None:
-        """Reject a map that a layer's window does not fit into, before torch does."""
-        window = window_of(layer)
-        if window is not None and min(window.out_size(n) for n in size) < 1:
-            why = "" if self.padding is None else f" for a padding of {self.padding}"
-            raise ValueError(
-                f"an image of {tuple(image)} is too small{why}: {blob} is {tuple(size)}, "
-                f"{name} needs {window.kernel} x {window.kernel}"
-            )
 
     def _score(self, features: Mapping[str, Located], tap: str, suffix: str) -> Located:
         """The scores that one head reads from one map."""
@@ -271,7 +253,7 @@ class SkipNet(FCN):
         features, found = self.features(images), {}
         for head, suffix in self.heads.items():
             if heads is None or head in heads:
-                ups = [self._up(name) for name in self._upscore_names(suffix)]
+                ups = [self._up(up.name) for up in self.upscores(head)]
                 here = self._score(features, self.taps[0], suffix)
                 for tap, up in zip(self.taps[1:], ups, strict=False):
                     here = fuse(here, self._score(features, tap, suffix), self.border, up)

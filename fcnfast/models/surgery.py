@@ -11,22 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .base import FCN, Shape, check_count
+from .base import FCN, Shape, check_count, check_model
 from .table import MODELS, build
 
 # The stages of section 4.2, each trained from the one before.
-STAGES = ("fcn32s", "fcn16s", "fcn8s")
+STAGES = {"fcn32s": "fcn16s", "fcn16s": "fcn8s"}
 
 
 @dataclass(frozen=True)
 class Transplant:
-    """What a transplantation did, by the keys of the state dicts.
-
-    Attributes:
-        copied: tensors of the target that got values.
-        reshaped: those whose shape differs in the source: (from, to).
-        dropped: tensors of the source that the target does not have.
-        untouched: tensors of the target that the source does not have.
+    """What a transplantation did: which of the target's tensors got values, those of another shape
+    in the source (from, to), which of the source were dropped, which of the target untouched.
     """
 
     copied: tuple[str, ...]
@@ -62,18 +57,16 @@ def transplant(
         names: the target's names for layers of the source, such as ``{"classifier.0": "fc6"}``.
         skip: layers of the target that are not changed.
 
-    Returns:
-        What was done.
-
-    Raises:
-        ValueError: when element counts differ, nothing has the same name, or `names` or `skip`
-            hold an unknown layer. Nothing is copied then.
+    ValueError when element counts differ, nothing has the same name, or `names` or `skip` hold an
+    unknown layer. Nothing is copied then.
     """
     given = source.state_dict() if isinstance(source, nn.Module) else dict(source)
     own = target.state_dict(keep_vars=True)
     names = names or {}
-    _check_layers("names", names, given)
-    _check_layers("skip", skip, own)
+    for what, layers, state in (("names", names, given), ("skip", skip, own)):
+        unknown = set(layers) - {key.rpartition(".")[0] for key in state}
+        if unknown:
+            raise ValueError(f"{what}: there is no layer {min(unknown)!r}")
     pairs, dropped = {}, []
     for key, tensor in given.items():
         layer, _, kind = key.rpartition(".")
@@ -101,13 +94,6 @@ def transplant(
     return Transplant(tuple(pairs), reshaped, tuple(dropped), untouched)
 
 
-def _check_layers(what: str, layers: Collection[str], state: Mapping[str, Tensor]) -> None:
-    known = {key.rpartition(".")[0] for key in state}
-    for layer in layers:
-        if layer not in known:
-            raise ValueError(f"{what}: there is no layer {layer!r}")
-
-
 def _like(model: FCN, name: str, num_classes: int) -> FCN:
     """A new net by name, with everything of `model` but its weights."""
     parameter = next(model.parameters())
@@ -117,27 +103,16 @@ def _like(model: FCN, name: str, num_classes: int) -> FCN:
     return new.to(parameter.dtype).train(model.training)
 
 
-def _check_model(model: object) -> None:
-    if not isinstance(model, FCN):
-        raise TypeError(f"model must be a network of fcnfast, not {type(model).__name__}")
-
-
 def refine(model: FCN) -> FCN:
     """The next stage of a net: FCN-16s from FCN-32s, FCN-8s from FCN-16s (section 4.2).
 
-    Layers of the same names are copied. The new skip's scores start at zero and new upsamplings
-    are bilinear. Two bilinear upsamplings are smoother than one, so the first predictions are
-    nearly, not exactly, the coarser net's. The paper trains further at a hundredth of the rate.
-
-    Returns:
-        A new net; `model` is not changed.
-
-    Raises:
-        TypeError: when `model` is not a network of fcnfast.
-        ValueError: for a net without a next stage.
+    A new net: layers of the same names are copied, the new skip's scores start at zero and new
+    upsamplings are bilinear. Two bilinear upsamplings are smoother than one, so the first
+    predictions are nearly, not exactly, the coarser net's. The paper trains further at a hundredth
+    of the rate. TypeError or ValueError for what has no next stage.
     """
-    _check_model(model)
-    for coarse, fine in zip(STAGES[:-1], STAGES[1:], strict=True):
+    check_model(model)
+    for coarse, fine in STAGES.items():
         name = model.name.replace(coarse, fine)
         if coarse in model.name and name in MODELS:
             new = _like(model, name, model.num_classes)
@@ -150,16 +125,10 @@ def refine(model: FCN) -> FCN:
 def expand_score(model: FCN, num_classes: int) -> FCN:
     """The same net with more classes; the scores of the existing ones stay as they are.
 
-    New classes start with zero scores, and bilinear upsampling if it is learned.
-
-    Returns:
-        A new net without a class table; `model` is not changed.
-
-    Raises:
-        TypeError: when `model` is not a network of fcnfast.
-        ValueError: when there would be fewer classes, or the net was not made by name.
+    A new net without a class table. New classes start with zero scores, and bilinear upsampling if
+    it is learned. TypeError or ValueError for fewer classes, or a net that was not made by name.
     """
-    _check_model(model)
+    check_model(model)
     check_count("num_classes", num_classes)
     if num_classes < model.num_classes:
         raise ValueError(f"num_classes must be at least {model.num_classes}, not {num_classes}")
@@ -177,11 +146,8 @@ def expand_score(model: FCN, num_classes: int) -> FCN:
 def expand_input(source: nn.Conv2d, target: nn.Conv2d) -> None:
     """Initialize a first layer from one that takes fewer channels.
 
-    The channels of the source are copied; each further one starts as their mean, as for the depth
-    channel on NYUDv2. The bias is copied.
-
-    Raises:
-        ValueError: when anything but the number of input channels differs, or it is not larger.
+    The source's channels and bias are copied; each further channel starts as their mean, as for the
+    depth on NYUDv2. ValueError when anything else differs, or the target takes no more channels.
     """
     wide, narrow = tuple(target.weight.shape), tuple(source.weight.shape)
     if wide[0] != narrow[0] or wide[2:] != narrow[2:] or wide[1] <= narrow[1]:

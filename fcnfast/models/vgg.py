@@ -41,7 +41,6 @@ class FullyConnected(nn.Conv2d):
 def fully_connected(
     channels: int,
     kernel: int,
-    width: int,
     dropout: float,
     padding: int | None,
     fc6_padding: int,
@@ -55,6 +54,7 @@ def fully_connected(
         raise ValueError("fc6_padding needs padding=None: with a padded canvas fc6 has none")
     if type(fc6_padding) is not int or not 0 <= fc6_padding <= kernel // 2:
         raise ValueError(f"fc6_padding must be 0 to {kernel // 2}, not {fc6_padding!r}")
+    width = FULLY_CONNECTED
     fc6 = FullyConnected(channels, width, kernel, padding=fc6_padding)
     layers: dict[str, nn.Module] = {}
     for number, conv in ((6, fc6), (7, nn.Conv2d(width, width, 1))):
@@ -78,7 +78,7 @@ def vgg16(
             layers[f"relu{name}"] = nn.ReLU(inplace=True)
             channels = width
         layers[f"pool{stage}"] = nn.MaxPool2d(2, ceil_mode=True)
-    return layers | fully_connected(channels, 7, FULLY_CONNECTED, dropout, padding, fc6_padding)
+    return layers | fully_connected(channels, 7, dropout, padding, fc6_padding)
 
 
 class FCNVGG16(SkipNet):
@@ -102,9 +102,8 @@ class FCNVGG16(SkipNet):
         dropout: after fc6 and fc7, elementwise.
         upsampling, final_upsampling: see `set_upsampling`.
 
-    Raises:
-        ValueError: when a number of classes is below 1, the stride is not 32, 16 or 8, at_once is
-            given without stride 8, or no crop fits the padding.
+    ValueError when a number of classes is below 1, the stride is not 32, 16 or 8, at_once is given
+    without stride 8, or no crop fits the padding.
     """
 
     def __init__(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import OrderedDict
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..geometry import Size, as_pair
 from ..models.decoder import single
 from .fields import check_module, trace
 
@@ -20,6 +19,7 @@ _POINTWISE = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh,
     nn.Hardswish, nn.Dropout, nn.Identity,
 )  # fmt: skip
+_WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
 
 def _steps(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -32,43 +32,19 @@ def _steps(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
             yield path, child
 
 
-def _run(steps: list[tuple[str, nn.Module]], x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """The chain's result, and the shape of the map that its first linear layer read."""
-    shape: tuple[int, ...] = ()
-    for _, step in steps:
-        if isinstance(step, nn.Linear) and x.dim() == 4:
-            x = x.flatten(1)
-        if isinstance(step, nn.Flatten):
-            shape = tuple(x.shape[1:])
-        elif not shape and x.dim() == 4:
-            shape_before = tuple(x.shape[1:])
-        x = step(x)
-        if not shape and x.dim() == 2:
-            shape = shape_before
-    return x, shape
+def _on_maps(step: nn.Module, name: str, kernel: tuple[int, ...]) -> nn.Module:
+    """The form on maps of a layer from the first linear one on; `kernel`: what a linear one reads.
 
-
-def _as_convolution(linear: nn.Linear, kernel: tuple[int, int]) -> nn.Conv2d:
-    area = kernel[0] * kernel[1]
-    conv = nn.Conv2d(
-        linear.in_features // area,
-        linear.out_features,
-        kernel,
-        bias=linear.bias is not None,
-        device=linear.weight.device,
-        dtype=linear.weight.dtype,
-    )
-    with torch.no_grad():
-        conv.weight.copy_(linear.weight.view_as(conv.weight))
-        if linear.bias is not None:
-            cast(Tensor, conv.bias).copy_(linear.bias)
-    return conv
-
-
-def _on_maps(step: nn.Module, name: str) -> nn.Module:
-    """The form on maps of a layer after the first linear one."""
+    ValueError if it has none.
+    """
     if isinstance(step, nn.Linear):
-        return _as_convolution(step, (1, 1))
+        with torch.device("meta"):
+            inputs, bias = step.in_features // math.prod(kernel), step.bias is not None
+            conv = nn.Conv2d(inputs, step.out_features, (kernel[0], kernel[1]), bias=bias)
+        state = copy.deepcopy(step.state_dict())
+        state["weight"] = state["weight"].view(conv.weight.shape)
+        conv.load_state_dict(state, assign=True)
+        return conv
     if isinstance(step, nn.BatchNorm1d):
         norm = nn.BatchNorm2d(step.num_features, step.eps, step.momentum, step.affine)
         norm.__dict__.update(copy.deepcopy(step).__dict__)  # weights, averages, their types
@@ -80,21 +56,40 @@ def _on_maps(step: nn.Module, name: str) -> nn.Module:
     raise ValueError(f"{name} ({type(step).__name__}) has no form that acts on maps")
 
 
-def _fixed_pool(pool: nn.Module, size: tuple[int, int], name: str) -> nn.Module | None:
+def _fixed_pool(pool: nn.AdaptiveAvgPool2d, size: tuple[int, ...], name: str) -> nn.Module | None:
     """The fixed pooling that an adaptive one is on maps of `size`; None if it changes nothing."""
-    wanted = cast(nn.AdaptiveAvgPool2d, pool).output_size
-    pair = wanted if isinstance(wanted, tuple) else (wanted, wanted)
-    out = [n if w is None else w for n, w in zip(size, pair, strict=True)]
-    if out == list(size):
+    wanted = pool.output_size if isinstance(pool.output_size, tuple) else (pool.output_size,) * 2
+    out = tuple(n if w is None else w for n, w in zip(size, wanted, strict=True))
+    if out == size:
         return None
     if any(n % w for n, w in zip(size, out, strict=True)):
-        pools = f"{name} pools {size} to {tuple(out)}"
-        raise ValueError(f"{pools}: not a fixed window at other sizes")
+        raise ValueError(f"{name} pools {size} to {out}: not a fixed window at other sizes")
     window = (size[0] // out[0], size[1] // out[1])
-    return nn.AvgPool2d(window, stride=window if out != [1, 1] else 1)
+    return nn.AvgPool2d(window, stride=window if out != (1, 1) else 1)
 
 
-def convolutionalize(classifier: nn.Module, input_size: int | tuple[int, int]) -> nn.Sequential:
+def _chain(steps: list[tuple[str, nn.Module]], x: Tensor) -> tuple[nn.Sequential, Tensor]:
+    """The layers on maps, and what the original ones make of `x`, one after another."""
+    result, maps = nn.Sequential(), True
+    for name, step in steps:
+        if x.dim() == 4:
+            shape = tuple(x.shape[1:])
+        made: nn.Module | None = None
+        if isinstance(step, nn.Linear) or not maps:
+            made = _on_maps(step, name, shape[1:] if maps else (1, 1))
+            x = x.flatten(1) if maps else x
+            maps = False
+        elif isinstance(step, nn.AdaptiveAvgPool2d):
+            made = _fixed_pool(step, shape[1:], name)
+        elif not isinstance(step, nn.Flatten):
+            made = copy.deepcopy(step)
+        if made is not None:
+            result.add_module(name.replace(".", "_"), made)
+        x = step(x)
+    return result, x
+
+
+def convolutionalize(classifier: nn.Module, input_size: Size) -> nn.Sequential:
     """A classifier as a fully convolutional network (section 3.1 of the paper).
 
     Its fully connected layers become convolutions, the first with a kernel as large as its map.
@@ -106,55 +101,31 @@ def convolutionalize(classifier: nn.Module, input_size: int | tuple[int, int]) -
             order, flattened before the first linear layer); copied, not changed.
         input_size: (H, W) of the images that it was trained on.
 
-    Raises:
-        TypeError: when `classifier` is not a network.
-        ValueError: when it does more than run its children in order, has no linear layer, or a
-            layer has no form on maps.
+    TypeError when `classifier` is not a network; ValueError when it does more than run its children
+    in order, has no linear layer, or a layer has no form on maps.
     """
     check_module("classifier", classifier)
-    size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     steps = list(_steps(classifier))
-    first = next((i for i, (_, s) in enumerate(steps) if isinstance(s, nn.Linear)), None)
-    if first is None:
+    if not any(isinstance(step, nn.Linear) for _, step in steps):
         raise ValueError("the classifier has no linear layer to turn into a convolution")
-    parameter = next(classifier.parameters())
-    convs = [m for m in classifier.modules() if isinstance(m, nn.Conv2d)]
-    channels = convs[0].in_channels if convs else 3
-    mode = classifier.training
+    parameter, mode = next(classifier.parameters()), classifier.training
+    channels = next((m.in_channels for m in classifier.modules() if isinstance(m, nn.Conv2d)), 3)
+    shape = (2, channels, *as_pair(input_size, "input_size"))
+    x = torch.rand(shape, dtype=parameter.dtype, device=parameter.device)
     classifier.eval()
     try:
-        x = torch.rand(2, channels, *size, dtype=parameter.dtype, device=parameter.device)
         with torch.no_grad():
-            try:
-                found, shape = _run(steps, x)
-                same = torch.equal(found, classifier(x))
-            except RuntimeError as error:
-                raise ValueError(f"the layers do not fit one after another: {error}") from error
-        if not same:
-            raise ValueError(
-                f"{type(classifier).__name__} does more than run its layers one after another"
-            )
-        result: OrderedDict[str, nn.Module] = OrderedDict()
-        with torch.no_grad():
-            for i, (name, step) in enumerate(steps):
-                key = name.replace(".", "_")
-                if isinstance(step, nn.Flatten):
-                    continue
-                if i == first:
-                    result[key] = _as_convolution(cast(nn.Linear, step), (shape[1], shape[2]))
-                elif i > first:
-                    result[key] = _on_maps(step, name)
-                elif isinstance(step, nn.AdaptiveAvgPool2d):
-                    pool = _fixed_pool(step, (x.shape[2], x.shape[3]), name)
-                    if pool is not None:
-                        result[key] = pool
-                else:
-                    result[key] = copy.deepcopy(step)
-                if i < first:
-                    x = step(x)
+            result, found = _chain(steps, x)
+            same = torch.equal(found, classifier(x))
+    except RuntimeError as error:
+        raise ValueError(f"the layers do not fit one after another: {error}") from error
     finally:
         classifier.train(mode)
-    return nn.Sequential(result)
+    if not same:
+        raise ValueError(
+            f"{type(classifier).__name__} does more than run its layers one after another"
+        )
+    return result.train(mode)
 
 
 class _DilatedAvgPool(nn.Module):
@@ -170,8 +141,8 @@ class _DilatedAvgPool(nn.Module):
         return F.conv2d(x, weight, padding=self.padding, dilation=self.dilation, groups=channels)
 
 
-def _rarefied(module: nn.Module, name: str, rate: int, unstrided: bool) -> nn.Module:
-    """A layer with its taps `rate` times as far apart; without its stride if `unstrided`."""
+def _dilated(module: nn.Module, name: str, rate: int) -> nn.Module:
+    """A layer with its taps `rate` times as far apart: itself, or another in its place."""
     if isinstance(module, nn.Conv2d):
         if isinstance(module.padding, str):
             raise ValueError(f"{name} pads {module.padding!r}: give the padding as a number")
@@ -179,25 +150,17 @@ def _rarefied(module: nn.Module, name: str, rate: int, unstrided: bool) -> nn.Mo
         module.padding = tuple(rate * p for p in module.padding)
         twice = [p for p in reversed(module.padding) for _ in range(2)]
         module._reversed_padding_repeated_twice = twice  # what other padding modes read
-        module.stride = (1, 1) if unstrided else module.stride
     elif isinstance(module, nn.MaxPool2d):
-        stride = module.stride
         module.dilation = rate * single(module.dilation, f"{name}.dilation")
         module.padding = rate * single(module.padding, f"{name}.padding")
-        module.stride = 1 if unstrided else stride
-        if unstrided:
-            module.ceil_mode = False  # no window is cut at stride 1
-    elif isinstance(module, nn.AvgPool2d):
-        if rate == 1:
-            module.stride = 1 if unstrided else module.stride
-        elif not unstrided and single(module.stride, f"{name}.stride") != 1:
+    elif isinstance(module, nn.AvgPool2d) and rate > 1:
+        if single(module.stride, f"{name}.stride") != 1:
             raise ValueError(f"{name}: an average pooling cannot keep its stride and be dilated")
-        else:
-            kernel = single(module.kernel_size, f"{name}.kernel_size")
-            padding = rate * single(module.padding, f"{name}.padding")
-            if padding and not module.count_include_pad:
-                raise ValueError(f"{name} excludes its padding from the mean: no dilated form")
-            return _DilatedAvgPool(kernel, rate, padding)
+        padding = rate * single(module.padding, f"{name}.padding")
+        if padding and not module.count_include_pad:
+            raise ValueError(f"{name} excludes its padding from the mean: no dilated form")
+        kernel = single(module.kernel_size, f"{name}.kernel_size")
+        return _DilatedAvgPool(kernel, rate, padding)
     return module
 
 
@@ -208,40 +171,33 @@ def rarefy(model: nn.Module, layer: str | None = None) -> nn.Module:
     (section 3.2). The result of a network of stride f becomes f times as fine; every f-th value is
     unchanged, also at the borders if nothing is padded.
 
-    Args:
-        model: any network of convolutions and poolings; copied, not changed.
-        layer: the dotted name of the layer whose stride is removed; None for all layers.
-
-    Raises:
-        ValueError: when there is no such layer, it has no stride, or a layer cannot be dilated.
+    `model` may be any network of convolutions and poolings; it is copied. `layer` is the dotted
+    name of the layer whose stride is removed; None for all layers. ValueError when there is no such
+    layer, it has no stride, or a layer cannot be dilated.
     """
     before = {seen.name: seen for seen in trace(model).layers}
     if layer is not None:
         trace(model).layer(layer)  # raises with the nearest names
-    result = copy.deepcopy(model)
-    removed = 0
-    for name, module in list(result.named_modules()):
-        if isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)) and layer in (None, name):
-            stride = single(module.stride, f"{name}.stride")
-            if stride > 1:
-                removed += 1
-                module.stride = (1, 1) if isinstance(module, nn.Conv2d) else 1
+    result, removed = copy.deepcopy(model), 0
+    windows = [(name, m) for name, m in result.named_modules() if isinstance(m, _WINDOWS)]
+    for name, module in windows:
+        if layer in (None, name) and single(module.stride, f"{name}.stride") > 1:
+            removed += 1
+            module.stride = (1, 1) if isinstance(module, nn.Conv2d) else 1
+            if isinstance(module, nn.MaxPool2d):
+                module.ceil_mode = False  # no window is cut at stride 1
     if layer is not None and not removed:
         raise ValueError(f"{layer} has no stride to remove")
     # The strides removed before a layer are the dilation of its taps.
     after = {seen.name: seen for seen in trace(result).layers}
-    for name, module in list(result.named_modules()):
-        if not isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
-            continue
+    for name, module in windows:
         was, now = before[name].given, after[name].given
         if was is None or now is None:
             raise ValueError(f"{name} does not read a map of the image")
-        rate = int(was.stride / now.stride)
-        original = model.get_submodule(name)
-        gone = original.stride != module.stride
-        changed = _rarefied(copy.deepcopy(original), name, rate, gone)
-        parent, _, key = name.rpartition(".")
-        setattr(result.get_submodule(parent), key, changed)
+        changed = _dilated(module, name, int(was.stride / now.stride))
+        if changed is not module:
+            parent, _, key = name.rpartition(".")
+            setattr(result.get_submodule(parent), key, changed)
     return result
 
 
@@ -250,16 +206,11 @@ def shift_and_stitch(model: nn.Module, images: Tensor) -> Tensor:
 
     Equal to those of ``rarefy(model)``, except at borders that the network pads.
 
-    Args:
-        model: a network with one output, N x K x h x w.
-        images: N x C x H x W.
+    The network gives N x K x h x w for images N x C x H x W; the result is
+    N x K x (H - F + 1) x (W - F + 1) if it pads nothing and has a receptive field of F.
 
-    Returns:
-        N x K x (H - F + 1) x (W - F + 1) for a network without padding and a receptive field F.
-
-    Raises:
-        TypeError: when `model` is not a network or `images` is not a tensor.
-        ValueError: when `images` is not 4-D or too small, or the output stride is fractional.
+    TypeError when `model` is not a network or `images` is not a tensor; ValueError when `images` is
+    not 4-D or too small, or the output stride is fractional.
     """
     check_module("model", model)
     if not isinstance(images, Tensor):

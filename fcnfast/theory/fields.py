@@ -7,8 +7,7 @@ so skips, branches and functions outside of modules count.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..geometry import ReceptiveField, SamplingGrid
+from ..geometry import ReceptiveField, SamplingGrid, Size, as_pair
 from ..models.base import FCN
 from ..models.decoder import single
+from ..ops._checks import unpacked
 
 # Large enough for the fields of the paper's networks; nothing is computed, so it costs nothing.
 INPUT_SIZE = 1024
@@ -29,16 +29,11 @@ INPUT_SIZE = 1024
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as a network ran it.
+    """A layer as a network ran it: its dotted name, its class, and how many parameters it has.
 
-    Attributes:
-        name: dotted, as in the network's state dict.
-        kind: its class.
-        shape: of its result, without the batch: channels x height x width.
-        field: receptive field, stride and offset of its units; None where the map has no place
-            on the image, as after global pooling.
-        parameters: how many it has of its own.
-        given: the field of its input.
+    shape: of its result, without the batch: channels x height x width. field, given: of the units
+    of its result and of its input; None where the map has no place on the image, as after global
+    pooling.
     """
 
     name: str
@@ -51,12 +46,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Trace:
-    """A network's layers in the order in which it ran them, and its outputs' fields.
+    """A network's layers (leaf modules) in the order in which it first ran them.
 
-    Attributes:
-        layers: the leaf modules, each at its first run.
-        outputs: the field of every output that is a map, by its key ("" for a single tensor).
-        macs: multiply-accumulates of all convolutions and matrix products.
+    outputs: the field of every output that is a map, by its key ("" for a single tensor). macs:
+    multiply-accumulates of all convolutions and matrix products.
     """
 
     layers: tuple[Layer, ...]
@@ -73,12 +66,12 @@ class Trace:
         raise ValueError(f"the network ran no layer {name!r}{hint}")
 
 
-def _sampled(field: ReceptiveField, num: int, off: int, den: int) -> ReceptiveField:
-    """After bilinear sampling at (num y + off) / den: each output reads two units."""
+def _sampled(field: ReceptiveField, grid: SamplingGrid) -> ReceptiveField:
+    """After bilinear sampling: each output reads two units."""
     reach = field.stride.numerator // field.stride.denominator
-    step, start = Fraction(num, den), Fraction(off, den)
-    offset = field.offset + field.stride * start
-    return ReceptiveField(field.size + reach, field.stride * step, offset)
+    offset = field.offset + field.stride * Fraction(grid.off[0], grid.den[0])
+    step = field.stride * Fraction(grid.num[0], grid.den[0])
+    return ReceptiveField(field.size + reach, step, offset)
 
 
 def _union(fields: Sequence[ReceptiveField]) -> ReceptiveField:
@@ -102,12 +95,12 @@ def _convolution(field: ReceptiveField, args: Sequence[Any]) -> ReceptiveField:
 
 
 def _pooling(field: ReceptiveField, args: Sequence[Any], dilated: bool) -> ReceptiveField:
-    kernel = single(args[1], "window")
     # Trailing arguments may be missing; a stride of [] is the window's size.
-    stride = single(args[2], "stride") if len(args) > 2 and args[2] else kernel
-    padding = single(args[3], "padding") if len(args) > 3 else 0
-    dilation = single(args[4], "dilation") if dilated and len(args) > 4 else 1
-    return field.conv(kernel, stride, padding, dilation)
+    defaults: tuple[Any, ...] = ((), 0, 1)
+    _, window, stride, padding, dilation, *_ = (*args, *defaults[len(args) - 2 :])
+    settings = {"window": window, "stride": stride or window, "padding": padding}
+    settings["dilation"] = dilation if dilated else 1
+    return field.conv(*(single(value, name) for name, value in settings.items()))
 
 
 def _resized(field: ReceptiveField, x: Tensor, out: Tensor, args: Sequence[Any]) -> ReceptiveField:
@@ -115,7 +108,7 @@ def _resized(field: ReceptiveField, x: Tensor, out: Tensor, args: Sequence[Any])
     scales = [s for s in args[3:5] if s is not None]
     given: Any = {"scale_factor": scales} if scales and not args[2] else {"size": out.shape[2:]}
     grid = SamplingGrid.resize(x.shape[2:], align_corners=args[2], **given)
-    return _sampled(field, grid.num[0], grid.off[0], grid.den[0])
+    return _sampled(field, grid)
 
 
 class _Watch(TorchDispatchMode):
@@ -162,38 +155,18 @@ class _Watch(TorchDispatchMode):
             if name.endswith(("constant_pad_nd", "reflection_pad2d", "replication_pad2d")):
                 return field.crop(-args[1][2]) if len(args[1]) > 2 else field
             if name == "fcnfast::upsample":
-                grid = args[1]
-                return _sampled(field, grid[4], grid[6], grid[8])
+                return _sampled(field, unpacked(args[1], args[2]))
             if name == "fcnfast::deconv":
-                kernel = single(args[1].shape[2:], "kernel")
-                return field.deconv(kernel, args[2], args[3][0])
-            if name == "fcnfast::upsample_crop_add":
-                grid, skip = args[2], self.get(args[1])
-                field = _sampled(field, grid[4], grid[6], grid[8])
-                return field if skip is None else _union([field, skip.crop(args[4][0])])
-            if name == "fcnfast::crop_add":
-                skip = self.get(args[1])
-                return field if skip is None else _union([field, skip.crop(args[2][0])])
+                return field.deconv(single(args[1].shape[2:], "kernel"), args[2], args[3][0])
+            if name in ("fcnfast::upsample_crop_add", "fcnfast::crop_add"):
+                if name == "fcnfast::upsample_crop_add":
+                    field = _sampled(field, unpacked(args[2], args[3]))
+                skip, crop = self.get(args[1]), args[-1][0]
+                return field if skip is None else _union([field, skip.crop(crop)])
         # An operation that keeps the last two axes acts on each unit by itself.
         maps = [x for x in tree_leaves(args) if id(x) in self.known]
         fields = [self.known[id(x)][1] for x in maps if x.shape[-2:] == out.shape[-2:]]
         return _union(fields) if fields else None
-
-
-@contextmanager
-def _ready(model: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
-    """Temporarily put a network into evaluation mode, with a hook on every leaf module."""
-    modes = {module: module.training for module in model.modules()}
-    leaves = ((n, m) for n, m in model.named_modules() if next(m.children(), None) is None)
-    handles = [module.register_forward_hook(partial(hook, name)) for name, module in leaves]
-    model.eval()
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def check_module(name: str, value: object) -> None:
@@ -202,9 +175,7 @@ def check_module(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a torch.nn.Module, not {value!r}")
 
 
-def trace(
-    model: nn.Module, input_size: int | tuple[int, int] = INPUT_SIZE, *, channels: int | None = None
-) -> Trace:
+def trace(model: nn.Module, input_size: Size = INPUT_SIZE, *, channels: int | None = None) -> Trace:
     """Run a network on an image without data and record the receptive field of each layer.
 
     Args:
@@ -212,14 +183,13 @@ def trace(
         input_size: (H, W) of the image. Fields do not depend on it, shapes and MACs do.
         channels: C; by default those of an fcnfast network, else of the first convolution, else 3.
 
-    Raises:
-        TypeError: when `model` is not a network.
-        ValueError: for kernels that are not square, or combined maps of different strides.
+    TypeError when `model` is not a network; ValueError for kernels that are not square, or combined
+    maps of different strides.
     """
     check_module("model", model)
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton
 
-    size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    size = as_pair(input_size, "input_size")
     own = (*model.named_parameters(), *model.named_buffers())
     state = {name: x.detach().to("meta") for name, x in own}
     dtype = next((x.dtype for x in state.values() if x.is_floating_point()), None)
@@ -238,8 +208,18 @@ def trace(
         layers[name] = Layer(name, kind, shape, watch.get(result), count, read)
 
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), _ready(model, seen), counter, watch:
-        outputs = torch.func.functional_call(model, state, (images,))
+    modes = {module: module.training for module in model.modules()}
+    leaves = [(n, m) for n, m in model.named_modules() if next(m.children(), None) is None]
+    handles = [module.register_forward_hook(partial(seen, name)) for name, module in leaves]
+    model.eval()
+    try:
+        with torch.no_grad(), counter, watch:
+            outputs = torch.func.functional_call(model, state, (images,))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
     named = outputs if isinstance(outputs, dict) else {"": outputs}
     fields = {key: watch.get(value) for key, value in named.items()}
     known = {key: field for key, field in fields.items() if field is not None}
@@ -253,9 +233,8 @@ def receptive_field(model: nn.Module, layer: str | None = None) -> ReceptiveFiel
     and 907 pixels for AlexNet, VGG-16 and GoogLeNet, all at stride 32. The output has stride 1,
     and a field that is larger by one stride of the scores.
 
-    Raises:
-        TypeError: when `model` is not a network.
-        ValueError: when there is no such layer, or its result has no place on the image.
+    TypeError when `model` is not a network; ValueError when there is no such layer, or its result
+    has no place on the image.
     """
     seen = trace(model)
     if layer is not None:

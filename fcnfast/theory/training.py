@@ -19,21 +19,15 @@ def stacked_deconvolutions(
     the pixel centers of `SamplingGrid.resize` (section 3.3 of the paper).
 
     Args:
-        channels: C.
-        strides: the factor s of each deconvolution, at least 2.
+        channels, strides: C, and the factor s of each deconvolution, at least 2.
         activation: makes the layer between two of them, such as ``nn.PReLU``. (A ReLU blocks
             negative scores at first: shift them.)
 
-    Raises:
-        TypeError: when channels or a stride is not an integer, or strides is not a sequence.
-        ValueError: when strides is empty or has one below 2, or channels is not positive.
+    TypeError when channels or a stride is not an integer, or strides is not a sequence; ValueError
+    when strides is empty or has one below 2, or channels is not positive.
     """
-    if type(channels) is not int:
-        raise TypeError(f"channels must be an integer, not {channels!r}")
     if not isinstance(strides, Sequence) or any(type(stride) is not int for stride in strides):
         raise TypeError(f"strides must be a sequence of integers such as (2, 2), not {strides!r}")
-    if channels < 1:
-        raise ValueError(f"channels must be positive, not {channels}")
     if not strides or min(strides) < 2:
         raise ValueError(f"strides must be 2 or more each, and at least one, not {list(strides)}")
     layers: list[nn.Module] = []
@@ -59,19 +53,14 @@ def sample_patches(
     times the full one; for batches of the same effective size use 1 / `p` times as many images.
 
     Args:
-        target: N x H x W labels.
+        target: N x H x W labels; the result is a new tensor of the same dtype.
         p: in (0, 1].
         cell: height and width in pixels; the network's stride gives the cells of its last layer.
         generator: on the target's device; torch's default when None.
         ignore_index: the label that the loss ignores.
 
-    Returns:
-        A new N x H x W target of the same dtype.
-
-    Raises:
-        TypeError: when the target is not an integer tensor.
-        ValueError: when the target is not 3-D, p or cell is out of range, or the dtype cannot hold
-            ignore_index.
+    TypeError when the target is not an integer tensor; ValueError when the target is not 3-D, p or
+    cell is out of range, or the dtype cannot hold ignore_index.
     """
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"target must hold integer labels, not {target.dtype}")

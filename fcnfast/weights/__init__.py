@@ -7,7 +7,6 @@ from .files import (
     WeightsMeta,
     bundled_path,
     open_weights,
-    read_weights,
     write_weights,
 )
 from .stored import Stored
@@ -20,7 +19,6 @@ __all__ = [
     "WeightsMeta",
     "bundled_path",
     "open_weights",
-    "read_weights",
     "recognize",
     "write_weights",
 ]

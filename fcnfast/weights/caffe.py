@@ -1,6 +1,7 @@
-"""Caffe's binary models (``.caffemodel``), read from the protobuf wire format.
+"""Caffe's models: binary ones (``.caffemodel``), and in HDF5 (``.caffemodel.h5``).
 
-Read by hand rather than with the protobuf package, which needs Caffe's schema and copies every
+HDF5 has a group ``data`` with one group for each layer. The binary ones are protobuf's wire format,
+read by hand rather than with the protobuf package, which needs Caffe's schema and copies every
 number into objects of its own. Field numbers are those of Caffe's schema. Its three generations
 differ in where a layer keeps its name and its blobs: ``layer`` (V2), ``layers`` (V1), and
 ``layers`` around a ``layer`` (V0).
@@ -11,15 +12,22 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import WeightsError
-from .stored import Stored
+from .stored import Stored, reading
+
+Shape = tuple[int, ...]
+# A blob's shape, and its numbers as they lie in the file.
+_Blob = tuple[Shape, list[np.ndarray]]
+
+HDF5_MARK = b"\x89HDF\r\n\x1a\n"
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
@@ -30,9 +38,9 @@ _NET_BYTES, _NET_VARINT = (1, 2, 3, 4, 6, 8, 100), (4, 5, 7)
 _LAYERS = {2: (4, 6), 100: (1, 7)}
 # A blob's numbers by their field: type, and the wire type of one that is not packed.
 _NUMBERS = {5: ("<f4", FIXED32), 8: ("<f8", FIXED64)}
+_OTHER = "not a weights file that fcnfast reads (safetensors, PyTorch, Caffe or HDF5)"
+_OTHER_MESSAGE = "a protobuf message, but not a Caffe model: it holds no layers with weights"
 _LEGACY_DIMS = (1, 2, 3, 4)  # num, channels, height, width
-# How many unpacked numbers are scanned in one go.
-_BLOCK = 1 << 16
 
 
 class _Field(NamedTuple):
@@ -45,19 +53,8 @@ class _Field(NamedTuple):
     end: int
 
 
-class _Blob(NamedTuple):
-    """A blob's shape, and its numbers as they lie in the file."""
-
-    shape: tuple[int, ...]
-    runs: list[np.ndarray]
-
-
 class _BrokenError(Exception):
     """This is not a protobuf message; the argument is the byte that shows it."""
-
-
-class NotCaffeError(Exception):
-    """The file holds no Caffe network; the argument tells if it is a protobuf message at all."""
 
 
 def read_caffe(path: Path) -> tuple[dict[str, Stored], list[str]]:
@@ -68,14 +65,13 @@ def read_caffe(path: Path) -> tuple[dict[str, Stored], list[str]]:
         on for what follows, with the shapes in the file: a vector may be (1, 1, 1, N). Then the
         names of all layers, in order.
 
-    Raises:
-        NotCaffeError: the file seems to be something else.
-        WeightsError: the file is cut or damaged, or a blob's shape does not fit its numbers.
+    WeightsError when the file seems to be something else, is cut or damaged, or a blob's shape does
+    not fit its numbers.
     """
     with open(path, "rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if all(byte >= 32 or byte in b"\t\n\f\r" for byte in data[:512]):  # text can parse as messages
-        raise NotCaffeError(False)
+        raise WeightsError(f"{path}: {_OTHER}")
     fields: list[_Field] = []
     broken = None
     try:
@@ -83,59 +79,59 @@ def read_caffe(path: Path) -> tuple[dict[str, Stored], list[str]]:
             fields.append(field)
     except _BrokenError:
         broken = fields[-1].end if fields else 0
-    for field in fields:
-        known = {BYTES: _NET_BYTES, VARINT: _NET_VARINT}.get(field.wire, ())
-        if field.number in (*_NET_BYTES, *_NET_VARINT) and field.number not in known:
-            raise NotCaffeError(broken is None)
+    of_net = [field for field in fields if field.number in (*_NET_BYTES, *_NET_VARINT)]
+    for field in of_net:
+        if field.number not in {BYTES: _NET_BYTES, VARINT: _NET_VARINT}.get(field.wire, ()):
+            raise WeightsError(f"{path}: {_OTHER_MESSAGE if broken is None else _OTHER}")
     if broken is not None:
-        begins = data[broken : broken + 1] == b"\x12" or data[broken : broken + 2] == b"\xa2\x06"
-        if not (begins or any(f.number in (*_NET_BYTES, *_NET_VARINT) for f in fields)):
-            raise NotCaffeError(False)
+        if not (of_net or data[broken : broken + 2].startswith((b"\x12", b"\xa2\x06"))):
+            raise WeightsError(f"{path}: {_OTHER}")
         raise WeightsError(
             f"{path}: a Caffe model that is cut or damaged: the file ends inside what begins at "
             f"byte {broken}, or that is not a layer"
         )
-    layers = [field for field in fields if field.number in _LAYERS]
-    tensors, names = _tensors(path, data, layers)
-    if not tensors:
-        raise NotCaffeError(True)
-    if len({field.number for field in layers}) > 1:
-        raise WeightsError(f"{path}: damaged Caffe model: it has both 'layer' and 'layers'")
-    return tensors, names
+    return _tensors(path, data, fields)
 
 
 def _tensors(
-    path: Path, data: mmap.mmap, layers: list[_Field]
+    path: Path, data: mmap.mmap, fields: list[_Field]
 ) -> tuple[dict[str, Stored], list[str]]:
+    """The blobs of all layers, and the layers' names."""
     tensors: dict[str, Stored] = {}
     names: list[str] = []
-    for field in layers:
+    damaged = f"{path}: damaged Caffe model"
+    for field in fields:
+        if field.number not in _LAYERS:
+            continue
         try:
             name, blobs = _layer(data, field, *_LAYERS[field.number])
         except _BrokenError as error:
             if not tensors:
-                raise NotCaffeError(True) from None
-            what = f"damaged Caffe model: no layer can be read at byte {error}"
-            raise WeightsError(f"{path}: {what}") from None
+                raise WeightsError(f"{path}: {_OTHER_MESSAGE}") from None
+            raise WeightsError(f"{damaged}: no layer can be read at byte {error}") from None
         names.append(name)
         if blobs and f"{name}.weight" in tensors:
             raise WeightsError(f"{path}: two of its layers are called {name!r}")
-        for index, blob in enumerate(blobs):
-            key = f"{name}.{('weight', 'bias')[index] if index < 2 else index}"
-            count = sum(run.size for run in blob.runs)
-            if math.prod(blob.shape) != count:
-                what = f"{key!r} has the shape {blob.shape}, but holds {count} numbers"
-                raise WeightsError(f"{path}: damaged Caffe model: {what}")
-            tensors[key] = _stored(blob)
+        for index, (shape, runs) in enumerate(blobs):
+            key, count = blob_name(name, index), sum(run.size for run in runs)
+            if math.prod(shape) != count:
+                what = f"{key!r} has the shape {shape}, but holds {count} numbers"
+                raise WeightsError(f"{damaged}: {what}")
+            tensors[key] = Stored(shape, partial(_joined, shape, runs))
+    if not tensors:
+        raise WeightsError(f"{path}: {_OTHER_MESSAGE}")
+    if len({field.number for field in fields} & _LAYERS.keys()) > 1:
+        raise WeightsError(f"{damaged}: it has both 'layer' and 'layers'")
     return tensors, names
 
 
-def _stored(blob: _Blob) -> Stored:
-    def read() -> Tensor:
-        flat = np.concatenate([np.empty(0, "f4"), *blob.runs])
-        return torch.from_numpy(flat).view(blob.shape)
+def blob_name(layer: str, index: int) -> str:
+    """What a blob of a layer is called: its first and second are weight and bias."""
+    return f"{layer}.{('weight', 'bias')[index] if index < 2 else index}"
 
-    return Stored(blob.shape, read)
+
+def _joined(shape: Shape, runs: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.empty(0, "f4"), *runs])).view(shape)
 
 
 def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[_Field]:
@@ -187,7 +183,7 @@ def _layer(
 
 def _blob(data: mmap.mmap, blob: _Field) -> _Blob:
     """Read a blob's shape and find its numbers: in double precision, if it has those."""
-    shape: tuple[int, ...] = ()
+    shape: Shape = ()
     legacy: dict[int, int] = {}
     runs: dict[int, list[np.ndarray]] = {5: [], 8: []}
     at = blob.start
@@ -196,47 +192,95 @@ def _blob(data: mmap.mmap, blob: _Field) -> _Blob:
         at = field.end
         if field.number in _NUMBERS:
             kind, single = _NUMBERS[field.number]
+            size = np.dtype(kind).itemsize
             if field.wire == BYTES:
-                count, rest = divmod(field.end - field.start, np.dtype(kind).itemsize)
+                count, rest = divmod(field.end - field.start, size)
                 if rest:
                     raise _BrokenError(field.start)
                 runs[field.number].append(np.frombuffer(data, kind, count, field.start))
-            elif field.wire == single:
-                run = _unpacked(data, field.start, blob.end, kind)
+            elif field.wire == single:  # not packed: each number follows the same one-byte tag
+                most = (blob.end - field.start + 1) // (size + 1)
+                pairs = np.frombuffer(data, [("tag", "u1"), ("value", kind)], most, field.start - 1)
+                other = np.flatnonzero(pairs["tag"] != data[field.start - 1])
+                run = pairs["value"][: other[0] if other.size else most]
                 runs[field.number].append(run)
-                at = field.start - 1 + run.size * run.strides[0]
+                at = field.start - 1 + run.size * (size + 1)
         elif field.number == 7 and field.wire == BYTES:
             shape = _dims(data, field)
         elif field.number in _LEGACY_DIMS and field.wire == VARINT:
             legacy[field.number] = field.value
     if legacy:
         shape = tuple(legacy.get(number, 0) for number in _LEGACY_DIMS)
-    return _Blob(shape, runs[8] if any(run.size for run in runs[8]) else runs[5])
+    return shape, runs[8] if any(run.size for run in runs[8]) else runs[5]
 
 
-def _dims(data: mmap.mmap, field: _Field) -> tuple[int, ...]:
+def _dims(data: mmap.mmap, field: _Field) -> Shape:
     """Read a BlobShape: field 1, packed or not."""
     dims: list[int] = []
     for dim in _fields(data, field.start, field.end):
-        if dim.number == 1 and dim.wire == VARINT:
-            dims.append(dim.value)
-        elif dim.number == 1 and dim.wire == BYTES:
-            at = dim.start
-            while at < dim.end:
-                value, at = _varint(data, at, dim.end)
-                dims.append(value)
+        at = dim.start
+        while dim.number == 1 and dim.wire in (VARINT, BYTES) and at < dim.end:
+            value, at = _varint(data, at, dim.end)
+            dims.append(value)
     return tuple(dims)
 
 
-def _unpacked(data: mmap.mmap, start: int, end: int, kind: str) -> np.ndarray:
-    """The consecutive numbers from `start` on, each preceded by the same one-byte tag."""
-    step, tag, count = np.dtype(kind).itemsize + 1, data[start - 1], 0
-    most = (end - start + 1) // step
-    while count < most:
-        block = min(_BLOCK, most - count)
-        tags = np.ndarray((block,), np.uint8, data, start - 1 + count * step, (step,))
-        other = np.flatnonzero(tags != tag)
-        count += int(other[0]) if other.size else block
-        if other.size:
-            break
-    return np.ndarray((count,), kind, data, start, (step,))
+def is_hdf5(path: Path) -> bool:
+    """Tell whether the file has HDF5's mark at a permitted offset: 0, 512, 1024, ..."""
+    size, offset = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        while offset < size:
+            file.seek(offset)
+            if file.read(len(HDF5_MARK)) == HDF5_MARK:
+                return True
+            offset = max(512, 2 * offset)
+    return False
+
+
+def open_hdf5(path: Path) -> Any:
+    """Open the file with h5py; WeightsError if it is damaged, or h5py is not installed."""
+    try:
+        import h5py
+    except ImportError as error:
+        install = "pip install 'fcnfast[caffe]'"
+        raise WeightsError(f"{path}: an HDF5 file, which needs h5py: {install}") from error
+    with reading(path, "a cut or damaged HDF5 file"):
+        return h5py.File(path, "r")
+
+
+def read_hdf5(path: Path, file: Any) -> dict[str, Stored]:
+    """Find the blobs of all layers in an open file of `open_hdf5`, named as in `read_caffe`.
+
+    WeightsError if the file is damaged, or holds no Caffe model.
+    """
+    tensors: dict[str, Stored] = {}
+
+    def visit(name: str, member: Any) -> None:
+        # Layer names may hold slashes, which HDF5 turns into nested groups.
+        layer, _, blob = name.removeprefix("data/").rpartition("/")
+        if layer and name.startswith("data/") and blob.isdecimal() and hasattr(member, "dtype"):
+            key = blob_name(layer, int(blob))
+            tensors[key] = _stored(path, key, member)
+
+    with reading(path, "damaged HDF5 file"):
+        file.visititems(visit)  # links, which may lead out of the file, are not followed
+    if not tensors:
+        what = "an HDF5 file, but not a Caffe model: there are no layers in its group 'data'"
+        raise WeightsError(f"{path}: {what}")
+    return tensors
+
+
+def _stored(path: Path, key: str, dataset: Any) -> Stored:
+    if dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (2, 4, 8):
+        raise WeightsError(f"{path}: {key!r} holds {dataset.dtype}, not weights")
+    if dataset.is_virtual or dataset.external:
+        raise WeightsError(f"{path}: {key!r} lies in another file, which is not read")
+    shape = tuple(int(n) for n in dataset.shape)
+
+    def read() -> Tensor:
+        if dataset.size and not dataset.id.get_storage_size():  # h5py would give zeros
+            raise WeightsError(f"{path}: {key!r} of shape {shape} has no data in the file")
+        with reading(path, f"{key!r} cannot be read"):
+            return torch.from_numpy(np.asarray(dataset[()], dataset.dtype.newbyteorder("=")))
+
+    return Stored(shape, read)

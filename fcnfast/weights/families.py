@@ -7,8 +7,10 @@ brings its own preprocessing, since a network computes nonsense with any other.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
+import mmap
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,19 +21,8 @@ import torch
 
 from ..errors import WeightsError
 from .files import WeightsFile
+from .preprocessing import CAFFE, FEATURES, IMAGENET, INCEPTION, MMSEG, VGG_BGR, Preprocessing
 from .stored import Stored
-
-# Preprocessing settings, as fields of `fcnfast.models.Preprocessing`.
-Settings = Mapping[str, Any]
-RGB: Settings = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "scale": 1 / 255}
-# torchvision's GoogLeNet normalizes its (already normalized) input again: RGB in -1..1.
-INCEPTION: Settings = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "scale": 1 / 255}
-# The weights that torchvision names IMAGENET1K_FEATURES, from the SSD implementation.
-FEATURES: Settings = {"mean": (0.48235, 0.45882, 0.40784), "std": (1 / 255,) * 3, "scale": 1 / 255}
-# The VGG authors' mean, and the ILSVRC mean that Caffe's networks subtract.
-VGG_BGR: Settings = {"mean": (103.939, 116.779, 123.68), "order": "bgr"}
-CAFFE_BGR: Settings = {"mean": (104.00699, 116.66877, 122.67892), "order": "bgr"}
-MMSEG: Settings = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 
 # The first convolution's padding in the networks of the paper's authors and of pytorch-fcn.
 PADDING = 100
@@ -44,7 +35,6 @@ _VGG16_NAMES = "1_1 1_2 2_1 2_2 3_1 3_2 3_3 4_1 4_2 4_3 5_1 5_2 5_3"
 _VGG16 = {n: f"conv{name}" for n, name in zip(_VGG16_NUMBERS, _VGG16_NAMES.split(), strict=True)}
 _ALEXNET = {0: "conv1", 3: "conv2", 6: "conv3", 8: "conv4", 10: "conv5"}
 _GOOGLENET = {"conv1": "conv1.7x7_s2", "conv2": "conv2.3x3_reduce", "conv3": "conv2.3x3"}
-_PARTS = ("conv", "bn")
 _BRANCHES = {
     "branch1": "1x1",
     "branch2.0": "3x3_reduce",
@@ -74,10 +64,10 @@ class Family:
     """What a file's tensors are called in fcnfast.
 
     Attributes:
-        title: whose weights they are, for messages.
+        title: whose weights they are.
         names: by the file's names, those of fcnfast's networks; networks may have only some.
         dropped: by the file's names, why a tensor is never used.
-        preprocess: fields of a `Preprocessing`; None: the network's own.
+        preprocess: what the weights expect; None: the network's own.
         options: options of `create_model` that a network needs for these layers.
         network: its name, if the file says it.
         classes, palette: the classes' names and colors, if the file says them.
@@ -89,7 +79,7 @@ class Family:
     title: str
     names: dict[str, str]
     dropped: dict[str, str] = field(default_factory=dict)
-    preprocess: Settings | None = None
+    preprocess: Preprocessing | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     network: str = ""
     classes: tuple[str, ...] = ()
@@ -98,33 +88,39 @@ class Family:
     padding: int | None = None
     theirs: Callable[[str], str] = str
 
+    @property
+    def keys(self) -> dict[str, str]:
+        """By the names of fcnfast's networks, those of the file."""
+        return {name: key for key, name in self.names.items()}
+
 
 def recognize(file: WeightsFile, layers: Callable[[], Iterable[str]] = tuple) -> Family:
     """Return the family of an open file, from its own description or its tensors' names.
 
     `layers` gives the names of the wanted network's tensors, for files of no known family.
 
-    Raises:
-        WeightsError: no network of fcnfast has such layers.
+    WeightsError when no network of fcnfast has such layers, or its description cannot be used.
     """
     if (meta := file.meta) is not None:
-        own = _own(file, meta.model, meta.preprocess or None, meta.options)
+        own = _own(file, meta.model, meta.options, meta.preprocess)
         return replace(own, classes=meta.classes, palette=meta.palette)
-    training = _training(file)
-    if training is not None:
-        return training
+    match file.notes:  # a checkpoint of ``fcnfast train``
+        case {
+            "settings": {"model": str(name)},
+            "network": {"options": dict(options), "preprocessing": dict(preprocess)},
+        }:
+            return _own(file, name, options, preprocess)
     prefix = _prefix(file.tensors, [row[0] for row in FAMILIES])
     if prefix is None:
         prefix = _prefix(file.tensors, [(name,) for name in layers()]) or ""
     inside = {k.removeprefix(prefix): v for k, v in file.tensors.items() if k.startswith(prefix)}
     found = (make for known, make in FAMILIES if inside.keys() >= set(known))
     family = next(found, _caffe)(replace(file, tensors=inside))
-    theirs = family.theirs
     return replace(
         family,
         names={prefix + key: name for key, name in family.names.items()},
         dropped={prefix + key: why for key, why in family.dropped.items()},
-        theirs=lambda layer: prefix + theirs(layer),
+        theirs=lambda layer: prefix + family.theirs(layer),
     )
 
 
@@ -141,58 +137,64 @@ def _prefix(names: Collection[str], anchors: Iterable[tuple[str, ...]]) -> str |
     return max(found, key=lambda prefix: found[prefix], default=None)
 
 
-def _training(file: WeightsFile) -> Family | None:
-    """The network, its options and its preprocessing in a checkpoint of ``fcnfast train``."""
-    settings, network = file.notes.get("settings"), file.notes.get("network")
-    if not isinstance(settings, dict) or not isinstance(network, dict):
-        return None
-    name, options = settings.get("model"), network.get("options")
-    preprocess = network.get("preprocessing")
-    if isinstance(name, str) and isinstance(options, dict) and isinstance(preprocess, dict):
-        return _own(file, name, preprocess, options)
-    return None
-
-
-def _own(file: WeightsFile, model: str, preprocess: Settings | None, options: Any) -> Family:
+def _own(
+    file: WeightsFile, model: str, options: Mapping[str, Any], preprocess: Mapping[str, Any]
+) -> Family:
     """A file of fcnfast's own, which names its network."""
+    try:
+        settings = Preprocessing(**preprocess) if preprocess else None
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{file.path}: its preprocessing cannot be used: {error}") from None
     names = {name: name for name in file.tensors}
-    return Family(model, names, preprocess=preprocess, options=options, network=model)
+    return Family(model, names, preprocess=settings, options=options, network=model)
+
+
+def _renamed(
+    file: WeightsFile,
+    title: str,
+    layers: Mapping[str, str] | None = None,
+    drops: Mapping[str, str] | None = None,
+    **more: Any,
+) -> Family:
+    """A family whose layers are renamed: `layers` are fcnfast's by the file's, others stay.
+
+    Tensors that begin with a key of `drops` are dropped for the reason there.
+    """
+    layers, names, dropped = layers or {}, {}, {}
+    for key in file.tensors:
+        layer, _, what = key.rpartition(".")
+        why = next((why for start, why in (drops or {}).items() if key.startswith(start)), None)
+        if why is not None:
+            dropped[key] = why
+        else:
+            names[key] = f"{layers[layer]}.{what}" if layer in layers else key
+    theirs = {name: layer for layer, name in layers.items()}
+    return Family(title, names, dropped, theirs=lambda layer: theirs.get(layer, layer), **more)
 
 
 def _mmseg(file: WeightsFile) -> Family:
-    """mmsegmentation's FCN, whose names are fcnfast's."""
-    options = {"deep_stem": "backbone.stem.0.weight" in file.tensors}
-    classes, palette = _mmseg_classes(file)
-    family = _renamed(file, "mmsegmentation's FCN", preprocess=MMSEG)
-    return replace(family, options=options, classes=classes, palette=palette)
-
-
-def _mmseg_classes(file: WeightsFile) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """The classes in a checkpoint's meta data, under the names of either release; or none."""
-    meta = file.notes.get("meta")
-    inner = meta.get("dataset_meta") if isinstance(meta, dict) else None
-    for place, names, colors in ((inner, "classes", "palette"), (meta, "CLASSES", "PALETTE")):
-        if isinstance(place, dict):
-            try:
-                classes = tuple(place[names])
-                palette = tuple((int(r), int(g), int(b)) for r, g, b in place[colors])
-            except (KeyError, TypeError, ValueError):
-                continue
-            if all(isinstance(name, str) for name in classes):
-                return classes, palette
-    return (), ()
+    """mmsegmentation's FCN, whose names are fcnfast's; its checkpoints may name the classes."""
+    classes: tuple[str, ...] = ()
+    palette: tuple[tuple[int, ...], ...] = ()
+    match file.notes:  # of either release
+        case {"meta": {"dataset_meta": {"classes": names, "palette": colors}}} | {
+            "meta": {"CLASSES": names, "PALETTE": colors}
+        }:
+            with contextlib.suppress(TypeError, ValueError):
+                palette = tuple((int(r), int(g), int(b)) for r, g, b in colors)
+                classes = tuple(names) if all(isinstance(name, str) for name in names) else ()
+    return _renamed(
+        file,
+        "mmsegmentation's FCN",
+        preprocess=MMSEG,
+        options={"deep_stem": "backbone.stem.0.weight" in file.tensors},
+        classes=classes,
+        palette=palette,
+    )
 
 
 def _caffe(file: WeightsFile) -> Family:
     """Names of Caffe, pytorch-fcn and fcnfast, or of an unknown source."""
-    names, dropped = {}, {}
-    for key in file.tensors:
-        if key.startswith(("fc8", "loss3/")):
-            dropped[key] = _CLASSIFIER
-        elif key.startswith(("loss1/", "loss2/")):
-            dropped[key] = _AUXILIARY
-        else:
-            names[key] = key.replace("/", ".")
     order = file.notes.get("layers", ())
     if "norm1" in order and "pool1" in order and order.index("norm1") < order.index("pool1"):
         raise WeightsError(
@@ -201,11 +203,13 @@ def _caffe(file: WeightsFile) -> Family:
         )
     caffe = file.format in ("Caffe", "HDF5")
     title = "Caffe's network" if caffe else "a network of an unknown family"
+    drops = {"fc8": _CLASSIFIER, "loss3/": _CLASSIFIER, "loss1/": _AUXILIARY, "loss2/": _AUXILIARY}
+    family = _renamed(file, title, drops=drops)
+    names = {key: key.replace("/", ".") for key in family.names}
     # A classifier's weights have no padding of their own; a segmentation network's have.
     segments = all(any(n.startswith(part) for n in names.values()) for part in ("score_fr", "fc6"))
     padding, slash = PADDING if segments else None, "/" if any("/" in k for k in names) else "."
-    family = Family(title, names, dropped, padding=padding)
-    return replace(family, theirs=lambda layer: layer.replace(".", slash))
+    return replace(family, names=names, padding=padding, theirs=lambda n: n.replace(".", slash))
 
 
 def _sequential(file: WeightsFile) -> Family:
@@ -221,31 +225,29 @@ def _sequential(file: WeightsFile) -> Family:
         )
     layers = {f"features.{number}": name for number, name in _ALEXNET.items()}
     layers |= {"classifier.1": "fc6", "classifier.4": "fc7"}
-    family = _renamed(file, "torchvision's AlexNet", layers, ("classifier.6.",), RGB)
-    return replace(family, options={"family": "torchvision"})
+    drops, options = {"classifier.6.": _CLASSIFIER}, {"family": "torchvision"}
+    title = "torchvision's AlexNet"
+    return _renamed(file, title, layers, drops, preprocess=IMAGENET, options=options)
 
 
 def _vgg16(file: WeightsFile) -> Family:
     """VGG-16 in torchvision's or timm's layout: their weights, Caffe's values, features alone."""
-    title, preprocess = "torchvision's VGG-16", RGB
-    fully_connected = {"classifier.0": "fc6", "classifier.3": "fc7"}
+    title, preprocess, fc6, fc7 = "torchvision's VGG-16", IMAGENET, "classifier.0", "classifier.3"
     if "pre_logits.fc1.weight" in file.tensors:
-        title = "timm's VGG-16"
-        fully_connected = {"pre_logits.fc1": "fc6", "pre_logits.fc2": "fc7"}
+        title, fc6, fc7 = "timm's VGG-16", "pre_logits.fc1", "pre_logits.fc2"
     elif "classifier.1.weight" in file.tensors:  # dropout came first in an early conversion
         title, preprocess = "Caffe's VGG-16 in an early layout of torchvision's", VGG_BGR
-        fully_connected = {"classifier.1": "fc6", "classifier.4": "fc7"}
+        fc6, fc7 = "classifier.1", "classifier.4"
     elif _md5(file) == _VGG16_FROM_CAFFE:
-        title, preprocess = "Caffe's VGG-16 in torchvision's layout", CAFFE_BGR
-    layers = {f"features.{number}": name for number, name in _VGG16.items()} | fully_connected
-    family = _renamed(file, title, layers, ("classifier.6.", "head.fc."), preprocess)
-    classifier = [key for key, name in family.names.items() if name.startswith("fc")]
-    fc6 = [key for key in classifier if family.names[key] == "fc6.weight"]
-    if fc6 and not _usable(file.tensors[fc6[0]]):
-        family = _without(family, classifier, "no weights: these have features only")
-        title = "torchvision's VGG-16 without a classifier"
-        family = replace(family, title=title, preprocess=FEATURES)
-    return replace(family, partial=("fc6", "fc7"))
+        title, preprocess = "Caffe's VGG-16 in torchvision's layout", CAFFE
+    drops = dict.fromkeys(("classifier.6.", "head.fc."), _CLASSIFIER)
+    weight = file.tensors.get(f"{fc6}.weight")
+    if weight is not None and not _usable(weight):
+        title, preprocess = "torchvision's VGG-16 without a classifier", FEATURES
+        drops |= dict.fromkeys((f"{fc6}.", f"{fc7}."), "no weights: these have features only")
+    layers = {f"features.{number}": name for number, name in _VGG16.items()}
+    layers |= {fc6: "fc6", fc7: "fc7"}
+    return _renamed(file, title, layers, drops, preprocess=preprocess, partial=("fc6", "fc7"))
 
 
 def _googlenet(file: WeightsFile) -> Family:
@@ -253,15 +255,10 @@ def _googlenet(file: WeightsFile) -> Family:
     units = dict(_GOOGLENET)
     for block in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"):
         units |= {f"inception{block}.{a}": f"inception_{block}.{b}" for a, b in _BRANCHES.items()}
-    layers = {f"{unit}.{part}": f"{name}.{part}" for unit, name in units.items() for part in _PARTS}
-    family = _renamed(file, "torchvision's GoogLeNet", layers, ("fc.",), INCEPTION)
-    auxiliary = [key for key in family.names if key.startswith(("aux1.", "aux2."))]
-    return replace(_without(family, auxiliary, _AUXILIARY), options={"family": "torchvision"})
-
-
-def _without(family: Family, keys: Collection[str], why: str) -> Family:
-    names = {key: name for key, name in family.names.items() if key not in keys}
-    return replace(family, names=names, dropped=family.dropped | dict.fromkeys(keys, why))
+    layers = {f"{a}.{part}": f"{b}.{part}" for a, b in units.items() for part in ("conv", "bn")}
+    drops = {"fc.": _CLASSIFIER, "aux1.": _AUXILIARY, "aux2.": _AUXILIARY}
+    title, options = "torchvision's GoogLeNet", {"family": "torchvision"}
+    return _renamed(file, title, layers, drops, preprocess=INCEPTION, options=options)
 
 
 def _efficientnet_lite(file: WeightsFile) -> Family:
@@ -274,30 +271,8 @@ def _efficientnet_lite(file: WeightsFile) -> Family:
         for theirs, ours in _LITE.items():
             layers[f"_blocks.{block}.{theirs}"] = f"stages.{stage}.{number}.{ours}"
         width, block = out, block + 1
-    scores = ("_conv_head.", "_bn1.", "_fc.")
-    return _renamed(file, "EfficientNet-Lite", layers, scores)
-
-
-def _renamed(
-    file: WeightsFile,
-    title: str,
-    layers: Mapping[str, str] | None = None,
-    scores: tuple[str, ...] = (),
-    preprocess: Settings | None = None,
-) -> Family:
-    """A family whose layers are renamed: `layers` are fcnfast's by the file's, others stay.
-
-    Layers that begin with one of `scores` are dropped.
-    """
-    layers = layers or {}
-    dropped = {key: _CLASSIFIER for key in file.tensors if key.startswith(scores)}
-    names = {}
-    for key in file.tensors:
-        layer, _, what = key.rpartition(".")
-        if key not in dropped:
-            names[key] = f"{layers[layer]}.{what}" if layer in layers else key
-    theirs = {name: layer for layer, name in layers.items()}
-    return Family(title, names, dropped, preprocess, theirs=lambda layer: theirs.get(layer, layer))
+    drops = dict.fromkeys(("_conv_head.", "_bn1.", "_fc."), _CLASSIFIER)
+    return _renamed(file, "EfficientNet-Lite", layers, drops)
 
 
 def _usable(stored: Stored) -> bool:
@@ -309,15 +284,13 @@ def _usable(stored: Stored) -> bool:
 
 
 def _md5(file: WeightsFile) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(file.path, "rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    with open(file.path, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
-_RESNET: Any = {"title": "torchvision's ResNet", "scores": ("fc.",), "preprocess": RGB}
-_SEGMENTATION: Any = {"title": "torchvision's segmentation network", "preprocess": RGB}
+_SEGMENTATION: Any = {"title": "torchvision's segmentation network", "preprocess": IMAGENET}
+_RESNET: Any = {"title": "torchvision's ResNet", "preprocess": IMAGENET}
+_RESNET |= {"drops": {"fc.": _CLASSIFIER}}
 _CAFFE = ["layer1.0.conv1", "conv1_1", "conv1_1_bgrd", "conv1_1color", "conv1/7x7_s2"]
 _CAFFE += ["conv1.7x7_s2", "conv1.7x7_s2.conv", "score_fr", "conv1"]
 # The layers that identify a family, and the function that names its layers; the first row that a

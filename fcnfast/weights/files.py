@@ -25,10 +25,9 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from ..files import PathLike, replacing
-from .caffe import NotCaffeError, read_caffe
-from .hdf5 import is_hdf5, open_hdf5, read_hdf5
+from .caffe import is_hdf5, open_hdf5, read_caffe, read_hdf5
 from .pytorch import LEGACY_MARK, ZIP_MARK, read_pytorch
-from .stored import Stored
+from .stored import Stored, reading
 
 METADATA_KEY = "fcnfast"
 FORMAT_VERSION = 1
@@ -54,8 +53,7 @@ class WeightsMeta:
 
     Tuples inside `options` and `preprocess` come back from a file as lists.
 
-    Raises:
-        ValueError: the fields contradict each other; the message says how.
+    ValueError when the fields contradict each other; the message says how.
     """
 
     model: str
@@ -67,17 +65,17 @@ class WeightsMeta:
     table: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        count = self.num_classes
         if not isinstance(self.model, str) or not self.model:
             raise ValueError(f"the model's name must be a non-empty string, not {self.model!r}")
         for name in ("options", "preprocess", "table"):
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"{name} must be a dict, not {getattr(self, name)!r}")
-        if type(self.num_classes) is not int or self.num_classes < 1:
-            raise ValueError(f"num_classes must be a positive integer, not {self.num_classes!r}")
+        if type(count) is not int or count < 1:
+            raise ValueError(f"num_classes must be a positive integer, not {count!r}")
         for name in ("classes", "palette"):
-            count = len(getattr(self, name))
-            if count not in (0, self.num_classes):
-                raise ValueError(f"{name} has {count} entries for {self.num_classes} classes")
+            if (given := len(getattr(self, name))) not in (0, count):
+                raise ValueError(f"{name} has {given} entries for {count} classes")
         for entry in self.classes:
             if not isinstance(entry, str):
                 raise ValueError(f"class name {entry!r} is not a string")
@@ -90,12 +88,9 @@ class WeightsMeta:
 class WeightsFile:
     """An open weights file.
 
-    Attributes:
-        path: where it is.
-        format: "safetensors", "PyTorch", "Caffe" or "HDF5".
-        tensors: by their names in the file.
-        meta: our description of the network, in files of fcnfast.
-        notes: what else a checkpoint holds beside its state dict; of a Caffe model, all "layers".
+    format: "safetensors", "PyTorch", "Caffe" or "HDF5". meta: our description of the network, in
+    files of fcnfast. notes: what else a checkpoint holds beside its state dict; of a Caffe model,
+    all "layers".
     """
 
     path: Path
@@ -111,33 +106,26 @@ def open_weights(path: PathLike) -> Iterator[WeightsFile]:
 
     Nothing in a file is ever run, and no tensor is a view of it.
 
-    Raises:
-        TypeError: `path` is not a path.
-        WeightsError: the file is missing, cut, damaged, or of no known kind; the message names it.
+    TypeError when `path` is not a path; WeightsError when the file is missing, cut, damaged, or of
+    no known kind; the message names it.
     """
     path, head = _begin(path)
-    if _is_safetensors(head):
+    if int.from_bytes(head[:8], "little") <= _MAX_HEADER_BYTES and head[8:9] == b"{":
         reader = _Safetensors(path)
         yield WeightsFile(path, "safetensors", reader.tensors(), parse_meta(path, reader.metadata))
-    elif head.startswith((ZIP_MARK, LEGACY_MARK)) and not _is_tar(head):
+    elif head[257:262] == b"ustar":
+        hint = "PyTorch's oldest format: save the weights again with a PyTorch that reads it"
+        raise WeightsError(f"{path}: a tar archive; {hint}")
+    elif head.startswith((ZIP_MARK, LEGACY_MARK)):
         tensors, notes = read_pytorch(path)
         yield WeightsFile(path, "PyTorch", tensors, None, notes)
     elif is_hdf5(path):
         with open_hdf5(path) as file:
             yield WeightsFile(path, "HDF5", read_hdf5(path, file))
-    elif _is_tar(head):
-        hint = "PyTorch's oldest format: save the weights again with a PyTorch that reads it"
-        raise WeightsError(f"{path}: a tar archive; {hint}")
     elif _is_pickle(path):
         raise WeightsError(f"{path}: a Python pickle, not made by torch.save, and is not run")
     else:  # Caffe's models have no mark
-        try:
-            tensors, layers = read_caffe(path)
-        except NotCaffeError as error:
-            what = "not a weights file that fcnfast reads (safetensors, PyTorch, Caffe or HDF5)"
-            if error.args[0]:
-                what = "a protobuf message, but not a Caffe model: it holds no layers with weights"
-            raise WeightsError(f"{path}: {what}") from None
+        tensors, layers = read_caffe(path)
         yield WeightsFile(path, "Caffe", tensors, None, {"layers": layers})
 
 
@@ -164,24 +152,15 @@ def _begin(path: PathLike) -> tuple[Path, bytes]:
     return path, head
 
 
-def _is_safetensors(head: bytes) -> bool:
-    return int.from_bytes(head[:8], "little") <= _MAX_HEADER_BYTES and head[8:9] == b"{"
-
-
-def _is_tar(head: bytes) -> bool:
-    return head[257:262] == b"ustar"
-
-
 def _is_pickle(path: Path) -> bool:
     """Tell whether the file is a bare pickle; it is not run."""
     with open(path, "rb") as file:
         head = file.read(_SNIFFED_BYTES)
     if head[:1] == b"\x80":
         return head[1:2] in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")
-    try:  # the oldest protocol has no mark; genops only reads opcodes
+    with contextlib.suppress(Exception):  # the oldest protocol has no mark; only opcodes are read
         return any(code.name == "STOP" for code, _, _ in pickletools.genops(head))
-    except Exception:
-        return False
+    return False
 
 
 class _Safetensors:
@@ -194,11 +173,8 @@ class _Safetensors:
 
     def _open(self) -> None:
         self._used = 0
-        try:
+        with reading(self.path, "a safetensors file that is cut or damaged"):
             self._file = safe_open(self.path, "pt", device="cpu")
-        except (SafetensorError, OSError) as error:
-            what = "a safetensors file that is cut or damaged"
-            raise WeightsError(f"{self.path}: {what}: {error}") from error
 
     def tensors(self) -> dict[str, Stored]:
         names: list[str] = self._file.keys()
@@ -227,7 +203,7 @@ def parse_meta(path: Path, metadata: Mapping[str, Any]) -> WeightsMeta | None:
     """Our description in a safetensors file's metadata, if any; WeightsError if it is damaged."""
     if METADATA_KEY not in metadata:
         return None
-    try:
+    with reading(path, "its description of the network is damaged"):
         entries = json.loads(metadata[METADATA_KEY])
         version = entries.pop("format")
         if version != FORMAT_VERSION:
@@ -236,36 +212,11 @@ def parse_meta(path: Path, metadata: Mapping[str, Any]) -> WeightsMeta | None:
         entries["classes"] = tuple(entries["classes"])
         entries["palette"] = tuple(tuple(color) for color in entries["palette"])
         return WeightsMeta(**entries)
-    except WeightsError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        what = "its description of the network is damaged"
-        raise WeightsError(f"{path}: {what}: {detail}") from error
 
 
 def bundled_path() -> Path:
     """The weights that come with the package (a street-scene network)."""
     return Path(__file__).parent / "bundled" / "street.safetensors"
-
-
-def read_weights(path: PathLike) -> tuple[dict[str, Tensor], WeightsMeta]:
-    """Read a weights file written by `write_weights`.
-
-    Returns:
-        The tensors, on the CPU and in the stored dtypes, and the description.
-
-    Raises:
-        WeightsError: the file is missing, cut, damaged, or not of fcnfast; the message names it.
-    """
-    path, head = _begin(path)
-    if not _is_safetensors(head):
-        raise WeightsError(f"{path}: not a safetensors weights file of fcnfast")
-    with open_weights(path) as file:
-        if file.meta is None:
-            what = "it does not say which network it belongs to"
-            raise WeightsError(f"{path}: a safetensors file, but not of fcnfast: {what}")
-        return {name: stored.read() for name, stored in file.tensors.items()}, file.meta
 
 
 def write_weights(
@@ -274,18 +225,14 @@ def write_weights(
     meta: WeightsMeta,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a weights file atomically.
+    """Write a weights file, or replace it, atomically; links are followed.
 
-    Args:
-        path: the file to make or replace; links are followed.
-        state_dict: the network's tensors, on any device.
-        meta: the description that goes with them.
-        dtype: stores floating-point tensors in this dtype, such as ``torch.float16``; None: as is.
+    Floating-point tensors, which may be on any device, are stored in `dtype` if it is given.
 
     Raises:
         TypeError: something in `state_dict` is not a tensor, `dtype` is not a floating-point type,
             or `meta` holds what JSON cannot.
-        ValueError: a finite value becomes infinite in `dtype`; the message names the tensor.
+        ValueError: a finite value becomes infinite in `dtype`.
         OSError: the file cannot be written; nothing is left behind.
     """
     if dtype is not None and not dtype.is_floating_point:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
-from .stored import Stored
+from .stored import Stored, reading
 
 ZIP_MARK = b"PK\x03\x04"
 # What the older files start with: the pickle of a magic number, in protocol 2.
@@ -97,17 +97,14 @@ def read_pytorch(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     What training frameworks pickle besides tensors and plain values (settings, loggers, arrays)
     becomes placeholders.
 
-    Raises:
-        WeightsError: the file is cut, damaged, a TorchScript program, or has no state dict.
+    WeightsError when the file is cut, damaged, a TorchScript program, or has no state dict.
     """
     with open(path, "rb") as file:
         if file.read(4) == ZIP_MARK:
-            _check_archive(path)
-        try:
+            with reading(path, "a zip archive (as PyTorch's files are) that is cut or damaged"):
+                _check_archive(path)
+        with reading(path, "a PyTorch file that is cut or damaged"):
             tree = _load(file)
-        except Exception as error:  # the bytes may be anything, and so may the error
-            why = " ".join(str(error).split()) or type(error).__name__
-            raise WeightsError(f"{path}: a PyTorch file that is cut or damaged: {why}") from error
     notes: dict[str, Any] = {}
     for _ in range(_MAX_NESTING):
         inner = next((key for key in _WRAPPINGS + _AVERAGES if _is_dict(tree, key)), None)
@@ -142,26 +139,20 @@ def _load(file: BinaryIO) -> Any:
 
 def _check_archive(path: Path) -> None:
     """Reject an archive of something else, and one whose content does not match its checksums."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if sum(n.count("/") == 1 and n.endswith("/data.pkl") for n in names) != 1:
-                raise WeightsError(f"{path}: a zip archive, but not one of torch.save")
-            if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-                raise WeightsError(f"{path}: holds a TorchScript program, not only weights")
-            for record in archive.infolist():
-                if record.compress_type != zipfile.ZIP_STORED:
-                    what = f"record {record.filename!r} is compressed"
-                    raise WeightsError(f"{path}: {what}, which torch.save does not do")
-                if record.CRC:  # 0: torch was told to write none
-                    with archive.open(record) as content:
-                        while content.read(1 << 20):
-                            pass
-    except WeightsError:
-        raise
-    except Exception as error:  # the bytes may be anything, and so may the error
-        what = "a zip archive (as PyTorch's files are) that is cut or damaged"
-        raise WeightsError(f"{path}: {what}: {error}") from error
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if sum(n.count("/") == 1 and n.endswith("/data.pkl") for n in names) != 1:
+            raise WeightsError(f"{path}: a zip archive, but not one of torch.save")
+        if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+            raise WeightsError(f"{path}: holds a TorchScript program, not only weights")
+        for record in archive.infolist():
+            if record.compress_type != zipfile.ZIP_STORED:
+                what = f"record {record.filename!r} is compressed"
+                raise WeightsError(f"{path}: {what}, which torch.save does not do")
+            if record.CRC:  # 0: torch was told to write none
+                with archive.open(record) as content:
+                    while content.read(1 << 20):
+                        pass
 
 
 def _is_dict(tree: Any, key: str) -> bool:

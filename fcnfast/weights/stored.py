@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
+
+from ..errors import WeightsError
 
 
 @dataclass(frozen=True)
@@ -18,3 +22,15 @@ class Stored:
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a library raises of a damaged file into a WeightsError that begins so."""
+    try:
+        yield
+    except WeightsError:
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(f"{path}: {what}: {why}") from error

@@ -10,7 +10,7 @@ from torchvision.models import segmentation
 
 import fcnfast
 from fcnfast import UpsampledLogits, fuse, fuse_report
-from fcnfast.models import alexnet, vgg
+from fcnfast.models import vgg
 from tests.interop.tools import images, labels, randomize, same_labels, same_training, spread
 
 CLASSES = 7
@@ -117,8 +117,7 @@ def classifier(name):
 )
 def test_classifiers_become_trunks(theirs, name, last, size, monkeypatch, tmp_path):
     """Real files at the real widths: every tensor has its place, and the maps are theirs."""
-    for module in (vgg, alexnet):
-        monkeypatch.setattr(module, "FULLY_CONNECTED", 8)
+    monkeypatch.setattr(vgg, "FULLY_CONNECTED", 8)
     monkeypatch.setattr(nn.Linear, "reset_parameters", lambda self: None)  # the slowest part
     net, x = classifier(theirs), images(size, 1)
     torch.save(net.state_dict(), tmp_path / "net.pth")
