@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -11,7 +10,16 @@ from torch import Tensor
 from ..geometry import SamplingGrid, Size
 from ..tiled import argmax as tiled
 from ..tiled._tiles import compute_dtype
-from ._checks import Integers, check_classes, check_label_dtype, checked_grid, grid_for, packed
+from ._checks import (
+    LABELS,
+    Integers,
+    Scale,
+    check_classes,
+    check_dtype,
+    checked_grid,
+    grid_for,
+    packed,
+)
 from ._registry import BACKEND, GRID, define_without_gradient, forced, uses_triton
 
 
@@ -24,7 +32,6 @@ def _forward(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     sampled = checked_grid(scores, "scores", grid, clamp)
-    check_label_dtype(dtype, "dtype")
     check_classes(scores.shape[1], dtype, "labels")
     if uses_triton(backend, scores, sampled):
         from ..kernels import argmax as triton
@@ -59,7 +66,7 @@ def upsample_argmax(
     grid: SamplingGrid | None = ...,
     *,
     size: Size | None = ...,
-    scale_factor: float | Sequence[float] | None = ...,
+    scale_factor: Scale | None = ...,
     align_corners: bool | None = ...,
     dtype: torch.dtype = ...,
     confidence: Literal[False] = ...,
@@ -70,7 +77,7 @@ def upsample_argmax(
     grid: SamplingGrid | None = ...,
     *,
     size: Size | None = ...,
-    scale_factor: float | Sequence[float] | None = ...,
+    scale_factor: Scale | None = ...,
     align_corners: bool | None = ...,
     dtype: torch.dtype = ...,
     confidence: Literal[True],
@@ -80,7 +87,7 @@ def upsample_argmax(
     grid: SamplingGrid | None = None,
     *,
     size: Size | None = None,
-    scale_factor: float | Sequence[float] | None = None,
+    scale_factor: Scale | None = None,
     align_corners: bool | None = None,
     dtype: torch.dtype = torch.uint8,
     confidence: bool = False,
@@ -110,7 +117,7 @@ def upsample_argmax(
         tensor([[[0, 0, 1, 1]]], dtype=torch.uint8)
     """
     grid = grid_for(scores, "scores", grid, size, scale_factor, align_corners)
-    check_label_dtype(dtype, "dtype")
+    check_dtype(dtype, "dtype", LABELS)
     if not isinstance(confidence, bool):
         raise TypeError(f"confidence must be True or False, not {confidence!r}")
     labels, probability = _argmax(scores, *packed(grid), dtype, confidence, forced())

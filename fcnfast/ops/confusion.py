@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -11,10 +9,12 @@ from ..geometry import SamplingGrid
 from ..tiled import confusion as tiled
 from ._checks import (
     Integers,
+    Scale,
     check_counts,
+    check_device,
     check_ignore_index,
     check_labels,
-    check_out,
+    check_tensor,
     checked_grid_for_target,
     grid_for_target,
     packed,
@@ -32,7 +32,6 @@ def _add(
     backend: str | None,
 ) -> None:
     sampled, classes = checked_grid_for_target(scores, target, grid, clamp), scores.shape[1]
-    check_out(scores, out)
     check_counts(out, classes)
     if out.shape[0] == classes:
         check_labels(target, classes, ignore_index)
@@ -59,7 +58,7 @@ def upsample_confusion(
     target: Tensor,
     grid: SamplingGrid | None = None,
     *,
-    scale_factor: float | Sequence[float] | None = None,
+    scale_factor: Scale | None = None,
     align_corners: bool | None = None,
     ignore_index: int = 255,
     out: Tensor | None = None,
@@ -98,6 +97,7 @@ def upsample_confusion(
     if out is None:
         out = scores.new_zeros((scores.shape[1],) * 2, dtype=torch.int64)
     else:
-        check_out(scores, out)
+        check_tensor(out, "out", (torch.int64,), "C x C")
+        check_device(scores, out, "scores", "out")
     _confusion(out, scores, target, *packed(grid), ignore_index, forced())
     return out

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -159,8 +160,7 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
-def empty_like(x: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """A dense tensor of `shape` (N, C, H, W) on the device and in the memory format of `x`."""
-    return torch.empty(
-        tuple(shape), dtype=dtype or x.dtype, device=x.device, memory_format=memory_format(x)
-    )
+def empty_map(x: Tensor, size: Sequence[int], device: Any = None) -> Tensor:
+    """A dense map of `size` with the images, channels, dtype, device and memory format of `x`."""
+    shape, device = (*x.shape[:2], *size), device or x.device
+    return torch.empty(shape, dtype=x.dtype, device=device, memory_format=memory_format(x))

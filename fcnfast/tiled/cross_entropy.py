@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -13,85 +10,33 @@ from ._cells import Cells, Tiling
 from ._tiles import coarse, is_finite
 
 
-class _Pixels(NamedTuple):
-    """Labels of a tile, rows x places each: int64 classes (arbitrary where the pixel is ignored),
-    whether the pixel counts, and its weight (0 if it does not).
-    """
-
-    classes: Tensor
-    valid: Tensor
-    weight: Tensor
-
-
-@dataclass(frozen=True)
-class _Loss:
-    """One call's settings, and the arithmetic of a tile.
-
-    With p the log-softmax of the logits and k_c = smoothing * w_c / C, the loss of a valid pixel of
-    class t is ``-(1 - smoothing) w_t p_t - sum_c k_c p_c``, as in ``F.cross_entropy``.
-    """
-
-    weight: Tensor | None
-    ignore_index: int
-    label_smoothing: float
-
-    def smooth(self, p: Tensor) -> Tensor | None:
-        """C x 1: the k_c above, or None without smoothing."""
-        if self.label_smoothing == 0.0:
-            return None
-        weight = p.new_ones(p.shape[1]) if self.weight is None else self.weight
-        return (self.label_smoothing / p.shape[1] * weight)[:, None]
-
-    def pixels(self, target: Tensor, cells: Cells, like: Tensor) -> _Pixels:
-        """Labels (rows x W) in the order of places."""
-        labels = target.gather(1, cells.pixel.expand(len(target), -1))
-        labels = labels.long()  # in uint8 an ignore_index of -100 would wrap to 156
-        valid = (labels != self.ignore_index).logical_and_(cells.real)
-        index = labels.clamp(0, like.shape[1] - 1)
-        weight = valid.to(like.dtype)
-        if self.weight is not None:
-            weight *= self.weight[index]
-        # An out-of-range label makes its pixel NaN (on a CPU it was rejected earlier).
-        weight.masked_fill_(valid & (index != labels), float("nan"))
-        return _Pixels(index, valid, weight)
-
-    def losses(self, p: Tensor, pixels: _Pixels, spare: Tensor) -> Tensor:
-        """The loss of every place; overwrites `spare`."""
-        loss = p.gather(1, pixels.classes[:, None])[:, 0].mul_(pixels.weight)
-        loss.mul_(self.label_smoothing - 1)
-        if (smooth := self.smooth(p)) is not None:
-            loss -= torch.mul(p, smooth, out=spare).sum(1)
-        return loss.masked_fill_(~pixels.valid, 0.0)
-
-    def gradient(
-        self, p: Tensor, pixels: _Pixels, grad: Tensor | None, seed: Tensor, out: Tensor
-    ) -> Tensor:
-        """The gradient of the logits, in `out`, given that of each loss; overwrites `seed`."""
-        own = pixels.weight * (self.label_smoothing - 1)
-        scale = pixels.valid.to(p.dtype)
-        if grad is not None:
-            own, scale = own.mul_(grad), scale.mul_(grad)
-        if (smooth := self.smooth(p)) is None:
-            seed.zero_()
-        else:
-            torch.mul(-smooth, scale[:, None], out=seed)
-        seed.scatter_add_(1, pixels.classes[:, None], own[:, None])
-        backward = torch.ops.aten._log_softmax_backward_data.out
-        return backward(seed, p, 1, p.dtype, out=out)
-
-
 class _Run:
     """One pass over all tiles that sums `loss`, pixel `weight`, and the scores' `gradient`.
 
-    grad: N x H x W, the gradient of each pixel's loss (ones when None). losses: N x H x W, receives
-    each pixel's loss.
+    With p the log-softmax of the logits and k_c = smoothing * w_c / C, the loss of a valid pixel of
+    class t is ``-(1 - smoothing) w_t p_t - sum_c k_c p_c``, as in ``F.cross_entropy``.
+
+    class_weight: the w_c. grad: N x H x W, the gradient of each pixel's loss (ones when None).
     """
 
     def __init__(
-        self, x: Tensor, grid: SamplingGrid, loss: _Loss, grad: Tensor | None, with_gradient: bool
+        self,
+        scores: Tensor,
+        class_weight: Tensor | None,
+        grid: SamplingGrid,
+        ignore_index: int,
+        label_smoothing: float,
+        grad: Tensor | None = None,
+        with_gradient: bool = True,
     ) -> None:
-        self.settings, self.x, self.grad = loss, x, grad
-        self.tiling = Tiling(grid, x.shape[1], x.dtype, x.device, is_finite(x))
+        self.x = x = coarse(scores)
+        classes = x.shape[1]
+        self.class_weight, self.ignore_index, self.grad = class_weight, ignore_index, grad
+        self.own, self.smooth = label_smoothing - 1, None  # C x 1: the k_c above
+        if label_smoothing:
+            weight = x.new_ones(classes) if class_weight is None else class_weight
+            self.smooth = (label_smoothing / classes * weight)[:, None]
+        self.tiling = Tiling(grid, classes, x.dtype, x.device, is_finite(x))
         # Sums over millions of pixels are kept in float64 if the device supports it.
         exact = torch.float32 if x.device.type == "mps" else torch.float64
         self.loss = self.weight = x.new_zeros((), dtype=exact)
@@ -124,18 +69,41 @@ class _Run:
     def _tile(
         self, low: Tensor, grad_low: Tensor, target: Tensor, grad: Tensor | None, cells: Cells
     ) -> Tensor:
-        """The losses of a tile's places; adds to `weight` and to the gradient of `low`."""
+        """The losses of a tile's places; adds to `weight` and to the gradient of `low`.
+
+        low, grad_low: rows x C x columns. target, grad: rows x W. Computed: rows x places, rows x C
+        x places.
+        """
         z = self.tiling.widen(low[..., cells.span], cells, self.buffers[0])
         p, spare = (b[: z.numel()].view_as(z) for b in self.buffers[1:])
         torch.log_softmax(z, 1, out=p)
-        pixels = self.settings.pixels(target, cells, p)
-        losses = self.settings.losses(p, pixels, spare)
-        self.weight = self.weight + pixels.weight.sum(dtype=self.weight.dtype)
-        if self.gradient is not None:
-            if grad is not None:
-                grad = grad.gather(1, cells.pixel.expand(len(low), -1))
-            tile = self.settings.gradient(p, pixels, grad, spare, z)
-            self.tiling.add_narrowed(grad_low[..., cells.span], tile, cells)
+        pixel = cells.pixel.expand(len(low), -1)
+        labels = target.gather(1, pixel).long()  # in uint8 an ignore_index of -100 would wrap
+        valid = (labels != self.ignore_index).logical_and_(cells.real)
+        classes = labels.clamp(0, z.shape[1] - 1)
+        weight = valid.to(z.dtype)
+        if self.class_weight is not None:
+            weight *= self.class_weight[classes]
+        # An out-of-range label makes its pixel NaN (on a CPU it was rejected earlier).
+        weight.masked_fill_(valid & (classes != labels), float("nan"))
+        self.weight = self.weight + weight.sum(dtype=self.weight.dtype)
+        losses = p.gather(1, classes[:, None])[:, 0].mul_(weight).mul_(self.own)
+        if self.smooth is not None:
+            losses -= torch.mul(p, self.smooth, out=spare).sum(1)
+        losses.masked_fill_(~valid, 0.0)
+        if self.gradient is None:
+            return losses
+        own, scale = weight * self.own, valid.to(z.dtype)
+        if grad is not None:
+            grad = grad.gather(1, pixel)
+            own, scale = own.mul_(grad), scale.mul_(grad)
+        if self.smooth is None:
+            spare.zero_()
+        else:
+            torch.mul(-self.smooth, scale[:, None], out=spare)
+        spare.scatter_add_(1, classes[:, None], own[:, None])
+        tile = torch.ops.aten._log_softmax_backward_data.out(spare, p, 1, p.dtype, out=z)
+        self.tiling.add_narrowed(grad_low[..., cells.span], tile, cells)
         return losses
 
 
@@ -159,11 +127,10 @@ def forward(
         The loss, N x H x W for "none", else a scalar; the gradient's scale; the unscaled gradient,
         N x C x h x w in the compute dtype. What is not computed is an empty tensor.
     """
-    loss = _Loss(weight, ignore_index, label_smoothing)
+    settings = (weight, grid, ignore_index, label_smoothing)
     with torch.autocast(scores.device.type, enabled=False):
-        x = coarse(scores)
-        nothing = x.new_empty(0)
-        run = _Run(x, grid, loss, None, with_gradient and reduction != "none")
+        run = _Run(scores, *settings, with_gradient=with_gradient and reduction != "none")
+        x, nothing = run.x, run.x.new_empty(0)
         if reduction == "none":
             losses = x.new_empty(target.shape)
             run(target, losses)
@@ -199,13 +166,11 @@ def per_pixel_gradient(
     grid: SamplingGrid,
     ignore_index: int,
     label_smoothing: float,
-    kept: Tensor,
     grad: Tensor,
 ) -> Tensor:
-    """The scores' gradient for `grad` (N x H x W) of "none". kept: `forward`'s second result."""
-    loss = _Loss(weight, ignore_index, label_smoothing)
+    """The scores' gradient for `grad` (N x H x W) of "none"."""
     with torch.autocast(scores.device.type, enabled=False):
-        run = _Run(coarse(scores), grid, loss, grad, True)
+        run = _Run(scores, weight, grid, ignore_index, label_smoothing, grad)
         run(target)
     assert run.gradient is not None
     return run.gradient.to(scores.dtype)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._tiles import TILE_ELEMENTS, coarse, empty_like, is_finite
+from ._tiles import TILE_ELEMENTS, coarse, empty_map, is_finite
 from .crop_add import window
 
 LEAST_STRIDE = 4
@@ -138,7 +138,7 @@ def forward(
     Returns N x C x H x W of the dtype and in the memory format of `x`.
     """
     channels, kernel = x.shape[1], weight.shape[-1]
-    out = empty_like(x, (*x.shape[:2], *size))
+    out = empty_map(x, size)
     if out.numel() == 0:
         return out
     with torch.autocast(x.device.type, enabled=False):
@@ -163,7 +163,7 @@ def input_gradient(
     Returns N x C x h x w of the dtype and in the memory format of `grad`.
     """
     channels, kernel = grad.shape[1], weight.shape[-1]
-    result = empty_like(grad, (*grad.shape[:2], *in_size))
+    result = empty_map(grad, in_size)
     if result.numel() == 0:
         return result
     out = coarse(torch.zeros_like(result))

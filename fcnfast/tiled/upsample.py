@@ -21,7 +21,7 @@ from ..geometry import SamplingGrid
 from ._tiles import (
     Strip,
     compute_dtype,
-    empty_like,
+    empty_map,
     even_length,
     gather,
     is_channels_last,
@@ -184,7 +184,7 @@ def _add_upsampled(out: Tensor, x: Tensor, grid: SamplingGrid, accumulate: bool)
 
 def forward(x: Tensor, grid: SamplingGrid) -> Tensor:
     """`x` (N x C x h x w) sampled at every position of `grid`: N x C x H x W."""
-    return _add_upsampled(empty_like(x, (*x.shape[:2], *grid.size)), x, grid, False)
+    return _add_upsampled(empty_map(x, grid.size), x, grid, False)
 
 
 def forward_add(x: Tensor, skip: Tensor, grid: SamplingGrid, offset: Sequence[int]) -> Tensor:
@@ -193,12 +193,12 @@ def forward_add(x: Tensor, skip: Tensor, grid: SamplingGrid, offset: Sequence[in
     if x.dtype == compute_dtype(x):
         return forward(x, grid).add_(skip)
     # In half precision only the sum is rounded, not its parts.
-    return _add_upsampled(empty_like(x, skip.shape).copy_(skip), x, grid, True)
+    return _add_upsampled(empty_map(x, grid.size).copy_(skip), x, grid, True)
 
 
 def adjoint(grad: Tensor, grid: SamplingGrid) -> Tensor:
     """The gradient of `x`, given that of `forward(x, grid)`."""
-    result = empty_like(grad, (*grad.shape[:2], *grid.in_size))
+    result = empty_map(grad, grid.in_size)
     if result.numel() == 0:
         return result
     dense = grad.is_contiguous(memory_format=memory_format(grad))
