@@ -66,26 +66,32 @@ class Run:
     """One training run: its state, and the loop.
 
     network: options and preprocessing of a resumed run, whose `weights` file may be gone.
-    data: the pictures to train on and to validate on, instead of the settings' data set.
+    train, val, table: as in `start`.
     """
 
     def __init__(
         self,
         settings: TrainSettings,
         processes: Processes,
-        network: dict[str, Any] | None = None,
-        data: tuple[SegmentationDataset, SegmentationDataset | None] | None = None,
+        network: dict[str, Any] | None,
+        train: Any,
+        val: Any,
+        table: ClassTable | None,
     ) -> None:
         for name in ("data_path", "output_dir"):
-            if not getattr(settings, name) and (data is None or name == "output_dir"):
+            if not getattr(settings, name) and (train is None or name == "output_dir"):
                 raise InputError(f"{flag(name)} is needed")
         self.processes = p = processes
         settings = replace(settings, workers=worker_count(settings.workers, p.local_world))
         self.settings = s = settings
         self.out = Path(s.output_dir)
         self.device = p.device(s.device)
-        if data is not None:
-            self.pictures, self.val = data
+        if train is not None:
+            table, channels = table or getattr(train, "table", None), max(3, s.in_channels)
+            if table is None:
+                raise InputError("train: a data set without a class table needs table=")
+            self.pictures = wrap_dataset(train, table, channels)
+            self.val = None if val is None else wrap_dataset(val, table, channels)
         else:
             self.val = open_pictures(s, s.val_split, s.val_include) if s.val_split else None
             self.pictures = open_pictures(s, s.split, s.include, s.exclude, s.cache)
@@ -157,10 +163,9 @@ class Run:
                 print(f"{self.out}: finished after {self._epochs()}; a larger --epochs continues")
             return True
         self.progress = Progress(self.iteration, self.iterations, shown)
-        p.together(self._begin)
         with contextlib.ExitStack() as stack, explained(p, s):
             stack.callback(self.progress.bar.close)
-            self.log = p.together(self._open_log)
+            self.log = p.together(self._begin)
             if self.log is not None:
                 stack.callback(self.log.close)
             if threading.current_thread() is threading.main_thread():  # only it receives signals
@@ -187,10 +192,10 @@ class Run:
             self._tell_end()
         return self.finished
 
-    def _begin(self) -> None:
-        """Write the description of the run, and print it."""
+    def _begin(self) -> Log | None:
+        """Write the description of the run, print it and open the log, in process 0."""
         if self.processes.rank > 0:
-            return
+            return None
         s = self.settings
         self.out.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.out)
@@ -217,12 +222,7 @@ class Run:
         if s.amp and s.amp_dtype == "bf16" and self.device.type == "cpu" and not has_bf16():
             told = "has no bfloat16 instructions; float32 is several times as fast"
             print(f"fcnfast: warning: --amp: this CPU {told}", file=sys.stderr)
-
-    def _open_log(self) -> Log | None:
-        """Open the log, and TensorBoard's, in process 0."""
-        if self.processes.rank > 0:
-            return None
-        board = Board(self.out, self.iteration) if self.settings.log == "tensorboard" else None
+        board = Board(self.out, self.iteration) if s.log == "tensorboard" else None
         return Log(self.out / "log.csv", self.iteration, board)
 
     def _terminate(self, *_: Any) -> None:
@@ -501,18 +501,6 @@ class Run:
             print(f"  fcnfast evaluate {data} --weights {best}")
 
 
-def _wrapped(
-    s: TrainSettings, train: Any, val: Any, table: ClassTable | None
-) -> tuple[SegmentationDataset, SegmentationDataset | None] | None:
-    if train is None:
-        return None
-    table, channels = table or getattr(train, "table", None), max(3, s.in_channels)
-    if table is None:
-        raise InputError("train: a data set without a class table needs table=")
-    held_out = None if val is None else wrap_dataset(val, table, channels)
-    return wrap_dataset(train, table, channels), held_out
-
-
 def start(
     settings: TrainSettings,
     processes: Processes | None = None,
@@ -540,7 +528,7 @@ def start(
         if settings.output_dir and (out / CHECKPOINT).exists():
             raise InputError(f"{out} already holds a run: continue it with --resume {out}")
         s = replace(settings, model=settings.model or default_model(settings))
-        run = Run(s, p, data=_wrapped(s, train, val, table))
+        run = Run(s, p, None, train, val, table)
         require_every_class(run.pictures)
         return run
 
@@ -581,7 +569,7 @@ def resume(
             raise WeightsError(f"{at}: not from this release of fcnfast: {error}") from None
         try:
             s = resumed(saved, changes)
-            run = Run(s, p, state["network"], _wrapped(s, train, val, table))
+            run = Run(s, p, state["network"], train, val, table)
             run.restore(state)
         except InputError:
             raise
