@@ -62,7 +62,8 @@ class _State:
 
     make: computes the real tensor from `source`, under autograd. scores, grid: those of an
     `UpsampledLogits`. after: "softmax", "log_softmax" or "". single: one image, C x H x W. parent,
-    view: what this is a view of, and how it is made. node, version: grad_fn and version of `source`.
+    view: what this is a view of, and how it is made. node: the initial grad_fn. version: the
+    initial version of `source`.
     """
 
     source: Tensor

@@ -101,8 +101,6 @@ def test_skips_and_their_windows(call):
             call(X, skip, *grid, offset)
 
 
-
-
 def loss(**options):
     return ops.upsample_cross_entropy(X, T, GRID, **options)
 

@@ -172,11 +172,14 @@ def check_ignore_index(ignore_index: int) -> int:
 
 
 def _out_of_range(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
-    bad = (labels < 0) | (labels > classes - 1)
-    limits = torch.iinfo(labels.dtype)
+    """The labels of one image that are neither in [0, classes) nor ignored."""
+    low, high = (int(v) for v in torch.aminmax(labels))
+    if low >= 0 and high < classes:
+        return labels.new_empty(0)
+    bad, limits = (labels < 0) | (labels > classes - 1), torch.iinfo(labels.dtype)
     if limits.min <= ignore_index <= limits.max:  # torch would wrap -100 to 156 in uint8
         bad &= labels != ignore_index
-    return bad
+    return labels[bad]
 
 
 def looks_at_labels(target: Tensor) -> bool:
@@ -193,21 +196,16 @@ def looks_at_labels(target: Tensor) -> bool:
 
 def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
     """If `looks_at_labels`, check that every label lies in [0, classes) or is ignored."""
-    if not looks_at_labels(target):
+    if target.numel() == 0 or not looks_at_labels(target):
         return
-    for labels in target if target.numel() else ():  # one image at a time keeps the masks small
-        low, high = (int(v) for v in torch.aminmax(labels))
-        if low >= 0 and high < classes:
-            continue
-        bad = _out_of_range(labels, classes, ignore_index)
-        if bad.any():
-            count = sum(int(_out_of_range(t, classes, ignore_index).sum()) for t in target)
-            value = int(labels[bad][0])
-            hint = "; pass ignore_index=-100 for torch's default" if value == -100 else ""
-            raise ValueError(
-                f"target holds {value} ({count} pixels out of range): a label must lie in "
-                f"[0, {classes}) or be ignore_index ({ignore_index}){hint}"
-            )
+    bad = torch.cat([_out_of_range(labels, classes, ignore_index) for labels in target])
+    if len(bad):
+        value = int(bad[0])
+        hint = "; pass ignore_index=-100 for torch's default" if value == -100 else ""
+        raise ValueError(
+            f"target holds {value} ({len(bad)} pixels out of range): a label must lie in "
+            f"[0, {classes}) or be ignore_index ({ignore_index}){hint}"
+        )
 
 
 def check_counts(out: Tensor, classes: int) -> None:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import reference
 from ..geometry import Border, SamplingGrid, taps
 from ..tiled._tiles import compute_dtype
+from ..tiled.crop_add import window
 from ._checks import check_classes
 
 # Process-wide, like a forced backend.
@@ -40,7 +40,8 @@ def portable() -> Iterator[None]:
 
 def is_portable() -> bool:
     """Whether ops currently run as torch's own operators."""
-    return _active or torch.onnx.is_in_onnx_export()
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # cheaper to ask for
+    return _active or (tracing and torch.onnx.is_in_onnx_export())
 
 
 def _known(condition: Any) -> bool:
@@ -97,15 +98,18 @@ def _upsample_crop_add(
     x: Tensor, skip: Tensor, grid: Any, clamp: bool, offset: Any, _: Any
 ) -> Tensor:
     full = _sampled(x, grid, clamp)
-    return reference.crop_add(full, skip.to(full.dtype), offset).to(x.dtype)
+    return (full + window(skip.to(full.dtype), full.shape[2:], offset)).to(x.dtype)
+
+
+def _deconv(x: Tensor, weight: Tensor, stride: int, start: Any, size: Any, _: Any) -> Tensor:
+    full = F.conv_transpose2d(x, weight.to(x.dtype), stride=stride, groups=x.shape[1])
+    return window(full, size, start)
 
 
 # By raw op; the last argument is the backend, which does not matter here.
 RULES: dict[str, Callable[..., Any]] = {
-    "crop_add": lambda x, skip, offset, _: reference.crop_add(x, skip, offset),
-    "deconv": lambda x, weight, stride, start, size, _: reference.deconv(
-        x, weight.to(x.dtype), stride, 0, start, size
-    ),
+    "crop_add": lambda x, skip, offset, _: x + window(skip, x.shape[2:], offset),
+    "deconv": _deconv,
     "upsample": lambda x, grid, clamp, _: _sampled(x, grid, clamp).to(x.dtype),
     "upsample_argmax": _upsample_argmax,
     "upsample_crop_add": _upsample_crop_add,

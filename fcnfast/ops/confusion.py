@@ -82,9 +82,8 @@ def upsample_confusion(
 
     Raises:
         TypeError: an argument has a type or dtype not listed above.
-        ValueError: shapes or devices do not match; a grid is given with `scale_factor` or
-            `align_corners`; or, with C x C counts, a label is out of range and not ignored (nothing
-            is counted then). On a GPU such a pixel is skipped unless FCNFAST_CHECK=1 is set.
+        ValueError: shapes or devices do not match or, with C x C counts, a label is out of range
+            and not ignored. On a GPU such a pixel is skipped unless FCNFAST_CHECK=1 is set.
 
     Example:
         >>> scores, target = torch.eye(2)[None, :, None], torch.tensor([[[0, 1, 1, 255]]])

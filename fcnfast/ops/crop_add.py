@@ -84,8 +84,7 @@ def crop_add(x: Tensor, skip: Tensor, offset: Size) -> Tensor:
 
     Raises:
         TypeError: an argument has a type or dtype not listed above.
-        ValueError: shapes or devices do not match, the offset is negative, or the window leaves
-            `skip`.
+        ValueError: shapes or devices do not match, or the window is not within `skip`.
 
     Example:
         >>> x, skip = torch.ones(1, 1, 2, 2), torch.arange(16.0).view(1, 1, 4, 4)

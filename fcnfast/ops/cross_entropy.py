@@ -219,9 +219,8 @@ def upsample_cross_entropy(
 
     Raises:
         TypeError: an argument has a type or dtype not listed above.
-        ValueError: shapes or devices do not match; a grid is given with `scale_factor` or
-            `align_corners`; or a label is out of range and not ignored. On a GPU such a label makes
-            the loss and the gradient NaN unless FCNFAST_CHECK=1 is set.
+        ValueError: shapes or devices do not match, or a label is out of range and not ignored. On
+            a GPU such a label makes the loss and the gradient NaN unless FCNFAST_CHECK=1 is set.
 
     Example:
         >>> scores = torch.zeros(1, 4, 3, 3)

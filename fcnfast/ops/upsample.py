@@ -125,9 +125,8 @@ def upsample(
 
     Raises:
         TypeError: an argument has a type or dtype not listed above.
-        ValueError: `x` is not 4-D; the grid was made for maps of a different size or is given with
-            `size`, `scale_factor` or `align_corners`; or, without a grid, not exactly one of
-            `size` and `scale_factor` is given.
+        ValueError: `x` is not 4-D, the grid was made for maps of a different size, or not exactly
+            one of `grid`, `size` and `scale_factor` is given.
 
     Example:
         >>> fcnfast.upsample(torch.tensor([[[[0.0, 4.0]]]]), size=(1, 4))

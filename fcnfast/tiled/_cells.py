@@ -51,28 +51,22 @@ def _inner(grid: SamplingGrid, axis: int) -> int:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # cached for calls in every mode
 def _columns(
     grid: SamplingGrid, places: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[tuple[Cells, ...], Tensor]:
     """Groups of cells of about `places` places for the grid's columns; the place of each column."""
-    with torch.inference_mode(False), torch.device("cpu"):  # cached for calls in every mode
-        return _grouped(grid, places, dtype, device)
-
-
-def _grouped(
-    grid: SamplingGrid, places: int, dtype: torch.dtype, device: torch.device
-) -> tuple[tuple[Cells, ...], Tensor]:
     n, num, off, den = (v[1] for v in (grid.in_size, grid.num, grid.off, grid.den))
     # The map is framed by one column on each side; beyond it, all positions read the same.
-    position = (torch.arange(grid.size[1]) * num + off).clamp(-den, n * den)
+    position = (torch.arange(grid.size[1], device="cpu") * num + off).clamp(-den, n * den)
     cell = torch.div(position, den, rounding_mode="floor").clamp(max=n - 1)
     weight = (position - cell * den).double() / den
     low, count = torch.unique_consecutive(cell + 1, return_counts=True)
     starts = count.cumsum(0) - count
-    groups, place, first = [], torch.empty(grid.size[1], dtype=torch.int64), 0
+    groups, place, first = [], torch.empty_like(cell), 0
     for begin, end in _groups(count, _inner(grid, 1), places):
         counts, taps = count[begin:end], low[begin:end]
-        step = torch.arange(int(counts.max()))[:, None]
+        step = torch.arange(int(counts.max()), device="cpu")[:, None]
         pixel, real = starts[begin:end] + torch.minimum(step, counts - 1), step < counts
         place[pixel[real]] = first + real.flatten().nonzero()[:, 0]
         span = slice(int(taps[0]), int(taps[-1]) + 2)

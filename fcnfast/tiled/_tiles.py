@@ -7,7 +7,7 @@ instead, as do devices where checking for them would synchronize.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -62,18 +62,12 @@ class Strip:
 
 
 @lru_cache(maxsize=128)
+@torch.inference_mode(False)  # cached for calls in every mode
 def strips(
     grid: SamplingGrid, axis: int, length: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Strip, ...]:
     """Cut the axis into strips of `length` outputs."""
-    with torch.inference_mode(False):  # cached for calls in every mode
-        return tuple(_cut(grid, axis, length, dtype, device))
-
-
-def _cut(
-    grid: SamplingGrid, axis: int, length: int, dtype: torch.dtype, device: torch.device
-) -> Iterator[Strip]:
-    taps = axis_taps(grid, axis, dtype, device)
+    taps, found = axis_taps(grid, axis, dtype, device), []
     index = torch.stack([taps.i0, taps.i1]).cpu()
     used = torch.stack([taps.w0, taps.w1]).cpu() != 0
     for first in range(0, grid.size[axis], length):
@@ -87,7 +81,8 @@ def _cut(
         matrix.scatter_add_(1, i0[:, None], w0[:, None])
         matrix.scatter_add_(1, i1[:, None], w1[:, None])
         all_read = bool(used[:, first:last].all())
-        yield Strip(first, last, low, high, matrix, i0, i1, w0, w1, all_read)
+        found.append(Strip(first, last, low, high, matrix, i0, i1, w0, w1, all_read))
+    return tuple(found)
 
 
 def even_length(total: int, most: int) -> int:

@@ -117,15 +117,9 @@ def forward(
     label_smoothing: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (loss, scale, unscaled gradient); the op's arguments, unchecked.
+    """Returns (loss, scale, unscaled gradient), in the compute dtype; empty if not computed.
 
-    Args:
-        weight: C class weights in the compute dtype.
-        with_gradient: whether to compute the gradient as well ("none" does so later).
-
-    Returns:
-        The loss, N x H x W for "none", else a scalar; the gradient's scale; the unscaled gradient,
-        N x C x h x w in the compute dtype. What is not computed is an empty tensor.
+    The loss is N x H x W for "none", whose gradient comes later, else a scalar.
     """
     settings = (weight, grid, ignore_index, label_smoothing)
     with torch.autocast(scores.device.type, enabled=False):

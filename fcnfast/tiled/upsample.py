@@ -57,6 +57,7 @@ class _Cells(NamedTuple):
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # cached for calls in every mode
 def _cells(
     grid: SamplingGrid, axis: int, dtype: torch.dtype, device: torch.device
 ) -> _Cells | None:
@@ -73,9 +74,8 @@ def _cells(
     count = min(n - 1 - cell, (size - first) // stride)
     if count <= 0:
         return None
-    with torch.inference_mode(False), torch.device("cpu"):  # cached for calls in every mode
-        rest = first * num + off - cell * den + num * torch.arange(stride)
-        right = (rest.double() / den).to(device, dtype)
+    rest = first * num + off - cell * den + num * torch.arange(stride, device="cpu")
+    right = (rest.double() / den).to(device, dtype)
     return _Cells(first, first + count * stride, cell, count, right[:, None])
 
 

@@ -376,7 +376,6 @@ class Run:
         return total
 
     def _log(self, row: dict[str, Any], loss: float | None) -> None:
-        """Write a row of the log, and show it."""
         if self.log is None:
             return
         s = self.settings
@@ -394,7 +393,6 @@ class Run:
         self.progress.tell(self.iteration, loss, best, row)
 
     def _reset_clocks(self) -> None:
-        """Restart the clocks for the next row of the log."""
         self.spent = self.waited = self.loading = 0.0
         self.logged = self.iteration
 
@@ -483,7 +481,6 @@ class Run:
         return f"{self.iteration} iterations ({self.iteration / self.per_epoch:.4g} epochs)"
 
     def _tell_end(self) -> None:
-        """Print where the weights are and what can be done with them."""
         s = self.settings
         if self.stopping and not self.finished:
             print(f"Stopped by SIGTERM after {self._epochs()}: resume with --resume {self.out}")
@@ -551,12 +548,11 @@ def resume(
     Args:
         path: the folder of the run, or its checkpoint.
         changes: settings of where and how it runs, by name.
-        processes: by default those of the environment.
-        train, val, table: as in `start`; a run that began with them needs them again.
+        processes, train, val, table: as in `start`.
 
     Raises:
-        WeightsError: when the checkpoint cannot be read, or not by this release.
-        InputError: when a change is not allowed, or the pictures are not those of the run.
+        WeightsError: the checkpoint cannot be read, or not by this release.
+        InputError: a change is not allowed, or the pictures are not those of the run.
     """
     p = processes or Processes()
     at = Path(path) / CHECKPOINT if Path(path).is_dir() else Path(path)
