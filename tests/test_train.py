@@ -18,7 +18,7 @@ from fcnfast.errors import DivergenceError, InputError, WeightsError
 from fcnfast.evaluate import evaluate_model
 from fcnfast.models import load_model
 from fcnfast.train import add_arguments, checkpoint, given, resume, start
-from fcnfast.train.batches import batches
+from fcnfast.train.batches import loader
 from fcnfast.train.log import Log
 from tests.train_tools import batch, final_state, rows, same, small, stopped_after, untimed
 
@@ -75,10 +75,10 @@ def test_batches_depend_on_the_iteration_alone(scenes, tmp_path):
     crops = start(s).crops
 
     def drawn(settings=s, rank=0, world=1, last=7):
-        return list(batches(crops, settings, 0, last, rank, world, False).sampler)
+        return list(loader(crops, settings, 0, last, rank, world, False).sampler)
 
-    whole = [b[:3] for b in batches(crops, s, 0, 7, 0, 1, False)]
-    rest = [b[:3] for b in batches(crops, replace(s, workers=1), 4, 7, 0, 1, False)]
+    whole = [b[:3] for b in loader(crops, s, 0, 7, 0, 1, False)]
+    rest = [b[:3] for b in loader(crops, replace(s, workers=1), 4, 7, 0, 1, False)]
     assert same(whole[4:], rest)
     order = [index for part in drawn(last=3) for *_, index in part]
     assert sorted(order) == list(range(6))  # every picture once an epoch

@@ -7,18 +7,8 @@ from torch import Tensor
 
 from ..geometry import SamplingGrid
 from ..tiled import confusion as tiled
-from ._checks import (
-    Integers,
-    Scale,
-    check_counts,
-    check_device,
-    check_ignore_index,
-    check_labels,
-    check_tensor,
-    checked_grid_for_target,
-    grid_for_target,
-    packed,
-)
+from . import _checks
+from ._checks import Integers, Scale
 from ._registry import BACKEND, GRID, define_without_gradient, forced, uses_triton
 
 
@@ -31,10 +21,10 @@ def _add(
     ignore_index: int,
     backend: str | None,
 ) -> None:
-    sampled, classes = checked_grid_for_target(scores, target, grid, clamp), scores.shape[1]
-    check_counts(out, classes)
+    sampled, classes = _checks.checked_grid_for_target(scores, target, grid, clamp), scores.shape[1]
+    _checks.check_counts(out, classes)
     if out.shape[0] == classes:
-        check_labels(target, classes, ignore_index)
+        _checks.check_labels(target, classes, ignore_index)
     if uses_triton(backend, scores, sampled):
         from ..kernels import confusion as triton
 
@@ -91,12 +81,12 @@ def upsample_confusion(
         tensor([[1, 0],
                 [1, 1]])
     """
-    grid = grid_for_target(scores, target, grid, scale_factor, align_corners)
-    ignore_index = check_ignore_index(ignore_index)
+    grid = _checks.grid_for_target(scores, target, grid, scale_factor, align_corners)
+    ignore_index = _checks.check_ignore_index(ignore_index)
     if out is None:
         out = scores.new_zeros((scores.shape[1],) * 2, dtype=torch.int64)
     else:
-        check_tensor(out, "out", (torch.int64,), "C x C")
-        check_device(scores, out, "scores", "out")
-    _confusion(out, scores, target, *packed(grid), ignore_index, forced())
+        _checks.check_tensor(out, "out", (torch.int64,), "C x C")
+        _checks.check_device(scores, out, "scores", "out")
+    _confusion(out, scores, target, *_checks.packed(grid), ignore_index, forced())
     return out

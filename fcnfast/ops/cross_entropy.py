@@ -10,21 +10,8 @@ from torch import Tensor
 from ..geometry import SamplingGrid
 from ..tiled import cross_entropy as tiled
 from ..tiled._tiles import compute_dtype, empty_map, is_channels_last, memory_format
-from ._checks import (
-    FLOATS,
-    Integers,
-    Scale,
-    check_classes,
-    check_device,
-    check_ignore_index,
-    check_labels,
-    check_loss,
-    check_tensor,
-    checked_grid_for_target,
-    grid_for_target,
-    packed,
-    unpacked,
-)
+from . import _checks
+from ._checks import Integers, Scale
 from ._registry import BACKEND, GRID, define, forced, uses_triton
 
 Reduction = Literal["mean", "sum", "none", "batch"]
@@ -51,11 +38,11 @@ def _forward(
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (loss, scale, unscaled gradient of the scores)."""
-    sampled, classes = checked_grid_for_target(scores, target, grid, clamp), scores.shape[1]
-    check_classes(classes, target.dtype, "target")
+    sampled, classes = _checks.checked_grid_for_target(scores, target, grid, clamp), scores.shape[1]
+    _checks.check_classes(classes, target.dtype, "target")
     if weight is not None and len(weight) != classes:
         raise ValueError(f"weight must hold {classes} class weights, not {len(weight)}")
-    check_labels(target, classes, ignore_index)
+    _checks.check_labels(target, classes, ignore_index)
     run = _implementation(backend, scores, sampled).forward
     loss, scale, gradient = run(
         scores, target, weight, sampled, ignore_index, reduction, label_smoothing, with_gradient
@@ -134,7 +121,7 @@ def _pixel_gradient(
     label_smoothing: float,
     backend: str | None,
 ) -> Tensor:
-    sampled = unpacked(grid, clamp)
+    sampled = _checks.unpacked(grid, clamp)
     call = (scores, target, weight, sampled, ignore_index, label_smoothing)
     if uses_triton(backend, scores, sampled):
         from ..kernels import cross_entropy as triton
@@ -228,17 +215,17 @@ def upsample_cross_entropy(
         >>> fcnfast.upsample_cross_entropy(scores, target)  # log 4
         tensor(1.3863)
     """
-    grid = grid_for_target(scores, target, grid, scale_factor, align_corners)
-    ignore_index = check_ignore_index(ignore_index)
-    check_loss(reduction, label_smoothing)
+    grid = _checks.grid_for_target(scores, target, grid, scale_factor, align_corners)
+    ignore_index = _checks.check_ignore_index(ignore_index)
+    _checks.check_loss(reduction, label_smoothing)
     if weight is not None:
-        check_tensor(weight, "weight", FLOATS, "C class weights")
-        check_device(scores, weight, "scores", "weight")
+        _checks.check_tensor(weight, "weight", _checks.FLOATS, "C class weights")
+        _checks.check_device(scores, weight, "scores", "weight")
         if weight.requires_grad:
             raise ValueError("weight must not require a gradient: the loss has none for it")
         weight = weight.to(compute_dtype(scores))
     settings = (ignore_index, reduction, float(label_smoothing))
     with_gradient = scores.requires_grad and torch.is_grad_enabled()
     return _cross_entropy(
-        scores, target, weight, *packed(grid), *settings, with_gradient, forced()
+        scores, target, weight, *_checks.packed(grid), *settings, with_gradient, forced()
     )[0]

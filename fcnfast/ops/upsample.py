@@ -9,22 +9,14 @@ from torch import Tensor
 from ..geometry import SamplingGrid, Size, as_pair
 from ..tiled import upsample as tiled
 from ..tiled._tiles import empty_map
-from ._checks import (
-    Integers,
-    Scale,
-    check_skip,
-    check_window,
-    checked_grid,
-    grid_for,
-    packed,
-    unpacked,
-)
+from . import _checks
+from ._checks import Integers, Scale
 from ._registry import BACKEND, GRID, define, forced, uses_triton
 from .crop_add import backward_skip
 
 
 def _forward(x: Tensor, grid: Integers, clamp: bool, backend: str | None) -> Tensor:
-    sampled = checked_grid(x, "x", grid, clamp)
+    sampled = _checks.checked_grid(x, "x", grid, clamp)
     if uses_triton(backend, x, sampled):
         from ..kernels import upsample as triton
 
@@ -41,7 +33,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _adjoint(grad_output: Tensor, grid: Integers, clamp: bool, backend: str | None) -> Tensor:
-    sampled = unpacked(grid, clamp)
+    sampled = _checks.unpacked(grid, clamp)
     if uses_triton(backend, grad_output, sampled):
         from ..kernels import upsample_backward as triton
 
@@ -56,8 +48,8 @@ def _adjoint_backward(ctx: Any, grad_input: Tensor) -> tuple[Tensor | None, ...]
 def _fused(
     x: Tensor, skip: Tensor, grid: Integers, clamp: bool, offset: Integers, backend: str | None
 ) -> Tensor:
-    sampled = checked_grid(x, "x", grid, clamp)
-    check_window(skip.shape, (*x.shape[:2], *sampled.size), offset)
+    sampled = _checks.checked_grid(x, "x", grid, clamp)
+    _checks.check_window(skip.shape, (*x.shape[:2], *sampled.size), offset)
     if uses_triton(backend, x, sampled):
         from ..kernels import upsample as triton
 
@@ -132,8 +124,8 @@ def upsample(
         >>> fcnfast.upsample(torch.tensor([[[[0.0, 4.0]]]]), size=(1, 4))
         tensor([[[[0., 1., 3., 4.]]]])
     """
-    grid = grid_for(x, "x", grid, size, scale_factor, align_corners)
-    return _upsample(x, *packed(grid), forced())
+    grid = _checks.grid_for(x, "x", grid, size, scale_factor, align_corners)
+    return _upsample(x, *_checks.packed(grid), forced())
 
 
 def upsample_crop_add(
@@ -168,9 +160,9 @@ def upsample_crop_add(
         >>> fcnfast.upsample_crop_add(x, skip, size=(8, 8), offset=(1, 1)).shape
         torch.Size([1, 2, 8, 8])
     """
-    check_skip(x, skip)
+    _checks.check_skip(x, skip)
     top, left = as_pair(offset, "offset")
     if grid is None and size is None and scale_factor is None:
         size = (skip.shape[2] - top, skip.shape[3] - left)
-    grid = grid_for(x, "x", grid, size, scale_factor, align_corners)
-    return _upsample_crop_add(x, skip, *packed(grid), (top, left), forced())
+    grid = _checks.grid_for(x, "x", grid, size, scale_factor, align_corners)
+    return _upsample_crop_add(x, skip, *_checks.packed(grid), (top, left), forced())

@@ -134,7 +134,7 @@ def _order(
             yield [(epoch, at, int(order[at])) for at in range(start, start + part)]
 
 
-def batches(
+def loader(
     crops: Crops, s: TrainSettings, first: int, last: int, rank: int, world: int, pin: bool
 ) -> DataLoader[Batch | Exception]:
     """Load this process's part of the batches of the steps [first, last)."""

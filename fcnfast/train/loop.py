@@ -36,27 +36,10 @@ from ..evaluate import evaluate_model
 from ..files import remove_unfinished, write_bytes, write_json
 from ..metrics import ConfusionMatrix, Scores
 from ..models import FCN, save_model
-from . import checkpoint
-from .batches import (
-    Batch,
-    batches,
-    make_crops,
-    next_batch,
-    normalizers,
-    open_pictures,
-    worker_count,
-)
+from . import batches, checkpoint, network
+from .batches import Batch
 from .checkpoint import BEST, CHECKPOINT, LAST
 from .log import Board, Log, Progress
-from .network import (
-    checkpoint_blocks,
-    default_model,
-    freeze,
-    make_model,
-    make_optimizer,
-    median_frequency,
-    moving_average,
-)
 from .processes import Processes, explained, has_bf16, peak_memory
 from .recipes import RECIPES
 from .settings import TrainSettings, flag, resumed
@@ -65,7 +48,7 @@ from .settings import TrainSettings, flag, resumed
 class Run:
     """One training run: its state, and the loop.
 
-    network: options and preprocessing of a resumed run, whose `weights` file may be gone.
+    saved: options and preprocessing of a resumed run, whose `weights` file may be gone.
     train, val, table: as in `start`.
     """
 
@@ -73,7 +56,7 @@ class Run:
         self,
         settings: TrainSettings,
         processes: Processes,
-        network: dict[str, Any] | None,
+        saved: dict[str, Any] | None,
         train: Any,
         val: Any,
         table: ClassTable | None,
@@ -82,7 +65,7 @@ class Run:
             if not getattr(settings, name) and (train is None or name == "output_dir"):
                 raise InputError(f"{flag(name)} is needed")
         self.processes = p = processes
-        settings = replace(settings, workers=worker_count(settings.workers, p.local_world))
+        settings = replace(settings, workers=batches.worker_count(settings.workers, p.local_world))
         self.settings = s = settings
         self.out = Path(s.output_dir)
         self.device = p.device(s.device)
@@ -93,30 +76,30 @@ class Run:
             self.pictures = wrap_dataset(train, table, channels)
             self.val = None if val is None else wrap_dataset(val, table, channels)
         else:
-            self.val = open_pictures(s, s.val_split, s.val_include) if s.val_split else None
-            self.pictures = open_pictures(s, s.split, s.include, s.exclude, s.cache)
+            self.val = batches.open_pictures(s, s.val_split, s.val_include) if s.val_split else None
+            self.pictures = batches.open_pictures(s, s.split, s.include, s.exclude, s.cache)
             if self.val is not None and s.val_split != s.split:
                 refuse_overlap(self.pictures, self.val, by_name=s.dataset == "voc")
         self.table = self.pictures.table
-        self.crops = make_crops(self.pictures, s, p.world)
+        self.crops = batches.make_crops(self.pictures, s, p.world)
         self.per_epoch = len(self.crops) // (s.batch_size * s.grad_accum)
         self.iterations = s.iterations or s.epochs * self.per_epoch
         torch.manual_seed(s.seed)
-        self.model = make_model(s, self.table, self.pictures, self.device, network)
+        self.model = network.make_model(s, self.table, self.pictures, self.device, saved)
         self.crops.heads = tuple(getattr(self.model, "heads", ("out",)))
-        self.frozen = freeze(self.model, s.freeze)
-        self.optimizer = make_optimizer(self.model, s)
+        self.frozen = network.freeze(self.model, s.freeze)
+        self.optimizer = network.make_optimizer(self.model, s)
         scaled = s.amp and s.amp_dtype == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.average = None
         if s.ema_decay:
-            update = moving_average(s.ema_decay)
+            update = network.moving_average(s.ema_decay)
             self.average = AveragedModel(self.model, multi_avg_fn=update, use_buffers=True)
         if s.checkpoint_activations:
-            checkpoint_blocks(self.model)
+            network.checkpoint_blocks(self.model)
         self.weight = None  # of each class in the loss
         if s.class_weights == "median-frequency":
-            weights = median_frequency(self.pictures, s.class_weight_power)
+            weights = network.median_frequency(self.pictures, s.class_weight_power)
             self.weight = weights.to(self.device)
         self.net: nn.Module = self.model  # what `train` wraps for several processes, or compiles
         self.progress = Progress(0, 0, False)
@@ -173,7 +156,7 @@ class Run:
                 stack.callback(signal.signal, signal.SIGTERM, before)
             self.net = self._wrapped()
             first, pin = self.iteration, self.device.type == "cuda"
-            loader = batches(self.crops, s, first, self.iterations, p.rank, p.world, pin)
+            loader = batches.loader(self.crops, s, first, self.iterations, p.rank, p.world, pin)
             source = iter(loader)
             # An error's traceback would keep the garbage collector from shutting them down.
             stack.callback(getattr(source, "_shutdown_workers", lambda: None))
@@ -181,7 +164,7 @@ class Run:
             self._reset_clocks()
             while not self.finished and not self.stopping:
                 started = time.perf_counter()
-                group = [next_batch(source) for _ in range(s.grad_accum)]
+                group = [batches.next_batch(source) for _ in range(s.grad_accum)]
                 self.waited += time.perf_counter() - started
                 self.loading += sum(batch.seconds for batch in group)
                 self.step(group)
@@ -281,8 +264,8 @@ class Run:
         """
         s, counts = self.settings, [batch.counts for batch in group]
         images = sum(len(batch.images) for batch in group)
-        own = normalizers(counts, images, s.normalize, self.weight)
-        valid = sum(normalizers(counts, images, "valid", None).values()) / len(own)
+        own = batches.normalizers(counts, images, s.normalize, self.weight)
+        valid = sum(batches.normalizers(counts, images, "valid", None).values()) / len(own)
         shared = torch.tensor([*own.values(), images, valid, self.sigterm], dtype=torch.float64)
         *totals, images, valid, stop = self.processes.sum_(shared).tolist()
         self.stopping = stop > 0
@@ -524,7 +507,7 @@ def start(
         out = Path(settings.output_dir)
         if settings.output_dir and (out / CHECKPOINT).exists():
             raise InputError(f"{out} already holds a run: continue it with --resume {out}")
-        s = replace(settings, model=settings.model or default_model(settings))
+        s = replace(settings, model=settings.model or network.default_model(settings))
         run = Run(s, p, None, train, val, table)
         require_every_class(run.pictures)
         return run
