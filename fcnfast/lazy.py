@@ -327,21 +327,17 @@ def _topk(
     return _max(input, dim, True, torch.return_types.topk) if only else NotImplemented
 
 
-def _softmax(name: str) -> Callable[..., Any]:
+def _softmax(
+    name: str, input: UpsampledLogits, dim: Any = None, _stacklevel: int = 3, dtype: Any = None
+) -> Any:
+    state: Any = input._state
+    wide = input.dtype in (torch.float32, torch.float64)  # autocast leaves those alone
+    wide |= not torch.is_autocast_enabled(input.device.type)
+    usual = wide and dtype in (None, input.dtype) and _has_classes(input, dim)
+    if state.after or not usual:
+        return NotImplemented
     function = getattr(torch, name)
-
-    def run(
-        input: UpsampledLogits, dim: Any = None, _stacklevel: int = 3, dtype: Any = None
-    ) -> Any:
-        state: Any = input._state
-        wide = input.dtype in (torch.float32, torch.float64)  # autocast leaves those alone
-        wide |= not torch.is_autocast_enabled(input.device.type)
-        usual = wide and dtype in (None, input.dtype) and _has_classes(input, dim)
-        if state.after or not usual:
-            return NotImplemented
-        return _derived(input, lambda logits: function(logits, dim), state.scores, after=name)
-
-    return run
+    return _derived(input, lambda logits: function(logits, dim), state.scores, after=name)
 
 
 def _loss(
@@ -495,8 +491,8 @@ _BY_NAME: dict[str, Callable[..., Any]] = {
     "argmax": _argmax,
     "max": _max,
     "topk": _topk,
-    "softmax": _softmax("softmax"),
-    "log_softmax": _softmax("log_softmax"),
+    "softmax": partial(_softmax, "softmax"),
+    "log_softmax": partial(_softmax, "log_softmax"),
     "unsqueeze": _unsqueeze,
     "squeeze": _squeeze,
     "unbind": _unbind,

@@ -6,9 +6,10 @@ A layer that samples at a grid holds a rule that makes the grid for each input m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,8 @@ from . import ops
 from .geometry import Border, Pair, SamplingGrid, Size, as_integer, as_pair
 from .ops._checks import LABELS, check_ignore_index, check_loss, check_tensor
 
-
-class GridRule(Protocol):
-    """Makes a layer's grid for each input map."""
-
-    def __call__(self, in_size: Pair, size: Size | None = None) -> SamplingGrid:
-        """The grid from `in_size` (h, w) to `size` (H, W), or to the size that the rule gives."""
+# From (h, w) to a given (H, W), or to the size that the rule gives.
+GridRule = Callable[[Pair, Size | None], SamplingGrid]
 
 
 @dataclass(frozen=True)
