@@ -242,10 +242,6 @@ def draw(measured: dict[str, Any], folder: Path) -> list[Path]:
     """Write time.png and memory.png into a folder, a group of bars for each op; their paths.
 
     Of usual content; of ops with a gradient both passes together.
-
-    Raises:
-        ImportError: when matplotlib is not installed.
-        OSError: when a file cannot be written.
     """
     plt = pyplot()
     folder.mkdir(parents=True, exist_ok=True)

@@ -434,13 +434,6 @@ def test_patches_are_the_windows() -> None:
     assert not last[:, 212:].any() and not last[..., 212:].any()
 
 
-def test_a_network_of_another_grid_is_refused() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 2, 227, stride=64))
-    image = torch.zeros(1, 3, 500, 500)
-    with pytest.raises(networks.Disagreement, match=r"grid is \(5, 5\)"):
-        networks.check(model, image, networks.patches(image))
-
-
 def test_the_amortization_suite(monkeypatch, tmp_path, capsys) -> None:
     """On a small network of the same geometry, with times that are given."""
     small = {"field": nn.Conv2d(3, 1, 200, stride=32), "fc7": nn.Conv2d(1, 4096, 1)}
