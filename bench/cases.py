@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -55,19 +54,6 @@ SUITES = {
         Case("COCO-Stuff", 1, 171, (128, 128), 4),
     ),
 }
-
-
-def drawn(seed: int) -> tuple[Case, ...]:
-    """The suite "drawn": random cases of one image, to which nothing can have been tuned."""
-    source = random.Random(seed)
-
-    def case() -> Case:
-        stride = source.choice((4, 8, 16, 32))
-        height, width = (source.randint(320, 640) // stride for _ in range(2))
-        classes = source.randint(19, 171)
-        return Case(f"drawn by seed {seed}", 1, classes, (height, width), stride)
-
-    return case(), case(), case()
 
 
 def fitted(cases: Iterable[Case], device: torch.device) -> list[Case]:

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -63,8 +64,6 @@ def _typed(value: Any, special: bool, amd: bool) -> tuple[str, list[list[Any]]]:
         return f"*{TYPES[value.dtype]}", facts
     if isinstance(value, bool | float):
         return ("u1" if isinstance(value, bool) else "fp32"), facts
-    if not isinstance(value, int):
-        raise TypeError(f"is a {type(value).__name__}")
     if special and value % 16 == 0:
         facts.append(["tt.divisibility", 16])
     if -(2**31) <= value < 2**31:
@@ -73,11 +72,7 @@ def _typed(value: Any, special: bool, amd: bool) -> tuple[str, list[list[Any]]]:
 
 
 def specialized(launch: Launch, amd: bool) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
-    """Signature, constants and attributes, as a launch on a device specializes the kernel.
-
-    Raises:
-        TypeError: for an argument of a kind that no kernel here takes.
-    """
+    """Signature, constants and attributes, as a launch on a device specializes the kernel."""
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[Any, Any] = {}
@@ -88,10 +83,7 @@ def specialized(launch: Launch, amd: bool) -> tuple[dict[str, str], dict[str, An
         if parameter.is_constexpr or value is None or one:
             signature[name], constants[name] = "constexpr", value
             continue
-        try:
-            signature[name], facts = _typed(value, special, amd)
-        except TypeError as error:
-            raise TypeError(f"{launch.kernel.__name__}: {name} {error}") from error
+        signature[name], facts = _typed(value, special, amd)
         if facts:
             attributes[(parameter.num,)] = facts
     return signature, constants, attributes
@@ -108,35 +100,33 @@ def _uses(function: Any) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _collect(function: JITFunction, texts: dict[str, str]) -> None:
+def _collect(function: Any, texts: dict[str, str]) -> None:
     """Enter the source of a device function, and of all that it names, by their names."""
     module = function.__module__
     if f"{module}.{function.__name__}" in texts:
         return
-    texts[f"{module}.{function.__name__}"] = textwrap.dedent(inspect.getsource(function.fn))
-    for used, value in _uses(function.fn):
+    texts[f"{module}.{function.__name__}"] = textwrap.dedent(inspect.getsource(function))
+    for used, value in _uses(function):
         if isinstance(value, JITFunction):
             if not value.__module__.startswith("triton."):  # whose version stands for them
-                _collect(value, texts)
+                _collect(value.fn, texts)
         elif isinstance(value, type) and issubclass(value, tuple):
             texts[f"{module}.{used}"] = repr(getattr(value, "_fields", value))
         elif isinstance(value, int | float | str | tuple | triton.language.constexpr):
             texts[f"{module}.{used}"] = repr(value)
 
 
-# By the kernels' identities, each kept alive beside its text; their own hashes take long.
-_TEXTS: dict[int, tuple[JITFunction, str]] = {}
+@cache
+def _text(function: Any) -> str:
+    """The source of a device function and of all that it names."""
+    texts: dict[str, str] = {}
+    _collect(function, texts)
+    return "\n".join(f"{name}:\n{text}" for name, text in sorted(texts.items()))
 
 
 def fingerprint(launch: Launch, target: str) -> str:
     """Of all that a row depends on: the machine code's sources, and Triton's version."""
-    kernel = launch.kernel
-    if id(kernel) not in _TEXTS:
-        texts: dict[str, str] = {}
-        _collect(kernel, texts)
-        text = "\n".join(f"{name}:\n{text}" for name, text in sorted(texts.items()))
-        _TEXTS[id(kernel)] = kernel, text
-    parts = [_TEXTS[id(kernel)][1], *map(str, specialized(launch, not target.startswith("sm_")))]
+    parts = [_text(launch.kernel.fn), *map(str, specialized(launch, not target.startswith("sm_")))]
     parts += [str(sorted(launch.options.items())), target, triton.__version__]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 

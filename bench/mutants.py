@@ -1,8 +1,8 @@
 """Change the kernels' device code by rule, and see whether the tests notice.
 
-    python bench/mutants.py                       # every file of kernels/ with device code
-    python bench/mutants.py upsample.py --all     # all mutants of one file
-    python bench/mutants.py --list                # name them, run nothing
+    python bench/mutants.py                           # every file of kernels/ with device code
+    python bench/mutants.py upsample.py --each 9999   # all mutants of one file
+    python bench/mutants.py --list                    # name them, run nothing
 
 A mutant is one change in a function under ``triton.jit``: a comparison moved by one or reversed, a
 sign, a whole number plus or minus one, a mask or a condition left out, minimum for maximum. Of each
@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("fcnfast", "kernels", "tests", "pyproject.toml")
+COPIED = ("fcnfast", "kernels", "tests")
 # What tests a file, where that is not tests/test_kernel_NAME.py of a name that its own begins with.
 SHARED = {
     "grid": ("grid", "crop_add", "upsample", "deconv", "argmax", "confusion", "cross_entropy"),
@@ -104,19 +104,13 @@ def _changed(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             yield "condition", other.args[2]
 
 
-@contextlib.contextmanager
-def _replaced(parent: ast.AST, node: ast.AST, other: ast.AST) -> Iterator[None]:
-    """Within, `other` stands in the place of `node`."""
+def _replace(parent: ast.AST, node: ast.AST, other: ast.AST) -> None:
+    """Put `other` in the place of `node`."""
     for field, value in ast.iter_fields(parent):
         if value is node:
             setattr(parent, field, other)
-            yield
-            setattr(parent, field, node)
-        elif isinstance(value, list) and any(item is node for item in value):
-            place = next(i for i, item in enumerate(value) if item is node)
-            value[place] = other
-            yield
-            value[place] = node
+        elif isinstance(value, list):
+            value[:] = [other if item is node else item for item in value]
 
 
 def mutants(path: Path) -> list[Mutant]:
@@ -127,16 +121,16 @@ def mutants(path: Path) -> list[Mutant]:
     for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
         if not any("triton.jit" in ast.unparse(d) for d in function.decorator_list):
             continue
-        # Not the annotations, nor the docstring.
         for node in (n for statement in function.body for n in ast.walk(statement)):
             for rule, other in _changed(node):
                 around: ast.AST = node
                 while len(ast.unparse(around)) < CONTEXT and isinstance(parents[around], SHOWN):
                     around = parents[around]
                 before = ast.unparse(around)
-                with _replaced(parents[node], node, other):
-                    after = ast.unparse(other if around is node else around)
-                    source = ast.unparse(ast.fix_missing_locations(tree))
+                _replace(parents[node], node, other)
+                after = ast.unparse(other if around is node else around)
+                source = ast.unparse(ast.fix_missing_locations(tree))
+                _replace(parents[node], other, node)
                 where = path.name, function.name, node.lineno, rule
                 found.append(Mutant(*where, before, after, source))
     return found
@@ -152,30 +146,25 @@ def drawn(every: list[Mutant], number: int) -> list[Mutant]:
 
 def tests_of(file: str) -> tuple[str, ...]:
     """The names of the test files of one of kernels/."""
-    stem = Path(file).stem
-    names = [
-        path.stem.removeprefix("test_kernel_") for path in (ROOT / "tests").glob("test_kernel_*")
-    ]
+    stem, paths = Path(file).stem, (ROOT / "tests").glob("test_kernel_*")
+    names = [path.stem.removeprefix("test_kernel_") for path in paths]
     return SHARED.get(stem) or tuple(name for name in names if f"{stem}_".startswith(f"{name}_"))
 
 
-@contextlib.contextmanager
-def checkout(file: str = "", source: str = "") -> Iterator[Path]:
-    """A copy of the checkout in which a file of kernels/ has another source."""
+def verdict(limits: dict[str, float | None], file: str = "", source: str = "") -> str:
+    """ "survived", "killed" or "too long": tests, each with its seconds, of a copy of the checkout
+    in which a file of kernels/ may have another source."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        skip = shutil.ignore_patterns("__pycache__", "*.safetensors")
         for name in COPIED:
-            if (ROOT / name).is_dir():
-                skip = shutil.ignore_patterns("__pycache__", "*.safetensors")
-                shutil.copytree(ROOT / name, Path(folder, name), ignore=skip)
-            else:
-                shutil.copy(ROOT / name, Path(folder, name))
+            shutil.copytree(ROOT / name, Path(folder, name), ignore=skip)
+        shutil.copy(ROOT / "pyproject.toml", folder)
         if file:
             Path(folder, "kernels", file).write_text(source, encoding="utf-8")
-        yield Path(folder)
+        return _tested(folder, limits)
 
 
-def verdict(folder: Path, limits: dict[str, float | None]) -> str:
-    """ "survived", "killed" or "too long": a checkout's tests, each with its seconds."""
+def _tested(folder: str, limits: dict[str, float | None]) -> str:
     environment = {
         **os.environ, "TRITON_INTERPRET": "1", "HYPOTHESIS_PROFILE": "mutants",
         "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
@@ -206,15 +195,14 @@ def run(chosen: list[Mutant], equivalent: set[str], jobs: int) -> int:
     limits: dict[str, float | None] = {}
     for test in dict.fromkeys(test for m in chosen for test in tests_of(m.file)):
         begin = time.monotonic()
-        with checkout() as folder:
-            if verdict(folder, {test: None}) != "survived":
-                print(f"tests/test_kernel_{test}.py fails without any change", file=sys.stderr)
-                return 2
+        if verdict({test: None}) != "survived":
+            print(f"tests/test_kernel_{test}.py fails without any change", file=sys.stderr)
+            return 2
         limits[test] = PATIENCE * (time.monotonic() - begin)
 
     def one(mutant: Mutant) -> str:
-        with checkout(mutant.file, mutant.source) as folder:
-            found = verdict(folder, {test: limits[test] for test in tests_of(mutant.file)})
+        own = {test: limits[test] for test in tests_of(mutant.file)}
+        found = verdict(own, mutant.file, mutant.source)
         found = "equivalent" if found == "survived" and mutant.name in equivalent else found
         if found != "killed":
             print(f"{found}: {mutant.file}:{mutant.line} {mutant.name}", flush=True)
@@ -237,7 +225,6 @@ def main() -> int:
     option = parser.add_argument
     option("files", nargs="*", metavar="FILE", help="of kernels/ (default: all with device code)")
     option("--each", type=int, default=15, metavar="N", help="mutants of a file (default: 15)")
-    option("--all", action="store_true", help="every mutant there is")
     option("--jobs", type=int, default=2, metavar="N", help="at a time (default: 2)")
     option("--list", action="store_true", help="name them and run nothing")
     options = parser.parse_args()
@@ -246,8 +233,6 @@ def main() -> int:
         parser.error(f"there is no kernels/{path.name}")
     found = {path: mutants(path) for path in paths or sorted((ROOT / "kernels").glob("*.py"))}
     chosen = [m for every in found.values() for m in drawn(every, options.each)]
-    if options.all:
-        chosen = [m for every in found.values() for m in every]
     if not chosen:
         parser.error(f"no device code in {', '.join(options.files)}")
     if options.list:

@@ -51,11 +51,7 @@ def _pass(model: nn.Module, inputs: tuple[Tensor, ...], backward: bool) -> None:
 
 
 def check(model: nn.Module, image: Tensor, windows: Tensor) -> None:
-    """The two ways are what they should be.
-
-    Raises:
-        Disagreement: when the grid is not 10 x 10, or a window's output is not that of a run on it.
-    """
+    """Disagreement unless the grid is 10 x 10, and a window's output that of a run on it."""
     with torch.no_grad():
         whole, alone, batched = model(image), model(windows[:1]), model(windows[:3])
     stride = receptive_field(model).stride
@@ -74,9 +70,6 @@ def amortization(settings: Settings) -> Iterator[tuple[str, dict[str, Any]]]:
     windows of 227 x 227, 32 pixels apart, which share most of their work. (The values differ, since
     layers pad: a window with zeros, a whole image with its own pixels.) Yields the table, and for
     the JSON file the milliseconds of each way by pass, and the paper's.
-
-    Raises:
-        Disagreement: as `check`.
     """
     torch.manual_seed(0)
     layers = alexnet("caffe", padding=0, fc6_padding=0, dropout=0.0)
@@ -219,10 +212,6 @@ def interop(settings: Settings) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
     Each way is a spelling that users have; "labels" has two without fcnfast. Yields lines of the
     table, and all rows so far for the JSON file.
-
-    Raises:
-        ImportError: without transformers or torchvision.
-        Disagreement: where two ways do not agree.
     """
     rows: list[dict[str, Any]] = []
     what = "seconds (of processor time) and peak memory, and fused over the best other way"

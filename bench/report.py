@@ -17,6 +17,7 @@ import torch
 from bench.cases import USUAL
 from bench.measure import OURS, Row, Settings
 from fcnfast._version import __version__
+from fcnfast.errors import InputError
 
 PEERS = {
     "eager": "F.interpolate (for deconv, of the map in a ring of zeros), F.cross_entropy, "
@@ -170,27 +171,16 @@ def footnotes(rows: list[Row], gpu: bool) -> list[str]:
 
 
 def baseline(path: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """What `bench/run.py --json` wrote before.
-
-    Raises:
-        ValueError: when it is something else, or of another device or dtype.
-    """
+    """What `bench/run.py --json` wrote before; InputError if not, or on another device or dtype."""
     try:
         measured = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(measured["rows"], list) or not all(key in measured for key in SAME):
-            raise ValueError("no rows of the benchmark")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a result of the benchmark: {error!r}") from error
+        found = {key: measured[key] for key in ("rows", *SAME)}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{path} is not a result of the benchmark: {error!r}") from error
     for key in SAME:
-        if measured[key] != about[key]:
-            raise ValueError(f"the baseline's {key} is {measured[key]!r}, not {about[key]!r}")
+        if found[key] != about[key]:
+            raise InputError(f"the baseline's {key} is {found[key]!r}, not {about[key]!r}")
     return measured
-
-
-def _spread(entry: dict[str, Any]) -> float:
-    """Half the distance of the quantiles, as a share of the median."""
-    took = entry["time_ms"]
-    return (took["high"] - took["low"]) / (2 * took["median"])
 
 
 def _lost(new: Row, old: Row) -> Iterator[str]:
@@ -199,7 +189,9 @@ def _lost(new: Row, old: Row) -> Iterator[str]:
         before = old["entries"].get(peer, {})
         if entry.get("ratio") and before.get("ratio"):
             entries = (entry, before, new["entries"][OURS], old["entries"][OURS])
-            noise = ALWAYS + math.hypot(*map(_spread, entries))
+            times = [each["time_ms"] for each in entries]
+            spreads = [(took["high"] - took["low"]) / (2 * took["median"]) for took in times]
+            noise = ALWAYS + math.hypot(*spreads)
             if entry["ratio"] * (1 + noise) < before["ratio"]:
                 case = new["case"]
                 where = f"{case['data_set']}, {case['images']} images, stride {case['stride']}"
@@ -236,64 +228,47 @@ def pyplot() -> Any:
     return plt
 
 
-def _panels(rows: list[Row]) -> dict[str, list[Row]]:
-    """By case the rows of usual content, of ops with a gradient both passes together."""
-    trained = {(r["op"], r["variant"]) for r in rows if r["pass"] != "forward"}
-    panels: dict[str, list[Row]] = {}
-    for row in rows:
-        whole = "forward+backward" if (row["op"], row["variant"]) in trained else "forward"
-        if row["content"] == USUAL and row["pass"] == whole:
-            case = row["case"]
-            name = f"{case['data_set']}, {case['images']} x {case['classes']} classes"
-            panels.setdefault(f"{name}, stride {case['stride']}", []).append(row)
-    return panels
-
-
-def _value(entry: dict[str, Any], what: str) -> float:
-    """Milliseconds or megabytes; 0 where there are none."""
-    if what == "memory":
-        return (entry["peak_bytes"] or 0) * 1e-6
-    return (entry["time_ms"] or {"median": 0})["median"]
-
-
-def _bars(axes: Any, rows: list[Row], what: str) -> None:
-    """A group of bars for each row; beside ours how many times that the fastest peer's is."""
-    for place, row in enumerate(rows):
-        values = {n: _value(e, what) for n, e in row["entries"].items() if _value(e, what)}
-        for k, (name, length) in enumerate(values.items()):
-            y = place - 0.4 + (k + 0.5) * 0.8 / len(values)
-            axes.barh(y, length, 0.72 / len(values), color=COLORS[name])
-            peer = fastest(row)[0][0]
-            if name == OURS and peer in values:
-                axes.text(length, y, f" {peer} {values[peer] / length:.2f}x", va="center", size=7)
-    labels = [" ".join(filter(None, (row["op"], row["variant"]))) for row in rows]
-    axes.set_yticks(range(len(rows)), labels, size=8)
-    axes.set_xscale("log")
-    axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
+def _bars(axes: Any, place: int, row: Row, values: dict[str, float]) -> None:
+    """A row's group of bars; beside ours how many times that the fastest peer's is."""
+    peer, width = fastest(row)[0][0], 0.8 / max(1, len(values))
+    for k, (name, length) in enumerate(values.items()):
+        y = place - 0.4 + (k + 0.5) * width
+        axes.barh(y, length, 0.9 * width, color=COLORS[name])
+        if name == OURS and peer in values:
+            axes.text(length, y, f" {peer} {values[peer] / length:.2f}x", va="center", size=7)
 
 
 def draw(measured: dict[str, Any], folder: Path) -> list[Path]:
-    """Write time.png and memory.png into a folder, a panel for each case; their paths.
+    """Write time.png and memory.png into a folder, a group of bars for each op; their paths.
 
-    Raises:
-        ImportError: when matplotlib is not installed.
-        OSError: when a file cannot be written.
+    Of usual content; of ops with a gradient both passes together.
     """
     plt = pyplot()
     folder.mkdir(parents=True, exist_ok=True)
     where = "in a CUDA graph" if measured["device"] == "cuda" else "of a call"
     titles = {"time": f"time {where}, ms", "memory": "peak memory beyond the inputs, MB"}
-    panels = _panels(measured["rows"])
-    height = 1 + len(panels) * (1 + 0.6 * max(map(len, panels.values()), default=0))
-    used = [n for n in COLORS if any(n in row["entries"] for row in measured["rows"])]
+    trained = {(r["op"], r["variant"]) for r in measured["rows"] if r["pass"] == "backward"}
+    rows, labels = [], []
+    for row in measured["rows"]:
+        op, case = (row["op"], row["variant"]), row["case"]
+        whole = "forward+backward" if op in trained else "forward"
+        if row["content"] == USUAL and row["pass"] == whole:
+            rows.append(row)
+            size = f"{case['images']} x {case['classes']}, stride {case['stride']}"
+            labels.append(f"{' '.join(op)}\n{case['data_set']}, {size}")
+    used = [n for n in COLORS if any(n in row["entries"] for row in rows)]
     paths = []
     for what, title in titles.items():
-        figure = plt.figure(figsize=(9, height), layout="constrained")
-        for place, (name, rows) in enumerate(panels.items(), 1):
-            axes = figure.add_subplot(len(panels), 1, place)
-            _bars(axes, rows, what)
-            axes.set_title(name, size=10, loc="left")
+        figure, axes = plt.subplots(figsize=(9, 2 + 0.6 * len(rows)), layout="constrained")
+        for place, row in enumerate(rows):
+            times = {n: (e["time_ms"] or {}).get("median") for n, e in row["entries"].items()}
+            sizes = {n: (e["peak_bytes"] or 0) / 1e6 for n, e in row["entries"].items()}
+            values = times if what == "time" else sizes
+            _bars(axes, place, row, {n: value for n, value in values.items() if value})
+        axes.set_yticks(range(len(rows)), labels, size=8)
+        axes.set_xscale("log")
+        axes.invert_yaxis()
+        axes.spines[["top", "right"]].set_visible(False)
         patches = [plt.Rectangle((0, 0), 1, 1, color=COLORS[name]) for name in used]
         figure.legend(patches, used, loc="outside lower center", ncols=len(used), frameon=False)
         figure.suptitle(f"{title}\n{measured['device_name']}, {measured['dtype']}")

@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import random
-import re
 import subprocess
 import sys
 import time
@@ -31,9 +29,11 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read by the profiler, which gr
 import torch
 
 from bench import networks, report
-from bench.cases import SUITES, Case, drawn, fitted
+from bench.cases import SUITES, Case, fitted
 from bench.measure import Row, Settings, copy_bandwidth, measured
 from bench.operations import OPERATIONS, Operation
+from fcnfast.device import choose_device
+from fcnfast.errors import InputError
 from fcnfast.files import write_json
 
 NETWORKS = {"amortization": networks.amortization, "interop": networks.interop}
@@ -42,7 +42,8 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 HEADS = ("upsample_cross_entropy", "upsample_argmax")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _options(arguments: list[str]) -> argparse.Namespace:
+    """The options; SystemExit when one of them is wrong."""
     first, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         prog="bench/run.py",
@@ -52,71 +53,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     option = parser.add_argument
     several: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
-    number: dict[str, Any] = {"metavar": "N"}
     file: dict[str, Any] = {"metavar": "FILE", "type": Path}
     names = list(dict.fromkeys(operation.name for operation in OPERATIONS))
-    suites = [*SUITES, "drawn", *NETWORKS]
     ops = f"any of {', '.join(names)} (default: all)"
     option("--op", choices=names, default=names, help=ops, **several)
-    cases = f"any of {', '.join(suites[:-2])} (default: quick), or {' or '.join(NETWORKS)}"
-    option("--suite", choices=suites, default=["quick"], help=cases, **several)
-    option("--seed", type=int, help="of the suite drawn (default: another every time)", **number)
+    suites = f"any of {', '.join(SUITES)} (default: quick), or {' or '.join(NETWORKS)}"
+    option("--suite", choices=[*SUITES, *NETWORKS], default=["quick"], help=suites, **several)
     option("--device", help="cpu, cuda or cuda:1 (default: a GPU where there is one)")
     option("--dtype", choices=DTYPES, default="float32", help="of the maps")
     compiled = "torch.compile as a further peer (default: on a GPU)"
     option("--compile", action=argparse.BooleanOptionalAction, help=compiled)
-    option("--repeats", type=int, help="turns (default: those that fit in a second)", **number)
-    option("--minutes", type=float, default=math.inf, help="begin no op after these", **number)
+    turns = "turns (default: those that fit in a second)"
+    option("--repeats", type=int, metavar="N", help=turns)
+    option("--minutes", type=float, default=math.inf, metavar="N", help="begin no op after these")
     option("--json", help="write everything that was measured", **file)
     option("--plot", type=Path, metavar="DIR", help="draw bars of time and memory")
     option("--against", help="earlier JSON: name the rows in which fcnfast lost", **file)
     static = "instead: what the kernels compile to, without a GPU; see --static --help"
     option("--static", action="store_true", help=static)
-    return parser
-
-
-def _device(name: str | None) -> torch.device:
-    """The device asked for; ValueError when there is no such CPU or GPU."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ValueError(f"--device must be cpu, cuda or cuda:N, not {name!r}")
-    device = torch.device(name)
-    if device.type == "cuda":
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"--device {name}: torch finds {torch.cuda.device_count()} GPUs")
-        torch.cuda.set_device(device)
-    return device
-
-
-def _check(options: argparse.Namespace) -> None:
-    """ValueError for options that cannot be."""
-    path, plot = options.json, options.plot
-    for name in set(NETWORKS) & set(options.suite):
-        if len(options.suite) > 1 or plot or options.against:
-            raise ValueError(f"--suite {name} takes no other suite, --plot or --against")
-    if options.seed is not None and "drawn" not in options.suite:
-        raise ValueError("--seed belongs to --suite drawn")
+    options = parser.parse_args(arguments)
+    others = (len(options.suite) > 1, options.plot, options.against, options.minutes < math.inf)
+    if set(NETWORKS) & set(options.suite) and any(others):
+        parser.error(
+            f"--suite {' or '.join(NETWORKS)} takes no other, nor --plot, --against, --minutes"
+        )
     for name in ("repeats", "minutes"):
         value = getattr(options, name)
         if value is not None and not value > 0:
-            raise ValueError(f"--{name} must be above 0, not {value}")
-    if path and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise ValueError(f"--json: {path} cannot be written: it is a folder, or its folder is not")
-    if plot and plot.exists() and not plot.is_dir():
-        raise ValueError(f"--plot: {plot} is not a folder")
-    if plot:
-        try:
-            report.pyplot()
-        except ImportError as error:
-            raise ValueError(f"--plot: {error}") from error
+            parser.error(f"--{name} must be above 0, not {value}")
+    return options
 
 
 def _settings(options: argparse.Namespace) -> Settings:
     """What holds for every row; measures the copy bandwidth of a GPU."""
-    device = _device(options.device)
+    device = choose_device(options.device)
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device must be cpu or cuda, not {device}")
     gpu = device.type == "cuda"
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32 for the peers, too
     if gpu:  # graphs are captured on a stream of their own: all of it runs there
+        torch.cuda.set_device(device)
         torch.cuda.set_stream(torch.cuda.Stream(device))
     compiled = gpu if options.compile is None else options.compile
     if compiled:
@@ -171,24 +147,34 @@ def _judge(result: dict[str, Any], baseline: dict[str, Any] | None) -> int:
     return 1 if wrong or lost or not common else 0
 
 
-def _networks(suite: Any, settings: Settings, seconds: float, keep: Callable[[Any], None]) -> int:
-    """Whole networks instead of ops; the exit code."""
-    begin = time.monotonic()
-    try:
-        for text, found in suite(settings):
+def _bench(options: argparse.Namespace) -> int:
+    """Measure what the options say; the exit code."""
+    settings = _settings(options)
+    about, suite, seconds = report.conditions(settings), options.suite[0], 60 * options.minutes
+    baseline = report.baseline(options.against, about) if options.against else None
+    if options.plot:
+        report.pyplot()  # is it there?
+
+    def keep(found: Any) -> None:
+        if options.json:
+            write_json(options.json, {**about, suite if suite in NETWORKS else "rows": found})
+
+    keep([])  # can it be written?
+    print(report.summary(about))
+    if suite in NETWORKS:
+        for text, found in NETWORKS[suite](settings):
             print(text, flush=True)
             keep(found)
-            if time.monotonic() - begin > seconds:
-                break
-    except networks.Disagreement as error:
-        print(f"WRONG: {error}")
-        return 1
-    return 0
-
-
-def _refuse(error: Exception) -> int:
-    print(f"bench/run.py: error: {error}", file=sys.stderr)
-    return 2
+        return 0
+    wanted = [case for name in options.suite for case in SUITES[name]]
+    cases = fitted(wanted, settings.device)
+    if not set(cases) >= set(wanted):
+        print("batches are smaller than in training: one image on a CPU, what fits on a GPU")
+    chosen = [o for o in OPERATIONS if o.name in options.op]
+    result = {**about, "rows": run(cases, chosen, settings, seconds, keep)}
+    if options.plot:
+        print(*report.draw(result, options.plot), sep="\n")
+    return _judge(result, baseline)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -199,37 +185,14 @@ def main(arguments: list[str] | None = None) -> int:
         others = [a for a in arguments if a != "--static"]
         command = (sys.executable, str(Path(__file__).with_name("static.py")), *others)
         return subprocess.run(command, env=environment, check=False).returncode
-    options = _parser().parse_args(arguments)
     try:
-        _check(options)
-        settings = _settings(options)
-        about = report.conditions(settings)
-        baseline = report.baseline(options.against, about) if options.against else None
-    except ValueError as error:
-        return _refuse(error)
-    seconds, suite = 60 * options.minutes, options.suite[0]
-
-    def keep(found: Any) -> None:
-        if options.json:
-            write_json(options.json, {**about, suite if suite in NETWORKS else "rows": found})
-
-    print(report.summary(about))
-    try:
-        if suite in NETWORKS:
-            return _networks(NETWORKS[suite], settings, seconds, keep)
-        seed = random.randrange(1 << 16) if options.seed is None else options.seed
-        suites = {**SUITES, "drawn": drawn(seed)}
-        wanted = [case for name in options.suite for case in suites[name]]
-        cases = fitted(wanted, settings.device)
-        if not set(cases) >= set(wanted):
-            print("batches are smaller than in training: one image on a CPU, what fits on a GPU")
-        chosen = [o for o in OPERATIONS if o.name in options.op]
-        result = {**about, "rows": run(cases, chosen, settings, seconds, keep)}
-        if options.plot:
-            print(*report.draw(result, options.plot), sep="\n")
-    except (ImportError, OSError) as error:
-        return _refuse(error)
-    return _judge(result, baseline)
+        return _bench(_options(arguments))
+    except networks.Disagreement as error:
+        print(f"WRONG: {error}")
+        return 1
+    except (ImportError, OSError, InputError) as error:
+        print(f"bench/run.py: error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a bare checkout,
 import torch
 import triton
 from torch import Tensor
+from tqdm import tqdm
 
 from bench.launches import FIGURES, compiled, fingerprint, record
 from fcnfast.geometry import SamplingGrid
@@ -183,16 +184,10 @@ class Wanted(NamedTuple):
 
 
 def wanted_rows(ops: Collection[str], targets: Collection[str]) -> dict[str, Wanted]:
-    """The rows of ops by name, "OP.CALL / KERNEL / TARGET".
-
-    Raises:
-        RuntimeError: when a call launches nothing.
-    """
+    """The rows of ops by name, "OP.CALL / KERNEL / TARGET"."""
     rows = {}
     for op, (call, *launcher) in [(name, each) for name in ops for each in OPS[name]()]:
         launches = record(*launcher)
-        if not launches:
-            raise RuntimeError(f"{op}.{call} launches no kernel")
         names = [launch.kernel.__name__ for launch in launches]
         for place, launch in enumerate(launches):
             number = names[: place + 1].count(names[place])
@@ -211,25 +206,18 @@ def compile_row(wanted: Wanted) -> dict[str, Any]:
 
 
 def compile_rows(stale: Mapping[str, Wanted]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Compile rows in a few processes, each fingerprint once: the rows, and why others failed."""
-    alike: dict[str, list[str]] = {}
-    for name, wanted in stale.items():
-        alike.setdefault(wanted.fingerprint, []).append(name)
+    """Compile rows in a few processes: the rows, and why others failed."""
     rows: dict[str, Any] = {}
     failed: dict[str, str] = {}
     spawn = multiprocessing.get_context("spawn")
-    workers = max(1, min(PROCESSES, len(alike)))
-    with tempfile.TemporaryDirectory() as cache, ProcessPoolExecutor(workers, spawn) as pool:
-        os.environ["TRITON_CACHE_DIR"] = cache
-        futures = {pool.submit(compile_row, stale[names[0]]): names for names in alike.values()}
-        for done, future in enumerate(as_completed(futures), 1):
+    with tempfile.TemporaryDirectory() as cache, ProcessPoolExecutor(PROCESSES, spawn) as pool:
+        os.environ["TRITON_CACHE_DIR"] = cache  # so that equal kernels are compiled once
+        futures = {pool.submit(compile_row, wanted): name for name, wanted in stale.items()}
+        for future in tqdm(as_completed(futures), unit="row", total=len(futures), disable=None):
             try:
-                rows |= dict.fromkeys(futures[future], future.result())
+                rows[futures[future]] = future.result()
             except Exception as error:  # whatever the compiler says is the row's fault
-                why = f"{type(error).__name__}: {error}".splitlines()[0]
-                failed |= dict.fromkeys(futures[future], why)
-            if sys.stderr.isatty():
-                print(f"\r{done} of {len(alike)}", end="", file=sys.stderr, flush=True)
+                failed[futures[future]] = f"{type(error).__name__}: {error}".splitlines()[0]
     return rows, failed
 
 
@@ -246,6 +234,8 @@ def worse(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
 
 def read_table() -> dict[str, Any]:
     """The kept table; ValueError when the file holds none."""
+    if not KEPT.exists():
+        return {"triton": triton.__version__, "rows": {}}
     try:
         table = json.loads(KEPT.read_text(encoding="utf-8"))
         return {"triton": table["triton"], "rows": dict(table["rows"])}
@@ -274,14 +264,10 @@ def check(options: argparse.Namespace) -> int:
     """Compile what changed, print the table, judge it, and keep it; the exit code.
 
     Rows with a fault are kept as they were, so that they stay faulty. A table of another version of
-    Triton is replaced on request only, and not compared with.
-
-    Raises:
-        ValueError: when a file holds no table.
+    Triton is replaced on request only, and not compared with. ValueError if the file holds none.
     """
-    version = triton.__version__
-    table = read_table() if KEPT.exists() else {"triton": version, "rows": {}}
-    known, same = table["rows"], table["triton"] == version
+    table = read_table()
+    known, same = table["rows"], table["triton"] == triton.__version__
     wanted = wanted_rows(options.op, options.target)
     stale = {n: w for n, w in wanted.items() if known.get(n, {}).get("hash") != w.fingerprint}
     fresh, failed = compile_rows(stale)

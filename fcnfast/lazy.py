@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import operator
 import sys
 import threading
 import warnings
@@ -29,8 +28,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .geometry import SamplingGrid
 from .ops import upsample, upsample_argmax, upsample_cross_entropy
-from .ops._checks import FLOATS, cached_resize, check_map, check_on_grid, grid_for
-from .tiled._tiles import memory_format
+from .ops._checks import FLOATS, check_on_grid, grid_for
+from .tiled._tiles import empty_map
 
 Make = Callable[[Tensor], Tensor]
 Module = TypeVar("Module", bound=nn.Module)
@@ -41,13 +40,13 @@ _as_wrapper = torch._C.DisableTorchFunctionSubclass  # reads the lazy tensor's o
 class Resize:
     """One ``F.interpolate`` that `fuse_report` saw.
 
-    where: file and line of the call. shape: of its input. fused: what ran on the coarse map.
-    real: what needed the real tensor, if anything did.
+    where: file and line of the call. shape: of its input. size: of its result. fused: what ran on
+    the coarse map. real: what needed the real tensor, if anything did.
     """
 
     where: str
     shape: tuple[int, ...]
-    size: tuple[int, ...] | None
+    size: tuple[int, ...]
     mode: str
     fused: list[str] = field(default_factory=list)
     real: str | None = None
@@ -61,10 +60,10 @@ class Resize:
 class _State:
     """What a lazy tensor is made of, until it is real.
 
-    make: computes the real tensor from `source`, under autograd. parent, view: what this is a view
-    of, and the function that makes it. node, version: the initial grad_fn and version of `source`.
-    scores, grid: those of an `UpsampledLogits`. after: "softmax", "log_softmax" or "". single: one
-    image, C x H x W.
+    make: computes the real tensor from `source`, under autograd. scores, grid: those of an
+    `UpsampledLogits`. after: "softmax", "log_softmax" or "". single: one image, C x H x W. parent,
+    view: what this is a view of, and how it is made. node: the initial grad_fn. version: the
+    initial version of `source`.
     """
 
     source: Tensor
@@ -209,8 +208,7 @@ class UpsampledLogits(LazyTensor):
     """
 
     def __new__(cls, scores: Tensor, grid: SamplingGrid) -> Any:  # noqa: D102
-        check_map(scores, "scores")
-        grid = grid_for(scores, "scores", grid, None, None, None)
+        grid = grid_for(scores, "scores", grid)
         check_on_grid(scores, grid, "scores")
         make = partial(upsample, grid=grid)
         return _upsampled(scores, grid, make) if _can_wait(scores) else make(scores)
@@ -253,12 +251,10 @@ def _new(cls: type[LazyTensor], like: Tensor, state: _State) -> Any:
     return x
 
 
-def _upsampled(x: Tensor, grid: SamplingGrid, make: Make, record: Resize | None = None) -> Any:
-    shape = (*x.shape[:2], *grid.size)
+def _upsampled(x: Tensor, grid: SamplingGrid, make: Make) -> Any:
     with _quiet(x.device):
-        form = memory_format(x)
-        like = torch.empty(shape, dtype=x.dtype, device="meta", memory_format=form)
-        return _new(UpsampledLogits, like, _State(x, make, x, grid, record=record))
+        like = empty_map(x, grid.size, device="meta")
+        return _new(UpsampledLogits, like, _State(x, make, x, grid))
 
 
 def _derived(x: LazyTensor, function: Make, scores: Tensor | None, **changes: Any) -> Any:
@@ -331,21 +327,17 @@ def _topk(
     return _max(input, dim, True, torch.return_types.topk) if only else NotImplemented
 
 
-def _softmax(name: str) -> Callable[..., Any]:
+def _softmax(
+    name: str, input: UpsampledLogits, dim: Any = None, _stacklevel: int = 3, dtype: Any = None
+) -> Any:
+    state: Any = input._state
+    wide = input.dtype in (torch.float32, torch.float64)  # autocast leaves those alone
+    wide |= not torch.is_autocast_enabled(input.device.type)
+    usual = wide and dtype in (None, input.dtype) and _has_classes(input, dim)
+    if state.after or not usual:
+        return NotImplemented
     function = getattr(torch, name)
-
-    def run(
-        input: UpsampledLogits, dim: Any = None, _stacklevel: int = 3, dtype: Any = None
-    ) -> Any:
-        state: Any = input._state
-        wide = input.dtype in (torch.float32, torch.float64)  # autocast leaves those alone
-        wide |= not torch.is_autocast_enabled(input.device.type)
-        usual = wide and dtype in (None, input.dtype) and _has_classes(input, dim)
-        if state.after or not usual:
-            return NotImplemented
-        return _derived(input, lambda logits: function(logits, dim), state.scores, after=name)
-
-    return run
+    return _derived(input, lambda logits: function(logits, dim), state.scores, after=name)
 
 
 def _loss(
@@ -406,8 +398,7 @@ def _unbind(input: UpsampledLogits, dim: int = 0) -> Any:
 
 
 def _iter(input: UpsampledLogits) -> Any:
-    images = _unbind(input)
-    return images if images is NotImplemented else iter(images)
+    return iter(_unbind(input)) if input.dim() == 4 else NotImplemented
 
 
 def _unsqueeze(input: UpsampledLogits, dim: int) -> Any:
@@ -448,23 +439,22 @@ def _resize(
     align_corners: bool | None = None,
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
-    records: list[Resize] | None = None,
 ) -> Any:
     """A resize, made lazy. That of a lazy tensor joins the first if one of the two is a copy."""
     state = input._state if isinstance(input, UpsampledLogits) and input.is_lazy else None
     if isinstance(input, UpsampledLogits) and (state is None or state.after or state.single):
         input, state = input.materialize(), None
     x = input if state is None else state.scores
-    grid = None
-    if mode == "bilinear" and not antialias and _can_wait(x):
-        given = size, scale_factor, bool(align_corners), bool(recompute_scale_factor)
-        grid = _grid(input.shape[2:], *given)
-    record = None
-    if records is not None:
-        new = grid.size if grid is not None else None
-        record = Resize(_caller(), tuple(input.shape), new, mode, real=None if grid else "torch")
-        records.append(record)
-    if grid is None:
+    if mode != "bilinear" or antialias or not _can_wait(x):
+        return NotImplemented
+    new, factor = size, scale_factor
+    try:
+        if recompute_scale_factor and size is None:
+            factors = factor if isinstance(factor, (tuple, list)) else (factor, factor)
+            new = [math.trunc(n * f) for n, f in zip(input.shape[2:], factors, strict=True)]
+            factor = None
+        grid = grid_for(input, "input", None, new, factor, bool(align_corners))
+    except (TypeError, ValueError):  # torch says why
         return NotImplemented
     options = {"size": grid.size if size is not None else None, "scale_factor": scale_factor}
     options |= {"align_corners": align_corners, "recompute_scale_factor": recompute_scale_factor}
@@ -472,24 +462,7 @@ def _resize(
     if state is not None and dtype == x.dtype and (_is_copy(grid) or _is_copy(state.grid)):
         return _derived(input, make, x, grid=state.grid if _is_copy(grid) else grid)
     x = input if state is None else input.materialize()
-    return _upsampled(x.to(dtype), grid, make, record)
-
-
-def _grid(
-    shape: Sequence[int], size: Any, factor: Any, align_corners: bool, recompute: bool
-) -> SamplingGrid | None:
-    """The grid of ``F.interpolate``'s arguments; None if torch should reject them."""
-    try:
-        factors = factor if isinstance(factor, (tuple, list)) else (factor, factor)
-        sizes = size if isinstance(size, (tuple, list)) else (size, size)
-        if recompute and size is None:
-            sizes = [math.trunc(n * f) for n, f in zip(shape, factors, strict=True)]
-            factor = None
-        new = None if sizes[0] is None else tuple(map(operator.index, sizes))
-        scale = None if factor is None else tuple(map(float, factors))
-        return cached_resize(tuple(shape), new, scale_factor=scale, align_corners=align_corners)
-    except (TypeError, ValueError):
-        return None
+    return _upsampled(x.to(dtype), grid, make)
 
 
 def _is_copy(grid: SamplingGrid) -> bool:
@@ -518,8 +491,8 @@ _BY_NAME: dict[str, Callable[..., Any]] = {
     "argmax": _argmax,
     "max": _max,
     "topk": _topk,
-    "softmax": _softmax("softmax"),
-    "log_softmax": _softmax("log_softmax"),
+    "softmax": partial(_softmax, "softmax"),
+    "log_softmax": partial(_softmax, "log_softmax"),
     "unsqueeze": _unsqueeze,
     "squeeze": _squeeze,
     "unbind": _unbind,
@@ -607,12 +580,21 @@ class _Mode(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.interpolate:
-            self.seen.add(kwargs.get("mode", "nearest"))
-            lazy = _resize(*args, **{**kwargs, "records": self.records})
-            if lazy is not NotImplemented:
-                return lazy
-        return func(*args, **kwargs)
+        if func is not F.interpolate:
+            return func(*args, **kwargs)
+        mode = kwargs.get("mode", "nearest")
+        self.seen.add(mode)
+        lazy = _resize(*args, **kwargs)
+        result = func(*args, **kwargs) if lazy is NotImplemented else lazy
+        if self.records is not None:
+            shape = tuple((args[0] if args else kwargs["input"]).shape)
+            record = Resize(_caller(), shape, tuple(result.shape[2:]), mode)
+            self.records.append(record)
+            if lazy is NotImplemented:
+                record.real = "torch"
+            else:
+                lazy._state.record = record
+        return result
 
 
 def lazy_logits() -> AbstractContextManager[Any]:
@@ -723,12 +705,10 @@ def fuse_report(model: nn.Module, inputs: Any) -> list[Resize]:
     """
     records: list[Resize] = []
     fused = _enter in model._forward_pre_hooks.values()
+    args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
     try:
         with _Mode(records):
-            if isinstance(inputs, Mapping):
-                unfuse(model)(**inputs)
-            else:
-                unfuse(model)(*inputs if isinstance(inputs, (tuple, list)) else (inputs,))
+            unfuse(model)(*args if isinstance(args, (tuple, list)) else (args,), **kwargs)
     finally:
         if fused:
             fuse(model)

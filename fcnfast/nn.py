@@ -6,23 +6,20 @@ A layer that samples at a grid holds a rule that makes the grid for each input m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import ops
 from .geometry import Border, Pair, SamplingGrid, Size, as_integer, as_pair
-from .ops._checks import check_ignore_index, check_loss
+from .ops._checks import LABELS, check_ignore_index, check_loss, check_tensor
 
-
-class GridRule(Protocol):
-    """Makes a layer's grid for each input map."""
-
-    def __call__(self, in_size: Pair, size: Size | None = None) -> SamplingGrid:
-        """The grid from `in_size` (h, w) to `size` (H, W), or to the size that the rule gives."""
+# From (h, w) to a given (H, W), or to the size that the rule gives.
+GridRule = Callable[[Pair, Size | None], SamplingGrid]
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,7 @@ class _OnGrid(nn.Module):
         self.grid = grid
 
     def _grid_for(self, x: Tensor, size: Size | None) -> SamplingGrid:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"a score map must be a tensor, not {type(x).__name__}")
+        check_tensor(x, "a score map")
         return self.grid(as_pair(x.shape[-2:], "the map's size"), size)
 
     def extra_repr(self) -> str:
@@ -112,11 +108,7 @@ class CropAdd(nn.Module):
 
 
 class UpsampleCropAdd(_OnGrid):
-    """`fcnfast.ops.upsample_crop_add`: one fusion step of an FCN.
-
-    grid: the rule for the grids, such as ``DeconvGrid(2)``. offset: first (row, column) of the
-    window of the finer map.
-    """
+    """`fcnfast.ops.upsample_crop_add` with a rule for the grids, such as ``DeconvGrid(2)``."""
 
     def __init__(self, grid: GridRule, offset: Size = (0, 0)) -> None:
         super().__init__(grid)
@@ -157,8 +149,6 @@ class UpsampleCrossEntropy(_OnGrid):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(ResizeGrid() if grid is None else grid)
-        if weight is not None and not isinstance(weight, Tensor):
-            raise TypeError(f"weight must be a tensor of C class weights, not {weight!r}")
         self.ignore_index = check_ignore_index(ignore_index)
         check_loss(reduction, label_smoothing)
         self.register_buffer("weight", weight)
@@ -167,8 +157,7 @@ class UpsampleCrossEntropy(_OnGrid):
 
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss of `scores` (N x C x h x w) at the labels `target` (N x H x W)."""
-        if not isinstance(target, Tensor):
-            raise TypeError(f"target must be a tensor, not {type(target).__name__}")
+        check_tensor(target, "target", LABELS, "N x H x W")
         size = as_pair(target.shape[-2:], "the target's size")
         settings: Any = {"ignore_index": self.ignore_index, "reduction": self.reduction}
         settings |= {"weight": self.weight, "label_smoothing": self.label_smoothing}

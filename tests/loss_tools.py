@@ -159,57 +159,34 @@ def plain(problem: Problem, scores: Tensor, dtype: torch.dtype = torch.float32) 
 
 
 def truth(problem: Problem, scores: Tensor) -> Result:
-    """The definition in extended precision, for finite scores; and what enters its sums.
+    """The definition in float64, for finite scores; and what enters its sums.
 
     The loss of a pixel of class t is ``hard (lse - x_t) + sum_c k_c (lse - x_c)``, with
     ``hard = (1 - smoothing) w_t`` and ``k_c = smoothing w_c / C``.
     """
     rows, columns = (
-        numerators(problem.grid, axis).astype(np.longdouble) / problem.grid.den[axis]
+        torch.from_numpy((numerators(problem.grid, axis) / problem.grid.den[axis]).astype(float))
         for axis in (0, 1)
     )
-
-    def upsampled(x: np.ndarray) -> np.ndarray:
-        return rows @ x @ columns.T
-
-    x = scores.numpy().astype(np.longdouble)
-    n, classes = x.shape[:2]
-    full, size = upsampled(x), upsampled(np.abs(x))
-    top = full.max(1, keepdims=True)
-    p = np.exp(full - top)
-    total = p.sum(1, keepdims=True)
-    lse, p = (top + np.log(total))[:, 0], p / total
-
-    target = problem.target.numpy()
-    counts = (target != problem.ignore_index).astype(np.longdouble)
-    hits = (target[:, None] == np.arange(classes)[:, None, None]) * counts[:, None]
-    weight = np.ones(classes) if problem.weight is None else problem.weight.numpy()
-    weight = weight.astype(np.longdouble)[:, None, None]
-    k = problem.smoothing / classes * weight * counts[:, None]
-    hard = (1 - problem.smoothing) * weight * hits
-    both = hard + k
+    full, size = (rows @ x @ columns.T for x in (scores, scores.abs()))
+    classes, lse, target = scores.shape[1], full.logsumexp(1), problem.target[:, None]
+    counts = (target != problem.ignore_index).double()
+    hits = (target == torch.arange(classes)[:, None, None]) * counts
+    weight = torch.ones(classes).double() if problem.weight is None else problem.weight
+    weight = weight[:, None, None]
+    both = (1 - problem.smoothing) * weight * hits + problem.smoothing / classes * weight * counts
     scale = both.sum(1)
-    losses = scale * lse - (both * full).sum(1)
-    terms = scale * np.abs(lse) + (both * size).sum(1)
-    gradient = scale[:, None] * p - both
-    weights = (weight * hits).sum()
+    losses, terms = scale * lse - (both * full).sum(1), scale * lse.abs() + (both * size).sum(1)
+    gradient = scale[:, None] * full.softmax(1) - both
     if problem.reduction == "none":
-        factor = problem.rate.numpy().astype(np.longdouble)[:, None]
-        loss, loss_terms = losses, terms.max()
+        loss, loss_terms, factor = losses, terms.max(), problem.rate[:, None]
     else:
-        over = {"mean": weights, "sum": 1.0, "batch": n}[problem.reduction]
-        with np.errstate(invalid="ignore"):
-            loss = losses.sum() / over
-        loss_terms = terms.sum() / over if over else 0.0
-        factor = float(problem.rate) / over if over else np.longdouble(0)
+        over = {"mean": (weight * hits).sum(), "sum": 1.0, "batch": len(scores)}[problem.reduction]
+        loss, loss_terms = losses.sum() / over, terms.sum() / over if over else 0.0
+        factor = problem.rate / over if over else 0.0
     gradient = gradient * factor
-    adjoint, magnitudes = (rows.T @ g @ columns for g in (gradient, np.abs(gradient)))
-    return Result(
-        torch.from_numpy(np.asarray(loss, dtype=np.float64)),
-        torch.from_numpy(adjoint.astype(np.float64)),
-        float(loss_terms),
-        float(magnitudes.max()),
-    )
+    adjoint, magnitudes = (rows.T @ g @ columns for g in (gradient, gradient.abs()))
+    return Result(loss, adjoint, float(loss_terms), float(magnitudes.max()))
 
 
 def assert_accurate(result: Result, problem: Problem, maps: int = 8) -> None:

@@ -23,43 +23,26 @@ import torch._dynamo  # optimizers import it; here once, and not in every child
 
 from fcnfast.cli import commands, main
 from fcnfast.models import create_model, save_model, vgg
-from fcnfast.train import TrainSettings, checkpoint, resume, start
+from fcnfast.train import checkpoint, resume, start
 from fcnfast.train.batches import Batch, count_labels
-from tests.train_tools import TINY
+from tests.train_tools import TINY, small
 
 SCENES, OUT = Path(sys.argv[1]), Path(sys.argv[2])
 vgg.STAGES, vgg.FULLY_CONNECTED = ((2,), (3,), (4,), (5,), (6,)), 7
 SMALL = {
-    "data_path": str(SCENES),
-    "weights": str(OUT / "tiny.safetensors"),
-    "freeze": "bn",
-    "crop_size": 32,
-    "batch_size": 2,
-    "epochs": 4,
-    "print_freq": 1,
-    "checkpoint_freq": 3,
-    "workers": 0,
-    "device": "cpu",
-    "optimizer": "sgd",
-    "lr": 0.02,
+    **{"weights": str(OUT / "tiny.safetensors"), "freeze": "bn", "optimizer": "sgd", "lr": 0.02},
+    **{"print_freq": 1, "checkpoint_freq": 3, "val_freq": 1},
     "val_include": "drive0*",  # one picture: the second process has none
 }
-
-
 # A run that is killed again and again; with dropout, whose random numbers must come again.
 LONG = {
-    "weights": str(SCENES / "tiny.safetensors"),
-    "freeze": "none",
-    "optimizer": "adamw",
-    "lr": 1e-3,
-    "epochs": 20,
-    "val_split": "",
-    "val_include": "",
+    **{"weights": str(SCENES / "tiny.safetensors"), "freeze": "none", "optimizer": "adamw"},
+    **{"lr": 1e-3, "epochs": 20, "val_split": "", "val_include": ""},
 }
 
 
 def settings(name, **changes):
-    return TrainSettings(**{**SMALL, "output_dir": str(OUT / name), **changes})
+    return small(SCENES, OUT / name, **{**SMALL, **changes})
 
 
 def whole_run(name, **changes):

@@ -65,7 +65,6 @@ def test_who_takes_which_tensors(monkeypatch):
         ("triton", On("cpu"), None, "GPU, or TRITON_INTERPRET=1"),
         ("triton", double, None, "float64"),
         ("triton", gpu, far, "int32"),
-        ("numpy", gpu, None, "'torch' or 'triton', not 'numpy'"),
     ):
         with pytest.raises(ValueError, match=message):
             uses_triton(name, x, grid)

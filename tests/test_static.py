@@ -99,11 +99,6 @@ def test_pointers(kernel) -> None:
         assert (["tt.pointer_range", 32] in attributes[(0,)]) is buffers
 
 
-def test_unknown_arguments_are_named(kernel) -> None:
-    with pytest.raises(TypeError, match="kernel: stride is a str"):
-        launches.specialized(launch(kernel, stride="far"), amd=False)
-
-
 @pytest.mark.parametrize(
     ("old", "new", "same"),
     [

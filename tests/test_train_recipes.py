@@ -126,6 +126,8 @@ def test_trunk_and_biases_have_rates_of_their_own(scenes, tmp_path):
     run = start(small(scenes, tmp_path, lr_backbone=0.1, lr_bias=2.0))
     shares = {g["share"]: g["weight_decay"] for g in run.optimizer.param_groups}
     assert shares == pytest.approx({0.1: 0.01, 0.2: 0.0, 1.0: 0.01, 2.0: 0.0})
+    for group in run.optimizer.param_groups:  # biases and norms
+        assert {p.dim() for p in group["params"]} == {4 if group["weight_decay"] else 1}
     run.step([batch()])
     rates = [1e-3 * run._lr_factor(0) * g["share"] for g in run.optimizer.param_groups]
     assert [g["lr"] for g in run.optimizer.param_groups] == pytest.approx(rates)

@@ -1,8 +1,7 @@
 """Checks of the ops' arguments; every message names the argument and what it must be.
 
-A raw op checks everything when it runs: sizes and values are known then, so one graph serves all
-sizes. The public functions check only what a raw op's schema cannot carry, or what they need to
-build its arguments: Python types and ranks.
+A public function checks types, dtypes and devices. Its raw op checks sizes and values when it runs:
+they are known then, so one compiled graph serves all sizes.
 """
 
 from __future__ import annotations
@@ -17,13 +16,12 @@ import torch
 from torch import Tensor
 
 from ..geometry import SamplingGrid, Size, as_integer, as_pair, is_symbolic, lowest_terms
-from ..tiled._tiles import compute_dtype
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 REDUCTIONS = ("mean", "sum", "none", "batch")
 Integers = Sequence[int]
-MAP, FILTERS, TARGET = "N x C x h x w", "C x 1 x k x k", "N x H x W"
+Scale = float | Sequence[float]
 
 
 def packed(grid: SamplingGrid) -> tuple[tuple[int, ...], bool]:
@@ -40,36 +38,33 @@ def _unpacked(integers: tuple[int, ...], clamp: bool) -> SamplingGrid:
 
 
 def unpacked(integers: Integers, clamp: bool) -> SamplingGrid:
-    """The grid of a raw op's arguments, in lowest terms; ValueError if they do not form one."""
-    if len(integers) != 10:
-        raise ValueError(f"grid must be in_size, size, num, off, den: 10 integers, not {integers}")
+    """The grid of a raw op's arguments, in lowest terms."""
     return _unpacked(tuple(integers), clamp)
 
 
-def check_tensor(x: Any, name: str, shape: str = MAP) -> None:
-    """Check that `x` is a tensor with the dimensions of `shape`, such as "N x H x W"."""
+def check_dtype(dtype: Any, name: str, allowed: Sequence[torch.dtype]) -> None:
+    if dtype not in allowed:
+        *others, last = (str(d).removeprefix("torch.") for d in allowed)
+        wanted = f"{', '.join(others)} or {last}" if others else last
+        raise TypeError(f"{name} must be {wanted}, not {dtype}")
+
+
+def check_tensor(
+    x: Any, name: str, allowed: Sequence[torch.dtype] = FLOATS, shape: str = "N x C x h x w"
+) -> None:
+    """Check for a dense tensor of an allowed dtype with the dimensions of `shape`."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
+    check_dtype(x.dtype, name, allowed)
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, not {x.layout}")
     if x.dim() != shape.count(" x ") + 1:
         raise ValueError(f"{name} must be {shape}, not of shape {tuple(x.shape)}")
 
 
-def check_map(x: Tensor, name: str, shape: str = MAP) -> None:
-    if x.dtype not in FLOATS:
-        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, not {x.dtype}")
-    check_dense(x, name)
-    check_tensor(x, name, shape)
-
-
 def check_device(x: Tensor, other: Tensor, x_name: str, name: str) -> None:
-    """Check that both are on one device. Public functions do too: meta tensors skip op bodies."""
     if other.device != x.device:
         raise ValueError(f"{x_name} is on {x.device} but {name} is on {other.device}")
-
-
-def check_dense(x: Tensor, name: str) -> None:
-    if x.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, not {x.layout}")
 
 
 cached_resize = lru_cache(maxsize=1024)(SamplingGrid.resize)
@@ -79,9 +74,9 @@ def grid_for(
     x: Tensor,
     name: str,
     grid: SamplingGrid | None,
-    size: Size | None,
-    scale_factor: float | Sequence[float] | None,
-    align_corners: bool | None,
+    size: Size | None = None,
+    scale_factor: Scale | None = None,
+    align_corners: bool | None = None,
 ) -> SamplingGrid:
     """The grid of a call: `grid`, or that of ``F.interpolate`` with the other arguments."""
     check_tensor(x, name)
@@ -104,11 +99,11 @@ def grid_for_target(
     scores: Tensor,
     target: Tensor,
     grid: SamplingGrid | None,
-    scale_factor: float | Sequence[float] | None,
+    scale_factor: Scale | None,
     align_corners: bool | None,
 ) -> SamplingGrid:
     """`grid_for` the scores; by default they are resized to the size of `target`."""
-    check_tensor(target, "target", TARGET)
+    check_tensor(target, "target", LABELS, "N x H x W")
     size = target.shape[-2:] if grid is None and scale_factor is None else None
     grid = grid_for(scores, "scores", grid, size, scale_factor, align_corners)
     check_device(scores, target, "scores", "target")
@@ -122,7 +117,6 @@ def check_on_grid(x: Tensor, grid: SamplingGrid, name: str) -> None:
 
 def checked_grid(x: Tensor, name: str, integers: Integers, clamp: bool) -> SamplingGrid:
     """The grid of a raw op's arguments, which must fit the map `x`."""
-    check_map(x, name)
     grid = unpacked(integers, clamp)
     check_on_grid(x, grid, name)
     return grid
@@ -133,83 +127,32 @@ def checked_grid_for_target(
 ) -> SamplingGrid:
     """The grid of a raw op's arguments, which must fit the scores and their labels."""
     grid = checked_grid(scores, "scores", integers, clamp)
-    check_label_dtype(target.dtype, "target")
-    check_dense(target, "target")
-    check_device(scores, target, "scores", "target")
-    check_tensor(target, "target", TARGET)
-    check_on_target(scores, target, grid)
-    return grid
-
-
-def check_on_target(scores: Tensor, target: Tensor, grid: SamplingGrid) -> None:
-    """Check that `target` holds a map of the grid's size for each image."""
     wanted = (scores.shape[0], *grid.size)
     if tuple(target.shape) != wanted:
         raise ValueError(f"target must be N x H x W = {wanted}, not {tuple(target.shape)}")
+    return grid
 
 
 def check_skip(x: Tensor, skip: Tensor) -> None:
-    """Check that `skip` is a score map of the dtype and on the device of `x`."""
-    check_map(skip, "skip")
+    """Check that both are score maps of one dtype and on one device."""
+    check_tensor(x, "x")
+    check_tensor(skip, "skip")
     if skip.dtype != x.dtype:
         raise TypeError(f"x and skip must share a dtype, not {x.dtype} and {skip.dtype}")
     check_device(x, skip, "x", "skip")
 
 
-def check_pair(values: Sequence[int], name: str) -> None:
-    if len(values) != 2:
-        raise ValueError(f"{name} must be (rows, columns), not {list(values)}")
-
-
-def check_window(skip: Sequence[int], shape: Sequence[int], offset: Sequence[int]) -> None:
+def check_window(skip: Sequence[int], shape: Sequence[int], offset: Integers) -> None:
     """Check that a map of shape `skip` (N, C, h', w') holds a window of `shape` (N, C, h, w)."""
-    if tuple(skip[:2]) != tuple(shape[:2]):
-        both = f"{tuple(shape[:2])} and {tuple(skip[:2])}"
+    (*kinds, rows, columns), (*wanted, h, w), (oy, ox) = skip, shape, offset
+    if kinds != wanted:
+        both = f"{tuple(wanted)} and {tuple(kinds)}"
         raise ValueError(f"x and skip must share batch and channels, not {both}")
-    check_pair(offset, "offset")
-    oy, ox = offset
     if oy < 0 or ox < 0:
         raise ValueError(f"offset must not be negative: {(oy, ox)}")
-    if oy + shape[2] > skip[2] or ox + shape[3] > skip[3]:
-        window = f"a window of {tuple(shape[2:])} at offset {(oy, ox)}"
-        raise ValueError(f"{window} leaves the skip map of {tuple(skip[2:])}")
-
-
-def check_weight(x: Tensor, weight: Tensor) -> None:
-    """Check the filters of a depthwise transposed convolution of `x`: C x 1 x k x k."""
-    check_map(weight, "weight", FILTERS)
-    check_weight_dtype(x, weight.dtype)
-    check_device(x, weight, "x", "weight")
-    channels, one, rows, columns = weight.shape
-    if channels != x.shape[1] or one != 1 or rows != columns or rows < 1:
-        wanted = f"C x 1 x k x k with C = {x.shape[1]}"
-        raise ValueError(f"weight must be {wanted}, not of shape {tuple(weight.shape)}")
-
-
-def check_weight_dtype(x: Tensor, dtype: torch.dtype) -> None:
-    """Check that filters have the dtype of `x`, or float32 if `x` is in half precision."""
-    mixed = x.dtype in (torch.bfloat16, torch.float16) and dtype == torch.float32
-    if dtype != x.dtype and not mixed:
-        raise TypeError(f"x and weight must share a dtype, not {x.dtype} and {dtype}")
-
-
-def check_deconv(
-    x: Sequence[int], weight: Sequence[int], stride: int, start: Sequence[int], size: Sequence[int]
-) -> None:
-    """Check that the shapes match and the window lies within the full transposed convolution."""
-    check_pair(start, "start")
-    check_pair(size, "size")
-    if len(x) != 4 or len(weight) != 4 or tuple(weight) != (x[1], 1, weight[-1], weight[-1]):
-        raise ValueError(f"a weight of shape {tuple(weight)} does not fit maps of {tuple(x)}")
-    if min(x[2:]) < 1:
-        raise ValueError(f"x must have values to upsample, not {x[2]} x {x[3]}")
-    full = [(n - 1) * stride + weight[-1] for n in x[2:]]
-    fits = all(a >= 0 and 1 <= n <= f - a for a, n, f in zip(start, size, full, strict=True))
-    if stride < 1 or not fits:
-        raise ValueError(
-            f"a window of {tuple(size)} from {tuple(start)} leaves the {full[0]} x {full[1]} "
-            f"pixels of the transposed convolution of stride {stride}"
-        )
+    if oy + h > rows or ox + w > columns:
+        window = f"a window of {(h, w)} at offset {(oy, ox)}"
+        raise ValueError(f"{window} leaves the skip map of {(rows, columns)}")
 
 
 def check_loss(reduction: str, label_smoothing: float) -> None:
@@ -221,18 +164,6 @@ def check_loss(reduction: str, label_smoothing: float) -> None:
         raise ValueError(f"label_smoothing must lie in [0, 1], not {label_smoothing}")
 
 
-def check_class_weight(scores: Tensor, weight: Tensor) -> None:
-    """Check for C class weights in the compute dtype, on the scores' device, without a gradient."""
-    check_dense(weight, "weight")
-    check_device(scores, weight, "scores", "weight")
-    if weight.requires_grad:
-        raise ValueError("weight must not require a gradient: the loss has none for it")
-    classes, dtype = scores.shape[1], compute_dtype(scores)
-    if weight.dtype != dtype or tuple(weight.shape) != (classes,):
-        found = f"{tuple(weight.shape)} in {weight.dtype}"
-        raise ValueError(f"weight must hold {classes} class weights in {dtype}, not {found}")
-
-
 def check_ignore_index(ignore_index: int) -> int:
     ignore_index = as_integer(ignore_index, "ignore_index")
     if not -(1 << 63) <= ignore_index < 1 << 63:
@@ -241,11 +172,14 @@ def check_ignore_index(ignore_index: int) -> int:
 
 
 def _out_of_range(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
-    bad = (labels < 0) | (labels > classes - 1)
-    limits = torch.iinfo(labels.dtype)
+    """The labels of one image that are neither in [0, classes) nor ignored."""
+    low, high = (int(v) for v in torch.aminmax(labels))
+    if low >= 0 and high < classes:
+        return labels.new_empty(0)
+    bad, limits = (labels < 0) | (labels > classes - 1), torch.iinfo(labels.dtype)
     if limits.min <= ignore_index <= limits.max:  # torch would wrap -100 to 156 in uint8
         bad &= labels != ignore_index
-    return bad
+    return labels[bad]
 
 
 def looks_at_labels(target: Tensor) -> bool:
@@ -262,29 +196,16 @@ def looks_at_labels(target: Tensor) -> bool:
 
 def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
     """If `looks_at_labels`, check that every label lies in [0, classes) or is ignored."""
-    if not looks_at_labels(target):
+    if target.numel() == 0 or not looks_at_labels(target):
         return
-    for labels in target if target.numel() else ():  # one image at a time keeps the masks small
-        low, high = (int(v) for v in torch.aminmax(labels))
-        if low >= 0 and high < classes:
-            continue
-        bad = _out_of_range(labels, classes, ignore_index)
-        if bad.any():
-            count = sum(int(_out_of_range(t, classes, ignore_index).sum()) for t in target)
-            value = int(labels[bad][0])
-            hint = "; pass ignore_index=-100 for torch's default" if value == -100 else ""
-            raise ValueError(
-                f"target holds {value} ({count} pixels out of range): a label must lie in "
-                f"[0, {classes}) or be ignore_index ({ignore_index}){hint}"
-            )
-
-
-def check_out(scores: Tensor, out: Tensor) -> None:
-    if not isinstance(out, Tensor) or out.dtype != torch.int64:
-        kind = out.dtype if isinstance(out, Tensor) else type(out).__name__
-        raise TypeError(f"out must be an int64 tensor, not {kind}")
-    check_dense(out, "out")
-    check_device(scores, out, "scores", "out")
+    bad = torch.cat([_out_of_range(labels, classes, ignore_index) for labels in target])
+    if len(bad):
+        value = int(bad[0])
+        hint = "; pass ignore_index=-100 for torch's default" if value == -100 else ""
+        raise ValueError(
+            f"target holds {value} ({len(bad)} pixels out of range): a label must lie in "
+            f"[0, {classes}) or be ignore_index ({ignore_index}){hint}"
+        )
 
 
 def check_counts(out: Tensor, classes: int) -> None:
@@ -293,15 +214,9 @@ def check_counts(out: Tensor, classes: int) -> None:
     if tuple(out.shape) not in ((classes, classes), (classes + 1, classes)):
         wanted = f"{classes} x {classes} or {classes + 1} x {classes} counts"
         raise ValueError(f"out must be {wanted}, not of shape {tuple(out.shape)}")
-    strides = sorted(zip(out.stride(), out.shape, strict=True))
-    (inner, length), (outer, _) = ((s, n) for s, n in strides)
+    (inner, length), (outer, _) = sorted(zip(out.stride(), out.shape, strict=True))
     if out.numel() > 1 and (inner == 0 or outer < inner * length):
         raise ValueError(f"out must have a place for every count, not strides {out.stride()}")
-
-
-def check_label_dtype(dtype: torch.dtype, name: str) -> None:
-    if dtype not in LABELS:
-        raise TypeError(f"{name} must be uint8, int16, int32 or int64, not {dtype}")
 
 
 def check_classes(classes: int, dtype: torch.dtype, name: str) -> None:

@@ -1,12 +1,12 @@
 """The inference ops in torch's own operators, for graphs that run without fcnfast.
 
-Each function takes a raw op's arguments and replaces the op while `torch.onnx.export` traces and
-within `portable`. They write full-resolution logits and read taps of weight 0 (0 * inf is NaN).
+They replace the raw ops while `torch.onnx.export` traces and within `portable`. They write
+full-resolution logits and read taps of weight 0 (0 * inf is NaN).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..geometry import Border, SamplingGrid, taps
 from ..tiled._tiles import compute_dtype
+from ..tiled.crop_add import window
 from ._checks import check_classes
 
 # Process-wide, like a forced backend.
@@ -39,7 +40,8 @@ def portable() -> Iterator[None]:
 
 def is_portable() -> bool:
     """Whether ops currently run as torch's own operators."""
-    return _active or torch.onnx.is_in_onnx_export()
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # cheaper to ask for
+    return _active or (tracing and torch.onnx.is_in_onnx_export())
 
 
 def _known(condition: Any) -> bool:
@@ -53,9 +55,8 @@ def _known(condition: Any) -> bool:
 
 def _same(a: SamplingGrid, b: SamplingGrid) -> bool:
     """Whether two grids sample a map at the same positions."""
-    fields = ("size", "num", "off", "den")
-    pairs = ((getattr(a, f)[axis], getattr(b, f)[axis]) for f in fields for axis in (0, 1))
-    return all(_known(p == q) for p, q in pairs)
+    sides = ((*g.size, *g.num, *g.off, *g.den) for g in (a, b))
+    return all(_known(p == q) for p, q in zip(*sides, strict=True))
 
 
 def _sampled(x: Tensor, integers: Any, clamp: bool) -> Tensor:
@@ -82,50 +83,34 @@ def _sampled(x: Tensor, integers: Any, clamp: bool) -> Tensor:
     return x
 
 
-def upsample(x: Tensor, grid: Any, clamp: bool, backend: str | None) -> Tensor:
-    """N x C x H x W of the dtype of `x`."""
-    return _sampled(x, grid, clamp).to(x.dtype)
-
-
-def upsample_argmax(
-    scores: Tensor,
-    grid: Any,
-    clamp: bool,
-    dtype: torch.dtype,
-    confidence: bool,
-    backend: str | None,
+def _upsample_argmax(
+    scores: Tensor, grid: Any, clamp: bool, dtype: torch.dtype, confidence: bool, _: Any
 ) -> tuple[Tensor, Tensor]:
-    """Labels N x H x W and the winner's softmax, or an empty tensor."""
     check_classes(scores.shape[1], dtype, "labels")
     full = _sampled(scores, grid, clamp)
-    labels = full.argmax(1)
+    labels = full.argmax(1).to(dtype)
     if not confidence:
-        return labels.to(dtype), scores.new_empty(0)
-    probability = full.softmax(1).amax(1).to(compute_dtype(scores))
-    return labels.to(dtype), probability
+        return labels, scores.new_empty(0)
+    return labels, full.softmax(1).amax(1).to(compute_dtype(scores))
 
 
-def crop_add(x: Tensor, skip: Tensor, offset: Any, backend: str | None) -> Tensor:
-    """`x` plus the window of `skip` at `offset`."""
-    (top, left), (h, w) = offset, x.shape[2:]
-    return x + skip[:, :, top : top + h, left : left + w]
-
-
-def upsample_crop_add(
-    x: Tensor, skip: Tensor, grid: Any, clamp: bool, offset: Any, backend: str | None
+def _upsample_crop_add(
+    x: Tensor, skip: Tensor, grid: Any, clamp: bool, offset: Any, _: Any
 ) -> Tensor:
-    """One fusion step, rounded once."""
     full = _sampled(x, grid, clamp)
-    return crop_add(full, skip.to(full.dtype), offset, backend).to(x.dtype)
+    return (full + window(skip.to(full.dtype), full.shape[2:], offset)).to(x.dtype)
 
 
-def deconv(
-    x: Tensor, weight: Tensor, stride: int, start: Any, size: Any, backend: str | None
-) -> Tensor:
-    """The depthwise transposed convolution and its window."""
+def _deconv(x: Tensor, weight: Tensor, stride: int, start: Any, size: Any, _: Any) -> Tensor:
     full = F.conv_transpose2d(x, weight.to(x.dtype), stride=stride, groups=x.shape[1])
-    (top, left), (height, width) = start, size
-    return full[:, :, top : top + height, left : left + width]
+    return window(full, size, start)
 
 
-RULES = {f.__name__: f for f in (upsample, upsample_argmax, crop_add, upsample_crop_add, deconv)}
+# By raw op; the last argument is the backend, which does not matter here.
+RULES: dict[str, Callable[..., Any]] = {
+    "crop_add": lambda x, skip, offset, _: x + window(skip, x.shape[2:], offset),
+    "deconv": _deconv,
+    "upsample": lambda x, grid, clamp, _: _sampled(x, grid, clamp).to(x.dtype),
+    "upsample_argmax": _upsample_argmax,
+    "upsample_crop_add": _upsample_crop_add,
+}

@@ -89,7 +89,7 @@ def uses_triton(backend: str | None, x: Tensor, grid: SamplingGrid | None = None
         if x.device.type != "cuda" or x.dtype == torch.float64 or not _has_triton():
             return False
         return grid is None or _fits_int32(grid)
-    if _checked(backend, "backend") == "torch":
+    if backend == "torch":
         return False
     if not _has_triton():
         raise ValueError("Triton is forced, but it is not installed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor
 from ..geometry import SamplingGrid, Size
 from ..tiled import argmax as tiled
 from ..tiled._tiles import compute_dtype
-from ._checks import Integers, check_classes, check_label_dtype, checked_grid, grid_for, packed
+from . import _checks
+from ._checks import Integers, Scale
 from ._registry import BACKEND, GRID, define_without_gradient, forced, uses_triton
 
 
@@ -23,9 +23,8 @@ def _forward(
     confidence: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    sampled = checked_grid(scores, "scores", grid, clamp)
-    check_label_dtype(dtype, "dtype")
-    check_classes(scores.shape[1], dtype, "labels")
+    sampled = _checks.checked_grid(scores, "scores", grid, clamp)
+    _checks.check_classes(scores.shape[1], dtype, "labels")
     if uses_triton(backend, scores, sampled):
         from ..kernels import argmax as triton
 
@@ -59,7 +58,7 @@ def upsample_argmax(
     grid: SamplingGrid | None = ...,
     *,
     size: Size | None = ...,
-    scale_factor: float | Sequence[float] | None = ...,
+    scale_factor: Scale | None = ...,
     align_corners: bool | None = ...,
     dtype: torch.dtype = ...,
     confidence: Literal[False] = ...,
@@ -70,7 +69,7 @@ def upsample_argmax(
     grid: SamplingGrid | None = ...,
     *,
     size: Size | None = ...,
-    scale_factor: float | Sequence[float] | None = ...,
+    scale_factor: Scale | None = ...,
     align_corners: bool | None = ...,
     dtype: torch.dtype = ...,
     confidence: Literal[True],
@@ -80,7 +79,7 @@ def upsample_argmax(
     grid: SamplingGrid | None = None,
     *,
     size: Size | None = None,
-    scale_factor: float | Sequence[float] | None = None,
+    scale_factor: Scale | None = None,
     align_corners: bool | None = None,
     dtype: torch.dtype = torch.uint8,
     confidence: bool = False,
@@ -109,9 +108,9 @@ def upsample_argmax(
         >>> fcnfast.upsample_argmax(scores, size=(1, 4))
         tensor([[[0, 0, 1, 1]]], dtype=torch.uint8)
     """
-    grid = grid_for(scores, "scores", grid, size, scale_factor, align_corners)
-    check_label_dtype(dtype, "dtype")
+    grid = _checks.grid_for(scores, "scores", grid, size, scale_factor, align_corners)
+    _checks.check_dtype(dtype, "dtype", _checks.LABELS)
     if not isinstance(confidence, bool):
         raise TypeError(f"confidence must be True or False, not {confidence!r}")
-    labels, probability = _argmax(scores, *packed(grid), dtype, confidence, forced())
+    labels, probability = _argmax(scores, *_checks.packed(grid), dtype, confidence, forced())
     return (labels, probability) if confidence else labels

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from ..geometry import SamplingGrid
 from ..tiled import confusion as tiled
-from ._checks import (
-    Integers,
-    check_counts,
-    check_ignore_index,
-    check_labels,
-    check_out,
-    checked_grid_for_target,
-    grid_for_target,
-    packed,
-)
+from . import _checks
+from ._checks import Integers, Scale
 from ._registry import BACKEND, GRID, define_without_gradient, forced, uses_triton
 
 
@@ -31,11 +21,10 @@ def _add(
     ignore_index: int,
     backend: str | None,
 ) -> None:
-    sampled, classes = checked_grid_for_target(scores, target, grid, clamp), scores.shape[1]
-    check_out(scores, out)
-    check_counts(out, classes)
+    sampled, classes = _checks.checked_grid_for_target(scores, target, grid, clamp), scores.shape[1]
+    _checks.check_counts(out, classes)
     if out.shape[0] == classes:
-        check_labels(target, classes, ignore_index)
+        _checks.check_labels(target, classes, ignore_index)
     if uses_triton(backend, scores, sampled):
         from ..kernels import confusion as triton
 
@@ -59,7 +48,7 @@ def upsample_confusion(
     target: Tensor,
     grid: SamplingGrid | None = None,
     *,
-    scale_factor: float | Sequence[float] | None = None,
+    scale_factor: Scale | None = None,
     align_corners: bool | None = None,
     ignore_index: int = 255,
     out: Tensor | None = None,
@@ -83,9 +72,8 @@ def upsample_confusion(
 
     Raises:
         TypeError: an argument has a type or dtype not listed above.
-        ValueError: shapes or devices do not match; a grid is given with `scale_factor` or
-            `align_corners`; or, with C x C counts, a label is out of range and not ignored (nothing
-            is counted then). On a GPU such a pixel is skipped unless FCNFAST_CHECK=1 is set.
+        ValueError: shapes or devices do not match or, with C x C counts, a label is out of range
+            and not ignored. On a GPU such a pixel is skipped unless FCNFAST_CHECK=1 is set.
 
     Example:
         >>> scores, target = torch.eye(2)[None, :, None], torch.tensor([[[0, 1, 1, 255]]])
@@ -93,11 +81,12 @@ def upsample_confusion(
         tensor([[1, 0],
                 [1, 1]])
     """
-    grid = grid_for_target(scores, target, grid, scale_factor, align_corners)
-    ignore_index = check_ignore_index(ignore_index)
+    grid = _checks.grid_for_target(scores, target, grid, scale_factor, align_corners)
+    ignore_index = _checks.check_ignore_index(ignore_index)
     if out is None:
         out = scores.new_zeros((scores.shape[1],) * 2, dtype=torch.int64)
     else:
-        check_out(scores, out)
-    _confusion(out, scores, target, *packed(grid), ignore_index, forced())
+        _checks.check_tensor(out, "out", (torch.int64,), "C x C")
+        _checks.check_device(scores, out, "scores", "out")
+    _confusion(out, scores, target, *_checks.packed(grid), ignore_index, forced())
     return out

@@ -8,22 +8,12 @@ from torch import Tensor
 
 from ..geometry import Size, as_pair
 from ..tiled import crop_add as tiled
-from ..tiled._tiles import empty_like
-from ._checks import (
-    Integers,
-    check_device,
-    check_map,
-    check_pair,
-    check_skip,
-    check_tensor,
-    check_window,
-)
+from ..tiled._tiles import empty_map
+from ._checks import Integers, check_skip, check_window
 from ._registry import BACKEND, define, forced, uses_triton
 
 
 def _forward(x: Tensor, skip: Tensor, offset: Integers, backend: str | None) -> Tensor:
-    check_map(x, "x")
-    check_skip(x, skip)
     check_window(skip.shape, x.shape, offset)
     if uses_triton(backend, x):
         from ..kernels import crop_add as triton
@@ -38,19 +28,16 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    for_x, for_skip = ctx.needs_input_grad[:2]
-    place = (ctx.skip_size, ctx.offset, ctx.backend)
-    grad_skip = backward_skip(grad_output, *place) if for_skip else None
-    return grad_output if for_x else None, grad_skip, None, None
+    grad_skip = None
+    if ctx.needs_input_grad[1]:
+        grad_skip = backward_skip(grad_output, ctx.skip_size, ctx.offset, ctx.backend)
+    return grad_output, grad_skip, None, None
 
 
 def _skip_forward(
     grad_output: Tensor, size: Integers, offset: Integers, backend: str | None
 ) -> Tensor:
-    check_map(grad_output, "grad_output")
-    check_pair(size, "size")
     shape = (*grad_output.shape[:2], *size)
-    check_window(shape, grad_output.shape, offset)
     if uses_triton(backend, grad_output):
         from ..kernels import crop_add as triton
 
@@ -69,7 +56,7 @@ def _skip_backward(ctx: Any, grad_skip: Tensor) -> tuple[Tensor | None, ...]:
 _crop_add = define(
     f"crop_add(Tensor x, Tensor skip, SymInt[] offset, {BACKEND}) -> Tensor",
     _forward,
-    lambda x, *_: empty_like(x, x.shape),
+    lambda x, *_: empty_map(x, x.shape[2:]),
     _setup,
     _backward,
 )
@@ -78,7 +65,7 @@ backward_skip = define(
     f"crop_add_backward_skip(Tensor grad_output, SymInt[] size, SymInt[] offset, {BACKEND}) "
     "-> Tensor",
     _skip_forward,
-    lambda grad_output, size, *_: empty_like(grad_output, (*grad_output.shape[:2], *size)),
+    lambda grad_output, size, *_: empty_map(grad_output, size),
     _skip_setup,
     _skip_backward,
 )
@@ -97,8 +84,7 @@ def crop_add(x: Tensor, skip: Tensor, offset: Size) -> Tensor:
 
     Raises:
         TypeError: an argument has a type or dtype not listed above.
-        ValueError: shapes or devices do not match, the offset is negative, or the window leaves
-            `skip`.
+        ValueError: shapes or devices do not match, or the window is not within `skip`.
 
     Example:
         >>> x, skip = torch.ones(1, 1, 2, 2), torch.arange(16.0).view(1, 1, 4, 4)
@@ -106,7 +92,5 @@ def crop_add(x: Tensor, skip: Tensor, offset: Size) -> Tensor:
         tensor([[[[ 6.,  7.],
                   [10., 11.]]]])
     """
-    check_tensor(x, "x")
-    check_tensor(skip, "skip")
-    check_device(x, skip, "x", "skip")
+    check_skip(x, skip)
     return _crop_add(x, skip, as_pair(offset, "offset"), forced())

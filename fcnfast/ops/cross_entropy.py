@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,20 +9,9 @@ from torch import Tensor
 
 from ..geometry import SamplingGrid
 from ..tiled import cross_entropy as tiled
-from ..tiled._tiles import compute_dtype, empty_like, is_channels_last, memory_format
-from ._checks import (
-    Integers,
-    check_class_weight,
-    check_classes,
-    check_device,
-    check_ignore_index,
-    check_labels,
-    check_loss,
-    check_on_target,
-    checked_grid_for_target,
-    grid_for_target,
-    packed,
-)
+from ..tiled._tiles import compute_dtype, empty_map, is_channels_last, memory_format
+from . import _checks
+from ._checks import Integers, Scale
 from ._registry import BACKEND, GRID, define, forced, uses_triton
 
 Reduction = Literal["mean", "sum", "none", "batch"]
@@ -50,12 +38,11 @@ def _forward(
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (loss, scale, unscaled gradient of the scores)."""
-    sampled = checked_grid_for_target(scores, target, grid, clamp)
-    check_loss(reduction, label_smoothing)
-    check_classes(scores.shape[1], target.dtype, "target")
-    if weight is not None:
-        check_class_weight(scores, weight)
-    check_labels(target, scores.shape[1], ignore_index)
+    sampled, classes = _checks.checked_grid_for_target(scores, target, grid, clamp), scores.shape[1]
+    _checks.check_classes(classes, target.dtype, "target")
+    if weight is not None and len(weight) != classes:
+        raise ValueError(f"weight must hold {classes} class weights, not {len(weight)}")
+    _checks.check_labels(target, classes, ignore_index)
     run = _implementation(backend, scores, sampled).forward
     loss, scale, gradient = run(
         scores, target, weight, sampled, ignore_index, reduction, label_smoothing, with_gradient
@@ -134,16 +121,15 @@ def _pixel_gradient(
     label_smoothing: float,
     backend: str | None,
 ) -> Tensor:
-    sampled = checked_grid_for_target(scores, target, grid, clamp)
-    check_on_target(scores, grad_output, sampled)
-    check_loss("none", label_smoothing)
-    if weight is not None:
-        check_class_weight(scores, weight)
-    run = _implementation(backend, scores, sampled).per_pixel_gradient
-    nothing = scores.new_empty(0, dtype=compute_dtype(scores))
-    result = run(
-        scores, target, weight, sampled, ignore_index, label_smoothing, nothing, grad_output
-    )
+    sampled = _checks.unpacked(grid, clamp)
+    call = (scores, target, weight, sampled, ignore_index, label_smoothing)
+    if uses_triton(backend, scores, sampled):
+        from ..kernels import cross_entropy as triton
+
+        nothing = scores.new_empty(0, dtype=torch.float32)
+        result = triton.per_pixel_gradient(*call, nothing, grad_output)
+    else:
+        result = tiled.per_pixel_gradient(*call, grad_output)
     return result.contiguous(memory_format=memory_format(scores))
 
 
@@ -170,7 +156,7 @@ _cross_entropy_backward = define(
     "upsample_cross_entropy_backward(Tensor grad_output, Tensor scores, Tensor gradient, "
     f"Tensor scale, {BACKEND}) -> Tensor",
     _scaled,
-    lambda grad_output, scores, *_: empty_like(scores, scores.shape),
+    lambda grad_output, scores, *_: empty_map(scores, scores.shape[2:]),
     _setup_once,
     _refuse,
 )
@@ -178,7 +164,7 @@ _pixel_backward = define(
     "upsample_cross_entropy_pixel_backward(Tensor grad_output, Tensor scores, Tensor target, "
     f"Tensor? weight, {GRID}, int ignore_index, float label_smoothing, {BACKEND}) -> Tensor",
     _pixel_gradient,
-    lambda grad_output, scores, *_: empty_like(scores, scores.shape),
+    lambda grad_output, scores, *_: empty_map(scores, scores.shape[2:]),
     _setup_once,
     _refuse,
 )
@@ -189,7 +175,7 @@ def upsample_cross_entropy(
     target: Tensor,
     grid: SamplingGrid | None = None,
     *,
-    scale_factor: float | Sequence[float] | None = None,
+    scale_factor: Scale | None = None,
     align_corners: bool | None = None,
     weight: Tensor | None = None,
     ignore_index: int = 255,
@@ -220,9 +206,8 @@ def upsample_cross_entropy(
 
     Raises:
         TypeError: an argument has a type or dtype not listed above.
-        ValueError: shapes or devices do not match; a grid is given with `scale_factor` or
-            `align_corners`; or a label is out of range and not ignored. On a GPU such a label makes
-            the loss and the gradient NaN unless FCNFAST_CHECK=1 is set.
+        ValueError: shapes or devices do not match, or a label is out of range and not ignored. On
+            a GPU such a label makes the loss and the gradient NaN unless FCNFAST_CHECK=1 is set.
 
     Example:
         >>> scores = torch.zeros(1, 4, 3, 3)
@@ -230,17 +215,17 @@ def upsample_cross_entropy(
         >>> fcnfast.upsample_cross_entropy(scores, target)  # log 4
         tensor(1.3863)
     """
-    grid = grid_for_target(scores, target, grid, scale_factor, align_corners)
-    ignore_index = check_ignore_index(ignore_index)
-    check_loss(reduction, label_smoothing)
+    grid = _checks.grid_for_target(scores, target, grid, scale_factor, align_corners)
+    ignore_index = _checks.check_ignore_index(ignore_index)
+    _checks.check_loss(reduction, label_smoothing)
     if weight is not None:
-        if not isinstance(weight, Tensor) or not weight.is_floating_point():
-            kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-            raise TypeError(f"weight must be a floating-point tensor of class weights, not {kind}")
-        check_device(scores, weight, "scores", "weight")
+        _checks.check_tensor(weight, "weight", _checks.FLOATS, "C class weights")
+        _checks.check_device(scores, weight, "scores", "weight")
+        if weight.requires_grad:
+            raise ValueError("weight must not require a gradient: the loss has none for it")
         weight = weight.to(compute_dtype(scores))
     settings = (ignore_index, reduction, float(label_smoothing))
     with_gradient = scores.requires_grad and torch.is_grad_enabled()
     return _cross_entropy(
-        scores, target, weight, *packed(grid), *settings, with_gradient, forced()
+        scores, target, weight, *_checks.packed(grid), *settings, with_gradient, forced()
     )[0]

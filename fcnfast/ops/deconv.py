@@ -9,17 +9,8 @@ from torch import Tensor
 
 from ..geometry import Size, as_integer, as_pair, deconv_size
 from ..tiled import deconv as tiled
-from ..tiled._tiles import empty_like, memory_format
-from ._checks import (
-    FILTERS,
-    Integers,
-    check_deconv,
-    check_device,
-    check_map,
-    check_tensor,
-    check_weight,
-    check_weight_dtype,
-)
+from ..tiled._tiles import empty_map, memory_format
+from ._checks import FLOATS, Integers, check_device, check_tensor
 from ._registry import BACKEND, define, forced, uses_triton
 
 
@@ -34,9 +25,12 @@ def _implementation(backend: str | None, x: Tensor) -> Any:
 def _forward(
     x: Tensor, weight: Tensor, stride: int, start: Integers, size: Integers, backend: str | None
 ) -> Tensor:
-    check_map(x, "x")
-    check_weight(x, weight)
-    check_deconv(x.shape, weight.shape, stride, start, size)
+    (_, channels, h, w), kernel = x.shape, weight.shape[-1]
+    if kernel < 1 or tuple(weight.shape) != (channels, 1, kernel, kernel):
+        wanted = f"C x 1 x k x k with C = {channels}"
+        raise ValueError(f"weight must be {wanted}, not of shape {tuple(weight.shape)}")
+    if min(h, w) < 1:
+        raise ValueError(f"x must have values to upsample, not {h} x {w}")
     return _implementation(backend, x).forward(x, weight, stride, start, size)
 
 
@@ -66,10 +60,6 @@ def _input_forward(
     in_size: Integers,
     backend: str | None,
 ) -> Tensor:
-    check_map(grad_output, "grad_output")
-    check_weight(grad_output, weight)
-    shape = (*grad_output.shape[:2], *in_size)
-    check_deconv(shape, weight.shape, stride, start, grad_output.shape[2:])
     run = _implementation(backend, grad_output).input_gradient
     result = run(grad_output, weight, stride, start, in_size)
     return result.contiguous(memory_format=memory_format(grad_output))
@@ -95,22 +85,8 @@ def _weight_forward(
     dtype: torch.dtype,
     backend: str | None,
 ) -> Tensor:
-    check_map(grad_output, "grad_output")
-    check_map(x, "x")
-    check_weight_dtype(x, dtype)
-    if grad_output.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"grad_output and x must share a batch, not {grad_output.shape[0]} and {x.shape[0]}"
-        )
-    shape = (grad_output.shape[1], 1, kernel, kernel)
-    check_deconv(x.shape, shape, stride, start, grad_output.shape[2:])
     run = _implementation(backend, grad_output).weight_gradient
     return run(grad_output, x, stride, start, kernel, dtype).contiguous()
-
-
-def _weight_fake(grad_output: Tensor, x: Tensor, *settings: Any) -> Tensor:
-    *_, kernel, dtype, _ = settings
-    return x.new_empty((x.shape[1], 1, kernel, kernel), dtype=dtype)
 
 
 def _weight_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -128,7 +104,7 @@ _deconv = define(
     f"deconv(Tensor x, Tensor weight, int stride, SymInt[] start, SymInt[] size, {BACKEND}) "
     "-> Tensor",
     _forward,
-    lambda x, weight, stride, start, size, *_: empty_like(x, (*x.shape[:2], *size)),
+    lambda x, weight, stride, start, size, *_: empty_map(x, size),
     _setup,
     _backward,
 )
@@ -136,7 +112,7 @@ _input_gradient = define(
     "deconv_input_gradient(Tensor grad_output, Tensor weight, int stride, SymInt[] start, "
     f"SymInt[] in_size, {BACKEND}) -> Tensor",
     _input_forward,
-    lambda grad, weight, stride, start, size, *_: empty_like(grad, (*grad.shape[:2], *size)),
+    lambda grad, weight, stride, start, size, *_: empty_map(grad, size),
     _setup,
     _input_backward,
 )
@@ -144,7 +120,7 @@ _weight_gradient = define(
     "deconv_weight_gradient(Tensor grad_output, Tensor x, int stride, SymInt[] start, int kernel, "
     f"ScalarType dtype, {BACKEND}) -> Tensor",
     _weight_forward,
-    _weight_fake,
+    lambda grad, x, stride, start, k, dtype, _: x.new_empty((x.shape[1], 1, k, k), dtype=dtype),
     _setup,
     _weight_backward,
 )
@@ -185,7 +161,10 @@ def deconv(
         torch.Size([1, 1, 4, 4])
     """
     check_tensor(x, "x")
-    check_tensor(weight, "weight", FILTERS)
+    check_tensor(weight, "weight", FLOATS, "C x 1 x k x k")
+    mixed = x.dtype in (torch.bfloat16, torch.float16) and weight.dtype == torch.float32
+    if weight.dtype != x.dtype and not mixed:
+        raise TypeError(f"x and weight must share a dtype, not {x.dtype} and {weight.dtype}")
     check_device(x, weight, "x", "weight")
     stride, padding = as_integer(stride, "stride"), as_integer(padding, "padding")
     top, left = as_pair(crop, "crop")

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ..geometry import SamplingGrid, Size, as_pair
 from ..tiled import upsample as tiled
-from ..tiled._tiles import empty_like
-from ._checks import (
-    Integers,
-    check_device,
-    check_map,
-    check_skip,
-    check_tensor,
-    check_window,
-    checked_grid,
-    grid_for,
-    packed,
-    unpacked,
-)
+from ..tiled._tiles import empty_map
+from . import _checks
+from ._checks import Integers, Scale
 from ._registry import BACKEND, GRID, define, forced, uses_triton
 from .crop_add import backward_skip
 
 
 def _forward(x: Tensor, grid: Integers, clamp: bool, backend: str | None) -> Tensor:
-    sampled = checked_grid(x, "x", grid, clamp)
+    sampled = _checks.checked_grid(x, "x", grid, clamp)
     if uses_triton(backend, x, sampled):
         from ..kernels import upsample as triton
 
@@ -44,10 +33,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _adjoint(grad_output: Tensor, grid: Integers, clamp: bool, backend: str | None) -> Tensor:
-    check_map(grad_output, "grad_output")
-    sampled = unpacked(grid, clamp)
-    if (size := tuple(grad_output.shape[-2:])) != sampled.size:
-        raise ValueError(f"grad_output must be of the grid's {sampled.size}, not {size}")
+    sampled = _checks.unpacked(grid, clamp)
     if uses_triton(backend, grad_output, sampled):
         from ..kernels import upsample_backward as triton
 
@@ -62,9 +48,8 @@ def _adjoint_backward(ctx: Any, grad_input: Tensor) -> tuple[Tensor | None, ...]
 def _fused(
     x: Tensor, skip: Tensor, grid: Integers, clamp: bool, offset: Integers, backend: str | None
 ) -> Tensor:
-    sampled = checked_grid(x, "x", grid, clamp)
-    check_skip(x, skip)
-    check_window(skip.shape, (*x.shape[:2], *sampled.size), offset)
+    sampled = _checks.checked_grid(x, "x", grid, clamp)
+    _checks.check_window(skip.shape, (*x.shape[:2], *sampled.size), offset)
     if uses_triton(backend, x, sampled):
         from ..kernels import upsample as triton
 
@@ -89,21 +74,21 @@ def _fused_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 _upsample = define(
     f"upsample(Tensor x, {GRID}, {BACKEND}) -> Tensor",
     _forward,
-    lambda x, grid, *_: empty_like(x, (*x.shape[:2], *grid[2:4])),
+    lambda x, grid, *_: empty_map(x, grid[2:4]),
     _setup,
     _backward,
 )
 _upsample_backward = define(
     f"upsample_backward(Tensor grad_output, {GRID}, {BACKEND}) -> Tensor",
     _adjoint,
-    lambda grad_output, grid, *_: empty_like(grad_output, (*grad_output.shape[:2], *grid[:2])),
+    lambda grad_output, grid, *_: empty_map(grad_output, grid[:2]),
     _setup,
     _adjoint_backward,
 )
 _upsample_crop_add = define(
     f"upsample_crop_add(Tensor x, Tensor skip, {GRID}, SymInt[] offset, {BACKEND}) -> Tensor",
     _fused,
-    lambda x, skip, grid, *_: empty_like(x, (*x.shape[:2], *grid[2:4])),
+    lambda x, skip, grid, *_: empty_map(x, grid[2:4]),
     _fused_setup,
     _fused_backward,
 )
@@ -114,7 +99,7 @@ def upsample(
     grid: SamplingGrid | None = None,
     *,
     size: Size | None = None,
-    scale_factor: float | Sequence[float] | None = None,
+    scale_factor: Scale | None = None,
     align_corners: bool | None = None,
 ) -> Tensor:
     """Bilinear upsampling: ``F.interpolate(x, size, mode="bilinear")``, or any `SamplingGrid`.
@@ -132,16 +117,15 @@ def upsample(
 
     Raises:
         TypeError: an argument has a type or dtype not listed above.
-        ValueError: `x` is not 4-D; the grid was made for maps of a different size or is given with
-            `size`, `scale_factor` or `align_corners`; or, without a grid, not exactly one of
-            `size` and `scale_factor` is given.
+        ValueError: `x` is not 4-D, the grid was made for maps of a different size, or not exactly
+            one of `grid`, `size` and `scale_factor` is given.
 
     Example:
         >>> fcnfast.upsample(torch.tensor([[[[0.0, 4.0]]]]), size=(1, 4))
         tensor([[[[0., 1., 3., 4.]]]])
     """
-    grid = grid_for(x, "x", grid, size, scale_factor, align_corners)
-    return _upsample(x, *packed(grid), forced())
+    grid = _checks.grid_for(x, "x", grid, size, scale_factor, align_corners)
+    return _upsample(x, *_checks.packed(grid), forced())
 
 
 def upsample_crop_add(
@@ -151,7 +135,7 @@ def upsample_crop_add(
     offset: Size = 0,
     *,
     size: Size | None = None,
-    scale_factor: float | Sequence[float] | None = None,
+    scale_factor: Scale | None = None,
     align_corners: bool | None = None,
 ) -> Tensor:
     """One fusion step of an FCN: the upsampled `x` plus a window of the finer scores.
@@ -176,10 +160,9 @@ def upsample_crop_add(
         >>> fcnfast.upsample_crop_add(x, skip, size=(8, 8), offset=(1, 1)).shape
         torch.Size([1, 2, 8, 8])
     """
-    check_tensor(skip, "skip")
+    _checks.check_skip(x, skip)
     top, left = as_pair(offset, "offset")
     if grid is None and size is None and scale_factor is None:
         size = (skip.shape[2] - top, skip.shape[3] - left)
-    grid = grid_for(x, "x", grid, size, scale_factor, align_corners)
-    check_device(x, skip, "x", "skip")
-    return _upsample_crop_add(x, skip, *packed(grid), (top, left), forced())
+    grid = _checks.grid_for(x, "x", grid, size, scale_factor, align_corners)
+    return _upsample_crop_add(x, skip, *_checks.packed(grid), (top, left), forced())

@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..geometry import Pair, SamplingGrid
+from ..geometry import SamplingGrid
 from ._tiles import Strip, even_length, gather, masked_product, scatter, strips, tile_elements
 
 
@@ -54,29 +54,23 @@ def _inner(grid: SamplingGrid, axis: int) -> int:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # cached for calls in every mode
 def _columns(
     grid: SamplingGrid, places: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[tuple[Cells, ...], Tensor]:
     """Groups of cells of about `places` places for the grid's columns; the place of each column."""
-    with torch.inference_mode(False), torch.device("cpu"):  # cached for calls in every mode
-        return _grouped(grid, places, dtype, device)
-
-
-def _grouped(
-    grid: SamplingGrid, places: int, dtype: torch.dtype, device: torch.device
-) -> tuple[tuple[Cells, ...], Tensor]:
     n, num, off, den = (v[1] for v in (grid.in_size, grid.num, grid.off, grid.den))
     # The map is framed by one column on each side; beyond it, all positions read the same.
-    unclamped = torch.arange(grid.size[1]) * num + off
+    unclamped = torch.arange(grid.size[1], device="cpu") * num + off
     position = unclamped.clamp(-den, n * den)
     cell = torch.div(position, den, rounding_mode="floor").clamp(max=n - 1)
     weight = (position - cell * den).double() / den
     low, count = torch.unique_consecutive(cell + 1, return_counts=True)
     starts = count.cumsum(0) - count
-    groups, place, first = [], torch.empty(grid.size[1], dtype=torch.int64), 0
+    groups, place, first = [], torch.empty_like(cell), 0
     for begin, end in _groups(count, _inner(grid, 1), places):
         counts, taps = count[begin:end], low[begin:end]
-        slot = torch.arange(int(counts.max()))[:, None]
+        slot = torch.arange(int(counts.max()), device="cpu")[:, None]
         pixel, real = starts[begin:end] + torch.minimum(slot, counts - 1), slot < counts
         place[pixel[real]] = first + real.flatten().nonzero()[:, 0]
         span = slice(int(taps[0]), int(taps[-1]) + 2)
@@ -110,8 +104,7 @@ def _indices(taps: Tensor, device: torch.device) -> slice | Tensor:
 class Tiling:
     """The tiles of a grid for maps of `channels` planes.
 
-    finite: the map has neither NaN nor infinity. cells: about the most rows of cells in a strip and
-    columns of cells in a group; by default as many as fill a tile.
+    finite: the map has neither NaN nor infinity.
     """
 
     def __init__(
@@ -121,18 +114,15 @@ class Tiling:
         dtype: torch.dtype,
         device: torch.device,
         finite: bool,
-        cells: Pair | None = None,
     ) -> None:
         height, width = grid.size
         self.border, self.finite = grid.border, finite
         self.scatters = not finite and device.type == "cpu"
         elements = tile_elements(channels * height * width, device)
-        columns = _inner(grid, 1) * cells[1] if cells else elements // (4 * channels)
-        self.groups, self.place = _columns(grid, columns, dtype, device)
+        self.groups, self.place = _columns(grid, elements // (4 * channels), dtype, device)
         row = channels * max(group.w0.numel() for group in self.groups)
         self.elements = max(elements, row)  # of a tile
-        rows = min(_inner(grid, 0) * cells[0], -(-height // 5)) if cells else self.elements // row
-        self.rows = strips(grid, 0, even_length(height, rows), dtype, device)
+        self.rows = strips(grid, 0, even_length(height, self.elements // row), dtype, device)
 
     @property
     def places(self) -> int:

@@ -7,9 +7,10 @@ instead, as do devices where checking for them would synchronize.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,18 +62,12 @@ class Strip:
 
 
 @lru_cache(maxsize=128)
+@torch.inference_mode(False)  # cached for calls in every mode
 def strips(
     grid: SamplingGrid, axis: int, length: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Strip, ...]:
     """Cut the axis into strips of `length` outputs."""
-    with torch.inference_mode(False):  # cached for calls in every mode
-        return tuple(_cut(grid, axis, length, dtype, device))
-
-
-def _cut(
-    grid: SamplingGrid, axis: int, length: int, dtype: torch.dtype, device: torch.device
-) -> Iterator[Strip]:
-    taps = axis_taps(grid, axis, dtype, device)
+    taps, found = axis_taps(grid, axis, dtype, device), []
     index = torch.stack([taps.i0, taps.i1]).cpu()
     used = torch.stack([taps.w0, taps.w1]).cpu() != 0
     for first in range(0, grid.size[axis], length):
@@ -86,7 +81,8 @@ def _cut(
         matrix.scatter_add_(1, i0[:, None], w0[:, None])
         matrix.scatter_add_(1, i1[:, None], w1[:, None])
         all_read = bool(used[:, first:last].all())
-        yield Strip(first, last, low, high, matrix, i0, i1, w0, w1, all_read)
+        found.append(Strip(first, last, low, high, matrix, i0, i1, w0, w1, all_read))
+    return tuple(found)
 
 
 def even_length(total: int, most: int) -> int:
@@ -159,8 +155,7 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
-def empty_like(x: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """A dense tensor of `shape` (N, C, H, W) on the device and in the memory format of `x`."""
-    return torch.empty(
-        tuple(shape), dtype=dtype or x.dtype, device=x.device, memory_format=memory_format(x)
-    )
+def empty_map(x: Tensor, size: Sequence[int], device: Any = None) -> Tensor:
+    """A dense map of `size` with the images, channels, dtype, device and memory format of `x`."""
+    shape, device = (*x.shape[:2], *size), device or x.device
+    return torch.empty(shape, dtype=x.dtype, device=device, memory_format=memory_format(x))

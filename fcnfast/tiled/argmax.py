@@ -44,17 +44,15 @@ class _Axis(NamedTuple):
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # cached for calls in every mode
 def _axis(grid: SamplingGrid, axis: int, dtype: torch.dtype) -> _Axis:
     """The cells of axis 0 (rows) or 1 (columns) of a grid whose border repeats the edge."""
-    with torch.inference_mode(False), torch.device("cpu"):  # cached for calls in every mode
-        taps = axis_taps(grid, axis, dtype, torch.device("cpu"))
-        _, cell, count = (taps.i0 + taps.i1).unique_consecutive(
-            return_inverse=True, return_counts=True
-        )
-        first = count.cumsum(0) - count
-        slot = torch.arange(int(count.max()))[:, None]
-        outputs = first + torch.minimum(slot, count - 1)
-        return _Axis(taps.i0[first], taps.i1[first], cell, outputs, taps.w1[outputs])
+    taps = axis_taps(grid, axis, dtype, torch.device("cpu"))
+    _, cell, count = (taps.i0 + taps.i1).unique_consecutive(return_inverse=True, return_counts=True)
+    first = count.cumsum(0) - count
+    slot = torch.arange(int(count.max()), device="cpu")[:, None]
+    outputs = first + torch.minimum(slot, count - 1)
+    return _Axis(taps.i0[first], taps.i1[first], cell, outputs, taps.w1[outputs])
 
 
 def _by_cells(x: Tensor, grid: SamplingGrid, labels: Tensor) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._tiles import empty_like
+from ._tiles import empty_map
 
 
 def window(x: Tensor, size: Sequence[int], offset: Sequence[int]) -> Tensor:
@@ -17,11 +17,11 @@ def window(x: Tensor, size: Sequence[int], offset: Sequence[int]) -> Tensor:
 
 def forward(x: Tensor, skip: Tensor, offset: Sequence[int]) -> Tensor:
     """``x + skip[..., oy:oy+h, ox:ox+w]``."""
-    return torch.add(x, window(skip, x.shape[-2:], offset), out=empty_like(x, x.shape))
+    return torch.add(x, window(skip, x.shape[-2:], offset), out=empty_map(x, x.shape[2:]))
 
 
 def backward_skip(grad: Tensor, skip_shape: Sequence[int], offset: Sequence[int]) -> Tensor:
     """The gradient of `skip`: `grad` in the window, zeros around it."""
-    result = empty_like(grad, skip_shape).zero_()
+    result = empty_map(grad, skip_shape[2:]).zero_()
     window(result, grad.shape[-2:], offset).copy_(grad)
     return result

@@ -37,22 +37,22 @@ class _Run:
     loss of a valid pixel of class t is ``(1 - smoothing) w_t (L - z_t) + sum_c k_c (L - z_c)``, as
     in ``F.cross_entropy``.
 
-    class_weight: C weights or None. grad: N x H x W, the gradient of each pixel's loss (ones when
-    None). losses: N x H x W, receives each pixel's loss.
+    class_weight: the w_c. grad: N x H x W, the gradient of each pixel's loss (ones when None).
     """
 
     def __init__(
         self,
-        x: Tensor,
-        grid: SamplingGrid,
+        scores: Tensor,
         class_weight: Tensor | None,
+        grid: SamplingGrid,
         ignore_index: int,
         label_smoothing: float,
-        grad: Tensor | None,
-        with_gradient: bool,
+        grad: Tensor | None = None,
+        with_gradient: bool = True,
     ) -> None:
-        self.x, self.class_weight, self.ignore_index = x, class_weight, ignore_index
-        self.grad, self.hard, self.smooth = grad, 1 - label_smoothing, None
+        self.x = x = coarse(scores)
+        self.class_weight, self.ignore_index, self.grad = class_weight, ignore_index, grad
+        self.hard, self.smooth = 1 - label_smoothing, None
         if label_smoothing:
             weight = x.new_ones(x.shape[1]) if class_weight is None else class_weight
             self.smooth = label_smoothing / x.shape[1] * weight
@@ -202,21 +202,14 @@ def forward(
     label_smoothing: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (loss, scale, unscaled gradient); the op's arguments, unchecked.
+    """Returns (loss, scale, unscaled gradient), in the compute dtype; empty if not computed.
 
-    Args:
-        weight: C class weights in the compute dtype.
-        with_gradient: whether to compute the gradient as well ("none" does so later).
-
-    Returns:
-        The loss, N x H x W for "none", else a scalar; the gradient's scale; the unscaled gradient,
-        N x C x h x w in the compute dtype. What is not computed is an empty tensor.
+    The loss is N x H x W for "none", whose gradient comes later, else a scalar.
     """
-    settings = (weight, ignore_index, label_smoothing)
+    settings = (weight, grid, ignore_index, label_smoothing)
     with torch.autocast(scores.device.type, enabled=False):
-        x = coarse(scores)
-        nothing = x.new_empty(0)
-        run = _Run(x, grid, *settings, None, with_gradient and reduction != "none")
+        run = _Run(scores, *settings, with_gradient=with_gradient and reduction != "none")
+        x, nothing = run.x, run.x.new_empty(0)
         if reduction == "none":
             losses = x.new_empty(target.shape)
             run(target, losses)
@@ -252,12 +245,11 @@ def per_pixel_gradient(
     grid: SamplingGrid,
     ignore_index: int,
     label_smoothing: float,
-    kept: Tensor,
     grad: Tensor,
 ) -> Tensor:
-    """The scores' gradient for `grad` (N x H x W) of "none". kept: `forward`'s second result."""
+    """The scores' gradient for `grad` (N x H x W) of "none"."""
     with torch.autocast(scores.device.type, enabled=False):
-        run = _Run(coarse(scores), grid, weight, ignore_index, label_smoothing, grad, True)
+        run = _Run(scores, weight, grid, ignore_index, label_smoothing, grad)
         run(target)
     assert run.gradient is not None
     return run.gradient.to(scores.dtype)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._tiles import TILE_ELEMENTS, coarse, empty_like, is_finite
+from ._tiles import TILE_ELEMENTS, coarse, empty_map, is_finite
 from .crop_add import window
 
 LEAST_STRIDE = 4
@@ -132,13 +132,9 @@ def _by_products(stride: int, *factors: Tensor) -> bool:
 def forward(
     x: Tensor, weight: Tensor, stride: int, start: Sequence[int], size: Sequence[int]
 ) -> Tensor:
-    """A window of the transposed convolution of `x` (N x C x h x w) with `weight` (C x 1 x k x k).
-
-    start: the first (row, column) kept of the full result. size: (H, W) kept, unchecked.
-    Returns N x C x H x W of the dtype and in the memory format of `x`.
-    """
+    """The window `size` (H, W) from `start` on of the transposed convolution of N x C x h x w."""
     channels, kernel = x.shape[1], weight.shape[-1]
-    out = empty_like(x, (*x.shape[:2], *size))
+    out = empty_map(x, size)
     if out.numel() == 0:
         return out
     with torch.autocast(x.device.type, enabled=False):
@@ -158,12 +154,9 @@ def forward(
 def input_gradient(
     grad: Tensor, weight: Tensor, stride: int, start: Sequence[int], in_size: Sequence[int]
 ) -> Tensor:
-    """The gradient of `x`, of `in_size` (h, w), given that of ``forward``'s result.
-
-    Returns N x C x h x w of the dtype and in the memory format of `grad`.
-    """
+    """The gradient of `x`, of `in_size` (h, w), given that of ``forward``'s result."""
     channels, kernel = grad.shape[1], weight.shape[-1]
-    result = empty_like(grad, (*grad.shape[:2], *in_size))
+    result = empty_map(grad, in_size)
     if result.numel() == 0:
         return result
     out = coarse(torch.zeros_like(result))

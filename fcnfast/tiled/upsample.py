@@ -18,18 +18,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import SamplingGrid
-from ._tiles import (
-    Strip,
-    compute_dtype,
-    empty_like,
-    even_length,
-    gather,
-    is_channels_last,
-    is_finite,
-    memory_format,
-    scatter,
-    strips,
-)
+from . import _tiles
 from .crop_add import window
 
 # Outputs of a banded matrix for rows (a longer one would hold more zeros), and inputs of one for
@@ -57,6 +46,7 @@ class _Cells(NamedTuple):
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # cached for calls in every mode
 def _cells(
     grid: SamplingGrid, axis: int, dtype: torch.dtype, device: torch.device
 ) -> _Cells | None:
@@ -73,9 +63,8 @@ def _cells(
     count = min(n - 1 - cell, (size - first) // stride)
     if count <= 0:
         return None
-    with torch.inference_mode(False), torch.device("cpu"):  # cached for calls in every mode
-        rest = first * num + off - cell * den + num * torch.arange(stride)
-        right = (rest.double() / den).to(device, dtype)
+    rest = first * num + off - cell * den + num * torch.arange(stride, device="cpu")
+    right = (rest.double() / den).to(device, dtype)
     return _Cells(first, first + count * stride, cell, count, right[:, None])
 
 
@@ -88,17 +77,17 @@ def _window(grid: SamplingGrid, axis: int, first: int, last: int) -> SamplingGri
 
 def _planes(x: Tensor) -> Tensor:
     """N x C x H x W as contiguous planes: a view if `x` is dense, else a copy."""
-    if is_channels_last(x):
+    if _tiles.is_channels_last(x):
         return x.permute(0, 2, 3, 1).contiguous()
     return x.contiguous().view(-1, *x.shape[2:], 1)
 
 
-def _bands(grid: SamplingGrid, axis: int, like: Tensor) -> tuple[Strip, ...]:
+def _bands(grid: SamplingGrid, axis: int, like: Tensor) -> tuple[_tiles.Strip, ...]:
     """Cut the axis into strips whose matrices multiply efficiently."""
     length, num = ROWS, grid.num[axis]
     if axis == 1:
         length = max(ROWS, (COLUMNS - 2) * grid.den[axis] // num) if num else grid.size[axis]
-    return strips(grid, axis, length, like.dtype, like.device)
+    return _tiles.strips(grid, axis, length, like.dtype, like.device)
 
 
 def _sample(
@@ -111,7 +100,7 @@ def _sample(
             target = out[:, strip.first : strip.last, 0]
             torch.mm(x[:, strip.low : strip.high, 0], strip.matrix.T, out=target)
         return
-    many = even_length(outer, PIECE_ELEMENTS // (length * inner))
+    many = _tiles.even_length(outer, PIECE_ELEMENTS // (length * inner))
     cells = _cells(grid, axis, x.dtype, x.device) if finite else None
     if cells is not None:
         left = x[:, cells.cell : cells.cell + cells.number, None]
@@ -128,24 +117,24 @@ def _sample(
                 window = _window(grid, axis, first, last)
                 _sample(x, window, axis, out[:, first:last], accumulate, finite)
         return
-    size = even_length(length, PIECE_ELEMENTS // inner) if many == 1 else length
-    for strip in strips(grid, axis, size, x.dtype, x.device):
+    size = _tiles.even_length(length, PIECE_ELEMENTS // inner) if many == 1 else length
+    for strip in _tiles.strips(grid, axis, size, x.dtype, x.device):
         for first in range(0, outer, many):
             target = out[first : first + many, strip.first : strip.last]
             part = x[first : first + many, strip.low : strip.high]
-            piece = strip.sample(part) if finite else gather(part, strip, 1)
+            piece = strip.sample(part) if finite else _tiles.gather(part, strip, 1)
             target.copy_(piece.add_(target) if accumulate else piece)
 
 
 def _adjoint(grad: Tensor, grid: SamplingGrid, axis: int, scatters: bool) -> Tensor:
     """The adjoint of `_sample`, in the compute dtype."""
     outer, _, inner = grad.shape
-    out = grad.new_zeros((outer, grid.in_size[axis], inner), dtype=compute_dtype(grad))
+    out = grad.new_zeros((outer, grid.in_size[axis], inner), dtype=_tiles.compute_dtype(grad))
     for strip in _bands(grid, axis, out):
         target = out[:, strip.low : strip.high]
         piece = grad[:, strip.first : strip.last].to(out.dtype)
         if scatters:
-            target += scatter(piece, strip, 1)
+            target += _tiles.scatter(piece, strip, 1)
         elif inner == 1:
             target[..., 0].addmm_(piece[..., 0], strip.matrix)
         else:
@@ -162,7 +151,7 @@ def _raised(planes: Tensor, grid: SamplingGrid) -> Tensor:
         # In a product a NaN or an infinity spreads, so the small result shows whether there is
         # one. Other devices keep the products: the check would synchronize there, and `scatter`
         # sums in no fixed order.
-        if planes.device.type != "cpu" or is_finite(result):
+        if planes.device.type != "cpu" or _tiles.is_finite(result):
             break
     return result.view(many, *grid.in_size, inner)
 
@@ -172,9 +161,9 @@ def _add_upsampled(out: Tensor, x: Tensor, grid: SamplingGrid, accumulate: bool)
     if out.numel() == 0:
         return out
     with torch.autocast(x.device.type, enabled=False):
-        planes = _planes(x.detach().to(compute_dtype(x)))
+        planes = _planes(x.detach().to(_tiles.compute_dtype(x)))
         many, height, width, inner = planes.shape
-        finite = is_finite(planes)
+        finite = _tiles.is_finite(planes)
         low = planes.new_empty(many * height, grid.size[1], inner)
         _sample(planes.view(-1, width, inner), grid, 1, low, False, finite)
         result = _planes(out).view(many, grid.size[0], -1)
@@ -184,24 +173,24 @@ def _add_upsampled(out: Tensor, x: Tensor, grid: SamplingGrid, accumulate: bool)
 
 def forward(x: Tensor, grid: SamplingGrid) -> Tensor:
     """`x` (N x C x h x w) sampled at every position of `grid`: N x C x H x W."""
-    return _add_upsampled(empty_like(x, (*x.shape[:2], *grid.size)), x, grid, False)
+    return _add_upsampled(_tiles.empty_map(x, grid.size), x, grid, False)
 
 
 def forward_add(x: Tensor, skip: Tensor, grid: SamplingGrid, offset: Sequence[int]) -> Tensor:
     """The upsampled `x` plus the window of `skip` at `offset`."""
     skip = window(skip, grid.size, offset)
-    if x.dtype == compute_dtype(x):
+    if x.dtype == _tiles.compute_dtype(x):
         return forward(x, grid).add_(skip)
     # In half precision only the sum is rounded, not its parts.
-    return _add_upsampled(empty_like(x, skip.shape).copy_(skip), x, grid, True)
+    return _add_upsampled(_tiles.empty_map(x, grid.size).copy_(skip), x, grid, True)
 
 
 def adjoint(grad: Tensor, grid: SamplingGrid) -> Tensor:
     """The gradient of `x`, given that of `forward(x, grid)`."""
-    result = empty_like(grad, (*grad.shape[:2], *grid.in_size))
+    result = _tiles.empty_map(grad, grid.in_size)
     if result.numel() == 0:
         return result
-    dense = grad.is_contiguous(memory_format=memory_format(grad))
+    dense = grad.is_contiguous(memory_format=_tiles.memory_format(grad))
     with torch.autocast(grad.device.type, enabled=False):
         # A gradient that is not dense is copied one image at a time.
         images = [(grad, result)] if dense else zip(grad.split(1), result.split(1), strict=True)

@@ -33,18 +33,18 @@ def run(args: argparse.Namespace) -> bool:
     if args.resume and args.config:
         raise InputError("give --resume or --config, not both")
     processes, changes, config = Processes(), given(args), args.config
-    staged = Path(args.resume, "settings.json") if args.resume else None
-    if staged is not None and staged.is_file() and not staged.with_name(CHECKPOINT).exists():
-        changes, config = {"output_dir": args.resume} | changes, str(staged)
-    elif args.resume:
+    kept = Path(args.resume or "", "settings.json")
+    staged = args.resume and kept.is_file() and not kept.with_name(CHECKPOINT).exists()
+    if staged:
+        changes, config = {"output_dir": args.resume} | changes, str(kept)
+    if args.resume and not staged:
         finished = resume(args.resume, changes, processes).train()
-        processes.leave()
-        return finished
-    settings = processes.together(lambda: make_settings(changes, config))
-    if settings.recipe == STAGED:
-        finished = train_stages(settings, processes)
     else:
-        finished = start(settings, processes).train()
+        settings = processes.together(lambda: make_settings(changes, config))
+        if settings.recipe == STAGED:
+            finished = train_stages(settings, processes)
+        else:
+            finished = start(settings, processes).train()
     processes.leave()
     return finished
 

@@ -111,49 +111,37 @@ def make_crops(pictures: SegmentationDataset, s: TrainSettings, world: int) -> C
     return Crops(pictures, transform, s.seed)
 
 
-class _Order:
+def _order(
+    count: int, s: TrainSettings, first: int, last: int, rank: int, world: int
+) -> Iterator[list[tuple[int, int, int]]]:
     """This process's part of every batch of the steps [first, last); each epoch has its shuffle.
 
     A batch depends only on (seed, step), and each process gets an equal part: a resumed run sees
     the same batches, on any number of processes. Pictures left at the end of an epoch, too few for
     a step, are skipped.
     """
-
-    def __init__(
-        self, count: int, s: TrainSettings, first: int, last: int, rank: int, world: int
-    ) -> None:
-        self.count, self.s, self.first, self.last = count, s, first, last
-        self.rank, self.part = rank, s.batch_size // world
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        s = self.s
-        step_size = s.batch_size * s.grad_accum
-        per_epoch = self.count // step_size
-        known, order = -1, np.empty(0, dtype=int)
-        for step in range(self.first, self.last):
-            epoch, place = divmod(step, per_epoch)
-            if epoch != known:
-                known, chance = epoch, np.random.default_rng([s.seed, epoch])
-                if s.replacement:
-                    order = chance.integers(self.count, size=self.count)
-                else:
-                    order = chance.permutation(self.count)
-            for batch in range(s.grad_accum):
-                start = place * step_size + batch * s.batch_size + self.rank * self.part
-                yield [(epoch, at, int(order[at])) for at in range(start, start + self.part)]
-
-    def __len__(self) -> int:
-        return (self.last - self.first) * self.s.grad_accum
+    part, per_epoch, known = s.batch_size // world, count // (s.batch_size * s.grad_accum), -1
+    for step in range(first, last):
+        epoch, place = divmod(step, per_epoch)
+        if epoch != known:
+            known, chance = epoch, np.random.default_rng([s.seed, epoch])
+            if s.replacement:
+                order = chance.integers(count, size=count)
+            else:
+                order = chance.permutation(count)
+        for batch in range(place * s.grad_accum, (place + 1) * s.grad_accum):
+            start = batch * s.batch_size + rank * part
+            yield [(epoch, at, int(order[at])) for at in range(start, start + part)]
 
 
-def batches(
+def loader(
     crops: Crops, s: TrainSettings, first: int, last: int, rank: int, world: int, pin: bool
 ) -> DataLoader[Batch | Exception]:
     """Load this process's part of the batches of the steps [first, last)."""
     return DataLoader(
         crops,
         batch_size=None,  # an item is a batch
-        sampler=_Order(len(crops), s, first, last, rank, world),
+        sampler=_order(len(crops), s, first, last, rank, world),
         num_workers=s.workers,
         pin_memory=pin,
         worker_init_fn=_begin_worker,

@@ -36,27 +36,10 @@ from ..evaluate import evaluate_model
 from ..files import remove_unfinished, write_bytes, write_json
 from ..metrics import ConfusionMatrix, Scores
 from ..models import FCN, save_model
-from . import checkpoint
-from .batches import (
-    Batch,
-    batches,
-    make_crops,
-    next_batch,
-    normalizers,
-    open_pictures,
-    worker_count,
-)
+from . import batches, checkpoint, network
+from .batches import Batch
 from .checkpoint import BEST, CHECKPOINT, LAST
 from .log import Board, Log, Progress
-from .network import (
-    checkpoint_blocks,
-    default_model,
-    freeze,
-    make_model,
-    make_optimizer,
-    median_frequency,
-    moving_average,
-)
 from .processes import Processes, explained, has_bf16, peak_memory
 from .recipes import RECIPES
 from .settings import TrainSettings, flag, resumed
@@ -65,52 +48,58 @@ from .settings import TrainSettings, flag, resumed
 class Run:
     """One training run: its state, and the loop.
 
-    network: options and preprocessing of a resumed run, whose `weights` file may be gone.
-    data: the pictures to train on and to validate on, instead of the settings' data set.
+    saved: options and preprocessing of a resumed run, whose `weights` file may be gone.
+    train, val, table: as in `start`.
     """
 
     def __init__(
         self,
         settings: TrainSettings,
         processes: Processes,
-        network: dict[str, Any] | None = None,
-        data: tuple[SegmentationDataset, SegmentationDataset | None] | None = None,
+        saved: dict[str, Any] | None,
+        train: Any,
+        val: Any,
+        table: ClassTable | None,
     ) -> None:
         for name in ("data_path", "output_dir"):
-            if not getattr(settings, name) and (data is None or name == "output_dir"):
+            if not getattr(settings, name) and (train is None or name == "output_dir"):
                 raise InputError(f"{flag(name)} is needed")
         self.processes = p = processes
-        settings = replace(settings, workers=worker_count(settings.workers, p.local_world))
+        settings = replace(settings, workers=batches.worker_count(settings.workers, p.local_world))
         self.settings = s = settings
         self.out = Path(s.output_dir)
         self.device = p.device(s.device)
-        if data is not None:
-            self.pictures, self.val = data
+        if train is not None:
+            table, channels = table or getattr(train, "table", None), max(3, s.in_channels)
+            if table is None:
+                raise InputError("train: a data set without a class table needs table=")
+            self.pictures = wrap_dataset(train, table, channels)
+            self.val = None if val is None else wrap_dataset(val, table, channels)
         else:
-            self.val = open_pictures(s, s.val_split, s.val_include) if s.val_split else None
-            self.pictures = open_pictures(s, s.split, s.include, s.exclude, s.cache)
+            self.val = batches.open_pictures(s, s.val_split, s.val_include) if s.val_split else None
+            self.pictures = batches.open_pictures(s, s.split, s.include, s.exclude, s.cache)
             if self.val is not None and s.val_split != s.split:
                 refuse_overlap(self.pictures, self.val, by_name=s.dataset == "voc")
         self.table = self.pictures.table
-        self.crops = make_crops(self.pictures, s, p.world)
+        self.crops = batches.make_crops(self.pictures, s, p.world)
         self.per_epoch = len(self.crops) // (s.batch_size * s.grad_accum)
         self.iterations = s.iterations or s.epochs * self.per_epoch
         torch.manual_seed(s.seed)
-        self.model = make_model(s, self.table, self.pictures, self.device, network)
+        self.model = network.make_model(s, self.table, self.pictures, self.device, saved)
         self.crops.heads = tuple(getattr(self.model, "heads", ("out",)))
-        self.frozen = freeze(self.model, s.freeze)
-        self.optimizer = make_optimizer(self.model, s)
+        self.frozen = network.freeze(self.model, s.freeze)
+        self.optimizer = network.make_optimizer(self.model, s)
         scaled = s.amp and s.amp_dtype == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.average = None
         if s.ema_decay:
-            update = moving_average(s.ema_decay)
+            update = network.moving_average(s.ema_decay)
             self.average = AveragedModel(self.model, multi_avg_fn=update, use_buffers=True)
         if s.checkpoint_activations:
-            checkpoint_blocks(self.model)
+            network.checkpoint_blocks(self.model)
         self.weight = None  # of each class in the loss
         if s.class_weights == "median-frequency":
-            weights = median_frequency(self.pictures, s.class_weight_power)
+            weights = network.median_frequency(self.pictures, s.class_weight_power)
             self.weight = weights.to(self.device)
         self.net: nn.Module = self.model  # what `train` wraps for several processes, or compiles
         self.progress = Progress(0, 0, False)
@@ -157,10 +146,9 @@ class Run:
                 print(f"{self.out}: finished after {self._epochs()}; a larger --epochs continues")
             return True
         self.progress = Progress(self.iteration, self.iterations, shown)
-        p.together(self._begin)
         with contextlib.ExitStack() as stack, explained(p, s):
             stack.callback(self.progress.bar.close)
-            self.log = p.together(self._open_log)
+            self.log = p.together(self._begin)
             if self.log is not None:
                 stack.callback(self.log.close)
             if threading.current_thread() is threading.main_thread():  # only it receives signals
@@ -168,7 +156,7 @@ class Run:
                 stack.callback(signal.signal, signal.SIGTERM, before)
             self.net = self._wrapped()
             first, pin = self.iteration, self.device.type == "cuda"
-            loader = batches(self.crops, s, first, self.iterations, p.rank, p.world, pin)
+            loader = batches.loader(self.crops, s, first, self.iterations, p.rank, p.world, pin)
             source = iter(loader)
             # An error's traceback would keep the garbage collector from shutting them down.
             stack.callback(getattr(source, "_shutdown_workers", lambda: None))
@@ -176,7 +164,7 @@ class Run:
             self._reset_clocks()
             while not self.finished and not self.stopping:
                 started = time.perf_counter()
-                group = [next_batch(source) for _ in range(s.grad_accum)]
+                group = [batches.next_batch(source) for _ in range(s.grad_accum)]
                 self.waited += time.perf_counter() - started
                 self.loading += sum(batch.seconds for batch in group)
                 self.step(group)
@@ -187,10 +175,10 @@ class Run:
             self._tell_end()
         return self.finished
 
-    def _begin(self) -> None:
-        """Write the description of the run, and print it."""
+    def _begin(self) -> Log | None:
+        """Write the description of the run, print it and open the log, in process 0."""
         if self.processes.rank > 0:
-            return
+            return None
         s = self.settings
         self.out.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.out)
@@ -217,12 +205,7 @@ class Run:
         if s.amp and s.amp_dtype == "bf16" and self.device.type == "cpu" and not has_bf16():
             told = "has no bfloat16 instructions; float32 is several times as fast"
             print(f"fcnfast: warning: --amp: this CPU {told}", file=sys.stderr)
-
-    def _open_log(self) -> Log | None:
-        """Open the log, and TensorBoard's, in process 0."""
-        if self.processes.rank > 0:
-            return None
-        board = Board(self.out, self.iteration) if self.settings.log == "tensorboard" else None
+        board = Board(self.out, self.iteration) if s.log == "tensorboard" else None
         return Log(self.out / "log.csv", self.iteration, board)
 
     def _terminate(self, *_: Any) -> None:
@@ -281,8 +264,8 @@ class Run:
         """
         s, counts = self.settings, [batch.counts for batch in group]
         images = sum(len(batch.images) for batch in group)
-        own = normalizers(counts, images, s.normalize, self.weight)
-        valid = sum(normalizers(counts, images, "valid", None).values()) / len(own)
+        own = batches.normalizers(counts, images, s.normalize, self.weight)
+        valid = sum(batches.normalizers(counts, images, "valid", None).values()) / len(own)
         shared = torch.tensor([*own.values(), images, valid, self.sigterm], dtype=torch.float64)
         *totals, images, valid, stop = self.processes.sum_(shared).tolist()
         self.stopping = stop > 0
@@ -376,7 +359,6 @@ class Run:
         return total
 
     def _log(self, row: dict[str, Any], loss: float | None) -> None:
-        """Write a row of the log, and show it."""
         if self.log is None:
             return
         s = self.settings
@@ -394,7 +376,6 @@ class Run:
         self.progress.tell(self.iteration, loss, best, row)
 
     def _reset_clocks(self) -> None:
-        """Restart the clocks for the next row of the log."""
         self.spent = self.waited = self.loading = 0.0
         self.logged = self.iteration
 
@@ -483,7 +464,6 @@ class Run:
         return f"{self.iteration} iterations ({self.iteration / self.per_epoch:.4g} epochs)"
 
     def _tell_end(self) -> None:
-        """Print where the weights are and what can be done with them."""
         s = self.settings
         if self.stopping and not self.finished:
             print(f"Stopped by SIGTERM after {self._epochs()}: resume with --resume {self.out}")
@@ -499,18 +479,6 @@ class Run:
             kind = "" if s.dataset == "folder" else f"--dataset {s.dataset} "
             data = f"{kind}--data-path {s.data_path} --split {s.val_split}"
             print(f"  fcnfast evaluate {data} --weights {best}")
-
-
-def _wrapped(
-    s: TrainSettings, train: Any, val: Any, table: ClassTable | None
-) -> tuple[SegmentationDataset, SegmentationDataset | None] | None:
-    if train is None:
-        return None
-    table, channels = table or getattr(train, "table", None), max(3, s.in_channels)
-    if table is None:
-        raise InputError("train: a data set without a class table needs table=")
-    held_out = None if val is None else wrap_dataset(val, table, channels)
-    return wrap_dataset(train, table, channels), held_out
 
 
 def start(
@@ -539,8 +507,8 @@ def start(
         out = Path(settings.output_dir)
         if settings.output_dir and (out / CHECKPOINT).exists():
             raise InputError(f"{out} already holds a run: continue it with --resume {out}")
-        s = replace(settings, model=settings.model or default_model(settings))
-        run = Run(s, p, data=_wrapped(s, train, val, table))
+        s = replace(settings, model=settings.model or network.default_model(settings))
+        run = Run(s, p, None, train, val, table)
         require_every_class(run.pictures)
         return run
 
@@ -563,12 +531,11 @@ def resume(
     Args:
         path: the folder of the run, or its checkpoint.
         changes: settings of where and how it runs, by name.
-        processes: by default those of the environment.
-        train, val, table: as in `start`; a run that began with them needs them again.
+        processes, train, val, table: as in `start`.
 
     Raises:
-        WeightsError: when the checkpoint cannot be read, or not by this release.
-        InputError: when a change is not allowed, or the pictures are not those of the run.
+        WeightsError: the checkpoint cannot be read, or not by this release.
+        InputError: a change is not allowed, or the pictures are not those of the run.
     """
     p = processes or Processes()
     at = Path(path) / CHECKPOINT if Path(path).is_dir() else Path(path)
@@ -581,7 +548,7 @@ def resume(
             raise WeightsError(f"{at}: not from this release of fcnfast: {error}") from None
         try:
             s = resumed(saved, changes)
-            run = Run(s, p, state["network"], _wrapped(s, train, val, table))
+            run = Run(s, p, state["network"], train, val, table)
             run.restore(state)
         except InputError:
             raise

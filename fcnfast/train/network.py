@@ -140,10 +140,7 @@ def make_optimizer(model: FCN, s: TrainSettings) -> torch.optim.Optimizer:
     """Return the optimizer; "share" of each group is its multiple of the learning rate.
 
     The trunk learns at `lr_backbone`; biases and the parameters of norms learn at `lr_bias`,
-    without weight decay.
-
-    Raises:
-        InputError: when everything is frozen, or the network does not name its trunk.
+    without weight decay. InputError if everything is frozen, or the trunk is not known.
     """
     if (s.lr_backbone != 1 or s.freeze == "trunk") and not model.trunk_modules:
         raise InputError(f"{model.name} does not say which of its layers are its trunk")
@@ -164,16 +161,11 @@ def make_optimizer(model: FCN, s: TrainSettings) -> torch.optim.Optimizer:
     return torch.optim.SGD(settings, lr=s.lr, momentum=s.momentum)
 
 
-def median_frequency(pictures: SegmentationDataset, power: float = 1.0) -> Tensor:
-    """Return class weights: (median class frequency / class frequency) ** power.
+def median_frequency(pictures: SegmentationDataset, power: float) -> Tensor:
+    """Return C class weights in float32: (median class frequency / class frequency) ** power.
 
     The frequency of a class is its number of pixels divided by the labeled pixels of the pictures
-    that contain it; a class in no picture gets weight 1.
-
-    Returns C weights, float32; a `power` below 1 softens them.
-
-    Raises:
-        InputError: no pixel is labeled.
+    that contain it; a class in no picture gets weight 1. InputError if no pixel is labeled.
     """
     classes = len(pictures.table)
     pixels, room = np.zeros(classes), np.zeros(classes)

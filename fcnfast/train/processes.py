@@ -33,14 +33,10 @@ class Processes:
     """One process of a run, and what it does together with the others.
 
     torchrun sets RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; without them this is the only
-    process. CPU tensors use gloo, GPU tensors NCCL.
+    process. CPU tensors use gloo, GPU tensors NCCL. InputError if the others cannot be joined.
 
-    Attributes:
-        rank, world: the process's number and how many there are, over all machines.
-        local_rank, local_world: the same on this machine.
-
-    Raises:
-        InputError: when the others cannot be joined.
+    rank, world: the process's number and how many there are, over all machines. local_rank,
+    local_world: the same on this machine.
     """
 
     def __init__(self) -> None:
