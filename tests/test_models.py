@@ -1,4 +1,4 @@
-"""Crops of the calculus, the light network, memory, and arguments that are refused."""
+"""The light network, memory, fc6, and arguments that are refused."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ import fcnfast
 from fcnfast import reference
 from fcnfast.data import CAMVID
 from fcnfast.models import create_model, load_model, save_model
+from fcnfast.models.vgg import FullyConnected
 from tests.model_tools import randomize_scores
 
 
@@ -183,3 +184,54 @@ def test_arguments_of_forward_that_are_refused(arguments, error, message):
     if "images" in arguments:
         with pytest.raises(error, match=message):
             model.predict(arguments["images"])
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """The shapes of the matrix products that are carried out."""
+    calls, linear = [], F.linear
+    monkeypatch.setattr(F, "linear", lambda *args: calls.append(args[0].shape) or linear(*args))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding", "size", "bias", "dtype"),
+    [
+        (7, 0, (9, 8), True, torch.float32),
+        (7, 3, (3, 1), False, torch.float32),
+        (1, 0, (3, 4), True, torch.bfloat16),
+        (6, 2, (7, 3), False, torch.bfloat16),
+        (7, 3, (3, 2), True, torch.float64),
+    ],
+)
+def test_fc6_of_a_small_map_is_a_matrix_product(products, kernel, padding, size, bias, dtype):
+    layer = FullyConnected(24, 256, kernel, padding=padding, bias=bias).to(dtype)
+    for order in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 24, *size).to(dtype).contiguous(memory_format=order)
+        numbers = (x, layer.weight, layer.bias)
+        truth = F.conv2d(*(n if n is None else n.double() for n in numbers), padding=padding)
+        with torch.no_grad():
+            y = layer(x)
+        assert (y.dtype, y.shape) == (dtype, truth.shape)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
+        assert (y - truth).abs().max() <= tolerance * truth.abs().max()
+    assert len(products) == 2
+
+
+def test_other_uses_of_fc6_are_convolutions(products):
+    """Gradients, large maps, weights that a product would have to copy, shapes that are wrong."""
+    layer, x = FullyConnected(8, 64, 3), torch.randn(1, 8, 4, 4)
+    layer(x).sum().backward()
+    assert layer.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        layer(torch.randn(1, 8, 5, 5))
+        layer.to(memory_format=torch.channels_last)(x)
+        layer.weight = torch.nn.Parameter(layer.weight.contiguous().transpose(2, 3))
+        assert torch.allclose(layer(x), F.conv2d(x, layer.weight, layer.bias), atol=1e-6)
+        for shape in ((1, 8, 2, 2), (1, 7, 4, 4)):
+            with pytest.raises(RuntimeError):
+                layer(torch.randn(shape))
+    assert not products
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert FullyConnected(8, 64, 3)(x).dtype == torch.bfloat16

@@ -95,22 +95,19 @@ def check_model(model: object) -> None:
 
 def dropout_layer(share: float) -> nn.Dropout:
     """Elementwise dropout; TypeError or ValueError if its rate is not a number from 0 to 1."""
-    message = f"dropout must be a number from 0 to 1, not {share!r}"
-    if not isinstance(share, (int, float)):
-        raise TypeError(message)
-    if not 0 <= share <= 1:
-        raise ValueError(message)
+    number = isinstance(share, (int, float))
+    if not number or not 0 <= share <= 1:
+        error = ValueError if number else TypeError
+        raise error(f"dropout must be a number from 0 to 1, not {share!r}")
     return nn.Dropout(share)
 
 
 def conv_bn(
-    channels: int, width: int, kernel: int, stride: int = 1, groups: int = 1, *,
-    padding: int | None = None, eps: float = 1e-5,
-) -> list[nn.Module]:  # fmt: skip
-    """A convolution, which pads its own border by default, and its batch norm."""
-    padding = kernel // 2 if padding is None else padding
-    conv = nn.Conv2d(channels, width, kernel, stride, padding, groups=groups, bias=False)
-    return [conv, nn.BatchNorm2d(width, eps)]
+    channels: int, width: int, kernel: int, stride: int = 1, *, eps: float = 1e-5, **more: Any
+) -> list[nn.Module]:
+    """A convolution, which pads its own border unless `more` says otherwise, and its batch norm."""
+    more = {"padding": kernel // 2, "bias": False, **more}
+    return [nn.Conv2d(channels, width, kernel, stride, **more), nn.BatchNorm2d(width, eps)]
 
 
 class FCN(nn.Module):

@@ -44,7 +44,7 @@ class InvertedResidual(nn.Module):
         wide = channels * expansion
         wider = [*_unit(channels, wide, 1), nn.ReLU6(inplace=True)] if expansion != 1 else []
         self.expand = nn.Sequential(*wider)
-        depthwise = _unit(wide, wide, kernel, stride, wide)
+        depthwise = _unit(wide, wide, kernel, stride, groups=wide)
         self.depthwise = nn.Sequential(*depthwise, nn.ReLU6(inplace=True))
         self.project = nn.Sequential(*_unit(wide, width, 1))
         self.adds = stride == 1 and channels == width

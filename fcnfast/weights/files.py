@@ -111,8 +111,8 @@ def open_weights(path: PathLike) -> Iterator[WeightsFile]:
     """
     path, head = _begin(path)
     if int.from_bytes(head[:8], "little") <= _MAX_HEADER_BYTES and head[8:9] == b"{":
-        reader = _Safetensors(path)
-        yield WeightsFile(path, "safetensors", reader.tensors(), parse_meta(path, reader.metadata))
+        tensors, metadata = _read_safetensors(path)
+        yield WeightsFile(path, "safetensors", tensors, parse_meta(path, metadata))
     elif head[257:262] == b"ustar":
         hint = "PyTorch's oldest format: save the weights again with a PyTorch that reads it"
         raise WeightsError(f"{path}: a tar archive; {hint}")
@@ -163,40 +163,35 @@ def _is_pickle(path: Path) -> bool:
     return False
 
 
-class _Safetensors:
-    """Reads the tensors of a safetensors file, each into memory of its own."""
+def _read_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """The tensors of a safetensors file, each read into memory of its own, and its metadata."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._open()
-        self.metadata = self._file.metadata() or {}
+    def opened() -> Any:
+        with reading(path, "a safetensors file that is cut or damaged"):
+            return safe_open(path, "pt", device="cpu")
 
-    def _open(self) -> None:
-        self._used = 0
-        with reading(self.path, "a safetensors file that is cut or damaged"):
-            self._file = safe_open(self.path, "pt", device="cpu")
+    file, used = opened(), 0
 
-    def tensors(self) -> dict[str, Stored]:
-        names: list[str] = self._file.keys()
-        shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in names}
-        return {n: Stored(shape, partial(self._read, n, shape)) for n, shape in shapes.items()}
-
-    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Copy the tensor out of the mapped file, a few megabytes at a time."""
-        tensor, start = torch.empty(0, device="cpu"), 0
+    def read(name: str, shape: tuple[int, ...]) -> Tensor:
+        """Copy a tensor out of the mapped file, a few megabytes at a time."""
+        nonlocal file, used
         with torch.device("cpu"):  # whatever the default is
             if 0 in shape or not shape:
-                return self._file.get_tensor(name).clone()
+                return file.get_tensor(name).clone()
+            tensor = torch.empty(0)
             step = max(1, _MAPPED_BYTES // (8 * math.prod(shape[1:])))  # of 8 bytes at most
-            while start < shape[0]:
-                if self._used > _MAPPED_BYTES:
-                    self._open()
-                part = self._file.get_slice(name)[start : start + step]
+            for start in range(0, shape[0], step):
+                if used > _MAPPED_BYTES:
+                    file, used = opened(), 0
+                part = file.get_slice(name)[start : start + step]
                 tensor = tensor if start else part.new_empty(shape)
                 tensor[start : start + step] = part
-                self._used += part.nbytes
-                start += step
+                used += part.nbytes
         return tensor
+
+    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    tensors = {name: Stored(shape, partial(read, name, shape)) for name, shape in shapes.items()}
+    return tensors, file.metadata() or {}
 
 
 def parse_meta(path: Path, metadata: Mapping[str, Any]) -> WeightsMeta | None:
