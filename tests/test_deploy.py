@@ -34,6 +34,8 @@ TRIED = [
     ("fcn_resnet101_mmseg", {}),
     ("nyud_fcn32s_vgg16_color_d", {}),
     ("nyud_fcn32s_vgg16_color_hha", {}),
+    ("nyud_fcn16s_vgg16_color_hha", {}),
+    ("fcn_pool4_vgg16", {}),
     ("siftflow_fcn16s_vgg16", {"upsampling": "depthwise", "final_upsampling": "dense"}),
 ]
 

@@ -124,12 +124,14 @@ class FCN(nn.Module):
         load_report: the report of the last weights file, if one was loaded.
         trunk_modules: names of the trunk's layers among the direct children; training may freeze
             them or give them their own learning rate. A weights file may lack the other layers.
+        cut_trunk: whether the trunk is a part of a classifier's: a file may hold more layers.
         transplanting: for errors: how to get a trunk with a different first layer.
         variance: mode of kaiming_normal_ for the initial values.
     """
 
     transplanting = ""
     trunk_modules: Sequence[str] = ()
+    cut_trunk = False
     variance: Literal["fan_in", "fan_out"] = "fan_in"
 
     _mean: Tensor

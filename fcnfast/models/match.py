@@ -237,7 +237,8 @@ class Match:
             raise self._error(f"has no {missing[0]!r}, which {self.name} needs")
         kinds = {_kind(key) for key in self.own if self._in_trunk(key)}
         for key in unexpected:
-            if same or _kind(self.family.names.get(key, "")) in kinds:
+            deeper = not self.model.cut_trunk and _kind(self.family.names.get(key, "")) in kinds
+            if same or deeper:
                 raise self._error(f"holds {key!r}, which {self.name} does not have{self._other}")
 
     def _value(self, key: str) -> Tensor:

@@ -102,6 +102,7 @@ class FCNColorHHA(FCNColorMore):
     """
 
     streams = ("color", "hha")
+    joined: tuple[str, ...] = ("fc7",)
     transplanting = (
         "from networks of one stream: models.transplant(source, model, suffix='color'), then 'hha'"
     )
@@ -113,11 +114,13 @@ class FCNColorHHA(FCNColorMore):
             layers = vgg.vgg16(padding, fc6_padding, dropout)
             self.add_trunk({name + stream: layer for name, layer in layers.items()})
             self.trunks[stream], self.trunk = self.trunk, []
-            score = nn.Conv2d(vgg.FULLY_CONNECTED, self.num_classes, 1)
-            self.add_module(f"score_fr{stream}", score)
+            widths = {"fc7": vgg.FULLY_CONNECTED, "pool4": vgg.STAGES[3][-1]}
+            for tap in self.joined:
+                score = nn.Conv2d(widths[tap], self.num_classes, 1)
+                self.add_module(self._score_name(tap + stream, ""), score)
         self.trunk_modules = [name for names in self.trunks.values() for name in names]
         self.trunk = self.trunks["color"]  # where the units lie: both streams are alike
-        self.taps, self.heads = ("fc7color",), {"out": ""}
+        self.taps, self.heads = tuple(f"{tap}color" for tap in self.joined), {"out": ""}
 
     @property
     def channels(self) -> int:
@@ -125,7 +128,7 @@ class FCNColorHHA(FCNColorMore):
         return 6
 
     def _score_name(self, tap: str, suffix: str) -> str:
-        return "score_frcolor"
+        return f"score_{tap.replace('fc7', 'fr')}"
 
     def preprocess(self, images: Tensor, hha: Tensor | None = None) -> Tensor:
         """Convert photos and their HHA pictures to the network's own input, N x 6 x H x W.
@@ -139,13 +142,24 @@ class FCNColorHHA(FCNColorMore):
         return torch.cat((color, (hha - mean).to(color)), 1)
 
     def features(self, images: Tensor) -> dict[str, Located]:
-        """The maps of fc7 of both streams."""
+        """The maps of both streams that scores are read from."""
         found: dict[str, Located] = {}
         for stream, part in zip(self.streams, images.split(3, 1), strict=True):
-            found |= self._walk(self.trunks[stream], part, (f"fc7{stream}",))
+            wanted = [tap + stream for tap in self.joined]
+            found |= self._walk(self.trunks[stream], part, wanted)
         return found
 
     def _score(self, features: Mapping[str, Located], tap: str, suffix: str) -> Located:
         """The mean of the two streams' scores."""
-        scores = [getattr(self, f"score_fr{s}")(features[f"fc7{s}"].x) for s in self.streams]
+        names = [tap.removesuffix("color") + stream for stream in self.streams]
+        scores = [getattr(self, self._score_name(name, ""))(features[name].x) for name in names]
         return Located(0.5 * scores[0] + 0.5 * scores[1], features[tap].field)
+
+
+class FCN16sColorHHA(FCNColorHHA):
+    """`FCNColorHHA` with a skip from pool4 of both streams (FCN-16s RGB-HHA).
+
+    The paper does not say how the streams' skips are joined: here as their scores are.
+    """
+
+    joined = ("fc7", "pool4")

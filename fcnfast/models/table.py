@@ -18,9 +18,9 @@ from .base import CAFFE, FCN, Preprocessing
 from .efficientnet_lite import FCNLite
 from .googlenet import FCNGoogLeNet
 from .light import FCNLight
-from .nyud import NYUD_COLOR, NYUD_HHA, FCNColorDepth, FCNColorHHA
+from .nyud import NYUD_COLOR, NYUD_HHA, FCN16sColorHHA, FCNColorDepth, FCNColorHHA
 from .resnet import FCN8sResNet, FCNMMSeg, FCNResNet
-from .vgg import FCNVGG16
+from .vgg import FCNPool, FCNVGG16
 
 # Mean BGR pixels of the data sets whose networks subtract their own.
 SIFT_FLOW = Preprocessing(mean=(114.578, 115.294, 108.353), order="bgr")
@@ -75,6 +75,10 @@ MODELS: dict[str, Row] = {
     "fcn16s_vgg16": _vgg(16, "FCN-16s over VGG-16, PASCAL VOC"),
     "fcn8s_vgg16": _vgg(8, "FCN-8s over VGG-16, trained in stages, PASCAL VOC"),
     "fcn8s_atonce_vgg16": _vgg(8, "FCN-8s over VGG-16, trained at once", at_once=True),
+    **{
+        f"fcn_pool{k}_vgg16": Row(FCNPool, f"VGG-16 up to pool{k}, scored alone", {"pool": k})
+        for k in (5, 4, 3)
+    },
     "fcn32s_alexnet": Row(FCNAlexNet, "FCN-32s over CaffeNet, PASCAL VOC"),
     "fcn32s_googlenet": Row(FCNGoogLeNet, "FCN-32s over GoogLeNet", {"stride": 32}),
     "fcn16s_googlenet": Row(
@@ -85,6 +89,7 @@ MODELS: dict[str, Row] = {
     "nyud_fcn32s_vgg16_hha": _vgg(32, "NYUDv2 from HHA pictures of the depth", 40, NYUD_HHA),
     "nyud_fcn32s_vgg16_color_d": Row(FCNColorDepth, "NYUDv2, color and depth, early", classes=40),
     "nyud_fcn32s_vgg16_color_hha": Row(FCNColorHHA, "NYUDv2, color and HHA, late", classes=40),
+    "nyud_fcn16s_vgg16_color_hha": Row(FCN16sColorHHA, "the same with skips", classes=40),
     "siftflow_fcn32s_vgg16": _vgg(32, "SIFT Flow, two heads", 33, SIFT_FLOW, geo_classes=3),
     "siftflow_fcn16s_vgg16": _vgg(16, "SIFT Flow, two heads", 33, SIFT_FLOW, geo_classes=3),
     "siftflow_fcn8s_vgg16": _vgg(8, "SIFT Flow, two heads", 33, SIFT_FLOW, geo_classes=3),

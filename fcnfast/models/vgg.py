@@ -133,3 +133,35 @@ class FCNVGG16(SkipNet):
         self.add_heads(taps, heads)
         self.scales = AT_ONCE_SCALES if at_once else {}
         self.finish(upsampling, final_upsampling)
+
+
+class FCNPool(SkipNet):
+    """VGG-16 up to one pooling, whose map alone is scored: what each skip sees (PAMI 2016).
+
+    Args:
+        num_classes: C.
+        pool: 5, 4 or 3, of stride 32, 16 or 8.
+        padding, upsampling, final_upsampling: as of `FCNVGG16`.
+
+    ValueError as of `FCNVGG16`.
+    """
+
+    cut_trunk = True
+
+    def __init__(
+        self,
+        num_classes: int = 21,
+        *,
+        pool: int = 5,
+        padding: int | None = 100,
+        upsampling: Upsampling = "fixed",
+        final_upsampling: Upsampling | None = None,
+    ) -> None:
+        super().__init__(num_classes, CAFFE, padding)
+        tap, layers = f"pool{pool}", vgg16(padding, 0, 0.0)
+        self.add_trunk(dict(list(layers.items())[: list(layers).index(tap) + 1]))
+        self.add_heads({tap: STAGES[pool - 1][-1]})
+        self.finish(upsampling, final_upsampling)
+
+    def _score_name(self, tap: str, suffix: str) -> str:
+        return f"score_{tap}"
