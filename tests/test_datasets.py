@@ -412,6 +412,7 @@ def test_the_two_targets_of_siftflow(tmp_path):
     dataset = siftflow(tmp_path, "trainval", transform=train_transform(24))  # in anyone's loop
     (batch,) = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=collate)
     assert [tuple(part.shape) for part in batch] == [(2, 3, 24, 24), (2, 24, 24, 2)]
+    assert dataset[0][1].dtype == torch.uint8
     assert siftflow(tmp_path).names == ["coast_a1", "street_c3"]
     (tmp_path / "trainval.txt").unlink()  # then all but the test pictures
     assert siftflow(tmp_path).names == ["coast_a1", "street_c3"]
