@@ -36,7 +36,6 @@ SIZE = (40, 48)
 
 
 def below(path):
-    """A path whose folder is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -47,7 +46,6 @@ def photo(path, seed=0):
 
 
 def stored(values, seed, dtype=np.uint8):
-    """Labels in which each of the values has a pixel."""
     chance = np.random.default_rng(seed)
     labels = chance.choice(values, SIZE)
     labels.ravel()[chance.permutation(labels.size)[: len(values)]] = values

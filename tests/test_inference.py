@@ -58,7 +58,6 @@ class Strided(nn.Module):
 
 @torch.no_grad()
 def gathered(model, photo, views):
-    """All bands below each other, C×H×W; they must come in order."""
     bands, rows = [], 0
     for first, band in blended_softmax(model, photo, views, "photo"):
         assert first == rows and 1 <= band.shape[1] <= BAND
