@@ -40,7 +40,6 @@ def four(scenes, tmp_path_factory) -> Path:  # noqa: F811
 
 
 def rgb_file(folder: Path) -> Path:
-    """The weights of an RGB network whose batch norms have seen something."""
     model = create_model("fcn4s_light", num_classes=11, **TINY)
     with torch.no_grad():
         model(model.preprocess(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)))

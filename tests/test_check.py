@@ -43,7 +43,6 @@ def describe(**entries):
 
 @pytest.fixture
 def two(here):
-    """A data set of two classes."""
     pairs([0, 1])
     describe(classes=["a", "b"])
     return here
@@ -67,20 +66,17 @@ def test_masks_of_0_and_255(here, capsys):
     assert re.search(r"background +50\.00 %\n +object +50\.00 %\n +\(no class\) +-\n", out)
 
 
-@pytest.mark.parametrize(
-    ("values", "entries", "message"),
-    [
+def test_what_stored_values_suggest(here):
+    for values, entries, message in (
         ([1, 2], {}, r'begin at 1: add "label_map": {"0": "void", "1": "a", "2": "b", "3": "c"}'),
         ([0, 128, 255], {"ignore": [128, 255]}, r'{"0": "a", "128": "b", "255": "c"}'),
         ([0, 3, 4], {"classes": list("abcde")}, r"'b' \(and 1 more\).*are 0, 3, 4: is this the"),
         ([255], {}, "have no labeled pixel"),
-    ],
-)
-def test_what_stored_values_suggest(here, values, entries, message):
-    pairs(values)
-    describe(**{"classes": list("abc"), **entries})
-    with pytest.raises(DatasetError, match=message):
-        require_every_class(open_folder(here, "train"))
+    ):
+        pairs(values)
+        describe(**{"classes": list("abc"), **entries})
+        with pytest.raises(DatasetError, match=message):
+            require_every_class(open_folder(here, "train"))
 
 
 def test_a_class_without_pixels_in_validation_is_a_warning_and_a_dash(here, capsys):
@@ -221,20 +217,18 @@ def test_a_killed_worker_and_a_full_disk(two, monkeypatch, capsys):
     assert len(err) <= 300
 
 
-def test_debug_shows_the_traceback(here, capsys):
-    for command in (["check", "no", "--debug"], ["--debug", "check", "no"]):
-        assert main(command) == 2
-        err = capsys.readouterr().err
-        told = "fcnfast: error: no: no such data set folder"
-        assert "Traceback" in err and err.splitlines()[-1] == told
-
-
-def test_lines_are_never_long(capsys):
+def test_lines_of_errors(here, capsys):
+    """Never long, without the traceback but with --debug."""
     complain("x" * 900 + "\n reason")
     err = capsys.readouterr().err
     assert len(err) <= 301 and err.count("\n") == 1
     assert err.startswith("fcnfast: error: xxx") and err.endswith("x reason\n")
     assert one_line("a  b\nc\x1b[2J \udce9") == "a b c\\x1b[2J \\udce9"
+    for command in (["check", "no", "--debug"], ["--debug", "check", "no"]):
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        told = "fcnfast: error: no: no such data set folder"
+        assert "Traceback" in err and err.splitlines()[-1] == told
 
 
 @pytest.mark.parametrize(
@@ -288,7 +282,6 @@ def test_training_on_any_dataset(here):
 
 
 def files_to_damage():
-    """A small data set of files of every kind; all but the weights."""
     photo, labels = make_photo(), np.resize(np.arange(3, dtype=np.uint8), (36, 48))
     for folder, image, kinds in (
         ("images/train", photo, "jpg png tif webp gif bmp ppm"),

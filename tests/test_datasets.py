@@ -36,7 +36,6 @@ SIZE = (40, 48)
 
 
 def below(path):
-    """A path whose folder is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -47,7 +46,6 @@ def photo(path, seed=0):
 
 
 def stored(values, seed, dtype=np.uint8):
-    """Labels in which each of the values has a pixel."""
     chance = np.random.default_rng(seed)
     labels = chance.choice(values, SIZE)
     labels.ravel()[chance.permutation(labels.size)[: len(values)]] = values
@@ -412,6 +410,7 @@ def test_the_two_targets_of_siftflow(tmp_path):
     dataset = siftflow(tmp_path, "trainval", transform=train_transform(24))  # in anyone's loop
     (batch,) = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=collate)
     assert [tuple(part.shape) for part in batch] == [(2, 3, 24, 24), (2, 24, 24, 2)]
+    assert dataset[0][1].dtype == torch.uint8
     assert siftflow(tmp_path).names == ["coast_a1", "street_c3"]
     (tmp_path / "trainval.txt").unlink()  # then all but the test pictures
     assert siftflow(tmp_path).names == ["coast_a1", "street_c3"]

@@ -55,7 +55,6 @@ def test_every_question_is_answered_once():
 
 
 def blocks(name):
-    """The Python code of a page, block by block."""
     return re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), re.DOTALL)
 
 

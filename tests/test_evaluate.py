@@ -43,8 +43,6 @@ class Reader(nn.Module):
 
 
 class Listed(list):
-    """A data set of given (guess, truth) pairs."""
-
     table = TABLE
 
     def __init__(self, *pairs):
@@ -59,7 +57,6 @@ def random_pair(height, width, seed):
 
 
 def counted(pairs):
-    """The matrix, pixel by pixel."""
     matrix = np.zeros((3, 3), np.int64)
     for guess, truth in pairs:
         np.add.at(matrix, (truth[truth != 255], guess[truth != 255]), 1)
@@ -142,7 +139,6 @@ def test_pictures_that_cannot_be_evaluated_are_named(tmp_path, monkeypatch):
 
 
 def test_a_folder(tmp_path):
-    """Every pixel is counted; a folder or a prediction that is missing is named."""
     dataset = write_dataset(tmp_path / "data", PAIRS)
     with pytest.raises(DatasetError, match="labels: no such folder"):
         evaluate_folder(tmp_path / "labels", dataset)

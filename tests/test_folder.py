@@ -51,7 +51,14 @@ def test_samples_are_sorted_rgb_and_read_only(camvid):
         dataset[3]
 
 
-def test_other_layouts(tmp_path):
+def test_layouts(tmp_path):
+    with pytest.raises(DatasetError, match="gone: no such data set folder"):
+        opened(tmp_path / "gone")
+    with pytest.raises(DatasetError, match="train and trainannot or images/train and labels"):
+        opened(tmp_path)
+    fill(tmp_path / "train", tmp_path / "trainannot", ())
+    with pytest.raises(DatasetError, match="train: no pictures in this folder"):
+        opened(tmp_path)
     fill(tmp_path / "images" / "val", tmp_path / "labels" / "val", ("a", "b"))
     assert len(open_folder(tmp_path, "val", CAMVID)) == 2
     fill(tmp_path / "val", tmp_path / "mine", ("c",))
@@ -91,16 +98,6 @@ def test_with_a_cache_a_file_is_decoded_once(camvid):
     np.testing.assert_array_equal(again.labels, first.labels)
     assert again.name == first.name
     assert pickle.loads(pickle.dumps(dataset))[0].name == first.name  # loader workers need this
-
-
-def test_missing_and_empty_folders(tmp_path):
-    with pytest.raises(DatasetError, match="gone: no such data set folder"):
-        opened(tmp_path / "gone")
-    with pytest.raises(DatasetError, match="train and trainannot or images/train and labels"):
-        opened(tmp_path)
-    fill(tmp_path / "train", tmp_path / "trainannot", ())
-    with pytest.raises(DatasetError, match="train: no pictures in this folder"):
-        opened(tmp_path)
 
 
 def test_unpaired_files_are_named(camvid):

@@ -21,6 +21,7 @@ from fcnfast.inference import BAND, Views, blended_softmax, probability_file
 from fcnfast.metrics import ConfusionMatrix
 from fcnfast.models import create_model, save_model
 from fcnfast.models.base import ScoreMap
+from fcnfast.reference import upsample
 from fcnfast.segment import Segmenter, segment_files
 from tests.model_tools import make_photo, make_scene, narrow_trunks
 from tests.op_tools import allocations
@@ -57,7 +58,6 @@ class Strided(nn.Module):
 
 @torch.no_grad()
 def gathered(model, photo, views):
-    """All bands below each other, C×H×W; they must come in order."""
     bands, rows = [], 0
     for first, band in blended_softmax(model, photo, views, "photo"):
         assert first == rows and 1 <= band.shape[1] <= BAND
@@ -96,27 +96,12 @@ def reference(model, photo, views):
                 for image in (seen, ImageOps.mirror(seen))[: 1 + views.flip]:
                     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
                     scores, grid = model.score_maps(model.preprocess(pixels), ("out",))["out"]
-                    soft = sampled(scores, grid.rescaled((height, width))).softmax(0)
+                    soft = upsample(scores, grid.rescaled((height, width)))[0].softmax(0)
                     parts.append(soft if image is seen else soft.flip(2))
             window = ramp(height)[:, None] * ramp(width)
             total[:, y : y + height, x : x + width] += window * torch.stack(parts).mean(0)
             weights[y : y + height, x : x + width] += window
     return total / weights
-
-
-def sampled(scores, grid):
-    """Bilinear sampling of 1×C×h×w at float64 positions: C×H×W."""
-    x = scores[0] if grid.border == "clamp" else F.pad(scores[0], (1, 1, 1, 1))
-    for axis in (0, 1):
-        n = x.shape[axis + 1]
-        y = torch.arange(grid.size[axis]).double()
-        at = (y * grid.num[axis] + grid.off[axis]) / grid.den[axis] + (grid.border == "zero")
-        at = at.clamp(0, n - 1)
-        low = at.floor().long()
-        high, part = (low + 1).clamp(max=n - 1), at - low
-        part = part[:, None] if axis == 0 else part
-        x = x.index_select(axis + 1, low) * (1 - part) + x.index_select(axis + 1, high) * part
-    return x
 
 
 @st.composite
@@ -159,15 +144,6 @@ def test_one_tile_is_the_whole_picture_bit_for_bit(segmenter, tile, how):
     whole, tiled = segmenter(photo, **how), segmenter(photo, tile=tile, **how)
     assert np.array_equal(whole.labels, tiled.labels)
     assert np.array_equal(whole.confidence, tiled.confidence)
-
-
-def test_a_mirrored_picture_has_mirrored_labels(segmenter):
-    photo = make_photo(36, 52)
-    alone = segmenter(ImageOps.mirror(photo)).labels[:, ::-1]
-    assert not np.array_equal(alone, segmenter(photo).labels)
-    one, other = (segmenter(p, flip=True) for p in (photo, ImageOps.mirror(photo)))
-    np.testing.assert_allclose(other.confidence[:, ::-1], one.confidence, atol=1e-5)
-    assert (other.labels[:, ::-1] == one.labels).mean() > 0.99
 
 
 def test_a_blended_result_says_what_it_has(segmenter):

@@ -76,7 +76,6 @@ def sample(truth, name="p"):
 
 
 def page(folder, classes, *pairs, facts=None, run=None, matrix=None):
-    """The page of some (name, truth, guess); by default with their matrix."""
     gallery = Gallery(classes)
     own = ConfusionMatrix(len(classes))
     for name, truth, guess in pairs:

@@ -61,7 +61,6 @@ def make_voc2011(root):
 
 
 def make_data(root):
-    """All data sets of the page, where its commands look for them."""
     make_voc2011(root)
     test_datasets.make_nyud(root)
     test_datasets.lines(root / "nyud" / "test.txt", "5003", "5004")

@@ -175,7 +175,6 @@ def test_probability_of_a_change():
 
 
 def test_color_jitter_parts():
-    """Each of the four alone does what its name says."""
     image = photo()
     before = np.asarray(image).astype(float)
     luma = np.array([0.299, 0.587, 0.114])
@@ -265,7 +264,6 @@ def test_bad_arguments(call, error, message):
 
 
 def test_eval_transform_is_the_identity():
-    """Evaluation only converts, into memory of its own."""
     image, labels = scene(20, 30)
     pixels, targets = eval_transform()(image, labels)
     np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(image))
@@ -275,7 +273,6 @@ def test_eval_transform_is_the_identity():
 
 
 def test_collate():
-    """Unequal pairs are padded at the bottom and the right."""
     shapes = [(4, 9), (6, 5)]
     samples = [
         (torch.full((3, *shape), index, dtype=torch.uint8), torch.full(shape, index).byte())
