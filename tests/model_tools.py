@@ -37,7 +37,7 @@ def write_small_weights(
 def narrow_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let new networks have all the paper's layers, with the few channels of `foreign_nets`."""
     widths = {"caffe": foreign_nets.CAFFE_ALEXNET, "torchvision": foreign_nets.TORCHVISION_ALEXNET}
-    blocks = dict.fromkeys(foreign_nets.BLOCKS, googlenet.Widths(*foreign_nets.BLOCK))
+    blocks = dict.fromkeys(foreign_nets.BLOCKS, foreign_nets.BLOCK)
     for module, name, value in (
         (vgg, "STAGES", foreign_nets.STAGES),
         (vgg, "FULLY_CONNECTED", foreign_nets.FULLY_CONNECTED),

@@ -43,28 +43,8 @@ def single(value: int | str | Sequence[int], what: str) -> int:
     return values[0]
 
 
-class Window(NamedTuple):
-    """What a convolution or a pooling reads, along each axis; `ceil`: its size rounds up."""
-
-    kernel: int
-    stride: int
-    padding: int
-    dilation: int
-    ceil: bool
-
-    def out_size(self, size: int) -> int:
-        """How many outputs `size` inputs give; below 1 if they are too few."""
-        reach = size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1
-        if not self.ceil:
-            return reach // self.stride + 1
-        count = -(-reach // self.stride) + 1
-        # Caffe and torch drop a last window that would begin in the padding after the map.
-        begins = (count - 1) * self.stride
-        return count - 1 if self.padding and begins >= size + self.padding else count
-
-
-def window_of(layer: nn.Module) -> Window | None:
-    """The window of a convolution or a pooling; None for layers of other kinds.
+def window_of(layer: nn.Module) -> tuple[int, int, int, int] | None:
+    """Kernel, stride, padding and dilation of a convolution or a pooling; None for other layers.
 
     ValueError for settings that differ between the axes.
     """
@@ -72,7 +52,7 @@ def window_of(layer: nn.Module) -> Window | None:
         return None
     names = ("kernel_size", "stride", "padding", "dilation")  # an average pooling has no dilation
     kernel, stride, padding, dilation = (single(getattr(layer, name, 1), name) for name in names)
-    return Window(kernel, stride, padding, dilation, bool(getattr(layer, "ceil_mode", False)))
+    return kernel, stride, padding, dilation
 
 
 def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
@@ -94,17 +74,24 @@ def after(field: ReceptiveField, layer: nn.Module) -> ReceptiveField:
         names = ("kernel_size", "stride", "padding")
         return field.deconv(*(single(getattr(layer, name), name) for name in names))
     window = window_of(layer)
-    return field if window is None else field.conv(*window[:4])
+    return field if window is None else field.conv(*window)
 
 
 def size_after(size: int, layer: nn.Module) -> int:
-    """How many units a map of `size` units along one axis has after one layer."""
+    """How many units a map of `size` units has after one layer; below 1 if it is too small."""
     if hasattr(layer, "branches"):
         return reduce(size_after, layer.branches()[0], size)  # type: ignore[operator]
     if isinstance(layer, (nn.Sequential, nn.ModuleList)):
         return reduce(size_after, layer, size)
-    window = window_of(layer)
-    return size if window is None else window.out_size(size)
+    if (window := window_of(layer)) is None:
+        return size
+    kernel, stride, padding, dilation = window
+    reach = size + 2 * padding - dilation * (kernel - 1) - 1
+    if not getattr(layer, "ceil_mode", False):
+        return reach // stride + 1
+    count = -(-reach // stride) + 1
+    # Caffe and torch drop a last window that would begin in the padding after the map.
+    return count - 1 if padding and (count - 1) * stride >= size + padding else count
 
 
 class Step(NamedTuple):

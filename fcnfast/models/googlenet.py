@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,37 +15,26 @@ from .base import CAFFE, conv_bn, dropout_layer
 from .decoder import Upsampling
 from .skipnet import SkipNet, taps_of_stride
 
-
-class Widths(NamedTuple):
-    """Output channels of an inception block's convolutions, in the order of `ROWS`."""
-
-    one: int
-    reduce3: int
-    three: int
-    reduce5: int
-    five: int
-    pooled: int
-
-    @property
-    def total(self) -> int:
-        """Channels of the concatenated branches."""
-        return self.one + self.three + self.five + self.pooled
-
-
 STEM = (64, 64, 192)
-BLOCKS = {
-    "3a": Widths(64, 96, 128, 16, 32, 32),
-    "3b": Widths(128, 128, 192, 32, 96, 64),
-    "4a": Widths(192, 96, 208, 16, 48, 64),
-    "4b": Widths(160, 112, 224, 24, 64, 64),
-    "4c": Widths(128, 128, 256, 24, 64, 64),
-    "4d": Widths(112, 144, 288, 32, 64, 64),
-    "4e": Widths(256, 160, 320, 32, 128, 128),
-    "5a": Widths(256, 160, 320, 32, 128, 128),
-    "5b": Widths(384, 192, 384, 48, 128, 128),
+BLOCKS: dict[str, tuple[int, ...]] = {
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
 }
-# The convolutions of an inception block's branches.
+# The convolutions of an inception block's branches, whose output channels are above.
 ROWS = (("1x1",), ("3x3_reduce", "3x3"), ("5x5_reduce", "5x5"), ("pool_proj",))
+
+
+def width_of(block: str) -> int:
+    """Channels of an inception block's concatenated branches."""
+    one, _, three, _, five, pooled = BLOCKS[block]
+    return one + three + five + pooled
 
 
 def _unit(
@@ -66,7 +54,7 @@ class Inception(nn.Module):
     torchvision's 5 x 5 branch is 3 x 3, a slip of its first release that its weights need.
     """
 
-    def __init__(self, channels: int, widths: Widths, family: Variant) -> None:
+    def __init__(self, channels: int, widths: Sequence[int], family: Variant) -> None:
         super().__init__()
         kernels = {"3x3": 3, "5x5": 5 if family == "caffe" else 3}
         sizes = iter(widths)
@@ -117,7 +105,7 @@ def googlenet(family: Variant, padding: int | None, dropout: float) -> dict[str,
         if name == "5a":
             layers["pool4"] = pool(3 if caffe else 2)
         layers[f"inception_{name}"] = Inception(channels, widths, family)
-        channels = widths.total
+        channels = width_of(name)
     layers["drop"] = dropout_layer(dropout)
     return layers
 
@@ -151,7 +139,7 @@ class FCNGoogLeNet(SkipNet):
     ) -> None:
         check_family(family)
         super().__init__(num_classes, CAFFE if family == "caffe" else INCEPTION, padding)
-        taps = {f"inception_{name}": BLOCKS[name].total for name in ("5b", "4e", "3b")}
+        taps = {f"inception_{name}": width_of(name) for name in ("5b", "4e", "3b")}
         taps = taps_of_stride(stride, taps)
         self.stride, self.family = stride, family
         self.add_trunk(googlenet(family, padding, dropout))

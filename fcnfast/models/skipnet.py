@@ -227,11 +227,11 @@ class SkipNet(FCN):
         found, here, before = {}, Located(images, IMAGE), "the image"
         for name, layer, blob in self._layers(trunk):
             window, size = window_of(layer), tuple(here.x.shape[-2:])
-            if window is not None and min(window.out_size(n) for n in size) < 1:
+            if window is not None and min(size_after(n, layer) for n in size) < 1:
                 why = "" if self.padding is None else f" for a padding of {self.padding}"
                 raise ValueError(
                     f"an image of {tuple(images.shape[-2:])} is too small{why}: {before} is "
-                    f"{size}, {name} needs {window.kernel} x {window.kernel}"
+                    f"{size}, {name} needs {window[0]} x {window[0]}"
                 )
             here = Located(layer(here.x), after(here.field, layer))
             before = blob
