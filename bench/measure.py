@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import timeit
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import quantiles
@@ -71,7 +71,7 @@ def interleaved(
 
 
 def _on_gpu(
-    calls: Mapping[str, Call], repeats: int | None, syncs: Collection[str]
+    calls: Mapping[str, Call], repeats: int | None, syncs: set[str]
 ) -> dict[str, dict[str, Any]]:
     """The times that entries hold. syncs: the calls that wait for the GPU: no graph holds them."""
     from triton.testing import do_bench, do_bench_cudagraph
@@ -79,9 +79,8 @@ def _on_gpu(
     rounds = repeats or FEWEST
     turn = max(1, round(1e3 * SECONDS["cuda"] / (rounds * len(calls))))
     own: dict[str, list[float]] = {name: [] for name in calls}
-    graphs: dict[str, bool | str] = {
-        n: "it waits for the GPU" if n in syncs else True for n in calls
-    }
+    graphs: dict[str, Any] = dict.fromkeys(calls, True)
+    graphs |= dict.fromkeys(syncs & calls.keys(), "it waits for the GPU")
     for _ in range(rounds):
         for name, call in calls.items():
             if graphs[name] is True:
@@ -168,17 +167,10 @@ def _attempt(entry: dict[str, Any], make: Call) -> Any:
     return None
 
 
-def _kept(run: Callable[[], Parts]) -> Parts:
-    """Results that wait for their check: on the host where they would take much of a GPU."""
-    parts = run()
-    there = parts[0].is_cuda and 8 * sum(p.nbytes for p in parts) < torch.cuda.mem_get_info()[0]
-    return tuple(part.detach() if there else part.detach().cpu() for part in parts)
-
-
 def _check(row: Row, calls: Mapping[str, Call], operation: Operation, problem: Problem) -> None:
     """Enter errors and faults."""
     entries = row["entries"]
-    outcomes = {name: _attempt(entries[name], partial(_kept, run)) for name, run in calls.items()}
+    outcomes = {name: _attempt(entries[name], run) for name, run in calls.items()}
     outcomes = {name: parts for name, parts in outcomes.items() if parts is not None}
     for name, error in errors(operation, problem, outcomes).items():
         entries[name]["error"] = error if math.isfinite(error) else str(error)  # for JSON
@@ -193,7 +185,7 @@ def _time(row: Row, calls: Mapping[str, Call], operation: Operation, settings: S
     for name, run in calls.items():
         entries[name]["peak_bytes"] = peak_bytes(run, settings.device)
     if settings.device.type == "cuda" and calls:
-        for name, found in _on_gpu(calls, settings.repeats, operation.syncs).items():
+        for name, found in _on_gpu(calls, settings.repeats, set(operation.syncs)).items():
             entries[name].update(found)
     else:
         for name, took in interleaved(calls, settings.repeats).items():

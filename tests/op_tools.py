@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import torch
-from hypothesis import event
 from hypothesis import strategies as st
 
 from fcnfast import reference
@@ -40,10 +39,6 @@ def grids(draw, most: int = 24) -> SamplingGrid:
         grid = SamplingGrid.centers(in_size, stride, offset, size, border)
     else:
         grid = SamplingGrid.resize(in_size, size, align_corners=kind == "align")
-    event(f"grid: {kind}")
-    event(f"one-pixel map: {1 in in_size}")
-    event(f"one-pixel result: {grid.size == (1, 1)}")
-    event(f"down-sampling: {min(g - n for g, n in zip(grid.size, in_size, strict=True)) < 0}")
     return grid
 
 
@@ -59,8 +54,6 @@ def maps(draw, in_size, dtype, batch=None, channels=None) -> torch.Tensor:
         x = x.round()  # ties
     x = x.to(dtype)
     layout = draw(st.sampled_from(("nchw", "channels_last", "sliced", "transposed")))
-    event(f"layout: {layout}")
-    event(f"one class: {channels == 1}")
     if layout == "channels_last":
         return x.contiguous(memory_format=torch.channels_last)
     if layout == "sliced":
@@ -84,8 +77,6 @@ def labels(draw, shape, classes, ignore_index) -> torch.Tensor:
         target = target[:, rows][:, :, columns]
     void = draw(st.sampled_from((0.0, 0.0, 0.3, 1.0)))
     target[torch.rand(target.shape, generator=generator) < void] = ignore_index
-    event(f"labels: {kind}")
-    event(f"all void: {bool((target == ignore_index).all())}")
     return target
 
 

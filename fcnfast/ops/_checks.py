@@ -31,15 +31,11 @@ def packed(grid: SamplingGrid) -> tuple[tuple[int, ...], bool]:
 
 
 @lru_cache(maxsize=1024)
-def _unpacked(integers: tuple[int, ...], clamp: bool) -> SamplingGrid:
+def unpacked(integers: tuple[int, ...], clamp: bool) -> SamplingGrid:
+    """The grid of a raw op's arguments, in lowest terms."""
     h, w, height, width, *_ = integers
     num, off, den = zip(*(lowest_terms(*integers[4 + axis :: 2]) for axis in (0, 1)), strict=True)
     return SamplingGrid((h, w), (height, width), num, off, den, "clamp" if clamp else "zero")
-
-
-def unpacked(integers: Integers, clamp: bool) -> SamplingGrid:
-    """The grid of a raw op's arguments, in lowest terms."""
-    return _unpacked(tuple(integers), clamp)
 
 
 def check_dtype(dtype: Any, name: str, allowed: Sequence[torch.dtype]) -> None:
@@ -117,7 +113,7 @@ def check_on_grid(x: Tensor, grid: SamplingGrid, name: str) -> None:
 
 def checked_grid(x: Tensor, name: str, integers: Integers, clamp: bool) -> SamplingGrid:
     """The grid of a raw op's arguments, which must fit the map `x`."""
-    grid = unpacked(integers, clamp)
+    grid = unpacked(tuple(integers), clamp)
     check_on_grid(x, grid, name)
     return grid
 

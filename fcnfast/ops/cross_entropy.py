@@ -121,7 +121,7 @@ def _pixel_gradient(
     label_smoothing: float,
     backend: str | None,
 ) -> Tensor:
-    sampled = _checks.unpacked(grid, clamp)
+    sampled = _checks.unpacked(tuple(grid), clamp)
     call = (scores, target, weight, sampled, ignore_index, label_smoothing)
     if uses_triton(backend, scores, sampled):
         from ..kernels import cross_entropy as triton

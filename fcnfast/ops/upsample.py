@@ -33,7 +33,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _adjoint(grad_output: Tensor, grid: Integers, clamp: bool, backend: str | None) -> Tensor:
-    sampled = _checks.unpacked(grid, clamp)
+    sampled = _checks.unpacked(tuple(grid), clamp)
     if uses_triton(backend, grad_output, sampled):
         from ..kernels import upsample_backward as triton
 
