@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from . import plot
 from ._version import __version__
 from .data.classes import IGNORE_INDEX, ClassTable
 from .data.folder import Sample, main_labels
@@ -19,7 +19,6 @@ from .data.images import shrink
 from .data.labels import colored
 from .files import PathLike, write_bytes
 from .metrics import ConfusionMatrix, percent
-from .plot import Curves, clean
 
 KEPT = 6
 """How many of the best and of the worst pictures a page shows."""
@@ -28,6 +27,11 @@ SIDE = 320  # longest side of a picture on the page, pixels
 _WRONG, _FADED = (214, 40, 40), (236, 238, 242)
 _NAMED_CELLS = 24  # the matrix shows its numbers for at most this many classes
 _CONFUSIONS = 10
+
+
+def clean(text: str) -> str:
+    """Escape a text for HTML; unprintable characters become a replacement character."""
+    return html.escape("".join(c if c.isprintable() else "\ufffd" for c in text))
 
 
 class Shown(NamedTuple):
@@ -198,13 +202,6 @@ def _pictures(title: str, shown: Sequence[Shown]) -> str:
     return f"<section><h2>{title}</h2>{''.join(parts)}</section>" if parts else ""
 
 
-def _curves(run: Curves) -> str:
-    size, columns = (plot.WIDTH, plot.HEIGHT), plot.panels([run])
-    drawn = "".join(plot.as_svg(plot.panel(c, [run]), size, plot.PANELS[c]) for c in columns)
-    body = f'<p>{clean(plot.best(run))}</p><div class="curves">{drawn}</div>'
-    return f"<section><h2>Training</h2>{body}</section>"
-
-
 def write_report(
     folder: PathLike,
     scores: Mapping[str, Any],
@@ -212,12 +209,12 @@ def write_report(
     gallery: Gallery,
     *,
     facts: Mapping[str, str],
-    run: Curves | None = None,
+    curves: bytes | None = None,
 ) -> Path:
     """Write ``index.html`` into an existing folder, atomically, and return its path.
 
     `scores` come from `fcnfast.evaluate.scores_as_json`. `facts`, at the top, say what was
-    evaluated; `run` is the log of the training, if there is one.
+    evaluated; `curves` is an SVG of the training (`fcnfast.plot.drawn`), if there is one.
     """
     names, confusion = list(scores["classes"]), np.array(scores["confusion"], dtype=np.int64)
     about = "".join(f"<dt>{clean(key)}</dt><dd>{clean(text)}</dd>" for key, text in facts.items())
@@ -225,6 +222,7 @@ def write_report(
     maps = f'<div class="pair">{_matrix(confusion, names)}{_confusions(confusion, names)}</div>'
     about_matrix = "Rows are the truth, columns the prediction, in percent of the row's pixels; "
     about_matrix = f"<p>{about_matrix}values below 0.5 are not shown.</p>"
+    training = f"data:image/svg+xml;base64,{base64.b64encode(curves or b'').decode()}"
     parts = [
         f"<header><h1>Evaluation</h1><dl>{about}</dl></header>",
         f"<section>{_tiles(scores)}</section>",
@@ -232,7 +230,9 @@ def write_report(
         f"<section><h2>Confusion matrix</h2>{about_matrix}{maps}</section>",
         _pictures("The best pictures", best),
         _pictures("The worst pictures", worst),
-        _curves(run) if run else "",
+        f'<section><h2>Training</h2><img alt="curves" src="{training}"></section>'
+        if curves
+        else "",
         f"<footer>fcnfast {__version__}</footer>",
     ]
     path = Path(folder) / "index.html"

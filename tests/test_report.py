@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,7 +23,7 @@ from fcnfast.data import ClassTable, Sample, voc_palette
 from fcnfast.errors import InputError
 from fcnfast.evaluate import scores_as_json
 from fcnfast.metrics import ConfusionMatrix
-from fcnfast.plot import Curves, _short, _ticks, panel, plot_runs, read_curves
+from fcnfast.plot import Curves, drawn, plot_runs, read_curves
 from fcnfast.report import Gallery, write_report
 from tests.model_tools import make_photo, write_small_weights
 from tests.test_evaluate import PAIRS, TABLE, write_dataset, write_predictions
@@ -75,7 +76,7 @@ def sample(truth, name="p"):
     return Sample(make_photo(*truth.shape), truth, name)
 
 
-def page(folder, classes, *pairs, facts=None, run=None, matrix=None):
+def page(folder, classes, *pairs, facts=None, curves=None, matrix=None):
     gallery = Gallery(classes)
     own = ConfusionMatrix(len(classes))
     for name, truth, guess in pairs:
@@ -83,7 +84,7 @@ def page(folder, classes, *pairs, facts=None, run=None, matrix=None):
         own.update(truth, guess)
     scores = scores_as_json(own if matrix is None else matrix, classes.names)
     facts = facts or {"data": "here"}
-    return Page(write_report(folder, scores, classes, gallery, facts=facts, run=run))
+    return Page(write_report(folder, scores, classes, gallery, facts=facts, curves=curves))
 
 
 HOSTILE = ["<b>&amp;\"'</b>", "</script><script>alert(1)</script>", "π 街 é"]
@@ -102,8 +103,7 @@ def test_names_stay_texts(tmp_path_factory, names, seed):
 
     def called(*names):
         pairs = [(name, truth, guess) for name in names]
-        run = Curves(names[-1], {"loss": [(1, 3.0), (2, 2.0)]})
-        return page(folder, table(*names), *pairs, facts={name: name for name in names}, run=run)
+        return page(folder, table(*names), *pairs, facts={name: name for name in names})
 
     found, plain = called(*names), called(*map(str, range(len(names))))
     assert [tag for tag, _ in found.tags] == [tag for tag, _ in plain.tags]
@@ -115,14 +115,13 @@ def test_names_stay_texts(tmp_path_factory, names, seed):
 def test_it_needs_no_other_file(tmp_path):
     run = Curves("a", {"loss": [(1, 3.0)], "lr": [(1, 0.1)], "val_mean_iu": [(1, 50.0)]})
     pairs = [("p", truth, guess) for guess, truth in PAIRS]
-    found = page(tmp_path, TABLE, *pairs, run=run)
+    found = page(tmp_path, TABLE, *pairs, curves=drawn([run], "svg"))
     for _, attributes in found.tags:
         for key in attributes.keys() & {"src", "href", "srcset", "data", "action"}:
             assert attributes[key].startswith("data:image/"), (key, attributes[key])
     assert "url(" not in found.content and "@import" not in found.content
-    assert set(re.findall(r"https?://[^\"]*", found.content)) == {"http://www.w3.org/2000/svg"}
+    assert not re.findall(r"https?://", found.content)
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
-    assert "best mean IU 50.0 at iteration 1" in "".join(found.texts)
 
 
 def test_nothing_to_score_and_one_class(tmp_path):
@@ -199,7 +198,8 @@ def test_the_page_of_predictions_and_of_a_network_and_its_run(here, capsys):
     data += ["--weights", str(weights), "--device", "cpu"]
     assert main(data) == 0
     found = Page("page/index.html")
-    assert found.count("polyline") > 6
+    (training,) = [attrs["src"] for _, attrs in found.tags if attrs.get("alt") == "curves"]
+    assert b"best mean IU 25.0 at iteration 10" in base64.b64decode(training.partition(",")[2])
     assert "run/best.safetensors" in found.texts and "Training" in found.texts
     log.write_text("no log\n")
     assert main([*data, "--max-size", "32"]) == 0
@@ -215,7 +215,8 @@ def write_log(folder, text):
 
 
 def texts_of(path):
-    return [element.text or "" for element in ET.parse(path).iter() if element.tag.endswith("text")]
+    texts = [element for element in ET.parse(path).iter() if element.tag.endswith("text")]
+    return ["".join(text.itertext()).strip() for text in texts]
 
 
 def test_plots_of_several_runs(here, capsys):
@@ -229,11 +230,10 @@ def test_plots_of_several_runs(here, capsys):
         "b<&>/log.csv",
         "loss by iteration, logarithmic",
         "validation mean IU, %, by iteration",
-        *("0.01", "10", "1e-10"),
     } <= set(texts_of("curves.svg"))
     assert main(["plot", "a", "b<&>", "-o", "new/c.PNG"]) == 0
     with Image.open("new/c.PNG") as image:
-        assert image.size == (2400, 2 * 298) and len(image.convert("L").getcolors()) > 20
+        assert image.size == (2400, 620) and len(image.getchannel("A").getcolors()) > 20
     plot_runs(["b<&>"], "c.svg")  # without a validation
     assert texts_of("c.svg")[-1] == "b<&>"
     assert not [text for text in texts_of("c.svg") if "mean IU" in text]
@@ -259,6 +259,12 @@ def test_bad_logs(tmp_path, text, message):
         read_curves(write_log(tmp_path / "a", text))
 
 
+def test_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"pip install 'fcnfast\[plots\]'"):
+        drawn([Curves("a", {"loss": [(1, 3.0)]})], "svg")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -278,26 +284,6 @@ def test_mistakes_of_plot(here, capsys, arguments, message):
     assert main(["plot", *arguments.split()]) == 2
     assert message in capsys.readouterr().err
     assert not list(here.glob("**/*.svg"))
-
-
-@given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
-def test_ticks_are_round_and_reach_around(low, span):
-    high = low + span
-    ticks = _ticks(low, high)
-    assert 2 <= len(ticks) <= 8
-    slack = 1e-5 * (ticks[1] - ticks[0])
-    assert ticks[0] <= low + slack and high - slack <= ticks[-1]
-    digits = f"{ticks[1] - ticks[0]:.6e}"
-    assert digits[0] in "125" and set(digits[2:8]) <= {"0"} or digits.startswith("9.99999")
-
-
-def test_numbers_of_an_axis_and_means_of_a_long_run():
-    shown = [_short(v) for v in (0, 0.25, 1500, 20000, 3e7, 0.00045, 1e-14, -5)]
-    assert shown == ["0", "0.25", "1500", "20k", "30M", "4.5e-4", "1e-14", "-5"]
-    points = [(float(k), k % 2 * 2.0) for k in range(5000)]
-    *_, line = panel("loss", [Curves("a", {"loss": points})])
-    heights = [y for _, y in line.points]
-    assert len(heights) <= 400 and max(heights) - min(heights) < 15
 
 
 EDGES = """
@@ -352,7 +338,13 @@ def test_in_a_browser(tmp_path):
         truth, guess = np.random.default_rng(seed).integers(0, 21, (2, 60, 80), dtype=np.uint8)
         pairs.append(("name" * 20, truth, np.where(np.arange(80) < 50, truth, guess)))
     run = Curves("a", {"loss": [(1, 3.0), (9, 2.0)], "val_mean_iu": [(1, 50.0), (9, 60.0)]})
-    page(tmp_path, table(*names), *pairs, facts={"weights": "folder/" * 40}, run=run)
+    page(
+        tmp_path,
+        table(*names),
+        *pairs,
+        facts={"weights": "folder/" * 40},
+        curves=drawn([run], "svg"),
+    )
     path = tmp_path / "index.html"
     *phone, light = look(path, EDGES, 390)
     dark_colors = "--blink-settings=preferredColorScheme=0"

@@ -15,7 +15,6 @@ from .errors import FAILED, STOPPED, UNUSABLE, complain, warn
 if TYPE_CHECKING:
     from ..data import ClassTable, SegmentationDataset
     from ..models import FCN
-    from ..plot import Curves
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -206,7 +205,7 @@ def evaluate(args: argparse.Namespace) -> int:
             write_json(args.json, {"pictures": len(dataset), **found})
         if gallery:
             facts, run = _facts(args, model, len(dataset)), _training(args)
-            page = write_report(args.report, found, table, gallery, facts=facts, run=run)
+            page = write_report(args.report, found, table, gallery, facts=facts, curves=run)
             text += f"\nThe report: {page}"
     print(text, flush=True)
     _tell_passed_over(dataset.passed_over)
@@ -221,13 +220,13 @@ def _facts(args: argparse.Namespace, model: FCN | None, pictures: int) -> dict[s
     return {"network": model.name, "weights": args.weights or "bundled", **facts, **shrunk}
 
 
-def _training(args: argparse.Namespace) -> Curves | None:
-    """Return the curves of the run that made the weights; warn if its log cannot be read."""
-    from ..plot import read_curves
+def _training(args: argparse.Namespace) -> bytes | None:
+    """Return the curves of the run that made the weights, as SVG; warn if they cannot be drawn."""
+    from ..plot import drawn, read_curves
 
     log = Path(args.weights).with_name("log.csv") if args.weights else None
     try:
-        return read_curves(log) if log and log.is_file() else None
+        return drawn([read_curves(log)], "svg") if log and log.is_file() else None
     except InputError as error:
         warn(f"--report: no learning curves: {error}")
         return None

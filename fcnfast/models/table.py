@@ -20,7 +20,7 @@ from .googlenet import FCNGoogLeNet
 from .light import FCNLight
 from .nyud import NYUD_COLOR, NYUD_HHA, FCN16sColorHHA, FCNColorDepth, FCNColorHHA
 from .resnet import FCN8sResNet, FCNMMSeg, FCNResNet
-from .vgg import FCNPool, FCNVGG16
+from .vgg import FCNVGG16, FCNPool
 
 # Mean BGR pixels of the data sets whose networks subtract their own.
 SIFT_FLOW = Preprocessing(mean=(114.578, 115.294, 108.353), order="bgr")
