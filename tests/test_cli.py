@@ -104,17 +104,6 @@ def test_files_folders_and_patterns(here, weights, capsys):
     assert "Segmented 3 pictures" in capsys.readouterr().out
 
 
-def test_options_reach_the_result(here, weights, segmenter):
-    photos("in", 1)
-    options = ["--device", "cpu", "--opacity", "0", "--max-size", "16"]
-    assert main(["predict", "in", "--weights", weights, *options]) == 0
-    overlay = np.asarray(Image.open("out/overlays/p0.png"))
-    assert np.array_equal(overlay[:36, :48], np.asarray(make_photo()))
-    expected = segmenter("in/p0.png", max_size=16).labels
-    assert np.array_equal(read_labels("out/labels/p0.png", CAMVID), expected)
-    assert not np.array_equal(expected, segmenter("in/p0.png").labels)
-
-
 def test_a_bad_picture_does_not_stop_the_others(here, weights, capsys):
     bad_pictures("in")
     assert main(["predict", "in/empty.jpg", "in/text.jpg", "--weights", weights]) == 2
@@ -174,8 +163,14 @@ def test_mistakes_of_predict(weights, refused, arguments, says):
     refused("predict", *arguments.split(), *given, says=says)
 
 
-def test_tiles_and_probabilities(here, weights, segmenter, capsys):
+def test_options_reach_the_result(here, weights, segmenter, capsys):
     photos("in", 1)
+    options = ["--device", "cpu", "--opacity", "0", "--max-size", "16"]
+    assert main(["predict", "in", "--weights", weights, *options]) == 0
+    overlay = np.asarray(Image.open("out/overlays/p0.png"))
+    assert np.array_equal(overlay[:36, :48], np.asarray(make_photo()))
+    expected = segmenter("in/p0.png", max_size=16).labels
+    assert np.array_equal(read_labels("out/labels/p0.png", CAMVID), expected)
     views = ("--tile", "24", "--overlap", "8", "--scales", "0.75,1", "--flip")
     arguments = ["predict", "in", "--weights", weights, *views, "--device", "cpu"]
     assert main([*arguments, "--probabilities", "npy"]) == 0

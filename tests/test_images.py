@@ -58,12 +58,15 @@ def reread(path, image, **options):
     return np.asarray(result).astype(int)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P"])
-def test_lossless_kinds(tmp_path, mode):
-    image = make_photo().quantize(17) if mode == "P" else make_photo().convert(mode)
-    for kind in ("png", "tif", "bmp", "gif" if mode == "P" else "ppm"):
-        found = reread(tmp_path / f"a.{kind}", image)
-        np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
+def test_lossless_kinds(tmp_path):
+    for mode in ("RGB", "L", "1", "P"):
+        image = make_photo().quantize(17) if mode == "P" else make_photo().convert(mode)
+        for kind in ("png", "tif", "bmp", "gif" if mode == "P" else "ppm"):
+            found = reread(tmp_path / f"a.{kind}", image)
+            np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
+    frames = [Image.new("RGB", (5, 4), color) for color in ("red", "blue")]  # the first counts
+    found = reread(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
+    assert found[0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("kind", ["jpg", "webp", "jp2", "avif", "tif"])
@@ -105,12 +108,6 @@ def test_gray_of_many_bits(tmp_path, stored, gray):
     for name in ("a.tif", "a.png")[: 1 + (stored.dtype == np.uint16)]:
         found = reread(tmp_path / name, Image.fromarray(stored))
         assert found[0].tolist() == [[value] * 3 for value in gray]
-
-
-def test_first_picture_of_an_animation(tmp_path):
-    red, blue = (Image.new("RGB", (5, 4), color) for color in ("red", "blue"))
-    found = reread(tmp_path / "a.gif", red, save_all=True, append_images=[blue])
-    assert found[0, 0].tolist() == [255, 0, 0]
 
 
 STORED = (

@@ -120,18 +120,15 @@ def _png_without_metadata(content: bytes) -> bytes | None:
     return b"".join((*kept, struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))))
 
 
-_REASONS: dict[type[Exception], str] = {
-    FileNotFoundError: "no such file",
-    Image.UnidentifiedImageError: "not a picture, or of an unsupported kind",
-    Image.DecompressionBombError: "too large: more pixels than PIL's limit against bombs",
-    MemoryError: "too large for the memory",
-}
-
-
 def _reason(error: Exception) -> str:
-    for kind, reason in _REASONS.items():
-        if isinstance(error, kind):
-            return reason
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not a picture, or of an unsupported kind"
+    if isinstance(error, Image.DecompressionBombError):
+        return "too large: more pixels than PIL's limit against decompression bombs"
+    if isinstance(error, MemoryError):
+        return "too large for the memory"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     detail = " ".join(str(error).split()) or type(error).__name__
