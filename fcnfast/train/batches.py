@@ -163,22 +163,6 @@ def worker_count(wanted: int, local_world: int) -> int:
     return min(8, max(1, (cores or 1) // local_world))
 
 
-def normalizers(
-    counts: list[dict[str, Tensor]], images: int, normalize: str, weight: Tensor | None
-) -> dict[str, float]:
-    """Return what each head's summed loss is divided by, for the batches of one process.
-
-    "valid": the pixels with a class, each counted as its class's weight; "images": the images.
-    """
-    total = {}
-    for head in counts[0]:
-        pixels = torch.stack([c[head] for c in counts]).sum(0)[:255].double()  # 255 is ignored
-        if weight is not None and normalize == "valid":
-            pixels = pixels[: len(weight)] * weight.double().cpu()
-        total[head] = float(images) if normalize == "images" else float(pixels.sum())
-    return total
-
-
 def next_batch(source: Iterator[Batch | Exception]) -> Batch:
     """Return the next batch, or raise the error of a picture that cannot be read."""
     batch = next(source)

@@ -39,7 +39,7 @@ from ..models import FCN, save_model
 from . import batches, checkpoint, network
 from .batches import Batch
 from .checkpoint import BEST, CHECKPOINT, LAST
-from .log import Board, Log, Progress
+from .log import Log, Progress
 from .processes import Processes, explained, has_bf16, peak_memory
 from .recipes import RECIPES
 from .settings import TrainSettings, flag, resumed
@@ -205,8 +205,7 @@ class Run:
         if s.amp and s.amp_dtype == "bf16" and self.device.type == "cpu" and not has_bf16():
             told = "has no bfloat16 instructions; float32 is several times as fast"
             print(f"fcnfast: warning: --amp: this CPU {told}", file=sys.stderr)
-        board = Board(self.out, self.iteration) if s.log == "tensorboard" else None
-        return Log(self.out / "log.csv", self.iteration, board)
+        return Log(self.out, self.iteration, tensorboard=s.log == "tensorboard")
 
     def _terminate(self, *_: Any) -> None:
         """End the run after this step: the cluster wants the machine back."""
@@ -260,13 +259,19 @@ class Run:
     def _divisors(self, group: list[Batch]) -> tuple[dict[str, Tensor], bool]:
         """Return what each head's sum is divided by, and whether the step has any label.
 
+        That is the number of images, or of pixels with a class, each counted as its class's weight.
         The same sum over the processes also tells all of them if one of them has to stop.
         """
-        s, counts = self.settings, [batch.counts for batch in group]
-        images = sum(len(batch.images) for batch in group)
-        own = batches.normalizers(counts, images, s.normalize, self.weight)
-        valid = sum(batches.normalizers(counts, images, "valid", None).values()) / len(own)
-        shared = torch.tensor([*own.values(), images, valid, self.sigterm], dtype=torch.float64)
+        images, heads = sum(len(batch.images) for batch in group), list(group[0].counts)
+        # The pixels of each class, heads x 255; 255 itself is ignored.
+        counts = torch.stack([torch.stack([batch.counts[h] for h in heads]) for batch in group])
+        counts = counts.sum(0)[:, :255].double()
+        own = valid = counts.sum(1)
+        if self.settings.normalize == "images":
+            own = torch.full_like(valid, images)
+        elif self.weight is not None:
+            own = (counts[:, : len(self.weight)] * self.weight.double().cpu()).sum(1)
+        shared = torch.tensor([*own, images, valid.mean(), self.sigterm], dtype=torch.float64)
         *totals, images, valid, stop = self.processes.sum_(shared).tolist()
         self.stopping = stop > 0
         if self.iteration == 0:
@@ -274,7 +279,7 @@ class Run:
         # Without a label the loss is 0, and so is its gradient.
         divisors = {
             head: torch.tensor(total or 1.0, dtype=torch.float32, device=self.device)
-            for head, total in zip(own, totals, strict=True)
+            for head, total in zip(heads, totals, strict=True)
         }
         return divisors, valid > 0
 
@@ -406,9 +411,7 @@ class Run:
                 "val_pixel_accuracy": f"{scores.pixel_accuracy:.4f}",
             }
             self.log.write(row)
-            if self.log.board is not None:
-                held_out = cast(SegmentationDataset, self.val)
-                self.log.board.show(self.averaged, held_out, self.iteration)
+            self.log.show(self.averaged, cast(SegmentationDataset, self.val), self.iteration)
             note = " (the best so far)" if better else ""
             counted, classes = int(np.isfinite(scores.iu).sum()), len(scores.iu)
             over = f" over {counted} of {classes} classes" if counted < classes else ""
