@@ -137,12 +137,9 @@ class Segmentation:
 
 
 class _Prepared(NamedTuple):
-    """A picture, what the network sees of it, its name, and its name in errors."""
-
     photo: Image.Image
-    seen: Image.Image
     name: str
-    source: str
+    source: str  # its name in errors
 
 
 class Segmenter:
@@ -238,35 +235,35 @@ class Segmenter:
             many = isinstance(image, Iterable) and not isinstance(image, single)
             many = many and not hasattr(image, "read")  # an open file iterates over its lines
         if not many:
-            prepared = self._prepare(image, max_size, "image")  # type: ignore[arg-type]
+            prepared = self._prepare(image, "image")  # type: ignore[arg-type]
             return self._run([prepared], views, probabilities)[0]
         if probabilities is not None:
             raise ValueError("probabilities are written for one picture at a time")
         each = enumerate(image, 1)  # type: ignore[arg-type]
-        group = (self._prepare(one, max_size, f"image-{k}") for k, one in each)
-        batches = neighbors(group, lambda one: (one.photo.size, one.seen.size), batch_size)
+        group = (self._prepare(one, f"image-{k}") for k, one in each)
+        batches = neighbors(group, lambda one: one.photo.size, batch_size)
         return (result for batch in batches for result in self._run(batch, views))
 
-    def _prepare(self, image: Photo, max_size: int | None, name: str) -> _Prepared:
-        """Decode a picture and shrink it for the network; a file is named after its stem."""
+    def _prepare(self, image: Photo, name: str) -> _Prepared:
+        """Decode a picture; a file is named after its stem."""
         photo = as_photo(image, self.bit_depth, self.model.picture_channels)
-        source = "the picture"
         if isinstance(image, (str, os.PathLike)):
-            name, source = Path(image).stem, os.fspath(image)
-        return _Prepared(photo, shrink(photo, max_size), name, source)
+            return _Prepared(photo, Path(image).stem, os.fspath(image))
+        return _Prepared(photo, name, "the picture")
 
     @torch.inference_mode()
     def _run(
         self, batch: Sequence[_Prepared], views: Views, path: PathLike | None = None
     ) -> list[Segmentation]:
         """Segment pictures of equal size in one pass, or blend the views of one after the other."""
-        size, seen = batch[0].photo.size[::-1], batch[0].seen
+        size = batch[0].photo.size[::-1]
         if not views.single(size):
             return [self._blend(one, views, path) for one in batch]
+        seen = [shrink(one.photo, views.max_size) for one in batch]
         count = f"{len(batch)} times " if len(batch) > 1 else ""
-        what = f"{count}{seen.width}x{seen.height} pixels"
+        what = f"{count}{seen[0].width}x{seen[0].height} pixels"
         with image_errors(batch[0].source, what, self.device):
-            scores, grid = coarse_scores(self.model, [one.seen for one in batch], size)
+            scores, grid = coarse_scores(self.model, seen, size)
             labels = upsample_argmax(scores, grid).cpu().numpy()
             scores = scores.cpu()
         if path is not None:

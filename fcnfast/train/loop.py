@@ -81,7 +81,7 @@ class Run:
             if self.val is not None and s.val_split != s.split:
                 refuse_overlap(self.pictures, self.val, by_name=s.dataset == "voc")
         self.table = self.pictures.table
-        self.crops = batches.make_crops(self.pictures, s, p.world)
+        self.crops = batches.Crops(self.pictures, s, p.world)
         self.per_epoch = len(self.crops) // (s.batch_size * s.grad_accum)
         self.iterations = s.iterations or s.epochs * self.per_epoch
         torch.manual_seed(s.seed)
