@@ -443,6 +443,16 @@ def open_dataset(
     return DATASETS[name](root, own.get(split, split), **options)
 
 
+def open_chosen(
+    chosen: Any, split: str, include: str, exclude: str, **options: Any
+) -> SegmentationDataset:
+    """Open a split of the data set that settings of a run, or parsed arguments, name."""
+    options |= {"table": chosen.classes, "labels": chosen.labels_dir}
+    options |= {"include": include, "exclude": exclude}
+    depth = getattr(chosen, "bit_depth", None) or None
+    return open_dataset(chosen.dataset, chosen.data_path, split, bit_depth=depth, **options)
+
+
 def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, by_name: bool) -> None:
     """Raise DatasetError if a validation set has pictures of the training set.
 

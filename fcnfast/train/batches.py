@@ -13,29 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import SegmentationDataset, collate, eval_transform, open_dataset, train_transform
+from ..data import SegmentationDataset, collate, eval_transform, train_transform
 from ..errors import InputError
 from .settings import TrainSettings
 
 Targets = Tensor | Mapping[str, Tensor]
-
-
-def open_pictures(
-    s: TrainSettings, split: str, include: str, exclude: str = "", cache: bool = False
-) -> SegmentationDataset:
-    """Open a split of the data set that the settings name."""
-    return open_dataset(
-        s.dataset,
-        s.data_path,
-        split,
-        table=s.classes,
-        labels=s.labels_dir,
-        include=include,
-        exclude=exclude,
-        cache=cache,
-        bit_depth=s.bit_depth or None,
-        channels=max(3, s.in_channels),
-    )
 
 
 class Batch(NamedTuple):

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from torch.utils.data import Subset
 
 from ..data import ClassTable, SegmentationDataset, wrap_dataset
 from ..data.check import require_every_class
-from ..data.datasets import refuse_overlap
+from ..data.datasets import open_chosen, refuse_overlap
 from ..data.folder import shortened
 from ..errors import DivergenceError, InputError, WeightsError
 from ..evaluate import evaluate_model
@@ -69,15 +69,19 @@ class Run:
         self.settings = s = settings
         self.out = Path(s.output_dir)
         self.device = p.device(s.device)
+        channels, self.val = max(3, s.in_channels), None
         if train is not None:
-            table, channels = table or getattr(train, "table", None), max(3, s.in_channels)
+            table = table or getattr(train, "table", None)
             if table is None:
                 raise InputError("train: a data set without a class table needs table=")
             self.pictures = wrap_dataset(train, table, channels)
-            self.val = None if val is None else wrap_dataset(val, table, channels)
+            if val is not None:
+                self.val = wrap_dataset(val, table, channels)
         else:
-            self.val = batches.open_pictures(s, s.val_split, s.val_include) if s.val_split else None
-            self.pictures = batches.open_pictures(s, s.split, s.include, s.exclude, s.cache)
+            if s.val_split:
+                self.val = open_chosen(s, s.val_split, s.val_include, "", channels=channels)
+            options = {"cache": s.cache, "channels": channels}
+            self.pictures = open_chosen(s, s.split, s.include, s.exclude, **options)
             if self.val is not None and s.val_split != s.split:
                 refuse_overlap(self.pictures, self.val, by_name=s.dataset == "voc")
         self.table = self.pictures.table
@@ -114,7 +118,7 @@ class Run:
         """Return what all processes must agree on."""
         found = {"the classes": f"{len(self.table)} ({', '.join(self.table.names)})"}
         apart = ("data_path", "output_dir", "device", "workers")
-        found |= {flag(k): v for k, v in self.settings.to_json().items() if k not in apart}
+        found |= {flag(k): v for k, v in asdict(self.settings).items() if k not in apart}
         for name, folder in (("the pictures", self.pictures), ("validation", self.val)):
             names = [image.name for image, _ in folder.samples] if folder else []
             found[name] = f"{len(names)} ({hashlib.sha1(repr(names).encode()).hexdigest()[:8]})"
@@ -186,7 +190,7 @@ class Run:
         names = [path.relative_to(root) if path.is_relative_to(root) else path for path in paths]
         lines = [os.fsencode(f"{name.as_posix()}\n") for name in names]
         write_bytes(self.out / "files.txt", b"".join(lines))
-        write_json(self.out / "settings.json", s.to_json())
+        write_json(self.out / "settings.json", asdict(s))
         if self.iteration == 0:
             (self.out / "log.csv").unlink(missing_ok=True)
         learned = sum(q.numel() for q in self.model.parameters() if q.requires_grad)
@@ -198,7 +202,7 @@ class Run:
         if self.pictures.passed_over:
             passed = [path.name for path in self.pictures.passed_over]
             self.progress.say(f"skipped, no picture extension: {shortened(passed)}")
-        values = s.to_json()
+        values = asdict(s)
         chosen = list(values)[list(values).index("freeze") : list(values).index("output_dir")]
         told = ", ".join(f"{name} {values[name]}" for name in chosen)
         self.progress.say(f"recipe {s.recipe} ({RECIPES[s.recipe].about}): {told}")
@@ -430,7 +434,7 @@ class Run:
         """Return everything that a resumed run needs; `loss_sum` is over all processes."""
         preprocessing = self.model.preprocessing.to_json()
         return {
-            "settings": self.settings.to_json(),
+            "settings": asdict(self.settings),
             "pictures": [image.name for image, _ in self.pictures.samples],
             "network": {"options": self.model.options, "preprocessing": preprocessing},
             "iteration": self.iteration,
