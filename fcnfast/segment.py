@@ -321,24 +321,24 @@ def segment_files(
     """
     folder = Path(folder)
     names = output_names(paths)
-    outputs = [(folder / "labels", ".png"), (folder / "overlays", ".png")]
+    kinds = {"labels": (folder / "labels", ".png"), "overlay": (folder / "overlays", ".png")}
     if probabilities is not None:
-        outputs.append((folder / "probabilities", f".{probabilities}"))
-    files = [[place / f"{name}{suffix}" for place, suffix in outputs] for name in names]
-    refuse_replacing(paths, [file for group in files for file in group])
+        kinds["probabilities"] = folder / "probabilities", f".{probabilities}"
+    files = [{kind: at / f"{name}{end}" for kind, (at, end) in kinds.items()} for name in names]
+    refuse_replacing(paths, [file for group in files for file in group.values()])
     report = Report([], [])
     bar = tqdm(zip(paths, files, strict=True), total=len(names), unit="image", disable=not progress)
-    with output_folders(*(place for place, _ in outputs)), bar:
+    with output_folders(*(place for place, _ in kinds.values())), bar:
         try:
             for path, group in bar:
                 try:
                     entry = _segment_file(segmenter, path, group, folder, opacity, options)
                     report.done.append(entry)
-                except MemoryError:  # drawing needs more than labeling
-                    told = f"{path}: too large for the memory"
+                except (ImageError, MemoryError) as error:
+                    told = str(error)
+                    if isinstance(error, MemoryError):  # drawing needs more than labeling
+                        told = f"{path}: too large for the memory"
                     report.failed.append({"input": str(path), "error": told})
-                except ImageError as error:
-                    report.failed.append({"input": str(path), "error": str(error)})
         finally:
             if report.done:
                 rows = zip(segmenter.table.names, segmenter.table.palette, strict=True)
@@ -355,29 +355,28 @@ def segment_files(
 def _segment_file(
     segmenter: Segmenter,
     path: PathLike,
-    files: Sequence[Path],
+    files: Mapping[str, Path],
     folder: Path,
     opacity: float,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write all files of one picture, or none of them; describe them for the report."""
-    labels, _, *extra = files
-    if extra and extra[0].suffix == ".npy":
-        options = {**options, "probabilities": extra[0]}
+    extra = files.get("probabilities")
+    if extra and extra.suffix == ".npy":
+        options = {**options, "probabilities": extra}
     result = segmenter(path, **options)
     try:
-        if extra and extra[0].suffix == ".png":
+        if extra and extra.suffix == ".png":
             gray = np.rint(result.confidence * 255).astype(np.uint8)
-            write_image(extra[0], Image.fromarray(gray), compress_level=_PNG_LEVEL)
-        result.save(folder, labels.stem, opacity=opacity)
+            write_image(extra, Image.fromarray(gray), compress_level=_PNG_LEVEL)
+        result.save(folder, files["labels"].stem, opacity=opacity)
     except BaseException:  # including Ctrl-C
-        for file in extra:
-            file.unlink(missing_ok=True)
+        if extra:
+            extra.unlink(missing_ok=True)
         raise
-    kinds = ("labels", "overlay", "probabilities")
     return {
         "input": str(path),
-        **{k: f.relative_to(folder).as_posix() for k, f in zip(kinds, files, strict=False)},
+        **{kind: file.relative_to(folder).as_posix() for kind, file in files.items()},
         "width": result.image.width,
         "height": result.image.height,
         "shares": {name: round(share, 6) for name, share in result.shares.items()},

@@ -420,8 +420,7 @@ def open_dataset(
         default: the classes of a folder that does not name its own.
         options: arguments of `SegmentationDataset`.
 
-    Raises:
-        DatasetError: the name is unknown, or the data set is missing or not laid out as expected.
+    DatasetError if the name is unknown, or the data set is missing or not laid out as expected.
 
     Example:
         >>> dataset = fcnfast.open_dataset("camvid", "CamVid", "train")

@@ -499,14 +499,12 @@ def start(
     """Create a new run; nothing is written before it trains.
 
     Args:
-        settings: of the run.
         processes: by default those of the environment.
         train, val: data sets of (image, labels) pairs, as `fcnfast.data.wrap_dataset` takes them,
             instead of those that the settings name.
         table: their classes, if they have no attribute `table`.
 
-    Raises:
-        InputError: the folder already holds a run, or a setting cannot be used.
+    InputError if the folder already holds a run, or a setting cannot be used.
     """
     p = processes or Processes()
 
@@ -533,16 +531,11 @@ def resume(
     val: Any = None,
     table: ClassTable | None = None,
 ) -> Run:
-    """Resume the run of a folder or a checkpoint.
+    """Resume the run of a folder or a checkpoint; other arguments are as in `start`.
 
-    Args:
-        path: the folder of the run, or its checkpoint.
-        changes: settings of where and how it runs, by name.
-        processes, train, val, table: as in `start`.
-
-    Raises:
-        WeightsError: the checkpoint cannot be read, or not by this release.
-        InputError: a change is not allowed, or the pictures are not those of the run.
+    `changes` are settings of where and how it runs, by name. WeightsError if the checkpoint cannot
+    be read, or not by this release; InputError if a change is not allowed, or the pictures are not
+    those of the run.
     """
     p = processes or Processes()
     at = Path(path) / CHECKPOINT if Path(path).is_dir() else Path(path)
