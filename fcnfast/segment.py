@@ -137,12 +137,9 @@ class Segmentation:
 
 
 class _Prepared(NamedTuple):
-    """A picture, what the network sees of it, its name, and its name in errors."""
-
     photo: Image.Image
-    seen: Image.Image
     name: str
-    source: str
+    source: str  # its name in errors
 
 
 class Segmenter:
@@ -238,35 +235,35 @@ class Segmenter:
             many = isinstance(image, Iterable) and not isinstance(image, single)
             many = many and not hasattr(image, "read")  # an open file iterates over its lines
         if not many:
-            prepared = self._prepare(image, max_size, "image")  # type: ignore[arg-type]
+            prepared = self._prepare(image, "image")  # type: ignore[arg-type]
             return self._run([prepared], views, probabilities)[0]
         if probabilities is not None:
             raise ValueError("probabilities are written for one picture at a time")
         each = enumerate(image, 1)  # type: ignore[arg-type]
-        group = (self._prepare(one, max_size, f"image-{k}") for k, one in each)
-        batches = neighbors(group, lambda one: (one.photo.size, one.seen.size), batch_size)
+        group = (self._prepare(one, f"image-{k}") for k, one in each)
+        batches = neighbors(group, lambda one: one.photo.size, batch_size)
         return (result for batch in batches for result in self._run(batch, views))
 
-    def _prepare(self, image: Photo, max_size: int | None, name: str) -> _Prepared:
-        """Decode a picture and shrink it for the network; a file is named after its stem."""
+    def _prepare(self, image: Photo, name: str) -> _Prepared:
+        """Decode a picture; a file is named after its stem."""
         photo = as_photo(image, self.bit_depth, self.model.picture_channels)
-        source = "the picture"
         if isinstance(image, (str, os.PathLike)):
-            name, source = Path(image).stem, os.fspath(image)
-        return _Prepared(photo, shrink(photo, max_size), name, source)
+            return _Prepared(photo, Path(image).stem, os.fspath(image))
+        return _Prepared(photo, name, "the picture")
 
     @torch.inference_mode()
     def _run(
         self, batch: Sequence[_Prepared], views: Views, path: PathLike | None = None
     ) -> list[Segmentation]:
         """Segment pictures of equal size in one pass, or blend the views of one after the other."""
-        size, seen = batch[0].photo.size[::-1], batch[0].seen
+        size = batch[0].photo.size[::-1]
         if not views.single(size):
             return [self._blend(one, views, path) for one in batch]
+        seen = [shrink(one.photo, views.max_size) for one in batch]
         count = f"{len(batch)} times " if len(batch) > 1 else ""
-        what = f"{count}{seen.width}x{seen.height} pixels"
+        what = f"{count}{seen[0].width}x{seen[0].height} pixels"
         with image_errors(batch[0].source, what, self.device):
-            scores, grid = coarse_scores(self.model, [one.seen for one in batch], size)
+            scores, grid = coarse_scores(self.model, seen, size)
             labels = upsample_argmax(scores, grid).cpu().numpy()
             scores = scores.cpu()
         if path is not None:
@@ -324,24 +321,24 @@ def segment_files(
     """
     folder = Path(folder)
     names = output_names(paths)
-    outputs = [(folder / "labels", ".png"), (folder / "overlays", ".png")]
+    kinds = {"labels": (folder / "labels", ".png"), "overlay": (folder / "overlays", ".png")}
     if probabilities is not None:
-        outputs.append((folder / "probabilities", f".{probabilities}"))
-    files = [[place / f"{name}{suffix}" for place, suffix in outputs] for name in names]
-    refuse_replacing(paths, [file for group in files for file in group])
+        kinds["probabilities"] = folder / "probabilities", f".{probabilities}"
+    files = [{kind: at / f"{name}{end}" for kind, (at, end) in kinds.items()} for name in names]
+    refuse_replacing(paths, [file for group in files for file in group.values()])
     report = Report([], [])
     bar = tqdm(zip(paths, files, strict=True), total=len(names), unit="image", disable=not progress)
-    with output_folders(*(place for place, _ in outputs)), bar:
+    with output_folders(*(place for place, _ in kinds.values())), bar:
         try:
             for path, group in bar:
                 try:
                     entry = _segment_file(segmenter, path, group, folder, opacity, options)
                     report.done.append(entry)
-                except MemoryError:  # drawing needs more than labeling
-                    told = f"{path}: too large for the memory"
+                except (ImageError, MemoryError) as error:
+                    told = str(error)
+                    if isinstance(error, MemoryError):  # drawing needs more than labeling
+                        told = f"{path}: too large for the memory"
                     report.failed.append({"input": str(path), "error": told})
-                except ImageError as error:
-                    report.failed.append({"input": str(path), "error": str(error)})
         finally:
             if report.done:
                 rows = zip(segmenter.table.names, segmenter.table.palette, strict=True)
@@ -358,29 +355,28 @@ def segment_files(
 def _segment_file(
     segmenter: Segmenter,
     path: PathLike,
-    files: Sequence[Path],
+    files: Mapping[str, Path],
     folder: Path,
     opacity: float,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write all files of one picture, or none of them; describe them for the report."""
-    labels, _, *extra = files
-    if extra and extra[0].suffix == ".npy":
-        options = {**options, "probabilities": extra[0]}
+    extra = files.get("probabilities")
+    if extra and extra.suffix == ".npy":
+        options = {**options, "probabilities": extra}
     result = segmenter(path, **options)
     try:
-        if extra and extra[0].suffix == ".png":
+        if extra and extra.suffix == ".png":
             gray = np.rint(result.confidence * 255).astype(np.uint8)
-            write_image(extra[0], Image.fromarray(gray), compress_level=_PNG_LEVEL)
-        result.save(folder, labels.stem, opacity=opacity)
+            write_image(extra, Image.fromarray(gray), compress_level=_PNG_LEVEL)
+        result.save(folder, files["labels"].stem, opacity=opacity)
     except BaseException:  # including Ctrl-C
-        for file in extra:
-            file.unlink(missing_ok=True)
+        if extra:
+            extra.unlink(missing_ok=True)
         raise
-    kinds = ("labels", "overlay", "probabilities")
     return {
         "input": str(path),
-        **{k: f.relative_to(folder).as_posix() for k, f in zip(kinds, files, strict=False)},
+        **{kind: file.relative_to(folder).as_posix() for kind, file in files.items()},
         "width": result.image.width,
         "height": result.image.height,
         "shares": {name: round(share, 6) for name, share in result.shares.items()},

@@ -108,22 +108,6 @@ def test_the_odd_kernel_of_an_even_stride_aligns_corners(in_size, stride):
     assert_close(ops.upsample(x, size=size, align_corners=True), expected)
 
 
-@pytest.mark.parametrize("first", [2, 3, 4, 5])
-@pytest.mark.parametrize("second", [2, 3, 4, 8])
-def test_a_chain_is_one_step_if_the_first_is_odd(first, second):
-    """An even step has no pixel at the values of the map, where straight lines meet.
-
-    So 2 then 8 is not 16: noise differs by a part of its own deviation, also inside.
-    """
-    x = torch.randn(1, 2, 6, 6, dtype=DOUBLE)
-    chain, once = transposed(transposed(x, first), second), transposed(x, first * second)
-    chain, once = (F.pad(y, [-2 * first * second] * 4) for y in (chain, once))
-    if first % 2:
-        assert_close(chain, once)
-    else:
-        assert (chain - once).abs().max() > 0.01
-
-
 def test_a_factor_is_used_as_given_not_as_the_ratio_of_sizes():
     by_factor = SamplingGrid.resize((5, 7), scale_factor=1.5)
     assert by_factor.size == (7, 10)

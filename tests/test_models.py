@@ -7,8 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import fcnfast
 from fcnfast import reference
-from fcnfast.data import CAMVID
-from fcnfast.models import create_model, load_model, save_model
+from fcnfast.models import create_model
 from fcnfast.models.vgg import FullyConnected
 from tests.model_tools import randomize_scores
 
@@ -81,16 +80,6 @@ def test_full_resolution_logits_are_never_allocated(job):
     # The measure sees them where they are made.
     with torch.no_grad():
         assert largest_allocation(lambda: model(x)) >= logits
-
-
-def test_classes_travel_with_the_weights(tmp_path):
-    model = create_model("fcn4s_light", decoder=32)
-    model.table = CAMVID
-    save_model(model, tmp_path / "net.safetensors")
-    loaded = load_model(tmp_path / "net.safetensors")
-    assert loaded.options == {"decoder": 32} and loaded.table.names == CAMVID.names
-    assert loaded.preprocessing == model.preprocessing and not loaded.training
-    assert sum(p.numel() for p in create_model("fcn4s_light").parameters()) < 4_000_000
 
 
 LIGHT, VGG = "fcn4s_light", "fcn8s_vgg16"

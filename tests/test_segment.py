@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -178,8 +179,7 @@ def test_labels_of_a_shrunk_picture_come_at_its_own_size(segmenter):
 
 def test_photos_are_shrunk_to_the_size_that_the_weights_recommend(segmenter, tmp_path):
     bounded = Segmenter(write_small_weights(tmp_path / "net.safetensors"), "cpu")
-    settings = {**bounded.model.preprocessing.to_json(), "max_size": 24}
-    bounded.model.set_preprocessing(settings)
+    bounded.model.set_preprocessing(replace(bounded.model.preprocessing, max_size=24))
     photo = make_photo()
     whole, small = segmenter(photo).labels, segmenter(photo, max_size=24).labels
     assert not np.array_equal(whole, small)

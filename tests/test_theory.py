@@ -102,6 +102,16 @@ def test_skips_and_fused_ops_count():
         traced.layer("thrid")
 
 
+def test_outputs_of_fused_and_resized_networks():
+    with torch.device("meta"):
+        light = create_model("fcn4s_light")
+        learned = create_model("fcn16s_vgg16", upsampling="depthwise")
+        resized = create_model("fcn_resnet50")
+    assert theory.trace(light, 512).outputs == {"out": field(595, 1, 0)}
+    assert theory.trace(learned, 512).outputs == {"out": field(453, 1, 0)}
+    assert theory.trace(resized, 512).outputs["out"] == field(451, 1, "-7/2")
+
+
 def test_what_a_trace_counts():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     before = copy.deepcopy(model.state_dict())

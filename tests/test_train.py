@@ -344,13 +344,13 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 def test_the_log_goes_on_without_rows_behind_the_checkpoint(tmp_path):
     path = tmp_path / "log.csv"
-    log = Log(path, 0)
+    log = Log(tmp_path, 0)
     for iteration in (10, 20, 30):
         row = {"iteration": iteration, "epoch": 1, "lr": 0.1, "loss": 2.0}
         log.write(row | {"seconds": iteration / 10})
     log.close()
     path.write_text(path.read_text() + "40,1,0.")  # a killed run's last row
-    log = Log(path, 20)
+    log = Log(tmp_path, 20)
     assert log.seconds == 2.0
     log.write({"iteration": 30, "epoch": 2, "lr": 0.1, "loss": 1.0, "seconds": 3.5})
     log.close()

@@ -3,7 +3,7 @@
 import functools
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_settings_that_do_not_fit_together(given, message):
 def test_a_run_starts_from_the_settings_of_another(scenes, tmp_path):
     first = small(scenes, tmp_path / "a", recipe="paper-light", lr=0.3, iterations=7)
     path = tmp_path / "settings.json"
-    path.write_text(json.dumps(first.to_json()))
+    path.write_text(json.dumps(asdict(first)))
     again = make_settings({"output_dir": "b"}, str(path))
     assert again == replace(first, output_dir="b")
     assert make_settings({"epochs": 2}, str(path)).iterations == 0

@@ -1,6 +1,7 @@
 """Paired transforms keep pictures and labels aligned and take all chance from their generator."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from fcnfast.data import photometric
 from fcnfast.data.transforms import (
     MEAN_COLOR,
     Compose,
-    RandomHorizontalFlip,
-    RandomRotate,
+    Randomly,
     RandomScaleCrop,
     collate,
     eval_transform,
+    mirror,
+    recolor,
+    rotate,
     train_transform,
 )
 
@@ -85,7 +88,7 @@ def test_rotation_keeps_colors_on_their_labels(seed):
     """Wherever all labels up to two pixels away are equal, so that no blend of colors is there."""
     labels = rng(seed).integers(0, 6, (7, 8)).astype(np.uint8).repeat(20, 0).repeat(20, 1)
     image = Image.fromarray(np.repeat(40 * labels[..., None], 3, axis=2))
-    turned, moved = RandomRotate(20.0, p=1.0)(image, labels, rng(seed))
+    turned, moved = rotate(image, labels, rng(seed), 20.0)
     assert (moved == 255).any()
     expected = np.where(moved == 255, MEAN_COLOR[0], 40.0 * moved)
     off = np.abs(np.asarray(turned)[..., 0] - expected)[2:-2, 2:-2] > 3
@@ -133,10 +136,10 @@ def test_flips_and_whole_windows_are_exact(source, seed):
     found = RandomScaleCrop(source, (1.0, 1.0), aspect=1.0)(image, labels, rng())
     np.testing.assert_array_equal(np.asarray(found[0]), np.asarray(image))
     np.testing.assert_array_equal(found[1], labels)
-    mirrored, mirrored_labels = RandomHorizontalFlip(p=1.0)(image, labels, rng(seed))
+    mirrored, mirrored_labels = Randomly(mirror, 1.0)(image, labels, rng(seed))
     np.testing.assert_array_equal(np.asarray(mirrored), np.asarray(image)[:, ::-1])
     np.testing.assert_array_equal(mirrored_labels, labels[:, ::-1])
-    same, same_labels = RandomHorizontalFlip(p=0.0)(image, labels, rng(seed))
+    same, same_labels = Randomly(mirror, 0.0)(image, labels, rng(seed))
     assert same is image and same_labels is labels
 
 
@@ -170,7 +173,9 @@ def test_photometric(name, arguments):
 def test_probability_of_a_change():
     image = photo()
     for p in (0, 1):
-        found, labels = photometric.Photometric(photometric.grayscale, p)(image, NONE, rng())
+        found, labels = Randomly(partial(recolor, change=photometric.grayscale), p)(
+            image, NONE, rng()
+        )
         assert labels is NONE and (found is not image) == bool(p)
 
 

@@ -3,6 +3,7 @@
 The error names the file, and the network that was to be loaded stays as it was.
 """
 
+import itertools
 import pickle
 import random
 import re
@@ -22,6 +23,7 @@ from tests import foreign_nets, foreign_torch_nets
 from tests.weights_tools import FORMATS, Unchanged, new_model, refuse, weights
 from tests.wire_tools import (
     blob,
+    caffe_messages,
     caffemodel,
     hdf5_model,
     integer,
@@ -44,29 +46,14 @@ def content_of(kind: str, folder: Path) -> bytes:
     return (folder / "whole").read_bytes()
 
 
-def whole_messages(content: bytes) -> list[int]:
-    """Where a Caffe model ends between two fields: the rest is one, of fewer layers."""
-    ends, at = [0], 0
-    while at < len(content):
-        at += 2 if content[at] == 0xA2 else 1
-        if content[at - 1] == 0x28:  # an integer
-            at += 1
-        else:
-            length, shift, byte = 0, 0, 128
-            while byte >= 128:
-                byte = content[at]
-                length |= (byte & 127) << shift
-                at, shift = at + 1, shift + 7
-            at += length
-        ends.append(at)
-    return ends
-
-
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_file_cut_anywhere_is_refused(tmp_path, model, kind):
     content, path = content_of(kind, tmp_path), tmp_path / "net.weights"
     layer_starts = {content.find(b"fc7") - 8, len(content) - 1, len(content) - 5}
-    ends = whole_messages(content) if kind.startswith("caffe") else []
+    ends = []  # where a Caffe model ends between two fields: the rest is one, of fewer layers
+    if kind.startswith("caffe"):
+        messages = caffe_messages(weights(), **getattr(FORMATS[kind], "keywords", {}))
+        ends = [0, *itertools.accumulate(map(len, messages))]
     before = Unchanged(model)
     for length in {*range(0, len(content), len(content) // 17), 3, 40, *layer_starts} - set(ends):
         path.write_bytes(content[:length])

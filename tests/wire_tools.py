@@ -78,23 +78,28 @@ def by_layer(state: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
     return layers
 
 
-def caffemodel(
+def caffe_messages(
     state: Mapping[str, Tensor],
     generation: int = 2,
     packed: bool = True,
     legacy: bool = False,
     double: bool = False,
     flat: Iterable[str] = (),
-) -> bytes:
-    """A whole model; layers named in `flat` are fully connected ones, O x C*h*w."""
-    content = message(1, b"a net") + message(3, b"data") + integer(5, 0)
+) -> list[bytes]:
+    """The fields of a whole model; layers named in `flat` are fully connected ones, O x C*h*w."""
+    content = [message(1, b"a net"), message(3, b"data"), integer(5, 0)]
     names = {2: "Convolution", 1: 4, 0: "conv"}
     write = {2: layer_v2, 1: layer_v1, 0: layer_v0}[generation]
     for name, values in by_layer(state).items():
         values = [v.flatten(1) if name in flat and v.dim() > 1 else v for v in values]
-        content += write(name, names[generation], [blob(v, packed, legacy, double) for v in values])
-        content += write(f"relu_{name}", names[generation], [])  # layers without blobs, too
+        blobs = [blob(v, packed, legacy, double) for v in values]
+        content.append(write(name, names[generation], blobs))
+        content.append(write(f"relu_{name}", names[generation], []))  # layers without blobs, too
     return content
+
+
+def caffemodel(state: Mapping[str, Tensor], **layout: object) -> bytes:
+    return b"".join(caffe_messages(state, **layout))
 
 
 def hdf5_model(path: object, state: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,6 @@ from ..errors import InputError, NoSplitError
 from .errors import FAILED, STOPPED, UNUSABLE, complain, warn
 
 if TYPE_CHECKING:
-    from ..data import ClassTable, SegmentationDataset
     from ..models import FCN
 
 
@@ -111,20 +110,10 @@ def _tell_passed_over(paths: Sequence[Path]) -> None:
         print(f"fcnfast: {_count(len(paths), 'file')} {told}: {names}", file=sys.stderr)
 
 
-def _open(
-    args: argparse.Namespace, split: str, default: ClassTable | None = None, channels: int = 3
-) -> SegmentationDataset:
-    from ..data import open_dataset
-
-    options = {name: getattr(args, name, None) for name in ("include", "exclude", "bit_depth")}
-    options |= {"table": args.classes, "labels": args.labels_dir, "default": default}
-    return open_dataset(args.dataset, args.data_path, split, channels=channels, **options)
-
-
 def check(args: argparse.Namespace) -> int:
     """Read every pair of a data set; print its sizes and classes, and what is wrong."""
     from ..data.check import examine, share_lines, without_pixels
-    from ..data.datasets import SPLITS, refuse_overlap
+    from ..data.datasets import SPLITS, open_chosen, refuse_overlap
     from ..data.folder import shortened
     from ..train.batches import worker_count
 
@@ -132,7 +121,7 @@ def check(args: argparse.Namespace) -> int:
     opened, missing = {}, []
     for split in splits:
         try:
-            opened[split] = _open(args, split)
+            opened[split] = open_chosen(args, split, args.include, args.exclude)
         except NoSplitError as error:
             missing.append(error)
     if not opened:
@@ -162,6 +151,7 @@ def check(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Print the metrics and the table of classes; write them as JSON, or as a page."""
+    from ..data.datasets import open_chosen
     from ..evaluate import evaluate_folder, evaluate_model, evaluate_oracle, scores_as_json
     from ..files import output_folders, write_json
     from ..metrics import format_oracle, format_scores
@@ -183,7 +173,8 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.report and Path(args.report).suffix.lower() in (".html", ".htm"):
         raise InputError(f"{args.report}: --report needs a folder, and writes index.html into it")
     model = None if labels else Segmenter(args.weights, args.device, args.bit_depth).model
-    dataset = _open(args, args.split, *((model.table, model.picture_channels) if model else ()))
+    own = {"default": model.table, "channels": model.picture_channels} if model else {}
+    dataset = open_chosen(args, args.split, args.include, args.exclude, **own)
     table = dataset.table
     gallery = Gallery(table) if args.report else None
     options: dict[str, Any] = {"trimap": args.trimap, "progress": sys.stderr.isatty()}

@@ -420,8 +420,7 @@ def open_dataset(
         default: the classes of a folder that does not name its own.
         options: arguments of `SegmentationDataset`.
 
-    Raises:
-        DatasetError: the name is unknown, or the data set is missing or not laid out as expected.
+    DatasetError if the name is unknown, or the data set is missing or not laid out as expected.
 
     Example:
         >>> dataset = fcnfast.open_dataset("camvid", "CamVid", "train")
@@ -441,6 +440,16 @@ def open_dataset(
         options["default"] = default
     own = dict(zip(("train", "val"), SPLITS.get(name, ()), strict=False))
     return DATASETS[name](root, own.get(split, split), **options)
+
+
+def open_chosen(
+    chosen: Any, split: str, include: str, exclude: str, **options: Any
+) -> SegmentationDataset:
+    """Open a split of the data set that settings of a run, or parsed arguments, name."""
+    options |= {"table": chosen.classes, "labels": chosen.labels_dir}
+    options |= {"include": include, "exclude": exclude}
+    depth = getattr(chosen, "bit_depth", None) or None
+    return open_dataset(chosen.dataset, chosen.data_path, split, bit_depth=depth, **options)
 
 
 def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, by_name: bool) -> None:

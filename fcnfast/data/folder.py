@@ -199,18 +199,10 @@ def open_folder(
     and the ``"classes"`` (names, a known table's name or a JSON file), with ``"palette"``,
     ``"ignore"`` (void values) and ``"label_map"`` as in a class table's file.
 
-    Args:
-        root: the data set's folder.
-        split: the split's name, such as "train".
-        table: the classes; by default those of ``dataset.json``, then `default`, then CamVid's in
-            CamVid's layout.
-        labels: a different folder with the labels, absolute or relative to `root`.
-        include, exclude, options: as in `SegmentationDataset`.
-        default: the classes if the data set does not name its own.
-
-    Raises:
-        DatasetError: a folder is missing or empty, files have no partner, the patterns leave
-            nothing, or no classes are named.
+    `labels` is a different folder with the labels, absolute or relative to `root`. The classes are
+    `table`, or those of ``dataset.json``, then `default`, then CamVid's in CamVid's layout. Other
+    arguments are those of `SegmentationDataset`. DatasetError if a folder is missing or empty,
+    files have no partner, the patterns leave nothing, or no classes are named.
     """
     root = Path(root)
     if not root.is_dir():

@@ -211,12 +211,10 @@ def picture_size(path: PathLike) -> tuple[int, int]:
 
 
 def as_photo(image: Photo, bit_depth: int | None = None, channels: int = 3) -> Image.Image:
-    """Return a picture as `read_image` does, upright; `bit_depth` only applies to files.
+    """Return a picture, in any form that `fcnfast.Segmenter` takes, as `read_image` does, upright.
 
-    `image` is a path; the content of a picture file (bytes) or a file open for reading; a PIL image
-    of any mode; a uint8 array H×W or H×W×1 (gray), H×W×3 (RGB) or H×W×4 (RGBA); or a uint8 tensor
-    C×H×W with 1, 3 or 4 such channels. Raises ImageError if a file cannot be read, or the picture
-    has no pixels or not four channels; TypeError and ValueError for all else.
+    `bit_depth` only applies to files. ImageError if a file cannot be read, or the picture has no
+    pixels or not four channels; TypeError and ValueError for all else.
     """
     if hasattr(image, "read"):
         image = image.read()

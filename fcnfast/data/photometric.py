@@ -7,12 +7,10 @@ Every function takes an RGB picture and a generator, and returns a new picture o
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-Pair = tuple[Image.Image, np.ndarray]
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -20,24 +18,6 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 _YIQ = np.array([_LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _YIQ_INVERSE = np.linalg.inv(_YIQ)
 _RAMP = np.arange(256) / 255.0
-
-
-@dataclass(frozen=True)
-class Photometric:
-    """Change the picture, RGB or RGBX, with probability `p`; labels and a fourth channel stay."""
-
-    change: Change
-    p: float
-
-    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the pair, its picture changed or not."""
-        if rng.random() >= self.p:
-            return image, labels
-        if image.mode == "RGB":
-            return self.change(image, rng), labels
-        *color, more = image.split()
-        changed = self.change(Image.merge("RGB", color), rng)
-        return Image.merge("RGBX", (*changed.split(), more)), labels
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:

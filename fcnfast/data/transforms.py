@@ -17,11 +17,12 @@ from PIL import Image
 
 from . import photometric
 from .classes import IGNORE_INDEX
-from .photometric import Pair, Photometric, log_uniform
+from .photometric import log_uniform
 
 MEAN_COLOR = (124, 116, 104)
 """ImageNet's mean (0.485, 0.456, 0.406) in 0..255, rounded: what lies outside a picture."""
 
+Pair = tuple[Image.Image, np.ndarray]
 Transform = Callable[[Image.Image, np.ndarray, np.random.Generator], Pair]
 
 
@@ -101,40 +102,48 @@ def _mean_color(channels: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class RandomHorizontalFlip:
-    """Mirror left and right with probability `p`."""
+class Randomly:
+    """Apply a transform with probability `p`."""
 
+    transform: Transform
     p: float = 0.5
 
     def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the pair, mirrored or not."""
-        if rng.random() >= self.p:
-            return image, labels
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), labels[:, ::-1]
+        """Return the pair, transformed or not."""
+        return self.transform(image, labels, rng) if rng.random() < self.p else (image, labels)
 
 
-@dataclass(frozen=True)
-class RandomRotate:
-    """Rotate about the center by up to `degrees` either way with probability `p`."""
+def mirror(image: Image.Image, labels: np.ndarray, _: np.random.Generator) -> Pair:
+    """Mirror left and right."""
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), labels[:, ::-1]
 
-    degrees: float = 5.0
-    p: float = 0.5
 
-    def __call__(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Return the pair, rotated or not."""
-        if rng.random() >= self.p:
-            return image, labels
-        angle = rng.uniform(-self.degrees, self.degrees)
-        outside = _mean_color(len(image.getbands()))
-        turned = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=outside)
+def rotate(
+    image: Image.Image, labels: np.ndarray, rng: np.random.Generator, degrees: float
+) -> Pair:
+    """Rotate about the center by up to `degrees` either way."""
+    angle = rng.uniform(-degrees, degrees)
+    outside = _mean_color(len(image.getbands()))
+    turned = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=outside)
 
-        def turn(plane: np.ndarray) -> np.ndarray:
-            picture = Image.fromarray(np.ascontiguousarray(plane))
-            return np.asarray(picture.rotate(angle, fillcolor=IGNORE_INDEX))  # the nearest label
+    def turn(plane: np.ndarray) -> np.ndarray:
+        picture = Image.fromarray(np.ascontiguousarray(plane))
+        return np.asarray(picture.rotate(angle, fillcolor=IGNORE_INDEX))  # the nearest label
 
-        if labels.ndim == 2:
-            return turned, turn(labels)
-        return turned, np.stack([turn(plane) for plane in np.moveaxis(labels, 2, 0)], axis=2)
+    if labels.ndim == 2:
+        return turned, turn(labels)
+    return turned, np.stack([turn(plane) for plane in np.moveaxis(labels, 2, 0)], axis=2)
+
+
+def recolor(
+    image: Image.Image, labels: np.ndarray, rng: np.random.Generator, change: photometric.Change
+) -> Pair:
+    """Change the colors of a picture, RGB or RGBX; its labels and a fourth channel stay."""
+    if image.mode == "RGB":
+        return change(image, rng), labels
+    *color, more = image.split()
+    changed = change(Image.merge("RGB", color), rng)
+    return Image.merge("RGBX", (*changed.split(), more)), labels
 
 
 @dataclass(frozen=True)
@@ -180,7 +189,7 @@ def train_transform(
     if strength < 0:
         raise ValueError(f"strength must not be negative, not {strength}")
     size = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
-    geometry = RandomScaleCrop(size, scale, aspect=1.0 + 0.3 * strength), RandomHorizontalFlip()
+    geometry = RandomScaleCrop(size, scale, aspect=1.0 + 0.3 * strength), Randomly(mirror)
     if strength == 0:
         return Compose(geometry)
     often, seldom = min(0.5 * strength, 0.9), min(0.25 * strength, 0.9)
@@ -199,8 +208,9 @@ def train_transform(
         (partial(photometric.random_noise, sigma=12.0 * strength), seldom),
         (photometric.random_jpeg, seldom),
     )
-    rotate = RandomRotate(5.0 * strength, p=seldom)
-    return Compose((*geometry, rotate, *(Photometric(change, p) for change, p in steps)))
+    turn = Randomly(partial(rotate, degrees=5.0 * strength), seldom)
+    colors = (Randomly(partial(recolor, change=change), p) for change, p in steps)
+    return Compose((*geometry, turn, *colors))
 
 
 def eval_transform() -> Compose:

@@ -159,10 +159,10 @@ class _Watch(TorchDispatchMode):
             if name == "fcnfast::deconv":
                 return field.deconv(single(args[1].shape[2:], "kernel"), args[2], args[3][0])
             if name in ("fcnfast::upsample_crop_add", "fcnfast::crop_add"):
+                skip, offset = self.get(args[1]), args[2]
                 if name == "fcnfast::upsample_crop_add":
-                    field = _sampled(field, unpacked(args[2], args[3]))
-                skip, crop = self.get(args[1]), args[-1][0]
-                return field if skip is None else _union([field, skip.crop(crop)])
+                    field, offset = _sampled(field, unpacked(args[2], args[3])), args[4]
+                return field if skip is None else _union([field, skip.crop(offset[0])])
         # An operation that keeps the last two axes acts on each unit by itself.
         maps = [x for x in tree_leaves(args) if id(x) in self.known]
         fields = [self.known[id(x)][1] for x in maps if x.shape[-2:] == out.shape[-2:]]

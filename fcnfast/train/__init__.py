@@ -64,7 +64,7 @@ def train_stages(settings: TrainSettings, processes: Processes, progress: bool =
             current = start(stage, processes)
             if processes.rank == 0:
                 out.mkdir(parents=True, exist_ok=True)
-                write_json(out / "settings.json", settings.to_json())
+                write_json(out / "settings.json", asdict(settings))
         if not current.train(progress):
             return False
     return True

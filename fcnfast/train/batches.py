@@ -13,30 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import SegmentationDataset, collate, eval_transform, open_dataset, train_transform
-from ..data.transforms import Compose
+from ..data import SegmentationDataset, collate, eval_transform, train_transform
 from ..errors import InputError
 from .settings import TrainSettings
 
 Targets = Tensor | Mapping[str, Tensor]
-
-
-def open_pictures(
-    s: TrainSettings, split: str, include: str, exclude: str = "", cache: bool = False
-) -> SegmentationDataset:
-    """Open a split of the data set that the settings name."""
-    return open_dataset(
-        s.dataset,
-        s.data_path,
-        split,
-        table=s.classes,
-        labels=s.labels_dir,
-        include=include,
-        exclude=exclude,
-        cache=cache,
-        bit_depth=s.bit_depth or None,
-        channels=max(3, s.in_channels),
-    )
 
 
 class Batch(NamedTuple):
@@ -62,10 +43,24 @@ class Crops(Dataset[Batch | Exception]):
     """Batches of random crops; crop (epoch, place, index) has its own random generator.
 
     heads: the outputs of the network, if the data set has labels for several.
+    InputError if the pictures do not fill a step.
     """
 
-    def __init__(self, pictures: SegmentationDataset, transform: Compose, seed: int) -> None:
-        self.pictures, self.transform, self.seed = pictures, transform, seed
+    def __init__(self, pictures: SegmentationDataset, s: TrainSettings, world: int) -> None:
+        batch = f"--batch-size {s.batch_size}"
+        if s.batch_size % world:
+            raise InputError(f"{batch} counts all processes and must be divisible by {world}")
+        if len(pictures) < s.batch_size * s.grad_accum:
+            batch += f" times --grad-accum {s.grad_accum}" if s.grad_accum > 1 else ""
+            raise InputError(f"{batch} is more than the {len(pictures)} pictures")
+        if s.cache:  # read here, once, and not by every worker
+            for index in range(len(pictures)):
+                pictures[index]
+        self.pictures, self.seed = pictures, s.seed
+        self.transform = eval_transform()
+        if s.crop_size:
+            scale = (s.scale_min, s.scale_max)
+            self.transform = train_transform(s.crop_size, scale=scale, strength=s.augment)
         self.heads: Collection[str] = ("out",)
 
     def __len__(self) -> int:
@@ -91,24 +86,6 @@ class Crops(Dataset[Batch | Exception]):
             planes = zip(self.pictures.heads, labels.unbind(-1), strict=True)
             targets = {head: plane.contiguous() for head, plane in planes if head in self.heads}
         return Batch(images, targets, count_labels(targets), time.perf_counter() - started)
-
-
-def make_crops(pictures: SegmentationDataset, s: TrainSettings, world: int) -> Crops:
-    """Return the crops that `s` asks for; InputError if they do not fill a step."""
-    batch = f"--batch-size {s.batch_size}"
-    if s.batch_size % world:
-        raise InputError(f"{batch} counts all processes and must be divisible by {world}")
-    if len(pictures) < s.batch_size * s.grad_accum:
-        batch += f" times --grad-accum {s.grad_accum}" if s.grad_accum > 1 else ""
-        raise InputError(f"{batch} is more than the {len(pictures)} pictures")
-    if s.cache:  # read here, once, and not by every worker
-        for index in range(len(pictures)):
-            pictures[index]
-    transform = eval_transform()
-    if s.crop_size:
-        scale = (s.scale_min, s.scale_max)
-        transform = train_transform(s.crop_size, scale=scale, strength=s.augment)
-    return Crops(pictures, transform, s.seed)
 
 
 def _order(
@@ -161,22 +138,6 @@ def worker_count(wanted: int, local_world: int) -> int:
         return wanted
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(8, max(1, (cores or 1) // local_world))
-
-
-def normalizers(
-    counts: list[dict[str, Tensor]], images: int, normalize: str, weight: Tensor | None
-) -> dict[str, float]:
-    """Return what each head's summed loss is divided by, for the batches of one process.
-
-    "valid": the pixels with a class, each counted as its class's weight; "images": the images.
-    """
-    total = {}
-    for head in counts[0]:
-        pixels = torch.stack([c[head] for c in counts]).sum(0)[:255].double()  # 255 is ignored
-        if weight is not None and normalize == "valid":
-            pixels = pixels[: len(weight)] * weight.double().cpu()
-        total[head] = float(images) if normalize == "images" else float(pixels.sum())
-    return total
 
 
 def next_batch(source: Iterator[Batch | Exception]) -> Batch:

@@ -28,10 +28,14 @@ PICTURES = 3  # shown by TensorBoard for each validation
 
 
 class Log:
-    """The CSV log of a run, and its board; resuming from an iteration drops the rows after it."""
+    """The log of a run: log.csv, and with `tensorboard` its curves and some validated pictures.
 
-    def __init__(self, path: Path, iteration: int, board: Board | None = None) -> None:
-        self.board, rows = board, []
+    Resuming from an iteration drops the rows after it. InputError without the extra ``log``.
+    """
+
+    def __init__(self, folder: Path, iteration: int, tensorboard: bool = False) -> None:
+        self.board: Any = _board(folder, iteration) if tensorboard else None
+        path, rows = folder / "log.csv", []
         if path.exists():
             with path.open(newline="") as file:
                 # A killed run may have cut its last row.
@@ -50,13 +54,39 @@ class Log:
         self._writer.writerow(row)
         self._file.flush()
         if self.board is not None:
-            self.board.write(row)
+            for name, value in row.items():
+                if name not in ("iteration", "epoch", "seconds") and value != "":
+                    self.board.add_scalar(name, float(value), row["iteration"])
+            self.board.flush()
+
+    @torch.no_grad()
+    def show(self, model: FCN, dataset: SegmentationDataset, iteration: int) -> None:
+        """Add a few pictures to the board, each as photo, truth and prediction side by side."""
+        if self.board is None:
+            return
+        device = next(model.parameters()).device
+        palette = dataset.table.palette
+        for index in range(min(PICTURES, len(dataset))):
+            image, truth, name = dataset[index]
+            labels = model.predict(model.preprocess(photo_tensor(image).to(device)))
+            parts = [image, colored(truth, palette), colored(labels[0].cpu().numpy(), palette)]
+            picture = np.concatenate([np.asarray(part.convert("RGB")) for part in parts], 1)
+            self.board.add_image(f"val/{name}", picture, iteration, dataformats="HWC")
 
     def close(self) -> None:
         """Close the files."""
         self._file.close()
         if self.board is not None:
             self.board.close()
+
+
+def _board(folder: Path, iteration: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        told = "--log tensorboard needs TensorBoard: pip install 'fcnfast[log]'"
+        raise InputError(told) from None
+    return SummaryWriter(str(folder), purge_step=iteration + 1)
 
 
 class Progress:
@@ -88,38 +118,3 @@ class Progress:
         if self.shown:
             tqdm.write(text)
             sys.stdout.flush()
-
-
-class Board:
-    """TensorBoard's files of a run: curves, and some validated pictures (extra ``log``)."""
-
-    def __init__(self, folder: Path, iteration: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            told = "--log tensorboard needs TensorBoard: pip install 'fcnfast[log]'"
-            raise InputError(told) from None
-        self._writer: Any = SummaryWriter(str(folder), purge_step=iteration + 1)
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Add the numbers of a row of the log to their curves."""
-        for name, value in row.items():
-            if name not in ("iteration", "epoch", "seconds") and value != "":
-                self._writer.add_scalar(name, float(value), row["iteration"])
-        self._writer.flush()
-
-    @torch.no_grad()
-    def show(self, model: FCN, dataset: SegmentationDataset, iteration: int) -> None:
-        """Add a few pictures, each as photo, truth and prediction side by side."""
-        device = next(model.parameters()).device
-        palette = dataset.table.palette
-        for index in range(min(PICTURES, len(dataset))):
-            image, truth, name = dataset[index]
-            labels = model.predict(model.preprocess(photo_tensor(image).to(device)))
-            parts = [image, colored(truth, palette), colored(labels[0].cpu().numpy(), palette)]
-            picture = np.concatenate([np.asarray(part.convert("RGB")) for part in parts], 1)
-            self._writer.add_image(f"val/{name}", picture, iteration, dataformats="HWC")
-
-    def close(self) -> None:
-        """Write what is left and close the files."""
-        self._writer.close()

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from torch.utils.data import Subset
 
 from ..data import ClassTable, SegmentationDataset, wrap_dataset
 from ..data.check import require_every_class
-from ..data.datasets import refuse_overlap
+from ..data.datasets import open_chosen, refuse_overlap
 from ..data.folder import shortened
 from ..errors import DivergenceError, InputError, WeightsError
 from ..evaluate import evaluate_model
@@ -39,7 +39,7 @@ from ..models import FCN, save_model
 from . import batches, checkpoint, network
 from .batches import Batch
 from .checkpoint import BEST, CHECKPOINT, LAST
-from .log import Board, Log, Progress
+from .log import Log, Progress
 from .processes import Processes, explained, has_bf16, peak_memory
 from .recipes import RECIPES
 from .settings import TrainSettings, flag, resumed
@@ -69,19 +69,23 @@ class Run:
         self.settings = s = settings
         self.out = Path(s.output_dir)
         self.device = p.device(s.device)
+        channels, self.val = max(3, s.in_channels), None
         if train is not None:
-            table, channels = table or getattr(train, "table", None), max(3, s.in_channels)
+            table = table or getattr(train, "table", None)
             if table is None:
                 raise InputError("train: a data set without a class table needs table=")
             self.pictures = wrap_dataset(train, table, channels)
-            self.val = None if val is None else wrap_dataset(val, table, channels)
+            if val is not None:
+                self.val = wrap_dataset(val, table, channels)
         else:
-            self.val = batches.open_pictures(s, s.val_split, s.val_include) if s.val_split else None
-            self.pictures = batches.open_pictures(s, s.split, s.include, s.exclude, s.cache)
+            if s.val_split:
+                self.val = open_chosen(s, s.val_split, s.val_include, "", channels=channels)
+            options = {"cache": s.cache, "channels": channels}
+            self.pictures = open_chosen(s, s.split, s.include, s.exclude, **options)
             if self.val is not None and s.val_split != s.split:
                 refuse_overlap(self.pictures, self.val, by_name=s.dataset == "voc")
         self.table = self.pictures.table
-        self.crops = batches.make_crops(self.pictures, s, p.world)
+        self.crops = batches.Crops(self.pictures, s, p.world)
         self.per_epoch = len(self.crops) // (s.batch_size * s.grad_accum)
         self.iterations = s.iterations or s.epochs * self.per_epoch
         torch.manual_seed(s.seed)
@@ -114,7 +118,7 @@ class Run:
         """Return what all processes must agree on."""
         found = {"the classes": f"{len(self.table)} ({', '.join(self.table.names)})"}
         apart = ("data_path", "output_dir", "device", "workers")
-        found |= {flag(k): v for k, v in self.settings.to_json().items() if k not in apart}
+        found |= {flag(k): v for k, v in asdict(self.settings).items() if k not in apart}
         for name, folder in (("the pictures", self.pictures), ("validation", self.val)):
             names = [image.name for image, _ in folder.samples] if folder else []
             found[name] = f"{len(names)} ({hashlib.sha1(repr(names).encode()).hexdigest()[:8]})"
@@ -186,7 +190,7 @@ class Run:
         names = [path.relative_to(root) if path.is_relative_to(root) else path for path in paths]
         lines = [os.fsencode(f"{name.as_posix()}\n") for name in names]
         write_bytes(self.out / "files.txt", b"".join(lines))
-        write_json(self.out / "settings.json", s.to_json())
+        write_json(self.out / "settings.json", asdict(s))
         if self.iteration == 0:
             (self.out / "log.csv").unlink(missing_ok=True)
         learned = sum(q.numel() for q in self.model.parameters() if q.requires_grad)
@@ -198,15 +202,14 @@ class Run:
         if self.pictures.passed_over:
             passed = [path.name for path in self.pictures.passed_over]
             self.progress.say(f"skipped, no picture extension: {shortened(passed)}")
-        values = s.to_json()
+        values = asdict(s)
         chosen = list(values)[list(values).index("freeze") : list(values).index("output_dir")]
         told = ", ".join(f"{name} {values[name]}" for name in chosen)
         self.progress.say(f"recipe {s.recipe} ({RECIPES[s.recipe].about}): {told}")
         if s.amp and s.amp_dtype == "bf16" and self.device.type == "cpu" and not has_bf16():
             told = "has no bfloat16 instructions; float32 is several times as fast"
             print(f"fcnfast: warning: --amp: this CPU {told}", file=sys.stderr)
-        board = Board(self.out, self.iteration) if s.log == "tensorboard" else None
-        return Log(self.out / "log.csv", self.iteration, board)
+        return Log(self.out, self.iteration, tensorboard=s.log == "tensorboard")
 
     def _terminate(self, *_: Any) -> None:
         """End the run after this step: the cluster wants the machine back."""
@@ -260,13 +263,19 @@ class Run:
     def _divisors(self, group: list[Batch]) -> tuple[dict[str, Tensor], bool]:
         """Return what each head's sum is divided by, and whether the step has any label.
 
+        That is the number of images, or of pixels with a class, each counted as its class's weight.
         The same sum over the processes also tells all of them if one of them has to stop.
         """
-        s, counts = self.settings, [batch.counts for batch in group]
-        images = sum(len(batch.images) for batch in group)
-        own = batches.normalizers(counts, images, s.normalize, self.weight)
-        valid = sum(batches.normalizers(counts, images, "valid", None).values()) / len(own)
-        shared = torch.tensor([*own.values(), images, valid, self.sigterm], dtype=torch.float64)
+        images, heads = sum(len(batch.images) for batch in group), list(group[0].counts)
+        # The pixels of each class, heads x 255; 255 itself is ignored.
+        counts = torch.stack([torch.stack([batch.counts[h] for h in heads]) for batch in group])
+        counts = counts.sum(0)[:, :255].double()
+        own = valid = counts.sum(1)
+        if self.settings.normalize == "images":
+            own = torch.full_like(valid, images)
+        elif self.weight is not None:
+            own = (counts[:, : len(self.weight)] * self.weight.double().cpu()).sum(1)
+        shared = torch.tensor([*own, images, valid.mean(), self.sigterm], dtype=torch.float64)
         *totals, images, valid, stop = self.processes.sum_(shared).tolist()
         self.stopping = stop > 0
         if self.iteration == 0:
@@ -274,7 +283,7 @@ class Run:
         # Without a label the loss is 0, and so is its gradient.
         divisors = {
             head: torch.tensor(total or 1.0, dtype=torch.float32, device=self.device)
-            for head, total in zip(own, totals, strict=True)
+            for head, total in zip(heads, totals, strict=True)
         }
         return divisors, valid > 0
 
@@ -406,9 +415,7 @@ class Run:
                 "val_pixel_accuracy": f"{scores.pixel_accuracy:.4f}",
             }
             self.log.write(row)
-            if self.log.board is not None:
-                held_out = cast(SegmentationDataset, self.val)
-                self.log.board.show(self.averaged, held_out, self.iteration)
+            self.log.show(self.averaged, cast(SegmentationDataset, self.val), self.iteration)
             note = " (the best so far)" if better else ""
             counted, classes = int(np.isfinite(scores.iu).sum()), len(scores.iu)
             over = f" over {counted} of {classes} classes" if counted < classes else ""
@@ -427,7 +434,7 @@ class Run:
         """Return everything that a resumed run needs; `loss_sum` is over all processes."""
         preprocessing = self.model.preprocessing.to_json()
         return {
-            "settings": self.settings.to_json(),
+            "settings": asdict(self.settings),
             "pictures": [image.name for image, _ in self.pictures.samples],
             "network": {"options": self.model.options, "preprocessing": preprocessing},
             "iteration": self.iteration,
@@ -492,14 +499,12 @@ def start(
     """Create a new run; nothing is written before it trains.
 
     Args:
-        settings: of the run.
         processes: by default those of the environment.
         train, val: data sets of (image, labels) pairs, as `fcnfast.data.wrap_dataset` takes them,
             instead of those that the settings name.
         table: their classes, if they have no attribute `table`.
 
-    Raises:
-        InputError: the folder already holds a run, or a setting cannot be used.
+    InputError if the folder already holds a run, or a setting cannot be used.
     """
     p = processes or Processes()
 
@@ -526,16 +531,11 @@ def resume(
     val: Any = None,
     table: ClassTable | None = None,
 ) -> Run:
-    """Resume the run of a folder or a checkpoint.
+    """Resume the run of a folder or a checkpoint; other arguments are as in `start`.
 
-    Args:
-        path: the folder of the run, or its checkpoint.
-        changes: settings of where and how it runs, by name.
-        processes, train, val, table: as in `start`.
-
-    Raises:
-        WeightsError: the checkpoint cannot be read, or not by this release.
-        InputError: a change is not allowed, or the pictures are not those of the run.
+    `changes` are settings of where and how it runs, by name. WeightsError if the checkpoint cannot
+    be read, or not by this release; InputError if a change is not allowed, or the pictures are not
+    those of the run.
     """
     p = processes or Processes()
     at = Path(path) / CHECKPOINT if Path(path).is_dir() else Path(path)

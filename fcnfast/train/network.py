@@ -26,10 +26,7 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 def default_model(s: TrainSettings) -> str:
-    """The network of the weights that a run starts from, or the light one.
-
-    Raises WeightsError for a file that does not tell.
-    """
+    """The network of a run's weights, or the light one; WeightsError if the file does not tell."""
     return network_of(_weights(s)) if s.weights else "fcn4s_light"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
 from ..data.datasets import DATASETS
@@ -111,10 +111,6 @@ class TrainSettings:
         for name, (unused, needed) in idle.items():
             if unused and getattr(self, name) != getattr(TrainSettings, name):
                 raise InputError(f"{flag(name)} has no meaning without {needed}")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON values."""
-        return asdict(self)
 
 
 def _check(f: Field[Any], value: Any) -> None:
