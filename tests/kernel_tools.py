@@ -80,6 +80,16 @@ def _gather(self: InterpreterBuilder, x: Any, index: Any, axis: int) -> Any:
 
 
 _create_gather, InterpreterBuilder.create_gather = InterpreterBuilder.create_gather, _gather
+if not hasattr(InterpreterBuilder, "get_int1_ty"):  # Triton 3.3 has no ~ of a mask
+
+    def _all_ones(self: InterpreterBuilder, dtype: tl.dtype) -> interpreter.TensorHandle:
+        if dtype == tl.int1:
+            return interpreter.TensorHandle(np.ones(1, np.bool_), dtype)
+        return _get_all_ones_value(self, dtype)
+
+    _get_all_ones_value = InterpreterBuilder.get_all_ones_value
+    InterpreterBuilder.get_all_ones_value = _all_ones
+    InterpreterBuilder.get_int1_ty = lambda self: tl.int1
 # On a GPU tl.maximum and tl.minimum ignore a NaN; the interpreter would return it.
 InterpreterBuilder.create_maxnumf = lambda self, a, b: self.binary_op(a, b, np.fmax)
 InterpreterBuilder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.fmin)
