@@ -1,5 +1,8 @@
 """The exceptions for a user's mistakes; the command line prints each as one line."""
 
+from importlib import import_module
+from typing import Any
+
 
 class InputError(ValueError):
     """An input (a file, a folder, an option) cannot be used."""
@@ -27,3 +30,11 @@ class DivergenceError(InputError):
 
 class WeightsError(InputError):
     """A weights or checkpoint file is missing, damaged, unsafe, or made for a different model."""
+
+
+def import_extra(module: str, extra: str, told: str) -> Any:
+    """Import a module of one of the package's extras; InputError, `told` and how, if missing."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise InputError(f"{told}: pip install 'fcnfast[{extra}]'") from error

@@ -61,11 +61,9 @@ def evaluate_model(
         views: `max_size` (no limit by default), `tile`, `overlap`, `scales` and `flip`, as in a
             call of `fcnfast.Segmenter`.
 
-    Raises:
-        DatasetError: the data set is empty, or its classes are not the network's.
-        TypeError, ValueError: a number is out of range.
-        ImageError, LabelError: a file is damaged, or a picture is too small for the network or too
-            large for the memory.
+    DatasetError if the data set is empty, or its classes are not the network's; TypeError or
+    ValueError if a number is out of range; ImageError or LabelError if a file is damaged, or a
+    picture is too small for the network or too large for the memory.
 
     Example:
         >>> scene = fcnfast.data.demo_scene()

@@ -112,19 +112,19 @@ class ScoredView(NamedTuple):
     mirrored: bool
 
 
-def blended_softmax(
-    model: FCN, photo: Image.Image, views: Views, source: str
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield the mean softmax of all views of a picture in bands of rows.
+def blended_labels(
+    model: FCN, photo: Image.Image, views: Views, source: str, write: Write | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels uint8 H×W by the mean softmax of all views, and its value there, float32 H×W.
 
     Tiles are weighted along each axis by a trapezoid that ramps up over the overlap; at every pixel
-    the weights add up to 1.
-
-    Yields the first row of a band, and its probabilities: C×rows×W, float32 (float64 for a float64
-    network), on the network's device. ImageError, beginning with `source`, if the picture, or a
-    tile of it, is too large for the memory or too small for the network.
+    the weights add up to 1. `write` gets every band of the softmax: its first row, and C×rows×W,
+    float32 (float64 for a float64 network), on the network's device. ImageError, beginning with
+    `source`, if the picture, or a tile of it, is too large for the memory or too small for the
+    network.
     """
     device, size = next(model.parameters()).device, (photo.height, photo.width)
+    labels, confidence = np.empty(size, np.uint8), np.empty(size, np.float32)
     height, width = (min(n, views.tile or n) for n in size)
     overlap = (views.tile or 0) // 4 if views.overlap is None else views.overlap
     tops, lefts = (_starts(n, views.tile or n, overlap) for n in size)
@@ -147,24 +147,10 @@ def blended_softmax(
                     for maps, left, columns in zip(tiles, lefts, horizontal, strict=True):
                         part = mean_softmax(maps, low, high).mul_(rows * columns.to(band))
                         band[:, : high - low, left : left + width] += part
-            yield first, band
-
-
-def blended_labels(
-    model: FCN, photo: Image.Image, views: Views, source: str, write: Write | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels uint8 H×W by the mean softmax of all views, and its value there, float32 H×W.
-
-    `write` gets every band, as from `blended_softmax`, whose errors it raises.
-    """
-    size = photo.height, photo.width
-    labels, confidence = np.empty(size, np.uint8), np.empty(size, np.float32)
-    for first, band in blended_softmax(model, photo, views, source):
-        rows = slice(first, first + band.shape[1])
-        labels[rows] = upsample_argmax(band[None], size=band.shape[1:])[0].cpu().numpy()
-        confidence[rows] = band.amax(0).cpu().numpy()
-        if write is not None:
-            write(first, band)
+            labels[first:last] = upsample_argmax(band[None], size=band.shape[1:])[0].cpu().numpy()
+            confidence[first:last] = band.amax(0).cpu().numpy()
+            if write is not None:
+                write(first, band)
     return labels, confidence
 
 

@@ -150,10 +150,8 @@ class Segmenter:
         device: where it runs, such as "cpu" or "cuda:1"; by default a CUDA GPU if there is one.
         bit_depth: significant bits of the samples of 16-bit picture files, 8 to 16, such as 12.
 
-    Raises:
-        InputError: this machine does not have the device, or a bit depth is given for a network of
-            four channels.
-        WeightsError: the file cannot be used, or the network does not take pictures.
+    InputError if this machine does not have the device, or a bit depth is given for a network of
+    four channels; WeightsError if the file cannot be used, or the network does not take pictures.
     """
 
     def __init__(
@@ -315,9 +313,8 @@ def segment_files(
     also writes ``probabilities/NAME.npy``, the softmax of all classes, float16 C×H×W, or
     ``probabilities/NAME.png``, that of the label in 8 bits (255 is 1).
 
-    Raises:
-        InputError: an output would replace one of the pictures; nothing is written.
-        OSError: something cannot be written. No file is left half-written.
+    InputError if an output would replace one of the pictures: nothing is written. OSError if
+    something cannot be written: no file is left half-written.
     """
     folder = Path(folder)
     names = output_names(paths)

@@ -17,7 +17,7 @@ from fcnfast.data.folder import Sample
 from fcnfast.errors import ImageError
 from fcnfast.evaluate import evaluate_model
 from fcnfast.geometry import SamplingGrid
-from fcnfast.inference import BAND, Views, blended_softmax, probability_file
+from fcnfast.inference import BAND, Views, blended_labels, probability_file
 from fcnfast.metrics import ConfusionMatrix
 from fcnfast.models import create_model, save_model
 from fcnfast.models.base import ScoreMap
@@ -58,11 +58,13 @@ class Strided(nn.Module):
 
 @torch.no_grad()
 def gathered(model, photo, views):
-    bands, rows = [], 0
-    for first, band in blended_softmax(model, photo, views, "photo"):
-        assert first == rows and 1 <= band.shape[1] <= BAND
-        rows += band.shape[1]
+    bands = []
+
+    def write(first, band):
+        assert first == sum(b.shape[1] for b in bands) and 1 <= band.shape[1] <= BAND
         bands.append(band)
+
+    blended_labels(model, photo, views, "photo", write)
     return torch.cat(bands, 1)
 
 

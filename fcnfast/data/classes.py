@@ -28,8 +28,7 @@ class ClassTable:
             label that it becomes: 0 to C - 1, or 255 for no class. If it names any integers, only
             those and the void values are valid.
 
-    Raises:
-        ValueError: the table contradicts itself; the message says how.
+    ValueError if the table contradicts itself; the message says how.
     """
 
     name: str

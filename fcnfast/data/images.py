@@ -152,10 +152,9 @@ def read_image(
         channels: 3; or 4: the file's own four, 8 bits each (RGBA, with no transparency applied;
             or, say, RGB and near infrared of a TIFF).
 
-    Raises:
-        ImageError: the file is missing, a folder, empty, cut, not a picture, or larger than
-            `MAX_PIXELS`; or it holds values of more than `bit_depth` bits, or not four channels.
-        ValueError: `bit_depth` is outside 8..16, or given with four channels.
+    ImageError if the file is missing, a folder, empty, cut, not a picture, or larger than
+    `MAX_PIXELS`, or holds values of more than `bit_depth` bits, or not four channels. ValueError if
+    `bit_depth` is outside 8..16, or given with four channels.
     """
     if bit_depth is not None and not 8 <= bit_depth <= 16:
         raise ValueError(f"bit_depth must be 8 to 16, not {bit_depth}")

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..errors import DatasetError, ImageError, InputError, LabelError
+from ..errors import DatasetError, ImageError, LabelError, import_extra
 from .classes import ClassTable
 from .labels import to_labels
 
 
-def extra(module: str, path: Path) -> Any:
-    """Import a module of the extra ``data``; InputError, naming both, if it is missing."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        needs = f"reading it needs {module.partition('.')[0]}"
-        raise InputError(f"{path}: {needs}: pip install 'fcnfast[data]'") from error
-
-
 def read_mat(path: Path) -> dict[str, Any]:
     """Read the variables of a MATLAB file of version 4 to 7; LabelError if that fails."""
-    io = extra("scipy.io", path)
+    io = import_extra("scipy.io", "data", f"{path}: reading it needs scipy")
     if not path.is_file():
         raise LabelError(f"{path}: no such file")
     try:
@@ -63,7 +53,7 @@ def mat_labels(path: Path, table: ClassTable, key: str) -> np.ndarray:
 def nyud_item(source: Path, variable: str) -> np.ndarray:
     """Read "file#number" from a variable of ``nyu_depth_v2_labeled.mat``, rows first."""
     name, _, number = str(source).rpartition("#")
-    h5py = extra("h5py", Path(name))
+    h5py = import_extra("h5py", "data", f"{name}: reading it needs h5py")
     try:
         with h5py.File(name, "r") as file:
             values = np.asarray(file[variable][int(number) - 1])

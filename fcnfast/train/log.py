@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..data import SegmentationDataset
 from ..data.images import photo_tensor
 from ..data.labels import colored
-from ..errors import InputError
+from ..errors import import_extra
 from ..files import replacing
 from ..models import FCN
 
@@ -34,7 +34,11 @@ class Log:
     """
 
     def __init__(self, folder: Path, iteration: int, tensorboard: bool = False) -> None:
-        self.board: Any = _board(folder, iteration) if tensorboard else None
+        self.board: Any = None
+        if tensorboard:
+            told = "--log tensorboard needs TensorBoard"
+            writer = import_extra("torch.utils.tensorboard", "log", told).SummaryWriter
+            self.board = writer(str(folder), purge_step=iteration + 1)
         path, rows = folder / "log.csv", []
         if path.exists():
             with path.open(newline="") as file:
@@ -78,15 +82,6 @@ class Log:
         self._file.close()
         if self.board is not None:
             self.board.close()
-
-
-def _board(folder: Path, iteration: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        told = "--log tensorboard needs TensorBoard: pip install 'fcnfast[log]'"
-        raise InputError(told) from None
-    return SummaryWriter(str(folder), purge_step=iteration + 1)
 
 
 class Progress:

@@ -138,10 +138,8 @@ class Run:
         """Run to the last iteration, with the log, the checkpoints and the validations.
 
         Returns False after SIGTERM, with everything in the checkpoint; otherwise True.
-
-        Raises:
-            DivergenceError: the loss or a weight is not finite; neither is then written.
-            InputError: out of memory, or another process of the run was lost.
+        DivergenceError if the loss or a weight is not finite: neither is then written. InputError
+        if the memory does not suffice, or another process of the run was lost.
         """
         p, s = self.processes, self.settings
         shown = progress and p.rank == 0
@@ -275,7 +273,8 @@ class Run:
             own = torch.full_like(valid, images)
         elif self.weight is not None:
             own = (counts[:, : len(self.weight)] * self.weight.double().cpu()).sum(1)
-        shared = torch.tensor([*own, images, valid.mean(), self.sigterm], dtype=torch.float64)
+        parts = [*own.tolist(), images, float(valid.mean()), self.sigterm]
+        shared = torch.tensor(parts, dtype=torch.float64)
         *totals, images, valid, stop = self.processes.sum_(shared).tolist()
         self.stopping = stop > 0
         if self.iteration == 0:
