@@ -103,7 +103,7 @@ def weigh_streams(model):
         taps = getattr(model, "taps", ())
         streams = [
             [m for key, m in model.named_children() if key.startswith(f"score_{tap}")]
-            for tap in ("fr", *taps[1:])
+            for tap in ("fr", *(tap.removesuffix("color") for tap in taps[1:]))
         ]
     shares = [*SHARES[: len(streams) - 1], 1 - sum(SHARES[: len(streams) - 1])]
     for convs, share, tap in zip(streams, shares, getattr(model, "taps", "0123"), strict=False):

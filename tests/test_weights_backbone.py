@@ -48,7 +48,9 @@ def test_timms_vgg16(tmp_path):
 def test_a_classifier_of_caffe(tmp_path):
     path = tmp_path / "VGG_ILSVRC_16_layers.caffemodel"
     trunk = {k: v for k, v in weights().items() if "score" not in k}
-    path.write_bytes(caffemodel(trunk | {"fc8.weight": torch.ones(9, 13)}, 1, legacy=True))
+    path.write_bytes(
+        caffemodel(trunk | {"fc8.weight": torch.ones(9, 13)}, generation=1, legacy=True)
+    )
     model = backbone("siftflow_fcn32s_vgg16", path)
     assert len(model.load_report.loaded) == 30
     assert model.load_report.dropped == {"fc8.weight": "the classifier's own scores"}

@@ -155,13 +155,13 @@ class _Watch(TorchDispatchMode):
             if name.endswith(("constant_pad_nd", "reflection_pad2d", "replication_pad2d")):
                 return field.crop(-args[1][2]) if len(args[1]) > 2 else field
             if name == "fcnfast::upsample":
-                return _sampled(field, unpacked(args[1], args[2]))
+                return _sampled(field, unpacked(tuple(args[1]), args[2]))
             if name == "fcnfast::deconv":
                 return field.deconv(single(args[1].shape[2:], "kernel"), args[2], args[3][0])
             if name in ("fcnfast::upsample_crop_add", "fcnfast::crop_add"):
                 skip, offset = self.get(args[1]), args[2]
                 if name == "fcnfast::upsample_crop_add":
-                    field, offset = _sampled(field, unpacked(args[2], args[3])), args[4]
+                    field, offset = _sampled(field, unpacked(tuple(args[2]), args[3])), args[4]
                 return field if skip is None else _union([field, skip.crop(offset[0])])
         # An operation that keeps the last two axes acts on each unit by itself.
         maps = [x for x in tree_leaves(args) if id(x) in self.known]
