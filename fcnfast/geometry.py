@@ -361,13 +361,16 @@ class ReceptiveField:
         """After a convolution or a pooling."""
         reach = dilation * (kernel - 1)
         offset = self.offset + self.stride * (Fraction(reach, 2) - padding)
-        return ReceptiveField(self.size + int(reach * self.stride), self.stride * stride, offset)
+        # torch 2.7's compiler cannot follow int() of a fraction.
+        size = self.size + reach * self.stride.numerator // self.stride.denominator
+        return ReceptiveField(size, self.stride * stride, offset)
 
     def deconv(self, kernel: int, stride: int, padding: int = 0) -> ReceptiveField:
         """After a transposed convolution."""
         finer, reach = self.stride / stride, (kernel - 1) // stride
         offset = self.offset - finer * (Fraction(kernel - 1, 2) - padding)
-        return ReceptiveField(self.size + int(reach * self.stride), finer, offset)
+        size = self.size + reach * self.stride.numerator // self.stride.denominator
+        return ReceptiveField(size, finer, offset)
 
     def crop(self, offset: int) -> ReceptiveField:
         """After `offset` rows and columns are removed at the top and the left."""
@@ -383,4 +386,4 @@ class ReceptiveField:
                 f"no crop lays a map of offset {self.offset} over one of offset "
                 f"{reference.offset} at stride {stride}: it would be {shift}"
             )
-        return int(shift)
+        return shift.numerator

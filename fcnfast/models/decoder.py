@@ -107,7 +107,7 @@ class Step(NamedTuple):
     @property
     def start(self) -> int:
         """Where the transposed convolution's result begins on the finer map; may be negative."""
-        return int(self.origin - Fraction(self.kernel - 1, 2))
+        return (self.origin - Fraction(self.kernel - 1, 2)).numerator
 
     def length(self, size: int) -> int:
         """How long the transposed convolution of `size` units is."""
@@ -123,7 +123,7 @@ def step_between(coarse: ReceptiveField, fine: ReceptiveField) -> Step:
     origin = (coarse.offset - fine.offset) / fine.stride
     if ratio.denominator != 1:
         raise ValueError(f"a stride of {coarse.stride} is not a multiple of {fine.stride}")
-    stride = int(ratio)
+    stride = ratio.numerator
     for kernel in (2 * stride - stride % 2, 2 * stride - 1):
         if (origin - Fraction(kernel - 1, 2)).denominator == 1:
             return Step(stride, origin, kernel)
@@ -195,7 +195,7 @@ def fuse(
         if min(size) < 1:
             raise ValueError(f"a skip of {tuple(skip.x.shape[-2:])} does not reach the scores")
     field = skip.field.crop(offset)
-    moved = step._replace(origin=step.origin - offset)
+    moved = Step(step.stride, step.origin - offset, step.kernel)
     if up is None:
         grid = SamplingGrid.centers(sizes, step.stride, moved.origin, size, border)
         return Located(upsample_crop_add(coarse.x, skip.x, grid, (offset, offset)), field)

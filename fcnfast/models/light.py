@@ -37,7 +37,7 @@ class SummedSkipNet(FCN):
         lateral: a layer for each of them, to a common number of channels.
     """
 
-    taps: Collection[int] = range(4)
+    taps: Collection[int] = (0, 1, 2, 3)
     trunk_modules = ("stem", "stages")
     variance = "fan_out"
     stem: nn.Module
