@@ -116,6 +116,8 @@ EXPRESSIONS = """
     copy.deepcopy(x.detach()) | (x[:1].squeeze(0) * 1, x.squeeze() * 1)
 """
 FUNCTIONS = [text.strip() for text in re.split(r"[|\n]", EXPRESSIONS) if text.strip()]
+if torch.__version__ < "2.8":  # no derivative there
+    FUNCTIONS.remove("x.aminmax()")
 
 
 def leaves(value):

@@ -7,7 +7,6 @@ import datetime
 import decimal
 import functools
 import os
-import pathlib
 import pickle
 import random
 import subprocess
@@ -19,6 +18,7 @@ import uuid
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +91,8 @@ def test_changed_archives_are_refused(tmp_path, model):
         assert count in old
         return old.replace(count, b"M\xff\xff", 1)
 
-    refuse(model, rezipped(whole, claims_more), "damaged: .*324 bytes")
+    if torch.__version__ >= "2.8":  # older ones take the size from the archive
+        refuse(model, rezipped(whole, claims_more), "damaged: .*324 bytes")
 
 
 def test_a_flipped_bit_in_a_zip_is_found(tmp_path, model):
@@ -205,11 +206,11 @@ def test_objects_beside_the_weights_are_inert(tmp_path, model, vanished, install
 
 
 def test_numbers_for_classes_of_another_program_are_refused(tmp_path, model):
-    copyreg.add_extension("pathlib", "PurePosixPath", 77)
+    copyreg.add_extension("fractions", "Fraction", 77)
     try:
-        path = save({"path": pathlib.PurePosixPath("a"), **weights()}, tmp_path / "net.pth")
+        path = save({"rate": Fraction(1, 2), **weights()}, tmp_path / "net.pth")
     finally:
-        copyreg.remove_extension("pathlib", "PurePosixPath", 77)
+        copyreg.remove_extension("fractions", "Fraction", 77)
     refuse(model, path, "uses pickle extension codes")
 
 

@@ -255,7 +255,7 @@ class SkipNet(FCN):
             if heads is None or head in heads:
                 ups = [self._up(up.name) for up in self.upscores(head)]
                 here = self._score(features, self.taps[0], suffix)
-                for tap, up in zip(self.taps[1:], ups, strict=False):
+                for tap, up in zip(self.taps[1:], ups[:-1], strict=True):
                     here = fuse(here, self._score(features, tap, suffix), self.border, up)
                 found[head] = on_image(here, images.shape[-2:], self.border, ups[-1])
         return found
