@@ -104,7 +104,7 @@ def _indices(taps: Tensor, device: torch.device) -> slice | Tensor:
 class Tiling:
     """The tiles of a grid for maps of `channels` planes.
 
-    finite: the map has neither NaN nor infinity.
+    finite: the map has neither NaN nor infinity. copies: as of `tile_elements`.
     """
 
     def __init__(
@@ -114,11 +114,12 @@ class Tiling:
         dtype: torch.dtype,
         device: torch.device,
         finite: bool,
+        copies: int = 4,
     ) -> None:
         height, width = grid.size
         self.border, self.finite = grid.border, finite
         self.scatters = not finite and device.type == "cpu"
-        elements = tile_elements(channels * height * width, device)
+        elements = tile_elements(channels * height * width, device, copies)
         self.groups, self.place = _columns(grid, elements // (4 * channels), dtype, device)
         row = channels * max(group.w0.numel() for group in self.groups)
         self.elements = max(elements, row)  # of a tile

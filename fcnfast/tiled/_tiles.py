@@ -90,11 +90,14 @@ def even_length(total: int, most: int) -> int:
     return -(-total // -(-total // max(1, most)))
 
 
-def tile_elements(logits: int, device: torch.device) -> int:
-    """The most floats in a tile, given the number of full-resolution logits."""
+def tile_elements(logits: int, device: torch.device, copies: int = 4) -> int:
+    """The most floats in a tile, given the number of full-resolution logits.
+
+    copies: how many of its size are at work at a time.
+    """
     most = GPU_TILE_ELEMENTS
     if device.type == "cpu":
-        most = TILE_ELEMENTS * max(2, torch.get_num_threads())
+        most = 4 * TILE_ELEMENTS // copies * max(2, torch.get_num_threads())
     return min(most, max(FEW_ELEMENTS, int(logits * TILE_SHARE)))
 
 
