@@ -76,7 +76,7 @@ def test_chosen_phases_and_options(check) -> None:
 
 def test_time_is_shared_out(check) -> None:
     done, _ = check(PHASES="tests float32", SUITES="voc", MINUTES="2", SLOW="1")
-    assert re.search(r"== tests \((5\d|60) s\)", done.stdout)
+    assert re.search(r"== tests \((5[5-9]|60) s\)", done.stdout)  # a start may take seconds
     assert re.search(r"== float32 voc \(11\d s\)", done.stdout)  # what the tests left
 
 

@@ -109,7 +109,8 @@ def test_one_graph_for_all_sizes(function, counter):
     compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
     for x in maps():
         torch.testing.assert_close(results(compiled, x), results(function, x))
-    assert counter.frame_count <= (1 if torch.__version__ >= "2.8" else 2)
+    # torch 2.7 makes a second graph of some.
+    assert counter.frame_count in ((1,) if torch.__version__ >= "2.8" else (1, 2))
 
 
 def test_calls_without_a_grid_compile():

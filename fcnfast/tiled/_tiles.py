@@ -93,7 +93,7 @@ def even_length(total: int, most: int) -> int:
 def tile_elements(logits: int, device: torch.device, copies: int = 4) -> int:
     """The most floats in a tile, given the number of full-resolution logits.
 
-    copies: how many of its size are at work at a time.
+    copies: about how many buffers of this size are in use at a time.
     """
     most = GPU_TILE_ELEMENTS
     if device.type == "cpu":

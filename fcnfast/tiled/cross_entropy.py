@@ -57,7 +57,7 @@ class _Run:
             weight = x.new_ones(x.shape[1]) if class_weight is None else class_weight
             self.smooth = label_smoothing / x.shape[1] * weight
         self.finite = is_finite(x)
-        # By progressions, what is at work has the size of the cells, not of their pixels.
+        # The progressions' buffers hold one value a cell, not one a pixel.
         self.tiling = Tiling(grid, x.shape[1], x.dtype, x.device, self.finite, copies=2)
         # Sums over millions of pixels are kept in float64 if the device supports it.
         exact = torch.float32 if x.device.type == "mps" else torch.float64
