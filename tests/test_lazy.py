@@ -408,6 +408,16 @@ def test_gradients_meet():
     assert torch.equal(leaf.grad, torch.ones(2, 5, 8, 8))
 
 
+@pytest.mark.parametrize("size", [(9, 11), (4, 6), (3, 6)])
+def test_a_real_resize_is_differentiable_twice(size):
+    x, seen = random_scores(dtype=torch.float64), []
+    for make in (lazily, F.interpolate):
+        cubes = make(x, size=size, mode="bilinear").pow(3).sum()
+        (first,) = torch.autograd.grad(cubes, x, create_graph=True)
+        seen.append((first, *torch.autograd.grad(first.pow(2).sum(), x)))
+    torch.testing.assert_close(*seen)
+
+
 class Foreign(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):

@@ -128,6 +128,11 @@ def upsample(
     return _upsample(x, *_checks.packed(grid), forced())
 
 
+def adjoint(grad_output: Tensor, grid: SamplingGrid) -> Tensor:
+    """The gradient of ``upsample(x, grid)`` by `x`; differentiable any number of times."""
+    return _upsample_backward(grad_output, *_checks.packed(grid), forced())
+
+
 def upsample_crop_add(
     x: Tensor,
     skip: Tensor,

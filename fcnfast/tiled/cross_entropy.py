@@ -145,13 +145,16 @@ class _Run:
             if pixels.grad is not None:
                 weight = weight * pixels.grad.view(shape)
             factor, taken = (weight / sums)[:, :, None], weight.neg()
-            both, right = torch.zeros_like(left), torch.zeros_like(left)
+            both, right = torch.empty_like(left), torch.empty_like(left)
             for j, power in enumerate(_progression(first, ratio, shape[1], e)):
-                torch.mul(power, factor[:, j], out=g)
+                here = torch.mul(power, factor[:, j], out=g if j else both)
                 # A pixel's softmax and its label cancel before anything is summed.
-                g.view(-1).index_add_(0, index[:, j].flatten(), taken[:, j].flatten())
-                both += g
-                right.addcmul_(g, cells.w1[j])
+                here.view(-1).index_add_(0, index[:, j].flatten(), taken[:, j].flatten())
+                if j == 0:
+                    torch.mul(both, cells.w1[0], out=right)
+                else:
+                    both += g
+                    right.addcmul_(g, cells.w1[j])
             grad_low[..., cells.left] += both.sub_(right)
             grad_low[..., cells.right] += right
         return loss.flatten(1)
