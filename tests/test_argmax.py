@@ -35,14 +35,15 @@ def test_smooth_maps_are_settled_at_the_corners(grid, classes, seed):
     rows, columns = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in grid.in_size)
     slope = torch.randn(1, classes, 1, 1, generator=generator, dtype=torch.float64)
     x = slope * (rows[:, None] + columns)
-    labels = ops.upsample_argmax(x, grid)
-    assert_is_argmax(labels, x, grid)
+    for form in (torch.contiguous_format, torch.channels_last):
+        labels = ops.upsample_argmax(x.contiguous(memory_format=form), grid)
+        assert_is_argmax(labels, x, grid)
 
 
 @settings(max_examples=40)
 @given(grids(), st.integers(1, 4))
 def test_the_first_class_wins_a_tie(grid, classes):
-    x = torch.ones(1, classes, *grid.in_size)
+    x = torch.ones(1, classes, *grid.in_size).to(memory_format=torch.channels_last)
     assert not ops.upsample_argmax(x, grid).any()
     if classes > 1:
         x[:, 0] = -1

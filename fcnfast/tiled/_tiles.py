@@ -135,6 +135,11 @@ def coarse(x: Tensor) -> Tensor:
     return x.detach().to(compute_dtype(x)).contiguous()
 
 
+def dense(x: Tensor) -> Tensor:
+    """`x` in the compute dtype and its own memory format: of NCHW and channels_last, no copy."""
+    return x.detach().to(compute_dtype(x)).contiguous(memory_format=memory_format(x))
+
+
 def is_finite(x: Tensor) -> bool:
     """Whether products and differences are safe: no NaN, no infinity, nothing near overflow.
 
@@ -142,6 +147,7 @@ def is_finite(x: Tensor) -> bool:
     """
     if x.device.type != "cpu" or x.numel() == 0:
         return x.device.type == "cpu"
+    x = x.permute(0, 2, 3, 1) if x.dim() == 4 and is_channels_last(x) else x  # else it copies
     low, high = torch.aminmax(x)  # a NaN becomes both; several times faster than isfinite
     limit = torch.finfo(x.dtype).max / 4
     return -limit < low.item() and high.item() < limit

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..geometry import SamplingGrid, axis_taps
 from ._cells import Tiling
-from ._tiles import TILE_ELEMENTS, coarse, is_finite
+from ._tiles import TILE_ELEMENTS, dense, is_finite
 
 # The largest share of the pixels in mixed cells for which these are looked at by themselves.
 MIXED_SHARE = 0.5
@@ -68,22 +68,25 @@ def _by_cells(x: Tensor, grid: SamplingGrid, labels: Tensor) -> bool:
     if length == 0:
         return False
     codes = torch.arange(-classes, 0, dtype=x.dtype, device="cpu")
-    winner = _winners(x.flatten(1).clone()[None], codes, True).view(x.shape[1:])
-    halves = [winner.index_select(1, i) for i in (columns.low, columns.high)]
+    flat = x.flatten(1)
+    last = flat.stride(0) == 1  # channels_last
+    best = flat.max(0)[1] if last else _winners(flat.clone()[None], codes, True)[0].add_(classes)
+    halves = [best.view(x.shape[1:]).index_select(1, i) for i in (columns.low, columns.high)]
     a, b, c, d = (half.index_select(0, i) for i in (rows.low, rows.high) for half in halves)
     mixed = ((a != b) | (a != c) | (a != d)).nonzero()
     if len(mixed) * pixels > labels.numel() * MIXED_SHARE:
         return False
-    settled = a.add_(classes).to(labels.dtype).index_select(1, columns.cell)
+    settled = a.to(labels.dtype).index_select(1, columns.cell)
     torch.index_select(settled, 0, rows.cell, out=labels)
     for begin in range(0, len(mixed), length):
         i, j = mixed[begin : begin + length].unbind(1)
         ends = [v.index_select(0, i) * width for v in (rows.low, rows.high)]
         sides = [v.index_select(0, j) for v in (columns.low, columns.high)]
         place = torch.cat([end + side for end in ends for side in sides])
-        corners = x.reshape(classes, -1).index_select(1, place).view(classes, 4, len(i))
+        taken = flat.T.index_select(0, place).T if last else flat.index_select(1, place)
+        corners = taken.contiguous().view(classes, 4, len(i))
         # A class wins nowhere in a cell where it is below the least score of a corner's winner.
-        first = winner.view(-1).index_select(0, place[: len(i)]).long() + classes
+        first = best.index_select(0, place[: len(i)]).long()
         bound = corners.gather(0, first.expand(1, 4, -1))[0].amin(0)
         able = (corners.amax(1) >= bound).any(1).nonzero()[:, 0]
         sides = corners.index_select(0, able).unflatten(1, (2, 2)).unbind(2)
@@ -159,7 +162,7 @@ def forward(
     """Labels N x H x W of `dtype` and, with `confidence`, the winners' softmax."""
     labels = torch.empty((scores.shape[0], *grid.size), dtype=dtype, device=scores.device)
     with torch.autocast(scores.device.type, enabled=False):
-        x = coarse(scores)
+        x = dense(scores)
         probability = x.new_empty(labels.shape) if confidence else None
         ordered = x.device.type == "cpu" and not confidence
         ordered = ordered and (x.numel() == 0 or not math.isnan(x.amax().item()))
