@@ -1,9 +1,6 @@
-"""What the tests of pictures and networks share: small weights, pictures, damaged files."""
+"""What the tests of pictures and networks share: small weights, pictures, files."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,12 +74,7 @@ def make_scene(seed: int, height: int = 36, width: int = 48) -> tuple[Image.Imag
     return cut(photo, labels, np.random.default_rng(seed))
 
 
-def run_command(
-    *arguments: str | Path, cwd: Path, **options: object
-) -> subprocess.CompletedProcess:
-    """Run `fcnfast` in a process of its own."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "fcnfast", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120, **options
-    )
+def contents(folder: str | Path) -> dict[str, bytes]:
+    """The files of a folder and of those below it, by path."""
+    paths = sorted(path for path in Path(folder).rglob("*") if not path.is_dir())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}

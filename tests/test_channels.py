@@ -18,14 +18,12 @@ from fcnfast.errors import InputError
 from fcnfast.models import CAFFE
 from fcnfast.train import TrainSettings, start
 from tests.model_tools import narrow_trunks
-from tests.train_tools import small
+from tests.train_tools import TINY, small
 from tests.weights_tools import same
-
-TINY = {"widths": (4,) * 5, "depths": (1,) * 4, "decoder": 4}
 
 
 @pytest.fixture(scope="module")
-def four(scenes, tmp_path_factory) -> Path:  # noqa: F811
+def four(scenes, tmp_path_factory) -> Path:
     """The scenes with a fourth channel: 200 where a road is, and 20 elsewhere."""
     root = tmp_path_factory.mktemp("four") / "data"
     shutil.copytree(scenes, root)
@@ -116,7 +114,7 @@ def test_the_fourth_channel_takes_part_in_the_geometry_alone(strength):
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_trained_evaluated_and_segmented(channels, four, scenes, tmp_path, capsys):  # noqa: F811
+def test_trained_evaluated_and_segmented(channels, four, scenes, tmp_path, capsys):
     root = four if channels == 4 else scenes
     rgb = str(rgb_file(tmp_path))
     options = {"in_channels": channels, "weights": rgb, "epochs": 1, "val_freq": 1}
@@ -138,7 +136,7 @@ def test_trained_evaluated_and_segmented(channels, four, scenes, tmp_path, capsy
         assert load_model(tmp_path / "own" / "last.safetensors").in_channels == 4
 
 
-def test_refused(scenes, tmp_path, monkeypatch):  # noqa: F811
+def test_refused(scenes, tmp_path, monkeypatch):
     narrow_trunks(monkeypatch)
     path, light = tmp_path / "four.safetensors", partial(create_model, "fcn4s_light", **TINY)
     save_model(light(num_classes=11, in_channels=4), path)
@@ -150,10 +148,7 @@ def test_refused(scenes, tmp_path, monkeypatch):  # noqa: F811
         (lambda: create_model("nyud_fcn32s_vgg16_color_hha", in_channels=4), "own input has 6"),
         (lambda: start(trained), "four.safetensors: its network needs --in-channels 4"),
         (lambda: light(weights=path, in_channels=1), "is .*, but fcn4s_light .* needs"),
-        (
-            lambda: TrainSettings(in_channels=4, bit_depth=12),
-            "without --in-channels 1 or 3",
-        ),
+        (lambda: TrainSettings(in_channels=4, bit_depth=12), "without --in-channels 1 or 3"),
         (lambda: Segmenter(path, bit_depth=12), "--bit-depth 12: is for pictures of 1 or 3 chan"),
         (lambda: Segmenter(path)(np.zeros((9, 9), np.uint8)), r"has 1 channel \(L\), but the netw"),
     ):

@@ -58,25 +58,24 @@ def reread(path, image, **options):
     return np.asarray(result).astype(int)
 
 
-def test_lossless_kinds(tmp_path):
-    for mode in ("RGB", "L", "1", "P"):
+def test_kinds_and_modes(tmp_path):
+    modes = {"RGB": "png", "L": "tif", "1": "ppm", "P": "gif", "CMYK": "jpg"}
+    for mode, kind in modes.items():
         image = make_photo().quantize(17) if mode == "P" else make_photo().convert(mode)
-        for kind in ("png", "tif", "bmp", "gif" if mode == "P" else "ppm"):
-            found = reread(tmp_path / f"a.{kind}", image)
-            np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
+        found = reread(tmp_path / f"a.{kind}", image, **{"quality": 95} if mode == "CMYK" else {})
+        expected = PHOTO if mode == "CMYK" else np.asarray(image.convert("RGB"))
+        assert np.abs(found - expected).mean() < (4 if mode == "CMYK" else 1e-9)
     frames = [Image.new("RGB", (5, 4), color) for color in ("red", "blue")]  # the first counts
     found = reread(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
     assert found[0, 0].tolist() == [255, 0, 0]
 
 
-@pytest.mark.parametrize("kind", ["jpg", "webp", "jp2", "avif", "tif"])
-def test_lossy_kinds(tmp_path, kind):
-    if Image.registered_extensions().get(f".{kind}") not in Image.SAVE:
-        pytest.skip(f"this PIL cannot write .{kind}")
-    # CMYK JPEGs carry inverted values, as Adobe writes them; TIFFs do not.
-    for mode in {"jpg": ("RGB", "CMYK"), "tif": ("CMYK",)}.get(kind, ("RGB",)):
-        found = reread(tmp_path / f"a.{kind}", make_photo().convert(mode), quality=95)
-        assert np.abs(found - PHOTO).mean() < 4
+def test_a_turned_picture_is_turned_once(tmp_path):
+    stored = Image.fromarray(np.ascontiguousarray(np.rot90(PHOTO)))
+    found = reread(tmp_path / "a.png", stored, exif=turned_by(6))
+    np.testing.assert_array_equal(found, PHOTO)
+    again = reread(tmp_path / "b.png", read_image(tmp_path / "a.png"))
+    np.testing.assert_array_equal(again, PHOTO)
 
 
 def test_transparency_lies_on_white(tmp_path):
@@ -108,21 +107,6 @@ def test_gray_of_many_bits(tmp_path, stored, gray):
     for name in ("a.tif", "a.png")[: 1 + (stored.dtype == np.uint16)]:
         found = reread(tmp_path / name, Image.fromarray(stored))
         assert found[0].tolist() == [[value] * 3 for value in gray]
-
-
-STORED = (
-    *(PHOTO, PHOTO[:, ::-1], PHOTO[::-1, ::-1], PHOTO[::-1], PHOTO.transpose(1, 0, 2)),
-    *(np.rot90(PHOTO, 1), np.rot90(PHOTO, 2).transpose(1, 0, 2), np.rot90(PHOTO, -1)),
-)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(tmp_path, orientation):
-    image = Image.fromarray(np.ascontiguousarray(STORED[orientation - 1]))
-    found = reread(tmp_path / "a.png", image, exif=turned_by(orientation))
-    np.testing.assert_array_equal(found, PHOTO)
-    again = reread(tmp_path / "b.png", read_image(tmp_path / "a.png"))  # not turned twice
-    np.testing.assert_array_equal(again, PHOTO)
 
 
 def test_damaged_exif(tmp_path):
@@ -240,17 +224,6 @@ def test_every_reason_is_one_line(tmp_path, monkeypatch):
         refused(tmp_path / "a.png", reason)
 
 
-def test_truncated(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    for kind in ("jpg", "png", "gif", "tif", "webp", "bmp"):
-        path = tmp_path / f"a.{kind}"
-        Image.fromarray(noise).save(path)
-        content = path.read_bytes()
-        for share in (0.1, 0.5, 0.8):
-            path.write_bytes(content[: int(len(content) * share)])
-            refused(path, "")
-
-
 @pytest.fixture
 def gray(tmp_path):
     """12 bits in a container of 16."""
@@ -310,16 +283,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     with full_disk(1000), pytest.raises(OSError, match=str(path)):
         write_bytes(path, bytes(100_000))
     assert path.read_bytes() == b"old"
-    mode = path.stat().st_mode
     write_image(path, make_photo())
     np.testing.assert_array_equal(np.asarray(read_image(path)), PHOTO)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
-    write_bytes(tmp_path / "b", b"x")
-    assert path.stat().st_mode == (tmp_path / "b").stat().st_mode == mode  # the umask's
-
-
-def test_unwritable_places(tmp_path):
-    (tmp_path / "file").write_bytes(b"")
+    path.rename(tmp_path / "file")
     (tmp_path / "folder.png").mkdir()
     for place in ("none/a.png", "file/a.png", "folder.png"):
         with pytest.raises(OSError) as caught:

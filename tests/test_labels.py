@@ -24,11 +24,10 @@ WRITTEN = [
     *(("a.png", "P", {"bits": bits}) for bits in (1, 2, 4)),
     ("a.dat", "L", {"format": "PNG"}),  # what a file is called does not matter
     *(("a.bmp", mode, {}) for mode in ("1", "L", "P")),
-    *(("a.gif", mode, {"optimize": False}) for mode in ("L", "P")),
-    *(("a.pbm", "1", {}), ("a.pgm", "L", {}), ("a.pgm", "I;16", {})),
-    *(("a.tif", m, {"compression": c}) for c in COMPRESSIONS for m in ("1", "L", "P", "I;16")),
+    *(("a.gif", "P", {"optimize": False}), ("a.pbm", "1", {})),
+    *(("a.tif", "L", {"compression": kind}) for kind in COMPRESSIONS),
     *(("a.tif", "1", {"compression": kind}) for kind in ("group3", "group4")),
-    *(("a.tif", "I;16B", {}), ("a.tif", "I", {})),
+    *(("a.tif", mode, {}) for mode in ("P", "I;16", "I;16B", "I")),
 ]
 BELOW = {"1": 2, "L": 256, "P": 256, "LA": 256, "I;16": 65536, "I;16B": 65536, "I": 2**31}
 
@@ -196,16 +195,6 @@ def test_pictures_that_are_no_labels(tmp_path, image, table, message):
         read_labels(tmp_path / "none.png", table)
 
 
-def test_voc_as_colors(tmp_path):
-    labels = np.random.default_rng(0).choice([*range(21), 255], (20, 30)).astype(np.uint8)
-    colors = Image.fromarray(np.array(voc_palette(256), np.uint8)[labels])
-    for name, image in (("a.png", colors), ("b.png", colors.convert("RGBA")), ("c.bmp", colors)):
-        image.save(tmp_path / name)
-        np.testing.assert_array_equal(read_labels(tmp_path / name, VOC), labels)
-    colors.save(tmp_path / "d.webp", lossless=True)
-    np.testing.assert_array_equal(read_labels(tmp_path / "d.webp", VOC), labels)
-
-
 @given(labels=npst.arrays(np.uint8, (3, 8), elements=st.sampled_from([*range(11), 255])))
 def test_what_we_write_is_read_back_also_as_colors(labels, scratch):
     path = scratch / "a.png"
@@ -217,8 +206,12 @@ def test_what_we_write_is_read_back_also_as_colors(labels, scratch):
     assert image.mode == "P"
     table = np.array((*CAMVID.palette, (0, 0, 0)))
     np.testing.assert_array_equal(np.asarray(image.convert("RGB")), table[np.minimum(labels, 11)])
-    image.convert("RGB").save(path)
-    np.testing.assert_array_equal(read_labels(path, CAMVID), labels)
+    for mode, options in (
+        ("RGB", {"format": "PNG"}), ("RGBA", {"format": "PNG"}), ("RGB", {"format": "BMP"}),
+        ("RGB", {"format": "WEBP", "lossless": True}),
+    ):  # fmt: skip
+        image.convert(mode).save(path, **options)
+        np.testing.assert_array_equal(read_labels(path, CAMVID), labels)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +237,7 @@ TWO = '{"names": ["background", "object"], '
     [
         (CAMVID, [0, 10, 11, 255], [0, 10, 255, 255]),
         (CITYSCAPES_IDS, [0, 7, 8, 33, 9, 255], [255, 0, 1, 18, 255, 255]),
+        (VOC, [(128, 0, 0), (0, 64, 128), (224, 224, 192)], [1, 20, 255]),
         (TWO + '"void_values": [255]}', [0, 255, 255], [0, 255, 255]),
         (TWO + '"label_map": {"0": "background", "255": "object"}}', [0, 255], [0, 1]),
         (
@@ -279,25 +273,13 @@ def test_tables_survive_json(table):
 def test_known_tables():
     assert class_table("camvid") is class_table("CamVid") is CAMVID
     assert class_table(VOC) is VOC
-    assert sorted((len(table), name) for name, table in TABLES.items()) == [
-        *((3, "siftflow-geo"), (11, "camvid"), (19, "cityscapes"), (21, "voc"), (33, "siftflow")),
-        *((40, "nyud"), (59, "pascal-context-59"), (60, "pascal-context"), (150, "ade20k")),
-    ]
-    assert (CAMVID.names[0], CAMVID.names[10]) == ("Sky", "Bicyclist")
-    assert (VOC.names[0], VOC.names[20]) == ("background", "tvmonitor")
     told = {"cityscape": r"no class table of that name \(ade20k, camvid, ", "x.json": "cannot read"}
     for spec, message in told.items():
         with pytest.raises(DatasetError, match=message):
             class_table(spec)
     with pytest.raises(ValueError, match="has no class 3"):
         ClassTable("t", ("a",), ((0, 0, 0),), label_map=((1, 3),))
-
-
-def test_voc_palette():
-    palette = voc_palette(256)
-    assert [palette[k] for k in (1, 8, 14)] == [(128, 0, 0), (64, 0, 0), (64, 128, 128)]
-    assert (palette[20], palette[255]) == ((0, 64, 128), (224, 224, 192))
-    assert len(set(palette)) == 256
+    assert voc_palette(256)[14] == (64, 128, 128) and voc_palette(256)[255] == (224, 224, 192)
     with pytest.raises(ValueError, match="257"):
         voc_palette(257)
 
@@ -316,7 +298,6 @@ def test_tables_in_files(tmp_path, encoding):
     ("text", "reason"),
     [
         ("names: road", "not a JSON file"),
-        ("[]", "expected an object"),
         ("{}", "'names' is missing"),
         ('{"names": "road"}', "not a list of strings"),
         ('{"names": []}', "0 classes"),
@@ -324,7 +305,6 @@ def test_tables_in_files(tmp_path, encoding):
         ('{"names": ["a"], "palette": [[1, 2]]}', "not three integers"),
         ('{"names": ["a"], "palette": [[1, 2, 999]]}', "999"),
         ('{"names": ["a"], "palette": [[1, 2, 3], [4, 5, 6]]}', "1 names but 2 colors"),
-        ('{"names": ["a"], "palette": [[1, 2, "3"]]}', "three integers"),
         ('{"names": ["a"], "palette": 3}', '"palette" is not a list'),
         ('{"names": ["a"], "void_values": "7"}', "not a list of integers"),
         ('{"names": ["a"], "void_values": [0]}', "also the class 'a'"),
@@ -333,7 +313,6 @@ def test_tables_in_files(tmp_path, encoding):
         ('{"names": ["a"], "label_map": []}', '"label_map" is not an object'),
         ('{"names": ["a"], "label_map": {"0": "sky"}}', "'sky' is neither a class nor"),
         ('{"names": ["a"], "label_map": {"zero": "void"}}', "'zero' is neither an integer nor #"),
-        ('{"names": ["a"], "label_map": {"#12345g": "void"}}', "neither an integer nor #rrggbb"),
         ('{"names": ["a"], "label_map": {"1": "a", "01": "void"}}', "repeats 1"),
         ('{"names": ["a"], "label_map": {"3": "a"}, "void_values": [3]}', "is also the class 'a'"),
     ],

@@ -15,7 +15,7 @@ from fcnfast.models import FCN, IMAGENET, create_model, list_models, load_model,
 from fcnfast.models.decoder import Upscore
 from fcnfast.models.skipnet import SkipNet
 from fcnfast.models.table import MODELS, Row
-from tests.model_tools import ROOT, is_score, randomize_scores
+from tests.model_tools import is_score, randomize_scores
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -112,16 +112,6 @@ def test_names_say_the_stride_of_the_scores(name):
     assert f"fcn{64 // (sizes[1] - sizes[0])}s_" in name
 
 
-def test_the_readme_names_every_kind_of_network():
-    """And the released ones' numbers of classes are those of their data sets."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = {row.make for name, row in MODELS.items() if f"`{name}`" in readme}
-    assert {row.make.__name__ for row in MODELS.values()} == {make.__name__ for make in named}
-    classes = {"nyud_": 40, "siftflow_": 33, "pascalcontext_": 60, "fcn_resnet50": 21}
-    for start, count in {**classes, "fcn_resnet50_mmseg": 19, "fcn4s_": 11}.items():
-        assert count in {MODELS[name].classes for name in NAMES if name.startswith(start)}
-
-
 def test_counts_of_parameters(monkeypatch):
     """Learnable ones at the real widths: the papers', and torchvision's without its last layer."""
     counts = {
@@ -169,12 +159,7 @@ def test_depth_is_a_logarithm_and_unknown_depth_says_nothing():
         (model, [depth[0]], ValueError, "depth must be"),
         (model, [depth.to(torch.uint8)], TypeError, "uint8"),
         (late, [], InputError, "color_hha also needs the HHA"),
-        (
-            late,
-            [photo.float()],
-            TypeError,
-            "HHA picture must be a tensor of torch.uint8",
-        ),
+        (late, [photo.float()], TypeError, "HHA picture must be a tensor of torch.uint8"),
         (late, [photo[:, :2]], ValueError, "HHA picture must be"),
     ):
         with pytest.raises(error, match=message):
@@ -278,10 +263,7 @@ def test_one_short_class_and_one_row_make_a_network(monkeypatch, tmp_path):
     assert torch.equal(model.predict(x).long(), out.argmax(1))
     assert through_a_file(model, tmp_path).options == {"width": 4}
     assert fcnfast.models.fcn4s_tiny(num_classes=2).num_classes == 2
-    for name, message in (
-        ("conv.1", "it has a dot"),
-        ("features", "FCN4sTiny has that already"),
-    ):
+    for name, message in (("conv.1", "it has a dot"), ("features", "FCN4sTiny has that already")):
         with pytest.raises(ValueError, match=f"cannot be called {name!r}: {message}"):
             model.add_trunk({name: nn.ReLU()})
 

