@@ -71,18 +71,6 @@ def test_one_picture(here, weights, capsys):
     assert read_labels("out/labels/p0.png", CAMVID, size=(36, 48)).max() < 11
 
 
-def test_files_folders_and_patterns(here, weights, capsys):
-    photos("a", 2)
-    photos("b", 3)
-    Path("b/notes.txt").write_text("no picture")
-    arguments = ["predict", "a", "b/*2.png", "a/p1.png", "--weights", weights]
-    assert main([*arguments, "--output-dir", "new/out"]) == 0
-    report = json.loads(Path("new/out/predictions.json").read_text())
-    names = [entry["input"] for entry in report["pictures"]]
-    assert names == ["a/p0.png", "a/p1.png", "b/p2.png"]
-    assert "Segmented 3 pictures" in capsys.readouterr().out
-
-
 def test_a_bad_picture_does_not_stop_the_others(here, weights, capsys):
     bad_pictures("in")
     assert main(["predict", "in/empty.jpg", "in/text.jpg", "--weights", weights]) == 2
@@ -162,25 +150,6 @@ def test_no_room_on_the_disk(here, weights, capsys):
         err = capsys.readouterr().err
         assert re.fullmatch(r"fcnfast: error: out/[^\n]*: File too large\n", err)
         assert contents(".").keys() == {*names} and not Path("out").exists()
-
-
-def test_a_network_and_its_predictions_score_the_same(here, weights, capsys):
-    camvid_like("data")
-    assert main(["predict", "data/val", "--weights", weights]) == 0
-    capsys.readouterr()
-    of_data = ["--dataset", "folder", "--data-path", "data", "--split", "val"]
-    assert main(["evaluate", "--predictions", "out/labels", *of_data, "--json", "p.json"]) == 0
-    from_files, err = capsys.readouterr()
-    assert err == ""
-    model = ["--weights", weights, "--device", "cpu"]
-    assert main(["evaluate", *model, *of_data, "--json", "new/m.json"]) == 0
-    assert capsys.readouterr().out == from_files
-    for name in (*CAMVID.names, "pixel accuracy", "mean accuracy", "mean IU", "frequency"):
-        assert name in from_files
-    scores = json.loads(Path("p.json").read_text())
-    assert scores == json.loads(Path("new/m.json").read_text())
-    assert scores["pictures"] == 2
-    assert np.sum(scores["confusion"]) == 2 * 36 * 48
 
 
 def test_scores_of_perfect_predictions_through_a_link_and_a_pipe(here):

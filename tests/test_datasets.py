@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -143,11 +142,9 @@ def make_camvid(root):
         labels = stored([*range(12)], k)
         mask(root / f"{split}annot" / f"{name}.png", labels)
         truth[name] = np.where(labels == 11, 255, labels)
-    for split, names in (("train", ("0001TP_1", "0006R0_2")), ("val", ("b",))):
-        rows = (
-            f"/SegNet/CamVid/{split}/{n}.png /SegNet/CamVid/{split}annot/{n}.png" for n in names
-        )
-        lines(root / f"{split}.txt", *rows)
+    row = "/a b/CamVid/{0}/{1}.png /a b/CamVid/{0}annot/{1}.png"
+    lines(root / "train.txt", row.format("train", "0001TP_1"), row.format("train", "0006R0_2"))
+    lines(root / "val.txt", row.format("val", "b"))
     return truth
 
 
@@ -457,21 +454,14 @@ def test_cityscapes_train_ids(tmp_path):
 
 def test_camvid_lists(tmp_path):
     make_camvid(tmp_path)
-    for folder in ("train", "trainannot"):
-        shutil.copy(tmp_path / folder / "0006R0_2.png", tmp_path / folder / "one of two.png")
-    row = "/SegNet/CamVid/train/{0}.png /x/trainannot/{0}.png"
-    for listed, found in (
-        (row.format("0006R0_2"), "0006R0_2"),
-        ("/a b/train/one of two.png /a b/trainannot/one of two.png", "one of two"),
-        (row.format("gone"), r"train\.txt: no picture for gone"),
-        ("train/0006R0_2.png", "not a picture and its labels"),
-    ):
+    told = {
+        "train/a.png /x/trainannot/a.png": "train.txt: no picture for a",
+        "train/a.png": "not a pic",
+    }
+    for listed, message in told.items():
         lines(tmp_path / "train.txt", listed)
-        if found in listed:
-            assert open_dataset("camvid", tmp_path, "train").names == [found]
-        else:
-            with pytest.raises(DatasetError, match=found):
-                open_dataset("camvid", tmp_path, "train")
+        with pytest.raises(DatasetError, match=message):
+            open_dataset("camvid", tmp_path, "train")
 
 
 @pytest.mark.parametrize(

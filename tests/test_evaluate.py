@@ -8,7 +8,6 @@ from torch import nn
 
 from fcnfast.data.classes import ClassTable
 from fcnfast.data.folder import Sample, open_folder
-from fcnfast.data.images import shrink
 from fcnfast.data.labels import write_labels
 from fcnfast.errors import DatasetError, ImageError, LabelError
 from fcnfast.evaluate import evaluate_folder, evaluate_model, evaluate_oracle, scores_as_json
@@ -101,15 +100,6 @@ def test_every_pixel_is_counted_whatever_the_batch(batch_size, training):
     assert model.was_training == {False} and model.training == training
     if batch_size == 2:  # only neighbors of one size share a batch
         assert model.batches == [(2, 3, 4, 5), (1, 3, 4, 5), (1, 3, 7, 3), (1, 3, 4, 5)]
-
-
-def test_a_shrunk_picture_is_scored_at_its_own_size():
-    model, pair = Reader(), random_pair(8, 10, 3)
-    matrix = evaluate_model(model, Listed(pair), max_size=5)
-    assert model.batches == [(1, 3, 4, 5)]
-    seen = np.asarray(shrink(Listed(pair)[0].image, 5))[..., 0]
-    guess = seen.repeat(2, axis=0).repeat(2, axis=1)
-    assert np.array_equal(matrix.matrix, counted([(guess, pair[1])]))
 
 
 @pytest.mark.parametrize(

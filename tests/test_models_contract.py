@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import re
 
 import pytest
 import torch
@@ -99,17 +98,6 @@ def test_new_networks_start_as_they_should(name):
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (settings.mean, settings.std))
     assert torch.allclose(x[:, :3], (shown * settings.scale - mean) / std, atol=1e-5)
     assert model.default_preprocessing == settings
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if re.search(r"fcn\d+s_", name)])
-@torch.no_grad()
-def test_names_say_the_stride_of_the_scores(name):
-    model = create_model(name).eval()
-    sizes = [
-        model.score_maps(torch.zeros(1, model.channels, 32, 32 * n))["out"].scores.shape[3]
-        for n in (2, 4)
-    ]
-    assert f"fcn{64 // (sizes[1] - sizes[0])}s_" in name
 
 
 def test_counts_of_parameters(monkeypatch):

@@ -55,9 +55,6 @@ class Page(HTMLParser):
     def handle_data(self, data):
         self.texts.append(data)
 
-    def count(self, kind):
-        return [tag for tag, _ in self.tags].count(kind)
-
     def images(self, alt):
         """The pictures of one kind, decoded."""
         uris = [of["src"] for tag, of in self.tags if tag == "img" and of["alt"] == alt]
@@ -178,7 +175,7 @@ def test_many_classes_stay_small(tmp_path):
     matrix = ConfusionMatrix(count)
     matrix.matrix += np.eye(count, dtype=np.int64) * 99999 + 1
     found = page(tmp_path, table(*(f"a class {k}" for k in range(count))), matrix=matrix)
-    assert found.count("rect") == count
+    assert [tag for tag, _ in found.tags].count("rect") == count
     assert len(found.content) < 200_000
 
 
@@ -249,7 +246,6 @@ def test_plots_of_several_runs(here, capsys):
         ("step,value\n1,2\n", r"not the log of a run: it needs .* and has step, value"),
         ("iteration,epoch\n1,2\n", "not the log of a run"),
         (f"{HEADER}1,1,0.1,2,3,\n2,1,0.1,nan,3,\n", "line 3: loss is 'nan', not a finite number"),
-        (f"{HEADER}1,1,0.1,inf,3,\n", "line 2: loss is 'inf', not a finite number"),
         (f"{HEADER}x,1,0.1,2,3,\n", "line 2: iteration is 'x', not a finite number"),
         (f"{HEADER}1,1,fast\n", "line 2: lr is 'fast', not a finite number"),
         ("\0\0\n1\n", r"a/log\.csv: not "),

@@ -60,11 +60,7 @@ def test_a_run_starts_from_the_settings_of_another(scenes, tmp_path):
     again = make_settings({"output_dir": "b"}, str(path))
     assert again == replace(first, output_dir="b")
     assert make_settings({"epochs": 2}, str(path)).iterations == 0
-    for content, message in (
-        ("{", "not a JSON"),
-        ("3", "not the settings"),
-        ('{"rate": 1}', "rate"),
-    ):
+    for content, message in {"{": "not a JSON", "3": "not the set", '{"rate": 1}': "rate"}.items():
         path.write_text(content)
         with pytest.raises(InputError, match=message):
             make_settings({}, str(path))

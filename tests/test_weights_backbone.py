@@ -219,19 +219,6 @@ def test_a_trunk_alone_tells_that_it_is_one(tmp_path, name):
     assert backbone(name, path).load_report.missing == ("score.weight", "score.bias")
 
 
-def test_half_a_head_is_of_another_network(tmp_path):
-    """Other heads of mmsegmentation end in the same layer; what comes before it differs."""
-    state = fcnfast.create_model("fcn_resnet50_mmseg").state_dict()
-    save(tmp_path / "net", {k: v for k, v in state.items() if "decode_head.convs" not in k})
-    with pytest.raises(WeightsError, match="has no 'decode_head.convs.0.conv.weight'"):
-        fcnfast.load_model(tmp_path / "net")
-    # A deeper network has all the layers of a shallower one.
-    state = fcnfast.create_model("fcn_resnet50").state_dict()
-    state["backbone.layer3.22.conv3.weight"] = torch.zeros(1)
-    with pytest.raises(WeightsError, match=r"holds 'backbone\.layer3\.22\.conv3\.weight'"):
-        fcnfast.create_model("fcn_resnet50", weights=save(tmp_path / "net", state))
-
-
 def test_layers_of_no_network_are_shown_beside_the_nearest(tmp_path):
     model = fcnfast.create_model("fcn8s_resnet34")
     state = {f"block{k}.w": value for k, value in enumerate(model.state_dict().values())}
