@@ -1,6 +1,7 @@
 """What the tests of pictures and networks share: small weights, pictures, files."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,16 @@ def randomize_scores(model: nn.Module) -> nn.Module:
             nn.init.normal_(layer.weight)
             nn.init.normal_(layer.bias)
     return model
+
+
+class Runs:
+    """A pickle of this calls a function when it is loaded."""
+
+    def __init__(self, function: Callable, *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.call
 
 
 def make_photo(height: int = 36, width: int = 48, seed: int = 0) -> Image.Image:

@@ -19,7 +19,7 @@ from fcnfast.data.folder import demo_scene, open_folder
 from fcnfast.data.labels import read_labels, write_labels
 from fcnfast.data.tables import CAMVID
 from fcnfast.evaluate import evaluate_model
-from tests.model_tools import ROOT, contents, make_photo, make_scene
+from tests.model_tools import ROOT, Runs, contents, make_photo, make_scene
 from tests.test_images import fail, full_disk
 from tests.test_labels import png
 
@@ -45,11 +45,6 @@ def camvid_like(root, count=2):
         image, labels = make_scene(number)
         image.save(Path(root, "val", f"s{number}.png"))
         write_labels(Path(root, "valannot", f"s{number}.png"), labels, CAMVID.palette)
-
-
-class MadeByThePickle:
-    def __reduce__(self):
-        return open, ("made-by-the-pickle", "w")
 
 
 def bad_pictures(folder):
@@ -119,7 +114,7 @@ def test_mistakes_of_predict(weights, refused, arguments, says):
     Path("folder").mkdir()
     Path("file").write_text("in the way")
     Path("cut.safetensors").write_bytes(Path(weights).read_bytes()[:-100])
-    Path("model.pth").write_bytes(pickle.dumps({"model": MadeByThePickle()}))
+    Path("model.pth").write_bytes(pickle.dumps({"model": Runs(open, "made", "w")}))
     given = [] if "--weights" in arguments else ["--weights", weights]
     refused("predict", *arguments.split(), *given, says=says)
 

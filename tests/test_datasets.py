@@ -14,18 +14,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from fcnfast import data
 from fcnfast.cli import main
-from fcnfast.data import (
-    collate,
-    nyud,
-    open_dataset,
-    pascal_context,
-    siftflow,
-    train_transform,
-    voc,
-    voc_palette,
-    write_labels,
-)
 from fcnfast.data.tables import PASCAL_CONTEXT_59
 from fcnfast.errors import DatasetError, LabelError
 from fcnfast.train import TrainSettings, start
@@ -54,7 +44,7 @@ def stored(values, seed, dtype=np.uint8):
 def mask(path, labels, palette=False):
     image = Image.fromarray(labels)
     if palette:
-        image.putpalette([channel for color in voc_palette(256) for channel in color])
+        image.putpalette([channel for color in data.voc_palette(256) for channel in color])
     image.save(below(path))
 
 
@@ -213,7 +203,7 @@ def test_check_train_and_evaluate(name, tmp_path, monkeypatch, capsys):
     make, classes = MINIATURES[name]
     truth = make(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    val = open_dataset(name, "data", "val")
+    val = data.open_dataset(name, "data", "val")
     assert len(val.table) == classes
     pixels = np.zeros(classes)
     for _, labels, called in val:
@@ -222,7 +212,7 @@ def test_check_train_and_evaluate(name, tmp_path, monkeypatch, capsys):
         pixels += np.bincount(labels[labels != 255], minlength=classes)
         # A prediction that takes class 1 for class 0 and is right elsewhere.
         guess = np.where((labels == 1) | (labels == 255), 0, labels).astype(np.uint8)
-        write_labels(below(Path("guess", f"{called}.png")), guess, ())
+        data.write_labels(below(Path("guess", f"{called}.png")), guess, ())
 
     assert main(["check", "data", "--dataset", name, "-j", "0"]) == 0
     out, err = capsys.readouterr()
@@ -230,12 +220,12 @@ def test_check_train_and_evaluate(name, tmp_path, monkeypatch, capsys):
     assert re.search(rf"pictures?; width x height: {SIZE[1]}x{SIZE[0]}", out)
 
     def scores(*arguments):
-        assert main(["evaluate", *data, *arguments, "--json", "s.json"]) == 0
+        assert main(["evaluate", *given, *arguments, "--json", "s.json"]) == 0
         return json.loads(Path("s.json").read_text())
 
-    data = ["--dataset", name, "--data-path", "data"]
+    given = ["--dataset", name, "--data-path", "data"]
     small = ["--epochs", "1", "-b", "1", "--crop-size", "64", "--val-freq", "5", "-j", "0"]
-    assert main(["train", *data, "--output-dir", "run", *small, "--device", "cpu"]) == 0
+    assert main(["train", *given, "--output-dir", "run", *small, "--device", "cpu"]) == 0
     of_network = scores("--weights", "run/best.safetensors", "--device", "cpu")
     assert np.sum(of_network["confusion"], axis=1).tolist() == pixels.tolist()
 
@@ -267,12 +257,12 @@ LISTS = Path("ImageSets", "Segmentation")
 
 def test_sbd(devkit):
     home = devkit.parent / "benchmark_RELEASE" / "dataset"
-    dataset = voc(home, "train")
+    dataset = data.voc(home, "train")
     assert dataset.names == ["2008_000002", "2008_000007"]
     np.testing.assert_array_equal(dataset[0].labels, stored([*range(21)], 0))
-    assert voc(home, "sbd-val").names == ["2010_000008", "2012_000004"]
+    assert data.voc(home, "sbd-val").names == ["2010_000008", "2012_000004"]
     # VOC's train and SBD's, without VOC's val; VOC's own labels count before SBD's.
-    dataset = voc(devkit.parent, "trainaug")
+    dataset = data.voc(devkit.parent, "trainaug")
     assert dataset.names == ["2008_000002", "2008_000007", "2010_000008", "2011_000003"]
     assert [path.suffix for _, path in dataset.samples] == [".png", ".mat", ".mat", ".png"]
     assert [len(sample.labels) for sample in dataset] == [SIZE[0]] * 4
@@ -283,7 +273,7 @@ def test_seg11valid_and_overlaps(devkit, monkeypatch, capsys):
     (devkit / "VOC2012").rename(devkit / "VOC2011")
     names = ("2012_000004", "2008_000002", "2007_000032")
     lines(devkit / "VOC2011" / LISTS / "val.txt", *names)
-    assert voc(devkit.parent, "seg11valid").names == ["2007_000032", "2012_000004"]
+    assert data.voc(devkit.parent, "seg11valid").names == ["2007_000032", "2012_000004"]
     arguments = ["train", "--dataset", "voc", "--data-path", ".", "--output-dir", "run"]
     assert main([*arguments, "--split", "sbd-train"]) == 2
     told = "1 of its pictures are also in the training list: 2008_000002"
@@ -298,17 +288,17 @@ def test_aug_lists_of_two_columns(tmp_path):
     names = ["2009_000009", "2011_000003"]
     rows = [f"/JPEGImages/{n}.jpg /SegmentationClassAug/{n}.png" for n in names]
     lines(home / LISTS / "train_aug.txt", *rows)
-    assert voc(home, "train_aug").names == names
+    assert data.voc(home, "train_aug").names == names
     lines(home / LISTS / "aug.txt", "2009_000009")
-    assert voc(home, "train+aug").names == ["2008_000002", *names]
+    assert data.voc(home, "train+aug").names == ["2008_000002", *names]
     lines(tmp_path / "mine.txt", "2009_000009")
-    assert voc(home, str(tmp_path / "mine.txt")).names == ["2009_000009"]
+    assert data.voc(home, str(tmp_path / "mine.txt")).names == ["2009_000009"]
     (home / "SegmentationClass").rename(home / "Other")
-    assert len(open_dataset("voc", home, "train", labels="Other")) == 2
+    assert len(data.open_dataset("voc", home, "train", labels="Other")) == 2
     with pytest.raises(DatasetError, match="--dataset vok: not one of voc"):
-        open_dataset("vok", home, "train")
+        data.open_dataset("vok", home, "train")
     with pytest.raises(DatasetError, match="--labels-dir x: nyud keeps"):
-        open_dataset("nyud", home, "train", labels="x")
+        data.open_dataset("nyud", home, "train", labels="x")
 
 
 @pytest.mark.parametrize(
@@ -328,7 +318,7 @@ def test_names_in_lists(stored, listed, tmp_path):
     photo(home / "JPEGImages" / f"{stored}.jpg", 1)
     mask(home / "SegmentationClass" / f"{stored}.png", np.ones(SIZE, np.uint8), palette=True)
     lines(home / LISTS / "mine.txt", listed)
-    (sample,) = voc(tmp_path, "mine")
+    (sample,) = data.voc(tmp_path, "mine")
     assert (sample.labels == 1).all()
 
 
@@ -338,7 +328,7 @@ def test_what_voc_lacks_is_named(tmp_path):
 
     def refused(root, split, message):
         with pytest.raises(DatasetError, match=message):
-            voc(root, split)
+            data.voc(root, split)
 
     refused(tmp_path, "test", r"test\.txt: no such list: it has train, val")
     refused(tmp_path, "sbd-train", "needs SBD")
@@ -353,17 +343,17 @@ def test_what_voc_lacks_is_named(tmp_path):
 
 def test_nyud_modalities_and_joined_lists(tmp_path, monkeypatch):
     make_nyud(tmp_path)
-    assert len(nyud(tmp_path, "trainval")) == 4
-    depth = nyud(tmp_path, "train", modality="depth")[0].image
+    assert len(data.nyud(tmp_path, "trainval")) == 4
+    depth = data.nyud(tmp_path, "train", modality="depth")[0].image
     assert depth.mode == "F" and np.asarray(depth).max() == 2550
-    hha = open_dataset("nyud-hha", tmp_path, "train")[0].image
+    hha = data.open_dataset("nyud-hha", tmp_path, "train")[0].image
     with Image.open(tmp_path / "nyud" / "data" / "hha" / "img_5001.png") as image:
         np.testing.assert_array_equal(np.asarray(hha), np.asarray(image))
     with pytest.raises(ValueError, match="modality"):
-        nyud(tmp_path, modality="color+depth")
+        data.nyud(tmp_path, modality="color+depth")
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(ValueError, match=r"needs scipy: pip install 'fcnfast\[data\]'"):
-        nyud(tmp_path)[0]
+        data.nyud(tmp_path)[0]
 
 
 def test_the_official_file_of_nyud(tmp_path):
@@ -375,28 +365,28 @@ def test_the_official_file_of_nyud(tmp_path):
         file["images"] = images.transpose(0, 3, 2, 1)
         file["labels"], file["depths"] = labels.transpose(0, 2, 1), depths.transpose(0, 2, 1)
     with pytest.raises(DatasetError, match=r"splits\.mat: is needed"):
-        nyud(tmp_path, "test")
+        data.nyud(tmp_path, "test")
     mat(tmp_path / "splits.mat", trainNdxs=[[1], [3]], testNdxs=[[2]])
     forty = chance.integers(1, 41, (1, 894))
     mat(tmp_path / "classMapping40.mat", mapClass=forty, className=["x"])
-    dataset = nyud(tmp_path, "trainval")
+    dataset = data.nyud(tmp_path, "trainval")
     assert dataset.names == ["5001", "5003"]
     image, read, _ = dataset[1]
     np.testing.assert_array_equal(np.asarray(image), images[2])
     expected = np.where(labels[2] == 0, 255, forty[0][labels[2].astype(int) - 1] - 1)
     np.testing.assert_array_equal(read, expected)
     assert dataset.size(0) == SIZE[::-1]
-    depth = nyud(tmp_path, "test", modality="depth")[0].image
+    depth = data.nyud(tmp_path, "test", modality="depth")[0].image
     np.testing.assert_allclose(np.asarray(depth), 1000 * depths[1])
     with pytest.raises(DatasetError, match="no modality 'hha'"):
-        nyud(tmp_path, "test", modality="hha")
+        data.nyud(tmp_path, "test", modality="hha")
 
 
 def test_the_two_targets_of_siftflow(tmp_path):
     make_siftflow(tmp_path)
-    both = siftflow(tmp_path, "test")
-    semantic = siftflow(tmp_path, "test", target="semantic")
-    geometric = siftflow(tmp_path, "test", target="geometric")
+    both = data.siftflow(tmp_path, "test")
+    semantic = data.siftflow(tmp_path, "test", target="semantic")
+    geometric = data.siftflow(tmp_path, "test", target="geometric")
     assert both.heads == ("out", "geo")
     expected = stored([-1, 1, 2, 3], 1, np.int16)
     expected = np.where(expected == -1, 255, expected - 1)
@@ -404,13 +394,14 @@ def test_the_two_targets_of_siftflow(tmp_path):
     np.testing.assert_array_equal(both[0].labels[..., 0], semantic[0].labels)
     np.testing.assert_array_equal(both[0].labels[..., 1], expected)
     assert geometric.table.names == ("sky", "horizontal", "vertical")
-    dataset = siftflow(tmp_path, "trainval", transform=train_transform(24))  # in anyone's loop
-    (batch,) = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=collate)
+    crops = data.train_transform(24)
+    dataset = data.siftflow(tmp_path, "trainval", transform=crops)  # in anyone's loop
+    (batch,) = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=data.collate)
     assert [tuple(part.shape) for part in batch] == [(2, 3, 24, 24), (2, 24, 24, 2)]
     assert dataset[0][1].dtype == torch.uint8
-    assert siftflow(tmp_path).names == ["coast_a1", "street_c3"]
+    assert data.siftflow(tmp_path).names == ["coast_a1", "street_c3"]
     (tmp_path / "trainval.txt").unlink()  # then all but the test pictures
-    assert siftflow(tmp_path).names == ["coast_a1", "street_c3"]
+    assert data.siftflow(tmp_path).names == ["coast_a1", "street_c3"]
 
 
 def test_a_network_of_two_heads_learns_from_both(tmp_path, monkeypatch):
@@ -428,15 +419,15 @@ def test_a_network_of_two_heads_learns_from_both(tmp_path, monkeypatch):
 
 def test_other_forms_of_pascal_context(tmp_path):
     truth = make_context(tmp_path)["2008_000002"]
-    found = pascal_context(tmp_path, table=PASCAL_CONTEXT_59)[0].labels
+    found = data.pascal_context(tmp_path, table=PASCAL_CONTEXT_59)[0].labels
     np.testing.assert_array_equal(found, np.where(truth == 0, 255, truth - 1))
     path = tmp_path / "context" / "labels.txt"
     path.write_text(path.read_text().replace("keyboard", "keys"))
     with pytest.raises(DatasetError, match=r"labels\.txt: has no class 'keyboard'"):
-        pascal_context(tmp_path)
+        data.pascal_context(tmp_path)
     labels = stored([*range(60)], 5)  # pictures, for which no list of names is needed
     mask(tmp_path / "VOC2010" / "SegmentationClassContext" / "2008_000002.png", labels)
-    np.testing.assert_array_equal(pascal_context(tmp_path)[0].labels, labels)
+    np.testing.assert_array_equal(data.pascal_context(tmp_path)[0].labels, labels)
 
 
 def test_cityscapes_train_ids(tmp_path):
@@ -446,10 +437,10 @@ def test_cityscapes_train_ids(tmp_path):
         path.unlink()
     labels = stored([*range(19), 255], 0)
     mask(place / "aachen_000000_000019_gtFine_labelTrainIds.png", labels)
-    found = open_dataset("cityscapes", tmp_path, "train")[0].labels
+    found = data.open_dataset("cityscapes", tmp_path, "train")[0].labels
     np.testing.assert_array_equal(found, labels)
     with pytest.raises(DatasetError, match=r"test: no CITY/\*_leftImg8bit\.png"):
-        open_dataset("cityscapes", tmp_path, "test")
+        data.open_dataset("cityscapes", tmp_path, "test")
 
 
 def test_camvid_lists(tmp_path):
@@ -461,7 +452,7 @@ def test_camvid_lists(tmp_path):
     for listed, message in told.items():
         lines(tmp_path / "train.txt", listed)
         with pytest.raises(DatasetError, match=message):
-            open_dataset("camvid", tmp_path, "train")
+            data.open_dataset("camvid", tmp_path, "train")
 
 
 @pytest.mark.parametrize(
@@ -484,4 +475,4 @@ def test_mat_files_without_labels(tmp_path, content, reason):
     else:
         mat(path, **content)
     with pytest.raises(LabelError, match=rf"img_5001\.mat: .*{reason}"):
-        nyud(tmp_path)[0]
+        data.nyud(tmp_path)[0]

@@ -117,13 +117,7 @@ def inner_error(out, image):
     return (out - image)[inside].abs().max().item()
 
 
-def case(name, options):
-    return pytest.param(
-        name, options, id="-".join([name, *(f"{k}={v}" for k, v in options.items())])
-    )
-
-
-@pytest.mark.parametrize(("name", "options"), [case(*variant) for variant in VARIANTS])
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_no_stream_is_misaligned(name, options):
     model = make_linear(create_model(name, num_classes=1, **options))
     weigh_streams(model)

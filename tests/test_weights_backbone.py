@@ -15,7 +15,6 @@ from fcnfast.models.table import MODELS
 from tests.foreign_nets import GoogLeNet
 from tests.foreign_torch_nets import alexnet, vgg16
 from tests.weights_tools import new_model, same, weights
-from tests.wire_tools import caffemodel
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -43,19 +42,6 @@ def test_timms_vgg16(tmp_path):
     assert set(report.dropped) == {"head.fc.weight", "head.fc.bias"} and not report.unexpected
     assert torch.equal(model.fc6.weight, state["pre_logits.fc1.weight"])
     assert model.preprocessing == IMAGENET and not model.score_fr.weight.any()
-
-
-def test_a_classifier_of_caffe(tmp_path):
-    path = tmp_path / "VGG_ILSVRC_16_layers.caffemodel"
-    trunk = {k: v for k, v in weights().items() if "score" not in k}
-    path.write_bytes(
-        caffemodel(trunk | {"fc8.weight": torch.ones(9, 13)}, generation=1, legacy=True)
-    )
-    model = backbone("siftflow_fcn32s_vgg16", path)
-    assert len(model.load_report.loaded) == 30
-    assert model.load_report.dropped == {"fc8.weight": "the classifier's own scores"}
-    assert torch.equal(model.fc7.weight, trunk["fc7.weight"])
-    assert model.preprocessing.mean == (114.578, 115.294, 108.353)  # the network's own
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101])
