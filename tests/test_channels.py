@@ -10,11 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fcnfast import Segmenter, create_model, load_model, save_model
+from fcnfast import InputError, Segmenter, create_model, load_model, save_model
 from fcnfast.cli import main
 from fcnfast.data import open_dataset, train_transform
 from fcnfast.data.images import read_image, rgbx
-from fcnfast.errors import InputError
 from fcnfast.models import CAFFE
 from fcnfast.train import TrainSettings, start
 from tests.model_tools import narrow_trunks

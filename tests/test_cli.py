@@ -13,12 +13,9 @@ import pytest
 from PIL import Image
 
 import fcnfast.cli.commands
-from fcnfast import __version__
+from fcnfast import CAMVID, __version__, evaluate_model
 from fcnfast.cli import main
-from fcnfast.data.folder import demo_scene, open_folder
-from fcnfast.data.labels import read_labels, write_labels
-from fcnfast.data.tables import CAMVID
-from fcnfast.evaluate import evaluate_model
+from fcnfast.data import demo_scene, open_folder, read_labels, write_labels
 from tests.model_tools import ROOT, Runs, contents, make_photo, make_scene
 from tests.test_images import fail, full_disk
 from tests.test_labels import png

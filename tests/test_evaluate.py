@@ -6,13 +6,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from fcnfast.data.classes import ClassTable
-from fcnfast.data.folder import Sample, open_folder
-from fcnfast.data.labels import write_labels
+from fcnfast import ClassTable, ConfusionMatrix, SamplingGrid
+from fcnfast.data import Sample, open_folder, write_labels
 from fcnfast.errors import DatasetError, ImageError, LabelError
 from fcnfast.evaluate import evaluate_folder, evaluate_model, evaluate_oracle, scores_as_json
-from fcnfast.geometry import SamplingGrid
-from fcnfast.metrics import ConfusionMatrix
 from fcnfast.models.base import ScoreMap
 from tests.model_tools import make_photo
 from tests.test_images import fail

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcnfast import CAMVID, evaluate_folder
 from fcnfast.cli import main
 from fcnfast.data.folder import open_folder, passed_over
-from fcnfast.data.tables import CAMVID
 from fcnfast.errors import DatasetError, LabelError
-from fcnfast.evaluate import evaluate_folder
 from tests.model_tools import make_photo
 
 

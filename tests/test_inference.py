@@ -12,13 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torch import nn
 
+from fcnfast import ConfusionMatrix, SamplingGrid, create_model, evaluate_model, save_model
 from fcnfast.data.folder import Sample
 from fcnfast.errors import ImageError
-from fcnfast.evaluate import evaluate_model
-from fcnfast.geometry import SamplingGrid
 from fcnfast.inference import BAND, Views, blended_labels, probability_file
-from fcnfast.metrics import ConfusionMatrix
-from fcnfast.models import create_model, save_model
 from fcnfast.models.base import ScoreMap
 from fcnfast.reference import upsample
 from fcnfast.segment import Segmenter, segment_files

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import fcnfast
-from fcnfast import reference
-from fcnfast.models import create_model
+from fcnfast import create_model, reference
 from fcnfast.models.vgg import FullyConnected
 from tests.model_tools import randomize_scores
 from tests.op_tools import allocations

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fcnfast.data import CAMVID
-from fcnfast.models import create_model
+from fcnfast import CAMVID, create_model
 from fcnfast.models.surgery import expand_input, expand_score, refine, transplant
 from tests.model_tools import randomize_scores
 

@@ -19,11 +19,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fcnfast import ConfusionMatrix, InputError
 from fcnfast.cli import main
 from fcnfast.data import ClassTable, Sample, voc_palette
-from fcnfast.errors import InputError
 from fcnfast.evaluate import scores_as_json
-from fcnfast.metrics import ConfusionMatrix
 from fcnfast.plot import Curves, drawn, plot_runs, read_curves
 from fcnfast.report import Gallery, write_report
 from tests.model_tools import make_photo, write_small_weights

@@ -12,15 +12,13 @@ import torch
 from PIL import Image
 
 import fcnfast.segment
-from fcnfast.data.classes import ClassTable, voc_palette
+from fcnfast import CAMVID, create_model, save_model
+from fcnfast.data import ClassTable, read_labels, voc_palette
 from fcnfast.data.images import as_photo, shrink
-from fcnfast.data.labels import read_labels
 from fcnfast.data.render import add_legend, blend, percent
-from fcnfast.data.tables import CAMVID
 from fcnfast.device import choose_device
 from fcnfast.errors import ImageError, InputError, WeightsError
 from fcnfast.files import output_folders, output_names
-from fcnfast.models import create_model, save_model
 from fcnfast.segment import Segmentation, Segmenter, segment_files
 from tests.model_tools import contents, make_photo, narrow_trunks, write_small_weights
 from tests.test_images import fail

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from fcnfast import evaluate_model, load_model
 from fcnfast.data import CAMVID, write_labels
 from fcnfast.errors import DivergenceError, InputError, WeightsError
-from fcnfast.evaluate import evaluate_model
-from fcnfast.models import load_model
 from fcnfast.train import add_arguments, checkpoint, given, resume, start
 from fcnfast.train.batches import loader
 from fcnfast.train.log import Log

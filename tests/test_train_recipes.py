@@ -8,9 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from fcnfast import train
-from fcnfast.data import open_dataset
-from fcnfast.errors import InputError
+from fcnfast import InputError, open_dataset, train
 from fcnfast.models import create_model, list_models, vgg
 from tests.train_tools import batch, final_state, rows, same, small
 
