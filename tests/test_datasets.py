@@ -18,8 +18,6 @@ from fcnfast import data
 from fcnfast.cli import main
 from fcnfast.data.tables import PASCAL_CONTEXT_59
 from fcnfast.errors import DatasetError, LabelError
-from fcnfast.train import TrainSettings, start
-from tests.model_tools import narrow_trunks
 
 SIZE = (40, 48)
 
@@ -402,19 +400,6 @@ def test_the_two_targets_of_siftflow(tmp_path):
     assert data.siftflow(tmp_path).names == ["coast_a1", "street_c3"]
     (tmp_path / "trainval.txt").unlink()  # then all but the test pictures
     assert data.siftflow(tmp_path).names == ["coast_a1", "street_c3"]
-
-
-def test_a_network_of_two_heads_learns_from_both(tmp_path, monkeypatch):
-    narrow_trunks(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    make_siftflow(Path("data"))
-    names = {"data_path": "data", "dataset": "siftflow", "model": "siftflow_fcn8s_vgg16"}
-    small = {"crop_size": 40, "batch_size": 1, "epochs": 1, "workers": 0, "device": "cpu"}
-    run = start(TrainSettings(**names, **small, output_dir="run", val_split=""))
-    weights = {n: p.clone() for n, p in run.model.named_parameters() if "score_fr" in n}
-    run.train(progress=False)
-    for name in ("score_fr_sem.weight", "score_fr_geo.weight"):
-        assert not torch.equal(weights[name], run.model.state_dict()[name])
 
 
 def test_other_forms_of_pascal_context(tmp_path):

@@ -18,7 +18,6 @@ from fcnfast.data import CAMVID, write_labels
 from fcnfast.errors import DivergenceError, InputError, WeightsError
 from fcnfast.train import add_arguments, checkpoint, given, resume, start
 from fcnfast.train.batches import loader
-from fcnfast.train.log import Log
 from tests.model_tools import Runs
 from tests.train_tools import batch, final_state, rows, same, small, stopped_after, untimed
 
@@ -33,11 +32,12 @@ def test_a_run_learns_and_keeps_what_describes_it(scenes, tmp_path):
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["lr"] == 0.03
     scored = [row for row in rows(tmp_path / "run") if row["val_mean_iu"]]
     assert [row["iteration"] for row in scored] == ["45", "90"]
-    val = resume(str(tmp_path / "run"), {}).val
+    run = resume(str(tmp_path / "run"), {})
+    assert same(load_model(tmp_path / "run" / "checkpoint.pt").state_dict(), run.model.state_dict())
     expected = scored[-1]["val_mean_iu"], max(row["val_mean_iu"] for row in scored)
     for name, said in zip(("last", "best"), expected, strict=True):
         model = load_model(tmp_path / "run" / f"{name}.safetensors")
-        assert f"{evaluate_model(model, val).scores().mean_iu:.4f}" == said
+        assert f"{evaluate_model(model, run.val).scores().mean_iu:.4f}" == said
         assert model.table.names == CAMVID.names
 
 
@@ -314,22 +314,6 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         checkpoint.save(path, {"iteration": 2})
     assert checkpoint.load(path)["iteration"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
-
-
-def test_the_log_goes_on_without_rows_behind_the_checkpoint(tmp_path):
-    path = tmp_path / "log.csv"
-    log = Log(tmp_path, 0)
-    for iteration in (10, 20, 30):
-        row = {"iteration": iteration, "epoch": 1, "lr": 0.1, "loss": 2.0}
-        log.write(row | {"seconds": iteration / 10})
-    log.close()
-    path.write_text(path.read_text() + "40,1,0.")  # a killed run's last row
-    log = Log(tmp_path, 20)
-    assert log.seconds == 2.0
-    log.write({"iteration": 30, "epoch": 2, "lr": 0.1, "loss": 1.0, "seconds": 3.5})
-    log.close()
-    found = [(row["iteration"], row["loss"]) for row in rows(tmp_path)]
-    assert found == [("10", "2.0"), ("20", "2.0"), ("30", "1.0")]
 
 
 def test_the_weights_say_up_to_which_size_the_network_learned(scenes, tmp_path):

@@ -251,20 +251,3 @@ def test_our_own_files_lack_and_hold_nothing_else(tmp_path):
         write_weights(path, state, type(meta)(**{**vars(meta), "options": options}))
         with pytest.raises(WeightsError, match="net.safetensors: "):
             fcnfast.load_model(path)
-
-
-def test_a_checkpoint_of_a_training_says_what_it_is(tmp_path):
-    model = fcnfast.create_model("fcn4s_light", num_classes=3, widths=(8,) * 5, decoder=8)
-    model.set_preprocessing(Preprocessing((1, 2, 3), max_size=99))
-    network = {"options": model.options, "preprocessing": model.preprocessing.to_json()}
-    content = {
-        "format": "fcnfast checkpoint 1",
-        "settings": {"model": "fcn4s_light"},
-        "network": network,
-        "model": model.state_dict(),
-        "average": {"module.score.bias": torch.ones(3)},
-    }
-    torch.save(content, tmp_path / "checkpoint.pt")
-    again = fcnfast.load_model(tmp_path / "checkpoint.pt")
-    assert again.options == model.options and again.preprocessing == model.preprocessing
-    assert torch.equal(again.score.weight, model.score.weight)

@@ -99,11 +99,9 @@ def test_networks_are_their_definitions(tmp_path, name, saver, define, arguments
 
 
 LAYOUTS = {
-    "V2": {},
     "V2 unpacked": {"packed": False},
     "V2 double": {"double": True},
     "V2 double unpacked": {"double": True, "packed": False},
-    "V1": {"generation": 1, "legacy": True},
     "V1 fully connected": {"generation": 1, "legacy": True, "flat": ("fc6", "fc7")},
     "V1 unpacked": {"generation": 1, "legacy": True, "packed": False},
     "V1 with shapes": {"generation": 1},
