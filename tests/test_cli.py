@@ -69,11 +69,13 @@ def test_a_bad_picture_does_not_stop_the_others(here, weights, capsys):
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 3 and not Path("out").exists()
     photos("in", 2)
+    Path("in/notes.txt").touch()
     assert main(["predict", "in", "missing.jpg", "--weights", weights]) == 1
     out, err = capsys.readouterr()
     assert "Segmented 2 pictures" in out
-    head, *lines = err.splitlines()
+    head, *lines, last = err.splitlines()
     assert head == "fcnfast: 5 pictures could not be segmented:"
+    assert last == "fcnfast: 1 file skipped, no picture extension: notes.txt"
     said = [r"in/bomb\.png: .*too large", r"in/cut\.jpg: .*damaged", r"in/empty\.jpg: .*empty"]
     said += [r"in/text\.jpg: .*not a picture", r"missing\.jpg: .*no such file"]
     for line, reason in zip(lines, said, strict=True):

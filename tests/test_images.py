@@ -296,18 +296,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         write_image(tmp_path / "a.xyz", make_photo())
 
 
+HERE = ["a.png", "b.JPG", "x[1].png", "y.jfif", "z.MPO"]
+
+
 @pytest.fixture
 def folder(tmp_path):
-    for name in (
-        "b.JPG",
-        "a.png",
-        "y.jfif",
-        "z.MPO",
-        "notes.txt",
-        ".hidden.png",
-        "sub/c.webp",
-        "x[1].png",
-    ):
+    for name in (*HERE, "notes.txt", ".hidden.png", "sub/c.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "none").mkdir()
@@ -318,7 +312,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize(
     ("specs", "found"),
     [
-        ([""], ["a.png", "b.JPG", "x[1].png", "y.jfif", "z.MPO"]),
+        ([""], HERE),
         (["*.png"], ["a.png", "x[1].png"]),
         (["x[1].png"], ["x[1].png"]),
         (["**"], ["a.png", "b.JPG", "sub/c.webp", "x[1].png", "y.jfif", "z.MPO"]),

@@ -63,35 +63,30 @@ def test_update_counts_every_pixel(data, classes):
         assert np.isnan(value) or 0.0 <= value <= 1.0
 
 
-@pytest.mark.parametrize(
-    ("target", "prediction", "message"),
-    [
-        ([3, 0, 3], [0, 0, 0], r"target: value 3 \(pixels: 2\)"),
-        ([254], [0], r"target: value 254 \(pixels: 1\)"),
-        ([0, 0], [0, 7], r"prediction: value 7 \(pixels: 1\)"),
-        ([-1, 0, -1], [0, 0, 0], r"target: value -1 \(pixels: 2\)"),
-        ([0, 300], [0, 0], r"target: value 300 \(pixels: 1\)"),
-        ([0, 0], [0, 0, 0], "shape"),
-        ([0, 0], [0, 0], r"H×W or N×H×W, not \(2,\)"),
-        ([0], [1.5], "prediction must hold integers, not float64"),
-    ],
-)
-def test_bad_labels(target, prediction, message):
-    confusion = ConfusionMatrix(3, trimap=1 if "H×W" in message else None)
-    with pytest.raises(TypeError if "float" in message else ValueError, match=message):
-        confusion.update(np.array(target), np.array(prediction))
-    assert not confusion.matrix.any()
+def updated(target, prediction, **options):
+    matrix = ConfusionMatrix(3, **options)
+    try:
+        matrix.update(np.array(target), np.array(prediction))
+    finally:
+        assert not matrix.matrix.any()  # nothing is added
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
+        (lambda: updated([3, 0, 3], [0, 0, 0]), ValueError, r"target: value 3 \(pixels: 2\)"),
+        (lambda: updated([254], [0]), ValueError, r"target: value 254 \(pixels: 1\)"),
+        (lambda: updated([0, 0], [0, 7]), ValueError, r"prediction: value 7 \(pixels: 1\)"),
+        (lambda: updated([-1, 0, -1], [0, 0, 0]), ValueError, r"target: value -1 \(pixels: 2\)"),
+        (lambda: updated([0, 300], [0, 0]), ValueError, r"target: value 300 \(pixels: 1\)"),
+        (lambda: updated([0, 0], [0, 0, 0]), ValueError, "shape"),
+        (lambda: updated([0], [0], trimap=1), ValueError, r"H×W or N×H×W, not \(1,\)"),
+        (lambda: updated([0], [1.5]), TypeError, "prediction must hold integers, not float64"),
         (lambda: ConfusionMatrix(0), ValueError, "0"),
         (lambda: ConfusionMatrix(256), ValueError, "256"),
         (lambda: ConfusionMatrix(3).scores("both"), ValueError, "'both'"),
         (lambda: ConfusionMatrix(2, ignore_index=None), TypeError, "ignore_index must be an int"),
         (lambda: ConfusionMatrix(3, trimap=0), ValueError, "trimap must be a positive .* not 0"),
-        (lambda: ConfusionMatrix(3, trimap=1.5), ValueError, "trimap must be .* not 1.5"),
         (lambda: ConfusionMatrix(3, trimap=True), ValueError, "trimap must be .* not True"),
         (lambda: format_scores(ConfusionMatrix(3), "ab"), ValueError, "2 names for 3 classes"),
     ],

@@ -13,19 +13,11 @@ from tests.model_tools import randomize_scores
 pytestmark = pytest.mark.usefixtures("narrow")
 
 
-class Classifier(nn.Module):
-    """VGG-16's last layers as an image classifier has them."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv5_3 = nn.Conv2d(9, 10, 3, padding=1)
-        self.fc6 = nn.Linear(10 * 7 * 7, 13)
-        self.fc7 = nn.Linear(13, 13)
-        self.fc8 = nn.Linear(13, 10)
-
-
 def test_fully_connected_layers_become_convolutions():
-    source, target = Classifier(), create_model("fcn32s_vgg16", num_classes=3, dropout=0.0)
+    sizes = {"fc6": (10 * 7 * 7, 13), "fc7": (13, 13), "fc8": (13, 10)}
+    source = nn.ModuleDict({name: nn.Linear(*size) for name, size in sizes.items()})
+    source["conv5_3"] = nn.Conv2d(9, 10, 3, padding=1)
+    target = create_model("fcn32s_vgg16", num_classes=3, dropout=0.0)
     report = transplant(source, target)
     assert report.reshaped == {
         "fc6.weight": ((13, 490), (13, 10, 7, 7)),
@@ -37,7 +29,7 @@ def test_fully_connected_layers_become_convolutions():
     for line in ("6 tensors copied, 2 of them reshaped", "fc6.weight: (13, 490) to (13, 10, 7, 7)"):
         assert line in str(report)
     x = torch.randn(1, 10, 7, 7)
-    there = source.fc7(source.fc6(x.flatten(1)).relu())
+    there = source["fc7"](source["fc6"](x.flatten(1)).relu())
     here = target.fc7(target.fc6(x).relu())
     assert torch.allclose(here.flatten(1), there, atol=1e-6)
 
