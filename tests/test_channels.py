@@ -3,7 +3,6 @@
 import shutil
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from tests.weights_tools import same
 
 
 @pytest.fixture(scope="module")
-def four(scenes, tmp_path_factory) -> Path:
+def four(scenes, tmp_path_factory):
     """The scenes with a fourth channel: 200 where a road is, and 20 elsewhere."""
     root = tmp_path_factory.mktemp("four") / "data"
     shutil.copytree(scenes, root)
@@ -36,7 +35,7 @@ def four(scenes, tmp_path_factory) -> Path:
     return root
 
 
-def rgb_file(folder: Path) -> Path:
+def rgb_file(folder):
     model = create_model("fcn4s_light", num_classes=11, **TINY)
     with torch.no_grad():
         model(model.preprocess(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)))

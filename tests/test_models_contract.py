@@ -189,21 +189,6 @@ def test_learned_upsampling_learns_and_keeps_what_it_learned(tmp_path):
         model.set_upsampling("bicubic")
 
 
-def test_what_is_on_the_meta_device_gets_starting_values():
-    """As when a file has only a part of a network."""
-    options = {"num_classes": 3, "upsampling": "depthwise"}
-    with torch.device("meta"):
-        model = create_model("fcn8s_resnet18", **options)
-    kept = nn.Parameter(torch.full_like(model.score_layer3.weight, 7.0, device="cpu"))
-    model.score_layer3.weight = kept
-    model.materialize()
-    assert model.score_layer3.weight is kept and kept.eq(7).all()
-    assert not model.score_layer3.bias.any()
-    assert model.layer1[0].conv1.weight.std() > 0
-    fresh = create_model("fcn8s_resnet18", **options)
-    assert torch.equal(model.upscore2.weight, fresh.upscore2.weight)
-
-
 def test_activations_and_norms_leave_a_map_its_name():
     model = create_model("fcn32s_alexnet")
     names, width = list(model.fields()), model.fc7.out_channels

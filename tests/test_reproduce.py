@@ -1,9 +1,7 @@
 """docs/reproduce.md: each of its commands and programs runs, for one iteration, in miniature.
 
-The commands are run as they stand, in the page's order and through the real command line, with
-`--iterations 1 -j 0` behind those that train. Data sets are miniatures at the page's own paths, the
-weights files have Caffe's format and the released names. Networks keep all layers, with few
-channels: VGG-16 at its width takes half a gigabyte and seconds a step.
+They run as they stand and in the page's order, on miniatures at its own paths, files of Caffe's
+format under the released names, and networks with all layers and few channels.
 """
 
 import csv

@@ -196,10 +196,9 @@ def test_overlay():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        *(
-            (lambda value=value: result_of([[0]]).overlay(value), "opacity")
-            for value in (-0.1, 1.5, float("nan"), "0.5", True)
-        ),
+        (lambda: result_of([[0]]).overlay(float("nan")), "opacity"),
+        (lambda: result_of([[0]]).overlay("0.5"), "opacity"),
+        (lambda: result_of([[0]]).overlay(True), "opacity"),
         (lambda: blend(make_photo(4, 5), np.zeros((5, 4), np.uint8), CAMVID, 0.5), "picture"),
         (lambda: result_of([[0]]).confidence, "no scores"),
         (lambda: result_of([[0]]).save("out.png"), r"out\.png: save\(\) takes a folder"),
@@ -316,9 +315,9 @@ def test_no_memory_is_told_with_the_way_out(
 
 def test_of_two_files_of_one_stem_none_replaces_the_other(segmenter, tmp_path):
     (tmp_path / "a").mkdir()
-    paths = [
-        save(make_photo(20, 31, k), tmp_path / name) for k, name in enumerate(("p.png", "a/p.png"))
-    ]
+    paths = [tmp_path / "p.png", tmp_path / "a" / "p.png"]
+    for seed, path in enumerate(paths):
+        make_photo(20, 31, seed).save(path)
     report = segment_files(segmenter, paths, tmp_path / "out")
     for path, entry in zip(paths, report.done, strict=True):
         assert entry["input"] == str(path)

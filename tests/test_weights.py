@@ -5,7 +5,6 @@ import json
 import os
 import stat
 import struct
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -26,7 +25,7 @@ META = WeightsMeta(
 DESCRIBED = json.dumps({"format": 1, **vars(META)})
 
 
-def some_tensors() -> dict[str, torch.Tensor]:
+def some_tensors():
     generator = torch.Generator().manual_seed(3)
     return {
         "conv.weight": torch.randn(4, 3, 3, 3, generator=generator),
@@ -40,12 +39,12 @@ def path(tmp_path):
     return tmp_path / "w.safetensors"
 
 
-def write(path: Path, **changes: object) -> Path:
+def write(path, **changes):
     write_weights(path, some_tensors(), META, **changes)
     return path
 
 
-def equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
+def equal(found, wanted):
     pairs = [(found[name], value) for name, value in wanted.items()]
     return found.keys() == wanted.keys() and all(
         a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs
@@ -101,10 +100,10 @@ def test_what_cannot_be_stored_is_refused(path, state, dtype, changes, error, me
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, monkeypatch):
     before = write(path).read_bytes()
 
-    def no_room(descriptor: int) -> None:
+    def no_room(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def not_written(*_: object) -> None:
+    def not_written(*_):
         raise safetensors.SafetensorError("Error while serializing: I/O error: No space left")
 
     for module, name, function in ((os, "fsync", no_room), (files, "save_file", not_written)):

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from tests.model_tools import ROOT
 from tests.weights_tools import FORMATS, same, weights
 
 
-def load(path: Path) -> fcnfast.models.FCN:
+def load(path):
     return fcnfast.create_model("fcn16s_vgg16", weights=path)
 
 

@@ -2,11 +2,10 @@
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fcnfast
 from fcnfast.errors import InputError, WeightsError
@@ -19,11 +18,11 @@ from tests.weights_tools import new_model, same, weights
 pytestmark = pytest.mark.usefixtures("narrow")
 
 
-def backbone(name: str, path: Path, **options: object) -> fcnfast.models.FCN:
+def backbone(name, path, **options):
     return fcnfast.create_model(name, weights_backbone=path, **options)
 
 
-def save(path: Path, state: dict[str, Tensor]) -> Path:
+def save(path, state):
     torch.save(state, path)
     return path
 
@@ -123,7 +122,7 @@ EXTRA = {
 }
 
 
-def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def prefixed(prefix, state):
     return {prefix + key: value for key, value in state.items()}
 
 

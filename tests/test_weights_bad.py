@@ -8,14 +8,11 @@ import pickle
 import random
 import re
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import fcnfast
 from fcnfast.errors import WeightsError
@@ -41,7 +38,7 @@ def model():
     return new_model()
 
 
-def content_of(kind: str, folder: Path) -> bytes:
+def content_of(kind, folder):
     FORMATS[kind](folder / "whole", weights())
     return (folder / "whole").read_bytes()
 
@@ -95,9 +92,7 @@ OTHERS = {
     "text": (b"name: 'VGG'\nlayer { name: 'conv1' }\n" * 30, "not a weights file"),
     "text that begins as a message": (b"(hello\n", "not a weights file"),
     "longer text": ("(Überall Wörter,\tund so weiter)\r\n".encode() * 99, "not a weights file"),
-    "zeros": (bytes(3000), "not a weights file"),
     "noise": (NOISE, "not a weights file"),
-    "picture": (b"\x89PNG\r\n\x1a\n" + NOISE[:300], "not a weights file"),
     "mean of a data set": (
         integer(1, 1) + integer(2, 3) + integer(3, 2) + integer(4, 2) + message(5, bytes(48)),
         MESSAGE,
@@ -127,14 +122,13 @@ def test_files_of_something_else_are_refused(tmp_path, model, kind):
 
 
 # One layer's tensor, or None, and what is said of it.
-BROKEN: dict[str, tuple[str, Tensor | None, str]] = {
+BROKEN = {
     "wrong count": (
         "conv3_2.weight",
         torch.ones(7, 8, 3, 2),
         r"'conv3_2\.weight' is \(7, 8, 3, 2\), but fcn16s_vgg16 with 5 classes needs "
         r"\(7, 8, 3, 3\) \(336 numbers for 504\)",
     ),
-    "other layout": ("fc6.weight", torch.ones(13, 7, 7, 10), r"'fc6\.weight' is \(13, 7, 7, 10\)"),
     "missing layer": ("conv5_3.weight", None, r"has no 'conv5_3\.weight'"),
     "layer of a deeper network": (
         "conv3_4.weight",
@@ -144,11 +138,6 @@ BROKEN: dict[str, tuple[str, Tensor | None, str]] = {
     "not a number": (
         "fc7.bias",
         torch.full((13,), torch.nan),
-        r"'fc7\.bias' holds values that are not finite",
-    ),
-    "infinite": (
-        "fc7.bias",
-        torch.full((13,), 1e39, dtype=torch.float64),
         r"'fc7\.bias' holds values that are not finite",
     ),
     "integers": ("fc7.bias", torch.ones(13, dtype=torch.int8), r"'fc7\.bias' holds torch\.int8"),
@@ -212,7 +201,7 @@ def test_an_hdf5_file_of_something_else_is_refused(tmp_path, model):
     path, elsewhere = tmp_path / "net.h5", tmp_path / "elsewhere.h5"
     hdf5_model(elsewhere, weights())
     no_model = "an HDF5 file, but not a Caffe model"
-    contents: list[tuple[str, Callable[[h5py.File], object]]] = [
+    contents = [
         (no_model, lambda file: file.create_dataset("model_weights/a", data=np.ones(3))),
         (no_model, lambda file: file.create_dataset("data", data=np.ones(3))),
         (no_model, lambda file: file.create_dataset("data/note", data=np.ones(3))),
@@ -259,7 +248,7 @@ def test_hdf5_needs_an_extra(tmp_path, model, monkeypatch):
 def test_blobs_whose_numbers_do_not_fit_are_refused(tmp_path, model):
     path, good, ones = tmp_path / "net.caffemodel", caffemodel(weights()), blob(torch.ones(2))
 
-    def extra(*fields: bytes) -> bytes:
+    def extra(*fields):
         return layer_v2("extra", "Convolution", [b"".join(fields)])
 
     short = extra(message(7, message(1, bytes([4, 3, 3, 3]))), message(5, bytes(4 * 107)))

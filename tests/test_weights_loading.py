@@ -2,15 +2,14 @@
 
 import hashlib
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fcnfast
 from fcnfast.errors import WeightsError
-from fcnfast.models import FCN, IMAGENET, Preprocessing
+from fcnfast.models import IMAGENET, Preprocessing
 from fcnfast.weights import families, write_weights
 from tests.foreign_nets import VGG, randomize
 from tests.foreign_torch_nets import vgg16
@@ -21,14 +20,14 @@ pytestmark = pytest.mark.usefixtures("narrow")
 HEADS = ("score_fr.weight", "score_fr.bias", "score_pool4.weight", "score_pool4.bias")
 
 
-def classifier(path: Path) -> dict[str, Tensor]:
+def classifier(path):
     """A narrow VGG-16 of torchvision's layout."""
     state = vgg16()
     torch.save(state, path)
     return state
 
 
-def loaded(path: Path, name: str = "fcn16s_vgg16", **options: object) -> FCN:
+def loaded(path, name="fcn16s_vgg16", **options):
     """A network of 5 classes after load_weights."""
     model = fcnfast.create_model(name, **{"num_classes": 5, **options})
     fcnfast.load_weights(model, path)
@@ -67,21 +66,6 @@ def test_another_number_of_classes(tmp_path):
     assert report.missing == HEADS
     assert set(report.dropped) == {*HEADS, "upscore2.weight", "upscore16.weight"}
     assert report.dropped["score_fr.bias"] == "for 5 classes, the network has 3"
-
-
-def test_a_finer_net_takes_what_a_coarser_one_has_and_the_other_way_round(tmp_path):
-    """Staging, 32s to 16s to 8s: score_fr stays, the new skip keeps its start."""
-    torch.save(VGG(32).state_dict(), tmp_path / "32s.pth")
-    coarse = fcnfast.load_model(tmp_path / "32s.pth")
-    fcnfast.save_model(coarse, tmp_path / "32s.safetensors")
-    model = loaded(tmp_path / "32s.safetensors")
-    assert model.load_report.missing == HEADS[2:]
-    assert torch.equal(model.score_fr.weight, coarse.score_fr.weight)
-    eight = randomize(VGG(8)).state_dict()
-    torch.save(eight, tmp_path / "8s.pth")
-    report = fcnfast.load_weights(coarse, tmp_path / "8s.pth")
-    more = [key for key in eight if "score" in key and not key.startswith("score_fr")]
-    assert report.missing == () and sorted(report.unexpected) == sorted(more)
 
 
 def test_bilinear_weights_are_dropped_and_learned_ones_are_not(tmp_path):

@@ -5,17 +5,13 @@ tests/interop), the files are written from raw bytes or by torch and h5py; every
 with the same uint8 pictures.
 """
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import fcnfast
-from fcnfast.models import FCN
 from tests import foreign_nets as nets
-from tests.foreign_nets import VGG, Net
+from tests.foreign_nets import VGG
 from tests.foreign_torch_nets import MMSegmentation
 from tests.weights_tools import same, weights
 from tests.wire_tools import caffemodel, hdf5_model
@@ -26,7 +22,7 @@ SIZES = ((33, 47), (51, 98))
 CAFFE = dict(mean=(104.00699, 116.66877, 122.67892), std=(1.0, 1.0, 1.0), order="bgr", scale=1.0)
 
 
-def check(model: FCN, net: Net, sizes: Sequence[tuple[int, int]] = SIZES) -> None:
+def check(model, net, sizes=SIZES):
     """Same scores of all heads, and their labels, at odd sizes."""
     model = model.double().eval()
     generator = torch.Generator().manual_seed(3)
@@ -51,7 +47,7 @@ def check(model: FCN, net: Net, sizes: Sequence[tuple[int, int]] = SIZES) -> Non
 
 
 # How files are written.
-SAVERS: dict[str, Callable[[Path, Net], object]] = {
+SAVERS = {
     "pth": lambda path, net: torch.save(net.state_dict(), path),
     "classifier": lambda path, net: torch.save(net.weights(), path),
     "safetensors": lambda path, net: save_file(net.state_dict(), path),
@@ -60,11 +56,11 @@ SAVERS: dict[str, Callable[[Path, Net], object]] = {
 }
 
 
-def siftflow() -> Net:
+def siftflow():
     return VGG(8, heads={"_sem": 33, "_geo": 3}, mean=(114.578, 115.294, 108.353))
 
 
-NETWORKS: list[tuple[str, str, Callable[..., Net], Sequence[object]]] = [
+NETWORKS = [
     ("fcn32s_vgg16", "pth", VGG, [32]),
     ("fcn16s_vgg16", "pth", VGG, [16]),
     ("fcn8s_vgg16", "pth", VGG, [8]),

@@ -16,7 +16,6 @@ import typing
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,7 +25,6 @@ import torch
 from torch import nn
 
 import fcnfast
-from fcnfast.models import FCN
 from tests.model_tools import Runs
 from tests.weights_tools import new_model, refuse, same, weights
 
@@ -38,12 +36,12 @@ def model():
     return new_model()
 
 
-def save(content: object, path: Path, zipped: bool = True, **options: object) -> Path:
+def save(content, path, zipped=True, **options):
     torch.save(content, path, _use_new_zipfile_serialization=zipped, **options)
     return path
 
 
-def loads(model: FCN, path: Path) -> bool:
+def loads(model, path):
     """Whether the weights beside whatever else is in a file are read."""
     return not fcnfast.load_weights(model, path).missing and same(model)
 
@@ -66,7 +64,7 @@ def test_archives_of_something_else_are_refused(tmp_path, model):
     refuse(model, save(torch.ones(3), path), "without a state dict")
 
 
-def rezipped(path: Path, change: Callable[[str, bytes], bytes | None], kind: int = 0) -> Path:
+def rezipped(path, change, kind=0):
     """A copy of an archive with other contents (None: without that member)."""
     to = path.with_suffix(".again")
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(to, "w", kind) as new:
@@ -84,7 +82,7 @@ def test_changed_archives_are_refused(tmp_path, model):
     again = rezipped(whole, lambda name, old: None if name.endswith("data/0") else old)
     refuse(model, again, "failed locating file data/0")
 
-    def claims_more(name: str, old: bytes) -> bytes:
+    def claims_more(name, old):
         if not name.endswith(".pkl"):
             return old
         count = bytes([75, weights()["conv1_1.weight"].numel()])  # as one byte
@@ -136,22 +134,22 @@ def test_code_beside_the_weights_is_not_run(tmp_path, model, zipped, capfd):
 
 
 # What is called of somebody's classes, which are there when a file is written.
-seen: list[str] = []
+seen = []
 
 
 class Buffer:
-    def __init__(self, value: object = None) -> None:
+    def __init__(self, value=None):
         self.values = [value]
 
-    def __setstate__(self, state: object) -> None:
+    def __setstate__(self, state):
         seen.append("set")
 
-    def mean(self, *_: object) -> None:
+    def mean(self, *_):
         seen.append("mean")
 
 
 class Settings(dict):
-    def __setitem__(self, key: object, value: object) -> None:
+    def __setitem__(self, key, value):
         seen.append("item")
         super().__setitem__(key, value)
 
