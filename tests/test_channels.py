@@ -1,7 +1,6 @@
 """Networks of gray pictures and of four channels, and how RGB weights start them."""
 
 import shutil
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,7 +10,7 @@ from PIL import Image
 
 from fcnfast import InputError, Segmenter, create_model, load_model, save_model
 from fcnfast.cli import main
-from fcnfast.data import open_dataset, train_transform
+from fcnfast.data import train_transform
 from fcnfast.data.images import read_image, rgbx
 from fcnfast.models import CAFFE
 from fcnfast.train import TrainSettings, start
@@ -127,11 +126,6 @@ def test_trained_evaluated_and_segmented(channels, four, scenes, tmp_path, capsy
         flat = next((scenes / "val").iterdir())
         assert main(["predict", str(flat), "--weights", str(weights), "--output-dir", "x"]) == 2
         assert f"{flat}: has 3 channels (RGB), but the network takes 4" in capsys.readouterr().err
-        pairs = open_dataset("camvid", four, "train", channels=4)  # then a data set of one's own
-        own = [(np.asarray(image), labels) for image, labels, _ in pairs]
-        settings = replace(settings, output_dir=str(tmp_path / "own"), val_split="")
-        start(settings, train=own, table=pairs.table).train(progress=False)
-        assert load_model(tmp_path / "own" / "last.safetensors").in_channels == 4
 
 
 def test_refused(scenes, tmp_path, monkeypatch):

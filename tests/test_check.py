@@ -15,7 +15,7 @@ from PIL import Image
 
 from fcnfast.cli import main
 from fcnfast.cli.errors import complain, explain, one_line
-from fcnfast.data import CAMVID, class_table, open_folder
+from fcnfast.data import CAMVID, ClassTable, open_folder
 from fcnfast.data.check import examine, require_every_class
 from fcnfast.errors import DatasetError, InputError
 from fcnfast.train import Processes, TrainSettings, batches, resume, start
@@ -267,7 +267,7 @@ def test_training_on_any_dataset(here):
     """(image, labels) pairs of any torch data set, from Python."""
     labels = torch.from_numpy(np.resize(np.array([0, 1, 255]), (36, 48)))
     items = [(torch.randint(0, 256, (3, 36, 48), dtype=torch.uint8), labels) for _ in range(4)]
-    table = replace(class_table("voc"), name="two", names=("a", "b"), palette=((0, 0, 0),) * 2)
+    table = ClassTable("two", ("a", "b"), ((0, 0, 0),) * 2)
     small = {"crop_size": 32, "batch_size": 2, "epochs": 1, "workers": 0, "device": "cpu"}
     settings = TrainSettings(output_dir="run", val_freq=1, **small)
     run = start(settings, train=items, val=items[:1], table=table)

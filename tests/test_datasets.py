@@ -230,17 +230,21 @@ def test_check_train_and_evaluate(name, tmp_path, monkeypatch, capsys):
     assert found["pixel_accuracy"] == pytest.approx((total - pixels[1]) / total)
 
 
+def make_sbd(root, train, val=()):
+    home = root / "benchmark_RELEASE" / "dataset"
+    for k, name in enumerate((*train, *val)):
+        photo(home / "img" / f"{name}.jpg", k)
+        fields = {"Segmentation": stored([*range(21)], k), "CategoriesPresent": [1]}
+        mat(home / "cls" / f"{name}.mat", GTcls=fields)
+    lines(home / "train.txt", *train)
+    lines(home / "val.txt", *val)
+
+
 @pytest.fixture
 def devkit(tmp_path):
     """VOC2012, with SBD beside its devkit."""
     make_voc(tmp_path)
-    home = tmp_path / "benchmark_RELEASE" / "dataset"
-    for k, name in enumerate(("2008_000002", "2008_000007", "2010_000008", "2012_000004")):
-        photo(home / "img" / f"{name}.jpg", k)
-        fields = {"Segmentation": stored([*range(21)], k), "CategoriesPresent": [1]}
-        mat(home / "cls" / f"{name}.mat", GTcls=fields)
-    lines(home / "train.txt", "2008_000002", "2008_000007")
-    lines(home / "val.txt", "2010_000008", "2012_000004")
+    make_sbd(tmp_path, ("2008_000002", "2008_000007"), ("2010_000008", "2012_000004"))
     return tmp_path / "VOCdevkit"
 
 

@@ -48,16 +48,6 @@ def test_other_names_suffixes_and_layers_to_skip():
     assert torch.equal(nested.layer4[1].bn2.weight, trunk.layer4[1].bn2.weight)
 
 
-def test_two_nets_fill_the_streams_of_a_late_fusion():
-    fused = create_model("nyud_fcn32s_vgg16_color_hha").eval()
-    x, total = torch.randn(1, 6, 40, 50), 0
-    for suffix, half in zip(("color", "hha"), x.split(3, 1), strict=True):
-        net = randomize_scores(create_model(f"nyud_fcn32s_vgg16_{suffix}")).eval()
-        assert not transplant(net, fused, suffix=suffix).dropped
-        total = total + net(half)["out"]
-    assert torch.allclose(fused(x)["out"], total / 2, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("state", "arguments", "message"),
     [

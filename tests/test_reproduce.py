@@ -47,15 +47,8 @@ def make_voc2011(root):
     home = root / "VOCdevkit" / "VOC2011"
     (root / "VOCdevkit" / "VOC2012").rename(home)
     names = [f"2009_{k:06d}" for k in range(20)]
-    sbd = root / "benchmark_RELEASE" / "dataset"
-    for k, name in enumerate(names):
-        test_datasets.photo(home / "JPEGImages" / f"{name}.jpg", k)
-        labels = test_datasets.stored([*range(21)], k)
-        test_datasets.mask(home / "SegmentationClass" / f"{name}.png", labels, palette=True)
-        test_datasets.photo(sbd / "img" / f"{name}.jpg", k)
-        test_datasets.mat(sbd / "cls" / f"{name}.mat", GTcls={"Segmentation": labels})
+    test_datasets.make_sbd(root, names)
     test_datasets.lines(home / "ImageSets" / "Segmentation" / "train.txt", *names)
-    test_datasets.lines(sbd / "train.txt", *names)
 
 
 def make_data(root):
