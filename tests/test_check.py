@@ -231,9 +231,9 @@ def test_lines_of_errors(here, capsys):
         assert "Traceback" in err and err.splitlines()[-1] == told
 
 
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
+def test_what_training_can_meet():
+    settings = TrainSettings(workers=3, crop_size=64, output_dir="run")
+    for error, says in (
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "--workers 3:"),
         (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "--workers 3:"),
         (torch.OutOfMemoryError("CUDA out of memory."), "--batch-size 8, --crop-size 64: out"),
@@ -241,12 +241,9 @@ def test_lines_of_errors(here, capsys):
         (MemoryError(), "--batch-size 8, --crop-size 64: out of memory"),
         (ValueError("Expected more than 1 value per channel when training"), "batch norm needs"),
         (ValueError("an image of (16, 16) is too small"), "--crop-size 64: too small for the"),
-    ],
-)
-def test_what_training_can_meet(error, says):
-    settings = TrainSettings(workers=3, crop_size=64, output_dir="run")
-    with pytest.raises(InputError, match=says), explained(Processes(), settings):
-        raise error
+    ):
+        with pytest.raises(InputError, match=says), explained(Processes(), settings):
+            raise error
 
 
 def test_what_is_explained_and_what_is_a_fault_of_ours():

@@ -85,9 +85,14 @@ def test_a_bad_picture_does_not_stop_the_others(here, weights, capsys):
     assert [entry["input"] for entry in failed] == [line.split(": ")[2] for line in lines]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
+def test_mistakes_of_predict(weights, refused):
+    photos("labels", 1)
+    bad_pictures("bad")
+    Path("folder").mkdir()
+    Path("file").write_text("in the way")
+    Path("cut.safetensors").write_bytes(Path(weights).read_bytes()[:-100])
+    Path("model.pth").write_bytes(pickle.dumps({"model": Runs(open, "made", "w")}))
+    for arguments, says in (
         ("bad/cut.jpg", r"bad/cut\.jpg: .*damaged"),
         ("folder", "folder: .*no pictures in this folder"),
         ("missing.jpg", r"missing\.jpg: .*no such file"),
@@ -105,17 +110,9 @@ def test_a_bad_picture_does_not_stop_the_others(here, weights, capsys):
             )
         ),
         ("labels --overlap 8", "--overlap 8 needs a tile"),
-    ],
-)
-def test_mistakes_of_predict(weights, refused, arguments, says):
-    photos("labels", 1)
-    bad_pictures("bad")
-    Path("folder").mkdir()
-    Path("file").write_text("in the way")
-    Path("cut.safetensors").write_bytes(Path(weights).read_bytes()[:-100])
-    Path("model.pth").write_bytes(pickle.dumps({"model": Runs(open, "made", "w")}))
-    given = [] if "--weights" in arguments else ["--weights", weights]
-    refused("predict", *arguments.split(), *given, says=says)
+    ):
+        given = [] if "--weights" in arguments else ["--weights", weights]
+        refused("predict", *arguments.split(), *given, says=says)
 
 
 def test_options_reach_the_result(here, weights, segmenter, capsys):
@@ -190,9 +187,12 @@ def test_oracle(here, capsys):
 NETWORK, DATA = "--weights W", "--data-path data"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
+def test_mistakes_of_evaluate(weights, refused):
+    camvid_like("data")
+    Path("some").mkdir()
+    write_labels("some/s0.png", np.zeros((36, 48), np.uint8), ())
+    Path("short.json").write_text('{"names": ["a", "b"]}')
+    for arguments, says in (
         (NETWORK, "required: --data-path"),
         (f"{NETWORK} --data-path nothing", "nothing: no such"),
         (f"{NETWORK} {DATA} --split test", "split 'test'"),
@@ -206,15 +206,9 @@ NETWORK, DATA = "--weights W", "--data-path data"
         (f"{DATA} --oracle --report page", "--report shows a prediction, --oracle scores the"),
         (f"{DATA} --predictions data/valannot --report page.html", "page.html: --report needs a f"),
         (f"{DATA} --predictions data/valannot --report short.json", "short.json: is not a folder"),
-    ],
-)
-def test_mistakes_of_evaluate(weights, refused, arguments, says):
-    camvid_like("data")
-    Path("some").mkdir()
-    write_labels("some/s0.png", np.zeros((36, 48), np.uint8), ())
-    Path("short.json").write_text('{"names": ["a", "b"]}')
-    given = [weights if text == "W" else text for text in arguments.split()]
-    refused("evaluate", *given, says=says)
+    ):
+        given = [weights if text == "W" else text for text in arguments.split()]
+        refused("evaluate", *given, says=says)
 
 
 def test_the_demo_segments_and_tells(weights, monkeypatch, capsys, refused):

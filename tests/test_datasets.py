@@ -297,23 +297,20 @@ def test_aug_lists_of_two_columns(tmp_path):
         data.open_dataset("nyud", home, "train", labels="x")
 
 
-@pytest.mark.parametrize(
-    ("stored", "listed"),
-    [
+def test_names_in_lists(tmp_path):
+    home = tmp_path / "VOC2012"
+    for stored, listed in (
         ("a photo 1", "a photo 1"),
         ("bild.001", "bild.001"),
         ("caf\u00e9", "cafe\u0301"),  # composed and decomposed
         ("2008_000009", "2008_000009 -1"),
         ("a b", "/a/JPEGImages/a b.jpg /a/SegmentationClassAug/a b.png"),
-    ],
-)
-def test_names_in_lists(stored, listed, tmp_path):
-    home = tmp_path / "VOC2012"
-    photo(home / "JPEGImages" / f"{stored}.jpg", 1)
-    mask(home / "SegmentationClass" / f"{stored}.png", np.ones(SIZE, np.uint8), palette=True)
-    lines(home / LISTS / "mine.txt", listed)
-    (sample,) = data.voc(tmp_path, "mine")
-    assert (sample.labels == 1).all()
+    ):
+        photo(home / "JPEGImages" / f"{stored}.jpg", 1)
+        mask(home / "SegmentationClass" / f"{stored}.png", np.ones(SIZE, np.uint8), palette=True)
+        lines(home / LISTS / "mine.txt", listed)
+        (sample,) = data.voc(tmp_path, "mine")
+        assert (sample.labels == 1).all()
 
 
 def test_what_voc_lacks_is_named(tmp_path):
@@ -436,22 +433,19 @@ def test_camvid_lists(tmp_path):
             data.open_dataset("camvid", tmp_path, "train")
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
+def test_mat_files_without_labels(tmp_path):
+    make_nyud(tmp_path)
+    path = tmp_path / "nyud" / "segmentation" / "img_5001.mat"
+    for content, reason in (
         (b"MATLAB 5.0 MAT-file" + bytes(200), ""),
         ({"other": [[1]]}, "has no variable 'segmentation'"),
         ({"segmentation": [[0.5, 1]]}, "not integers"),
         ({"segmentation": np.zeros((2, 2, 2))}, "not a label map"),
         ({"segmentation": np.full(SIZE, 41)}, r"value 41 \(pixels: 1920\)"),
-    ],
-)
-def test_mat_files_without_labels(tmp_path, content, reason):
-    make_nyud(tmp_path)
-    path = tmp_path / "nyud" / "segmentation" / "img_5001.mat"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        mat(path, **content)
-    with pytest.raises(LabelError, match=rf"img_5001\.mat: .*{reason}"):
-        data.nyud(tmp_path)[0]
+    ):
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            mat(path, **content)
+        with pytest.raises(LabelError, match=rf"img_5001\.mat: .*{reason}"):
+            data.nyud(tmp_path)[0]

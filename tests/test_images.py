@@ -92,21 +92,18 @@ def test_transparency_lies_on_white(tmp_path):
         assert found[0].tolist() == [[255] * 3, [127] * 3, [0] * 3]
 
 
-@pytest.mark.parametrize(
-    ("stored", "gray"),
-    [
+def test_gray_of_many_bits(tmp_path):
+    for stored, gray in (
         (np.array([[0, 257, 32768, 65535]], np.uint16), [0, 1, 128, 255]),
         (np.array([[-2, 0, 2, np.nan]], np.float32), [0, 128, 255, 0]),
         (np.array([[0, 0.5, 0.25]], np.float32), [0, 128, 64]),  # 0 to 1 is a range of its own
         (np.array([[100, 150, 200]], np.int32), [0, 128, 255]),
         (np.array([[7, 7]], np.int32), [0, 0]),
         (np.array([[np.nan, np.nan]], np.float32), [0, 0]),
-    ],
-)
-def test_gray_of_many_bits(tmp_path, stored, gray):
-    for name in ("a.tif", "a.png")[: 1 + (stored.dtype == np.uint16)]:
-        found = reread(tmp_path / name, Image.fromarray(stored))
-        assert found[0].tolist() == [[value] * 3 for value in gray]
+    ):
+        for name in ("a.tif", "a.png")[: 1 + (stored.dtype == np.uint16)]:
+            found = reread(tmp_path / name, Image.fromarray(stored))
+            assert found[0].tolist() == [[value] * 3 for value in gray]
 
 
 def test_damaged_exif(tmp_path):
@@ -182,22 +179,19 @@ def refused(path, message, **options):
     assert text.startswith(f"{path}: ") and message in text and "\n" not in text
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_refusals(tmp_path):
+    for content, message in (
         (None, "no such file"),
         (b"", "empty (0 bytes)"),
         (b"buy milk\n", "not a picture"),
         # PIL hands PostScript to Ghostscript; a file named .jpg must not get that far.
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not a picture"),
         (png(30_000, 30_000, 8, 2, bytes(1000)), "too large"),
-        (png(10_000, 10_000, 8, 0, bytes(1000)), "damaged"),  # allowed: PIL's warning is not shown
-    ],
-)
-def test_refusals(tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "a.jpg").write_bytes(content)
-    refused(tmp_path / "a.jpg", message)
+        (png(10_000, 10_000, 8, 0, bytes(1000)), "damaged"),  # allowed: PIL's warning is not shown,
+    ):
+        if content is not None:
+            (tmp_path / "a.jpg").write_bytes(content)
+        refused(tmp_path / "a.jpg", message)
 
 
 def test_refusals_of_places_and_sizes(tmp_path, monkeypatch):
@@ -309,9 +303,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("specs", "found"),
-    [
+def test_paths_of_pictures(folder):
+    for specs, found in (
         ([""], HERE),
         (["*.png"], ["a.png", "x[1].png"]),
         (["x[1].png"], ["x[1].png"]),
@@ -319,13 +312,11 @@ def folder(tmp_path):
         (["sub/c.webp", "*.png", "sub/../a.png"], ["sub/c.webp", "a.png", "x[1].png"]),
         (["notes.txt"], ["notes.txt"]),  # a file needs no extension
         (["gone.jpg", "a.png", "none"], ["gone.jpg", "a.png", "none"]),  # told among the others
-    ],
-)
-def test_paths_of_pictures(folder, specs, found):
-    specs = [str(folder / spec) for spec in specs]
-    assert image_paths(specs) == [folder / name for name in found]
-    if len(specs) == 1:
-        assert image_paths(specs[0]) == image_paths(specs)
+    ):
+        specs = [str(folder / spec) for spec in specs]
+        assert image_paths(specs) == [folder / name for name in found]
+        if len(specs) == 1:
+            assert image_paths(specs[0]) == image_paths(specs)
 
 
 def test_no_pictures(folder):

@@ -94,9 +94,8 @@ def png(width, height, depth, color, rows):
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
+def test_files_made_by_hand(tmp_path):
+    for content, expected in (
         (b"P1\n3 2\n0 1 0\n1 1 0\n", [[0, 1, 0], [1, 1, 0]]),
         (bmp(1, (0, 255), b"\x50\0\0\0"), [[0, 1, 0, 1]]),
         (bmp(1, (255, 0), b"\x50\0\0\0"), [[0, 1, 0, 1]]),
@@ -109,11 +108,9 @@ def png(width, height, depth, color, rows):
         (png(8, 1, 1, 0, b"\0\x61"), [[0, 1, 1, 0, 0, 0, 0, 1]]),
         (png(4, 1, 2, 0, b"\0\x1b"), [[0, 1, 2, 3]]),
         (png(2, 1, 4, 0, b"\0\x0a"), [[0, 10]]),
-    ],
-)
-def test_files_made_by_hand(tmp_path, content, expected):
-    (tmp_path / "a").write_bytes(content)
-    assert stored_integers(tmp_path / "a").tolist() == expected
+    ):
+        (tmp_path / "a").write_bytes(content)
+        assert stored_integers(tmp_path / "a").tolist() == expected
 
 
 def tiff(values, bits, photometric, order, fill=1):
@@ -165,9 +162,8 @@ def test_lossy_files_say_that_they_are(tmp_path, suffix, kind):
 MAPPED = ClassTable("t", ("a",), ((0, 0, 0),), label_map=((0, 0), (3, 255)))
 
 
-@pytest.mark.parametrize(
-    ("image", "table", "message"),
-    [
+def test_pictures_that_are_no_labels(tmp_path):
+    for image, table, message in (
         (np.zeros((2, 2), np.float32), CAMVID, "mode F"),
         (Image.new("LA", (2, 2), (1, 9)), CAMVID, r"a\.tif: labels must not be transparent"),
         (Image.new("RGB", (3, 2), (1, 2, 3)), VOC, r"a\.tif: color #010203 \(pixels: 6\) is not"),
@@ -175,15 +171,13 @@ MAPPED = ClassTable("t", ("a",), ((0, 0, 0),), label_map=((0, 0), (3, 255)))
         (np.array([[1, 300, 300]], np.uint16), CAMVID, r"value 300 \(pixels: 2\)"),
         (np.array([[2]], np.uint8), MAPPED, r"value 2 .* of 't': .* 3 values, or 3, 255 for"),
         (np.zeros((3, 5), np.uint8), CAMVID, "labels are 5x3 pixels, their image is 4x3"),
-    ],
-)
-def test_pictures_that_are_no_labels(tmp_path, image, table, message):
-    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    image.save(tmp_path / "a.tif")
-    with pytest.raises(LabelError, match=message):
-        read_labels(tmp_path / "a.tif", table, size=(3, 4) if "5x3" in message else None)
-    with pytest.raises(LabelError, match="no such file"):
-        read_labels(tmp_path / "none.png", table)
+    ):
+        image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        image.save(tmp_path / "a.tif")
+        with pytest.raises(LabelError, match=message):
+            read_labels(tmp_path / "a.tif", table, size=(3, 4) if "5x3" in message else None)
+        with pytest.raises(LabelError, match="no such file"):
+            read_labels(tmp_path / "none.png", table)
 
 
 @given(labels=npst.arrays(np.uint8, (3, 8), elements=st.sampled_from([*range(11), 255])))
@@ -205,27 +199,23 @@ def test_what_we_write_is_read_back_also_as_colors(labels, scratch):
         np.testing.assert_array_equal(read_labels(path, CAMVID), labels)
 
 
-@pytest.mark.parametrize(
-    ("labels", "colors", "error", "message"),
-    [
+def test_only_label_maps_are_written(tmp_path):
+    for labels, colors, error, message in (
         (np.zeros((2, 2), np.int64), 11, TypeError, "int64"),
         (np.zeros((2, 2, 3), np.uint8), 11, ValueError, r"\(2, 2, 3\)"),
         (np.zeros((0, 4), np.uint8), 11, ValueError, r"\(0, 4\)"),
         (np.zeros((2, 2), np.uint8), 257, ValueError, "257"),
-    ],
-)
-def test_only_label_maps_are_written(tmp_path, labels, colors, error, message):
-    with pytest.raises(error, match=message):
-        write_labels(tmp_path / "a.png", labels, ((0, 0, 0),) * colors)
-    assert not list(tmp_path.iterdir())
+    ):
+        with pytest.raises(error, match=message):
+            write_labels(tmp_path / "a.png", labels, ((0, 0, 0),) * colors)
+        assert not list(tmp_path.iterdir())
 
 
 TWO = '{"names": ["background", "object"], '
 
 
-@pytest.mark.parametrize(
-    ("table", "stored", "expected"),
-    [
+def test_a_table_says_what_stored_values_mean(tmp_path):
+    for table, stored, expected in (
         (CAMVID, [0, 10, 11, 255], [0, 10, 255, 255]),
         (CITYSCAPES_IDS, [0, 7, 8, 33, 9, 255], [255, 0, 1, 18, 255, 255]),
         (VOC, [(128, 0, 0), (0, 64, 128), (224, 224, 192)], [1, 20, 255]),
@@ -243,17 +233,15 @@ TWO = '{"names": ["background", "object"], '
             [0, 0, 255, 1],
         ),
         (TWO + '"label_map": {"#ff0000": "object"}}', [0, 1, 255], [0, 1, 255]),
-    ],
-)
-def test_a_table_says_what_stored_values_mean(tmp_path, table, stored, expected):
-    if isinstance(table, str):
-        (tmp_path / "t.json").write_text(table)
-        table = class_table(tmp_path / "t.json")
-    values = np.array([stored])
-    Image.fromarray(values.astype(np.uint16 if values.max() > 255 else np.uint8)).save(
-        tmp_path / "a.png"
-    )
-    assert read_labels(tmp_path / "a.png", table).tolist() == [expected]
+    ):
+        if isinstance(table, str):
+            (tmp_path / "t.json").write_text(table)
+            table = class_table(tmp_path / "t.json")
+        values = np.array([stored])
+        Image.fromarray(values.astype(np.uint16 if values.max() > 255 else np.uint8)).save(
+            tmp_path / "a.png"
+        )
+        assert read_labels(tmp_path / "a.png", table).tolist() == [expected]
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
@@ -285,9 +273,9 @@ def test_tables_in_files(tmp_path, encoding):
     assert class_table(str(path)) == ClassTable("roads", ("road", "rest"), voc_palette(2), (2, 7))
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
+def test_bad_tables(tmp_path):
+    path = tmp_path / "table.json"
+    for text, reason in (
         ("names: road", "not a JSON file"),
         ("{}", "'names' is missing"),
         ('{"names": "road"}', "not a list of strings"),
@@ -306,11 +294,8 @@ def test_tables_in_files(tmp_path, encoding):
         ('{"names": ["a"], "label_map": {"zero": "void"}}', "'zero' is neither an integer nor #"),
         ('{"names": ["a"], "label_map": {"1": "a", "01": "void"}}', "repeats 1"),
         ('{"names": ["a"], "label_map": {"3": "a"}, "void_values": [3]}', "is also the class 'a'"),
-    ],
-)
-def test_bad_tables(tmp_path, text, reason):
-    path = tmp_path / "table.json"
-    path.write_text(text)
-    with pytest.raises(DatasetError) as caught:
-        class_table(path)
-    assert str(caught.value).startswith(f"{path}: ") and reason in str(caught.value)
+    ):
+        path.write_text(text)
+        with pytest.raises(DatasetError) as caught:
+            class_table(path)
+        assert str(caught.value).startswith(f"{path}: ") and reason in str(caught.value)

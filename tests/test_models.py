@@ -77,9 +77,8 @@ LIGHT, VGG = "fcn4s_light", "fcn8s_vgg16"
 
 
 @pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize(
-    ("name", "options", "error", "message"),
-    [
+def test_options_that_cannot_be_are_refused():
+    for name, options, error, message in (
         ("fcn8_vgg16", {}, ValueError, "did you mean fcn8s_vgg16"),
         ("zzz", {}, ValueError, "known: "),
         (None, {"weights": "net.pth"}, TypeError, "name must be the name of a network .* not None"),
@@ -105,35 +104,30 @@ LIGHT, VGG = "fcn4s_light", "fcn8s_vgg16"
         ("fcn32s_alexnet", {"family": "keras"}, ValueError, "caffe, torchvision, not 'keras'"),
         (VGG, {"final_upsampling": "bicubic"}, ValueError, "final_upsampling must be"),
         (LIGHT, {"decoder": -1}, ValueError, "decoder must be a positive integer, not -1"),
-    ],
-)
-def test_options_that_cannot_be_are_refused(name, options, error, message):
-    with pytest.raises(error, match=message):
-        create_model(name, **options)
+    ):
+        with pytest.raises(error, match=message):
+            create_model(name, **options)
 
 
 @pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize(
-    ("name", "options", "size", "message"),
-    [
+def test_images_that_are_too_small_are_named():
+    for name, options, size, message in (
         (VGG, {"padding": None}, (192, 300), "pool5 is .6, 10., fc6 needs 7 x 7"),
         ("fcn32s_alexnet", {"padding": None}, (188, 300), "pool5 is .5, 9., fc6 needs 6 x 6"),
         ("fcn32s_googlenet", {}, (30, 64), "for a padding of 3: .*pool4 needs 3 x 3"),
         (VGG, {"padding": 90}, (14, 300), "for a padding of 90: pool5 is"),
-    ],
-)
-def test_images_that_are_too_small_are_named(name, options, size, message):
-    model = create_model(name, num_classes=2, **options).eval()
-    says = f"an image of .{size[0]}, {size[1]}. is too small.*{message}"
-    with pytest.raises(ValueError, match=says):
-        model(torch.zeros(1, 3, *size))
-    larger = (size[0] + 1, size[1])
-    assert model(torch.zeros(1, 3, *larger))["out"].shape[-2:] == larger
+    ):
+        model = create_model(name, num_classes=2, **options).eval()
+        says = f"an image of .{size[0]}, {size[1]}. is too small.*{message}"
+        with pytest.raises(ValueError, match=says):
+            model(torch.zeros(1, 3, *size))
+        larger = (size[0] + 1, size[1])
+        assert model(torch.zeros(1, 3, *larger))["out"].shape[-2:] == larger
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
+def test_arguments_of_forward_that_are_refused():
+    model = create_model("fcn4s_light", num_classes=4).eval()
+    for arguments, error, message in (
         ({"targets": {"aux": None}}, ValueError, "'aux', but the heads are out"),
         ({"targets": {}}, ValueError, "none for 'out'"),
         ({"targets": [0]}, TypeError, "list"),
@@ -142,15 +136,12 @@ def test_images_that_are_too_small_are_named(name, options, size, message):
         ({"images": torch.zeros(1, 4, 8, 8)}, ValueError, "N x 3 x H x W, not .1, 4, 8, 8."),
         ({"images": torch.zeros(1, 3, 0, 8)}, ValueError, "N x 3"),
         ({"images": torch.zeros(1, 3, 8, 8).byte()}, TypeError, "uint8: see preprocess"),
-    ],
-)
-def test_arguments_of_forward_that_are_refused(arguments, error, message):
-    model = create_model("fcn4s_light", num_classes=4).eval()
-    with pytest.raises(error, match=message):
-        model(**{"images": torch.zeros(1, 3, 8, 8), **arguments})
-    if "images" in arguments:
+    ):
         with pytest.raises(error, match=message):
-            model.predict(arguments["images"])
+            model(**{"images": torch.zeros(1, 3, 8, 8), **arguments})
+        if "images" in arguments:
+            with pytest.raises(error, match=message):
+                model.predict(arguments["images"])
 
 
 @pytest.fixture

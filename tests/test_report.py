@@ -236,9 +236,8 @@ def test_plots_of_several_runs(here, capsys):
     assert not [text for text in texts_of("c.svg") if "mean IU" in text]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_bad_logs(tmp_path):
+    for text, message in (
         ("", r"a/log\.csv: the log is empty"),
         (HEADER, r"a/log\.csv: no row of the log has a loss or lr or val_mean_iu yet"),
         ("step,value\n1,2\n", r"not the log of a run: it needs .* and has step, value"),
@@ -246,11 +245,9 @@ def test_plots_of_several_runs(here, capsys):
         (f"{HEADER}x,1,0.1,2,3,\n", "line 2: iteration is 'x', not a finite number"),
         (f"{HEADER}1,1,fast\n", "line 2: lr is 'fast', not a finite number"),
         ("\0\0\n1\n", r"a/log\.csv: not "),
-    ],
-)
-def test_bad_logs(tmp_path, text, message):
-    with pytest.raises(InputError, match=message):
-        read_curves(write_log(tmp_path / "a", text))
+    ):
+        with pytest.raises(InputError, match=message):
+            read_curves(write_log(tmp_path / "a", text))
 
 
 def test_without_matplotlib(monkeypatch):
@@ -259,25 +256,22 @@ def test_without_matplotlib(monkeypatch):
         drawn([Curves("a", {"loss": [(1, 3.0)]})], "svg")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_mistakes_of_plot(here, capsys):
+    write_log("a", f"{HEADER}20,1,1e-3,5.0,1,\n")
+    Path("staged").mkdir()
+    write_log("staged/fcn32s", HEADER)
+    Path("bytes.csv").write_bytes(b"\xff\xfe\xff\n")
+    for arguments, message in (
         ("nothing", "nothing: No such file"),
         ("a .", "log.csv, but a below it"),
         ("staged", "staged: no log.csv, but fcn32s below it have one"),
         ("bytes.csv", "bytes.csv: not a CSV file"),
         ("a -o c.jpg", "c.jpg: must end in .svg or .png"),
         ("a -o bytes.csv/c.svg", "bytes.csv: is not a folder"),
-    ],
-)
-def test_mistakes_of_plot(here, capsys, arguments, message):
-    write_log("a", f"{HEADER}20,1,1e-3,5.0,1,\n")
-    Path("staged").mkdir()
-    write_log("staged/fcn32s", HEADER)
-    Path("bytes.csv").write_bytes(b"\xff\xfe\xff\n")
-    assert main(["plot", *arguments.split()]) == 2
-    assert message in capsys.readouterr().err
-    assert not list(here.glob("**/*.svg"))
+    ):
+        assert main(["plot", *arguments.split()]) == 2
+        assert message in capsys.readouterr().err
+        assert not list(here.glob("**/*.svg"))
 
 
 # What a browser tells of a page, `doc` in a frame: what reaches over the edge, how the table sorts.

@@ -78,9 +78,8 @@ CUT = io.BytesIO()
 make_photo(200, 200).save(CUT, "JPEG")
 
 
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
+def test_what_is_no_picture_is_refused(segmenter):
+    for given, error, message in (
         (np.zeros((4, 4, 3), np.float32), TypeError, "uint8.*float32"),
         (np.zeros((4, 4, 2), np.uint8), ValueError, r"\(4, 4, 2\)"),
         (np.zeros((1, 3, 4, 4), np.uint8), ValueError, r"\(1, 3, 4, 4\)"),
@@ -97,11 +96,9 @@ make_photo(200, 200).save(CUT, "JPEG")
         (Image.open(io.BytesIO(CUT.getvalue()[:2000])), ImageError, "cannot be decoded"),
         ([1, 2, 3], TypeError, "not int"),
         ([uint8(1, 3, 4, 4)], ValueError, r"C×H×W, not \(1, 3, 4, 4\)"),
-    ],
-)
-def test_what_is_no_picture_is_refused(segmenter, given, error, message):
-    with pytest.raises(error, match=message):
-        list(segmenter(given))
+    ):
+        with pytest.raises(error, match=message):
+            list(segmenter(given))
 
 
 def test_many_results_are_those_of_one_by_one_in_order(segmenter, tmp_path):
@@ -193,20 +190,17 @@ def test_overlay():
     assert drawn == [*CAMVID.palette[:2], (200, 100, 0)]  # no class: the photo
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
+def test_results_refuse():
+    for call, message in (
         (lambda: result_of([[0]]).overlay(float("nan")), "opacity"),
         (lambda: result_of([[0]]).overlay("0.5"), "opacity"),
         (lambda: result_of([[0]]).overlay(True), "opacity"),
         (lambda: blend(make_photo(4, 5), np.zeros((5, 4), np.uint8), CAMVID, 0.5), "picture"),
         (lambda: result_of([[0]]).confidence, "no scores"),
         (lambda: result_of([[0]]).save("out.png"), r"out\.png: save\(\) takes a folder"),
-    ],
-)
-def test_results_refuse(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 def test_confidence_and_probabilities_need_no_second_pass(segmenter, monkeypatch):
@@ -295,22 +289,17 @@ def test_training_goes_on_after_a_prediction(segmenter):
     model.zero_grad(set_to_none=True)
 
 
-@pytest.mark.parametrize(
-    ("error", "count", "raised", "message"),
-    [
+def test_no_memory_is_told_with_the_way_out(segmenter, monkeypatch, tmp_path):
+    path = save(make_photo(), tmp_path / "large.png")
+    for error, count, raised, message in (
         (MemoryError(), 1, ImageError, r"large\.png: 48x36 pixels.*max_size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, ImageError, "48x36 pix"),
         (MemoryError(), 2, ImageError, "2 times 48x36 pixels.*max_size or batch_size"),
         (RuntimeError("a bug"), 1, RuntimeError, "a bug"),
-    ],
-)
-def test_no_memory_is_told_with_the_way_out(
-    segmenter, monkeypatch, tmp_path, error, count, raised, message
-):
-    path = save(make_photo(), tmp_path / "large.png")
-    monkeypatch.setattr(segmenter.model, "score_maps", fail(error))
-    with pytest.raises(raised, match=message):
-        list(segmenter([path] * count)) if count > 1 else segmenter(path)
+    ):
+        monkeypatch.setattr(segmenter.model, "score_maps", fail(error))
+        with pytest.raises(raised, match=message):
+            list(segmenter([path] * count)) if count > 1 else segmenter(path)
 
 
 def test_of_two_files_of_one_stem_none_replaces_the_other(segmenter, tmp_path):

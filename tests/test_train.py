@@ -220,9 +220,8 @@ def test_flags_are_the_settings():
     assert given(parser.parse_args(["--resume", "x", "--config", "y"])) == {}
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_bad_settings_are_named(scenes, tmp_path):
+    for changes, message in (
         ({"batch_size": 0}, "--batch-size must be at least 1"),
         ({"lr": 0.0}, "--lr"),
         ({"scale_min": 3.0}, "--scale-min"),
@@ -243,12 +242,10 @@ def test_flags_are_the_settings():
         ({"val_split": "", "val_include": "drive0*"}, "--val-include has no meaning"),
         ({"sync_bn": True}, "--sync-bn needs GPUs: SyncBatchNorm"),
         ({"weights": "", "weights_backbone": "none.pth", "model": "fcn8s_resnet18"}, "none.pth"),
-    ],
-)
-def test_bad_settings_are_named(scenes, tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
-        start(small(scenes, tmp_path / "run", **changes))
-    assert not (tmp_path / "run").exists()
+    ):
+        with pytest.raises(ValueError, match=message):
+            start(small(scenes, tmp_path / "run", **changes))
+        assert not (tmp_path / "run").exists()
 
 
 def test_checkpoints_that_cannot_be_used(scenes, tmp_path):

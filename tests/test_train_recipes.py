@@ -24,9 +24,8 @@ def test_each_network_has_its_own_rate_in_the_papers_recipes():
         assert set(recipe.own or ()) <= set(list_models())
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
+def test_settings_that_do_not_fit_together():
+    for given, message in (
         ({"recipe": "paper-heavy", "model": "fcn32s_alexnet"}, "no learning rate for fcn32s_alex"),
         ({"recipe": "heavy"}, "--recipe must be modern or paper-heavy"),
         ({"epochs": 2, "iterations": 3}, "--epochs or --iterations, not both"),
@@ -34,11 +33,9 @@ def test_each_network_has_its_own_rate_in_the_papers_recipes():
         ({"weights": "a", "weights_backbone": "b"}, "--weights or --weights-backbone"),
         ({"warmup": 200.0}, "--warmup must be at most 1"),
         ({"amp_dtype": "fp16"}, "--amp-dtype has no meaning without --amp"),
-    ],
-)
-def test_settings_that_do_not_fit_together(given, message):
-    with pytest.raises(InputError, match=message):
-        train.make_settings(given)
+    ):
+        with pytest.raises(InputError, match=message):
+            train.make_settings(given)
 
 
 def test_a_run_starts_from_the_settings_of_another(scenes, tmp_path):

@@ -129,9 +129,9 @@ def test_flips_and_whole_windows_are_exact(source, seed):
     assert same is image and same_labels is labels
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
+def test_photometric():
+    """The picture changes, by chance and only by it; the argument does not."""
+    for name, arguments in (
         ("color_jitter", ((0.4, 0.4, 0.4, 0.05),)),
         ("random_gamma", (1.6,)),
         ("random_exposure", ()),
@@ -142,18 +142,15 @@ def test_flips_and_whole_windows_are_exact(source, seed):
         ("random_blur", (1.5, 1.0)),
         ("random_noise", (12.0,)),
         ("random_jpeg", ()),
-    ],
-)
-def test_photometric(name, arguments):
-    """The picture changes, by chance and only by it; the argument does not."""
-    image, change = photo(), getattr(photometric, name)
-    before = np.array(image)
-    results = [np.asarray(change(image, rng(seed), *arguments)) for seed in (1, 1, 2, 3)]
-    np.testing.assert_array_equal(np.asarray(image), before)
-    np.testing.assert_array_equal(results[0], results[1])
-    assert all(result.shape == before.shape for result in results)
-    assert any((result != before).any() for result in results)
-    assert name in ("grayscale", "auto_contrast") or (results[2] != results[3]).any()
+    ):
+        image, change = photo(), getattr(photometric, name)
+        before = np.array(image)
+        results = [np.asarray(change(image, rng(seed), *arguments)) for seed in (1, 1, 2, 3)]
+        np.testing.assert_array_equal(np.asarray(image), before)
+        np.testing.assert_array_equal(results[0], results[1])
+        assert all(result.shape == before.shape for result in results)
+        assert any((result != before).any() for result in results)
+        assert name in ("grayscale", "auto_contrast") or (results[2] != results[3]).any()
 
 
 def test_color_jitter_parts():
@@ -231,9 +228,8 @@ def test_strength_0_and_evaluation_leave_colors_alone():
     assert labels.max() < 9
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
+def test_bad_arguments():
+    for call, error, message in (
         (lambda: train_transform(20, strength=-1.0), ValueError, "strength must not be negative"),
         (lambda: train_transform(0), ValueError, r"size must be .* not \(0, 0\)"),
         (lambda: train_transform(20, scale=(2.0, 1.0)), ValueError, "scale must be"),
@@ -242,11 +238,9 @@ def test_strength_0_and_evaluation_leave_colors_alone():
         (lambda: Compose()(photo(), NONE.astype(int)), TypeError, "int64"),
         (lambda: Compose()(photo(), NONE.T), ValueError, r"\(80, 60\)"),
         (lambda: collate([]), ValueError, "no samples"),
-    ],
-)
-def test_bad_arguments(call, error, message):
-    with pytest.raises(error, match=message):
-        call()
+    ):
+        with pytest.raises(error, match=message):
+            call()
 
 
 def test_collate():
