@@ -141,30 +141,24 @@ def test_a_folder(tmp_path):
         evaluate_folder(predictions, dataset)
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (np.zeros((5, 4), np.uint8), r"p1\.png.*4x5.*5x4"),
-        (np.full((4, 5), 3, np.uint8), r"p1\.png: value 3 \(pixels: 20\)"),
-        # Pixels may lack a class only where the truth does.
-        (np.full((4, 5), 255, np.uint8), rf"p1\.png: no class in {(PAIRS[1][1] < 255).sum()} pix"),
-        (np.where(PAIRS[1][1] == 255, 255, 0).astype(np.uint8), None),
-    ],
-)
-def test_a_prediction_that_does_not_fit_is_named(tmp_path, labels, message):
+def test_a_prediction_that_does_not_fit_is_named(tmp_path):
     dataset = write_dataset(tmp_path / "data", PAIRS)
     predictions = write_predictions(tmp_path / "labels", PAIRS)
-    write_labels(predictions / "p1.png", labels, ())
-    if message is None:
-        assert evaluate_folder(predictions, dataset).matrix.sum() == counted(PAIRS).sum()
-        return
-    with pytest.raises(LabelError, match=message):
-        evaluate_folder(predictions, dataset)
+    for labels, message in (
+        (np.zeros((5, 4), np.uint8), r"p1\.png.*4x5.*5x4"),
+        (np.full((4, 5), 3, np.uint8), r"p1\.png: value 3 \(pixels: 20\)"),
+        (np.full((4, 5), 255, np.uint8), rf"p1\.png: no class in {(PAIRS[1][1] < 255).sum()} pix"),
+    ):
+        write_labels(predictions / "p1.png", labels, ())
+        with pytest.raises(LabelError, match=message):
+            evaluate_folder(predictions, dataset)
+    # Pixels may lack a class only where the truth does.
+    write_labels(predictions / "p1.png", np.where(PAIRS[1][1] == 255, 255, 0).astype(np.uint8), ())
+    assert evaluate_folder(predictions, dataset).matrix.sum() == counted(PAIRS).sum()
 
 
-@pytest.mark.parametrize(
-    ("factor", "truth", "expected"),
-    [
+def test_upper_bounds_by_hand(tmp_path):
+    for factor, truth, expected in (
         # Cells of 2×2; the last ones are cut. Of equals the first class stays: 000/0 1: 0;
         # 11/00: a tie, 0; 2/2: 2; 2 and void: 2; void alone; 1.
         (
@@ -177,14 +171,12 @@ def test_a_prediction_that_does_not_fit_is_named(tmp_path, labels, message):
         (4, [[0] * 5 + [1] * 11] * 8, [[32, 8, 0], [0, 88, 0], [0, 0, 0]]),
         (8, [[0] * 5 + [1] * 11] * 8, [[40, 0, 0], [24, 64, 0], [0, 0, 0]]),
         (99, [[1, 1, 2], [0, 1, 2]], [[0, 1, 0], [0, 3, 0], [0, 2, 0]]),
-    ],
-)
-def test_upper_bounds_by_hand(tmp_path, factor, truth, expected):
-    labels = np.array(truth, np.uint8)
-    dataset = write_dataset(tmp_path, [(labels, labels)])
-    assert evaluate_oracle(dataset, [factor])[factor].matrix.tolist() == expected
-    with pytest.raises(ValueError, match="factors must be at least 1, not 0"):
-        evaluate_oracle(dataset, [factor, 0])
+    ):
+        labels = np.array(truth, np.uint8)
+        dataset = write_dataset(tmp_path / f"{factor}", [(labels, labels)])
+        assert evaluate_oracle(dataset, [factor])[factor].matrix.tolist() == expected
+        with pytest.raises(ValueError, match="factors must be at least 1, not 0"):
+            evaluate_oracle(dataset, [factor, 0])
 
 
 def test_scores_as_json():

@@ -123,9 +123,8 @@ def png_with(path, extra, before=b"IDAT", **options):
     path.write_bytes(content[:place] + extra + content[place:])
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
+def test_chunks_that_do_not_matter(tmp_path):
+    for extra in (
         chunk(b"pHYs", b"\0"),
         chunk(b"gAMA", b""),
         chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(3 << 20))),
@@ -135,13 +134,10 @@ def png_with(path, extra, before=b"IDAT", **options):
         chunk(b"tEXt", b"key\0value", crc=0),
         chunk(b"eXIf", b"MM", crc=0),
         chunk(b"teSt", b"nobody's"),
-    ],
-    ids=["pHYs", "gAMA", "iCCP", "zTXt", "many texts", "iTXt", "crc", "eXIf", "unknown"],
-)
-def test_chunks_that_do_not_matter(tmp_path, extra):
-    png_with(tmp_path / "a.png", extra)
-    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png")), PHOTO)
-    assert picture_size(tmp_path / "a.png") == (48, 36)
+    ):
+        png_with(tmp_path / "a.png", extra)
+        np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png")), PHOTO)
+        assert picture_size(tmp_path / "a.png") == (48, 36)
 
 
 def test_pngs_cut_behind_and_within_their_pixels(tmp_path):
@@ -187,7 +183,7 @@ def test_refusals(tmp_path):
         # PIL hands PostScript to Ghostscript; a file named .jpg must not get that far.
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not a picture"),
         (png(30_000, 30_000, 8, 2, bytes(1000)), "too large"),
-        (png(10_000, 10_000, 8, 0, bytes(1000)), "damaged"),  # allowed: PIL's warning is not shown,
+        (png(10_000, 10_000, 8, 0, bytes(1000)), "damaged"),  # allowed: PIL's warning is not shown
     ):
         if content is not None:
             (tmp_path / "a.jpg").write_bytes(content)

@@ -1,5 +1,6 @@
 """Label files give the integers that they store, and class tables say what those mean."""
 
+import itertools
 import json
 import struct
 import zlib
@@ -135,28 +136,29 @@ def tiff(values, bits, photometric, order, fill=1):
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("photometric", [0, 1], ids=["white is zero", "black is zero"])
-@pytest.mark.parametrize(
-    ("bits", "fill"), [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1), (8, 2), (16, 1)]
-)
-def test_gray_tiffs(tmp_path, bits, fill, photometric, order):
-    if (bits, photometric, order) == (16, 0, ">"):
-        pytest.skip("PIL does not read these")
-    values = np.random.default_rng(bits).integers(0, 1 << bits, (5, 9))
-    (tmp_path / "a.tif").write_bytes(tiff(values, bits, photometric, order, fill))
-    np.testing.assert_array_equal(stored_integers(tmp_path / "a.tif"), values)
+def test_gray_tiffs(tmp_path, photometric, order):
+    for bits, fill in itertools.product((1, 2, 4, 8, 16), (1, 2)):
+        if bits == 16 and (fill == 2 or (photometric, order) == (0, ">")):
+            continue  # PIL does not read these
+        values = np.random.default_rng(bits).integers(0, 1 << bits, (5, 9))
+        (tmp_path / "a.tif").write_bytes(tiff(values, bits, photometric, order, fill))
+        np.testing.assert_array_equal(stored_integers(tmp_path / "a.tif"), values)
 
 
-@pytest.mark.parametrize(
-    ("suffix", "kind"),
-    [("jpg", "JPEG"), ("jp2", "JPEG 2000"), ("avif", "AVIF"), ("webp", "WebP"), ("tif", "TIFF")],
-)
-def test_lossy_files_say_that_they_are(tmp_path, suffix, kind):
-    if Image.registered_extensions().get(f".{suffix}") not in Image.SAVE:
-        pytest.skip(f"this PIL cannot write .{suffix}")
-    path, options = tmp_path / f"a.{suffix}", {"compression": "jpeg"} if suffix == "tif" else {}
-    Image.new("L", (16, 16), 1).save(path, **options)
-    with pytest.raises(LabelError, match=rf"{path}: {kind}.* may be lossy.*save them as PNG"):
-        read_labels(path, CAMVID)
+def test_lossy_files_say_that_they_are(tmp_path):
+    for suffix, kind in (
+        ("jpg", "JPEG"),
+        ("jp2", "JPEG 2000"),
+        ("avif", "AVIF"),
+        ("webp", "WebP"),
+        ("tif", "TIFF"),
+    ):
+        if Image.registered_extensions().get(f".{suffix}") not in Image.SAVE:
+            continue  # this PIL cannot write it
+        path, options = tmp_path / f"a.{suffix}", {"compression": "jpeg"} if suffix == "tif" else {}
+        Image.new("L", (16, 16), 1).save(path, **options)
+        with pytest.raises(LabelError, match=rf"{path}: {kind}.* may be lossy.*save them as PNG"):
+            read_labels(path, CAMVID)
 
 
 MAPPED = ClassTable("t", ("a",), ((0, 0, 0),), label_map=((0, 0), (3, 255)))

@@ -152,29 +152,26 @@ def products(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize(
-    ("kernel", "padding", "size", "bias", "dtype"),
-    [
+def test_fc6_of_a_small_map_is_a_matrix_product(products):
+    for kernel, padding, size, bias, dtype in (
         (7, 0, (9, 8), True, torch.float32),
         (7, 3, (3, 1), False, torch.float32),
         (1, 0, (3, 4), True, torch.bfloat16),
         (6, 2, (7, 3), False, torch.bfloat16),
         (7, 3, (3, 2), True, torch.float64),
-    ],
-)
-def test_fc6_of_a_small_map_is_a_matrix_product(products, kernel, padding, size, bias, dtype):
-    layer = FullyConnected(24, 256, kernel, padding=padding, bias=bias).to(dtype)
-    for order in (torch.contiguous_format, torch.channels_last):
-        x = torch.randn(2, 24, *size).to(dtype).contiguous(memory_format=order)
-        numbers = (x, layer.weight, layer.bias)
-        truth = F.conv2d(*(n if n is None else n.double() for n in numbers), padding=padding)
-        with torch.no_grad():
-            y = layer(x)
-        assert (y.dtype, y.shape) == (dtype, truth.shape)
-        assert y.is_contiguous(memory_format=torch.channels_last)
-        tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
-        assert (y - truth).abs().max() <= tolerance * truth.abs().max()
-    assert len(products) == 2
+    ):
+        layer = FullyConnected(24, 256, kernel, padding=padding, bias=bias).to(dtype)
+        for order in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(2, 24, *size).to(dtype).contiguous(memory_format=order)
+            numbers = (x, layer.weight, layer.bias)
+            truth = F.conv2d(*(n if n is None else n.double() for n in numbers), padding=padding)
+            with torch.no_grad():
+                y = layer(x)
+            assert (y.dtype, y.shape) == (dtype, truth.shape)
+            assert y.is_contiguous(memory_format=torch.channels_last)
+            tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
+            assert (y - truth).abs().max() <= tolerance * truth.abs().max()
+    assert len(products) == 2 * 5
 
 
 def test_other_uses_of_fc6_are_convolutions(products):

@@ -84,13 +84,10 @@ def write_weights():
         write_net(f"{path}.caffemodel", trunk, **layer)
     write_net("fcn-alexnet-pascal.caffemodel", alex)
     for stride in (32, 16, 8):
-        released = {
-            f"fcn{stride}s-heavy-pascal": {"": 21},
-            f"siftflow-fcn{stride}s-heavy": {"_sem": 33, "_geo": 3},
-            f"pascalcontext-fcn{stride}s-heavy": {"": 60},
-        }
-        for name, heads in released.items():
-            write_net(f"{name}.caffemodel", VGG(stride, heads=heads))
+        write_net(f"fcn{stride}s-heavy-pascal.caffemodel", VGG(stride, heads={"": 21}))
+        heads = {"_sem": 33, "_geo": 3}
+        write_net(f"siftflow-fcn{stride}s-heavy.caffemodel", VGG(stride, heads=heads))
+        write_net(f"pascalcontext-fcn{stride}s-heavy.caffemodel", VGG(stride, heads={"": 60}))
     scales = {"scale_pool4": torch.full((STAGES[3][-1],), 0.01)}
     scales["scale_pool3"] = torch.full((STAGES[2][-1],), 0.0001)
     write_net("fcn8s-atonce-pascal.caffemodel", VGG(8, True, {"": 21}), **scales)

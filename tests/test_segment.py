@@ -20,7 +20,7 @@ from fcnfast.device import choose_device
 from fcnfast.errors import ImageError, InputError, WeightsError
 from fcnfast.files import output_folders, output_names
 from fcnfast.segment import Segmentation, Segmenter, segment_files
-from tests.model_tools import contents, make_photo, narrow_trunks, write_small_weights
+from tests.model_tools import contents, make_photo, write_small_weights
 from tests.test_images import fail
 
 
@@ -74,11 +74,9 @@ def test_pictures_in_memory():
     assert photo == make_photo()  # the result is not the caller's
 
 
-CUT = io.BytesIO()
-make_photo(200, 200).save(CUT, "JPEG")
-
-
 def test_what_is_no_picture_is_refused(segmenter):
+    cut = io.BytesIO()
+    make_photo(200, 200).save(cut, "JPEG")
     for given, error, message in (
         (np.zeros((4, 4, 3), np.float32), TypeError, "uint8.*float32"),
         (np.zeros((4, 4, 2), np.uint8), ValueError, r"\(4, 4, 2\)"),
@@ -93,7 +91,7 @@ def test_what_is_no_picture_is_refused(segmenter):
         (b"", ImageError, "the picture: the file is empty"),
         (b"text", ImageError, "the picture: not a picture"),
         ("no-such-file.jpg", ImageError, "no-such-file.jpg: no such file"),
-        (Image.open(io.BytesIO(CUT.getvalue()[:2000])), ImageError, "cannot be decoded"),
+        (Image.open(io.BytesIO(cut.getvalue()[:2000])), ImageError, "cannot be decoded"),
         ([1, 2, 3], TypeError, "not int"),
         ([uint8(1, 3, 4, 4)], ValueError, r"C×H×W, not \(1, 3, 4, 4\)"),
     ):
@@ -265,7 +263,8 @@ def test_devices(segmenter):
             choose_device(device)
 
 
-def test_weights_and_their_classes(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("narrow")
+def test_weights_and_their_classes(tmp_path):
     path = tmp_path / "w.safetensors"
     with pytest.raises(WeightsError, match="no such"):
         Segmenter(path)
@@ -275,7 +274,6 @@ def test_weights_and_their_classes(tmp_path, monkeypatch):
     write_small_weights(path, table=None, num_classes=300)
     with pytest.raises(WeightsError, match="300"):
         Segmenter(path, "cpu")
-    narrow_trunks(monkeypatch)
     save_model(create_model("nyud_fcn32s_vgg16_color_d"), path)
     with pytest.raises(WeightsError, match="takes 4 channels, a picture has 3"):
         Segmenter(path, "cpu")

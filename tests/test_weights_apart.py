@@ -77,14 +77,13 @@ import fcnfast, h5py
 from fcnfast.models import vgg
 
 def status(name):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(name + ":"))
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 vgg.FULLY_CONNECTED = 640
 fcnfast.create_model("fcn4s_light")  # what every process needs once
 for path in sys.argv[1:]:
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak begins here
+    open("/proc/self/clear_refs", "w").write("5")  # the peak begins here
     before = status("VmRSS")
     model = fcnfast.create_model("fcn16s_vgg16", weights=path)
     print(status("VmHWM") - before)

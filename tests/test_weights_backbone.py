@@ -160,19 +160,6 @@ def test_the_network_is_where_most_layers_are(tmp_path):
     assert same(model) and set(report.unexpected) == {*part, *average}
 
 
-def test_what_is_wrong_behind_a_prefix_has_the_files_name(tmp_path):
-    state = prefixed("net.", weights())
-    for content, says in (
-        (
-            {k: v for k, v in state.items() if k != "net.conv3_2.bias"},
-            r"has no 'net\.conv3_2\.bias'$",
-        ),
-        (state | {"net.conv3_4.bias": torch.ones(8)}, r"holds 'net\.conv3_4\.bias'"),
-    ):
-        with pytest.raises(WeightsError, match=says):
-            fcnfast.load_weights(new_model(), save(tmp_path / "net.pth", content))
-
-
 def test_other_networks_behind_a_prefix(tmp_path):
     for name in ("fcn4s_light", "fcn8s_resnet18", "fcn32s_googlenet", "nyud_fcn32s_vgg16_color_d",
                  "fcn_resnet50_mmseg"):  # fmt: skip

@@ -1,8 +1,6 @@
 """Networks of other projects' files give what those projects' networks give.
 
-The definitions are those of `foreign_nets` and `foreign_torch_nets` (torchvision's are compared in
-tests/interop), the files are written from raw bytes or by torch and h5py; every comparison begins
-with the same uint8 pictures.
+Their definitions are `foreign_nets` and `foreign_torch_nets`; tests/interop has torchvision itself.
 """
 
 import pytest

@@ -1,5 +1,6 @@
 """What the tests of weights share: a file of each kind, and how a file is refused."""
 
+import contextlib
 import copy
 import functools
 
@@ -63,28 +64,23 @@ FORMATS = {
 }
 
 
-class Unchanged:
-    """Tells whether a network is still what it was."""
+@contextlib.contextmanager
+def unchanged(model):
+    """Whatever happens, the network stays what it was."""
 
-    def __init__(self, model):
-        self.model, self.before = model, self.seen(model)
-        self.state = {key: value.clone() for key, value in model.state_dict().items()}
-
-    @staticmethod
-    def seen(model):
+    def seen():
         parts = {name: id(part) for name, part in model.named_modules()}
         return parts, model.preprocessing, model.options, model.table, model.training
 
-    def check(self):
-        assert self.seen(self.model) == self.before and same(self.model, self.state)
+    before, state = seen(), {key: value.clone() for key, value in model.state_dict().items()}
+    yield
+    assert seen() == before and same(model, state)
 
 
 def refuse(model, path, says, load_model=True):
     """Load a file that must be refused, in all ways."""
-    before = Unchanged(model)
-    with pytest.raises(WeightsError, match=says) as raised:
+    with unchanged(model), pytest.raises(WeightsError, match=says) as raised:
         fcnfast.load_weights(model, path)
-    before.check()
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
     with pytest.raises(WeightsError):
         fcnfast.create_model(model.name, weights=path)
