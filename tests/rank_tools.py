@@ -2,8 +2,8 @@
 
     python tests/rank_tools.py SCENES OUT
 
-Runs every scenario in forked processes and prints how they ended. Nothing is computed in this
-process, so that its children start with everything imported and no threads.
+Runs every scenario in forked processes and prints how they ended. This one computes nothing, so
+that its children start with everything imported and no threads.
 """
 
 import json
@@ -76,23 +76,22 @@ def two_steps(name, model, weighted=False, **changes):
     return 0
 
 
-def before_step(run, iteration, act):
-    """Let `act` happen before the step of that number."""
+def interrupted(name, rank, act, **changes):
+    """A run in which something happens to one process before the step of number 4."""
+    run = start(settings(name, val_split="", val_include="", **changes))
     step = run.step
 
     def acting(group):
-        if run.iteration == iteration:
-            act()
+        if run.iteration == 4 and run.processes.rank == rank:
+            act(run)
         step(group)
 
     run.step = acting
-
-
-def interrupted(name, rank, act, **changes):
-    run = start(settings(name, val_split="", val_include="", **changes))
-    if run.processes.rank == rank:
-        before_step(run, 4, lambda: act(run))
     return 0 if run.train(progress=False) else commands.STOPPED
+
+
+def signaled(number):
+    return lambda run: os.kill(os.getpid(), number)
 
 
 def go_on(name):
@@ -106,14 +105,6 @@ def revived():
 
 def spoil(run):
     next(run.model.parameters()).data.fill_(float("nan"))
-
-
-def kill(run):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def terminate(run):
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def differing(name, **theirs):
@@ -147,10 +138,10 @@ SCENARIOS = {
         )
         for world in (1, 2)
     },
-    "stopped": (2, lambda: interrupted("stopped", 1, terminate)),
+    "stopped": (2, lambda: interrupted("stopped", 1, signaled(signal.SIGTERM))),
     "resumed": (1, lambda: go_on("stopped")),
     "unstopped": (1, lambda: whole_run("unstopped", val_split="", val_include="")),
-    "killed": (2, lambda: interrupted("killed", 1, kill)),
+    "killed": (2, lambda: interrupted("killed", 1, signaled(signal.SIGKILL))),
     "revived": (1, revived),
     "nan": (2, lambda: interrupted("nan", 1, spoil)),
     "classes": (2, lambda: differing("classes", classes=renamed_classes(), weights="")),

@@ -53,9 +53,6 @@ def lines(path, *names):
     below(path).write_text("".join(f"{name}\n" for name in names))
 
 
-Truth = dict[str, np.ndarray]
-
-
 def make_voc(root):
     """VOC2012: palette PNGs, 255 around objects."""
     home, truth = root / "VOCdevkit" / "VOC2012", {}

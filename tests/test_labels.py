@@ -246,14 +246,11 @@ def test_a_table_says_what_stored_values_mean(tmp_path):
         assert read_labels(tmp_path / "a.png", table).tolist() == [expected]
 
 
-@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
-def test_tables_survive_json(table):
-    assert table_from_json(Path("x.json"), table_to_json(table)) == table
-
-
 def test_known_tables():
     assert class_table("camvid") is class_table("CamVid") is CAMVID
     assert class_table(VOC) is VOC
+    for table in TABLES.values():
+        assert table_from_json(Path("x.json"), table_to_json(table)) == table
     told = {"cityscape": r"no class table of that name \(ade20k, camvid, ", "x.json": "cannot read"}
     for spec, message in told.items():
         with pytest.raises(DatasetError, match=message):

@@ -25,7 +25,6 @@ VARIANTS = [
 VARIANTS += [
     ("fcn_resnet50", {"aligned": True}),
     ("fcn8s_vgg16", {"padding": 69}),
-    ("fcn8s_vgg16", {"padding": 83}),
     ("fcn16s_vgg16", {"padding": 100, "upsampling": "depthwise"}),
     ("fcn8s_vgg16", {"padding": None, "fc6_padding": 3}),
     ("fcn8s_vgg16", {"padding": None, "fc6_padding": 3, "upsampling": "dense"}),
