@@ -190,7 +190,7 @@ def test_refusals(tmp_path):
         refused(tmp_path / "a.jpg", message)
 
 
-def test_refusals_of_places_and_sizes(tmp_path, monkeypatch):
+def test_refusals_of_places_sizes_and_the_system(tmp_path, monkeypatch):
     refused(tmp_path, "is a folder")
     (tmp_path / "a.png").write_bytes(png(300, 20, 8, 2, b"")[:60])
     assert picture_size(tmp_path / "a.png") == (300, 20)  # which needs no pixels
@@ -201,10 +201,6 @@ def test_refusals_of_places_and_sizes(tmp_path, monkeypatch):
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.png")
         refused(tmp_path / "pipe.png", "empty")  # and is not waited for
-
-
-def test_every_reason_is_one_line(tmp_path, monkeypatch):
-    make_photo().save(tmp_path / "a.png")
     for error, reason in (
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "Permission denied"),
         (MemoryError(), "too large for the memory"),
@@ -299,7 +295,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_paths_of_pictures(folder):
+def test_paths_of_pictures_and_none(folder):
     for specs, found in (
         ([""], HERE),
         (["*.png"], ["a.png", "x[1].png"]),
@@ -313,9 +309,6 @@ def test_paths_of_pictures(folder):
         assert image_paths(specs) == [folder / name for name in found]
         if len(specs) == 1:
             assert image_paths(specs[0]) == image_paths(specs)
-
-
-def test_no_pictures(folder):
     with pytest.raises(ImageError, match="no picture was given"):
         image_paths([])
     told = {"gone.jpg": "no such file", "none": "no pictures", "*.bmp": "no picture matches"}

@@ -21,7 +21,7 @@ from fcnfast.errors import ImageError, InputError, WeightsError
 from fcnfast.files import output_folders, output_names
 from fcnfast.segment import Segmentation, Segmenter, segment_files
 from tests.model_tools import contents, make_photo, write_small_weights
-from tests.test_images import fail
+from tests.test_images import fail, turned_by
 
 
 def save(image, path, **options):
@@ -65,9 +65,8 @@ def test_pictures_in_memory():
     tensor = torch.from_numpy(np.array(clear)).permute(2, 0, 1)
     for one in (clear, clear.convert("RGBa"), np.asarray(clear), tensor):
         assert as_photo(one).getpixel((0, 0)) == (255, 255, 255)
-    turned, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = 6
-    make_photo(20, 30).save(turned, "PNG", exif=exif)
+    turned = io.BytesIO()
+    make_photo(20, 30).save(turned, "PNG", exif=turned_by(6))
     assert as_photo(Image.open(turned)) == make_photo(20, 30).rotate(-90, expand=True)
     photo = make_photo()
     as_photo(photo).paste((1, 2, 3), (0, 0, 9, 9))

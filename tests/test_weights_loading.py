@@ -20,13 +20,6 @@ pytestmark = pytest.mark.usefixtures("narrow")
 HEADS = ("score_fr.weight", "score_fr.bias", "score_pool4.weight", "score_pool4.bias")
 
 
-def classifier(path):
-    """A narrow VGG-16 of torchvision's layout."""
-    state = vgg16()
-    torch.save(state, path)
-    return state
-
-
 def loaded(path, name="fcn16s_vgg16", **options):
     """A network of 5 classes after load_weights."""
     model = fcnfast.create_model(name, **{"num_classes": 5, **options})
@@ -36,7 +29,7 @@ def loaded(path, name="fcn16s_vgg16", **options):
 
 def test_a_classifier_becomes_a_trunk(tmp_path):
     path = tmp_path / "vgg16.pth"
-    classifier(path)
+    torch.save(vgg16(), path)
     model = fcnfast.create_model("fcn16s_vgg16", num_classes=7)
     before = model.score_fr.weight
     report = fcnfast.load_weights(model, path)
@@ -109,7 +102,7 @@ def test_filters_for_each_class_go_into_a_dense_upsampling(tmp_path):
 
 def test_a_classifier_without_values_is_left_out(tmp_path):
     """torchvision's IMAGENET1K_FEATURES: the classifier is there, but holds nothing."""
-    state = classifier(tmp_path / "whole.pth")
+    state = vgg16()
     for value in (torch.nan, 0.0, 3e30):
         broken = {k: v.clone().fill_(value) if "classifier" in k else v for k, v in state.items()}
         if value == 3e30:
@@ -129,7 +122,7 @@ def test_a_classifier_without_values_is_left_out(tmp_path):
 
 
 def test_caffe_values_in_torchvisions_layout_are_told_by_their_sum(tmp_path, monkeypatch):
-    classifier(tmp_path / "net.pth")
+    torch.save(vgg16(), tmp_path / "net.pth")
     digest = hashlib.md5((tmp_path / "net.pth").read_bytes()).hexdigest()
     monkeypatch.setattr(families, "_VGG16_FROM_CAFFE", digest)
     model = fcnfast.create_model("fcn8s_vgg16", weights_backbone=tmp_path / "net.pth")
@@ -143,7 +136,7 @@ def test_caffe_values_in_torchvisions_layout_are_told_by_their_sum(tmp_path, mon
 
 def test_the_family_brings_its_preprocessing_whatever_was_there_before(tmp_path):
     path = tmp_path / "vgg16.pth"
-    classifier(path)
+    torch.save(vgg16(), path)
     torch.save(randomize(VGG(32, heads={"": 40})).state_dict(), tmp_path / "fcn.pth")
     model = fcnfast.create_model("nyud_fcn32s_vgg16_color", weights_backbone=path)
     assert model.preprocessing == IMAGENET
@@ -179,12 +172,13 @@ def test_another_padding_than_released_networks_have_is_not_silent(tmp_path):
             warnings.simplefilter("error")
             assert loaded(path).load_report.notes == ()
     # A classifier's weights were trained without a canvas.
-    classifier(tmp_path / "vgg16.pth")
+    torch.save(vgg16(), tmp_path / "vgg16.pth")
     assert loaded(tmp_path / "vgg16.pth", padding=None).load_report.notes == ()
 
 
 def test_parameters_keep_their_place_and_type(tmp_path):
-    state = classifier(tmp_path / "net.pth")
+    state = vgg16()
+    torch.save(state, tmp_path / "net.pth")
     model = fcnfast.create_model("fcn32s_vgg16").double()
     parameters = dict(model.named_parameters())
     model.conv1_1.weight.requires_grad_(False)
