@@ -19,7 +19,7 @@ from fcnfast.inference import BAND, Views, blended_labels, probability_file
 from fcnfast.models.base import ScoreMap
 from fcnfast.reference import upsample
 from fcnfast.segment import Segmenter, segment_files
-from tests.model_tools import make_photo, make_scene, narrow_trunks
+from tests.model_tools import make_photo, make_scene
 from tests.op_tools import allocations
 from tests.test_images import fail
 
@@ -216,8 +216,8 @@ def test_bad_views_begin_with_their_name(segmenter):
             evaluate_model(segmenter.model, [Sample(*make_scene(1), "x")], **how)
 
 
-def test_a_tile_too_small_for_the_network_is_named(tmp_path, monkeypatch):
-    narrow_trunks(monkeypatch)
+@pytest.mark.usefixtures("narrow")
+def test_a_tile_too_small_for_the_network_is_named(tmp_path):
     save_model(create_model("fcn32s_googlenet", num_classes=3), tmp_path / "net.safetensors")
     segmenter = Segmenter(tmp_path / "net.safetensors", "cpu")
     make_photo(60, 70).save(tmp_path / "p.png")

@@ -70,11 +70,10 @@ def stopped_after(scenes, out, iteration, **changes):
         run.train(progress=False)
 
 
-def batch(labels=None):
-    """A batch of two pictures of noise with these labels, or with random ones."""
+def batch():
+    """Two pictures of noise with random labels."""
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    if labels is None:
-        labels = torch.randint(0, 11, (2, 32, 32), dtype=torch.uint8)
+    labels = torch.randint(0, 11, (2, 32, 32), dtype=torch.uint8)
     return Batch(images, labels, count_labels(labels), 0.0)
 
 
