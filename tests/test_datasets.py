@@ -168,14 +168,9 @@ def make_folder(root):
         labels = stored([0, 9, 100, 255], k)
         mask(root / "masks" / split / "a.png", labels)
         truth[f"a/{split}"] = np.select([labels == 9, labels == 100], [255, 1], labels == 255)
-    described = {
-        "classes": ["ground", "tree"],
-        "palette": [[1, 2, 3], [4, 5, 6]],
-        "ignore": 9,
-        "label_map": {"0": "ground", "255": "tree", "100": "tree"},
-        "images": "photos/{split}",
-        "labels": "masks/{split}",
-    }
+    described = {"classes": ["ground", "tree"], "palette": [[1, 2, 3], [4, 5, 6]], "ignore": 9}
+    described["label_map"] = {"0": "ground", "255": "tree", "100": "tree"}
+    described |= {"images": "photos/{split}", "labels": "masks/{split}"}
     (root / "dataset.json").write_text(json.dumps(described))
     return truth
 

@@ -146,13 +146,8 @@ def test_gray_tiffs(tmp_path, photometric, order):
 
 
 def test_lossy_files_say_that_they_are(tmp_path):
-    for suffix, kind in (
-        ("jpg", "JPEG"),
-        ("jp2", "JPEG 2000"),
-        ("avif", "AVIF"),
-        ("webp", "WebP"),
-        ("tif", "TIFF"),
-    ):
+    kinds = {"jpg": "JPEG", "jp2": "JPEG 2000", "avif": "AVIF", "webp": "WebP", "tif": "TIFF"}
+    for suffix, kind in kinds.items():
         if Image.registered_extensions().get(f".{suffix}") not in Image.SAVE:
             continue  # this PIL cannot write it
         path, options = tmp_path / f"a.{suffix}", {"compression": "jpeg"} if suffix == "tif" else {}
