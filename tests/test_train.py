@@ -17,6 +17,7 @@ from fcnfast.errors import DivergenceError, InputError, WeightsError
 from fcnfast.train import add_arguments, checkpoint, given, resume, start
 from fcnfast.train.batches import loader
 from tests.model_tools import Runs
+from tests.test_images import fail
 from tests.train_tools import batch, final_state, rows, same, small, stopped_after, untimed
 
 
@@ -284,15 +285,12 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, {"iteration": 1})
 
-    def full(content, file):  # torch hides the cause behind an error of its own
-        try:
-            raise OSError(28, "No space left on device")
-        except OSError:
-            raise RuntimeError("unexpected pos 768 vs 662") from None
-
-    monkeypatch.setattr(checkpoint.torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
-        checkpoint.save(path, {"iteration": 2})
+    full, hidden = OSError(28, "No space left on device"), RuntimeError("unexpected pos 768")
+    hidden.__context__ = full  # as torch hides it
+    for error in (full, hidden):
+        monkeypatch.setattr(checkpoint.torch, "save", fail(error))
+        with pytest.raises(OSError, match="No space"):
+            checkpoint.save(path, {"iteration": 2})
     assert checkpoint.load(path)["iteration"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
