@@ -25,6 +25,7 @@ VARIANTS = [
 VARIANTS += [
     ("fcn_resnet50", {"aligned": True}),
     ("fcn8s_vgg16", {"padding": 69}),
+    ("fcn8s_vgg16", {"padding": 83}),
     ("fcn16s_vgg16", {"padding": 100, "upsampling": "depthwise"}),
     ("fcn8s_vgg16", {"padding": None, "fc6_padding": 3}),
     ("fcn8s_vgg16", {"padding": None, "fc6_padding": 3, "upsampling": "dense"}),
@@ -116,7 +117,13 @@ def inner_error(out, image):
     return (out - image)[inside].abs().max().item()
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def case(name, options):
+    return pytest.param(
+        name, options, id="-".join([name, *(f"{k}={v}" for k, v in options.items())])
+    )
+
+
+@pytest.mark.parametrize(("name", "options"), [case(*variant) for variant in VARIANTS])
 def test_no_stream_is_misaligned(name, options):
     model = make_linear(create_model(name, num_classes=1, **options))
     weigh_streams(model)
