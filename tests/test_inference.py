@@ -1,5 +1,6 @@
 """Tiles, scales and mirroring: one blended softmax, against a pixel-by-pixel one in float64."""
 
+import errno
 import os
 import weakref
 
@@ -164,7 +165,7 @@ def test_probabilities_are_written_as_float16(segmenter, tmp_path, how):
 
 
 @pytest.mark.parametrize("kind", ["npy", "png"])
-def test_files_with_probabilities(segmenter, tmp_path, kind):
+def test_files_with_probabilities(segmenter, tmp_path, kind, monkeypatch):
     make_photo().save(tmp_path / "a.png")
     report = segment_files(
         segmenter, [tmp_path / "a.png"], tmp_path / "out", probabilities=kind, tile=30
@@ -178,6 +179,11 @@ def test_files_with_probabilities(segmenter, tmp_path, kind):
         with Image.open(written) as image:
             assert image.mode == "L"
             assert np.array_equal(np.asarray(image), np.rint(result.confidence * 255))
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.png")
+    monkeypatch.setattr("fcnfast.segment.Segmentation.save", fail(full))
+    with pytest.raises(OSError, match="No space left"):
+        segment_files(segmenter, [tmp_path / "a.png"], tmp_path / "new", probabilities=kind)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
