@@ -271,6 +271,7 @@ def test_bad_tables(tmp_path):
     path = tmp_path / "table.json"
     for text, reason in (
         ("names: road", "not a JSON file"),
+        ("[]", "expected an object"),
         ("{}", "'names' is missing"),
         ('{"names": "road"}', "not a list of strings"),
         ('{"names": []}', "0 classes"),
@@ -286,6 +287,7 @@ def test_bad_tables(tmp_path):
         ('{"names": ["a"], "label_map": []}', '"label_map" is not an object'),
         ('{"names": ["a"], "label_map": {"0": "sky"}}', "'sky' is neither a class nor"),
         ('{"names": ["a"], "label_map": {"zero": "void"}}', "'zero' is neither an integer nor #"),
+        ('{"names": ["a"], "label_map": {"#12345g": "void"}}', "neither an integer nor #rrggbb"),
         ('{"names": ["a"], "label_map": {"1": "a", "01": "void"}}', "repeats 1"),
         ('{"names": ["a"], "label_map": {"3": "a"}, "void_values": [3]}', "is also the class 'a'"),
     ):
