@@ -85,6 +85,7 @@ def test_options_that_cannot_be_are_refused():
         (VGG, {"dropout": "a"}, TypeError, "dropout must be .* 0 to 1, not 'a'"),
         (LIGHT, {"dropout": 1.5}, ValueError, "dropout must be .* 0 to 1, not 1.5"),
         ("fcn_resnet50_mmseg", {"dropout": 1.5}, ValueError, "dropout must be .* not 1.5"),
+        ("fcn32s_googlenet", {"dropout": 1.5}, ValueError, "dropout must be .* not 1.5"),
         (LIGHT, {"num_classes": 2.0}, ValueError, "num_classes must be a positive"),
         (VGG, {"geo_classes": 0}, ValueError, "geo_classes must be a positive .* not 0"),
         (LIGHT, {"widths": (1, 2)}, ValueError, "widths and depths"),
@@ -96,6 +97,9 @@ def test_options_that_cannot_be_are_refused():
         (VGG, {"fc6_padding": 3}, ValueError, "needs padding=None"),
         (VGG, {"padding": None, "fc6_padding": 4}, ValueError, "must be 0 to 3"),
         ("fcn32s_alexnet", {"family": "keras"}, ValueError, "caffe, torchvision, not 'keras'"),
+        ("fcn32s_alexnet", {"fc6_padding": 1}, ValueError, "needs padding=None"),
+        ("fcn8s_googlenet", {"family": "keras"}, ValueError, "not 'keras'"),
+        ("fcn4s_lite0", {"decoder": 0}, ValueError, "decoder must be"),
         (VGG, {"final_upsampling": "bicubic"}, ValueError, "final_upsampling must be"),
         (LIGHT, {"decoder": -1}, ValueError, "decoder must be a positive integer, not -1"),
     ):
