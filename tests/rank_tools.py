@@ -2,17 +2,20 @@
 
     python tests/rank_tools.py SCENES OUT
 
-Runs every scenario in forked processes and prints how they ended. This one computes nothing, so
-that its children start with everything imported and no threads.
+Runs every scenario in forked processes and prints how they ended. Nothing is computed in this
+process, so that its children start with everything imported and no threads.
 """
 
+import io
 import json
 import os
+import random
 import shutil
 import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +23,7 @@ import torch._dynamo  # optimizers import it; here once, and not in every child
 
 from fcnfast.cli import commands, main
 from fcnfast.models import create_model, save_model, vgg
-from fcnfast.train import resume, start
+from fcnfast.train import checkpoint, resume, start
 from fcnfast.train.batches import Batch, count_labels
 from tests.train_tools import TINY, small
 
@@ -30,6 +33,11 @@ SMALL = {
     **{"weights": str(OUT / "tiny.safetensors"), "freeze": "bn", "optimizer": "sgd", "lr": 0.02},
     **{"print_freq": 1, "checkpoint_freq": 3, "val_freq": 1},
     "val_include": "drive0*",  # one picture: the second process has none
+}
+# A run that is killed again and again; with dropout, whose random numbers must come again.
+LONG = {
+    **{"weights": str(SCENES / "tiny.safetensors"), "freeze": "none", "optimizer": "adamw"},
+    **{"lr": 1e-3, "epochs": 20, "val_split": "", "val_include": ""},
 }
 
 
@@ -76,35 +84,47 @@ def two_steps(name, model, weighted=False, **changes):
     return 0
 
 
-def interrupted(name, rank, act, **changes):
-    """A run in which something happens to one process before the step of number 4."""
-    run = start(settings(name, val_split="", val_include="", **changes))
+def before_step(run, iteration, act):
+    """Let `act` happen before the step of that number."""
     step = run.step
 
     def acting(group):
-        if run.iteration == 4 and run.processes.rank == rank:
-            act(run)
+        if run.iteration == iteration:
+            act()
         step(group)
 
     run.step = acting
+
+
+def interrupted(name, rank, act, **changes):
+    run = start(settings(name, val_split="", val_include="", **changes))
+    if run.processes.rank == rank:
+        before_step(run, 4, lambda: act(run))
     return 0 if run.train(progress=False) else commands.STOPPED
-
-
-def signaled(number):
-    return lambda run: os.kill(os.getpid(), number)
 
 
 def go_on(name):
     return 0 if resume(str(OUT / name), {}).train(progress=False) else commands.STOPPED
 
 
-def revived():
-    shutil.copytree(OUT / "killed", OUT / "revived")
-    return go_on("revived")
-
-
 def spoil(run):
     next(run.model.parameters()).data.fill_(float("nan"))
+
+
+def fill_disk(run):
+    def full(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    checkpoint.torch.save = full
+
+
+def kill(run):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def terminate(run):
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def differing(name, **theirs):
@@ -124,6 +144,37 @@ def on_taken_port():
         return whole_run("port")
 
 
+def start_or_go_on(writes=None):
+    """The long run; killed halfway through writing its checkpoint number `writes`, from 0 on."""
+    if writes is not None:
+        checkpoint.torch.save = partial(half_written, torch.save, [writes])
+    return go_on("long") if (OUT / "long" / "checkpoint.pt").exists() else whole_run("long", **LONG)
+
+
+def half_written(save, left, content, file):
+    left[0] -= 1
+    if left[0] >= 0:
+        return save(content, file)
+    buffer = io.BytesIO()
+    save(content, buffer)
+    file.write(buffer.getvalue()[: buffer.tell() // 2])
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_again_and_again():
+    """Kill the long run, in writes of a checkpoint and at any moment; how the processes ended."""
+    chance, found = random.Random(7), {"write": [], "anywhere": []}
+    for kind in ("write", "write", "anywhere", "anywhere", "anywhere", "anywhere"):
+        writes = chance.randint(0, 1) if kind == "write" else None
+        pid = child("long", 0, 1, 0, partial(start_or_go_on, writes))
+        if kind == "anywhere":
+            time.sleep(chance.uniform(0.05, 0.8))
+            os.kill(pid, signal.SIGKILL)
+        found[kind] += ended([pid])
+    return found
+
+
 # Name: how many processes, and what each of them does.
 SCENARIOS = {
     "one": (1, lambda: whole_run("one")),
@@ -138,17 +189,19 @@ SCENARIOS = {
         )
         for world in (1, 2)
     },
-    "stopped": (2, lambda: interrupted("stopped", 1, signaled(signal.SIGTERM))),
+    "stopped": (2, lambda: interrupted("stopped", 1, terminate)),
     "resumed": (1, lambda: go_on("stopped")),
     "unstopped": (1, lambda: whole_run("unstopped", val_split="", val_include="")),
-    "killed": (2, lambda: interrupted("killed", 1, signaled(signal.SIGKILL))),
-    "revived": (1, revived),
+    "killed": (2, lambda: interrupted("killed", 1, kill)),
     "nan": (2, lambda: interrupted("nan", 1, spoil)),
+    "full": (2, lambda: interrupted("full", 0, fill_disk)),
     "classes": (2, lambda: differing("classes", classes=renamed_classes(), weights="")),
     "pictures": (2, lambda: differing("pictures", data_path=str(OUT / "fewer"))),
     "folder": (2, lambda: differing("folder", data_path="nowhere")),
     "port": (1, on_taken_port),
     "odd": (2, lambda: whole_run("odd", batch_size=3)),
+    "long": (1, start_or_go_on),
+    "in one go": (1, lambda: whole_run("in one go", **LONG)),
 }
 
 
@@ -188,7 +241,7 @@ def ended(pids, seconds=300):
 
 
 def run_all():
-    report = {}
+    report = {"kills": kill_again_and_again()}
     for name, (world, job) in SCENARIOS.items():
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]

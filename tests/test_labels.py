@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
@@ -25,19 +25,26 @@ WRITTEN = [
     *(("a.png", "P", {"bits": bits}) for bits in (1, 2, 4)),
     ("a.dat", "L", {"format": "PNG"}),  # what a file is called does not matter
     *(("a.bmp", mode, {}) for mode in ("1", "L", "P")),
-    *(("a.gif", "P", {"optimize": False}), ("a.pbm", "1", {})),
-    *(("a.tif", "L", {"compression": kind}) for kind in COMPRESSIONS),
+    *(("a.gif", mode, {"optimize": False}) for mode in ("L", "P")),
+    *(("a.pbm", "1", {}), ("a.pgm", "L", {}), ("a.pgm", "I;16", {})),
+    *(("a.tif", m, {"compression": c}) for c in COMPRESSIONS for m in ("1", "L", "P", "I;16")),
     *(("a.tif", "1", {"compression": kind}) for kind in ("group3", "group4")),
-    *(("a.tif", mode, {}) for mode in ("P", "I;16", "I")),
+    *(("a.tif", "I;16B", {}), ("a.tif", "I", {})),
 ]
-BELOW = {"1": 2, "L": 256, "P": 256, "LA": 256, "I;16": 65536, "I": 2**31}
+BELOW = {"1": 2, "L": 256, "P": 256, "LA": 256, "I;16": 65536, "I;16B": 65536, "I": 2**31}
 
 
 def picture(values, mode):
-    kind = {"1": bool, "I;16": np.uint16, "I": np.int32}.get(mode, np.uint8)
-    image = Image.fromarray(values.astype(kind))
+    if mode == "1":
+        return Image.fromarray(values.astype(bool))
+    if mode.startswith("I;16"):
+        stored = np.ascontiguousarray(values, ">u2" if mode.endswith("B") else "<u2")
+        return Image.frombytes(mode, values.shape[::-1], stored.tobytes())
+    if mode == "I":
+        return Image.fromarray(values.astype(np.int32))
+    image = Image.fromarray(values.astype(np.uint8))
     if mode == "P":
-        image.putpalette(bytes(range(256)) * 3)
+        image.putpalette([channel for color in voc_palette(256) for channel in color])
     if mode == "LA":
         image.putalpha(255)
     return image
@@ -49,14 +56,17 @@ def scratch(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "mode", "options"), WRITTEN)
-@pytest.mark.parametrize("shape", [(1, 1), (5, 9), (12, 7)])
-def test_what_pil_writes_is_read_as_stored(name, mode, options, shape, tmp_path):
+@settings(max_examples=20)
+@given(data=st.data())
+def test_what_pil_writes_is_read_as_stored(name, mode, options, data, scratch):
     below = 1 << options["bits"] if "bits" in options else BELOW[mode]
-    values = np.random.default_rng(0).integers(0, below, shape)
-    picture(values, mode).save(tmp_path / name, **options)
+    shape = npst.array_shapes(min_dims=2, max_dims=2, max_side=12)
+    values = data.draw(npst.arrays(np.int64, shape, elements=st.integers(0, below - 1)))
+    path = scratch / name
+    picture(values, mode).save(path, **options)
     # A PBM's 1 is black, which PIL calls False.
     expected = 1 - values if name.endswith(".pbm") else values
-    np.testing.assert_array_equal(stored_integers(tmp_path / name), expected)
+    np.testing.assert_array_equal(stored_integers(path), expected)
 
 
 @given(

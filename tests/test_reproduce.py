@@ -108,6 +108,23 @@ def here(tmp_path_factory):
         yield root
 
 
+def test_every_row_has_its_command_or_the_reason():
+    rows = re.findall(r"^\| (?!row|-)(.*?) \|$", PAGE, re.MULTILINE)
+    assert len(rows) == 8 + 11 + 5 + 3 + 6 and all("not run here" in row for row in rows)
+    every = [command for section in SECTIONS for command in commands(section)]
+    trained = [value(c, "--output-dir") for c in every if c[0] == "train"]
+    used = {c[c.index("--weights") + 1] for c in every if c[0] == "evaluate"}
+    used |= {c[-2] for c in every if c[0] == "convert"} | set(
+        re.findall(r'load_model\("(.*?)"', PAGE)
+    )
+    for row in rows:
+        *_, into, released, _ = (cell.strip(" `") for cell in row.split("|"))
+        assert into in trained or into == "the program below", row
+        assert released == "none" or released in used, row
+    assert len(set(trained)) == len(trained)
+    assert set(trained) == set(re.findall(r"\| `(runs/.*?)`", PAGE))
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_the_page_runs(here, capsys, section):
     for words in commands(section):

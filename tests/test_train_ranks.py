@@ -71,31 +71,46 @@ def test_sigterm_writes_a_checkpoint_that_another_number_of_processes_takes(rank
     close(final_state(out / "stopped")["model"], final_state(out / "unstopped")["model"])
 
 
-def test_an_error_ends_all_processes_and_is_told_once(ranks):
-    out, report = ranks
-    for name, message in (
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
         ("nan", "the loss is not finite at iteration 5.*checkpoint.pt, iteration 3"),
+        ("full", "full/checkpoint.pt: No space left on device"),
         ("classes", "the processes differ in the classes: 11 .*Sky.* in process 0, 11 .class 0"),
         ("pictures", r"the processes differ in the pictures: 6 \(.*, 5 \(.* in process 1"),
         ("folder", "process 1: nowhere: no such data set folder"),
         ("port", "process 0 cannot join the 2 of this run at 127.0.0.1:.*in use"),
         ("odd", "--batch-size 3 counts all processes and must be divisible by 2"),
-    ):
-        first, *others = report[name]["errors"]
-        assert report[name]["codes"] == [2] * (1 + len(others))
-        assert len(first.splitlines()) == 1 and not "".join(others)
-        assert re.search(message, first), first
-        if name == "nan":
-            assert final_state(out / name)["iteration"] == 3  # the last good one
+    ],
+)
+def test_an_error_ends_all_processes_and_is_told_once(ranks, name, message):
+    out, report = ranks
+    first, *others = report[name]["errors"]
+    assert report[name]["codes"] == [2] * (1 + len(others))
+    assert len(first.splitlines()) == 1 and not "".join(others)
+    assert re.search(message, first), first
+    if name in ("nan", "full"):
+        assert final_state(out / name)["iteration"] == 3  # the last good one
 
 
-def test_a_killed_process_ends_the_others_and_its_run_goes_on(ranks):
+def test_a_killed_process_ends_the_others(ranks):
     out, report = ranks
     assert report["killed"]["codes"] == [2, -9]  # and no hang
     assert "process 0 lost another process of this run" in report["killed"]["errors"][0]
     assert final_state(out / "killed")["iteration"] == 3
-    assert report["revived"]["codes"] == [0]
-    close(final_state(out / "revived")["model"], final_state(out / "unstopped")["model"])
+
+
+def test_killed_again_and_again_a_run_ends_with_the_same_bits(ranks):
+    out, report = ranks
+    assert report["kills"]["write"] == [-9, -9]
+    assert set(report["kills"]["anywhere"]) <= {0, -9} and -9 in report["kills"]["anywhere"]
+    assert report["long"]["codes"] == report["in one go"]["codes"] == [0]
+    a, b = (final_state(out / name) for name in ("in one go", "long"))
+    for key in ("iteration", "model", "optimizer", "average", "best"):
+        assert same(a[key], b[key]), key
+    weights = [(out / name / "last.safetensors").read_bytes() for name in ("in one go", "long")]
+    assert weights[0] == weights[1]
+    assert not list((out / "long").glob("*.tmp"))
 
 
 def test_torchrun(scenes, tmp_path, root):
