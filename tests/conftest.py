@@ -1,6 +1,7 @@
 """What all tests share: a fair part of the machine, hypothesis profiles, the project's settings."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,21 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
     narrow_trunks(monkeypatch)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], here: Path) -> Any:
+    """A command that must be refused: exit code 2, one line on stderr, and nothing written."""
+    from fcnfast.cli import main
+    from tests.model_tools import contents
+
+    def check(*arguments: str, says: str) -> None:
+        before = contents(here)
+        assert main(arguments) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert re.fullmatch(r"fcnfast: error: [^\n]+\n", err)
+        assert re.search(says, err)
+        assert contents(here) == before and not Path("out").exists()
+
+    return check

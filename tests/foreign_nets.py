@@ -6,11 +6,9 @@ names and constants are the real ones.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 STAGES = ((3, 4), (6, 6), (8, 7, 8), (8, 9, 9), (8, 9, 10))
 FULLY_CONNECTED = 13
@@ -23,23 +21,18 @@ RESNET = 4
 VOC_MEAN = (104.00699, 116.66877, 122.67892)
 
 
-def bgr(images: Tensor, mean: Sequence[float] = VOC_MEAN) -> Tensor:
+def bgr(images, mean=VOC_MEAN):
     """Caffe: blue, green, red in 0..255, minus a mean."""
     return images[:, [2, 1, 0]] - torch.tensor(mean, dtype=torch.float64).view(3, 1, 1)
 
 
-def rgb(
-    images: Tensor,
-    mean: Sequence[float] = (0.485, 0.456, 0.406),
-    std: Sequence[float] = (0.229, 0.224, 0.225),
-    scale: float = 255,
-) -> Tensor:
+def rgb(images, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=255):
     """torchvision: red, green, blue in 0..1, minus a mean, over a deviation."""
     mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (mean, std))
     return (images / scale - mean) / std
 
 
-def tent(size: int) -> Tensor:
+def tent(size):
     """Caffe's bilinear filter."""
     f = -(-size // 2)
     c = (size - 1) / (2 * f)
@@ -47,22 +40,22 @@ def tent(size: int) -> Tensor:
     return torch.outer(line, line)
 
 
-def up(x: Tensor, size: int, stride: int) -> Tensor:
+def up(x, size, stride):
     """The bilinear transposed convolution."""
     return F.conv_transpose2d(
         x, tent(size).expand(x.shape[1], 1, -1, -1), None, stride, 0, 0, x.shape[1]
     )
 
 
-def crop(x: Tensor, offset: int, size: Sequence[int]) -> Tensor:
+def crop(x, offset, size):
     return x[..., offset : offset + size[0], offset : offset + size[1]]
 
 
-def pool3(x: Tensor) -> Tensor:
+def pool3(x):
     return F.max_pool2d(x, 3, 2, ceil_mode=True)
 
 
-def lrn(x: Tensor) -> Tensor:
+def lrn(x):
     """Caffe's normalization, written out: the squares of five neighboring channels."""
     squares = F.pad(x * x, (0, 0, 0, 0, 2, 2))
     total = sum(squares[:, i : i + x.shape[1]] for i in range(5))
@@ -76,39 +69,37 @@ class Net:
     neither die nor explode. Upsampling weights start bilinear. Arithmetic is in float64.
     """
 
-    def __init__(self, define: Callable[..., dict[str, Tensor]], inputs: int = 1) -> None:
+    def __init__(self, define, inputs=1):
         self.define = define
-        self.state: OrderedDict[str, Tensor] = OrderedDict()
+        self.state = OrderedDict()
         self.generator = torch.Generator().manual_seed(0)
         self(*[torch.zeros(1, 3, 33, 33, dtype=torch.uint8)] * inputs)
 
     @torch.no_grad()
-    def __call__(self, *images: Tensor) -> dict[str, Tensor]:
+    def __call__(self, *images):
         return self.define(self, *images)
 
-    def state_dict(self) -> OrderedDict[str, Tensor]:
+    def state_dict(self):
         state = OrderedDict((key, value.clone()) for key, value in self.state.items())
         state._metadata = {"": {"version": 1}}  # as a module's
         return state
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self):
         """What a classifier's file has of them."""
         ours = ("score", "upscore")
         return {k: v for k, v in self.state_dict().items() if not k.startswith(ours)}
 
-    def tensor(self, name: str, *shape: int, std: float = 0.3, mean: float = 0.0) -> Tensor:
+    def tensor(self, name, *shape, std=0.3, mean=0.0):
         if name not in self.state:
             self.state[name] = torch.randn(shape, generator=self.generator) * std + mean
         return self.state[name].double()
 
-    def conv(
-        self, name: str, x: Tensor, width: int, kernel: int, bias: bool = True, **settings: int
-    ) -> Tensor:
+    def conv(self, name, x, width, kernel, bias=True, **settings):
         shape = (width, x.shape[1] // settings.get("groups", 1), kernel, kernel)
         weight = self.tensor(f"{name}.weight", *shape, std=(2 / (shape[1] * kernel**2)) ** 0.5)
         return F.conv2d(x, weight, self.tensor(f"{name}.bias", width) if bias else None, **settings)
 
-    def norm(self, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
+    def norm(self, name, x, eps=1e-5):
         width = x.shape[1]
         weight, bias = (
             self.tensor(f"{name}.weight", width, mean=1),
@@ -119,7 +110,7 @@ class Net:
         self.state.setdefault(f"{name}.num_batches_tracked", torch.tensor(0))
         return F.batch_norm(x, mean, var, weight, bias, eps=eps)
 
-    def up(self, name: str, x: Tensor, size: int, stride: int) -> Tensor:
+    def up(self, name, x, size, stride):
         """A dense transposed convolution, bilinear on its diagonal."""
         if f"{name}.weight" not in self.state:
             one = torch.eye(x.shape[1])[:, :, None, None]
@@ -127,7 +118,7 @@ class Net:
         return F.conv_transpose2d(x, self.state[f"{name}.weight"].double(), stride=stride)
 
 
-def randomize(net: Net) -> Net:
+def randomize(net):
     """Let the upsampling, too, have random weights."""
     for key, value in net.state.items():
         if "upscore" in key:
@@ -135,7 +126,7 @@ def randomize(net: Net) -> Net:
     return net
 
 
-def vgg16(net: Net, x: Tensor, first: str = "conv1_1", suffix: str = "") -> list[Tensor]:
+def vgg16(net, x, first="conv1_1", suffix=""):
     """pool3, pool4 and fc7 on a canvas padded by 100."""
     pools = []
     for stage, widths in enumerate(STAGES, 1):
@@ -150,13 +141,10 @@ def vgg16(net: Net, x: Tensor, first: str = "conv1_1", suffix: str = "") -> list
     return [*pools[2:4], x]
 
 
-def skips(
-    net: Net, maps: Sequence[Tensor], size: Sequence[int], stride: int, classes: int = 5,
-    suffix: str = "", scales: tuple[float, float] = (1, 1),
-) -> Tensor:  # fmt: skip
+def skips(net, maps, size, stride, classes=5, suffix="", scales=(1, 1)):
     """The scores of FCN-32s, 16s and 8s over VGG-16."""
 
-    def score(name: str, x: Tensor) -> Tensor:
+    def score(name, x):
         return net.conv(f"score_{name}{suffix}", x, classes, 1)
 
     pool3, pool4, fc7 = maps
@@ -172,10 +160,7 @@ def skips(
     return crop(net.up(f"upscore8{suffix}", x, 16, 8), 31, size)
 
 
-def VGG(
-    stride: int = 8, at_once: bool = False, heads: dict[str, int] | None = None,
-    mean: Sequence[float] = VOC_MEAN,
-) -> Net:  # fmt: skip
+def VGG(stride=8, at_once=False, heads=None, mean=VOC_MEAN):
     """FCN-32s, 16s, 8s and 8s at-once over VGG-16, of Caffe's reference and of pytorch-fcn.
 
     `heads` maps a suffix of names to its classes.
@@ -183,7 +168,7 @@ def VGG(
     scales = (0.01, 0.0001) if at_once else (1, 1)
     names = {"": "out", "_sem": "out", "_geo": "geo"}
 
-    def define(net: Net, images: Tensor) -> dict[str, Tensor]:
+    def define(net, images):
         maps, size = vgg16(net, bgr(images, mean)), images.shape[2:]
         return {
             names[suffix]: skips(net, maps, size, stride, classes, suffix, scales)
@@ -193,10 +178,10 @@ def VGG(
     return Net(define)
 
 
-def LateFusion(classes: int = 5) -> Net:
+def LateFusion(classes=5):
     """NYUD's two FCN-32s for color and HHA, whose scores are averaged before the upsampling."""
 
-    def define(net: Net, images: Tensor, hha: Tensor) -> dict[str, Tensor]:
+    def define(net, images, hha):
         inputs = {"color": bgr(images, (116.190, 97.203, 92.318))}
         inputs["hha"] = rgb(hha, (132.431, 94.076, 118.477), (1, 1, 1), 1)
         scores = [
@@ -208,10 +193,10 @@ def LateFusion(classes: int = 5) -> Net:
     return Net(define, 2)
 
 
-def EarlyFusion() -> Net:
+def EarlyFusion():
     """NYUD's FCN-32s of four channels: color, and the logarithm of a depth of 1 to 256."""
 
-    def define(net: Net, images: Tensor, depth: Tensor) -> dict[str, Tensor]:
+    def define(net, images, depth):
         logs = (depth[:, :1].double() + 1).log() - 7.844
         x = torch.cat((bgr(images, (116.190, 97.203, 92.318)), logs), 1)
         return {"out": skips(net, vgg16(net, x, "conv1_1_bgrd"), images.shape[2:], 32)}
@@ -219,10 +204,10 @@ def EarlyFusion() -> Net:
     return Net(define, 2)
 
 
-def AlexNet(classes: int = 5) -> Net:
+def AlexNet(classes=5):
     """FCN-AlexNet over CaffeNet: groups, pooling before normalization."""
 
-    def define(net: Net, images: Tensor) -> dict[str, Tensor]:
+    def define(net, images):
         x = bgr(images)
         for k, (width, kernel) in enumerate(zip(CAFFE_ALEXNET, (11, 5, 3, 3, 3), strict=True), 1):
             settings = {"padding": kernel // 2} if k > 1 else {"padding": 100, "stride": 4}
@@ -238,7 +223,7 @@ def AlexNet(classes: int = 5) -> Net:
     return Net(define)
 
 
-def GoogLeNet(stride: int = 32, classes: int = 5, caffe: bool = True) -> Net:
+def GoogLeNet(stride=32, classes=5, caffe=True):
     """FCNs over BVLC's GoogLeNet, or torchvision's, which normalizes its input a second time.
 
     In the paper there is only the 32s; the others sum the scores of 4e and 3b, too.
@@ -247,15 +232,15 @@ def GoogLeNet(stride: int = 32, classes: int = 5, caffe: bool = True) -> Net:
     if not caffe:
         inside = ["branch1", "branch2.0", "branch2.1", "branch3.0", "branch3.1", "branch4.1"]
 
-    def define(net: Net, images: Tensor) -> dict[str, Tensor]:
-        def unit(name: str, x: Tensor, width: int, kernel: int, stride: int = 1) -> Tensor:
+    def define(net, images):
+        def unit(name, x, width, kernel, stride=1):
             place = {"stride": stride, "padding": kernel // 2}
             if caffe:
                 return F.relu(net.conv(name, x, width, kernel, **place))
             x = net.conv(f"{name}.conv", x, width, kernel, False, **place)
             return F.relu(net.norm(f"{name}.bn", x, 1e-3))
 
-        def inception(block: str, x: Tensor) -> Tensor:
+        def inception(block, x):
             begin = f"inception_{block}/" if caffe else f"inception{block}."
             names = [begin + name for name in inside]
             one, three, five = (unit(names[k], x, BLOCK[k], 1) for k in (0, 1, 3))

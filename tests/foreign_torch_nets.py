@@ -4,11 +4,9 @@ Their maps are compared with those of torchvision itself in tests/interop; see `
 """
 
 import math
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from tests.foreign_nets import FULLY_CONNECTED, RESNET, STAGES, TORCHVISION_ALEXNET, Net, rgb
 
@@ -18,7 +16,7 @@ VGG_NUMBERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 ALEXNET_NUMBERS = (0, 3, 6, 8, 10)
 
 
-def drawn(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def drawn(shapes):
     """Weights and biases of layers."""
     generator, state = torch.Generator().manual_seed(0), {}
     for name, shape in shapes.items():
@@ -28,12 +26,12 @@ def drawn(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     return state
 
 
-def classifier(inputs: int, numbers: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
+def classifier(inputs, numbers):
     sizes = ((FULLY_CONNECTED, inputs), (FULLY_CONNECTED,) * 2, (17, FULLY_CONNECTED))
     return {f"classifier.{n}": size for n, size in zip(numbers, sizes, strict=True)}
 
 
-def vgg16(dropout_first: bool = False) -> dict[str, Tensor]:
+def vgg16(dropout_first=False):
     """torchvision's VGG-16; `dropout_first`: its early layout, with Caffe's values."""
     widths = (3, *(width for stage in STAGES for width in stage))
     rows = zip(VGG_NUMBERS, widths[1:], widths[:-1], strict=True)
@@ -42,7 +40,7 @@ def vgg16(dropout_first: bool = False) -> dict[str, Tensor]:
     return drawn(shapes | classifier(widths[-1] * 7**2, numbers))
 
 
-def alexnet() -> dict[str, Tensor]:
+def alexnet():
     """torchvision's AlexNet."""
     widths, kernels = (3, *TORCHVISION_ALEXNET), (11, 5, 3, 3, 3)
     rows = zip(ALEXNET_NUMBERS, widths[1:], widths[:-1], kernels, strict=True)
@@ -50,7 +48,7 @@ def alexnet() -> dict[str, Tensor]:
     return drawn(shapes | classifier(widths[-1] * 6**2, (1, 4, 6)))
 
 
-def residual_layers(net: Net, x: Tensor) -> list[Tensor]:
+def residual_layers(net, x):
     """The four layers of ResNet-50, the last two dilated."""
     x, maps = F.max_pool2d(x, 3, 2, padding=1), []
     for layer, count in enumerate(DEPTH, 1):
@@ -60,9 +58,7 @@ def residual_layers(net: Net, x: Tensor) -> list[Tensor]:
             stride = 2 if layer == 2 and first else 1
             dilation = {3: (1, 2), 4: (2, 4)}.get(layer, (1, 1))[not first]
 
-            def conv(
-                k: int, x: Tensor, width: int, kernel: int, name: str = name, **place: int
-            ) -> Tensor:
+            def conv(k, x, width, kernel, name=name, **place):
                 x = net.conv(f"{name}.conv{k}", x, width, kernel, False, **place)
                 return net.norm(f"{name}.bn{k}", x)
 
@@ -76,11 +72,11 @@ def residual_layers(net: Net, x: Tensor) -> list[Tensor]:
     return maps
 
 
-def MMSegmentation() -> Net:
+def MMSegmentation():
     """mmsegmentation's fcn_r50-d8: a deep stem, two heads."""
 
-    def define(net: Net, images: Tensor) -> dict[str, Tensor]:
-        def unit(x: Tensor, width: int, conv: str, norm: str, stride: int = 1) -> Tensor:
+    def define(net, images):
+        def unit(x, width, conv, norm, stride=1):
             x = net.conv(conv, x, width, 3, False, padding=1, stride=stride)
             return F.relu(net.norm(norm, x))
 

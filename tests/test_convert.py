@@ -1,8 +1,6 @@
 """``fcnfast convert``: files of other projects become fcnfast's."""
 
 import json
-import os
-import re
 from pathlib import Path
 
 import pytest
@@ -12,24 +10,11 @@ import fcnfast
 from fcnfast.cli import main
 from tests.foreign_nets import VGG
 from tests.foreign_torch_nets import vgg16
-from tests.model_tools import make_photo, narrow_trunks
+from tests.model_tools import make_photo
 from tests.weights_tools import read_weights, same, weights
 from tests.wire_tools import caffemodel
 
-
-@pytest.fixture(autouse=True)
-def narrow(here, monkeypatch):
-    narrow_trunks(monkeypatch)
-
-
-def refused(capsys, *arguments):
-    """Run a command that must fail: exit code 2, one line on stderr, no new file."""
-    before = sorted(os.listdir())
-    assert main(["convert", *arguments]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and re.fullmatch(r"fcnfast: error: [^\n]+\n", err)
-    assert sorted(os.listdir()) == before
-    return err
+pytestmark = pytest.mark.usefixtures("here", "narrow")
 
 
 def test_a_file_that_tells_its_network(capsys):
@@ -48,12 +33,11 @@ def test_a_file_that_tells_its_network(capsys):
     assert json.loads(Path("out/predictions.json").read_text())["model"] == "fcn16s_vgg16"
 
 
-def test_the_network_and_the_classes_can_be_named(capsys):
+def test_the_network_and_the_classes_can_be_named(refused, capsys):
     torch.save(VGG(8, heads={"": 3}).state_dict(), "net.pth")
     table = {"names": ["road", "sky", "car"], "palette": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
     Path("classes.json").write_text(json.dumps(table))
-    said = refused(capsys, "net.pth", "ours.safetensors")
-    assert "which have the same layers" in said and "--model NAME" in said
+    refused("convert", "net.pth", "ours.safetensors", says="which have the same layers.*--model N")
     arguments = ["--model", "fcn8s_atonce_vgg16", "--classes", "classes.json", "--half"]
     assert main(["convert", "net.pth", "ours.safetensors", *arguments]) == 0
     tensors, meta = read_weights("ours.safetensors")
@@ -65,16 +49,16 @@ def test_the_network_and_the_classes_can_be_named(capsys):
     assert "3 classes of" in capsys.readouterr().out
 
 
-def test_a_classifier_becomes_a_network_to_train(capsys):
+def test_a_classifier_becomes_a_network_to_train(refused, capsys):
     torch.save(vgg16(), "vgg16.pth")
-    assert "choose one for it" in refused(capsys, "vgg16.pth", "ours.safetensors")
+    refused("convert", "vgg16.pth", "ours.safetensors", says="choose one for it")
     assert main(["convert", "vgg16.pth", "ours.safetensors", "--model", "fcn32s_vgg16"]) == 0
     out = capsys.readouterr().out
     assert "reshaped    fc6.weight" in out and "missing     score_fr.weight" in out
     assert fcnfast.load_model("ours.safetensors").preprocessing == fcnfast.models.IMAGENET
 
 
-def test_mistakes_are_refused(capsys):
+def test_mistakes_are_refused(refused):
     torch.save(weights(), "net.pth")
     torch.save({k: v * 1e6 for k, v in weights().items() if "upscore" not in k}, "big.pth")
     Path("folder").mkdir()
@@ -82,11 +66,10 @@ def test_mistakes_are_refused(capsys):
         (["missing.pth", "out.safetensors"], "fcn16s_vgg16", "no such weights file"),
         (["net.pth", "folder"], "fcn16s_vgg16", "is a folder"),
         (["net.pth", "net.pth"], "fcn16s_vgg16", "would replace the file"),
-        (["net.pth", "./folder/../net.pth"], "fcn16s_vgg16", "would replace the file"),
         (["net.pth", "o", "--classes", "voc"], "fcn16s_vgg16", "21 classes, but net.pth has 5"),
         (["net.pth", "o"], "fcn16_vgg16", "did you mean fcn16s_vgg16"),
         (["net.pth", "o"], "fcn_resnet50", "has no"),
         (["net.pth", "nowhere/out.safetensors"], "fcn16s_vgg16", "No such file"),
         (["big.pth", "o", "--half"], "fcn16s_vgg16", "too large for torch.float16"),
     ):
-        assert says in refused(capsys, *arguments, "--model", model)
+        refused("convert", *arguments, "--model", model, says=says)

@@ -6,14 +6,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from fcnfast.data.classes import ClassTable
-from fcnfast.data.folder import Sample, open_folder
-from fcnfast.data.images import shrink
-from fcnfast.data.labels import write_labels
+from fcnfast import ClassTable, ConfusionMatrix, SamplingGrid
+from fcnfast.data import Sample, open_folder, write_labels
 from fcnfast.errors import DatasetError, ImageError, LabelError
 from fcnfast.evaluate import evaluate_folder, evaluate_model, evaluate_oracle, scores_as_json
-from fcnfast.geometry import SamplingGrid
-from fcnfast.metrics import ConfusionMatrix
 from fcnfast.models.base import ScoreMap
 from tests.model_tools import make_photo
 from tests.test_images import fail
@@ -103,28 +99,16 @@ def test_every_pixel_is_counted_whatever_the_batch(batch_size, training):
         assert model.batches == [(2, 3, 4, 5), (1, 3, 4, 5), (1, 3, 7, 3), (1, 3, 4, 5)]
 
 
-def test_a_shrunk_picture_is_scored_at_its_own_size():
-    model, pair = Reader(), random_pair(8, 10, 3)
-    matrix = evaluate_model(model, Listed(pair), max_size=5)
-    assert model.batches == [(1, 3, 4, 5)]
-    seen = np.asarray(shrink(Listed(pair)[0].image, 5))[..., 0]
-    guess = seen.repeat(2, axis=0).repeat(2, axis=1)
-    assert np.array_equal(matrix.matrix, counted([(guess, pair[1])]))
-
-
-@pytest.mark.parametrize(
-    ("classes", "pairs", "error", "message"),
-    [
+def test_what_is_refused():
+    for classes, pairs, error, message in (
         (21, PAIRS, DatasetError, "21 classes.*'three' has 3"),
         (3, [], DatasetError, "no pictures"),
         (3, [(np.zeros((2, 2), np.uint8), np.full((2, 2), 77, np.uint8))], ValueError, "77"),
-    ],
-)
-def test_what_is_refused(classes, pairs, error, message):
-    model = Reader(classes)
-    with pytest.raises(error, match=message):
-        evaluate_model(model, Listed(*pairs))
-    assert model.training  # as it was
+    ):
+        model = Reader(classes)
+        with pytest.raises(error, match=message):
+            evaluate_model(model, Listed(*pairs))
+        assert model.training  # as it was
 
 
 def test_pictures_that_cannot_be_evaluated_are_named(tmp_path, monkeypatch):
@@ -157,30 +141,24 @@ def test_a_folder(tmp_path):
         evaluate_folder(predictions, dataset)
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (np.zeros((5, 4), np.uint8), r"p1\.png.*4x5.*5x4"),
-        (np.full((4, 5), 3, np.uint8), r"p1\.png: value 3 \(pixels: 20\)"),
-        # Pixels may lack a class only where the truth does.
-        (np.full((4, 5), 255, np.uint8), rf"p1\.png: no class in {(PAIRS[1][1] < 255).sum()} pix"),
-        (np.where(PAIRS[1][1] == 255, 255, 0).astype(np.uint8), None),
-    ],
-)
-def test_a_prediction_that_does_not_fit_is_named(tmp_path, labels, message):
+def test_a_prediction_that_does_not_fit_is_named(tmp_path):
     dataset = write_dataset(tmp_path / "data", PAIRS)
     predictions = write_predictions(tmp_path / "labels", PAIRS)
-    write_labels(predictions / "p1.png", labels, ())
-    if message is None:
-        assert evaluate_folder(predictions, dataset).matrix.sum() == counted(PAIRS).sum()
-        return
-    with pytest.raises(LabelError, match=message):
-        evaluate_folder(predictions, dataset)
+    for labels, message in (
+        (np.zeros((5, 4), np.uint8), r"p1\.png.*4x5.*5x4"),
+        (np.full((4, 5), 3, np.uint8), r"p1\.png: value 3 \(pixels: 20\)"),
+        (np.full((4, 5), 255, np.uint8), rf"p1\.png: no class in {(PAIRS[1][1] < 255).sum()} pix"),
+    ):
+        write_labels(predictions / "p1.png", labels, ())
+        with pytest.raises(LabelError, match=message):
+            evaluate_folder(predictions, dataset)
+    # Pixels may lack a class only where the truth does.
+    write_labels(predictions / "p1.png", np.where(PAIRS[1][1] == 255, 255, 0).astype(np.uint8), ())
+    assert evaluate_folder(predictions, dataset).matrix.sum() == counted(PAIRS).sum()
 
 
-@pytest.mark.parametrize(
-    ("factor", "truth", "expected"),
-    [
+def test_upper_bounds_by_hand(tmp_path):
+    for factor, truth, expected in (
         # Cells of 2×2; the last ones are cut. Of equals the first class stays: 000/0 1: 0;
         # 11/00: a tie, 0; 2/2: 2; 2 and void: 2; void alone; 1.
         (
@@ -193,14 +171,12 @@ def test_a_prediction_that_does_not_fit_is_named(tmp_path, labels, message):
         (4, [[0] * 5 + [1] * 11] * 8, [[32, 8, 0], [0, 88, 0], [0, 0, 0]]),
         (8, [[0] * 5 + [1] * 11] * 8, [[40, 0, 0], [24, 64, 0], [0, 0, 0]]),
         (99, [[1, 1, 2], [0, 1, 2]], [[0, 1, 0], [0, 3, 0], [0, 2, 0]]),
-    ],
-)
-def test_upper_bounds_by_hand(tmp_path, factor, truth, expected):
-    labels = np.array(truth, np.uint8)
-    dataset = write_dataset(tmp_path, [(labels, labels)])
-    assert evaluate_oracle(dataset, [factor])[factor].matrix.tolist() == expected
-    with pytest.raises(ValueError, match="factors must be at least 1, not 0"):
-        evaluate_oracle(dataset, [factor, 0])
+    ):
+        labels = np.array(truth, np.uint8)
+        dataset = write_dataset(tmp_path / f"{factor}", [(labels, labels)])
+        assert evaluate_oracle(dataset, [factor])[factor].matrix.tolist() == expected
+        with pytest.raises(ValueError, match="factors must be at least 1, not 0"):
+            evaluate_oracle(dataset, [factor, 0])
 
 
 def test_scores_as_json():

@@ -2,17 +2,14 @@
 
 import pickle
 import unicodedata
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fcnfast.cli import main
-from fcnfast.data.folder import open_folder, passed_over
-from fcnfast.data.tables import CAMVID
+from fcnfast import CAMVID, evaluate_folder
+from fcnfast.data.folder import open_folder
 from fcnfast.errors import DatasetError, LabelError
-from fcnfast.evaluate import evaluate_folder
 from tests.model_tools import make_photo
 
 
@@ -130,17 +127,3 @@ def test_labels_that_do_not_fit(camvid):
     refused("the labels are 7x8 pixels, their image is 6x8$")
     Image.new("L", (6, 8), 77).save(camvid / "trainannot" / "drive1_a.png")
     refused(r"value 77 \(pixels: 48\)")
-
-
-def test_other_extensions_are_pictures(here, weights, capsys):
-    Path("in").mkdir()
-    for name in ("a.jfif", "b.jpe", "c.MPO", "d.jpg"):
-        make_photo().save(Path("in", name), format="JPEG")
-    make_photo().convert("1").save("in/e.pbm")
-    for name in ("notes.txt", ".hidden", "g.xcf"):
-        Path("in", name).touch()
-    assert passed_over(["in"]) == [Path("in/g.xcf"), Path("in/notes.txt")]
-    assert main(["predict", "in", "--weights", weights, "--device", "cpu"]) == 0
-    assert {path.stem for path in Path("out/labels").iterdir()} == set("abcde")
-    told = "fcnfast: 2 files skipped, no picture extension: g.xcf, notes.txt\n"
-    assert capsys.readouterr().err == told

@@ -58,25 +58,24 @@ def reread(path, image, **options):
     return np.asarray(result).astype(int)
 
 
-def test_lossless_kinds(tmp_path):
-    for mode in ("RGB", "L", "1", "P"):
+def test_kinds_and_modes(tmp_path):
+    modes = {"RGB": "png", "L": "tif", "1": "ppm", "P": "gif", "CMYK": "jpg"}
+    for mode, kind in modes.items():
         image = make_photo().quantize(17) if mode == "P" else make_photo().convert(mode)
-        for kind in ("png", "tif", "bmp", "gif" if mode == "P" else "ppm"):
-            found = reread(tmp_path / f"a.{kind}", image)
-            np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
+        found = reread(tmp_path / f"a.{kind}", image, **{"quality": 95} if mode == "CMYK" else {})
+        expected = PHOTO if mode == "CMYK" else np.asarray(image.convert("RGB"))
+        assert np.abs(found - expected).mean() < (4 if mode == "CMYK" else 1e-9)
     frames = [Image.new("RGB", (5, 4), color) for color in ("red", "blue")]  # the first counts
     found = reread(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
     assert found[0, 0].tolist() == [255, 0, 0]
 
 
-@pytest.mark.parametrize("kind", ["jpg", "webp", "jp2", "avif", "tif"])
-def test_lossy_kinds(tmp_path, kind):
-    if Image.registered_extensions().get(f".{kind}") not in Image.SAVE:
-        pytest.skip(f"this PIL cannot write .{kind}")
-    # CMYK JPEGs carry inverted values, as Adobe writes them; TIFFs do not.
-    for mode in {"jpg": ("RGB", "CMYK"), "tif": ("CMYK",)}.get(kind, ("RGB",)):
-        found = reread(tmp_path / f"a.{kind}", make_photo().convert(mode), quality=95)
-        assert np.abs(found - PHOTO).mean() < 4
+def test_a_turned_picture_is_turned_once(tmp_path):
+    stored = Image.fromarray(np.ascontiguousarray(np.rot90(PHOTO)))
+    found = reread(tmp_path / "a.png", stored, exif=turned_by(6))
+    np.testing.assert_array_equal(found, PHOTO)
+    again = reread(tmp_path / "b.png", read_image(tmp_path / "a.png"))
+    np.testing.assert_array_equal(again, PHOTO)
 
 
 def test_transparency_lies_on_white(tmp_path):
@@ -93,36 +92,18 @@ def test_transparency_lies_on_white(tmp_path):
         assert found[0].tolist() == [[255] * 3, [127] * 3, [0] * 3]
 
 
-@pytest.mark.parametrize(
-    ("stored", "gray"),
-    [
+def test_gray_of_many_bits(tmp_path):
+    for stored, gray in (
         (np.array([[0, 257, 32768, 65535]], np.uint16), [0, 1, 128, 255]),
         (np.array([[-2, 0, 2, np.nan]], np.float32), [0, 128, 255, 0]),
         (np.array([[0, 0.5, 0.25]], np.float32), [0, 128, 64]),  # 0 to 1 is a range of its own
         (np.array([[100, 150, 200]], np.int32), [0, 128, 255]),
         (np.array([[7, 7]], np.int32), [0, 0]),
         (np.array([[np.nan, np.nan]], np.float32), [0, 0]),
-    ],
-)
-def test_gray_of_many_bits(tmp_path, stored, gray):
-    for name in ("a.tif", "a.png")[: 1 + (stored.dtype == np.uint16)]:
-        found = reread(tmp_path / name, Image.fromarray(stored))
-        assert found[0].tolist() == [[value] * 3 for value in gray]
-
-
-STORED = (
-    *(PHOTO, PHOTO[:, ::-1], PHOTO[::-1, ::-1], PHOTO[::-1], PHOTO.transpose(1, 0, 2)),
-    *(np.rot90(PHOTO, 1), np.rot90(PHOTO, 2).transpose(1, 0, 2), np.rot90(PHOTO, -1)),
-)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(tmp_path, orientation):
-    image = Image.fromarray(np.ascontiguousarray(STORED[orientation - 1]))
-    found = reread(tmp_path / "a.png", image, exif=turned_by(orientation))
-    np.testing.assert_array_equal(found, PHOTO)
-    again = reread(tmp_path / "b.png", read_image(tmp_path / "a.png"))  # not turned twice
-    np.testing.assert_array_equal(again, PHOTO)
+    ):
+        for name in ("a.tif", "a.png")[: 1 + (stored.dtype == np.uint16)]:
+            found = reread(tmp_path / name, Image.fromarray(stored))
+            assert found[0].tolist() == [[value] * 3 for value in gray]
 
 
 def test_damaged_exif(tmp_path):
@@ -142,9 +123,8 @@ def png_with(path, extra, before=b"IDAT", **options):
     path.write_bytes(content[:place] + extra + content[place:])
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
+def test_chunks_that_do_not_matter(tmp_path):
+    for extra in (
         chunk(b"pHYs", b"\0"),
         chunk(b"gAMA", b""),
         chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(3 << 20))),
@@ -154,13 +134,10 @@ def png_with(path, extra, before=b"IDAT", **options):
         chunk(b"tEXt", b"key\0value", crc=0),
         chunk(b"eXIf", b"MM", crc=0),
         chunk(b"teSt", b"nobody's"),
-    ],
-    ids=["pHYs", "gAMA", "iCCP", "zTXt", "many texts", "iTXt", "crc", "eXIf", "unknown"],
-)
-def test_chunks_that_do_not_matter(tmp_path, extra):
-    png_with(tmp_path / "a.png", extra)
-    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png")), PHOTO)
-    assert picture_size(tmp_path / "a.png") == (48, 36)
+    ):
+        png_with(tmp_path / "a.png", extra)
+        np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png")), PHOTO)
+        assert picture_size(tmp_path / "a.png") == (48, 36)
 
 
 def test_pngs_cut_behind_and_within_their_pixels(tmp_path):
@@ -198,9 +175,8 @@ def refused(path, message, **options):
     assert text.startswith(f"{path}: ") and message in text and "\n" not in text
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_refusals(tmp_path):
+    for content, message in (
         (None, "no such file"),
         (b"", "empty (0 bytes)"),
         (b"buy milk\n", "not a picture"),
@@ -208,15 +184,13 @@ def refused(path, message, **options):
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not a picture"),
         (png(30_000, 30_000, 8, 2, bytes(1000)), "too large"),
         (png(10_000, 10_000, 8, 0, bytes(1000)), "damaged"),  # allowed: PIL's warning is not shown
-    ],
-)
-def test_refusals(tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "a.jpg").write_bytes(content)
-    refused(tmp_path / "a.jpg", message)
+    ):
+        if content is not None:
+            (tmp_path / "a.jpg").write_bytes(content)
+        refused(tmp_path / "a.jpg", message)
 
 
-def test_refusals_of_places_and_sizes(tmp_path, monkeypatch):
+def test_refusals_of_places_sizes_and_the_system(tmp_path, monkeypatch):
     refused(tmp_path, "is a folder")
     (tmp_path / "a.png").write_bytes(png(300, 20, 8, 2, b"")[:60])
     assert picture_size(tmp_path / "a.png") == (300, 20)  # which needs no pixels
@@ -227,10 +201,6 @@ def test_refusals_of_places_and_sizes(tmp_path, monkeypatch):
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.png")
         refused(tmp_path / "pipe.png", "empty")  # and is not waited for
-
-
-def test_every_reason_is_one_line(tmp_path, monkeypatch):
-    make_photo().save(tmp_path / "a.png")
     for error, reason in (
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "Permission denied"),
         (MemoryError(), "too large for the memory"),
@@ -238,17 +208,6 @@ def test_every_reason_is_one_line(tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(Image, "open", fail(error))
         refused(tmp_path / "a.png", reason)
-
-
-def test_truncated(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    for kind in ("jpg", "png", "gif", "tif", "webp", "bmp"):
-        path = tmp_path / f"a.{kind}"
-        Image.fromarray(noise).save(path)
-        content = path.read_bytes()
-        for share in (0.1, 0.5, 0.8):
-            path.write_bytes(content[: int(len(content) * share)])
-            refused(path, "")
 
 
 @pytest.fixture
@@ -296,7 +255,7 @@ def test_bit_depth_of_the_commands(gray, here, weights, capsys):
     assert main(["predict", "a.png", "a.png", "--weights", weights]) == 0
     err = capsys.readouterr().err
     assert err.startswith("fcnfast: warning: a.png: its largest") and err.count("\n") == 1
-    for depth, code, told in (("12", 0, ""), ("7", 2, "from 8 to 16, not 7\n"), ("x", 2, "not x")):
+    for depth, code, told in (("12", 0, ""), ("7", 2, "from 8 to 16, not 7\n")):
         assert main(["predict", "a.png", "--weights", weights, "--bit-depth", depth]) == code
         err = capsys.readouterr().err
         assert told.strip() in err and bool(told) == bool(err)
@@ -310,16 +269,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     with full_disk(1000), pytest.raises(OSError, match=str(path)):
         write_bytes(path, bytes(100_000))
     assert path.read_bytes() == b"old"
-    mode = path.stat().st_mode
     write_image(path, make_photo())
     np.testing.assert_array_equal(np.asarray(read_image(path)), PHOTO)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
-    write_bytes(tmp_path / "b", b"x")
-    assert path.stat().st_mode == (tmp_path / "b").stat().st_mode == mode  # the umask's
-
-
-def test_unwritable_places(tmp_path):
-    (tmp_path / "file").write_bytes(b"")
+    path.rename(tmp_path / "file")
     (tmp_path / "folder.png").mkdir()
     for place in ("none/a.png", "file/a.png", "folder.png"):
         with pytest.raises(OSError) as caught:
@@ -330,9 +282,12 @@ def test_unwritable_places(tmp_path):
         write_image(tmp_path / "a.xyz", make_photo())
 
 
+HERE = ["a.png", "b.JPG", "x[1].png", "y.jfif", "z.MPO"]
+
+
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("b.JPG", "a.png", "notes.txt", ".hidden.png", "sub/c.webp", "x[1].png"):
+    for name in (*HERE, "notes.txt", ".hidden.png", "sub/c.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "none").mkdir()
@@ -340,26 +295,20 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("specs", "found"),
-    [
-        ([""], ["a.png", "b.JPG", "x[1].png"]),
+def test_paths_of_pictures_and_none(folder):
+    for specs, found in (
+        ([""], HERE),
         (["*.png"], ["a.png", "x[1].png"]),
         (["x[1].png"], ["x[1].png"]),
-        (["**"], ["a.png", "b.JPG", "sub/c.webp", "x[1].png"]),
-        (["sub/c.webp", "", "sub/../a.png"], ["sub/c.webp", "a.png", "b.JPG", "x[1].png"]),
+        (["**"], ["a.png", "b.JPG", "sub/c.webp", "x[1].png", "y.jfif", "z.MPO"]),
+        (["sub/c.webp", "*.png", "sub/../a.png"], ["sub/c.webp", "a.png", "x[1].png"]),
         (["notes.txt"], ["notes.txt"]),  # a file needs no extension
         (["gone.jpg", "a.png", "none"], ["gone.jpg", "a.png", "none"]),  # told among the others
-    ],
-)
-def test_paths_of_pictures(folder, specs, found):
-    specs = [str(folder / spec) for spec in specs]
-    assert image_paths(specs) == [folder / name for name in found]
-    if len(specs) == 1:
-        assert image_paths(specs[0]) == image_paths(specs)
-
-
-def test_no_pictures(folder):
+    ):
+        specs = [str(folder / spec) for spec in specs]
+        assert image_paths(specs) == [folder / name for name in found]
+        if len(specs) == 1:
+            assert image_paths(specs[0]) == image_paths(specs)
     with pytest.raises(ImageError, match="no picture was given"):
         image_paths([])
     told = {"gone.jpg": "no such file", "none": "no pictures", "*.bmp": "no picture matches"}

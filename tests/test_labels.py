@@ -1,5 +1,6 @@
 """Label files give the integers that they store, and class tables say what those mean."""
 
+import itertools
 import json
 import struct
 import zlib
@@ -104,9 +105,8 @@ def png(width, height, depth, color, rows):
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
+def test_files_made_by_hand(tmp_path):
+    for content, expected in (
         (b"P1\n3 2\n0 1 0\n1 1 0\n", [[0, 1, 0], [1, 1, 0]]),
         (bmp(1, (0, 255), b"\x50\0\0\0"), [[0, 1, 0, 1]]),
         (bmp(1, (255, 0), b"\x50\0\0\0"), [[0, 1, 0, 1]]),
@@ -119,11 +119,9 @@ def png(width, height, depth, color, rows):
         (png(8, 1, 1, 0, b"\0\x61"), [[0, 1, 1, 0, 0, 0, 0, 1]]),
         (png(4, 1, 2, 0, b"\0\x1b"), [[0, 1, 2, 3]]),
         (png(2, 1, 4, 0, b"\0\x0a"), [[0, 10]]),
-    ],
-)
-def test_files_made_by_hand(tmp_path, content, expected):
-    (tmp_path / "a").write_bytes(content)
-    assert stored_integers(tmp_path / "a").tolist() == expected
+    ):
+        (tmp_path / "a").write_bytes(content)
+        assert stored_integers(tmp_path / "a").tolist() == expected
 
 
 def tiff(values, bits, photometric, order, fill=1):
@@ -148,36 +146,31 @@ def tiff(values, bits, photometric, order, fill=1):
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("photometric", [0, 1], ids=["white is zero", "black is zero"])
-@pytest.mark.parametrize(
-    ("bits", "fill"), [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1), (8, 2), (16, 1)]
-)
-def test_gray_tiffs(tmp_path, bits, fill, photometric, order):
-    if (bits, photometric, order) == (16, 0, ">"):
-        pytest.skip("PIL does not read these")
-    values = np.random.default_rng(bits).integers(0, 1 << bits, (5, 9))
-    (tmp_path / "a.tif").write_bytes(tiff(values, bits, photometric, order, fill))
-    np.testing.assert_array_equal(stored_integers(tmp_path / "a.tif"), values)
+def test_gray_tiffs(tmp_path, photometric, order):
+    for bits, fill in itertools.product((1, 2, 4, 8, 16), (1, 2)):
+        if bits == 16 and (fill == 2 or (photometric, order) == (0, ">")):
+            continue  # PIL does not read these
+        values = np.random.default_rng(bits).integers(0, 1 << bits, (5, 9))
+        (tmp_path / "a.tif").write_bytes(tiff(values, bits, photometric, order, fill))
+        np.testing.assert_array_equal(stored_integers(tmp_path / "a.tif"), values)
 
 
-@pytest.mark.parametrize(
-    ("suffix", "kind"),
-    [("jpg", "JPEG"), ("jp2", "JPEG 2000"), ("avif", "AVIF"), ("webp", "WebP"), ("tif", "TIFF")],
-)
-def test_lossy_files_say_that_they_are(tmp_path, suffix, kind):
-    if Image.registered_extensions().get(f".{suffix}") not in Image.SAVE:
-        pytest.skip(f"this PIL cannot write .{suffix}")
-    path, options = tmp_path / f"a.{suffix}", {"compression": "jpeg"} if suffix == "tif" else {}
-    Image.new("L", (16, 16), 1).save(path, **options)
-    with pytest.raises(LabelError, match=rf"{path}: {kind}.* may be lossy.*save them as PNG"):
-        read_labels(path, CAMVID)
+def test_lossy_files_say_that_they_are(tmp_path):
+    kinds = {"jpg": "JPEG", "jp2": "JPEG 2000", "avif": "AVIF", "webp": "WebP", "tif": "TIFF"}
+    for suffix, kind in kinds.items():
+        if Image.registered_extensions().get(f".{suffix}") not in Image.SAVE:
+            continue  # this PIL cannot write it
+        path, options = tmp_path / f"a.{suffix}", {"compression": "jpeg"} if suffix == "tif" else {}
+        Image.new("L", (16, 16), 1).save(path, **options)
+        with pytest.raises(LabelError, match=rf"{path}: {kind}.* may be lossy.*save them as PNG"):
+            read_labels(path, CAMVID)
 
 
 MAPPED = ClassTable("t", ("a",), ((0, 0, 0),), label_map=((0, 0), (3, 255)))
 
 
-@pytest.mark.parametrize(
-    ("image", "table", "message"),
-    [
+def test_pictures_that_are_no_labels(tmp_path):
+    for image, table, message in (
         (np.zeros((2, 2), np.float32), CAMVID, "mode F"),
         (Image.new("LA", (2, 2), (1, 9)), CAMVID, r"a\.tif: labels must not be transparent"),
         (Image.new("RGB", (3, 2), (1, 2, 3)), VOC, r"a\.tif: color #010203 \(pixels: 6\) is not"),
@@ -185,25 +178,13 @@ MAPPED = ClassTable("t", ("a",), ((0, 0, 0),), label_map=((0, 0), (3, 255)))
         (np.array([[1, 300, 300]], np.uint16), CAMVID, r"value 300 \(pixels: 2\)"),
         (np.array([[2]], np.uint8), MAPPED, r"value 2 .* of 't': .* 3 values, or 3, 255 for"),
         (np.zeros((3, 5), np.uint8), CAMVID, "labels are 5x3 pixels, their image is 4x3"),
-    ],
-)
-def test_pictures_that_are_no_labels(tmp_path, image, table, message):
-    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    image.save(tmp_path / "a.tif")
-    with pytest.raises(LabelError, match=message):
-        read_labels(tmp_path / "a.tif", table, size=(3, 4) if "5x3" in message else None)
-    with pytest.raises(LabelError, match="no such file"):
-        read_labels(tmp_path / "none.png", table)
-
-
-def test_voc_as_colors(tmp_path):
-    labels = np.random.default_rng(0).choice([*range(21), 255], (20, 30)).astype(np.uint8)
-    colors = Image.fromarray(np.array(voc_palette(256), np.uint8)[labels])
-    for name, image in (("a.png", colors), ("b.png", colors.convert("RGBA")), ("c.bmp", colors)):
-        image.save(tmp_path / name)
-        np.testing.assert_array_equal(read_labels(tmp_path / name, VOC), labels)
-    colors.save(tmp_path / "d.webp", lossless=True)
-    np.testing.assert_array_equal(read_labels(tmp_path / "d.webp", VOC), labels)
+    ):
+        image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        image.save(tmp_path / "a.tif")
+        with pytest.raises(LabelError, match=message):
+            read_labels(tmp_path / "a.tif", table, size=(3, 4) if "5x3" in message else None)
+        with pytest.raises(LabelError, match="no such file"):
+            read_labels(tmp_path / "none.png", table)
 
 
 @given(labels=npst.arrays(np.uint8, (3, 8), elements=st.sampled_from([*range(11), 255])))
@@ -217,33 +198,34 @@ def test_what_we_write_is_read_back_also_as_colors(labels, scratch):
     assert image.mode == "P"
     table = np.array((*CAMVID.palette, (0, 0, 0)))
     np.testing.assert_array_equal(np.asarray(image.convert("RGB")), table[np.minimum(labels, 11)])
-    image.convert("RGB").save(path)
-    np.testing.assert_array_equal(read_labels(path, CAMVID), labels)
+    for mode, options in (
+        ("RGB", {"format": "PNG"}), ("RGBA", {"format": "PNG"}), ("RGB", {"format": "BMP"}),
+        ("RGB", {"format": "WEBP", "lossless": True}),
+    ):  # fmt: skip
+        image.convert(mode).save(path, **options)
+        np.testing.assert_array_equal(read_labels(path, CAMVID), labels)
 
 
-@pytest.mark.parametrize(
-    ("labels", "colors", "error", "message"),
-    [
+def test_only_label_maps_are_written(tmp_path):
+    for labels, colors, error, message in (
         (np.zeros((2, 2), np.int64), 11, TypeError, "int64"),
         (np.zeros((2, 2, 3), np.uint8), 11, ValueError, r"\(2, 2, 3\)"),
         (np.zeros((0, 4), np.uint8), 11, ValueError, r"\(0, 4\)"),
         (np.zeros((2, 2), np.uint8), 257, ValueError, "257"),
-    ],
-)
-def test_only_label_maps_are_written(tmp_path, labels, colors, error, message):
-    with pytest.raises(error, match=message):
-        write_labels(tmp_path / "a.png", labels, ((0, 0, 0),) * colors)
-    assert not list(tmp_path.iterdir())
+    ):
+        with pytest.raises(error, match=message):
+            write_labels(tmp_path / "a.png", labels, ((0, 0, 0),) * colors)
+        assert not list(tmp_path.iterdir())
 
 
 TWO = '{"names": ["background", "object"], '
 
 
-@pytest.mark.parametrize(
-    ("table", "stored", "expected"),
-    [
+def test_a_table_says_what_stored_values_mean(tmp_path):
+    for table, stored, expected in (
         (CAMVID, [0, 10, 11, 255], [0, 10, 255, 255]),
         (CITYSCAPES_IDS, [0, 7, 8, 33, 9, 255], [255, 0, 1, 18, 255, 255]),
+        (VOC, [(128, 0, 0), (0, 64, 128), (224, 224, 192)], [1, 20, 255]),
         (TWO + '"void_values": [255]}', [0, 255, 255], [0, 255, 255]),
         (TWO + '"label_map": {"0": "background", "255": "object"}}', [0, 255], [0, 1]),
         (
@@ -258,46 +240,29 @@ TWO = '{"names": ["background", "object"], '
             [0, 0, 255, 1],
         ),
         (TWO + '"label_map": {"#ff0000": "object"}}', [0, 1, 255], [0, 1, 255]),
-    ],
-)
-def test_a_table_says_what_stored_values_mean(tmp_path, table, stored, expected):
-    if isinstance(table, str):
-        (tmp_path / "t.json").write_text(table)
-        table = class_table(tmp_path / "t.json")
-    values = np.array([stored])
-    Image.fromarray(values.astype(np.uint16 if values.max() > 255 else np.uint8)).save(
-        tmp_path / "a.png"
-    )
-    assert read_labels(tmp_path / "a.png", table).tolist() == [expected]
-
-
-@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
-def test_tables_survive_json(table):
-    assert table_from_json(Path("x.json"), table_to_json(table)) == table
+    ):
+        if isinstance(table, str):
+            (tmp_path / "t.json").write_text(table)
+            table = class_table(tmp_path / "t.json")
+        values = np.array([stored])
+        Image.fromarray(values.astype(np.uint16 if values.max() > 255 else np.uint8)).save(
+            tmp_path / "a.png"
+        )
+        assert read_labels(tmp_path / "a.png", table).tolist() == [expected]
 
 
 def test_known_tables():
     assert class_table("camvid") is class_table("CamVid") is CAMVID
     assert class_table(VOC) is VOC
-    assert sorted((len(table), name) for name, table in TABLES.items()) == [
-        *((3, "siftflow-geo"), (11, "camvid"), (19, "cityscapes"), (21, "voc"), (33, "siftflow")),
-        *((40, "nyud"), (59, "pascal-context-59"), (60, "pascal-context"), (150, "ade20k")),
-    ]
-    assert (CAMVID.names[0], CAMVID.names[10]) == ("Sky", "Bicyclist")
-    assert (VOC.names[0], VOC.names[20]) == ("background", "tvmonitor")
+    for table in TABLES.values():
+        assert table_from_json(Path("x.json"), table_to_json(table)) == table
     told = {"cityscape": r"no class table of that name \(ade20k, camvid, ", "x.json": "cannot read"}
     for spec, message in told.items():
         with pytest.raises(DatasetError, match=message):
             class_table(spec)
     with pytest.raises(ValueError, match="has no class 3"):
         ClassTable("t", ("a",), ((0, 0, 0),), label_map=((1, 3),))
-
-
-def test_voc_palette():
-    palette = voc_palette(256)
-    assert [palette[k] for k in (1, 8, 14)] == [(128, 0, 0), (64, 0, 0), (64, 128, 128)]
-    assert (palette[20], palette[255]) == ((0, 64, 128), (224, 224, 192))
-    assert len(set(palette)) == 256
+    assert voc_palette(256)[14] == (64, 128, 128) and voc_palette(256)[255] == (224, 224, 192)
     with pytest.raises(ValueError, match="257"):
         voc_palette(257)
 
@@ -312,9 +277,9 @@ def test_tables_in_files(tmp_path, encoding):
     assert class_table(str(path)) == ClassTable("roads", ("road", "rest"), voc_palette(2), (2, 7))
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
+def test_bad_tables(tmp_path):
+    path = tmp_path / "table.json"
+    for text, reason in (
         ("names: road", "not a JSON file"),
         ("[]", "expected an object"),
         ("{}", "'names' is missing"),
@@ -324,7 +289,6 @@ def test_tables_in_files(tmp_path, encoding):
         ('{"names": ["a"], "palette": [[1, 2]]}', "not three integers"),
         ('{"names": ["a"], "palette": [[1, 2, 999]]}', "999"),
         ('{"names": ["a"], "palette": [[1, 2, 3], [4, 5, 6]]}', "1 names but 2 colors"),
-        ('{"names": ["a"], "palette": [[1, 2, "3"]]}', "three integers"),
         ('{"names": ["a"], "palette": 3}', '"palette" is not a list'),
         ('{"names": ["a"], "void_values": "7"}', "not a list of integers"),
         ('{"names": ["a"], "void_values": [0]}', "also the class 'a'"),
@@ -336,11 +300,8 @@ def test_tables_in_files(tmp_path, encoding):
         ('{"names": ["a"], "label_map": {"#12345g": "void"}}', "neither an integer nor #rrggbb"),
         ('{"names": ["a"], "label_map": {"1": "a", "01": "void"}}', "repeats 1"),
         ('{"names": ["a"], "label_map": {"3": "a"}, "void_values": [3]}', "is also the class 'a'"),
-    ],
-)
-def test_bad_tables(tmp_path, text, reason):
-    path = tmp_path / "table.json"
-    path.write_text(text)
-    with pytest.raises(DatasetError) as caught:
-        class_table(path)
-    assert str(caught.value).startswith(f"{path}: ") and reason in str(caught.value)
+    ):
+        path.write_text(text)
+        with pytest.raises(DatasetError) as caught:
+            class_table(path)
+        assert str(caught.value).startswith(f"{path}: ") and reason in str(caught.value)

@@ -1,9 +1,7 @@
 """docs/reproduce.md: each of its commands and programs runs, for one iteration, in miniature.
 
-The commands are run as they stand, in the page's order and through the real command line, with
-`--iterations 1 -j 0` behind those that train. Data sets are miniatures at the page's own paths, the
-weights files have Caffe's format and the released names. Networks keep all layers, with few
-channels: VGG-16 at its width takes half a gigabyte and seconds a step.
+They run as they stand and in the page's order, on miniatures at its own paths, files of Caffe's
+format under the released names, and networks with all layers and few channels.
 """
 
 import csv
@@ -49,15 +47,8 @@ def make_voc2011(root):
     home = root / "VOCdevkit" / "VOC2011"
     (root / "VOCdevkit" / "VOC2012").rename(home)
     names = [f"2009_{k:06d}" for k in range(20)]
-    sbd = root / "benchmark_RELEASE" / "dataset"
-    for k, name in enumerate(names):
-        test_datasets.photo(home / "JPEGImages" / f"{name}.jpg", k)
-        labels = test_datasets.stored([*range(21)], k)
-        test_datasets.mask(home / "SegmentationClass" / f"{name}.png", labels, palette=True)
-        test_datasets.photo(sbd / "img" / f"{name}.jpg", k)
-        test_datasets.mat(sbd / "cls" / f"{name}.mat", GTcls={"Segmentation": labels})
+    test_datasets.make_sbd(root, names)
     test_datasets.lines(home / "ImageSets" / "Segmentation" / "train.txt", *names)
-    test_datasets.lines(sbd / "train.txt", *names)
 
 
 def make_data(root):
@@ -93,13 +84,10 @@ def write_weights():
         write_net(f"{path}.caffemodel", trunk, **layer)
     write_net("fcn-alexnet-pascal.caffemodel", alex)
     for stride in (32, 16, 8):
-        released = {
-            f"fcn{stride}s-heavy-pascal": {"": 21},
-            f"siftflow-fcn{stride}s-heavy": {"_sem": 33, "_geo": 3},
-            f"pascalcontext-fcn{stride}s-heavy": {"": 60},
-        }
-        for name, heads in released.items():
-            write_net(f"{name}.caffemodel", VGG(stride, heads=heads))
+        write_net(f"fcn{stride}s-heavy-pascal.caffemodel", VGG(stride, heads={"": 21}))
+        heads = {"_sem": 33, "_geo": 3}
+        write_net(f"siftflow-fcn{stride}s-heavy.caffemodel", VGG(stride, heads=heads))
+        write_net(f"pascalcontext-fcn{stride}s-heavy.caffemodel", VGG(stride, heads={"": 60}))
     scales = {"scale_pool4": torch.full((STAGES[3][-1],), 0.01)}
     scales["scale_pool3"] = torch.full((STAGES[2][-1],), 0.0001)
     write_net("fcn8s-atonce-pascal.caffemodel", VGG(8, True, {"": 21}), **scales)

@@ -1,25 +1,23 @@
 """Training learns, is reproducible, survives being stopped, and names what is wrong."""
 
 import argparse
-import contextlib
 import json
 import os
 import random
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from fcnfast import evaluate_model, load_model
 from fcnfast.data import CAMVID, write_labels
 from fcnfast.errors import DivergenceError, InputError, WeightsError
-from fcnfast.evaluate import evaluate_model
-from fcnfast.models import load_model
 from fcnfast.train import add_arguments, checkpoint, given, resume, start
 from fcnfast.train.batches import loader
-from fcnfast.train.log import Log
+from tests.model_tools import Runs
+from tests.test_images import fail
 from tests.train_tools import batch, final_state, rows, same, small, stopped_after, untimed
 
 
@@ -33,11 +31,12 @@ def test_a_run_learns_and_keeps_what_describes_it(scenes, tmp_path):
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["lr"] == 0.03
     scored = [row for row in rows(tmp_path / "run") if row["val_mean_iu"]]
     assert [row["iteration"] for row in scored] == ["45", "90"]
-    val = resume(str(tmp_path / "run"), {}).val
+    run = resume(str(tmp_path / "run"), {})
+    assert same(load_model(tmp_path / "run" / "checkpoint.pt").state_dict(), run.model.state_dict())
     expected = scored[-1]["val_mean_iu"], max(row["val_mean_iu"] for row in scored)
     for name, said in zip(("last", "best"), expected, strict=True):
         model = load_model(tmp_path / "run" / f"{name}.safetensors")
-        assert f"{evaluate_model(model, val).scores().mean_iu:.4f}" == said
+        assert f"{evaluate_model(model, run.val).scores().mean_iu:.4f}" == said
         assert model.table.names == CAMVID.names
 
 
@@ -175,8 +174,15 @@ def test_a_run_goes_on_where_its_checkpoint_lies(scenes, tmp_path):
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     (tmp_path / "copy" / ".fcnfast-1-0.tmp").write_bytes(b"a write that was killed")
     path = str(tmp_path / "copy" / "checkpoint.pt")
-    with pytest.raises(InputError, match="--output-dir elsewhere"):
-        resume(path, {"output_dir": "elsewhere"})
+    for change, message in (
+        ({"output_dir": "elsewhere"}, "--output-dir elsewhere"),
+        ({"lr": 0.5}, "--lr 0.5 differs"),
+    ):
+        with pytest.raises(InputError, match=message):
+            resume(path, change)
+    with pytest.raises(InputError, match="already holds a run"):
+        start(small(scenes, tmp_path / "run"))
+    assert resume(path, {"workers": 1}).settings.workers == 1
     resume(path, {"output_dir": str(tmp_path / "copy")}).train(progress=False)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
     names = {p.name for p in (tmp_path / "copy").iterdir()}
@@ -214,59 +220,32 @@ def test_flags_are_the_settings():
     assert given(parser.parse_args(["--resume", "x", "--config", "y"])) == {}
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_bad_settings_are_named(scenes, tmp_path):
+    for changes, message in (
         ({"batch_size": 0}, "--batch-size must be at least 1"),
         ({"lr": 0.0}, "--lr"),
-        ({"lr": float("nan")}, "--lr"),
         ({"scale_min": 3.0}, "--scale-min"),
         ({"label_smoothing": 2.0}, "--label-smoothing"),
-        ({"power": -1.0}, "--power"),
         ({"batch_size": 7}, "--batch-size 7 is more than the 6 pictures"),
         ({"data_path": ""}, "--data-path is needed"),
         ({"output_dir": ""}, "--output-dir is needed"),
-        ({"data_path": "nowhere"}, "nowhere"),
-        ({"split": "test"}, "test"),
-        ({"exclude": "*"}, "no pictures"),
         ({"model": "fcn9", "weights": ""}, "fcn9"),
         ({"classes": "camvit"}, "camvit"),
-        ({"device": "gpu7"}, "gpu7"),
-        ({"device": "meta"}, "meta"),
         ({"device": "hpu"}, "hpu"),
         ({"optimizer": "Adam"}, "--optimizer must be adamw or sgd, not 'Adam'"),
-        ({"class_weights": "median"}, "--class-weights"),
         ({"dataset": "vok"}, "--dataset"),
         ({"epochs": 2.5}, "--epochs must be of type int, not 2.5"),
-        ({"epochs": "3"}, "--epochs"),
-        ({"amp": 1}, "--amp"),
         ({"lr": float("inf")}, "--lr must be a finite number"),
-        ({"lr": "0.1"}, "--lr"),
         ({"seed": 1 << 63}, "--seed"),
         ({"momentum": 0.5}, "--momentum has no meaning without --optimizer sgd"),
         ({"class_weight_power": 0.5}, "--class-weight-power has no meaning"),
         ({"val_split": "", "val_include": "drive0*"}, "--val-include has no meaning"),
         ({"sync_bn": True}, "--sync-bn needs GPUs: SyncBatchNorm"),
-        (
-            {"weights": "", "weights_backbone": "none.pth", "model": "fcn8s_resnet18"},
-            r"none\.pth",
-        ),
-    ],
-)
-def test_bad_settings_are_named(scenes, tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
-        start(small(scenes, tmp_path / "run", **changes))
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_run_is_not_overwritten_and_settings_are_kept(scenes, tmp_path):
-    start(small(scenes, tmp_path / "run", epochs=1)).train(progress=False)
-    with pytest.raises(InputError, match="already holds a run"):
-        start(small(scenes, tmp_path / "run"))
-    path = str(tmp_path / "run" / "checkpoint.pt")
-    with pytest.raises(InputError, match="--lr 0.5 differs"):
-        resume(path, {"lr": 0.5})
-    assert resume(path, {"workers": 1}).settings.workers == 1
+        ({"weights": "", "weights_backbone": "none.pth", "model": "fcn8s_resnet18"}, "none.pth"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            start(small(scenes, tmp_path / "run", **changes))
+        assert not (tmp_path / "run").exists()
 
 
 def test_checkpoints_that_cannot_be_used(scenes, tmp_path):
@@ -279,14 +258,11 @@ def test_checkpoints_that_cannot_be_used(scenes, tmp_path):
         path.write_bytes(cut)
         with pytest.raises(WeightsError, match="checkpoint.pt"):
             checkpoint.load(path)
-    chance = random.Random(0)
-    for _ in range(100):  # bytes that are wrong anywhere may be seen or not, but as nothing else
-        wrong = bytearray(content[:20_000] + content[-20_000:])
-        for _ in range(chance.choice((1, 30))):
-            wrong[chance.randrange(len(wrong))] = chance.randrange(256)
-        path.write_bytes(wrong)
-        with contextlib.suppress(WeightsError):
-            checkpoint.load(path)
+    torch.save({"format": checkpoint.FORMAT, "x": Runs(os.mkdir, str(tmp_path / "ran"))}, path)
+    with pytest.raises(WeightsError, match="checkpoint.pt.*nothing in it was run") as caught:
+        checkpoint.load(path)
+    assert "weights_only" not in str(caught.value)  # torch's advice to run it
+    assert not (tmp_path / "ran").exists()
     torch.save({"format": "other"}, path)
     with pytest.raises(WeightsError, match="not a checkpoint of this release"):
         checkpoint.load(path)
@@ -305,57 +281,18 @@ def test_checkpoints_that_cannot_be_used(scenes, tmp_path):
                 resume(str(path), {})
 
 
-class _Evil:
-    def __reduce__(self):
-        return os.mkdir, (str(Path.cwd() / "ran"),)
-
-
-def test_code_in_a_checkpoint_is_never_run(here):
-    torch.save({"format": checkpoint.FORMAT, "x": _Evil()}, "evil.pt")
-    with pytest.raises(WeightsError, match="evil.pt.*nothing in it was run") as caught:
-        checkpoint.load(Path("evil.pt"))
-    assert "weights_only" not in str(caught.value)  # torch's advice to run it
-    assert not Path("ran").exists()
-
-
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, {"iteration": 1})
-    (tmp_path / "other").touch()
 
-    def full(content, file):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    def full_within_torch(content, file):
-        try:
-            full(content, file)
-        except OSError:
-            raise RuntimeError("unexpected pos 768 vs 662") from None
-
-    for save in (full, full_within_torch):
-        monkeypatch.setattr(checkpoint.torch, "save", save)
+    full, hidden = OSError(28, "No space left on device"), RuntimeError("unexpected pos 768")
+    hidden.__context__ = full  # as torch hides it
+    for error in (full, hidden):
+        monkeypatch.setattr(checkpoint.torch, "save", fail(error))
         with pytest.raises(OSError, match="No space"):
             checkpoint.save(path, {"iteration": 2})
     assert checkpoint.load(path)["iteration"] == 1
-    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode  # the umask's
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "other"]
-
-
-def test_the_log_goes_on_without_rows_behind_the_checkpoint(tmp_path):
-    path = tmp_path / "log.csv"
-    log = Log(tmp_path, 0)
-    for iteration in (10, 20, 30):
-        row = {"iteration": iteration, "epoch": 1, "lr": 0.1, "loss": 2.0}
-        log.write(row | {"seconds": iteration / 10})
-    log.close()
-    path.write_text(path.read_text() + "40,1,0.")  # a killed run's last row
-    log = Log(tmp_path, 20)
-    assert log.seconds == 2.0
-    log.write({"iteration": 30, "epoch": 2, "lr": 0.1, "loss": 1.0, "seconds": 3.5})
-    log.close()
-    found = [(row["iteration"], row["loss"]) for row in rows(tmp_path)]
-    assert found == [("10", "2.0"), ("20", "2.0"), ("30", "1.0")]
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_the_weights_say_up_to_which_size_the_network_learned(scenes, tmp_path):

@@ -5,20 +5,13 @@ import json
 import os
 import stat
 import struct
-from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-import fcnfast
 from fcnfast.errors import WeightsError
-from fcnfast.weights import (
-    WeightsMeta,
-    bundled_path,
-    files,
-    write_weights,
-)
+from fcnfast.weights import WeightsMeta, files, write_weights
 from tests.weights_tools import read_weights
 
 META = WeightsMeta(
@@ -32,7 +25,7 @@ META = WeightsMeta(
 DESCRIBED = json.dumps({"format": 1, **vars(META)})
 
 
-def some_tensors() -> dict[str, torch.Tensor]:
+def some_tensors():
     generator = torch.Generator().manual_seed(3)
     return {
         "conv.weight": torch.randn(4, 3, 3, 3, generator=generator),
@@ -46,12 +39,12 @@ def path(tmp_path):
     return tmp_path / "w.safetensors"
 
 
-def write(path: Path, **changes: object) -> Path:
+def write(path, **changes):
     write_weights(path, some_tensors(), META, **changes)
     return path
 
 
-def equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
+def equal(found, wanted):
     pairs = [(found[name], value) for name, value in wanted.items()]
     return found.keys() == wanted.keys() and all(
         a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs
@@ -74,11 +67,6 @@ def test_float16_halves_the_floats_and_leaves_integers(path):
     tensors, _ = read_weights(write(path, dtype=torch.float16))
     halves = {k: v.half() if v.is_floating_point() else v for k, v in some_tensors().items()}
     assert equal(tensors, halves)
-    state = {"fine": torch.ones(2), "huge": torch.tensor([1.0, 7e4])}
-    path.unlink()
-    with pytest.raises(ValueError, match="'huge'.*float16"):
-        write_weights(path, state, META, dtype=torch.float16)
-    assert not path.exists()
 
 
 def test_shared_and_strided_tensors_are_written_as_their_values(path):
@@ -89,38 +77,30 @@ def test_shared_and_strided_tensors_are_written_as_their_values(path):
     assert equal(read_weights(path)[0], state)
 
 
-@pytest.mark.parametrize(
-    ("state", "dtype", "message"),
-    [({"a": [1.0]}, None, "'a' must be a tensor, not list"), ({}, torch.int8, "torch.int8")],
-)
-def test_what_cannot_be_stored_is_refused(path, state, dtype, message):
-    with pytest.raises(TypeError, match=message):
-        write_weights(path, state, META, dtype=dtype)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model": ""}, "model"),
-        ({"num_classes": 0}, "num_classes"),
-        ({"num_classes": 3}, "2 entries for 3"),
-        ({"classes": ("road", 5)}, "5"),
-        ({"palette": ((0, 0, 0), (0, 0, 256))}, "256"),
-        ({"options": ["width"]}, "options"),
-    ],
-)
-def test_contradictory_descriptions_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        WeightsMeta(**{**vars(META), **changes})
+def test_what_cannot_be_stored_is_refused(path):
+    for state, dtype, changes, error, message in (
+        ({"a": [1.0]}, None, {}, TypeError, "'a' must be a tensor, not list"),
+        ({}, torch.int8, {}, TypeError, "torch.int8"),
+        ({"a": torch.tensor([1.0, 7e4])}, torch.float16, {}, ValueError, "'a'.*float16"),
+        ({}, None, {"model": ""}, ValueError, "model"),
+        ({}, None, {"num_classes": 0}, ValueError, "num_classes"),
+        ({}, None, {"num_classes": 3}, ValueError, "2 entries for 3"),
+        ({}, None, {"classes": ("road", 5)}, ValueError, "5"),
+        ({}, None, {"palette": ((0, 0, 0), (0, 0, 256))}, ValueError, "256"),
+        ({}, None, {"options": ["width"]}, ValueError, "options"),
+    ):
+        with pytest.raises(error, match=message):
+            write_weights(path, state, WeightsMeta(**{**vars(META), **changes}), dtype=dtype)
+        assert not path.exists()
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, monkeypatch):
     before = write(path).read_bytes()
 
-    def no_room(descriptor: int) -> None:
+    def no_room(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def not_written(*_: object) -> None:
+    def not_written(*_):
         raise safetensors.SafetensorError("Error while serializing: I/O error: No space left")
 
     for module, name, function in ((os, "fsync", no_room), (files, "save_file", not_written)):
@@ -169,46 +149,29 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(path):
     assert read_weights(path)[1] == META
 
 
-def described(**changes: object) -> str:
-    known = {"format": 1, "model": "m", "options": {}, "num_classes": 3, "classes": [],
-             "palette": [], "preprocess": {}}  # fmt: skip
-    return json.dumps({**known, **changes})
+def test_damaged_descriptions_are_refused(path):
+    for described, message in (
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ('{"format": 99}', "format 99"),
+        ('{"format": 1, "model": "m"}', "classes"),
+        (json.dumps({**json.loads(DESCRIBED), "num_classes": 3}), "2 entries for 3"),
+        (json.dumps({**json.loads(DESCRIBED), "palette": [7]}), "damaged"),
+    ):
+        safetensors.torch.save_file({"a": torch.ones(2)}, path, {"fcnfast": described})
+        with pytest.raises(WeightsError, match=message):
+            read_weights(path)
 
 
-@pytest.mark.parametrize(
-    ("metadata", "message"),
-    [
-        ({"fcnfast": "{"}, "damaged"),
-        ({"fcnfast": "[]"}, "damaged"),
-        ({"fcnfast": '{"format": 99}'}, "format 99"),
-        ({"fcnfast": '{"format": 1, "model": "m"}'}, "classes"),
-        ({"fcnfast": described(classes=["a"])}, "1 entries for 3"),
-        ({"fcnfast": described(palette=[7])}, "damaged"),
-    ],
-)
-def test_damaged_descriptions_are_refused(path, metadata, message):
-    safetensors.torch.save_file({"a": torch.ones(2)}, path, metadata)
-    with pytest.raises(WeightsError, match=message):
-        read_weights(path)
-
-
-@pytest.mark.parametrize(
-    "tensors",
-    [
+def test_damaged_headers_are_refused(path):
+    for tensors in (
         '"a": 5}',
         '"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}',
         '"a": {"dtype": "X", "shape": [1], "data_offsets": [0, 4]}}',
         "not json",
         '"a":' + '{"a":' * 5000,
-    ],
-)
-def test_damaged_headers_are_refused(path, tensors):
-    header = f'{{"__metadata__": {{"fcnfast": {json.dumps(DESCRIBED)}}}, {tensors}'.encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    with pytest.raises(WeightsError, match="damaged"):
-        read_weights(path)
-
-
-def test_the_bundled_path_is_inside_the_package():
-    assert bundled_path().is_relative_to(Path(fcnfast.__file__).parent)
-    assert bundled_path().suffix == ".safetensors"
+    ):
+        header = f'{{"__metadata__": {{"fcnfast": {json.dumps(DESCRIBED)}}}, {tensors}'.encode()
+        path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+        with pytest.raises(WeightsError, match="damaged"):
+            read_weights(path)

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,30 +11,20 @@ import torch
 import fcnfast
 from fcnfast.models import vgg
 from tests.model_tools import ROOT
-from tests.weights_tools import FORMATS, new_model, same, weights
+from tests.weights_tools import FORMATS, same, weights
 
 
-def load(path: Path, how: str) -> fcnfast.models.FCN:
-    if how == "load_weights":
-        model = new_model()
-        fcnfast.load_weights(model, path)
-        return model
-    if how == "create_model":
-        return fcnfast.create_model("fcn16s_vgg16", weights=path)
-    return fcnfast.load_model(path)
-
-
-HOW = [("create_model", kind) for kind in FORMATS]
-HOW += [("load_weights", "safetensors"), ("load_weights", "zip"), ("load_model", "legacy")]
+def load(path):
+    return fcnfast.create_model("fcn16s_vgg16", weights=path)
 
 
 @pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize(("how", "kind"), HOW)
-def test_another_file_copied_over_a_loaded_one_changes_nothing(tmp_path, how, kind):
+@pytest.mark.parametrize("kind", FORMATS)
+def test_another_file_copied_over_a_loaded_one_changes_nothing(tmp_path, kind):
     path, other = tmp_path / "net", tmp_path / "other"
     FORMATS[kind](path, weights())
     FORMATS[kind](other, {key: torch.zeros_like(value) for key, value in weights().items()})
-    model = load(path, how)
+    model = load(path)
     shutil.copyfile(other, path)
     assert same(model)
     path.write_bytes(b"")  # nor does a file that is cut
@@ -54,7 +43,7 @@ def test_tensors_that_share_memory_in_a_file_are_apart(tmp_path):
     state["fc7.bias"], state["fc6.bias"] = flat[:13], flat[13:26]
     state["conv5_1.bias"] = state["conv4_1.bias"] = torch.arange(8.0)
     torch.save(state, tmp_path / "net.pth")
-    model = load(tmp_path / "net.pth", "create_model")
+    model = load(tmp_path / "net.pth")
     with torch.no_grad():
         model.conv5_1.bias.zero_()
         model.fc7.bias.zero_()
@@ -69,7 +58,7 @@ def test_the_default_device_does_not_matter(tmp_path, kind):
     FORMATS[kind](tmp_path / "net", weights())
     torch.set_default_device("meta")  # elsewhere it is cuda
     try:
-        model = load(tmp_path / "net", "load_model" if kind == "zip" else "create_model").eval()
+        model = load(tmp_path / "net").eval()
         model.set_upsampling("depthwise")
         refined = fcnfast.models.refine(model)
         images = torch.full((1, 3, 9, 9), 128, dtype=torch.uint8, device="cpu")
@@ -88,14 +77,13 @@ import fcnfast, h5py
 from fcnfast.models import vgg
 
 def status(name):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(name + ":"))
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 vgg.FULLY_CONNECTED = 640
 fcnfast.create_model("fcn4s_light")  # what every process needs once
 for path in sys.argv[1:]:
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak begins here
+    open("/proc/self/clear_refs", "w").write("5")  # the peak begins here
     before = status("VmRSS")
     model = fcnfast.create_model("fcn16s_vgg16", weights=path)
     print(status("VmHWM") - before)

@@ -2,11 +2,10 @@
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fcnfast
 from fcnfast.errors import InputError, WeightsError
@@ -15,16 +14,15 @@ from fcnfast.models.table import MODELS
 from tests.foreign_nets import GoogLeNet
 from tests.foreign_torch_nets import alexnet, vgg16
 from tests.weights_tools import new_model, same, weights
-from tests.wire_tools import caffemodel
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
 
-def backbone(name: str, path: Path, **options: object) -> fcnfast.models.FCN:
+def backbone(name, path, **options):
     return fcnfast.create_model(name, weights_backbone=path, **options)
 
 
-def save(path: Path, state: dict[str, Tensor]) -> Path:
+def save(path, state):
     torch.save(state, path)
     return path
 
@@ -43,19 +41,6 @@ def test_timms_vgg16(tmp_path):
     assert set(report.dropped) == {"head.fc.weight", "head.fc.bias"} and not report.unexpected
     assert torch.equal(model.fc6.weight, state["pre_logits.fc1.weight"])
     assert model.preprocessing == IMAGENET and not model.score_fr.weight.any()
-
-
-def test_a_classifier_of_caffe(tmp_path):
-    path = tmp_path / "VGG_ILSVRC_16_layers.caffemodel"
-    trunk = {k: v for k, v in weights().items() if "score" not in k}
-    path.write_bytes(
-        caffemodel(trunk | {"fc8.weight": torch.ones(9, 13)}, generation=1, legacy=True)
-    )
-    model = backbone("siftflow_fcn32s_vgg16", path)
-    assert len(model.load_report.loaded) == 30
-    assert model.load_report.dropped == {"fc8.weight": "the classifier's own scores"}
-    assert torch.equal(model.fc7.weight, trunk["fc7.weight"])
-    assert model.preprocessing.mean == (114.578, 115.294, 108.353)  # the network's own
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101])
@@ -137,7 +122,7 @@ EXTRA = {
 }
 
 
-def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def prefixed(prefix, state):
     return {prefix + key: value for key, value in state.items()}
 
 
@@ -175,19 +160,6 @@ def test_the_network_is_where_most_layers_are(tmp_path):
     assert same(model) and set(report.unexpected) == {*part, *average}
 
 
-def test_what_is_wrong_behind_a_prefix_has_the_files_name(tmp_path):
-    state = prefixed("net.", weights())
-    for content, says in (
-        (
-            {k: v for k, v in state.items() if k != "net.conv3_2.bias"},
-            r"has no 'net\.conv3_2\.bias'$",
-        ),
-        (state | {"net.conv3_4.bias": torch.ones(8)}, r"holds 'net\.conv3_4\.bias'"),
-    ):
-        with pytest.raises(WeightsError, match=says):
-            fcnfast.load_weights(new_model(), save(tmp_path / "net.pth", content))
-
-
 def test_other_networks_behind_a_prefix(tmp_path):
     for name in ("fcn4s_light", "fcn8s_resnet18", "fcn32s_googlenet", "nyud_fcn32s_vgg16_color_d",
                  "fcn_resnet50_mmseg"):  # fmt: skip
@@ -217,19 +189,6 @@ def test_a_trunk_alone_tells_that_it_is_one(tmp_path, name):
     with pytest.raises(WeightsError, match=r"is a classifier; .*weights_backbone"):
         fcnfast.create_model(name, weights=path)
     assert backbone(name, path).load_report.missing == ("score.weight", "score.bias")
-
-
-def test_half_a_head_is_of_another_network(tmp_path):
-    """Other heads of mmsegmentation end in the same layer; what comes before it differs."""
-    state = fcnfast.create_model("fcn_resnet50_mmseg").state_dict()
-    save(tmp_path / "net", {k: v for k, v in state.items() if "decode_head.convs" not in k})
-    with pytest.raises(WeightsError, match="has no 'decode_head.convs.0.conv.weight'"):
-        fcnfast.load_model(tmp_path / "net")
-    # A deeper network has all the layers of a shallower one.
-    state = fcnfast.create_model("fcn_resnet50").state_dict()
-    state["backbone.layer3.22.conv3.weight"] = torch.zeros(1)
-    with pytest.raises(WeightsError, match=r"holds 'backbone\.layer3\.22\.conv3\.weight'"):
-        fcnfast.create_model("fcn_resnet50", weights=save(tmp_path / "net", state))
 
 
 def test_layers_of_no_network_are_shown_beside_the_nearest(tmp_path):

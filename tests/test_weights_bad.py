@@ -1,26 +1,20 @@
-"""Weights files that are cut, corrupt, of something else or of another network.
-
-The error names the file, and the network that was to be loaded stays as it was.
-"""
+"""Weights files that are cut, corrupt, of something else or of another network."""
 
 import itertools
 import pickle
 import random
 import re
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import fcnfast
 from fcnfast.errors import WeightsError
 from tests import foreign_nets, foreign_torch_nets
-from tests.weights_tools import FORMATS, Unchanged, new_model, refuse, weights
+from tests.weights_tools import FORMATS, new_model, refuse, unchanged, weights
 from tests.wire_tools import (
     blob,
     caffe_messages,
@@ -41,7 +35,7 @@ def model():
     return new_model()
 
 
-def content_of(kind: str, folder: Path) -> bytes:
+def content_of(kind, folder):
     FORMATS[kind](folder / "whole", weights())
     return (folder / "whole").read_bytes()
 
@@ -54,13 +48,11 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, model, kind):
     if kind.startswith("caffe"):
         messages = caffe_messages(weights(), **getattr(FORMATS[kind], "keywords", {}))
         ends = [0, *itertools.accumulate(map(len, messages))]
-    before = Unchanged(model)
     for length in {*range(0, len(content), len(content) // 17), 3, 40, *layer_starts} - set(ends):
         path.write_bytes(content[:length])
-        with pytest.raises(WeightsError, match=r"net\.weights: ") as raised:
+        with unchanged(model), pytest.raises(WeightsError, match=r"net\.weights: ") as raised:
             fcnfast.load_weights(model, path)
         assert length <= 1000 or "cut" in str(raised.value), (length, str(raised.value))
-    before.check()
     if ends:
         path.write_bytes(content[: ends[-15]])
         refuse(model, path, "has no '(fc|conv|score)")
@@ -95,9 +87,7 @@ OTHERS = {
     "text": (b"name: 'VGG'\nlayer { name: 'conv1' }\n" * 30, "not a weights file"),
     "text that begins as a message": (b"(hello\n", "not a weights file"),
     "longer text": ("(Überall Wörter,\tund so weiter)\r\n".encode() * 99, "not a weights file"),
-    "zeros": (bytes(3000), "not a weights file"),
     "noise": (NOISE, "not a weights file"),
-    "picture": (b"\x89PNG\r\n\x1a\n" + NOISE[:300], "not a weights file"),
     "mean of a data set": (
         integer(1, 1) + integer(2, 3) + integer(3, 2) + integer(4, 2) + message(5, bytes(48)),
         MESSAGE,
@@ -106,14 +96,8 @@ OTHERS = {
         integer(1, 8) + message(2, b"exporter") + message(7, message(1, b"node")) + integer(5, 1),
         MESSAGE,
     ),
-    "state of a solver": (
-        integer(1, 4000) + message(2, b"net_iter_4000.caffemodel") + message(3, bytes(40)),
-        MESSAGE,
-    ),
-    "net without weights": (
-        message(1, b"deploy") + layer_v2("conv1", "Convolution", []),
-        "holds no layers with weights",
-    ),
+    "state of a solver": (integer(1, 4000) + message(2, b"net") + message(3, bytes(40)), MESSAGE),
+    "no weights": (message(1, b"a net") + layer_v2("conv1", "Convolution", []), "holds no layers"),
     "pickle": (pickle.dumps({"a": [1, 2]}), "a Python pickle"),
     "old pickle": (pickle.dumps({"a": [1, 2]}, protocol=0), "a Python pickle"),
 }
@@ -127,37 +111,13 @@ def test_files_of_something_else_are_refused(tmp_path, model, kind):
 
 
 # One layer's tensor, or None, and what is said of it.
-BROKEN: dict[str, tuple[str, Tensor | None, str]] = {
-    "wrong count": (
-        "conv3_2.weight",
-        torch.ones(7, 8, 3, 2),
-        r"'conv3_2\.weight' is \(7, 8, 3, 2\), but fcn16s_vgg16 with 5 classes needs "
-        r"\(7, 8, 3, 3\) \(336 numbers for 504\)",
-    ),
-    "other layout": ("fc6.weight", torch.ones(13, 7, 7, 10), r"'fc6\.weight' is \(13, 7, 7, 10\)"),
+BROKEN = {
+    "wrong count": ("conv3_2.weight", torch.ones(7, 8, 3, 2), r"\(7, 8, 3, 3\) \(336 numbers"),
     "missing layer": ("conv5_3.weight", None, r"has no 'conv5_3\.weight'"),
-    "layer of a deeper network": (
-        "conv3_4.weight",
-        torch.ones(8, 8, 3, 3),
-        r"holds 'conv3_4\.weight', which fcn16s_vgg16 does not have",
-    ),
-    "not a number": (
-        "fc7.bias",
-        torch.full((13,), torch.nan),
-        r"'fc7\.bias' holds values that are not finite",
-    ),
-    "infinite": (
-        "fc7.bias",
-        torch.full((13,), 1e39, dtype=torch.float64),
-        r"'fc7\.bias' holds values that are not finite",
-    ),
+    "deeper network": ("conv3_4.weight", torch.ones(8, 8, 3, 3), "which fcn16s_vgg16 does not"),
+    "not a number": ("fc7.bias", torch.full((13,), torch.nan), r"'fc7\.bias' holds .* not finite"),
     "integers": ("fc7.bias", torch.ones(13, dtype=torch.int8), r"'fc7\.bias' holds torch\.int8"),
-    "upsampling of another stride": (
-        "upscore2.weight",
-        torch.ones(5, 5, 8, 8),
-        r"'upscore2\.weight' is \(5, 5, 8, 8\), but the upsampling 'upscore2' of fcn16s_vgg16 is "
-        r"\(5, 5, 4, 4\)",
-    ),
+    "other stride": ("upscore2.weight", torch.ones(5, 5, 8, 8), r"of fcn16s.* is \(5, 5, 4, 4\)"),
 }
 
 
@@ -206,13 +166,16 @@ def test_a_missing_layer_has_the_files_name(tmp_path):
     refuse(alexnet, path, r"has no 'features\.8\.bias'$")
     with pytest.raises(WeightsError, match="it holds weights of torchvision's AlexNet, not of fcn"):
         fcnfast.load_weights(new_model(), path)
+    state = {f"net.{key}": value for key, value in weights().items() if key != "conv3_2.bias"}
+    torch.save(state, path)
+    refuse(new_model(), path, r"has no 'net\.conv3_2\.bias'$", load_model=False)
 
 
 def test_an_hdf5_file_of_something_else_is_refused(tmp_path, model):
     path, elsewhere = tmp_path / "net.h5", tmp_path / "elsewhere.h5"
     hdf5_model(elsewhere, weights())
     no_model = "an HDF5 file, but not a Caffe model"
-    contents: list[tuple[str, Callable[[h5py.File], object]]] = [
+    contents = [
         (no_model, lambda file: file.create_dataset("model_weights/a", data=np.ones(3))),
         (no_model, lambda file: file.create_dataset("data", data=np.ones(3))),
         (no_model, lambda file: file.create_dataset("data/note", data=np.ones(3))),
@@ -259,7 +222,7 @@ def test_hdf5_needs_an_extra(tmp_path, model, monkeypatch):
 def test_blobs_whose_numbers_do_not_fit_are_refused(tmp_path, model):
     path, good, ones = tmp_path / "net.caffemodel", caffemodel(weights()), blob(torch.ones(2))
 
-    def extra(*fields: bytes) -> bytes:
+    def extra(*fields):
         return layer_v2("extra", "Convolution", [b"".join(fields)])
 
     short = extra(message(7, message(1, bytes([4, 3, 3, 3]))), message(5, bytes(4 * 107)))

@@ -2,15 +2,14 @@
 
 import hashlib
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fcnfast
 from fcnfast.errors import WeightsError
-from fcnfast.models import FCN, IMAGENET, Preprocessing
+from fcnfast.models import IMAGENET, Preprocessing
 from fcnfast.weights import families, write_weights
 from tests.foreign_nets import VGG, randomize
 from tests.foreign_torch_nets import vgg16
@@ -21,14 +20,7 @@ pytestmark = pytest.mark.usefixtures("narrow")
 HEADS = ("score_fr.weight", "score_fr.bias", "score_pool4.weight", "score_pool4.bias")
 
 
-def classifier(path: Path) -> dict[str, Tensor]:
-    """A narrow VGG-16 of torchvision's layout."""
-    state = vgg16()
-    torch.save(state, path)
-    return state
-
-
-def loaded(path: Path, name: str = "fcn16s_vgg16", **options: object) -> FCN:
+def loaded(path, name="fcn16s_vgg16", **options):
     """A network of 5 classes after load_weights."""
     model = fcnfast.create_model(name, **{"num_classes": 5, **options})
     fcnfast.load_weights(model, path)
@@ -37,7 +29,7 @@ def loaded(path: Path, name: str = "fcn16s_vgg16", **options: object) -> FCN:
 
 def test_a_classifier_becomes_a_trunk(tmp_path):
     path = tmp_path / "vgg16.pth"
-    classifier(path)
+    torch.save(vgg16(), path)
     model = fcnfast.create_model("fcn16s_vgg16", num_classes=7)
     before = model.score_fr.weight
     report = fcnfast.load_weights(model, path)
@@ -67,21 +59,6 @@ def test_another_number_of_classes(tmp_path):
     assert report.missing == HEADS
     assert set(report.dropped) == {*HEADS, "upscore2.weight", "upscore16.weight"}
     assert report.dropped["score_fr.bias"] == "for 5 classes, the network has 3"
-
-
-def test_a_finer_net_takes_what_a_coarser_one_has_and_the_other_way_round(tmp_path):
-    """Staging, 32s to 16s to 8s: score_fr stays, the new skip keeps its start."""
-    torch.save(VGG(32).state_dict(), tmp_path / "32s.pth")
-    coarse = fcnfast.load_model(tmp_path / "32s.pth")
-    fcnfast.save_model(coarse, tmp_path / "32s.safetensors")
-    model = loaded(tmp_path / "32s.safetensors")
-    assert model.load_report.missing == HEADS[2:]
-    assert torch.equal(model.score_fr.weight, coarse.score_fr.weight)
-    eight = randomize(VGG(8)).state_dict()
-    torch.save(eight, tmp_path / "8s.pth")
-    report = fcnfast.load_weights(coarse, tmp_path / "8s.pth")
-    more = [key for key in eight if "score" in key and not key.startswith("score_fr")]
-    assert report.missing == () and sorted(report.unexpected) == sorted(more)
 
 
 def test_bilinear_weights_are_dropped_and_learned_ones_are_not(tmp_path):
@@ -125,7 +102,7 @@ def test_filters_for_each_class_go_into_a_dense_upsampling(tmp_path):
 
 def test_a_classifier_without_values_is_left_out(tmp_path):
     """torchvision's IMAGENET1K_FEATURES: the classifier is there, but holds nothing."""
-    state = classifier(tmp_path / "whole.pth")
+    state = vgg16()
     for value in (torch.nan, 0.0, 3e30):
         broken = {k: v.clone().fill_(value) if "classifier" in k else v for k, v in state.items()}
         if value == 3e30:
@@ -145,7 +122,7 @@ def test_a_classifier_without_values_is_left_out(tmp_path):
 
 
 def test_caffe_values_in_torchvisions_layout_are_told_by_their_sum(tmp_path, monkeypatch):
-    classifier(tmp_path / "net.pth")
+    torch.save(vgg16(), tmp_path / "net.pth")
     digest = hashlib.md5((tmp_path / "net.pth").read_bytes()).hexdigest()
     monkeypatch.setattr(families, "_VGG16_FROM_CAFFE", digest)
     model = fcnfast.create_model("fcn8s_vgg16", weights_backbone=tmp_path / "net.pth")
@@ -159,7 +136,7 @@ def test_caffe_values_in_torchvisions_layout_are_told_by_their_sum(tmp_path, mon
 
 def test_the_family_brings_its_preprocessing_whatever_was_there_before(tmp_path):
     path = tmp_path / "vgg16.pth"
-    classifier(path)
+    torch.save(vgg16(), path)
     torch.save(randomize(VGG(32, heads={"": 40})).state_dict(), tmp_path / "fcn.pth")
     model = fcnfast.create_model("nyud_fcn32s_vgg16_color", weights_backbone=path)
     assert model.preprocessing == IMAGENET
@@ -195,12 +172,13 @@ def test_another_padding_than_released_networks_have_is_not_silent(tmp_path):
             warnings.simplefilter("error")
             assert loaded(path).load_report.notes == ()
     # A classifier's weights were trained without a canvas.
-    classifier(tmp_path / "vgg16.pth")
+    torch.save(vgg16(), tmp_path / "vgg16.pth")
     assert loaded(tmp_path / "vgg16.pth", padding=None).load_report.notes == ()
 
 
 def test_parameters_keep_their_place_and_type(tmp_path):
-    state = classifier(tmp_path / "net.pth")
+    state = vgg16()
+    torch.save(state, tmp_path / "net.pth")
     model = fcnfast.create_model("fcn32s_vgg16").double()
     parameters = dict(model.named_parameters())
     model.conv1_1.weight.requires_grad_(False)
@@ -251,20 +229,3 @@ def test_our_own_files_lack_and_hold_nothing_else(tmp_path):
         write_weights(path, state, type(meta)(**{**vars(meta), "options": options}))
         with pytest.raises(WeightsError, match="net.safetensors: "):
             fcnfast.load_model(path)
-
-
-def test_a_checkpoint_of_a_training_says_what_it_is(tmp_path):
-    model = fcnfast.create_model("fcn4s_light", num_classes=3, widths=(8,) * 5, decoder=8)
-    model.set_preprocessing(Preprocessing((1, 2, 3), max_size=99))
-    network = {"options": model.options, "preprocessing": model.preprocessing.to_json()}
-    content = {
-        "format": "fcnfast checkpoint 1",
-        "settings": {"model": "fcn4s_light"},
-        "network": network,
-        "model": model.state_dict(),
-        "average": {"module.score.bias": torch.ones(3)},
-    }
-    torch.save(content, tmp_path / "checkpoint.pt")
-    again = fcnfast.load_model(tmp_path / "checkpoint.pt")
-    assert again.options == model.options and again.preprocessing == model.preprocessing
-    assert torch.equal(again.score.weight, model.score.weight)

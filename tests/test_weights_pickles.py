@@ -12,12 +12,10 @@ import random
 import subprocess
 import sys
 import tarfile
-import types
 import typing
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -27,7 +25,7 @@ import torch
 from torch import nn
 
 import fcnfast
-from fcnfast.models import FCN
+from tests.model_tools import Runs
 from tests.weights_tools import new_model, refuse, same, weights
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -38,12 +36,12 @@ def model():
     return new_model()
 
 
-def save(content: object, path: Path, zipped: bool = True, **options: object) -> Path:
+def save(content, path, zipped=True, **options):
     torch.save(content, path, _use_new_zipfile_serialization=zipped, **options)
     return path
 
 
-def loads(model: FCN, path: Path) -> bool:
+def loads(model, path):
     """Whether the weights beside whatever else is in a file are read."""
     return not fcnfast.load_weights(model, path).missing and same(model)
 
@@ -66,7 +64,7 @@ def test_archives_of_something_else_are_refused(tmp_path, model):
     refuse(model, save(torch.ones(3), path), "without a state dict")
 
 
-def rezipped(path: Path, change: Callable[[str, bytes], bytes | None], kind: int = 0) -> Path:
+def rezipped(path, change, kind=0):
     """A copy of an archive with other contents (None: without that member)."""
     to = path.with_suffix(".again")
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(to, "w", kind) as new:
@@ -84,7 +82,7 @@ def test_changed_archives_are_refused(tmp_path, model):
     again = rezipped(whole, lambda name, old: None if name.endswith("data/0") else old)
     refuse(model, again, "failed locating file data/0")
 
-    def claims_more(name: str, old: bytes) -> bytes:
+    def claims_more(name, old):
         if not name.endswith(".pkl"):
             return old
         count = bytes([75, weights()["conv1_1.weight"].numel()])  # as one byte
@@ -114,16 +112,6 @@ def test_a_flipped_bit_in_a_zip_is_found(tmp_path, model):
                 assert not fcnfast.load_weights(model, path).missing
 
 
-class Runs:
-    """A pickle of this calls a function when it is loaded."""
-
-    def __init__(self, function: Callable, *arguments: object) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> tuple:
-        return self.call
-
-
 CALLS = [os.system, open, exec, eval, subprocess.call, __import__, os.mkdir, print]
 
 
@@ -145,64 +133,50 @@ def test_code_beside_the_weights_is_not_run(tmp_path, model, zipped, capfd):
     assert Path(target).exists()
 
 
-@pytest.fixture
-def vanished() -> Iterator[types.ModuleType]:
-    """A package that is there when a file is written, and not when it is read."""
-    module = types.ModuleType("somebodys_package")
-    exec(PACKAGE, module.__dict__)
-    sys.modules[module.__name__] = module
-    yield module
-    sys.modules.pop(module.__name__, None)
+# What is called of somebody's classes, which are there when a file is written.
+seen = []
 
-
-PACKAGE = """
-calls = []
 
 class Buffer:
     def __init__(self, value=None):
         self.values = [value]
-    def __setstate__(self, state):
-        calls.append("set")
-    def mean(self):
-        calls.append("mean")
 
-class Names(list):
-    pass
+    def __setstate__(self, state):
+        seen.append("set")
+
+    def mean(self, *_):
+        seen.append("mean")
+
 
 class Settings(dict):
     def __setitem__(self, key, value):
-        calls.append("item")
+        seen.append("item")
         super().__setitem__(key, value)
-
-def rebuild(*arguments):
-    calls.append("rebuild")
-"""
 
 
 @pytest.mark.parametrize(("installed", "protocol"), [(False, 2), (True, 4)])
-def test_objects_beside_the_weights_are_inert(tmp_path, model, vanished, installed, protocol):
-    """Whether their package is installed or not: its classes are not even looked up."""
-    settings = vanished.Settings()
+def test_objects_beside_the_weights_are_inert(tmp_path, model, monkeypatch, installed, protocol):
+    """Whether their classes are there or not: they are not even looked up."""
+    settings = Settings()
     settings["model"] = {"type": "FCN"}
     meta = [
-        vanished.Buffer(np.ones(3)), vanished.Names(["a", "b"]), settings,
-        vanished.Buffer.mean,  # pickled as getattr(Buffer, "mean")
-        Runs(vanished.rebuild, 1), Runs(vanished.Buffer.mean, 1),
-        functools.partial(vanished.rebuild, 1, key=2), Path("work_dirs"), np.float64(0.5), {1, 2},
+        Buffer(np.ones(3)), settings, Buffer.mean,  # pickled as getattr(Buffer, "mean")
+        Runs(Buffer.mean, 1), functools.partial(Buffer.mean, 1, key=2), Path("work_dirs"),
         collections.Counter("abc"), collections.defaultdict(list, a=[1]), torch.float16,
         torch.Size([1, 2]), torch.device("cpu"), typing.Any, decimal.Decimal("1.5"),
-        uuid.UUID(int=7), argparse.Namespace(lr=0.1), random.Random(3), list[int],
-        datetime.datetime(2020, 1, 2, tzinfo=datetime.timezone.utc),
+        uuid.UUID(int=7), argparse.Namespace(lr=0.1), random.Random(3), list[int], {1, 2},
+        datetime.datetime(2020, 1, 2, tzinfo=datetime.timezone.utc), np.float64(0.5),
     ]  # fmt: skip
     state = weights()
     state["fc6.weight"] = nn.Parameter(state["fc6.weight"])
     state["fc7.bias"].note = "an attribute"
     content = {"meta": meta, "state_dict": state}
     path = save(content, tmp_path / "net.pth", pickle_protocol=protocol)
-    vanished.calls.clear()
+    seen.clear()
     if not installed:
-        del sys.modules[vanished.__name__]
-    assert loads(model, path) and vanished.calls == []
+        monkeypatch.delattr(sys.modules[__name__], "Buffer")
+        monkeypatch.delattr(sys.modules[__name__], "Settings")
+    assert loads(model, path) and seen == []
 
 
 def test_numbers_for_classes_of_another_program_are_refused(tmp_path, model):

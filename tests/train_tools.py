@@ -37,22 +37,11 @@ def write_scenes(root):
 
 def small(scenes, out, **changes):
     """The settings of a run of seconds."""
-    settings = {
-        "data_path": str(scenes),
-        "output_dir": str(out),
-        "weights": str(scenes / "tiny.safetensors"),
-        "crop_size": 32,
-        "batch_size": 2,
-        "epochs": 4,
-        "warmup": 0.2,
-        "print_freq": 2,
-        "checkpoint_freq": 2,
-        "workers": 0,
-        "val_freq": 2,
-        "cache": True,
-        "device": "cpu",
-    }
-    return TrainSettings(**{**settings, **changes})
+    paths = {"data_path": str(scenes), "output_dir": str(out)}
+    paths["weights"] = str(scenes / "tiny.safetensors")
+    pace = {"crop_size": 32, "batch_size": 2, "epochs": 4, "warmup": 0.2, "val_freq": 2}
+    pace |= {"print_freq": 2, "checkpoint_freq": 2, "workers": 0, "cache": True, "device": "cpu"}
+    return TrainSettings(**{**paths, **pace, **changes})
 
 
 def stopped_after(scenes, out, iteration, **changes):
@@ -70,11 +59,10 @@ def stopped_after(scenes, out, iteration, **changes):
         run.train(progress=False)
 
 
-def batch(labels=None):
-    """A batch of two pictures of noise with these labels, or with random ones."""
+def batch():
+    """Two pictures of noise with random labels."""
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    if labels is None:
-        labels = torch.randint(0, 11, (2, 32, 32), dtype=torch.uint8)
+    labels = torch.randint(0, 11, (2, 32, 32), dtype=torch.uint8)
     return Batch(images, labels, count_labels(labels), 0.0)
 
 

@@ -5,14 +5,12 @@ integer, 2 a length and bytes, 1 and 5 eight and four bytes.
 """
 
 import struct
-from collections.abc import Iterable, Mapping
 
 import h5py
 import numpy as np
-from torch import Tensor
 
 
-def varint(number: int) -> bytes:
+def varint(number):
     out = bytearray()
     while number > 127:
         out.append(number % 128 + 128)
@@ -20,15 +18,15 @@ def varint(number: int) -> bytes:
     return bytes([*out, number])
 
 
-def message(number: int, content: bytes) -> bytes:
+def message(number, content):
     return varint(8 * number + 2) + varint(len(content)) + content
 
 
-def integer(number: int, value: int) -> bytes:
+def integer(number, value):
     return varint(8 * number) + varint(value)
 
 
-def numbers(values: Tensor, packed: bool = True, double: bool = False) -> bytes:
+def numbers(values, packed=True, double=False):
     """A blob's `data` (5) or `double_data` (8)."""
     field, kind, code = (8, 1, "d") if double else (5, 5, "f")
     flat = values.double().flatten().numpy()
@@ -37,7 +35,7 @@ def numbers(values: Tensor, packed: bool = True, double: bool = False) -> bytes:
     return b"".join(varint(8 * field + kind) + struct.pack(f"<{code}", v) for v in flat)
 
 
-def shape_of(values: Tensor, legacy: bool = False, packed: bool = True) -> bytes:
+def shape_of(values, legacy=False, packed=True):
     """A blob's `shape` (7), or the four sizes of old (1 to 4), right-aligned."""
     if legacy:
         sizes = (1, 1, 1, 1, *values.shape)[-4:]
@@ -47,45 +45,38 @@ def shape_of(values: Tensor, legacy: bool = False, packed: bool = True) -> bytes
     return message(7, b"".join(integer(1, size) for size in values.shape))
 
 
-def blob(values: Tensor, packed: bool = True, legacy: bool = False, double: bool = False) -> bytes:
+def blob(values, packed=True, legacy=False, double=False):
     """Numbers may come before the shape: fields have no order."""
     gradient = message(6, bytes(4)) if packed else b""  # `diff`, which is not wanted
     return numbers(values, packed, double) + shape_of(values, legacy, packed) + gradient
 
 
-def layer_v2(name: str, kind: str, blobs: Iterable[bytes]) -> bytes:
+def layer_v2(name, kind, blobs):
     content = message(1, name.encode()) + message(2, kind.encode()) + message(3, b"data")
     return message(100, content + b"".join(message(7, b) for b in blobs) + integer(10, 1))
 
 
-def layer_v1(name: str, kind: int, blobs: Iterable[bytes]) -> bytes:
+def layer_v1(name, kind, blobs):
     rates = varint(8 * 7 + 5) + struct.pack("<f", 1.0)
     content = message(2, b"data") + message(4, name.encode()) + integer(5, kind) + rates
     return message(2, content + b"".join(message(6, b) for b in blobs))
 
 
-def layer_v0(name: str, kind: str, blobs: Iterable[bytes]) -> bytes:
+def layer_v0(name, kind, blobs):
     inner = message(1, name.encode()) + message(2, kind.encode())
     inner += b"".join(message(50, b) for b in blobs)
     return message(2, message(1, inner) + message(2, b"data"))
 
 
-def by_layer(state: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+def by_layer(state):
     """Weight and bias of every layer."""
-    layers: dict[str, list[Tensor]] = {}
+    layers = {}
     for key, value in state.items():
         layers.setdefault(key.rpartition(".")[0], []).append(value)
     return layers
 
 
-def caffe_messages(
-    state: Mapping[str, Tensor],
-    generation: int = 2,
-    packed: bool = True,
-    legacy: bool = False,
-    double: bool = False,
-    flat: Iterable[str] = (),
-) -> list[bytes]:
+def caffe_messages(state, generation=2, packed=True, legacy=False, double=False, flat=()):
     """The fields of a whole model; layers named in `flat` are fully connected ones, O x C*h*w."""
     content = [message(1, b"a net"), message(3, b"data"), integer(5, 0)]
     names = {2: "Convolution", 1: 4, 0: "conv"}
@@ -98,11 +89,11 @@ def caffe_messages(
     return content
 
 
-def caffemodel(state: Mapping[str, Tensor], **layout: object) -> bytes:
+def caffemodel(state, **layout):
     return b"".join(caffe_messages(state, **layout))
 
 
-def hdf5_model(path: object, state: Mapping[str, Tensor]) -> None:
+def hdf5_model(path, state):
     """Caffe's HDF5: data/LAYER/0, data/LAYER/1."""
     with h5py.File(path, "w") as file:
         for name, values in by_layer(state).items():
