@@ -1,4 +1,4 @@
-"""docs/reproduce.md: each of its commands and programs runs, for one iteration, in miniature.
+"""docs/reproduce.md: each of its commands and programs runs, for two iterations, in miniature.
 
 They run as they stand and in the page's order, on miniatures at its own paths, files of Caffe's
 format under the released names, and networks with all layers and few channels.
@@ -129,7 +129,7 @@ def test_every_row_has_its_command_or_the_reason():
 def test_the_page_runs(here, capsys, section):
     for words in commands(section):
         training = words[0] == "train"
-        code = main([*words, *(["--iterations", "1", "-j", "0"] if training else [])])
+        code = main([*words, *(["--iterations", "2", "-j", "0"] if training else [])])
         out, err = capsys.readouterr()
         assert code == 0, (words, err)
         if training:
@@ -137,12 +137,12 @@ def test_the_page_runs(here, capsys, section):
             kept = json.loads((run / "settings.json").read_text())
             assert kept["recipe"] == value(words, "--recipe") and kept["crop_size"] == 0
             *_, last = csv.DictReader((run / "log.csv").open())
-            assert last["iteration"] == "1" and last["val_mean_iu"]
+            assert last["iteration"] == "2" and last["val_mean_iu"]
             assert (run / "last.safetensors").exists()
         elif words[0] == "evaluate":
             assert re.search(r"^mean IU +\d", out, re.MULTILINE), out
     for language, text in blocks(section):
         if language == "python":
-            exec(text.replace("iterations=100_000", "iterations=1"), {})
+            exec(text.replace("iterations=100_000", "iterations=2"), {})
             tables = re.findall(r"mean IU +\d", capsys.readouterr().out)
             assert len(tables) == {"PASCAL VOC": 6, "NYUDv2": 4, "SIFT Flow": 2}[section]
