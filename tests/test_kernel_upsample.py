@@ -17,7 +17,7 @@ from tests.kernel_tools import (
     is_format_kept,
     laid_out,
     layouts,
-    numerators,
+    matrix_of,
     planned,
     scores,
     seeds,
@@ -138,11 +138,8 @@ def test_same_bits_in_any_batch(kind, grid, dtype, layout, seed):
 def test_longest_window(grid, columns):
     """No neighboring coarse values have more readers than the launcher allows for."""
     for axis in (0, 1):
-        read = numerators(grid, axis) > 0
-        most = max(
-            int(read[:, first : first + columns].any(axis=1).astype(bool).sum())
-            for first in range(0, grid.in_size[axis], columns)
-        )
+        read = matrix_of(grid, axis)
+        most = max(int(part.any(1).sum()) for part in read.split(columns, 1))
         integers = [v[axis] for v in (grid.in_size, grid.size, grid.num, grid.off, grid.den)]
         bound = upsample_backward.longest_window(*integers, grid.border == "clamp", columns)
         assert most <= bound <= grid.size[axis]
