@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
-from functools import cache, reduce
+from functools import cache, partial, reduce
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -36,14 +36,14 @@ from triton.runtime.interpreter import (
 )
 
 from fcnfast.geometry import SamplingGrid, taps
-from tests.op_tools import assert_error, grids, worst
+from tests import op_tools
+from tests.op_tools import CHANNELS_LAST, LAYOUTS, grids
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 interpreter_only = pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter")
-CHANNELS_LAST = ("channels_last", "channels_last sliced")
-LAYOUTS = ("contiguous", "sliced", "transposed", "expanded", *CHANNELS_LAST)
+laid_out = partial(op_tools.laid_out, device=DEVICE)
 GUARD = 64  # poisoned values on either side of a result
 
 _call_device_function = InterpretedFunction.__call__
@@ -138,30 +138,6 @@ def scores(shape: Sequence[int], dtype: torch.dtype, seed: int, special: float |
         return values
     drawn = torch.rand(values.shape, generator=generator)
     return torch.where(drawn < 0.03, torch.inf, torch.where(drawn < 0.12, special, values))
-
-
-def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:
-    """NaN, or labels that are out of range, and that no test ignores."""
-    poison = math.nan if dtype.is_floating_point else 251 if dtype == torch.uint8 else -777
-    return torch.full(shape, poison, dtype=dtype, device=DEVICE)
-
-
-def laid_out(values: Tensor, layout: str, dtype: torch.dtype) -> Tensor:
-    """`values` (N x C x H x W) in `dtype`, inside a larger tensor of poison."""
-    n, c, h, w = values.shape
-    shape, view = {
-        "contiguous": ((n + 2, c, h, w), lambda x: x[1:-1]),
-        "channels_last": ((n + 2, h, w, c), lambda x: x.permute(0, 3, 1, 2)[1:-1]),
-        "channels_last sliced": (
-            (n + 2, h + 2, w + 2, c + 3),
-            lambda x: x.permute(0, 3, 1, 2)[1:-1, 1 : 1 + c, 1:-1, 1:-1],
-        ),
-        "sliced": ((n + 2, c + 2, h + 2, 2 * w + 2), lambda x: x[1:-1, 1:-1, 1:-1, 1:-1:2]),
-        "transposed": ((n + 2, c, w + 2, h + 2), lambda x: x[1:-1, :, 1:-1, 1:-1].mT),
-        "expanded": ((n + 2, 1, h, w), lambda x: x[1:-1]),
-    }[layout]
-    inside = view(poisoned(*shape, dtype=dtype))
-    return inside.copy_(values[:, : inside.shape[1]]).expand(n, c, h, w)
 
 
 def reserved(values: int, dtype: torch.dtype) -> Tensor:
@@ -337,16 +313,6 @@ def only_programs(choose: Callable[[int], Sequence[int]]) -> Iterator[list[int]]
 def bits(x: Tensor) -> Tensor:
     """The bit patterns of `x`, for comparisons to which NaN is a value like others."""
     return x.flatten().view(torch.uint8)
-
-
-def assert_accurate(result: Tensor, truth: Tensor, torchs: float, *inputs: Tensor) -> None:
-    """The error is at most 1.25 times `torchs`, plain torch's in that dtype, plus one ulp.
-
-    The ulp is that of the largest finite value among `inputs` and the true results.
-    """
-    largest = max(x.double().nan_to_num(0, 0, 0).abs().max().item() for x in (truth, *inputs))
-    ulp = torch.finfo(result.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest else 0.0
-    assert_error(worst(result, truth), torchs, ulp)
 
 
 def matrix_of(grid: SamplingGrid, axis: int) -> Tensor:

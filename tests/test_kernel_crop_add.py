@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernel_tools import (
-    assert_accurate,
     bits,
     dtypes,
     examples,
@@ -18,8 +17,8 @@ from tests.kernel_tools import (
     scores,
     seeds,
     specials,
-    worst,
 )
+from tests.op_tools import assert_accurate, worst
 
 from fcnfast import reference  # isort: skip
 from fcnfast.kernels import crop_add  # isort: skip
@@ -47,5 +46,5 @@ def test_results(tile, shape, margin, dtype, layout, skip_layout, special, seed)
     x, skip = x.cpu(), skip.cpu().requires_grad_()
     truth = reference.crop_add(x.double(), skip.double(), (above, left)).detach()
     torchs = reference.crop_add(x, skip, (above, left))
-    assert_accurate(result, truth, worst(torchs, truth), x, window)
+    assert_accurate(result, truth, worst(torchs, truth), truth, x, window)
     assert torch.equal(bits(gradient.cpu()), bits(torch.autograd.grad(torchs, skip, x)[0]))

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from tests.kernel_tools import (
     DEVICE,
     DTYPES,
-    assert_accurate,
     bits,
     dtypes,
     examples,
@@ -24,8 +23,8 @@ from tests.kernel_tools import (
     scores,
     seeds,
     specials,
-    worst,
 )
+from tests.op_tools import assert_accurate, worst
 
 from fcnfast import reference  # isort: skip
 from fcnfast.kernels import deconv, deconv_backward  # isort: skip
@@ -142,7 +141,7 @@ def assert_right(result, kind, problem, factors):
     )
     error = worst(torchs.to(dtype), truth)
     truth = truth.narrow(0 if kind == "weight_gradient" else 1, 0, channels)
-    assert_accurate(torch.where(reached, truth.to(dtype), result), truth, error)
+    assert_accurate(torch.where(reached, truth.to(dtype), result), truth, error, truth)
 
 
 def laid(factors, dtype, layout, other_layout):

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from tests.kernel_tools import (
     any_grids,
-    assert_accurate,
     bits,
     dtypes,
     examples,
@@ -23,8 +22,8 @@ from tests.kernel_tools import (
     seeds,
     some_grids,
     specials,
-    worst,
 )
+from tests.op_tools import assert_accurate, worst
 
 from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
@@ -71,7 +70,8 @@ def assert_right(kind, result, x, grid, window):
     truth = defined(kind, like.double(), grid, windows)
     torchs = defined(kind, like.float(), grid, windows).to(x.dtype)
     inputs = (x, window) if kind == "forward_add" else (x,)
-    assert_accurate(result, truth[: len(x)], worst(torchs, truth), *inputs)
+    own = truth[: len(x)]
+    assert_accurate(result, own, worst(torchs, truth), own, *inputs)
 
 
 @KINDS
