@@ -116,6 +116,8 @@ def any_grids(draw: st.DrawFn, dens: Sequence[int] = range(1, 10)) -> SamplingGr
 some_grids = st.one_of(grids(), any_grids())
 layouts, dtypes, seeds = st.sampled_from(LAYOUTS), st.sampled_from(DTYPES), st.integers(0, 2**31)
 specials = st.sampled_from((None, None, torch.nan, torch.inf, -torch.inf))
+# How two maps are: their dtype and layouts, what some values are instead, and a seed.
+forms = st.tuples(dtypes, layouts, layouts, specials, seeds)
 
 
 def examples(count: int) -> settings:

@@ -12,22 +12,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.kernel_tools import (
-    DEVICE,
-    DTYPES,
-    LAYOUTS,
-    any_grids,
-    bits,
-    dtypes,
-    examples,
-    guarded,
-    is_format_kept,
-    laid_out,
-    layouts,
-    matrix_of,
-    planned,
-    seeds,
-)
+from tests import kernel_tools as tools
 from tests.op_tools import assert_accurate, grids, holding, labels, worst
 
 from fcnfast import reference  # isort: skip
@@ -71,12 +56,12 @@ class Result(NamedTuple):
 @st.composite
 def problems(draw: st.DrawFn) -> Problem:
     """Finite scores of a range that progressions hold, on any grid."""
-    grid = draw(st.one_of(grids(most=8), any_grids()))
+    grid = draw(st.one_of(grids(most=8), tools.any_grids()))
     batch, channels = draw(st.sampled_from((1, 1, 2))), draw(st.sampled_from((1, 2, 3, 5)))
-    dtype, layout = draw(dtypes), draw(layouts)
+    dtype, layout = draw(tools.dtypes), draw(tools.layouts)
     ignore_index = draw(st.sampled_from((255, 255, -100, 0, channels - 1, 2**40)))
     target = draw(labels((batch, *grid.size), channels, ignore_index))
-    seed = draw(seeds)
+    seed = draw(tools.seeds)
     generator = torch.Generator().manual_seed(seed)
     reduction = draw(st.sampled_from(REDUCTIONS))
     rate = torch.rand(target.shape if reduction == "none" else (), generator=generator)
@@ -93,7 +78,7 @@ def problems(draw: st.DrawFn) -> Problem:
         smoothing=draw(st.sampled_from((0.0, 0.0, 0.1, 1.0))),
         labels=draw(st.sampled_from(holding(target))),
         layout=layout,
-        target_layout=draw(st.sampled_from(LAYOUTS[:3])),
+        target_layout=draw(st.sampled_from(tools.LAYOUTS[:3])),
     )
 
 
@@ -109,7 +94,7 @@ def scores_like(
 
 def shared_out(patch: int = 8, groups: int = 4, lanes: int = 32) -> AbstractContextManager[None]:
     """Patches of at most `patch` pixels along an axis, `groups` lanes to a cell, other programs."""
-    return planned(cross_entropy_corners, PATCH=patch, GROUPS=groups, LANES=lanes)
+    return tools.planned(cross_entropy_corners, PATCH=patch, GROUPS=groups, LANES=lanes)
 
 
 @st.composite
@@ -124,12 +109,12 @@ def launches(draw: st.DrawFn) -> dict:
 def inputs(problem: Problem) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Scores, labels, weights and rates as the kernels get them."""
     weight = problem.weight
-    scores = laid_out(problem.scores, problem.layout, problem.dtype)
-    target = laid_out(problem.target[:, None], problem.target_layout, problem.labels)[:, 0]
-    rate = problem.rate.to(DEVICE, torch.float32)
+    scores = tools.laid_out(problem.scores, problem.layout, problem.dtype)
+    target = tools.laid_out(problem.target[:, None], problem.target_layout, problem.labels)[:, 0]
+    rate = problem.rate.to(tools.DEVICE, torch.float32)
     if rate.dim():
         rate = rate.mT.contiguous().mT  # any strides
-    return scores, target, None if weight is None else weight.to(DEVICE, torch.float32), rate
+    return scores, target, None if weight is None else weight.to(tools.DEVICE, torch.float32), rate
 
 
 def launched(problem: Problem) -> Result:
@@ -137,7 +122,7 @@ def launched(problem: Problem) -> Result:
     scores, target, weight, rate = tensors = inputs(problem)
     call = (scores, target, weight, problem.grid, problem.ignore_index)
     reduction, smoothing = problem.reduction, problem.smoothing
-    with guarded(*tensors):
+    with tools.guarded(*tensors):
         loss, kept, gradient = cross_entropy.forward(*call, reduction, smoothing, True)
         if reduction == "none":
             gradient = cross_entropy.per_pixel_gradient(*call, smoothing, kept, rate)
@@ -165,7 +150,7 @@ def truth(problem: Problem, scores: Tensor) -> Result:
     The loss of a pixel of class t is ``hard (lse - x_t) + sum_c k_c (lse - x_c)``, with
     ``hard = (1 - smoothing) w_t`` and ``k_c = smoothing w_c / C``.
     """
-    rows, columns = (matrix_of(problem.grid, axis) for axis in (0, 1))
+    rows, columns = (tools.matrix_of(problem.grid, axis) for axis in (0, 1))
     full, size = (rows @ x @ columns.T for x in (scores, scores.abs()))
     classes, lse, target = scores.shape[1], full.logsumexp(1), problem.target[:, None]
     counts = (target != problem.ignore_index).double()
@@ -207,7 +192,7 @@ def assert_right(result: Result, problem: Problem, maps: int = 8) -> None:
 
 RESIZED = SamplingGrid.resize((2, 3), (5, 7))
 WEIGHT = torch.tensor([0.5, 1.5, 0.75]).double()
-F32, BF16, F16 = DTYPES
+F32, BF16, F16 = tools.DTYPES
 I16, I32, I64, U8 = torch.int16, torch.int32, torch.int64, torch.uint8
 
 
@@ -224,7 +209,7 @@ def example(grid=RESIZED, batch=1, classes=3, seed=0, **options):
     )
 
 
-@examples(20)
+@tools.examples(20)
 @given(problems(), launches())
 def test_loss_and_gradient(problem, launch):
     with shared_out(**launch):
@@ -232,8 +217,8 @@ def test_loss_and_gradient(problem, launch):
     assert_right(result, problem)
     if bool((problem.target == problem.ignore_index).all()):
         assert not result.gradient.any()
-    assert problem.reduction != "none" or is_format_kept(result.gradient, problem.layout)
-    rows, columns = (matrix_of(problem.grid, axis).any(0) for axis in (0, 1))
+    assert problem.reduction != "none" or tools.is_format_kept(result.gradient, problem.layout)
+    rows, columns = (tools.matrix_of(problem.grid, axis).any(0) for axis in (0, 1))
     event(f"corners that no pixel reads: {not (rows.all() and columns.all())}")
     assert not result.gradient[..., ~torch.outer(rows, columns)].any()
 
@@ -297,7 +282,7 @@ def test_usual_scores_go_the_fast_way(scale, masked, weight, smoothing, near):
     if masked:
         problem.scores[:, 0] = -torch.inf
     scores, target, weight, _ = inputs(problem)
-    with shared_out(4, 2, 16), guarded(scores, target, weight) as made:
+    with shared_out(4, 2, 16), tools.guarded(scores, target, weight) as made:
         cross_entropy.forward(scores, target, weight, RESIZED, 255, "mean", smoothing, False)
     (left_over,) = (x for x in made if x.dtype == torch.int64)
     assert bool((left_over == 0).all()) == near
@@ -331,7 +316,7 @@ def test_large_strides(grid, launch):
 SPECIAL = (torch.nan, torch.inf, -torch.inf, 1e4, -1e4, 3e38, 60.0)
 
 
-@examples(10)
+@tools.examples(10)
 @given(st.data(), problems(), launches())
 def test_special_values(data, problem, launch):
     """Exact for any range: also next to patches of usual scores. NaN where the reference has it."""
@@ -430,12 +415,12 @@ def test_ignore_index_that_the_labels_cannot_hold(labels, ignored):
 )
 def test_a_gradient_is_scaled_in_several_blocks(dtype, channels, channels_last):
     """Rows that no block holds, some rows to a program, and strides of the kernels' own layout."""
-    gradient = torch.randn(5, 4, channels, 130, device=DEVICE).permute(1, 2, 0, 3)
-    scale, grad = (torch.tensor(v, device=DEVICE) for v in (0.5, -4.0))
-    with guarded(gradient, scale, grad):
+    gradient = torch.randn(5, 4, channels, 130, device=tools.DEVICE).permute(1, 2, 0, 3)
+    scale, grad = (torch.tensor(v, device=tools.DEVICE) for v in (0.5, -4.0))
+    with tools.guarded(gradient, scale, grad):
         result = cross_entropy.scaled(gradient, scale, grad, dtype, channels_last)
     assert torch.equal(result, (gradient * -2).to(dtype))
-    assert is_format_kept(result, "channels_last" if channels_last else "contiguous")
+    assert tools.is_format_kept(result, "channels_last" if channels_last else "contiguous")
 
 
 @pytest.mark.parametrize(
@@ -451,7 +436,7 @@ def test_the_terms_of_one_class_cancel_exactly(reduction, smoothing, weight):
     assert not result.loss.any()
 
 
-@examples(2)
+@tools.examples(2)
 @given(problems(), launches())
 def test_same_bits_in_any_batch_and_without_the_gradient(problem, launch):
     problem = problem._replace(reduction="sum", rate=torch.ones(()).double())
@@ -461,5 +446,5 @@ def test_same_bits_in_any_batch_and_without_the_gradient(problem, launch):
     with shared_out(**launch):
         whole, alone = launched(problem), launched(last)
         loss, _, nothing = cross_entropy.forward(scores, target, weight, *options, False)
-    assert torch.equal(bits(whole.gradient[-1:]), bits(alone.gradient))
-    assert torch.equal(bits(whole.loss), bits(loss.cpu())) and not nothing.numel()
+    assert torch.equal(tools.bits(whole.gradient[-1:]), tools.bits(alone.gradient))
+    assert torch.equal(tools.bits(whole.loss), tools.bits(loss.cpu())) and not nothing.numel()

@@ -9,21 +9,7 @@ import torch
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from tests.kernel_tools import (
-    DEVICE,
-    DTYPES,
-    bits,
-    dtypes,
-    examples,
-    guarded,
-    is_format_kept,
-    laid_out,
-    layouts,
-    planned,
-    scores,
-    seeds,
-    specials,
-)
+from tests import kernel_tools as tools
 from tests.op_tools import assert_accurate, worst
 
 from fcnfast import reference  # isort: skip
@@ -76,7 +62,7 @@ def problems(draw, most: int = 12) -> Problem:
 
 def shared_out(share) -> AbstractContextManager[None]:
     constants = dict(zip(("TILE", "CHANNELS", "PROGRAMS"), share, strict=True))
-    return planned(deconv, deconv_backward, kernel_grid, **constants)
+    return tools.planned(deconv, deconv_backward, kernel_grid, **constants)
 
 
 def run(implementation, kind, problem, factors):
@@ -112,7 +98,7 @@ def drawn(kind, problem, dtype, seed, special=None):
     names = FACTORS[kind]
     where = names[seed % 2 if kind == "weight_gradient" else 0]
     return {
-        name: scores(problem.shape(name), dtype, seed + i, special if name == where else None)
+        name: tools.scores(problem.shape(name), dtype, seed + i, special if name == where else None)
         for i, name in enumerate(names)
     }
 
@@ -146,31 +132,32 @@ def assert_right(result, kind, problem, factors):
 
 def laid(factors, dtype, layout, other_layout):
     pairs = zip(factors.items(), (layout, other_layout), strict=True)
-    return {name: laid_out(value, layout, dtype) for (name, value), layout in pairs}
+    return {name: tools.laid_out(value, layout, dtype) for (name, value), layout in pairs}
 
 
 @KINDS
-@examples(15)
-@given(problems(), dtypes, layouts, layouts, st.sampled_from(SHARES), specials, seeds)
-def test_kernels(kind, problem, dtype, layout, other_layout, share, special, seed):
+@tools.examples(15)
+@given(problems(), tools.forms, st.sampled_from(SHARES))
+def test_kernels(kind, problem, form, share):
+    dtype, layout, other_layout, special, seed = form
     factors = laid(drawn(kind, problem, dtype, seed, special), dtype, layout, other_layout)
-    with guarded(*factors.values()), shared_out(share):
+    with tools.guarded(*factors.values()), shared_out(share):
         result = run(deconv, kind, problem, factors)
     assert_right(result, kind, problem, factors)
-    assert kind == "weight_gradient" or is_format_kept(result, layout)
+    if kind == "weight_gradient":
+        return
+    assert tools.is_format_kept(result, layout)
+    if problem.batch[0] > 1:  # images stand alone, whatever the shares
+        last = {n: v if n == "weight" else v[1:] for n, v in factors.items()}
+        assert worst(run(deconv, kind, problem, last), result[1:].cpu()) == 0
 
 
 @KINDS
-@examples(20)
-@given(
-    problems(),
-    st.sampled_from((*DTYPES, torch.float64)),
-    layouts,
-    st.sampled_from([64, 2**18]),
-    specials,
-    seeds,
-)
-def test_plain_torch(kind, problem, dtype, layout, elements, special, seed):
+@tools.examples(20)
+@given(problems(), tools.forms, st.booleans(), st.sampled_from([64, 2**18]))
+def test_plain_torch(kind, problem, form, double, elements):
+    dtype, layout, _, special, seed = form
+    dtype = torch.float64 if double else dtype
     # The weights' gradient adds products with the zeros around the window, too.
     special = None if kind == "weight_gradient" else special
     factors = laid(drawn(kind, problem, dtype, seed, special), dtype, layout, layout)
@@ -178,7 +165,7 @@ def test_plain_torch(kind, problem, dtype, layout, elements, special, seed):
     with mock.patch.multiple(tiled, TILE_ELEMENTS=elements, LEAST_STRIDE=2):
         result = run(tiled, kind, problem, factors)
     assert_right(result, kind, problem, factors)
-    assert kind == "weight_gradient" or is_format_kept(result, layout)
+    assert kind == "weight_gradient" or tools.is_format_kept(result, layout)
 
 
 @KINDS
@@ -194,7 +181,7 @@ def test_plain_torch(kind, problem, dtype, layout, elements, special, seed):
 )
 def test_hard_shapes(kind, problem, layout, share):
     factors = laid(drawn(kind, problem, torch.float32, 0), torch.float32, layout, layout)
-    with guarded(*factors.values()), shared_out(share):
+    with tools.guarded(*factors.values()), shared_out(share):
         result = run(deconv, kind, problem, factors)
     assert_right(result, kind, problem, factors)
 
@@ -219,7 +206,7 @@ def test_an_infinity_reaches_its_readers_alone(kernel, stride, kind):
         factors[name][:, channel, row, column] = torch.inf
     marks = {n: torch.ones(problem.shape(n)) for n in factors}
     marks[name] = factors[name].isinf().float()
-    result = run(deconv, kind, problem, {n: value.to(DEVICE) for n, value in factors.items()})
+    result = run(deconv, kind, problem, {n: value.to(tools.DEVICE) for n, value in factors.items()})
     assert torch.equal(result.cpu().isinf(), defined(kind, problem, marks) > 0)
     assert not result.isnan().any()
 
@@ -228,30 +215,20 @@ def test_an_infinity_reaches_its_readers_alone(kernel, stride, kind):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_the_gradient_of_a_wider_filter_is_not_rounded(dtype, implementation):
     """A sum of 2**17 ones: too large for float16, and more than the eight bits of bfloat16."""
-    x = torch.ones(1, 1, 2, 8, dtype=dtype, device=DEVICE)
-    grad = torch.full((1, 1, 4, 16), 2.0**13 + 64, dtype=dtype, device=DEVICE)
+    x = torch.ones(1, 1, 2, 8, dtype=dtype, device=tools.DEVICE)
+    grad = torch.full((1, 1, 4, 16), 2.0**13 + 64, dtype=dtype, device=tools.DEVICE)
     result = implementation.weight_gradient(grad, x, 2, (0, 0), 2, torch.float32)
     assert result.dtype == torch.float32
     assert torch.equal(result.cpu(), torch.full((1, 1, 2, 2), 16 * (2.0**13 + 64)))
-
-
-@pytest.mark.parametrize("kind", list(FACTORS)[:2])
-@examples(3)
-@given(problems(), dtypes, layouts, seeds)
-def test_same_bits_in_any_batch(kind, problem, dtype, layout, seed):
-    problem = problem._replace(batch=(2, 2))
-    factors = laid(drawn(kind, problem, dtype, seed), dtype, layout, layout)
-    whole = run(deconv, kind, problem, factors)
-    last = {n: v if n == "weight" else v[1:] for n, v in factors.items()}
-    with shared_out((2048, 32, 1)):  # the longest strips
-        assert torch.equal(bits(whole[1:]), bits(run(deconv, kind, problem, last)))
 
 
 @pytest.mark.parametrize("batch", [(0, 3), (2, 0)])
 @pytest.mark.parametrize("implementation", [deconv, tiled])
 def test_nothing(batch, implementation):
     problem = Problem(batch, (2, 3), 4, 8, (1, 2), (5, 6))
-    factors = {n: torch.zeros(problem.shape(n), device=DEVICE) for n in ("x", "weight", "grad")}
+    factors = {
+        n: torch.zeros(problem.shape(n), device=tools.DEVICE) for n in ("x", "weight", "grad")
+    }
     for kind, name in zip(FACTORS, ("grad", "x", "weight"), strict=True):
         result = run(implementation, kind, problem, factors)
         assert result.shape == problem.shape(name)
