@@ -104,19 +104,15 @@ def results(function, x):
     return *found, torch.autograd.grad(sum(r.square().sum() for r in found), leaf)[0]
 
 
-@pytest.mark.parametrize("function", [by_every_grid, linear, losses, labeled, counted])
+@pytest.mark.parametrize(
+    "function", [by_every_grid, linear, losses, without_grids, labeled, counted]
+)
 def test_one_graph_for_all_sizes(function, counter):
     compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
     for x in maps():
         torch.testing.assert_close(results(compiled, x), results(function, x))
     # torch 2.7 makes a second graph of some.
     assert counter.frame_count in ((1,) if torch.__version__ >= "2.8" else (1, 2))
-
-
-def test_calls_without_a_grid_compile():
-    compiled = torch.compile(without_grids, backend="aot_eager", fullgraph=True, dynamic=True)
-    for x in list(maps())[:2]:
-        torch.testing.assert_close(results(compiled, x), results(without_grids, x))
 
 
 def test_sizes_become_dynamic_by_themselves(counter):
