@@ -283,16 +283,14 @@ class _Watch:
 
 
 @contextmanager
-def only_programs(choose: Callable[[int], Sequence[int]]) -> Iterator[list[int]]:
-    """Launches run the programs that `choose` names of their number; yields the list of them."""
-    ran: list[int] = []
+def only_programs(choose: Callable[[int], Sequence[int]]) -> Iterator[None]:
+    """Launches run the programs that `choose` names of their number."""
     call = GridExecutor.__call__
     count, place = interpreter_builder.set_grid_dim, interpreter_builder.set_grid_idx
 
     def launch(self: GridExecutor, *args: Any, **kwargs: Any) -> None:
         programs = self.grid[0]
-        chosen = list(choose(programs))
-        ran.extend(chosen)
+        chosen = choose(programs)
         self.grid = (len(chosen),)
         with mock.patch.multiple(
             interpreter_builder,
@@ -306,7 +304,7 @@ def only_programs(choose: Callable[[int], Sequence[int]]) -> Iterator[list[int]]
         # The arguments are CPU tensors: copying them onto themselves would touch every page.
         mock.patch.object(GridExecutor, "_restore_args_dev", lambda *_: None),
     ):
-        yield ran
+        yield
 
 
 # ---- results

@@ -13,15 +13,9 @@ import triton  # isort: skip
 import triton.language as tl  # isort: skip
 
 from fcnfast.geometry import SamplingGrid  # isort: skip
-from fcnfast.kernels import grid as kernels  # isort: skip
+from fcnfast.kernels.grid import Axis, axis_patches, fits_int32, longest  # isort: skip
+from fcnfast.kernels.grid import columns_of, joined, patch_at, patches_of  # isort: skip
 
-columns_of, joined, patch_at, patches_of = (
-    kernels.columns_of,
-    kernels.joined,
-    kernels.patch_at,
-    kernels.patches_of,
-)
-Axis = kernels.Axis
 LENGTHS = (1, 2, 4, 8)
 
 
@@ -55,7 +49,7 @@ def columns_kernel(x_ptr, columns_ptr, out_ptr, BLOCK: tl.constexpr, COLUMNS: tl
 @given(some_grids, st.sampled_from((0, 1)), st.sampled_from(LENGTHS))
 def test_patches_are_those_of_their_cells_in_order(grid, axis, length):
     """Where the outputs of a patch are is tabulated for argmax: see its tests."""
-    plan = kernels.axis_patches(grid, axis, length)
+    plan = axis_patches(grid, axis, length)
     clamp = grid.border == "clamp"
     cells = [floor((plan.num * y + plan.off) / plan.den) for y in range(plan.size)]
     cells = [min(max(cell, -1), plan.n - 1) for cell in cells]
@@ -66,7 +60,7 @@ def test_patches_are_those_of_their_cells_in_order(grid, axis, length):
     assert (plan.head, plan.tail) == (counts[0], counts[-1] if plan.cells > 1 else 0)
     assert plan.inner >= max(counts[1:-1], default=0)
     inside = [cells.count(c) for c in set(cells) if plan.num and c not in (-1, plan.n - 1)]
-    assert max(inside, default=0) <= kernels.longest(grid, axis) <= plan.size
+    assert max(inside, default=0) <= longest(grid, axis) <= plan.size
     event(f"patches of a cell: {min(plan.most, 4)}")
 
     number = [(plan.first, k) for k in range(plan.head)]
@@ -95,7 +89,7 @@ def test_columns_of_a_tile(columns):
 
 def test_which_grids_fit():
     def fits(num, off, den, size=(500, 375)):
-        return kernels.fits_int32(SamplingGrid((63, 47), size, num, off, den, "zero"))
+        return fits_int32(SamplingGrid((63, 47), size, num, off, den, "zero"))
 
     assert fits((2, 2), (47, -25), (16, 64))
     assert fits((2, 2), (0, 0), (2**24, 16))
