@@ -10,17 +10,7 @@ from hypothesis import strategies as st
 
 from fcnfast import ops, reference
 from fcnfast.geometry import SamplingGrid
-from tests.op_tools import (
-    FLOATS,
-    FULL_SIZE,
-    allocations,
-    assert_accurate,
-    grids,
-    holding,
-    labels,
-    maps,
-    worst,
-)
+from tests import op_tools as tools
 
 DOUBLE = torch.float64
 REDUCTIONS = ("mean", "sum", "none", "batch")
@@ -36,13 +26,13 @@ def with_gradient(function, x, dtype, target, grid, weight=None, **options):
 
 
 @settings(max_examples=80)
-@given(st.data(), grids(most=16), st.sampled_from(FLOATS), st.sampled_from(REDUCTIONS))
+@given(st.data(), tools.grids(most=16), st.sampled_from(tools.FLOATS), st.sampled_from(REDUCTIONS))
 def test_is_the_cross_entropy_of_the_upsampled_scores(data, grid, dtype, reduction):
-    x = data.draw(maps(grid.in_size, dtype))
+    x = data.draw(tools.maps(grid.in_size, dtype))
     classes = x.shape[1]
     ignore_index = data.draw(st.sampled_from((255, -100, 0, classes - 1)))
-    target = data.draw(labels((x.shape[0], *grid.size), classes, ignore_index))
-    target = target.to(data.draw(st.sampled_from(holding(target, ignore_index))))
+    target = data.draw(tools.labels((x.shape[0], *grid.size), classes, ignore_index))
+    target = target.to(data.draw(st.sampled_from(tools.holding(target, ignore_index))))
     some = torch.arange(classes) % 3 > 0
     weight = data.draw(st.sampled_from((None, torch.linspace(0.5, 2.0, classes), some.float())))
     smoothing = data.draw(st.sampled_from((0.0, 0.1, 0.5, 1.0)))
@@ -57,19 +47,19 @@ def test_is_the_cross_entropy_of_the_upsampled_scores(data, grid, dtype, reducti
     assert torch.equal(ours[0].isnan(), truth[0].isnan())
     # What is added up: a pixel's scores cancel in its loss, and a cell's pixels in its gradient.
     size = x.double().abs().amax() * max(1, target.numel() if reduction in ("sum", "batch") else 1)
-    assert_accurate(ours[0], truth[0], worst(plain[0], truth[0]), 2 * size)
+    tools.assert_accurate(ours[0], truth[0], tools.worst(plain[0], truth[0]), 2 * size)
     if reduction == "mean" and truth[0].isnan():
         # All pixels are ignored or of weight 0: zero, where torch's gradient may be NaN, too.
         assert not ours[1].any()
         return
     pixels = target.numel() / grid.in_size[0] / grid.in_size[1] + 4
     terms = 4.0 * pixels if reduction != "mean" else 4.0
-    assert_accurate(ours[1], truth[1], worst(plain[1].to(dtype), truth[1]), terms)
+    tools.assert_accurate(ours[1], truth[1], tools.worst(plain[1].to(dtype), truth[1]), terms)
     if bool((target == ignore_index).all()):
         assert not ours[1].any()
 
 
-@pytest.mark.parametrize(("classes", "grid"), FULL_SIZE)
+@pytest.mark.parametrize(("classes", "grid"), tools.FULL_SIZE)
 @pytest.mark.parametrize(
     "content", ["plain", "masked", "one-hot", "striped", "weighted and smoothed"]
 )
@@ -102,13 +92,13 @@ def test_several_tiles(classes, grid, content):
             (reference.upsample_cross_entropy, DOUBLE),
         )
     )
-    assert_accurate(ours[0], truth[0], worst(plain[0], truth[0]), 2 * largest)
+    tools.assert_accurate(ours[0], truth[0], tools.worst(plain[0], truth[0]), 2 * largest)
     terms = 4 * seen / (target.numel() if reduction == "mean" else 1)
     plain, truth = (r[1].nan_to_num(0) for r in (plain, truth))  # torch's for a masked class
-    assert_accurate(ours[1], truth, worst(plain, truth), terms)
+    tools.assert_accurate(ours[1], truth, tools.worst(plain, truth), terms)
 
 
-@pytest.mark.parametrize(("classes", "grid"), FULL_SIZE)
+@pytest.mark.parametrize(("classes", "grid"), tools.FULL_SIZE)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_no_allocation_reaches_a_quarter_of_the_logits(classes, grid, reduction):
     x = torch.randn(1, classes, *grid.in_size, requires_grad=True)
@@ -122,7 +112,7 @@ def test_no_allocation_reaches_a_quarter_of_the_logits(classes, grid, reduction)
     run()  # with what is kept from one call to the next
     logits = 4 * classes * grid.size[0] * grid.size[1]
     most = logits / 4 if classes > 4 or reduction == "mean" else 4 * target.numel() + 1
-    assert max(allocations(run)) < most  # one number a pixel is what "none" returns
+    assert max(tools.allocations(run)) < most  # one number a pixel is what "none" returns
 
 
 @pytest.mark.parametrize("masked", [float("-inf"), -1e4, 1e4, 3e38])

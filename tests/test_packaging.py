@@ -38,10 +38,9 @@ def run(*command, cwd):
 def clean_environment(folder):
     """Make an environment that has the running one's dependencies but not its fcnfast; its Python.
 
-    A .pth file names the running environment's site-packages, so that torch is there without being
-    installed again. The .pth files inside that folder are not followed, and those are what an
-    editable install consists of: the checkout stays out of sight. A fcnfast installed there as
-    a wheel is behind the new environment's own folder on the path.
+    A .pth file names the running environment's site-packages. The .pth files inside that folder,
+    of which an editable install consists, are not followed; a wheel installed there comes later on
+    the path than one in the new environment.
     """
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
@@ -188,26 +187,18 @@ def test_editable_install_finds_the_kernels(source, tmp_path):
     assert str(source) not in run(python, "-c", find, cwd=tmp_path)
 
 
-def test_checkout_under_pytest(bare, root, tmp_path):
+def test_checkout(bare, root, tmp_path):
     """-I, like `pytest` and unlike `python -m pytest`, does not put the root on the path."""
-    probe = tmp_path / "test_probe.py"
-    probe.write_text(
-        "import fcnfast, fcnfast.kernels\n"
-        f"def test_paths():\n"
-        f"    assert fcnfast.__file__ == {str(root / 'fcnfast' / '__init__.py')!r}\n"
-        f"    assert list(fcnfast.kernels.__path__) == [{str(root / 'kernels')!r}]\n",
-        encoding="utf-8",
-    )
-    options = ("-p", "no:cacheprovider", "-c", root / "pyproject.toml", "--rootdir", root)
-    assert "1 passed" in run(bare, "-I", "-m", "pytest", *options, probe, cwd=root)
-
-
-def test_checkout_under_python(bare, root, tmp_path):
-    package, kernels = run(bare, "-c", WHERE, cwd=root).splitlines()
-    assert Path(package) == root / "fcnfast" / "__init__.py"
-    assert Path(kernels) == root / "kernels"
+    ours = [str(root / "fcnfast" / "__init__.py"), str(root / "kernels")]
+    assert run(bare, "-c", WHERE, cwd=root).splitlines() == ours
     assert "predict" in run(bare, "-m", "fcnfast", "--help", cwd=root)
     assert "usage:" in run(bare, root / "bench" / "run.py", "--help", cwd=tmp_path)  # anywhere
+    probe = tmp_path / "test_probe.py"
+    found = "[fcnfast.__file__, *fcnfast.kernels.__path__]"
+    lines = ("import fcnfast, fcnfast.kernels", "def test_paths():", f" assert {found} == {ours}")
+    probe.write_text("\n".join(lines), encoding="utf-8")
+    options = ("-p", "no:cacheprovider", "-c", root / "pyproject.toml", "--rootdir", root)
+    assert "1 passed" in run(bare, "-I", "-m", "pytest", *options, probe, cwd=root)
 
 
 def test_make_says_what_an_incomplete_python_lacks(root, tmp_path):
