@@ -46,7 +46,8 @@ def built(spec, padded=True, channels=2):
 
 @settings(max_examples=20)
 @given(layers)
-def test_a_chain_has_the_fields_of_the_calculus(spec):
+def test_a_chain_has_the_fields_of_the_calculus_and_of_its_gradients(spec):
+    """No pixel outside of a unit's field has a gradient, and its corners have one."""
     model, expected = built(spec), ReceptiveField()
     for kind, kernel, stride, padding, dilation in spec:
         padding = min(padding, kernel // 2)
@@ -54,29 +55,16 @@ def test_a_chain_has_the_fields_of_the_calculus(spec):
     traced = theory.trace(model, 200, channels=2)
     assert traced.outputs == {"": expected}
     assert [layer.name for layer in traced.layers] == [str(i) for i in range(len(model))]
-    assert theory.receptive_field(nn.ReLU()) == field(1, 1, 0)
-
-
-@settings(max_examples=15)
-@given(layers, st.integers(0, 10**6))
-def test_a_unit_depends_on_just_its_field(spec, seed):
-    """By gradients: nothing outside of the field has any, and its corners do."""
-    torch.manual_seed(seed)
-    model = built([(("conv" if k == "max" else k), *rest) for k, *rest in spec])
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.constant_(module.bias, 0.1)
-    seen = theory.receptive_field(model)
+    smooth = built([("conv" if kind == "max" else kind, *rest) for kind, *rest in spec])
+    for parameter in smooth.parameters():
+        nn.init.uniform_(parameter, 0.5, 1.0)
     x = torch.rand(1, 2, 160, 160, dtype=torch.float64, requires_grad=True)
-    out = model(x)
+    out = smooth(x)
     unit = out.shape[2] // 2
     (grad,) = torch.autograd.grad(out[0, 0, unit, unit], x)
-    rows = grad.abs().sum((0, 1, 3)).nonzero()[:, 0]
-    center = seen.stride * unit + seen.offset
-    ends = (int(rows[0]), int(rows[-1]))
-    reach = Fraction(seen.size - 1, 2)
-    assert ends == (center - reach, center + reach)
+    rows = grad.abs().sum((0, 1, 3)).nonzero()[:, 0].tolist()
+    center, reach = expected.stride * unit + expected.offset, Fraction(expected.size - 1, 2)
+    assert (rows[0], rows[-1]) == (center - reach, center + reach)
 
 
 def test_skips_and_fused_ops_count():
@@ -94,9 +82,9 @@ def test_skips_and_fused_ops_count():
             return {"out": ops.upsample(deep, grid)[..., 1:-1, 1:-1] + skip}
 
     traced = theory.trace(Net(), 64)
-    assert traced.layer("first").field == field(3, 2, 0)
-    assert traced.layer("second").field == field(5, 4, 1)
-    assert traced.layer("third").field == field(13, 4, 1)
+    fields = {layer.name: layer.field for layer in traced.layers}
+    wanted = {"first": field(3, 2, 0), "second": field(5, 4, 1), "third": field(13, 4, 1)}
+    assert fields.items() >= wanted.items()
     assert traced.outputs["out"] == field(17, 2, 0)
     with pytest.raises(ValueError, match="did you mean third"):
         traced.layer("thrid")
@@ -178,9 +166,7 @@ def test_rarefied_is_shifted_and_stitched(spec, more_rows, more_columns, seed):
     assert whole.shape[2:] == (size[0] - seen.size + 1, size[1] - seen.size + 1)
     assert stitched.shape == whole.shape
     assert torch.allclose(whole, stitched, rtol=1e-12, atol=1e-13)
-    assert theory.receptive_field(dense) == ReceptiveField(
-        seen.size, Fraction(1), Fraction(seen.size - 1, 2)
-    )
+    assert theory.receptive_field(dense) == field(seen.size, 1, Fraction(seen.size - 1, 2))
 
 
 def test_one_layer_rarefied():
@@ -254,17 +240,13 @@ def test_the_expected_gradient_of_a_sampled_sum():
 # Table 1 of the paper. Its 907 for GoogLeNet counts the classifier's 7 x 7 pooling, which an FCN
 # leaves out: 907 = 715 + 6 * 32.
 @pytest.mark.parametrize(
-    ("name", "layer", "size", "offset"),
-    [
-        ("fcn32s_alexnet", "score_fr", 355, "13"),
-        ("fcn32s_vgg16", "score_fr", 404, "25/2"),
-        ("fcn32s_googlenet", "score_fr", 907 - 6 * 32, "30"),
-    ],
+    ("name", "size", "offset"),
+    [("fcn32s_alexnet", 355, "13"), ("fcn32s_vgg16", 404, "25/2"), ("fcn32s_googlenet", 715, "30")],
 )
-def test_the_papers_fields(capsys, name, layer, size, offset):
+def test_the_papers_fields(capsys, name, size, offset):
     assert main(["info", name]) == 0
     lines = capsys.readouterr().out.splitlines()
-    row = next(line.split() for line in lines if line.startswith(layer))
+    row = next(line.split() for line in lines if line.startswith("score_fr"))
     assert row[-4:-1] == [str(size), "32", offset]
     assert ("907 = 715 + 6 * 32" in lines[-1]) == (name == "fcn32s_googlenet")
 
