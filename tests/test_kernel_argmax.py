@@ -1,7 +1,6 @@
 """The argmax kernels, in the interpreter, against the reference in float64."""
 
 import math
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
 from fcnfast.kernels import argmax, winners  # isort: skip
 from fcnfast.kernels.grid import Axis, axis_patches, longest  # isort: skip
-from fcnfast.kernels.winners import fractions_of, span_of  # isort: skip
+from fcnfast.kernels.winners import span_of  # isort: skip
 
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
@@ -164,83 +163,47 @@ def test_many_classes(classes):
     assert_is_argmax(argmax.forward(x, grid, dtype, False)[0], x.cpu(), grid)
 
 
-def axis_positions(grid, axis):
-    """Of each output, its cell (of the extended map) and how far into it it looks: exactly."""
-    n, num, off, den = (v[axis] for v in (grid.in_size, grid.num, grid.off, grid.den))
-    ring = int(grid.border == "zero")
-    n, off = n + 2 * ring, off + ring * den
-    for y in range(grid.size[axis]):
-        cell, part = divmod(num * y + off, den)
-        outside = cell < 0 or cell >= n - 1
-        yield min(max(cell, -1), n - 1), Fraction(0 if outside else part, den)
-
-
 AXIS = ["n", "size", "num", "off", "den", "first", "cells", "head", "inner", "in_size", "patches"]
 
 
 @triton.jit(do_not_specialize=AXIS)
 def spans_kernel(
-    span_ptr, fraction_ptr, n, size, num, off, den, first, cells, head, inner, in_size, patches,
+    span_ptr, n, size, num, off, den, first, cells, head, inner, in_size, patches,
     LENGTH: tl.constexpr, CLAMP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of each patch the first output, how many there are, and the corner; of outputs fractions."""
+    """Of each patch the first output, and how many there are."""
     axis = Axis(n, size, num, off, den, first, cells, head, inner, 0)
     patch = tl.arange(0, BLOCK)
     span = span_of(patch, axis, in_size, LENGTH, CLAMP)
-    valid = patch < patches
-    tl.store(span_ptr + 3 * patch, span.start, mask=valid)
-    tl.store(span_ptr + 3 * patch + 1, span.length, mask=valid)
-    tl.store(span_ptr + 3 * patch + 2, span.corner, mask=valid)
-    fractions = fractions_of(span, 0, den, LENGTH)
-    for i in tl.static_range(LENGTH):
-        tl.store(fraction_ptr + span.start + i, fractions[i], mask=valid & (i < span.length))
-
-
-def spans(grid, axis, length):
-    """What `spans_kernel` stores of the patches of an axis: a row of integers each, fractions."""
-    plan, clamp = axis_patches(grid, axis, length), grid.border == "clamp"
-    found = torch.full((plan.patches, 3), -9, dtype=torch.int32, device=tools.DEVICE)
-    fractions = torch.full((plan.size,), -9.0, device=tools.DEVICE)
-    spans_kernel[(1,)](
-        found, fractions, *plan[:-1], grid.in_size[axis], plan.patches,
-        LENGTH=length, CLAMP=clamp, BLOCK=triton.next_power_of_2(plan.patches),
-    )  # fmt: skip
-    return found.cpu().numpy(), fractions.cpu()
+    tl.store(span_ptr + 2 * patch, span.start, mask=patch < patches)
+    tl.store(span_ptr + 2 * patch + 1, span.length, mask=patch < patches)
 
 
 @tools.examples(25)
 @given(some_grids, st.sampled_from((1, 2, 4, 8)))
 def test_spans(grid, most):
-    """Patches follow on each other, each in its cell, and none is longer than it may be."""
+    """Patches follow on each other, and none is longer than it may be; rows of them are aligned."""
     for k in (0, 1):
         length = min(1 << (longest(grid, k) - 1).bit_length(), most)
-        found, fractions = spans(grid, k, length)
-        starts, counts, corners = found.T
+        plan, clamp = axis_patches(grid, k, length), grid.border == "clamp"
+        found = torch.full((plan.patches, 2), -9, dtype=torch.int32, device=tools.DEVICE)
+        block = triton.next_power_of_2(plan.patches)
+        where = (*plan[:-1], grid.in_size[k], plan.patches)
+        spans_kernel[(1,)](found, *where, LENGTH=length, CLAMP=clamp, BLOCK=block)
+        starts, counts = found.cpu().numpy().T
+        ends = (*starts, grid.size[k])
         assert starts[0] == 0
-        assert starts[-1] + counts[-1] == grid.size[k]
-        assert list(np.diff(starts)) == list(counts[:-1])
+        assert list(np.diff(ends)) == list(counts)
         assert 0 <= counts.min() <= counts.max() <= length
         assert min(counts[0], counts[-1]) > 0  # so every patch starts at an output
-        positions = list(axis_positions(grid, k))
-        ring = int(grid.border == "zero")
-        assert [cell - ring for cell, _ in positions] == list(np.repeat(corners, counts))
-        for (_, exact), fraction in zip(positions, fractions.tolist(), strict=True):
-            assert abs(fraction - exact) <= 2.0**-25
-            assert (fraction == 0) == (exact == 0)
-            assert fraction < 1
-        if k == 1:
-            align = argmax.aligned(grid, length)
-            event(f"aligned: {align}")
-            assert not any(start % align for start in (*starts, grid.size[1]))
-            ends = (*starts, grid.size[1])
-            assert align in (1, math.gcd(*ends, length, grid.den[1] // max(grid.num[1], 1)))
+    align = argmax.aligned(grid, length)
+    event(f"aligned: {align}")
+    assert align in (1, math.gcd(*ends, length, grid.den[1] // max(grid.num[1], 1)))
 
 
 def test_a_fraction_is_not_rounded_to_one():
     """The first value is read, if only a little: its NaN is seen."""
     grid = SamplingGrid((3, 3), (1, 1), (1, 1), (2**24 - 1,) * 2, (2**24,) * 2, "clamp")
-    for axis in (0, 1):
-        assert spans(grid, axis, 1)[1].tolist() == [1 - torch.finfo(torch.float32).eps / 2]
     x = torch.zeros(1, 2, 3, 3, device=tools.DEVICE)
     x[0, 1, 0, 0] = math.nan
     assert argmax.forward(x, grid, torch.uint8, False)[0].item() == 1
