@@ -35,7 +35,7 @@ from triton.runtime.interpreter import (
     interpreter_builder,
 )
 
-from fcnfast.geometry import SamplingGrid, taps
+from fcnfast.geometry import SamplingGrid
 from tests import op_tools
 from tests.op_tools import CHANNELS_LAST, LAYOUTS, grids
 
@@ -313,15 +313,6 @@ def only_programs(choose: Callable[[int], Sequence[int]]) -> Iterator[None]:
 def bits(x: Tensor) -> Tensor:
     """The bit patterns of `x`, for comparisons to which NaN is a value like others."""
     return x.flatten().view(torch.uint8)
-
-
-def matrix_of(grid: SamplingGrid, axis: int) -> Tensor:
-    """Weights of one axis in float64, outputs x coarse values."""
-    t = taps(grid, axis, torch.float64, torch.device("cpu"))
-    result = torch.zeros(grid.size[axis], grid.in_size[axis], dtype=torch.float64)
-    for place, weight in ((t.i0, t.w0), (t.i1, t.w1)):
-        result.scatter_add_(1, place[:, None], weight[:, None])
-    return result
 
 
 def is_format_kept(result: Tensor, layout: str) -> bool:

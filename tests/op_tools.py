@@ -1,12 +1,15 @@
 """What the tests of the ops share: grids, maps and labels from hypothesis, and the error rule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 import torch
 from hypothesis import strategies as st
 
 from fcnfast import reference
 from fcnfast.geometry import SamplingGrid
+from fcnfast.tiled import _cells, argmax
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 CHANNELS_LAST = ("channels_last", "channels_last sliced")
@@ -146,6 +149,19 @@ def assert_is_argmax(labels, scores, grid, exact=False) -> None:
     corners = scores.double()[scores.isfinite()].abs()  # what cancels in a pixel
     allowed = 4 * eps * corners.amax() if corners.numel() and not exact else -1.0
     assert ((found == expected) | (short <= allowed)).all()
+
+
+@contextmanager
+def in_tiles(elements: int) -> Iterator[None]:
+    """The portable ops hold so many values at a time: small maps have several tiles."""
+    with (
+        mock.patch.object(_cells, "tile_elements", lambda *_: elements),
+        mock.patch.object(argmax, "TILE_ELEMENTS", elements),
+    ):
+        yield
+
+
+tiles = st.sampled_from((400, 2000, 1 << 18)).map(in_tiles)
 
 
 def allocations(call: Callable[[], object]) -> list[int]:

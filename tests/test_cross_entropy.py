@@ -25,7 +25,7 @@ def with_gradient(function, x, dtype, target, grid, weight=None, **options):
     return loss.detach(), torch.autograd.grad(loss, leaf, rate)[0]
 
 
-@settings(max_examples=80)
+@settings(max_examples=120)
 @given(st.data(), tools.grids(most=16), st.sampled_from(tools.FLOATS), st.sampled_from(REDUCTIONS))
 def test_is_the_cross_entropy_of_the_upsampled_scores(data, grid, dtype, reduction):
     x = data.draw(tools.maps(grid.in_size, dtype))
@@ -39,7 +39,8 @@ def test_is_the_cross_entropy_of_the_upsampled_scores(data, grid, dtype, reducti
     options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": smoothing}
     call = (target, grid, weight)
     wide = torch.promote_types(dtype, torch.float32)
-    ours = with_gradient(ops.upsample_cross_entropy, x, dtype, *call, **options)
+    with data.draw(tools.tiles):
+        ours = with_gradient(ops.upsample_cross_entropy, x, dtype, *call, **options)
     plain = with_gradient(reference.upsample_cross_entropy, x, wide, *call, **options)
     truth = with_gradient(reference.upsample_cross_entropy, x, DOUBLE, *call, **options)
     assert ours[0].dtype == wide
@@ -60,45 +61,6 @@ def test_is_the_cross_entropy_of_the_upsampled_scores(data, grid, dtype, reducti
 
 
 @pytest.mark.parametrize(("classes", "grid"), tools.FULL_SIZE)
-@pytest.mark.parametrize(
-    "content", ["plain", "masked", "one-hot", "striped", "weighted and smoothed"]
-)
-def test_several_tiles(classes, grid, content):
-    generator = torch.Generator().manual_seed(0)
-    x = 3 * torch.randn(1, classes, *grid.in_size, generator=generator)
-    target = torch.randint(0, classes, (1, *grid.size), generator=generator)
-    target[:, :20] = 0
-    options = {}
-    if content == "masked":
-        x[:, 1] = float("-inf")
-        target[target == 1] = 255
-    elif content == "one-hot":
-        x = F.one_hot(x.argmax(1), classes).permute(0, 3, 1, 2) * 1e4
-    elif content == "striped":  # between two rows, all are far below the highest of either
-        x[:, 0, ::2], x[:, 1, 1::2] = 200, 200
-    elif content == "weighted and smoothed":
-        options = {"weight": torch.linspace(0.5, 2, classes), "label_smoothing": 0.1}
-    # A pixel's part of the gradient is at most its coefficient; an edge may see many pixels.
-    ones = torch.ones(1, 1, *grid.in_size, dtype=DOUBLE, requires_grad=True)
-    seen = torch.autograd.grad(reference.upsample(ones, grid).sum(), ones)[0].amax()
-    largest = x[x.isfinite()].abs().amax().double()
-    reduction = "none" if classes in (2, 19) else "mean"
-    call = (target.byte(), grid)
-    ours, plain, truth = (
-        with_gradient(function, x, dtype, *call, reduction=reduction, **options)
-        for function, dtype in (
-            (ops.upsample_cross_entropy, torch.float32),
-            (reference.upsample_cross_entropy, torch.float32),
-            (reference.upsample_cross_entropy, DOUBLE),
-        )
-    )
-    tools.assert_accurate(ours[0], truth[0], tools.worst(plain[0], truth[0]), 2 * largest)
-    terms = 4 * seen / (target.numel() if reduction == "mean" else 1)
-    plain, truth = (r[1].nan_to_num(0) for r in (plain, truth))  # torch's for a masked class
-    tools.assert_accurate(ours[1], truth, tools.worst(plain, truth), terms)
-
-
-@pytest.mark.parametrize(("classes", "grid"), tools.FULL_SIZE)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_no_allocation_reaches_a_quarter_of_the_logits(classes, grid, reduction):
     x = torch.randn(1, classes, *grid.in_size, requires_grad=True)
@@ -115,14 +77,16 @@ def test_no_allocation_reaches_a_quarter_of_the_logits(classes, grid, reduction)
     assert max(tools.allocations(run)) < most  # one number a pixel is what "none" returns
 
 
-@pytest.mark.parametrize("masked", [float("-inf"), -1e4, 1e4, 3e38])
+@pytest.mark.parametrize("masked", [float("-inf"), -1e4, 1e4, 3e38, None])
 def test_wide_and_masked_scores_stay_exact(masked):
     grid = SamplingGrid.deconv((6, 5), 8, crop=3, size=(40, 37))
     x = torch.randn(1, 4, 6, 5)
-    x[:, 1] = masked
     target = torch.randint(0, 4, (1, 40, 37))
-    if masked < -1e3:
-        target[target == 1] = 2
+    if masked is None:  # between two rows, all are far below the highest of either
+        x[:, 0, ::2], x[:, 1, 1::2] = 200, 200
+    else:
+        x[:, 1] = masked
+        target[target == 1] = 2 if masked < 0 else 1
     ours = with_gradient(ops.upsample_cross_entropy, x, torch.float32, target, grid)
     true = with_gradient(reference.upsample_cross_entropy, x, DOUBLE, target, grid)
     assert ours[0].item() == pytest.approx(true[0].item(), rel=1e-6)

@@ -16,7 +16,7 @@ from tests import kernel_tools as tools
 from tests.op_tools import assert_accurate, grids, holding, labels, worst
 
 from fcnfast import reference  # isort: skip
-from fcnfast.geometry import SamplingGrid  # isort: skip
+from fcnfast.geometry import SamplingGrid, taps  # isort: skip
 from fcnfast.kernels import cross_entropy, cross_entropy_corners  # isort: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's numpy
@@ -144,13 +144,22 @@ def plain(problem: Problem, scores: Tensor, dtype: torch.dtype = torch.float32) 
     return Result(loss.detach(), gradient.to(problem.dtype))
 
 
+def matrix_of(grid: SamplingGrid, axis: int) -> Tensor:
+    """Weights of one axis in float64, outputs x coarse values."""
+    t = taps(grid, axis, torch.float64, torch.device("cpu"))
+    result = torch.zeros(grid.size[axis], grid.in_size[axis], dtype=torch.float64)
+    for place, weight in ((t.i0, t.w0), (t.i1, t.w1)):
+        result.scatter_add_(1, place[:, None], weight[:, None])
+    return result
+
+
 def truth(problem: Problem, scores: Tensor) -> Result:
     """The definition in float64, for finite scores; and what enters its sums.
 
     The loss of a pixel of class t is ``hard (lse - x_t) + sum_c k_c (lse - x_c)``, with
     ``hard = (1 - smoothing) w_t`` and ``k_c = smoothing w_c / C``.
     """
-    rows, columns = (tools.matrix_of(problem.grid, axis) for axis in (0, 1))
+    rows, columns = (matrix_of(problem.grid, axis) for axis in (0, 1))
     full, size = (rows @ x @ columns.T for x in (scores, scores.abs()))
     classes, lse, target = scores.shape[1], full.logsumexp(1), problem.target[:, None]
     counts = (target != problem.ignore_index).double()
@@ -218,7 +227,7 @@ def test_loss_and_gradient(problem, launch):
     if bool((problem.target == problem.ignore_index).all()):
         assert not result.gradient.any()
     assert problem.reduction != "none" or tools.is_format_kept(result.gradient, problem.layout)
-    rows, columns = (tools.matrix_of(problem.grid, axis).any(0) for axis in (0, 1))
+    rows, columns = (matrix_of(problem.grid, axis).any(0) for axis in (0, 1))
     event(f"corners that no pixel reads: {not (rows.all() and columns.all())}")
     assert not result.gradient[..., ~torch.outer(rows, columns)].any()
 

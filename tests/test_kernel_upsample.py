@@ -107,15 +107,3 @@ def test_hard_shapes(kind, grid, layout):
     with tools.guarded(x), shared_out(share):
         result = run(kind, x, grid, None, None)
     assert_right(kind, result, x, grid, torch.zeros(1, 1, 1, 1))
-
-
-@tools.examples(50)
-@given(tools.any_grids(), st.integers(1, 6))
-def test_longest_window(grid, columns):
-    """No neighboring coarse values have more readers than the launcher allows for."""
-    for axis in (0, 1):
-        read = tools.matrix_of(grid, axis)
-        most = max(int(part.any(1).sum()) for part in read.split(columns, 1))
-        integers = [v[axis] for v in (grid.in_size, grid.size, grid.num, grid.off, grid.den)]
-        bound = upsample_backward.longest_window(*integers, grid.border == "clamp", columns)
-        assert most <= bound <= grid.size[axis]
