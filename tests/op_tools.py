@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fcnfast import reference
 from fcnfast.geometry import SamplingGrid
-from fcnfast.tiled import _cells, argmax
+from fcnfast.tiled import _cells, argmax, upsample
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 CHANNELS_LAST = ("channels_last", "channels_last sliced")
@@ -157,6 +157,7 @@ def in_tiles(elements: int) -> Iterator[None]:
     with (
         mock.patch.object(_cells, "tile_elements", lambda *_: elements),
         mock.patch.object(argmax, "TILE_ELEMENTS", elements),
+        mock.patch.multiple(upsample, PIECE_ELEMENTS=elements, ROWS=8, COLUMNS=8),
     ):
         yield
 

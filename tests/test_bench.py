@@ -360,7 +360,8 @@ def a_row(ratio: float = 1.0, spread: float = 0.2, **facts) -> dict:
     }  # fmt: skip
 
 
-def test_gpu_columns() -> None:
+def test_lines_of_the_table() -> None:
+    """The fastest first, and why one has no time, or none from a CUDA graph; columns of a GPU."""
     assert "as called ms" not in report.header(gpu=False)
     assert "3210" not in report.line(a_row(), gpu=False)
     header = report.header(gpu=True)
@@ -368,10 +369,6 @@ def test_gpu_columns() -> None:
     for column, value in (("as called ms", "0.700"), ("GB/s", "3210"), ("of copies", "75%")):
         assert line[: header.index(column) + len(column)].endswith(f" {value}")
     assert line.endswith("eager 0.500 (1.00x, 0.0010)")
-
-
-def test_peers_in_the_table() -> None:
-    """Three digits; the fastest first, and why one has no time, or none from a CUDA graph."""
     assert [report.number(v) for v in (0.0, 1234.5, 0.01234)] == ["0", "1234", "0.0123"]
     row = a_row(3.0)
     entries = row["entries"]

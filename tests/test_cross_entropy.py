@@ -18,7 +18,7 @@ REDUCTIONS = ("mean", "sum", "none", "batch")
 
 def with_gradient(function, x, dtype, target, grid, weight=None, **options):
     """The loss in a dtype, and the gradient of a fixed positive functional of it."""
-    leaf = x.to(dtype, copy=True).requires_grad_()
+    leaf = x.detach().to(dtype).requires_grad_()
     weight = weight if weight is None else weight.to(torch.promote_types(dtype, torch.float32))
     loss = function(leaf, target, grid, weight=weight, **options)
     rate = torch.linspace(0.5, 1, loss.numel()).view_as(loss).to(loss.dtype)

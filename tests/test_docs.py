@@ -71,6 +71,14 @@ def test_the_fields_and_the_crop_of_the_docs(monkeypatch):
     assert crop == int(comment) == 19
 
 
+def test_the_resizes_of_the_docs_are_fused(capsys):
+    names = {}
+    for block in blocks("fuse.md"):
+        exec(block, names)
+        assert names["out"].is_lazy and names["labels"].shape == (2, 64, 64)
+    assert "still lazy" in capsys.readouterr().out
+
+
 def test_the_files_of_the_docs(monkeypatch, tmp_path):
     """The pages' code with files of the names that it has; the networks are narrow."""
     narrow_trunks(monkeypatch)

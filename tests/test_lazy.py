@@ -7,7 +7,6 @@ import re
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -591,16 +590,6 @@ def test_the_report():
         assert (near.mode, near.real) == ("nearest", "torch")
         assert "test_lazy.py:" in str(logits) and "still lazy" in str(logits)
     assert net(IMAGES)["out"].is_lazy
-
-
-def test_the_page(capsys):
-    """The code of docs/fuse.md runs, and its resizes are fused."""
-    page = Path(__file__).resolve().parents[1] / "docs" / "fuse.md"
-    names = {}
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        exec(block, names)
-        assert names["out"].is_lazy and names["labels"].shape == (2, 64, 64)
-    assert "still lazy" in capsys.readouterr().out
 
 
 def test_nothing_is_kept():

@@ -111,13 +111,6 @@ def test_one_graph_for_all_sizes(function, counter):
     assert counter.frame_count in ((1,) if torch.__version__ >= "2.8" else (1, 2))
 
 
-def test_sizes_become_dynamic_by_themselves(counter):
-    compiled = torch.compile(losses, backend=counter, fullgraph=True)
-    for x in maps():
-        compiled(x)
-    assert counter.frame_count == 2  # for the first size, and for all
-
-
 def test_a_grid_made_outside_is_an_argument_like_others():
     compiled = torch.compile(ops.upsample, backend="aot_eager", fullgraph=True)
     for size in SIZES:
