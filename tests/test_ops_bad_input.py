@@ -60,10 +60,8 @@ def test_targets(call):
     for error, message, target in (
         (TypeError, "target must be a tensor, not list", [0]),
         (TypeError, "uint8, int16, int32 or int64, not torch.float32", T.float()),
-        (TypeError, "uint8, int16, int32 or int64, not torch.bool", T.bool()),
         (TypeError, "uint8, int16, int32 or int64, not torch.int8", T.to(torch.int8)),
         (ValueError, "scores is on cpu but target is on meta", T.to("meta")),
-        (ValueError, r"target must be N x H x W = \(2, 8, 10\), not \(1, 8, 10\)", T[:1]),
         (ValueError, r"target must be N x H x W = \(2, 8, 10\), not \(2, 7, 10\)", T[:, :7]),
         (ValueError, "target must be N x H x W, not of shape", T[0]),
         (ValueError, r"target holds 3 \(1 pixels out of range\).*\[0, 3\)", bad),
@@ -86,12 +84,9 @@ def test_skips_and_their_windows(call):
         (TypeError, "skip must be a tensor", None, 1),
         (TypeError, "share a dtype, not torch.float32 and torch.float16", SKIP.half(), 1),
         (ValueError, "cpu but skip is on meta", SKIP.to("meta"), 1),
-        (ValueError, r"share batch and channels, not \(2, 3\) and \(1, 3\)", SKIP[:1], 1),
         (ValueError, r"share batch and channels, not \(2, 3\) and \(2, 2\)", SKIP[:, :2], 1),
-        (ValueError, "offset must not be negative", SKIP, -1),
         (ValueError, "offset must not be negative", SKIP, (0, -2)),
-        (ValueError, r"leaves the skip map of \(9, 12\)", SKIP, 6),
-        (ValueError, r"leaves the skip map of \(9, 12\)", SKIP, (0, 8)),
+        *((ValueError, r"leaves the skip map of \(9, 12\)", SKIP, at) for at in (6, (0, 8))),
         *(
             (TypeError, "offset must be an integer or a pair", SKIP, offset)
             for offset in (1.0, "11", (1, 2, 3), None, True)
@@ -132,7 +127,6 @@ def centers(stride, offset=0, size=8, border="zero"):
 VALUES = [
     # Grids.
     (lambda: resized(scale_factor=1e300), "scale_factor"),
-    (lambda: resized(scale_factor=-1.0), "scale_factor"),
     (lambda: resized(scale_factor=0.1), "size"),
     (lambda: resized(), "exactly one"),
     (lambda: resized((8, 8), scale_factor=2), "exactly one"),
@@ -155,7 +149,6 @@ VALUES = [
     (lambda: ops.upsample(X, GRID, size=8), "either a grid or size, not both"),
     (lambda: ops.upsample(X, GRID, scale_factor=2), "either a grid or scale_factor, not both"),
     (lambda: ops.upsample(X, GRID, align_corners=False), "either a grid or align_corners, not"),
-    (lambda: loss(scale_factor=2), "either a grid or scale_factor"),
     (lambda: ops.upsample(X), "exactly one of size and scale_factor"),
     (lambda: ops.upsample_cross_entropy(X, T, scale_factor=1.5), r"N x H x W = \(2, 6, 7\)"),
     # The transposed convolution.
