@@ -1,6 +1,8 @@
 """What the launchers refuse, that they make nothing of nothing, and maps that no int32 spans."""
 
 from contextlib import contextmanager
+from functools import partial
+from inspect import signature
 from unittest import mock
 
 import pytest
@@ -27,39 +29,60 @@ from fcnfast.kernels import (  # isort: skip
 F32, BF16, U8 = torch.float32, torch.bfloat16, torch.uint8
 IN, SIZE = (2, 3), (4, 6)
 NEAR = SamplingGrid.resize(IN, SIZE)
-FAR = SamplingGrid(IN, SIZE, (1, 1), (0, 0), (2**24 + 1, 2), "zero")  # remainders of 25 bits
-PIXELS = torch.zeros(1, 1, *SIZE)
-FILTER = torch.zeros(1, 1, 2, 2)
-TARGET = torch.zeros(1, *SIZE, dtype=U8)
-OUT = torch.zeros(1, 1, dtype=torch.int64)
+GRID = SamplingGrid((3, 3), (3, 3), (3, 2), (-2, -3), (4, 4), "zero")
+SMALL = SamplingGrid((3, 3), (2, 2), (3, 5), (-2, -3), (4, 4), "zero")
+FAR = SamplingGrid((3, 3), (3, 3), (1, 1), (0, 0), (2**24 + 1, 2), "zero")  # remainders of 25 bits
+X, Y = (tools.scores((3, 3, 3, 3), BF16, seed).bfloat16() for seed in (0, 1))
+SPECIAL = X.clone()
+SPECIAL[1, 2, 1, 1] = torch.nan
+LABELS = (torch.arange(27).view(3, 3, 3) * 7 % 4).byte()
+SURE = LABELS.clamp(max=2)
+WEIGHT = tools.scores((3, 1, 4, 4), BF16, 2).bfloat16()
+AT = (2, (1, 2))
+
+
+def counts(x, target, grid=GRID):
+    out = torch.zeros(4, 3, dtype=torch.int64)
+    confusion.add(out, x, target, grid, 255)
+    return out
+
+
+def loss(reduction, x, target, grid=GRID):
+    return cross_entropy.forward(x, target, None, grid, 255, reduction, 0.0, reduction != "none")
+
+
+def pixel_gradient(x, target, rate, grid=GRID):
+    nothing = torch.empty(0)
+    return cross_entropy.per_pixel_gradient(x, target, None, grid, 255, 0.0, nothing, rate)
+
+
+# Launchers of the arguments that follow, some also at another grid.
 LAUNCHERS = {
-    "upsample.forward": lambda x, g: upsample.forward(x, g),
-    "upsample.forward_add": lambda x, g: upsample.forward_add(x, PIXELS.to(x.dtype), g, (0, 0)),
-    "upsample.adjoint": lambda x, g: upsample.adjoint(PIXELS.to(x.dtype), g),
-    "argmax": lambda x, g: argmax.forward(x, g, torch.uint8, False),
-    "confusion": lambda x, g: confusion.add(OUT, x, TARGET, g, 255),
-    "loss": lambda x, g: cross_entropy.forward(x, TARGET, None, g, 255, "mean", 0.0, True),
-    "loss of each pixel": lambda x, g: cross_entropy.per_pixel_gradient(
-        x, TARGET, None, g, 255, 0.0, x[:0], PIXELS[0]
-    ),
-    "crop_add": lambda x, _: crop_add.forward(x, x, (0, 0)),
-    "crop_add.backward_skip": lambda x, _: crop_add.backward_skip(x, x.shape, (0, 0)),
-    "deconv": lambda x, _: deconv.forward(x, FILTER.to(x.dtype), 2, (0, 0), SIZE),
-    "deconv.input_gradient": lambda x, _: deconv.input_gradient(x, FILTER.double(), 2, (0, 0), IN),
-    "deconv.weight_gradient": lambda x, _: deconv.weight_gradient(x, x, 2, (0, 0), 2, x.dtype),
-    "scaled": lambda x, _: cross_entropy.scaled(x, x.sum(), x.sum(), torch.float64),
+    "upsample": (lambda x, grid=GRID: upsample.forward(x, grid), X),
+    "upsample.adjoint": (lambda x, grid=GRID: upsample.adjoint(x, grid), X),
+    "upsample.add": (lambda x, y, grid=SMALL: upsample.forward_add(x, y, grid, (1, 1)), X, Y),
+    "argmax": (lambda x, grid=GRID: argmax.forward(x, grid, U8, True), SPECIAL),
+    "confusion": (counts, SPECIAL, LABELS),
+    "loss": (partial(loss, "sum"), X, SURE),
+    "losses": (partial(loss, "none"), X, SURE),
+    "losses' gradient": (pixel_gradient, X, SURE, Y[:, 0].float()),
+    "scaled": (lambda x: cross_entropy.scaled(x, x.amin(), x.amax(), x.dtype), X.float()),
+    "crop_add": (lambda x, y: crop_add.forward(x[..., :2, :2], y, (1, 1)), X, Y),
+    "crop_add.backward_skip": (lambda x: crop_add.backward_skip(x, (3, 3, 4, 4), (1, 0)), X),
+    "deconv": (lambda x: deconv.forward(x, WEIGHT, *AT, (3, 3)), X),
+    "deconv.input_gradient": (lambda x: deconv.input_gradient(x, WEIGHT, *AT, (3, 3)), X),
+    "deconv.weight_gradient": (lambda x, y: deconv.weight_gradient(x, y, *AT, 4, BF16), X, Y),
 }
-AT_GRIDS = tuple(LAUNCHERS)[:7]
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_what_the_kernels_do_not_compute_is_refused(name):
-    x = torch.zeros(1, 1, *IN)
+    call, *inputs = LAUNCHERS[name]
     with pytest.raises(ValueError, match="float64 maps need the torch backend"):
-        LAUNCHERS[name](x.double(), NEAR)
-    if name in AT_GRIDS:
+        call(*(x.double() if x.is_floating_point() else x for x in inputs))
+    if "grid" in signature(call).parameters:
         with pytest.raises(ValueError, match="positions leave int32"):
-            LAUNCHERS[name](x, FAR)
+            call(*inputs, grid=FAR)
 
 
 def meta(*shape, dtype=F32):
@@ -123,47 +146,6 @@ def test_no_labels_and_no_counts():
 
 # ---- offsets beyond int32
 
-GRID = SamplingGrid((3, 3), (3, 3), (3, 2), (-2, -3), (4, 4), "zero")
-SMALL = SamplingGrid((3, 3), (2, 2), (3, 5), (-2, -3), (4, 4), "zero")
-X, Y = (tools.scores((3, 3, 3, 3), BF16, seed).bfloat16() for seed in (0, 1))
-SPECIAL = X.clone()
-SPECIAL[1, 2, 1, 1] = torch.nan
-LABELS = (torch.arange(27).view(3, 3, 3) * 7 % 4).byte()
-WEIGHT = tools.scores((3, 1, 4, 4), BF16, 2).bfloat16()
-AT = (2, (1, 2))
-
-
-def counts(x, target):
-    out = torch.zeros(4, 3, dtype=torch.int64)
-    confusion.add(out, x, target, GRID, 255)
-    return out
-
-
-def loss(x, target, *rate):
-    reduction = "none" if rate else "sum"
-    options = (GRID, 255, reduction, 0.0, not rate)
-    result, saved, gradient = cross_entropy.forward(x, target, None, *options)
-    if rate:
-        options = (GRID, 255, 0.0, saved, *rate)
-        gradient = cross_entropy.per_pixel_gradient(x, target, None, *options)
-    return result, gradient
-
-
-INPUTS = {
-    "upsample": (lambda x: upsample.forward(x, GRID), X),
-    "upsample.adjoint": (lambda x: upsample.adjoint(x, GRID), X),
-    "upsample.forward_add": (lambda x, y: upsample.forward_add(x, y, SMALL, (1, 1)), X, Y),
-    "crop_add": (lambda x, y: crop_add.forward(x[..., :2, :2], y, (1, 1)), X, Y),
-    "crop_add.backward_skip": (lambda x: crop_add.backward_skip(x, (3, 3, 4, 4), (1, 0)), X),
-    "deconv": (lambda x: deconv.forward(x, WEIGHT, *AT, (3, 3)), X),
-    "deconv.input_gradient": (lambda x: deconv.input_gradient(x, WEIGHT, *AT, (3, 3)), X),
-    "deconv.weight_gradient": (lambda x, y: deconv.weight_gradient(x, y, *AT, 4, BF16), X, Y),
-    "argmax": (lambda x: argmax.forward(x, GRID, U8, True), SPECIAL),
-    "confusion": (counts, SPECIAL, LABELS),
-    "loss": (loss, X, LABELS.clamp(max=2)),
-    "loss of each pixel": (loss, X, LABELS.clamp(max=2), Y[:, 0].float()),
-}
-
 
 def spread_out(values):
     """`values`, at most 3 along each axis, at strides whose products no int32 holds."""
@@ -174,9 +156,9 @@ def spread_out(values):
 
 @tools.interpreter_only
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("name", LAUNCHERS)
 def test_inputs_beyond_int32(name):
-    call, *near = INPUTS[name]
+    call, *near = LAUNCHERS[name]
     with tools.only_programs(range):
         results = call(*(spread_out(x) for x in near))
     for a, b in zip(tree_leaves(results), tree_leaves(call(*near)), strict=True):
