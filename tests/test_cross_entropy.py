@@ -165,6 +165,13 @@ def test_torchs_own_corners(reduction):
     assert not one.any() and not gradient.any()
 
 
+def test_a_gradient_that_is_not_defined():
+    def loss(x):
+        return ops.upsample_cross_entropy(x, TARGET, GRID)
+
+    assert torch.autograd.gradcheck(loss, scores().requires_grad_(), fast_mode=True)
+
+
 def test_the_batch_reduction_of_nothing():
     for module in (reference, ops):  # a sum of nothing divided by no images
         loss = module.upsample_cross_entropy(scores(batch=0), TARGET[:0], GRID, reduction="batch")

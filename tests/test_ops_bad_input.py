@@ -70,8 +70,10 @@ def test_targets(call):
     ):
         with pytest.raises(error, match=message):
             call(X, target, GRID)
-    with pytest.raises(ValueError, match="holds -200"):  # not 56, which is ignored
-        call(X, low * 0 - 200, GRID, ignore_index=56)
+    # Neither -200 nor 3 is the label that is ignored, though 56 and -253 are the same bits as bytes.
+    for target, ignored in ((low * 0 - 200, 56), (bad, -253)):
+        with pytest.raises(ValueError, match="target holds"):
+            call(X, target, GRID, ignore_index=ignored)
     with pytest.raises(ValueError, match="at least one class"):
         call(X[:, :0], T, GRID)
 
@@ -204,6 +206,7 @@ TYPES = [
     (lambda: deconv(weight=W.long()), "weight must be float32"),
     (lambda: deconv(weight=[1.0]), "weight must be a tensor"),
     (lambda: deconv(padding=True), "padding must be"),
+    (lambda: deconv(size=4.0), "size must be"),
     (lambda: loss(ignore_index=1.0), "ignore_index must be an integer, not 1.0"),
     (lambda: loss(ignore_index=True), "ignore_index"),
     (lambda: loss(weight=torch.ones(3).long()), "weight must be float32, bfloat16"),
