@@ -104,29 +104,6 @@ def test_the_first_class_wins_a_tie(grid, classes, dtype, share, seed):
     assert_is_argmax(result, x.cpu(), grid, exact=True)
 
 
-@pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
-@pytest.mark.parametrize("other", [1, 2, 4])
-def test_one_corner_of_another_class(corner, other):
-    x = torch.full((1, 5, 2, 2), -1.0)
-    x[0, 0] = 1.0
-    x[(0, 0, *corner)], x[(0, other, *corner)] = -1.0, 1.0
-    grid = SamplingGrid.resize((2, 2), (8, 8))
-    result, _ = argmax.forward(x.to(tools.DEVICE), grid, torch.uint8, False)
-    assert_is_argmax(result, x, grid, exact=True)
-    assert (result == other).any()
-
-
-@pytest.mark.parametrize("patch", [2, 8])
-@pytest.mark.parametrize("seed", range(2))
-def test_every_cell_between_a_map_and_its_ring_of_zeros(patch, seed):
-    """Where one side of a cell is not read, corners on the other side can differ."""
-    x = score_maps((1, 3, 3, 2), torch.float32, "noise", seed) - 1
-    grid = SamplingGrid.deconv((3, 2), 4)
-    with shared_out((8, 2, patch, 2, 2)):
-        result, _ = argmax.forward(x.float().to(tools.DEVICE), grid, torch.uint8, False)
-    assert_is_argmax(result, x.float(), grid)
-
-
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("flipped", [(), (2,), (3,), (2, 3)])
 @pytest.mark.parametrize(

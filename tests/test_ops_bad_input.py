@@ -70,7 +70,7 @@ def test_targets(call):
     ):
         with pytest.raises(error, match=message):
             call(X, target, GRID)
-    # Neither -200 nor 3 is the label that is ignored, though 56 and -253 are the same bits as bytes.
+    # -200 and 56, or 3 and -253, are the same bits as bytes, and not the same labels.
     for target, ignored in ((low * 0 - 200, 56), (bad, -253)):
         with pytest.raises(ValueError, match="target holds"):
             call(X, target, GRID, ignore_index=ignored)
