@@ -20,7 +20,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
 import numpy as np
 import pytest
 import torch
-from hypothesis import event, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -35,9 +35,8 @@ from triton.runtime.interpreter import (
     interpreter_builder,
 )
 
-from fcnfast.geometry import SamplingGrid
 from tests import op_tools
-from tests.op_tools import CHANNELS_LAST, LAYOUTS, grids
+from tests.op_tools import CHANNELS_LAST, LAYOUTS
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -97,23 +96,6 @@ InterpreterBuilder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.f
 # ---- inputs
 
 
-@st.composite
-def any_grids(draw: st.DrawFn, dens: Sequence[int] = range(1, 10)) -> SamplingGrid:
-    """Grids that no builder makes: any position, the axes unlike, also of large integers."""
-    axes = []
-    for most in (8, 12):
-        num, off = draw(st.integers(0, 9)), draw(st.integers(-40, 40))
-        den, large = draw(st.sampled_from(dens)), draw(st.sampled_from((1, 1, 2**15 + 1)))
-        size, n = draw(st.integers(1, most)), draw(st.integers(1, 6))
-        axes.append((n, size, num * large, off * large, den * large))  # the same place, unreduced
-    border = draw(st.sampled_from(("zero", "clamp")))
-    grid = SamplingGrid(*zip(*axes, strict=True), border)
-    event(f"one place along an axis: {0 in grid.num}")
-    event(f"large integers: {max(grid.den) > 2**15}")
-    return grid
-
-
-some_grids = st.one_of(grids(), any_grids())
 layouts, dtypes, seeds = st.sampled_from(LAYOUTS), st.sampled_from(DTYPES), st.integers(0, 2**31)
 specials = st.sampled_from((None, None, torch.nan, torch.inf, -torch.inf))
 # How two maps are: their dtype and layouts, what some values are instead, and a seed.

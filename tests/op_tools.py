@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from unittest import mock
 
 import torch
+from hypothesis import event
 from hypothesis import strategies as st
 
 from fcnfast import reference
@@ -45,6 +46,25 @@ def grids(draw, most: int = 24) -> SamplingGrid:
     else:
         grid = SamplingGrid.resize(in_size, size, align_corners=kind == "align")
     return grid
+
+
+@st.composite
+def any_grids(draw, dens=range(1, 10)) -> SamplingGrid:
+    """Grids that no builder makes: any position, the axes unlike, also of large integers."""
+    axes = []
+    for most in (8, 12):
+        num, off = draw(st.integers(0, 9)), draw(st.integers(-40, 40))
+        den, large = draw(st.sampled_from(dens)), draw(st.sampled_from((1, 1, 2**15 + 1)))
+        size, n = draw(st.integers(1, most)), draw(st.integers(1, 6))
+        axes.append((n, size, num * large, off * large, den * large))  # the same place, unreduced
+    border = draw(st.sampled_from(("zero", "clamp")))
+    grid = SamplingGrid(*zip(*axes, strict=True), border)
+    event(f"one place along an axis: {0 in grid.num}")
+    event(f"large integers: {max(grid.den) > 2**15}")
+    return grid
+
+
+some_grids = st.one_of(grids(), any_grids())
 
 
 def laid_out(

@@ -86,28 +86,21 @@ def test_floats_of_centers_stand_for_the_fractions_they_print_as(tenths, thousan
 
 
 def test_calculus_gives_the_offsets_of_the_reference_networks():
-    def trunk(pad):
-        field = ReceptiveField().conv(3, 1, pad).conv(3, 1, 1).conv(2, 2)
-        pools = []
-        for convs in (2, 3, 3, 3):
-            for _ in range(convs):
-                field = field.conv(3, 1, 1)
-            field = field.conv(2, 2)
-            pools.append(field)
-        return pools, field.conv(7)
-
-    image = ReceptiveField()
-    for pad in (81, 97, 100):
-        (_, pool3, pool4, _), score = trunk(pad)
-        assert score.size == 404 and score.stride == 32
-        assert score.deconv(64, 32).crop_onto(image) == pad - 81
-        up2 = score.deconv(4, 2)
-        assert pool4.crop_onto(up2) == 5
-        assert up2.deconv(32, 16).crop_onto(image) == pad - 73
-        up4 = up2.deconv(4, 2)
-        assert pool3.crop_onto(up4) == 9
-        assert up4.deconv(16, 8).crop_onto(image) == pad - 69
-    assert trunk(100)[1].offset == Fraction(25, 2)
+    """FCN-32s, 16s and 8s over VGG-16, whose image is padded by 100."""
+    image, pools = ReceptiveField(), []
+    field = image.conv(3, 1, 100).conv(3, 1, 1).conv(2, 2)
+    for convs in (2, 3, 3, 3):
+        for _ in range(convs):
+            field = field.conv(3, 1, 1)
+        field = field.conv(2, 2)
+        pools.append(field)
+    score = field.conv(7)
+    assert score == ReceptiveField(404, Fraction(32), Fraction(25, 2))
+    up2 = score.deconv(4, 2)
+    up4 = up2.deconv(4, 2)
+    finest = (score.deconv(64, 32), up2.deconv(32, 16), up4.deconv(16, 8))
+    assert [fine.crop_onto(image) for fine in finest] == [19, 27, 31]
+    assert (pools[2].crop_onto(up2), pools[1].crop_onto(up4)) == (5, 9)
 
 
 def test_calculus_refuses_what_no_crop_aligns():

@@ -10,7 +10,8 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from tests import kernel_tools as tools
-from tests.op_tools import LABELS, assert_is_argmax, grids, worst
+from tests.op_tools import LABELS, any_grids, assert_is_argmax, worst
+from tests.op_tools import some_grids as op_grids
 
 from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
@@ -31,8 +32,8 @@ even_grids = st.builds(
     st.tuples(st.integers(1, 12), st.sampled_from((4, 8, 16, 24))),
     st.sampled_from(("zero", "clamp")),
 )
-some_grids = st.one_of(grids(), tools.any_grids(), even_grids)
-tie_grids = st.one_of(tools.any_grids(dens=(1, 2, 4, 8)), even_grids)
+some_grids = st.one_of(op_grids, even_grids)
+tie_grids = st.one_of(any_grids(dens=(1, 2, 4, 8)), even_grids)
 batches = st.tuples(st.integers(1, 2), st.integers(1, 5))
 kinds = st.sampled_from(("noise", "smooth", "ties", "wide", "special", "special"))
 # Lanes and their rows, outputs of a patch, lanes of a team and classes loaded at once.

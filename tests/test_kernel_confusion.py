@@ -8,7 +8,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from tests import kernel_tools as tools
-from tests.op_tools import LABELS, counted
+from tests.op_tools import LABELS, counted, some_grids
 
 from fcnfast.geometry import SamplingGrid  # isort: skip
 from fcnfast.kernels import argmax, confusion, winners  # isort: skip
@@ -56,7 +56,7 @@ def counts_like(channels, others, layout, seed):
 @tools.examples(25)
 @given(st.data())
 def test_counts(data):
-    grid, dtype, share = data.draw(tools.some_grids), data.draw(tools.dtypes), data.draw(shares)
+    grid, dtype, share = data.draw(some_grids), data.draw(tools.dtypes), data.draw(shares)
     images, channels = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 5))
     seed, ignore_index = data.draw(tools.seeds), data.draw(ignored)
     generator = torch.Generator().manual_seed(seed)

@@ -5,7 +5,8 @@ from math import floor
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from tests.kernel_tools import examples, some_grids
+from tests.kernel_tools import examples
+from tests.op_tools import some_grids
 
 from fcnfast.geometry import SamplingGrid  # isort: skip
 from fcnfast.kernels.grid import axis_patches, fits_int32, longest  # isort: skip

@@ -8,7 +8,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from tests import kernel_tools as tools
-from tests.op_tools import assert_accurate, worst
+from tests.op_tools import assert_accurate, some_grids, worst
 
 from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
@@ -61,7 +61,7 @@ def assert_right(kind, result, x, grid, window):
 
 @KINDS
 @tools.examples(25)
-@given(tools.some_grids, batches, margins, tools.forms, shares)
+@given(some_grids, batches, margins, tools.forms, shares)
 def test_results(kind, grid, batch, margin, form, share):
     """A value that is not finite reaches its readers only: a tap of weight 0 is not read."""
     dtype, layout, skip_layout, special, seed = form
