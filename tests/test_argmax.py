@@ -46,17 +46,12 @@ def test_the_first_class_wins_a_tie(grid, classes):
         assert torch.equal(ops.upsample_argmax(x, grid).long(), full.argmax(1))
 
 
-def test_pixels_that_see_only_zeros_and_an_axis_that_looks_at_one_place():
+def test_pixels_that_see_only_zeros():
     x = torch.zeros(1, 3, 2, 2)
     x[:, 2] = 1
     grid = SamplingGrid.centers((2, 2), 8, 20, (40, 44), "zero")
     for scores in (x, -x):
         tools.assert_is_argmax(ops.upsample_argmax(scores, grid), scores, grid, exact=True)
-    x = torch.randn(1, 3, 4, 4)
-    for off in (-9, -4, -1, 0, 3, 13, 16, 20):
-        for border in ("zero", "clamp"):
-            grid = SamplingGrid((4, 4), (5, 6), (0, 3), (off, off), (4, 4), border)
-            tools.assert_is_argmax(ops.upsample_argmax(x, grid), x, grid, exact=True)
 
 
 UNEQUAL = [
