@@ -139,8 +139,8 @@ def test_wheel_holds_the_package_and_nothing_else(built, root):
 def test_source_archive_can_be_tested(built, root):
     with tarfile.open(built[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = {path.relative_to(root).as_posix() for path in root.glob("tests/**/*.py")}
-    wanted |= {path.relative_to(root).as_posix() for path in root.glob("bench/*.py")}
+    paths = (*root.glob("tests/**/*.py"), *root.glob("bench/*.py"))
+    wanted = {path.relative_to(root).as_posix() for path in paths}
     assert wanted | {"Makefile", "constraints.txt", "LICENSE", "README.md"} <= names
 
 

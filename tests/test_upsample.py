@@ -96,22 +96,23 @@ def test_channels_last_gradients_empty_batches_and_another_default_device():
     assert worst(result, reference.upsample(x, grid)) < 1e-5
 
 
-SIZES = {
-    "torch.Size": torch.Size((9, 11)),
-    "a list": [9, 11],
-    "numpy integers": (np.int64(9), np.uint8(11)),
-    "0-d tensors": (torch.tensor(9), torch.tensor(11)),
-    "an array": np.array([9, 11]),
-    "a tensor": torch.tensor([9, 11]),
-}
-
-
-@pytest.mark.parametrize("kind", SIZES)
-def test_sizes_are_taken_as_interpolate_takes_them(kind):
+@pytest.mark.parametrize(
+    "size",
+    [
+        torch.Size((9, 11)),
+        [9, 11],
+        (np.int64(9), np.uint8(11)),
+        (torch.tensor(9), torch.tensor(11)),
+        np.array([9, 11]),
+        torch.tensor([9, 11]),
+    ],
+    ids=repr,
+)
+def test_sizes_are_taken_as_interpolate_takes_them(size):
     x = torch.randn(1, 2, 4, 5, dtype=torch.float64)
     expected = F.interpolate(x, (9, 11), mode="bilinear")
-    assert (ops.upsample(x, size=SIZES[kind]) - expected).abs().max() < 1e-14
-    grid = SamplingGrid.resize(np.array([4, 5]), SIZES[kind])
+    assert (ops.upsample(x, size=size) - expected).abs().max() < 1e-14
+    grid = SamplingGrid.resize(np.array([4, 5]), size)
     assert grid == SamplingGrid.resize((4, 5), (9, 11))
     assert ops.upsample(x, size=np.int32(7)).shape == (1, 2, 7, 7)
 
