@@ -171,7 +171,8 @@ def test_plain_torch(kind, problem, form, double, elements):
 @KINDS
 def test_several_strips_and_blocks(kind):
     problem = Problem((2, 2), (6, 22), 2, 4, (1, 1), (11, 42))
-    factors = laid(drawn(kind, problem, torch.float32, 0), torch.float32, *["contiguous"] * 2)
+    dtype, layout = torch.float32, "contiguous"
+    factors = laid(drawn(kind, problem, dtype, 0), dtype, layout, layout)
     with tools.guarded(*factors.values()), shared_out((32, 2, 2048)):
         result = run(deconv, kind, problem, factors)
     assert_right(result, kind, problem, factors)
