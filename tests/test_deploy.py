@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -325,3 +326,23 @@ def test_mistakes_on_the_command_line(arguments, says, here, monkeypatch, capsys
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and says in err
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
+def test_aotinductor_compiles_a_program(tmp_path):
+    model = Strided(even=False)
+    fcnfast.export(model, tmp_path / "net.pt2", size=(33, 40))
+    program = torch.export.load(tmp_path / "net.pt2")
+    quick = {
+        "aot_inductor.compile_wrapper_opt_level": "O0",
+        "aot_inductor.precompile_headers": False,
+    }
+    # Without the headers that later compilations would share, and a program to try vectors with.
+    settings = {"cpp_cache_precompile_headers": False, "cpp.vec_isa_ok": True}
+    with torch._inductor.config.patch(settings):
+        package = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "compiled.pt2"), inductor_configs=quick
+        )
+    image = images_for(model, 1, 33, 40)
+    labels = torch._inductor.aoti_load_package(package)(image)
+    assert_same_labels(labels.numpy(), model.predict(image))

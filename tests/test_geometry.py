@@ -103,6 +103,37 @@ def test_calculus_gives_the_offsets_of_the_reference_networks():
     assert (pools[2].crop_onto(up2), pools[1].crop_onto(up4)) == (5, 9)
 
 
+@settings(max_examples=40)
+@given(sizes, st.sampled_from((1, 2, 3, 4, 5, 7, 8, 16)))
+def test_transposed_convolution_and_interpolation_differ_by_the_fading_at_the_borders(size, stride):
+    """docs/upsampling.md: T(x) = I(x) T(1), and T(1) is the outer product of the axes' fading."""
+
+    def fading(n):
+        t = torch.arange(n * stride, dtype=DOUBLE)
+        near, far = (t + 0.5) / stride + 0.5, (n * stride - t - 0.5) / stride + 0.5
+        return torch.minimum(near, far).clamp(max=1)
+
+    x, fade = torch.randn(1, 2, *size, dtype=DOUBLE), torch.outer(*map(fading, size))
+    kernel = 2 * stride - stride % 2
+    grid = SamplingGrid.deconv(size, stride, kernel, (kernel - stride) // 2)
+    assert_samples(grid, torch.ones_like(x), fade.expand(1, 2, -1, -1))
+    assert_samples(grid, x, F.interpolate(x, None, stride, "bilinear", False) * fade)
+
+
+@pytest.mark.parametrize(
+    ("grid", "axis"),
+    [
+        (SamplingGrid.deconv((70, 70), 8, crop=31, size=500), (2, 47, 16)),
+        (SamplingGrid.deconv((34, 34), 16, crop=27, size=500), (2, 23, 32)),
+        (SamplingGrid.deconv((16, 16), 32, crop=19, size=500), (2, -25, 64)),
+        (SamplingGrid.deconv((16, 16), 32, 63, crop=18, size=500), (1, -13, 32)),
+    ],
+    ids=["fcn8s", "fcn16s", "fcn32s", "alexnet"],
+)
+def test_positions_of_the_paper_are_exact_rationals(grid, axis):
+    assert (grid.num[0], grid.off[0], grid.den[0]) == axis
+
+
 def test_calculus_refuses_what_no_crop_aligns():
     image = ReceptiveField()
     with pytest.raises(ValueError, match="strides|stride 2"):

@@ -1,5 +1,7 @@
 """torch.compile and torch.export: one graph for all sizes, with grids made from tensors' shapes."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -191,3 +193,23 @@ def test_export_with_any_size(strict, tmp_path):
         inputs = example(n, height, width)
         for exported, eager in zip(loaded(*inputs), head(*inputs), strict=True):
             torch.testing.assert_close(exported, eager)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_inductor():
+    target = labels_for(torch.zeros(2), (10, 14)).to(torch.uint8)
+
+    def step(x):
+        h, w = x.shape[-2:]
+        scores = ops.upsample(x.sin(), SamplingGrid.deconv((h, w), 2, crop=1, size=(8, 12)))
+        grid = SamplingGrid.resize((8, 12), target.shape[-2:])
+        return (ops.upsample_cross_entropy(scores, target, grid, ignore_index=3),)
+
+    # What was kept of another version of the ops would not fit.
+    with (
+        torch._inductor.config.patch(fx_graph_cache=False),
+        torch._functorch.config.patch(enable_autograd_cache=False),
+    ):
+        compiled = torch.compile(step, fullgraph=True, dynamic=True)
+        x = next(maps()).contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(results(compiled, x), results(step, x))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import transformers
 from transformers import ConvNextConfig, Trainer, TrainingArguments
 
-from fcnfast import fuse, fuse_report, lazy_logits
+from fcnfast import UpsampledLogits, fuse, fuse_report, lazy_logits
 from tests.interop.tools import images, labels, same_labels, same_training, spread
 
 CLASSES = 7
@@ -112,3 +112,23 @@ def test_trainer(name, tmp_path):
     assert abs(loss - its_loss) < 1e-3 * its_loss
     assert isinstance(logits, np.ndarray)
     np.testing.assert_allclose(logits, its_logits, atol=1e-2 * np.abs(its_logits).max())
+
+
+def test_metrics_see_fused_labels(tmp_path):
+    model = fuse(spread(build("UperNet")))
+    seen = []
+
+    def to_labels(logits, target):
+        seen.append(type(logits))
+        return logits.argmax(1)
+
+    arguments = TrainingArguments(output_dir=str(tmp_path), **QUIET)
+    trainer = Trainer(
+        model, arguments, preprocess_logits_for_metrics=to_labels, compute_metrics=lambda p: {}
+    )
+    found = trainer.predict(Photos())
+    assert found.predictions.shape == (16, 32, 32) and UpsampledLogits in seen
+    model.eval()
+    batch = torch.stack([Photos()[n]["pixel_values"] for n in range(2)])
+    with torch.no_grad():
+        same_labels(torch.from_numpy(found.predictions[:2]), model(batch).logits * 1)
