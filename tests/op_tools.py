@@ -1,14 +1,20 @@
 """What the tests of the ops share: grids, maps and labels from hypothesis, and the error rule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 import torch
+from hypothesis import event
 from hypothesis import strategies as st
 
 from fcnfast import reference
 from fcnfast.geometry import SamplingGrid
+from fcnfast.tiled import _cells, argmax, upsample
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+CHANNELS_LAST = ("channels_last", "channels_last sliced")
+LAYOUTS = ("contiguous", "sliced", "transposed", "expanded", *CHANNELS_LAST)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 _sizes = st.tuples(st.integers(1, 7), st.integers(1, 7))
 
@@ -43,6 +49,49 @@ def grids(draw, most: int = 24) -> SamplingGrid:
 
 
 @st.composite
+def any_grids(draw, dens=range(1, 10)) -> SamplingGrid:
+    """Grids that no builder makes: any position, the axes unlike, also of large integers."""
+    axes = []
+    for most in (8, 12):
+        num, off = draw(st.integers(0, 9)), draw(st.integers(-40, 40))
+        den, large = draw(st.sampled_from(dens)), draw(st.sampled_from((1, 1, 2**15 + 1)))
+        size, n = draw(st.integers(1, most)), draw(st.integers(1, 6))
+        axes.append((n, size, num * large, off * large, den * large))  # the same place, unreduced
+    border = draw(st.sampled_from(("zero", "clamp")))
+    grid = SamplingGrid(*zip(*axes, strict=True), border)
+    event(f"one place along an axis: {0 in grid.num}")
+    event(f"large integers: {max(grid.den) > 2**15}")
+    return grid
+
+
+some_grids = st.one_of(grids(), any_grids())
+
+
+def laid_out(
+    values: torch.Tensor, layout: str, dtype: torch.dtype, device: str = "cpu"
+) -> torch.Tensor:
+    """`values` (N x C x H x W) in `dtype`, inside a larger tensor of poison.
+
+    That is NaN, or labels that are out of range, and that no test ignores.
+    """
+    n, c, h, w = values.shape
+    poison = torch.nan if dtype.is_floating_point else 251 if dtype == torch.uint8 else -777
+    shape, view = {
+        "contiguous": ((n + 2, c, h, w), lambda x: x[1:-1]),
+        "channels_last": ((n + 2, h, w, c), lambda x: x.permute(0, 3, 1, 2)[1:-1]),
+        "channels_last sliced": (
+            (n + 2, h + 2, w + 2, c + 3),
+            lambda x: x.permute(0, 3, 1, 2)[1:-1, 1 : 1 + c, 1:-1, 1:-1],
+        ),
+        "sliced": ((n + 2, c + 2, h + 2, 2 * w + 2), lambda x: x[1:-1, 1:-1, 1:-1, 1:-1:2]),
+        "transposed": ((n + 2, c, w + 2, h + 2), lambda x: x[1:-1, :, 1:-1, 1:-1].mT),
+        "expanded": ((n + 2, 1, h, w), lambda x: x[1:-1]),
+    }[layout]
+    inside = view(torch.full(shape, poison, dtype=dtype, device=device))
+    return inside.copy_(values[:, : inside.shape[1]]).expand(n, c, h, w)
+
+
+@st.composite
 def maps(draw, in_size, dtype, batch=None, channels=None) -> torch.Tensor:
     """A score map N x C x h x w in any memory format, of small or large range, ties included."""
     batch = draw(st.integers(1, 2)) if batch is None else batch
@@ -52,17 +101,7 @@ def maps(draw, in_size, dtype, batch=None, channels=None) -> torch.Tensor:
     x = torch.randn(batch, channels, *in_size, generator=generator) * scale
     if draw(st.booleans()):
         x = x.round()  # ties
-    x = x.to(dtype)
-    layout = draw(st.sampled_from(("nchw", "channels_last", "sliced", "transposed")))
-    if layout == "channels_last":
-        return x.contiguous(memory_format=torch.channels_last)
-    if layout == "sliced":
-        wide = torch.full((batch, channels + 2, in_size[0] + 3, in_size[1] + 1), 7.0, dtype=dtype)
-        wide[:, 1:-1, 2:-1, 1:] = x
-        return wide[:, 1:-1, 2:-1, 1:]
-    if layout == "transposed":
-        return x.transpose(2, 3).contiguous().transpose(2, 3)
-    return x
+    return laid_out(x, draw(st.sampled_from(LAYOUTS)), dtype)
 
 
 @st.composite
@@ -104,22 +143,17 @@ def worst(result: torch.Tensor, truth: torch.Tensor) -> float:
     return torch.where(same, 0.0, (a - b).abs()).amax().item() if a.numel() else 0.0
 
 
-def assert_error(error: float, torchs: float, ulp: float) -> None:
-    """At most 1.25 times `torchs`, plain torch's in that dtype, plus one ulp of what is summed."""
-    assert error <= 1.25 * torchs + ulp, f"error {error:.3g}, torch's {torchs:.3g}, ulp {ulp:.3g}"
+def assert_accurate(result, truth, torchs: float, *terms) -> None:
+    """The error is at most 1.25 times `torchs`, plain torch's in that dtype, plus one ulp.
 
-
-def assert_as_good_as_torch(result, torchs, truth, terms) -> None:
-    """`assert_error` with the ulp of the largest sum of magnitudes in `terms`.
-
-    That is the size of what is added up: how well a sum can be known when its terms cancel.
+    The ulp is that of the largest finite value in `terms`, of what is added up: how well a sum can
+    be known when its terms cancel.
     """
-    assert result.dtype == torchs.dtype
-    finite = terms[terms.isfinite()]
-    largest = finite.abs().amax().item() if finite.numel() else 0.0
+    largest = max(torch.as_tensor(t).double().nan_to_num(0, 0, 0).abs().max().item() for t in terms)
     ulp = torch.finfo(result.dtype).eps * max(largest, torch.finfo(result.dtype).tiny)
     ulp += 4 * torch.finfo(torch.float64).eps * largest  # the truth is rounded too
-    assert_error(worst(result, truth), worst(torchs, truth), ulp)
+    error = worst(result, truth)
+    assert error <= 1.25 * torchs + ulp, f"error {error:.3g}, torch's {torchs:.3g}, ulp {ulp:.3g}"
 
 
 def assert_is_argmax(labels, scores, grid, exact=False) -> None:
@@ -135,6 +169,20 @@ def assert_is_argmax(labels, scores, grid, exact=False) -> None:
     corners = scores.double()[scores.isfinite()].abs()  # what cancels in a pixel
     allowed = 4 * eps * corners.amax() if corners.numel() and not exact else -1.0
     assert ((found == expected) | (short <= allowed)).all()
+
+
+@contextmanager
+def in_tiles(elements: int) -> Iterator[None]:
+    """The portable ops hold so many values at a time: small maps have several tiles."""
+    with (
+        mock.patch.object(_cells, "tile_elements", lambda *_: elements),
+        mock.patch.object(argmax, "TILE_ELEMENTS", elements),
+        mock.patch.multiple(upsample, PIECE_ELEMENTS=elements, ROWS=8, COLUMNS=8),
+    ):
+        yield
+
+
+tiles = st.sampled_from((400, 2000, 1 << 18)).map(in_tiles)
 
 
 def allocations(call: Callable[[], object]) -> list[int]:

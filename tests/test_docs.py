@@ -45,15 +45,6 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(target), link
 
 
-def test_every_question_is_answered_once():
-    questions = (DOCS / "questions.md").read_text(encoding="utf-8")
-    numbers = [int(n) for n in re.findall(r"^(\d+)\. \*\*", questions, re.MULTILINE)]
-    assert numbers == list(range(1, 21))
-    for page in PAGES:
-        if page.name not in ("questions.md", "README.md"):
-            assert re.search(r"Question \d+:", page.read_text(encoding="utf-8")), page.name
-
-
 def blocks(name):
     return re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), re.DOTALL)
 
@@ -80,10 +71,17 @@ def test_the_fields_and_the_crop_of_the_docs(monkeypatch):
     assert crop == int(comment) == 19
 
 
-def test_the_files_of_the_docs(monkeypatch, tmp_path):
+def test_the_resizes_of_the_docs_are_fused(capsys):
+    names = {}
+    for block in blocks("fuse.md"):
+        exec(block, names)
+        assert names["out"].is_lazy and names["labels"].shape == (2, 64, 64)
+    assert "still lazy" in capsys.readouterr().out
+
+
+def test_the_files_of_the_docs(monkeypatch, here):
     """The pages' code with files of the names that it has; the networks are narrow."""
     narrow_trunks(monkeypatch)
-    monkeypatch.chdir(tmp_path)
     torch.save(foreign_torch_nets.vgg16(), "vgg16.pth")
     torch.save(foreign_torch_nets.alexnet(), "alexnet.pth")
     torch.save(randomize(foreign_nets.VGG(32)).state_dict(), "other.pth")
@@ -104,8 +102,7 @@ def test_the_files_of_the_docs(monkeypatch, tmp_path):
         fcnfast.create_model("nyud_fcn32s_vgg16_color_hha", weights_backbone="vgg16.pth")
 
 
-def test_the_data_of_the_docs(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_the_data_of_the_docs(here):
     pixels = torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8)
     pairs = [(pixels, torch.arange(3).repeat(40, 16))] * 2
     names = {"pairs": pairs}
@@ -124,9 +121,8 @@ def test_the_data_of_the_docs(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(DOCS.glob("notebooks/*.ipynb")), ids=lambda p: p.stem)
-def test_notebooks(path, monkeypatch, tmp_path):
+def test_notebooks(path, here):
     """Each was executed as it stands: its cells run, here with fewer epochs."""
-    monkeypatch.chdir(tmp_path)
     names: dict = {}
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
@@ -146,15 +142,14 @@ class Net(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_examples_of_the_reference(name, monkeypatch, tmp_path):
+def test_examples_of_the_reference(name, here):
     """Every public function has one, and all of it runs: here CamVid is one drawn street."""
-    monkeypatch.chdir(tmp_path)
     demo = Path(data.__file__).with_name("demo")
     for folder in ("train", "trainannot", "val", "valannot"):
-        (tmp_path / "CamVid" / folder).mkdir(parents=True)
+        (here / "CamVid" / folder).mkdir(parents=True)
         kind = "street_labels" if folder.endswith("annot") else "street"
-        shutil.copy(demo / f"{kind}.png", tmp_path / "CamVid" / folder / "street.png")
-    shutil.copytree(tmp_path / "CamVid" / "valannot", tmp_path / "out" / "labels")
+        shutil.copy(demo / f"{kind}.png", here / "CamVid" / folder / "street.png")
+    shutil.copytree(here / "CamVid" / "valannot", here / "out" / "labels")
     names = {"fcnfast": fcnfast, "torch": torch, "F": F, "Net": Net}
     names |= {"images": torch.randn(1, 4, 8, 8), "target": torch.zeros(1, 8, 8, dtype=torch.long)}
     finder = doctest.DocTestFinder(recurse=False)

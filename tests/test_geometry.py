@@ -1,9 +1,4 @@
-"""SamplingGrid against torch's own upsampling, and the receptive-field calculus.
-
-Below, T is the transposed convolution with the bilinear filter of stride s and kernel 2s - s mod 2,
-padded so that n values become s n pixels; I is ``F.interpolate`` by s. T extends the map by zeros,
-I repeats its edge.
-"""
+"""SamplingGrid against torch's own upsampling, and the receptive-field calculus."""
 
 from fractions import Fraction
 
@@ -13,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
-from fcnfast import ops, reference
+from fcnfast import reference
 from fcnfast.geometry import ReceptiveField, SamplingGrid
 from tests.foreign_nets import tent
 
@@ -22,12 +17,8 @@ sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 factor = st.integers(1, 300).map(lambda f: f / 50) | st.floats(0.1, 6.0) | st.just(2.9999999)
 
 
-def assert_close(result, expected):
-    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
-
-
 def assert_samples(grid, x, expected):
-    assert_close(reference.upsample(x, grid), expected)
+    torch.testing.assert_close(reference.upsample(x, grid), expected, rtol=0, atol=1e-12)
 
 
 @settings(max_examples=80)
@@ -70,64 +61,6 @@ def test_resize_is_interpolate_by_a_factor(in_size, factors, align_corners):
     assert_samples(grid, x, F.interpolate(x, None, factors, "bilinear", align_corners))
 
 
-strides = st.sampled_from((1, 2, 3, 4, 5, 7, 8, 16, 32))
-small = st.tuples(st.integers(1, 6), st.integers(1, 6))
-
-
-def transposed(x, stride):
-    """T."""
-    kernel = 2 * stride - stride % 2
-    padding = (kernel - stride) // 2
-    return ops.upsample(x, SamplingGrid.deconv(x.shape[-2:], stride, kernel, padding))
-
-
-@settings(max_examples=40)
-@given(small, strides)
-def test_transposed_convolution_and_interpolation_differ_by_the_fading_at_the_borders(size, stride):
-    """T(x) = I(x) E, with E the outer product of the axes' fading and T of ones."""
-
-    def fading(n):
-        t = torch.arange(n * stride, dtype=DOUBLE)
-        near, far = (t + 0.5) / stride + 0.5, (n * stride - t - 0.5) / stride + 0.5
-        return torch.minimum(near, far).clamp(max=1)
-
-    x, fade = torch.randn(1, 2, *size, dtype=DOUBLE), torch.outer(*map(fading, size))
-    assert_close(transposed(torch.ones_like(x), stride), fade.expand(1, 2, -1, -1))
-    assert_close(transposed(x, stride), F.interpolate(x, None, stride, "bilinear", False) * fade)
-
-
-@settings(max_examples=40)
-@given(small, strides)
-def test_the_odd_kernel_of_an_even_stride_aligns_corners(in_size, stride):
-    """k = 2s - 1, cropped by s - 1, samples whole pixels: to (n - 1) s + 1 between the corners."""
-    size = tuple((n - 1) * stride + 1 for n in in_size)
-    x = torch.randn(1, 2, *in_size, dtype=DOUBLE)
-    expected = F.interpolate(x, size, None, "bilinear", True)
-    grid = SamplingGrid.deconv(in_size, stride, 2 * stride - 1, crop=stride - 1, size=size)
-    assert_close(ops.upsample(x, grid), expected)
-    assert_close(ops.upsample(x, size=size, align_corners=True), expected)
-
-
-def test_a_factor_is_used_as_given_not_as_the_ratio_of_sizes():
-    by_factor = SamplingGrid.resize((5, 7), scale_factor=1.5)
-    assert by_factor.size == (7, 10)
-    assert by_factor != SamplingGrid.resize((5, 7), (7, 10))
-
-
-@pytest.mark.parametrize(
-    ("grid", "axis"),
-    [
-        (SamplingGrid.deconv((70, 70), 8, crop=31, size=500), (2, 47, 16)),
-        (SamplingGrid.deconv((34, 34), 16, crop=27, size=500), (2, 23, 32)),
-        (SamplingGrid.deconv((16, 16), 32, crop=19, size=500), (2, -25, 64)),
-        (SamplingGrid.deconv((16, 16), 32, 63, crop=18, size=500), (1, -13, 32)),
-    ],
-    ids=["fcn8s", "fcn16s", "fcn32s", "alexnet"],
-)
-def test_positions_of_the_paper_are_exact_rationals(grid, axis):
-    assert (grid.num[0], grid.off[0], grid.den[0]) == axis
-
-
 @given(sizes, st.sampled_from((2, 4, 8, 32)), st.integers(0, 40))
 def test_centers_reproduce_a_cropped_deconvolution(in_size, stride, crop):
     size = tuple((n + 1) * stride - crop for n in in_size)
@@ -153,28 +86,52 @@ def test_floats_of_centers_stand_for_the_fractions_they_print_as(tenths, thousan
 
 
 def test_calculus_gives_the_offsets_of_the_reference_networks():
-    def trunk(pad):
-        field = ReceptiveField().conv(3, 1, pad).conv(3, 1, 1).conv(2, 2)
-        pools = []
-        for convs in (2, 3, 3, 3):
-            for _ in range(convs):
-                field = field.conv(3, 1, 1)
-            field = field.conv(2, 2)
-            pools.append(field)
-        return pools, field.conv(7)
+    """FCN-32s, 16s and 8s over VGG-16, whose image is padded by 100."""
+    image, pools = ReceptiveField(), []
+    field = image.conv(3, 1, 100).conv(3, 1, 1).conv(2, 2)
+    for convs in (2, 3, 3, 3):
+        for _ in range(convs):
+            field = field.conv(3, 1, 1)
+        field = field.conv(2, 2)
+        pools.append(field)
+    score = field.conv(7)
+    assert score == ReceptiveField(404, Fraction(32), Fraction(25, 2))
+    up2 = score.deconv(4, 2)
+    up4 = up2.deconv(4, 2)
+    finest = (score.deconv(64, 32), up2.deconv(32, 16), up4.deconv(16, 8))
+    assert [fine.crop_onto(image) for fine in finest] == [19, 27, 31]
+    assert (pools[2].crop_onto(up2), pools[1].crop_onto(up4)) == (5, 9)
 
-    image = ReceptiveField()
-    for pad in (81, 97, 100):
-        (_, pool3, pool4, _), score = trunk(pad)
-        assert score.size == 404 and score.stride == 32
-        assert score.deconv(64, 32).crop_onto(image) == pad - 81
-        up2 = score.deconv(4, 2)
-        assert pool4.crop_onto(up2) == 5
-        assert up2.deconv(32, 16).crop_onto(image) == pad - 73
-        up4 = up2.deconv(4, 2)
-        assert pool3.crop_onto(up4) == 9
-        assert up4.deconv(16, 8).crop_onto(image) == pad - 69
-    assert trunk(100)[1].offset == Fraction(25, 2)
+
+@settings(max_examples=40)
+@given(sizes, st.sampled_from((1, 2, 3, 4, 5, 7, 8, 16)))
+def test_transposed_convolution_and_interpolation_differ_by_the_fading_at_the_borders(size, stride):
+    """docs/upsampling.md: T(x) = I(x) T(1), and T(1) is the outer product of the axes' fading."""
+
+    def fading(n):
+        t = torch.arange(n * stride, dtype=DOUBLE)
+        near, far = (t + 0.5) / stride + 0.5, (n * stride - t - 0.5) / stride + 0.5
+        return torch.minimum(near, far).clamp(max=1)
+
+    x, fade = torch.randn(1, 2, *size, dtype=DOUBLE), torch.outer(*map(fading, size))
+    kernel = 2 * stride - stride % 2
+    grid = SamplingGrid.deconv(size, stride, kernel, (kernel - stride) // 2)
+    assert_samples(grid, torch.ones_like(x), fade.expand(1, 2, -1, -1))
+    assert_samples(grid, x, F.interpolate(x, None, stride, "bilinear", False) * fade)
+
+
+@pytest.mark.parametrize(
+    ("grid", "axis"),
+    [
+        (SamplingGrid.deconv((70, 70), 8, crop=31, size=500), (2, 47, 16)),
+        (SamplingGrid.deconv((34, 34), 16, crop=27, size=500), (2, 23, 32)),
+        (SamplingGrid.deconv((16, 16), 32, crop=19, size=500), (2, -25, 64)),
+        (SamplingGrid.deconv((16, 16), 32, 63, crop=18, size=500), (1, -13, 32)),
+    ],
+    ids=["fcn8s", "fcn16s", "fcn32s", "alexnet"],
+)
+def test_positions_of_the_paper_are_exact_rationals(grid, axis):
+    assert (grid.num[0], grid.off[0], grid.den[0]) == axis
 
 
 def test_calculus_refuses_what_no_crop_aligns():

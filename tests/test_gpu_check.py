@@ -31,30 +31,27 @@ def check(root: Path, tmp_path: Path):
     python.write_text(PYTHON)
     python.chmod(0o755)
 
-    def run(*arguments: str, **settings: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    def run(*arguments: str, **settings: str):
+        """How it ended, the steps that it took, and the log's lines."""
         log.write_text("")
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         environment |= {"PYTHON": str(python), "LOG": str(log), "OUTPUT": str(tmp_path / "out")}
+        environment |= settings
         command = (root / "bench" / "gpu_check.sh", *arguments)
-        done = subprocess.run(
-            command, env=environment | settings, capture_output=True, text=True, timeout=60
-        )
-        return done, log.read_text().splitlines()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        lines = log.read_text().splitlines()
+        return done, [line.partition(":")[0].strip() for line in lines], lines
 
     return run
-
-
-def steps(log: list[str]) -> list[str]:
-    return [line.partition(":")[0].strip() for line in log]
 
 
 ALL = [f"{d} {s}" for d in ("float32", "bfloat16") for s in ("voc", "cityscapes", "ade20k", "coco")]
 
 
 def test_all_phases(check, tmp_path: Path) -> None:
-    done, log = check()
+    done, steps, _ = check()
     assert done.returncode == 0, done.stderr
-    assert steps(log) == ["0 tests", *ALL]
+    assert steps == ["0 tests", *ALL]
     assert "Some GPU" in done.stderr and "said by bfloat16 coco" in done.stdout
     files = {path.name for path in (tmp_path / "out").iterdir()}
     kinds = ("json", "txt")
@@ -63,19 +60,19 @@ def test_all_phases(check, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fails", ["tests", "float32 voc", "bfloat16 coco"])
 def test_what_fails_does_not_stop_the_rest(check, fails: str) -> None:
-    done, log = check(FAILS=fails)
+    done, steps, _ = check(FAILS=fails)
     assert done.returncode == 1
-    assert len(log) == 9 and done.stderr.splitlines()[-1] == f"FAILED: {fails}"
+    assert len(steps) == 9 and done.stderr.splitlines()[-1] == f"FAILED: {fails}"
 
 
 def test_chosen_phases_and_options(check) -> None:
-    done, log = check("--no-compile", PHASES="bfloat16", SUITES="voc coco")
-    assert done.returncode == 0 and steps(log) == ["bfloat16 voc", "bfloat16 coco"]
+    done, steps, log = check("--no-compile", PHASES="bfloat16", SUITES="voc coco")
+    assert done.returncode == 0 and steps == ["bfloat16 voc", "bfloat16 coco"]
     assert all(line.endswith(" --no-compile") for line in log)
 
 
 def test_time_is_shared_out(check) -> None:
-    done, _ = check(PHASES="tests float32", SUITES="voc", MINUTES="2", SLOW="1")
+    done, *_ = check(PHASES="tests float32", SUITES="voc", MINUTES="2", SLOW="1")
     assert re.search(r"== tests \((5[5-9]|60) s\)", done.stdout)  # a start may take seconds
     assert re.search(r"== float32 voc \(11\d s\)", done.stdout)  # what the tests left
 
@@ -89,6 +86,6 @@ def test_time_is_shared_out(check) -> None:
     ],
 )
 def test_what_cannot_be_is_refused(check, tmp_path: Path, name, value, message) -> None:
-    done, log = check(**{name: value, "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""})
+    done, _, log = check(**{name: value, "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""})
     assert done.returncode == 2 and message in done.stderr and not log
     assert name == "PHASES" or not (tmp_path / "out").exists()

@@ -5,21 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernel_tools import (
-    assert_accurate,
-    bits,
-    dtypes,
-    examples,
-    guarded,
-    is_format_kept,
-    laid_out,
-    layouts,
-    planned,
-    scores,
-    seeds,
-    specials,
-    worst,
-)
+from tests import kernel_tools as tools
+from tests.op_tools import assert_accurate, worst
 
 from fcnfast import reference  # isort: skip
 from fcnfast.kernels import crop_add  # isort: skip
@@ -30,22 +17,25 @@ margins = st.tuples(*[st.integers(0, 3)] * 4)  # around a window: above, below, 
 
 
 @pytest.mark.parametrize("tile", [32, 1024])
-@examples(25)
-@given(shapes, margins, dtypes, layouts, layouts, specials, seeds)
-def test_results(tile, shape, margin, dtype, layout, skip_layout, special, seed):
+@tools.examples(25)
+@given(shapes, margins, tools.forms)
+def test_results(tile, shape, margin, form):
     """Also that a value that is not finite stays where it is, in the window or outside."""
+    dtype, layout, skip_layout, special, seed = form
     (above, below, left, right), (height, width) = margin, shape[2:]
     full = (*shape[:2], above + height + below, left + width + right)
-    x = laid_out(scores(shape, dtype, seed, special), layout, dtype)
-    skip = laid_out(scores(full, dtype, seed + 1, special), skip_layout, dtype)
+    x = tools.laid_out(tools.scores(shape, dtype, seed, special), layout, dtype)
+    skip = tools.laid_out(tools.scores(full, dtype, seed + 1, special), skip_layout, dtype)
     window = skip[..., above : above + height, left : left + width]
-    with guarded(x, window), planned(crop_add, TILE=tile):
+    with tools.guarded(x, window), tools.planned(crop_add, TILE=tile):
         result = crop_add.forward(x, skip, (above, left))
         gradient = crop_add.backward_skip(x, full, (above, left))
-    assert is_format_kept(result, layout)
-    assert is_format_kept(gradient, layout)
+    assert tools.is_format_kept(result, layout)
+    assert tools.is_format_kept(gradient, layout)
     x, skip = x.cpu(), skip.cpu().requires_grad_()
     truth = reference.crop_add(x.double(), skip.double(), (above, left)).detach()
     torchs = reference.crop_add(x, skip, (above, left))
-    assert_accurate(result, truth, worst(torchs, truth), x, window)
-    assert torch.equal(bits(gradient.cpu()), bits(torch.autograd.grad(torchs, skip, x)[0]))
+    assert_accurate(result, truth, worst(torchs, truth), truth, x, window)
+    assert torch.equal(
+        tools.bits(gradient.cpu()), tools.bits(torch.autograd.grad(torchs, skip, x)[0])
+    )

@@ -1,21 +1,15 @@
 """What the launchers refuse, that they make nothing of nothing, and maps that no int32 spans."""
 
 from contextlib import contextmanager
+from functools import partial
+from inspect import signature
 from unittest import mock
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
-from tests.kernel_tools import (
-    DEVICE,
-    bits,
-    giving,
-    interpreter_only,
-    laid_out,
-    only_programs,
-    reserved,
-    scores,
-)
+from tests import kernel_tools as tools
 
 from fcnfast import reference  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
@@ -32,47 +26,70 @@ from fcnfast.kernels import (  # isort: skip
     winners,
 )
 
+F32, BF16, U8 = torch.float32, torch.bfloat16, torch.uint8
 IN, SIZE = (2, 3), (4, 6)
 NEAR = SamplingGrid.resize(IN, SIZE)
-FAR = SamplingGrid(IN, SIZE, (1, 1), (0, 0), (2**24 + 1, 2), "zero")  # remainders of 25 bits
-PIXELS = torch.zeros(1, 1, *SIZE)
-FILTER = torch.zeros(1, 1, 2, 2)
-TARGET = torch.zeros(1, *SIZE, dtype=torch.uint8)
-OUT = torch.zeros(1, 1, dtype=torch.int64)
+GRID = SamplingGrid((3, 3), (3, 3), (3, 2), (-2, -3), (4, 4), "zero")
+SMALL = SamplingGrid((3, 3), (2, 2), (3, 5), (-2, -3), (4, 4), "zero")
+FAR = SamplingGrid((3, 3), (3, 3), (1, 1), (0, 0), (2**24 + 1, 2), "zero")  # remainders of 25 bits
+X, Y = (tools.scores((3, 3, 3, 3), BF16, seed).bfloat16() for seed in (0, 1))
+SPECIAL = X.clone()
+SPECIAL[1, 2, 1, 1] = torch.nan
+LABELS = (torch.arange(27).view(3, 3, 3) * 7 % 4).byte()
+SURE = LABELS.clamp(max=2)
+WEIGHT = tools.scores((3, 1, 4, 4), BF16, 2).bfloat16()
+AT, HALF = (2, (1, 2)), torch.tensor(0.5)
+
+
+def counts(x, target, grid=GRID):
+    out = torch.zeros(4, 3, dtype=torch.int64)
+    confusion.add(out, x, target, grid, 255)
+    return out
+
+
+def loss(reduction, x, target, grid=GRID):
+    return cross_entropy.forward(x, target, None, grid, 255, reduction, 0.0, reduction != "none")
+
+
+def pixel_gradient(x, target, rate, grid=GRID):
+    nothing = torch.empty(0)
+    return cross_entropy.per_pixel_gradient(x, target, None, grid, 255, 0.0, nothing, rate)
+
+
+# Launchers of the arguments that follow, some also at another grid.
 LAUNCHERS = {
-    "upsample.forward": lambda x, g: upsample.forward(x, g),
-    "upsample.forward_add": lambda x, g: upsample.forward_add(x, PIXELS.to(x.dtype), g, (0, 0)),
-    "upsample.adjoint": lambda x, g: upsample.adjoint(PIXELS.to(x.dtype), g),
-    "argmax": lambda x, g: argmax.forward(x, g, torch.uint8, False),
-    "confusion": lambda x, g: confusion.add(OUT, x, TARGET, g, 255),
-    "loss": lambda x, g: cross_entropy.forward(x, TARGET, None, g, 255, "mean", 0.0, True),
-    "loss of each pixel": lambda x, g: cross_entropy.per_pixel_gradient(
-        x, TARGET, None, g, 255, 0.0, x[:0], PIXELS[0]
-    ),
-    "crop_add": lambda x, _: crop_add.forward(x, x, (0, 0)),
-    "crop_add.backward_skip": lambda x, _: crop_add.backward_skip(x, x.shape, (0, 0)),
-    "deconv": lambda x, _: deconv.forward(x, FILTER.to(x.dtype), 2, (0, 0), SIZE),
-    "deconv.input_gradient": lambda x, _: deconv.input_gradient(x, FILTER.double(), 2, (0, 0), IN),
-    "deconv.weight_gradient": lambda x, _: deconv.weight_gradient(x, x, 2, (0, 0), 2, x.dtype),
-    "scaled": lambda x, _: cross_entropy.scaled(x, x.sum(), x.sum(), torch.float64),
+    "upsample": (lambda x, grid=GRID: upsample.forward(x, grid), X),
+    "upsample.adjoint": (lambda x, grid=GRID: upsample.adjoint(x, grid), X),
+    "upsample.add": (lambda x, y, grid=SMALL: upsample.forward_add(x, y, grid, (1, 1)), X, Y),
+    "argmax": (lambda x, grid=GRID: argmax.forward(x, grid, U8, True), SPECIAL),
+    "confusion": (counts, SPECIAL, LABELS),
+    "loss": (partial(loss, "sum"), X, SURE),
+    "losses": (partial(loss, "none"), X, SURE),
+    "losses' gradient": (pixel_gradient, X, SURE, Y[:, 0].float()),
+    "scaled": (lambda x: cross_entropy.scaled(x, HALF, HALF, x.dtype), X.float()),
+    "crop_add": (lambda x, y: crop_add.forward(x[..., :2, :2], y, (1, 1)), X, Y),
+    "crop_add.skip": (lambda x: crop_add.backward_skip(x, (*x.shape[:2], 4, 4), (1, 0)), X),
+    "deconv": (lambda x: deconv.forward(x, WEIGHT, *AT, (3, 3)), X),
+    "deconv.input_gradient": (lambda x: deconv.input_gradient(x, WEIGHT, *AT, (3, 3)), X),
+    "deconv.weight_gradient": (lambda x, y: deconv.weight_gradient(x, y, *AT, 4, BF16), X, Y),
 }
-AT_GRIDS = tuple(LAUNCHERS)[:7]
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_what_the_kernels_do_not_compute_is_refused(name):
-    x = torch.zeros(1, 1, *IN)
+    call, *inputs = LAUNCHERS[name]
     with pytest.raises(ValueError, match="float64 maps need the torch backend"):
-        LAUNCHERS[name](x.double(), NEAR)
-    if name in AT_GRIDS:
+        call(*(x.double() if x.is_floating_point() else x for x in inputs))
+    if "grid" in signature(call).parameters:
         with pytest.raises(ValueError, match="positions leave int32"):
-            LAUNCHERS[name](x, FAR)
+            call(*inputs, grid=FAR)
 
 
-def meta(*shape, dtype=torch.float32):
+def meta(*shape, dtype=F32):
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
+COUNTS = meta(2**17, 2**16, dtype=torch.int64)
 LONG = (2, 2**10, 2**20, 1)
 TALL, FLAT = SamplingGrid.resize((1, 1), (2**20, 1)), SamplingGrid.resize((2**20, 1), (1, 1))
 WIDE = SamplingGrid.resize((2, 2), (2**16, 2**16))
@@ -80,131 +97,59 @@ MANY = SamplingGrid.resize((2**16, 2**16), (2**16, 2**16))
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "arguments", "message"),
     [
-        (lambda: crop_add.plan(LONG, torch.float32, False), "rows"),
-        (lambda: crop_add.plan((1, 2**11, 1, 2**20), torch.float32, True), "rows"),
-        (lambda: upsample.plan(LONG, torch.float32, TALL, False), "rows"),
-        (lambda: upsample_backward.plan((2, 2**10, 1, 1), TALL, False, 1), "rows"),
-        (lambda: upsample_backward.plan(LONG, FLAT, False, 1), "rows"),
-        (lambda: deconv.plan(LONG, torch.float32, False, 4, 2), "rows"),
-        (lambda: deconv_backward.weight_plan(LONG, False, 1, 4, 2), "rows"),
-        (
-            lambda: deconv.input_gradient(meta(*LONG), meta(2**10, 1, 4, 4), 2, (0, 0), (2**19, 1)),
-            "rows",
-        ),
-        (lambda: winners.tiles((2**7, 1, 2, 2), WIDE), "patches"),
-        (
-            lambda: winners.tiles((1, 1, 2, 2), SamplingGrid.resize((2, 2), (1, 2**27 + 1))),
-            "axis",
-        ),
-        (
-            lambda: argmax.forward(meta(1, 1, 2**16, 2**16), MANY, torch.uint8, False),
-            "points",
-        ),
-        (
-            lambda: confusion.add(
-                meta(2**17, 2**16, dtype=torch.int64),
-                meta(1, 2**16, *IN),
-                meta(1, *SIZE, dtype=torch.uint8),
-                NEAR,
-                255,
-            ),
-            "reaches over",
-        ),
-        (lambda: cross_entropy_corners.launch_of((2**12, 1, 2**16, 2**16), MANY), "too many"),
+        (crop_add.plan, (LONG, F32, False), "rows"),
+        (crop_add.plan, ((1, 2**11, 1, 2**20), F32, True), "rows"),
+        (upsample.plan, (LONG, F32, TALL, False), "rows"),
+        (upsample_backward.plan, ((2, 2**10, 1, 1), TALL, False, 1), "rows"),
+        (upsample_backward.plan, (LONG, FLAT, False, 1), "rows"),
+        (deconv.plan, (LONG, F32, False, 4, 2), "rows"),
+        (deconv_backward.weight_plan, (LONG, False, 1, 4, 2), "rows"),
+        (deconv.input_gradient, (meta(*LONG), meta(2**10, 1, 4, 4), 2, (0, 0), (2**19, 1)), "rows"),
+        (winners.tiles, ((2**7, 1, 2, 2), WIDE), "patches"),
+        (winners.tiles, ((1, 1, 2, 2), SamplingGrid.resize((2, 2), (1, 2**27 + 1))), "axis"),
+        (argmax.forward, (meta(1, 1, 2**16, 2**16), MANY, U8, False), "points"),
+        (confusion.add, (COUNTS, meta(1, 2**16, *IN), meta(1, *SIZE), NEAR, 255), "reaches over"),
+        (cross_entropy_corners.launch_of, ((2**12, 1, 2**16, 2**16), MANY), "too many"),
     ],
 )
-def test_more_than_int32_counts(call, message):
+def test_more_than_int32_counts(call, arguments, message):
     with pytest.raises(ValueError, match=message):
-        call()
+        call(*arguments)
 
 
-@pytest.mark.parametrize("batch", [(0, 3), (2, 0)])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_nothing(batch, layout):
-    x = laid_out(torch.zeros(*batch, *IN), layout, torch.float32)
-    grad = laid_out(torch.zeros(*batch, *SIZE), layout, torch.float32)
-    assert upsample.forward(x, NEAR).shape == grad.shape
-    assert upsample.forward_add(x, grad, NEAR, (0, 0)).shape == grad.shape
-    assert upsample.adjoint(grad, NEAR).shape == x.shape
-    assert crop_add.forward(x, grad, (1, 1)).shape == x.shape
-    assert crop_add.backward_skip(x, grad.shape, (1, 1)).shape == grad.shape
-
-
-def test_no_labels_and_no_counts():
-    x, truth = torch.zeros(0, 3, *IN, device=DEVICE), torch.zeros(0, *SIZE, device=DEVICE)
-    labels, probability = argmax.forward(x, NEAR, torch.int32, True)
-    assert labels.shape == probability.shape == (0, *SIZE)
-    assert (labels.dtype, probability.dtype) == (torch.int32, torch.float32)
-    out = torch.ones(3, 3, dtype=torch.int64, device=DEVICE)
-    confusion.add(out, x, truth, NEAR, 255)
-    assert (out == 1).all()
+@pytest.mark.parametrize("name", [name for name in LAUNCHERS if "loss" not in name])
+def test_nothing(name):
+    call, *inputs = LAUNCHERS[name]
+    empty = [[x[:0] for x in inputs]]
+    if name.startswith(("upsample", "crop_add")):
+        empty.append([x[:, :0] for x in inputs])
+    for maps in empty:
+        for result in tree_leaves(call(*maps)):
+            assert not result.any()
+            assert 0 in result.shape or name in ("confusion", "deconv.weight_gradient")
 
 
 # ---- offsets beyond int32
-
-GRID = SamplingGrid((3, 3), (3, 3), (3, 2), (-2, -3), (4, 4), "zero")
-SMALL = SamplingGrid((3, 3), (2, 2), (3, 5), (-2, -3), (4, 4), "zero")
-X, Y = (scores((3, 3, 3, 3), torch.bfloat16, seed).bfloat16() for seed in (0, 1))
-SPECIAL = X.clone()
-SPECIAL[1, 2, 1, 1] = torch.nan
-LABELS = (torch.arange(27).view(3, 3, 3) * 7 % 4).byte()
-WEIGHT = scores((3, 1, 4, 4), torch.bfloat16, 2).bfloat16()
-AT = (2, (1, 2))
-
-
-def counts(x, target):
-    out = torch.zeros(4, 3, dtype=torch.int64)
-    confusion.add(out, x, target, GRID, 255)
-    return (out,)
-
-
-def loss(x, target, *rate):
-    reduction = "none" if rate else "sum"
-    options = (GRID, 255, reduction, 0.0, not rate)
-    result, saved, gradient = cross_entropy.forward(x, target, None, *options)
-    if rate:
-        options = (GRID, 255, 0.0, saved, *rate)
-        gradient = cross_entropy.per_pixel_gradient(x, target, None, *options)
-    return result, gradient
-
-
-INPUTS = {
-    "upsample": (lambda x: (upsample.forward(x, GRID), upsample.adjoint(x, GRID)), X),
-    "upsample.forward_add": (lambda x, y: (upsample.forward_add(x, y, SMALL, (1, 1)),), X, Y),
-    "crop_add": (lambda x, y: (crop_add.forward(x[..., :2, :2], y, (1, 1)),), X, Y),
-    "crop_add.backward_skip": (lambda x: (crop_add.backward_skip(x, (3, 3, 4, 4), (1, 0)),), X),
-    "deconv": (lambda x: (deconv.forward(x, WEIGHT, *AT, (3, 3)),), X),
-    "deconv.input_gradient": (lambda x: (deconv.input_gradient(x, WEIGHT, *AT, (3, 3)),), X),
-    "deconv.weight_gradient": (
-        lambda x, y: (deconv.weight_gradient(x, y, *AT, 4, x.dtype),),
-        X,
-        Y,
-    ),
-    "argmax": (lambda x: argmax.forward(x, GRID, torch.uint8, True), SPECIAL),
-    "confusion": (counts, SPECIAL, LABELS),
-    "loss": (loss, X, LABELS.clamp(max=2)),
-    "loss of each pixel": (loss, X, LABELS.clamp(max=2), Y[:, 0].float()),
-}
 
 
 def spread_out(values):
     """`values`, at most 3 along each axis, at strides whose products no int32 holds."""
     strides = [2**30 + 7**k for k in range(values.dim())]
     reach = 1 + sum((n - 1) * s for n, s in zip(values.shape, strides, strict=True))
-    return reserved(reach, values.dtype).as_strided(values.shape, strides).copy_(values)
+    return tools.reserved(reach, values.dtype).as_strided(values.shape, strides).copy_(values)
 
 
-@interpreter_only
+@tools.interpreter_only
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("name", LAUNCHERS)
 def test_inputs_beyond_int32(name):
-    call, *near = INPUTS[name]
-    with only_programs(range):
+    call, *near = LAUNCHERS[name]
+    with tools.only_programs(range):
         results = call(*(spread_out(x) for x in near))
-    for a, b in zip(results, call(*near), strict=True):
-        assert torch.equal(bits(a), bits(b))
+    for a, b in zip(tree_leaves(results), tree_leaves(call(*near)), strict=True):
+        assert torch.equal(tools.bits(a), tools.bits(b))
 
 
 CHANNELS, LAST = 2**13 + 9, 9
@@ -222,6 +167,14 @@ def deconvolved(x):
     return reference.deconv(x, FILTERS[-LAST:].double(), 2, 0, *WINDOW)
 
 
+def input_gradient(grad):
+    return deconv.input_gradient(grad, FILTERS, 2, WINDOW[0], (256, 256))
+
+
+def skip_gradient(grad):
+    return crop_add.backward_skip(grad, grad.shape, (0, 0))
+
+
 def transposed(function):
     """The adjoint of a function of 256 x 256 maps, by autograd."""
 
@@ -237,23 +190,13 @@ HUGE = {
     "upsample": (lambda x: upsample.forward(x, UP), 256, 512, upsampled),
     "upsample.adjoint": (lambda x: upsample.adjoint(x, UP), 512, 256, transposed(upsampled)),
     "deconv": (lambda x: deconv.forward(x, FILTERS, 2, *WINDOW), 256, 512, deconvolved),
-    "deconv.input_gradient": (
-        lambda x: deconv.input_gradient(x, FILTERS, 2, WINDOW[0], (256, 256)),
-        512,
-        256,
-        transposed(deconvolved),
-    ),
+    "deconv.input_gradient": (input_gradient, 512, 256, transposed(deconvolved)),
     "crop_add": (lambda x: crop_add.forward(x, x, (0, 0)), 512, 512, lambda x: 2 * x),
-    "crop_add.backward_skip": (
-        lambda x: crop_add.backward_skip(x, x.shape, (0, 0)),
-        512,
-        512,
-        lambda x: x,
-    ),
+    "crop_add.backward_skip": (skip_gradient, 512, 512, torch.clone),
 }
 
 
-@interpreter_only
+@tools.interpreter_only
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("name", HUGE)
 def test_maps_beyond_int32(name, channels_last):
@@ -261,7 +204,7 @@ def test_maps_beyond_int32(name, channels_last):
     call, *sizes, definition = HUGE[name]
 
     def reserved_map(size):
-        flat = reserved(CHANNELS * size * size, torch.float16)
+        flat = tools.reserved(CHANNELS * size * size, torch.float16)
         if channels_last:
             return flat.view(1, size, size, CHANNELS).permute(0, 3, 1, 2)
         return flat.view(1, CHANNELS, size, size)
@@ -271,7 +214,7 @@ def test_maps_beyond_int32(name, channels_last):
     small[..., -4:, -4:] = torch.arange(LAST * 4 * 4).view(LAST, 4, 4)
     x[:, -LAST:, -4:, -4:] = small[..., -4:, -4:].half()
     expected = definition(small).half()  # exact: whole numbers and weights in 1/4
-    with giving(out), only_programs(lambda count: [0, count - 1]):
+    with tools.giving(out), tools.only_programs(lambda count: [0, count - 1]):
         call(x)
     seen = slice(-LAST if channels_last else -1, None)  # channels that the last program makes
     assert torch.equal(out[:, seen, -1, -1], expected[:, seen, -1, -1])
@@ -285,19 +228,19 @@ IMAGES = 2**15 + 1  # of 2**16 pixels
 @contextmanager
 def last_programs(dtype, count):
     """Runs the first and the last `count` programs; a result for IMAGES takes little memory."""
-    store, empty = reserved(IMAGES * 2**16, dtype).view(IMAGES, 256, 256), torch.empty
+    store, empty = tools.reserved(IMAGES * 2**16, dtype).view(IMAGES, 256, 256), torch.empty
 
     def allocate(shape, dtype, device):
         return store if shape == store.shape else empty(shape, dtype=dtype, device=device)
 
     with (
         mock.patch.object(torch, "empty", allocate),
-        only_programs(lambda total: [0, *range(total - count, total)]),
+        tools.only_programs(lambda total: [0, *range(total - count, total)]),
     ):
         yield
 
 
-@interpreter_only
+@tools.interpreter_only
 def test_labels_beyond_int32():
     grid = SamplingGrid.resize((2, 2), (256, 256))
     x = torch.zeros(IMAGES, 2, 2, 2)
@@ -311,7 +254,7 @@ def test_labels_beyond_int32():
     assert not result[IMAGES // 2].any()
 
 
-@interpreter_only
+@tools.interpreter_only
 def test_losses_beyond_int32():
     grid = SamplingGrid.resize((1, 1), (256, 256))
     x = torch.zeros(1, 2, 1, 1).expand(IMAGES, 2, 1, 1)

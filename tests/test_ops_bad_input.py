@@ -60,10 +60,8 @@ def test_targets(call):
     for error, message, target in (
         (TypeError, "target must be a tensor, not list", [0]),
         (TypeError, "uint8, int16, int32 or int64, not torch.float32", T.float()),
-        (TypeError, "uint8, int16, int32 or int64, not torch.bool", T.bool()),
         (TypeError, "uint8, int16, int32 or int64, not torch.int8", T.to(torch.int8)),
         (ValueError, "scores is on cpu but target is on meta", T.to("meta")),
-        (ValueError, r"target must be N x H x W = \(2, 8, 10\), not \(1, 8, 10\)", T[:1]),
         (ValueError, r"target must be N x H x W = \(2, 8, 10\), not \(2, 7, 10\)", T[:, :7]),
         (ValueError, "target must be N x H x W, not of shape", T[0]),
         (ValueError, r"target holds 3 \(1 pixels out of range\).*\[0, 3\)", bad),
@@ -72,8 +70,10 @@ def test_targets(call):
     ):
         with pytest.raises(error, match=message):
             call(X, target, GRID)
-    with pytest.raises(ValueError, match="holds -200"):  # not 56, which is ignored
-        call(X, low * 0 - 200, GRID, ignore_index=56)
+    # -200 and 56, or 3 and -253, are the same bits as bytes, and not the same labels.
+    for target, ignored in ((low * 0 - 200, 56), (bad, -253)):
+        with pytest.raises(ValueError, match="target holds"):
+            call(X, target, GRID, ignore_index=ignored)
     with pytest.raises(ValueError, match="at least one class"):
         call(X[:, :0], T, GRID)
 
@@ -86,12 +86,9 @@ def test_skips_and_their_windows(call):
         (TypeError, "skip must be a tensor", None, 1),
         (TypeError, "share a dtype, not torch.float32 and torch.float16", SKIP.half(), 1),
         (ValueError, "cpu but skip is on meta", SKIP.to("meta"), 1),
-        (ValueError, r"share batch and channels, not \(2, 3\) and \(1, 3\)", SKIP[:1], 1),
         (ValueError, r"share batch and channels, not \(2, 3\) and \(2, 2\)", SKIP[:, :2], 1),
-        (ValueError, "offset must not be negative", SKIP, -1),
         (ValueError, "offset must not be negative", SKIP, (0, -2)),
-        (ValueError, r"leaves the skip map of \(9, 12\)", SKIP, 6),
-        (ValueError, r"leaves the skip map of \(9, 12\)", SKIP, (0, 8)),
+        *((ValueError, r"leaves the skip map of \(9, 12\)", SKIP, at) for at in (6, (0, 8))),
         *(
             (TypeError, "offset must be an integer or a pair", SKIP, offset)
             for offset in (1.0, "11", (1, 2, 3), None, True)
@@ -103,6 +100,10 @@ def test_skips_and_their_windows(call):
 
 def loss(**options):
     return ops.upsample_cross_entropy(X, T, GRID, **options)
+
+
+def many(classes, target=T):
+    return ops.upsample_cross_entropy(torch.zeros(2, classes, 4, 5), target, GRID)
 
 
 def deconv(**options):
@@ -128,7 +129,6 @@ def centers(stride, offset=0, size=8, border="zero"):
 VALUES = [
     # Grids.
     (lambda: resized(scale_factor=1e300), "scale_factor"),
-    (lambda: resized(scale_factor=-1.0), "scale_factor"),
     (lambda: resized(scale_factor=0.1), "size"),
     (lambda: resized(), "exactly one"),
     (lambda: resized((8, 8), scale_factor=2), "exactly one"),
@@ -142,20 +142,17 @@ VALUES = [
     (lambda: SamplingGrid(4, 8, (-1, 1), 0, 1, "zero"), "num"),
     (lambda: deconv_grid(8, 17), "kernel 17 at stride 8"),
     (lambda: deconv_grid(3, 6), "kernel 6 at stride 3"),  # an even one of an odd stride
-    (lambda: deconv_grid(8, crop=(-1, 0)), "crop"),
+    (lambda: deconv_grid(8, crop=(-1, 0)), r"crop \(-1, 0\)"),
     (lambda: deconv_grid(8, crop=40), "crop .* begins beyond"),
+    (lambda: deconv_grid(8, size=(0, 4)), r"size \(0, 4\) must be from 1"),
     (lambda: deconv_grid(8, padding=20), "padding 20 leaves"),
     (lambda: deconv_grid(8, crop=(3, 3), size=(38, 4)), r"size \(38, 4\)"),
     (lambda: deconv_grid(0), "stride 0"),
     (lambda: ops.upsample(X, GRID, size=8), "either a grid or size, not both"),
     (lambda: ops.upsample(X, GRID, scale_factor=2), "either a grid or scale_factor, not both"),
     (lambda: ops.upsample(X, GRID, align_corners=False), "either a grid or align_corners, not"),
-    (lambda: loss(scale_factor=2), "either a grid or scale_factor"),
     (lambda: ops.upsample(X), "exactly one of size and scale_factor"),
-    (
-        lambda: ops.upsample_cross_entropy(X, T, scale_factor=1.5),
-        r"target must be N x H x W = \(2, 6, 7\)",
-    ),
+    (lambda: ops.upsample_cross_entropy(X, T, scale_factor=1.5), r"N x H x W = \(2, 6, 7\)"),
     # The transposed convolution.
     (lambda: deconv(weight=W[:2]), r"C x 1 x k x k with C = 3, not of shape \(2, 1, 4, 4\)"),
     (lambda: deconv(weight=W[..., :3]), r"not of shape \(3, 1, 4, 3\)"),
@@ -163,13 +160,9 @@ VALUES = [
     (lambda: deconv(weight=W[..., :0, :0]), "C x 1 x k x k"),
     (lambda: deconv(weight=W[0]), "weight must be C x 1 x k x k, not of shape"),
     (lambda: deconv(weight=W.to("meta")), "cpu but weight is on meta"),
-    (lambda: deconv(stride=0), "stride 0"),
     (lambda: deconv(padding=-1), "padding -1"),
-    (lambda: deconv(padding=9), "padding 9 leaves"),
-    (lambda: deconv(crop=-1), r"crop \(-1, -1\)"),
     (lambda: deconv(crop=(10, 0)), r"crop \(10, 0\) begins beyond the 10 rows"),
     (lambda: deconv(crop=(0, 2), size=(10, 11)), r"size \(10, 11\) must be .* 10 columns"),
-    (lambda: deconv(size=(0, 4)), r"size \(0, 4\) must be from 1"),
     (lambda: deconv(x=X[:, :, :0]), "x must have values to upsample, not 0 x 5"),
     # The loss and the labels.
     (lambda: loss(ignore_index=1 << 63), "ignore_index must fit int64"),
@@ -181,18 +174,9 @@ VALUES = [
     (lambda: loss(weight=torch.ones(3, 1)), "must be C class weights, not of shape"),
     (lambda: loss(weight=torch.ones(3, device="meta")), "weight is on meta"),
     (lambda: loss(weight=torch.ones(3, requires_grad=True)), "not require a gradient"),
-    (
-        lambda: ops.upsample_cross_entropy(torch.zeros(2, 257, 4, 5), T, GRID),
-        "target in uint8 cannot name 257 classes",
-    ),
-    (
-        lambda: ops.upsample_cross_entropy(torch.zeros(2, 32769, 4, 5), T.short(), GRID),
-        "target in int16 cannot name 32769 classes",
-    ),
-    (
-        lambda: ops.upsample_argmax(torch.zeros(2, 257, 4, 5), GRID),
-        "labels in uint8 cannot name 257 classes",
-    ),
+    (lambda: many(257), "target in uint8 cannot name 257 classes"),
+    (lambda: many(32769, T.short()), "target in int16 cannot name 32769 classes"),
+    (lambda: ops.upsample_argmax(X.new_zeros(2, 257, 4, 5), GRID), "uint8 cannot name 257 classes"),
     (lambda: counts(COUNTS.to("meta")), "out is on meta"),
     (lambda: counts(COUNTS.new_zeros(5, 3)), r"3 x 3 or 4 x 3 .* shape \(5, 3\)"),
     (lambda: counts(COUNTS.new_zeros(3, 4)), r"shape \(3, 4\)"),
@@ -200,18 +184,12 @@ VALUES = [
     (lambda: counts(COUNTS[:, :1].expand(3, 3)), "a place for every count"),
     # Layers.
     (lambda: nn.Upsample(nn.CentersGrid(4, 0))(X), "needs the size"),
-    (lambda: nn.Upsample(nn.ResizeGrid())(X), "exactly one"),
     (lambda: nn.Upsample(nn.ResizeGrid(2.0))(X, (8, 10)), "exactly one"),
-    (lambda: nn.Upsample(nn.DeconvGrid(8, 17))(X), "kernel 17"),
     (lambda: nn.bilinear_filter(0), "kernel must be positive"),
 ]
 TYPES = [
     (lambda: deconv_grid(2, 4.0), "kernel must be an integer, not 4.0"),
-    (lambda: deconv_grid(2, "4"), "kernel must be an integer, not '4'"),
-    (lambda: deconv_grid(2.0), "stride"),
-    (lambda: deconv_grid((2, 2)), "stride"),
-    (lambda: deconv_grid(True), "stride"),
-    (lambda: deconv_grid(None), "stride"),
+    *((lambda s=s: deconv_grid(s), "stride must be") for s in (2.0, "2", (2, 2), True, None)),
     (lambda: deconv_grid(2, padding=0.5), "padding"),
     (lambda: resized(8, align_corners="x"), "align_corners must be"),
     (lambda: resized(scale_factor="22"), "scale_factor"),
@@ -224,11 +202,9 @@ TYPES = [
         (lambda size=size: ops.upsample(X, size=size), "size must be an integer or a pair")
         for size in (8.0, True, "8", (8,), torch.tensor(8.0), np.array([8.0, 9.0]))
     ),
-    (lambda: deconv(weight=W.double()), "x and weight must share a dtype"),
     (lambda: deconv(weight=W.half()), "x and weight must share a dtype"),
     (lambda: deconv(weight=W.long()), "weight must be float32"),
     (lambda: deconv(weight=[1.0]), "weight must be a tensor"),
-    (lambda: deconv(stride=2.0), "stride must be an integer, not 2.0"),
     (lambda: deconv(padding=True), "padding must be"),
     (lambda: deconv(size=4.0), "size must be"),
     (lambda: loss(ignore_index=1.0), "ignore_index must be an integer, not 1.0"),
@@ -236,7 +212,6 @@ TYPES = [
     (lambda: loss(weight=torch.ones(3).long()), "weight must be float32, bfloat16"),
     (lambda: loss(weight=[1.0, 1.0, 1.0]), "weight must be a tensor, not list"),
     (lambda: loss(label_smoothing="0.1"), "label_smoothing must be a number, not '0.1'"),
-    (lambda: loss(label_smoothing=None), "label_smoothing must be a number"),
     *(
         (lambda d=dtype: ops.upsample_argmax(X, GRID, dtype=d), "dtype must be uint8, int16")
         for dtype in (torch.float32, torch.int8, torch.bool, int, "uint8")

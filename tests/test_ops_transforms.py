@@ -76,13 +76,13 @@ def test_vmap_of_linear_ops_and_of_their_gradients(name, rule):
     assert_mapped(gradient, in_dims, *args)
 
 
-@pytest.mark.parametrize("confidence", [False, True])
-def test_vmap_of_the_argmax(confidence):
-    def labels(x):
-        return ops.upsample_argmax(x, GRID, confidence=confidence)
-
-    assert_mapped(labels, (2,), batched((2, 3, 3, 4), 2))
-    assert_mapped(vmap(labels), (0,), batched((4, 2, 3, 3, 4), 0))
+def test_vmap_of_the_argmax():
+    for labels in (
+        lambda x: ops.upsample_argmax(x, GRID),
+        lambda x: ops.upsample_argmax(x, GRID, confidence=True),
+    ):
+        assert_mapped(labels, (2,), batched((2, 3, 3, 4), 2))
+        assert_mapped(vmap(labels), (0,), batched((4, 2, 3, 3, 4), 0))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "batch", "none"])
@@ -130,7 +130,7 @@ def test_linear_ops_are_differentiable_twice(data, grid):
         (lambda x, skip: ops.upsample_crop_add(x, skip, grid, offset), (x, skip)),
         (lambda x, skip: ops.crop_add(x, skip, offset), (leaf(1, 2, *grid.size), skip)),
     ):
-        assert gradcheck(function, inputs, fast_mode=True)
+        assert gradcheck(function, inputs, fast_mode=True, check_batched_grad=True)
         assert gradgradcheck(function, inputs, fast_mode=True)
 
 
@@ -149,16 +149,8 @@ def test_deconv_is_differentiable_twice(data):
 
     result, truth = function(*inputs), reference.deconv(*inputs, stride, 0, crop, size)
     torch.testing.assert_close(result, truth, rtol=0, atol=1e-12)
-    assert gradcheck(function, inputs, fast_mode=True)
+    assert gradcheck(function, inputs, fast_mode=True, check_batched_grad=True)
     assert gradgradcheck(function, inputs, fast_mode=True)
-
-
-@pytest.mark.parametrize("name", LINEAR)
-def test_every_partial_derivative_also_of_batches_of_gradients(name):
-    function, _ = LINEAR[name]
-    shapes = [(1, 2, 3, 4), {"deconv": (2, 1, 4, 4)}.get(name, (1, 2, 8, 6))]
-    inputs = tuple(leaf(*shape) for shape in shapes[: 1 + (name != "upsample")])
-    assert gradcheck(function, inputs, check_batched_grad=True)
 
 
 @pytest.mark.parametrize("wanted", range(3))
@@ -210,12 +202,10 @@ def test_forward_mode_is_refused_by_name():
         lambda x: ops.upsample(x, GRID),
         lambda x: ops.upsample_crop_add(x, x, GRID, 0),
     ):
-        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        refused = pytest.raises(RuntimeError, match="no forward-mode derivative")
+        with refused:
             jvp(function, (x,), (x,))
-        with (
-            forward_ad.dual_level(),
-            pytest.raises(RuntimeError, match="no forward-mode derivative"),
-        ):
+        with forward_ad.dual_level(), refused:
             function(forward_ad.make_dual(x, x))
     labels, change = jvp(lambda x: ops.upsample_argmax(x, GRID).double(), (x,), (x,))
     assert torch.equal(labels, ops.upsample_argmax(x, GRID).double())

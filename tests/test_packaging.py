@@ -38,10 +38,9 @@ def run(*command, cwd):
 def clean_environment(folder):
     """Make an environment that has the running one's dependencies but not its fcnfast; its Python.
 
-    A .pth file names the running environment's site-packages, so that torch is there without being
-    installed again. The .pth files inside that folder are not followed, and those are what an
-    editable install consists of: the checkout stays out of sight. A fcnfast installed there as
-    a wheel is behind the new environment's own folder on the path.
+    A .pth file names the running environment's site-packages. The .pth files inside that folder,
+    of which an editable install consists, are not followed; a wheel installed there comes later on
+    the path than one in the new environment.
     """
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
@@ -71,18 +70,6 @@ def built(source):
 def bare(tmp_path_factory):
     """The Python of an environment with the dependencies alone."""
     return clean_environment(tmp_path_factory.mktemp("bare") / "venv")
-
-
-def requirements(lines):
-    return {need.name: need for need in map(Requirement, lines)}
-
-
-def test_every_folder_with_code_is_a_listed_package(root, pyproject):
-    folders = {path.parent.relative_to(root) for path in root.glob("fcnfast/**/*.py")}
-    folders |= {"fcnfast" / path.parent.relative_to(root) for path in root.glob("kernels/**/*.py")}
-    listed = pyproject["tool"]["setuptools"]["packages"]
-    assert sorted(".".join(folder.parts) for folder in folders) == sorted(listed)
-    assert not (root / "kernels" / "__init__.py").exists()
 
 
 def imported_as(needs):
@@ -122,16 +109,16 @@ def test_what_is_imported_is_required(root, pyproject, extras):
     assert set.union(*theirs) - stdlib == {".", "torch", "triton"}
 
 
-def test_torch_and_triton_have_no_upper_bound_but_are_pinned_for_tests(root, pyproject):
-    needed = requirements(pyproject["project"]["dependencies"])
+def test_torch_and_triton_are_pinned_for_tests_alone(root, pyproject):
+    """The package's own bounds are open."""
+    needs = {n.name: n.specifier for n in map(Requirement, pyproject["project"]["dependencies"])}
     lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = requirements(line for line in lines if line and not line.startswith("#"))
-    assert sorted(pins) == ["torch", "triton"]
-    for name, pin in pins.items():
-        assert {bound.operator for bound in needed[name].specifier} == {">="}
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert sorted(pin.name for pin in pins) == ["torch", "triton"]
+    for pin in pins:
+        assert {bound.operator for bound in needs[pin.name]} == {">="}
         (exact,) = pin.specifier
-        assert exact.operator == "=="
-        assert needed[name].specifier.contains(exact.version)
+        assert exact.operator == "==" and needs[pin.name].contains(exact.version)
 
 
 def test_wheel_holds_the_package_and_nothing_else(built, root):
@@ -140,6 +127,7 @@ def test_wheel_holds_the_package_and_nothing_else(built, root):
     metadata = {name for name in names if re.match(r"fcnfast-[^/]+\.dist-info/", name)}
     assert any(name.endswith("/licenses/LICENSE") for name in metadata)
 
+    assert not (root / "kernels" / "__init__.py").exists()
     wanted = {path.relative_to(root) for path in root.glob("fcnfast/**/*.py")}
     wanted |= {"fcnfast" / path.relative_to(root) for path in root.glob("kernels/**/*.py")}
     for data in ("fcnfast/data/demo/*", "fcnfast/weights/bundled/*"):
@@ -151,8 +139,8 @@ def test_wheel_holds_the_package_and_nothing_else(built, root):
 def test_source_archive_can_be_tested(built, root):
     with tarfile.open(built[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = {path.relative_to(root).as_posix() for path in root.glob("tests/**/*.py")}
-    wanted |= {path.relative_to(root).as_posix() for path in root.glob("bench/*.py")}
+    paths = (*root.glob("tests/**/*.py"), *root.glob("bench/*.py"))
+    wanted = {path.relative_to(root).as_posix() for path in paths}
     assert wanted | {"Makefile", "constraints.txt", "LICENSE", "README.md"} <= names
 
 
@@ -199,26 +187,18 @@ def test_editable_install_finds_the_kernels(source, tmp_path):
     assert str(source) not in run(python, "-c", find, cwd=tmp_path)
 
 
-def test_checkout_under_pytest(bare, root, tmp_path):
+def test_checkout(bare, root, tmp_path):
     """-I, like `pytest` and unlike `python -m pytest`, does not put the root on the path."""
-    probe = tmp_path / "test_probe.py"
-    probe.write_text(
-        "import fcnfast, fcnfast.kernels\n"
-        f"def test_paths():\n"
-        f"    assert fcnfast.__file__ == {str(root / 'fcnfast' / '__init__.py')!r}\n"
-        f"    assert list(fcnfast.kernels.__path__) == [{str(root / 'kernels')!r}]\n",
-        encoding="utf-8",
-    )
-    options = ("-p", "no:cacheprovider", "-c", root / "pyproject.toml", "--rootdir", root)
-    assert "1 passed" in run(bare, "-I", "-m", "pytest", *options, probe, cwd=root)
-
-
-def test_checkout_under_python(bare, root, tmp_path):
-    package, kernels = run(bare, "-c", WHERE, cwd=root).splitlines()
-    assert Path(package) == root / "fcnfast" / "__init__.py"
-    assert Path(kernels) == root / "kernels"
+    ours = [str(root / "fcnfast" / "__init__.py"), str(root / "kernels")]
+    assert run(bare, "-c", WHERE, cwd=root).splitlines() == ours
     assert "predict" in run(bare, "-m", "fcnfast", "--help", cwd=root)
     assert "usage:" in run(bare, root / "bench" / "run.py", "--help", cwd=tmp_path)  # anywhere
+    probe = tmp_path / "test_probe.py"
+    found = "[fcnfast.__file__, *fcnfast.kernels.__path__]"
+    lines = ("import fcnfast, fcnfast.kernels", "def test_paths():", f" assert {found} == {ours}")
+    probe.write_text("\n".join(lines), encoding="utf-8")
+    options = ("-p", "no:cacheprovider", "-c", root / "pyproject.toml", "--rootdir", root)
+    assert "1 passed" in run(bare, "-I", "-m", "pytest", *options, probe, cwd=root)
 
 
 def test_make_says_what_an_incomplete_python_lacks(root, tmp_path):

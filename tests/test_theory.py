@@ -46,7 +46,8 @@ def built(spec, padded=True, channels=2):
 
 @settings(max_examples=20)
 @given(layers)
-def test_a_chain_has_the_fields_of_the_calculus(spec):
+def test_a_chain_has_the_fields_of_the_calculus_and_of_its_gradients(spec):
+    """No pixel outside of a unit's field has a gradient, and its corners have one."""
     model, expected = built(spec), ReceptiveField()
     for kind, kernel, stride, padding, dilation in spec:
         padding = min(padding, kernel // 2)
@@ -54,29 +55,16 @@ def test_a_chain_has_the_fields_of_the_calculus(spec):
     traced = theory.trace(model, 200, channels=2)
     assert traced.outputs == {"": expected}
     assert [layer.name for layer in traced.layers] == [str(i) for i in range(len(model))]
-    assert theory.receptive_field(nn.ReLU()) == field(1, 1, 0)
-
-
-@settings(max_examples=15)
-@given(layers, st.integers(0, 10**6))
-def test_a_unit_depends_on_just_its_field(spec, seed):
-    """By gradients: nothing outside of the field has any, and its corners do."""
-    torch.manual_seed(seed)
-    model = built([(("conv" if k == "max" else k), *rest) for k, *rest in spec])
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.constant_(module.bias, 0.1)
-    seen = theory.receptive_field(model)
+    smooth = built([("conv" if kind == "max" else kind, *rest) for kind, *rest in spec])
+    for parameter in smooth.parameters():
+        nn.init.uniform_(parameter, 0.5, 1.0)
     x = torch.rand(1, 2, 160, 160, dtype=torch.float64, requires_grad=True)
-    out = model(x)
+    out = smooth(x)
     unit = out.shape[2] // 2
     (grad,) = torch.autograd.grad(out[0, 0, unit, unit], x)
-    rows = grad.abs().sum((0, 1, 3)).nonzero()[:, 0]
-    center = seen.stride * unit + seen.offset
-    ends = (int(rows[0]), int(rows[-1]))
-    reach = Fraction(seen.size - 1, 2)
-    assert ends == (center - reach, center + reach)
+    rows = grad.abs().sum((0, 1, 3)).nonzero()[:, 0].tolist()
+    center, reach = expected.stride * unit + expected.offset, Fraction(expected.size - 1, 2)
+    assert (rows[0], rows[-1]) == (center - reach, center + reach)
 
 
 def test_skips_and_fused_ops_count():
@@ -94,9 +82,9 @@ def test_skips_and_fused_ops_count():
             return {"out": ops.upsample(deep, grid)[..., 1:-1, 1:-1] + skip}
 
     traced = theory.trace(Net(), 64)
-    assert traced.layer("first").field == field(3, 2, 0)
-    assert traced.layer("second").field == field(5, 4, 1)
-    assert traced.layer("third").field == field(13, 4, 1)
+    fields = {layer.name: layer.field for layer in traced.layers}
+    wanted = {"first": field(3, 2, 0), "second": field(5, 4, 1), "third": field(13, 4, 1)}
+    assert fields.items() >= wanted.items()
     assert traced.outputs["out"] == field(17, 2, 0)
     with pytest.raises(ValueError, match="did you mean third"):
         traced.layer("thrid")
@@ -129,16 +117,15 @@ def test_what_a_trace_counts():
 class Classifier(nn.Module):
     """In torchvision's form: features, a pooling, a classifier."""
 
-    def __init__(self, norm=False, pool=None):
+    def __init__(self, norm=False, pool=(3, 5)):
         super().__init__()
         self.features = nn.Sequential(
             nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(6, 8, 3)
         )
-        self.avgpool = nn.AdaptiveAvgPool2d(pool or (3, 5))
-        rows, columns = pool or (3, 5)
+        self.avgpool = nn.AdaptiveAvgPool2d(pool)
         self.classifier = nn.Sequential(
             nn.Dropout(),
-            nn.Linear(8 * rows * columns, 10),
+            nn.Linear(8 * math.prod(pool), 10),
             nn.BatchNorm1d(10) if norm else nn.ReLU(),
             nn.Linear(10, 7, bias=False),
             nn.Softmax(dim=1),
@@ -148,10 +135,9 @@ class Classifier(nn.Module):
         return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
 
 
-@pytest.mark.parametrize("norm", [False, True])
-def test_convolutionalized_at_the_training_size_and_above(norm):
-    torch.manual_seed(0)
-    model = Classifier(norm).double().eval()
+@pytest.mark.parametrize(("norm", "pool"), [(False, (3, 5)), (True, (3, 5)), (False, (1, 1))])
+def test_convolutionalized_at_the_training_size_and_above(norm, pool):
+    model = Classifier(norm, pool).double().eval()
     size = (23, 31)  # 3 x 5 units before the pooling
     dense = theory.convolutionalize(model, size).eval()
     images = torch.rand(2, 3, size[0] + 12, size[1] + 9, dtype=torch.float64)
@@ -162,13 +148,6 @@ def test_convolutionalized_at_the_training_size_and_above(norm):
             for j in range(3):
                 window = images[..., 4 * i : 4 * i + size[0], 4 * j : 4 * j + size[1]]
                 assert torch.allclose(result[:, :, i, j], model(window), rtol=1e-12, atol=1e-12)
-
-
-def test_convolutionalized_poolings():
-    model = Classifier(pool=(1, 1)).eval()
-    dense = theory.convolutionalize(model, (23, 31)).eval()
-    images = torch.rand(2, 3, 27, 31)
-    assert torch.allclose(dense(images)[..., 0, 0], model(images[..., :23, :]), atol=1e-6)
 
 
 @settings(max_examples=20)
@@ -187,13 +166,10 @@ def test_rarefied_is_shifted_and_stitched(spec, more_rows, more_columns, seed):
     assert whole.shape[2:] == (size[0] - seen.size + 1, size[1] - seen.size + 1)
     assert stitched.shape == whole.shape
     assert torch.allclose(whole, stitched, rtol=1e-12, atol=1e-13)
-    assert theory.receptive_field(dense) == ReceptiveField(
-        seen.size, Fraction(1), Fraction(seen.size - 1, 2)
-    )
+    assert theory.receptive_field(dense) == field(seen.size, 1, Fraction(seen.size - 1, 2))
 
 
 def test_one_layer_rarefied():
-    torch.manual_seed(0)
     spec = [("conv", 3, 2, 1, 1), ("max", 2, 2, 0, 1), ("conv", 3, 2, 1, 1), ("conv", 3, 1, 1, 1)]
     model = built(spec)
     images = torch.rand(1, 2, 64, 64, dtype=torch.float64)
@@ -219,7 +195,6 @@ def test_rarefied_branches():
         def forward(self, x):
             return self.last(self.main(x) + self.side(x))
 
-    torch.manual_seed(0)
     model = Block().double()
     dense = theory.rarefy(model)
     images = torch.rand(1, 2, 40, 40, dtype=torch.float64)
@@ -227,19 +202,16 @@ def test_rarefied_branches():
     assert torch.allclose(dense(images)[..., ::2, ::2], model(images), rtol=1e-12)
 
 
-@given(
-    st.integers(1, 3), st.integers(1, 20), st.integers(1, 20), st.integers(1, 8), st.integers(0, 99)
-)
-def test_whole_cells_are_kept_or_dropped(images, height, width, cell, seed):
-    target = torch.randint(0, 5, (images, height, width), dtype=torch.uint8)
+@given(st.tuples(*map(st.integers, (1, 1, 1), (3, 20, 20))), st.integers(1, 8), st.integers(0, 99))
+def test_whole_cells_are_kept_or_dropped(shape, cell, seed):
+    target = torch.randint(0, 5, shape, dtype=torch.uint8)
     generator = torch.Generator().manual_seed(seed)
     before = target.clone()
     sampled = theory.sample_patches(target, 0.5, cell, generator)
     assert torch.equal(target, before) and sampled.dtype == torch.uint8
-    for row in range(0, height, cell):
-        for column in range(0, width, cell):
-            window = (slice(None), slice(row, row + cell), slice(column, column + cell))
-            for part, whole in zip(sampled[window], target[window], strict=True):
+    for rows, before_rows in zip(sampled.split(cell, 1), target.split(cell, 1), strict=True):
+        for parts, wholes in zip(rows.split(cell, 2), before_rows.split(cell, 2), strict=True):
+            for part, whole in zip(parts, wholes, strict=True):
                 assert torch.equal(part, whole) or (part == 255).all()
     again = theory.sample_patches(target, 0.5, cell, torch.Generator().manual_seed(seed))
     assert torch.equal(sampled, again)
@@ -258,9 +230,8 @@ def test_the_expected_gradient_of_a_sampled_sum():
         return torch.autograd.grad(loss, x)[0]
 
     p, draws = 0.3, 200
-    samples = torch.stack(
-        [gradient(theory.sample_patches(target, p, 4, generator)) for _ in range(draws)]
-    )
+    sampled = [theory.sample_patches(target, p, 4, generator) for _ in range(draws)]
+    samples = torch.stack(list(map(gradient, sampled)))
     error = (samples.mean(0) - p * gradient(target)).abs()
     assert (error <= 5 * samples.std(0) / draws**0.5).all()
     assert samples.std(0).max() > 0
@@ -269,17 +240,13 @@ def test_the_expected_gradient_of_a_sampled_sum():
 # Table 1 of the paper. Its 907 for GoogLeNet counts the classifier's 7 x 7 pooling, which an FCN
 # leaves out: 907 = 715 + 6 * 32.
 @pytest.mark.parametrize(
-    ("name", "layer", "size", "offset"),
-    [
-        ("fcn32s_alexnet", "score_fr", 355, "13"),
-        ("fcn32s_vgg16", "score_fr", 404, "25/2"),
-        ("fcn32s_googlenet", "score_fr", 907 - 6 * 32, "30"),
-    ],
+    ("name", "size", "offset"),
+    [("fcn32s_alexnet", 355, "13"), ("fcn32s_vgg16", 404, "25/2"), ("fcn32s_googlenet", 715, "30")],
 )
-def test_the_papers_fields(capsys, name, layer, size, offset):
+def test_the_papers_fields(capsys, name, size, offset):
     assert main(["info", name]) == 0
     lines = capsys.readouterr().out.splitlines()
-    row = next(line.split() for line in lines if line.startswith(layer))
+    row = next(line.split() for line in lines if line.startswith("score_fr"))
     assert row[-4:-1] == [str(size), "32", offset]
     assert ("907 = 715 + 6 * 32" in lines[-1]) == (name == "fcn32s_googlenet")
 
@@ -313,13 +280,6 @@ def test_a_stack_of_deconvolutions_interpolates_in_place(strides, height, width)
         wanted = F.conv_transpose2d(wanted, filters, stride=s, padding=s // 2, groups=2)
     stack = theory.stacked_deconvolutions(2, strides).double()
     assert torch.allclose(stack(x), wanted, rtol=1e-5, atol=1e-6)  # filters begin in float32
-    factor = math.prod(strides)
-    assert wanted.shape[2:] == (factor * height, factor * width)
-    # A ramp stays the same ramp where no border is seen: nothing shifts.
-    ramp = torch.arange(12, dtype=torch.float64).expand(1, 2, 12, 12)
-    centers = (torch.arange(12 * factor, dtype=torch.float64) + 0.5) / factor - 0.5
-    inner = slice(4 * factor, -4 * factor)
-    assert torch.allclose(stack(ramp)[0, 0, 6 * factor, inner], centers[inner])
     kinds = [type(layer).__name__ for layer in theory.stacked_deconvolutions(1, (2, 2), nn.PReLU)]
     assert kinds == ["Deconv", "PReLU", "Deconv"]
 
@@ -356,12 +316,7 @@ LABELS = torch.zeros(1, 2, 2, dtype=torch.long)
         ("convolutionalize", (Classifier(pool=(2, 2)), (23, 31)), ValueError, "not a fixed window"),
         ("shift_and_stitch", (NET, torch.zeros(1, 1, 3, 9)), ValueError, "too small"),
         ("shift_and_stitch", (FINER, torch.zeros(1, 1, 9, 9)), ValueError, "stride 1/2"),
-        (
-            "shift_and_stitch",
-            (NET, torch.zeros(1, 9, 9)),
-            ValueError,
-            r"C x H x W, not \(1, 9, 9\)",
-        ),
+        ("shift_and_stitch", (NET, torch.zeros(1, 9, 9)), ValueError, r"not \(1, 9, 9\)"),
         ("shift_and_stitch", (NET, [1]), TypeError, "images must be .* not list"),
         ("shift_and_stitch", (3, torch.zeros(1, 1, 9, 9)), TypeError, "model must"),
         ("sample_patches", (LABELS.float(), 0.5, 2), TypeError, "float32"),

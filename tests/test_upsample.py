@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from fcnfast import ops, reference
 from fcnfast.geometry import SamplingGrid
-from fcnfast.tiled.upsample import COLUMNS, PIECE_ELEMENTS, ROWS
-from tests.op_tools import FLOATS, assert_as_good_as_torch, grids, maps, worst
+from tests.op_tools import FLOATS, assert_accurate, grids, maps, tiles, worst
 
 GRID = SamplingGrid.resize((4, 5), (8, 10))
 offsets = st.tuples(st.integers(0, 3), st.integers(0, 3))
@@ -31,20 +30,21 @@ def check(function, inputs, *args):
         rate = transform(torch.randn(result.shape, generator=generator).to(dtype))
         return result, *torch.autograd.grad(result, leaves, rate)
 
-    ours = run(ops, lambda x: x.clone())
+    ours = run(ops, lambda x: x)
     # Plain torch rounds its arguments once and computes as it likes: in the ops' own precision.
     plain = run(reference, lambda x: x.to(torch.promote_types(dtype, torch.float32), copy=True))
     truth = run(reference, lambda x: x.to(torch.float64, copy=True))
     # No weight is negative: the sums of the terms' magnitudes.
     terms = run(reference, lambda x: x.double().abs())
     for mine, theirs, true, size in zip(ours, plain, truth, terms, strict=True):
-        assert_as_good_as_torch(mine, theirs.to(mine.dtype), true, size)
+        assert_accurate(mine, true, worst(theirs.to(mine.dtype), true), size)
 
 
 @settings(max_examples=80)
 @given(st.data(), grids(), st.sampled_from(FLOATS))
 def test_upsample(data, grid, dtype):
-    check("upsample", [data.draw(maps(grid.in_size, dtype))], grid)
+    with data.draw(tiles):
+        check("upsample", [data.draw(maps(grid.in_size, dtype))], grid)
 
 
 @settings(max_examples=80)
@@ -53,49 +53,32 @@ def test_skip_fusion(data, grid, offset, beyond, dtype):
     size = tuple(sum(axis) for axis in zip(grid.size, offset, beyond, strict=True))
     x = data.draw(maps(grid.in_size, dtype))
     skip = data.draw(maps(size, dtype, *x.shape[:2]))
-    check("upsample_crop_add", [x, skip], grid, offset)
+    with data.draw(tiles):
+        check("upsample_crop_add", [x, skip], grid, offset)
     check("crop_add", [data.draw(maps(grid.size, dtype, *x.shape[:2])), skip], offset)
 
 
+BAD = st.sampled_from((float("nan"), float("inf"), float("-inf"), 3e38))
+HALVES = st.tuples(*[st.floats(0, 0.99)] * 2)
+
+
 @settings(max_examples=50)
-@given(st.data(), grids(), st.sampled_from((float("nan"), float("inf"), float("-inf"))))
-def test_a_tap_of_weight_zero_is_not_read(data, grid, bad):
+@given(st.data(), grids(most=40), BAD, HALVES)
+def test_values_that_are_not_finite_reach_no_further_than_they_must(data, grid, bad, place):
+    """Of the map and, for its gradient, of the result: a tap of weight 0 is not read."""
     x = data.draw(maps(grid.in_size, torch.float32)).clone()
-    x[..., data.draw(st.integers(0, grid.in_size[0] - 1)), :] = bad
-    assert worst(ops.upsample(x, grid), reference.upsample(x.double(), grid)) <= 1e-6 * (
-        x[x.isfinite()].abs().sum().item() + 1
-    )
-
-
-def test_several_pieces_and_bands_every_way():
-    x = torch.randn(3, 12, 19, 51, dtype=torch.float64)
-    grid = SamplingGrid.resize((19, 51), (70, 520))
-    assert PIECE_ELEMENTS // (70 * 520) < 3 * 12  # not all planes in a piece
-    assert grid.size[0] > ROWS and grid.in_size[1] > COLUMNS  # not one band either way
-    check("upsample", [x], grid)
-    grid = SamplingGrid.resize((19, 51), (600, 520))
-    assert PIECE_ELEMENTS < 600 * 520  # not a whole plane
-    check("upsample", [x[:1, :2].contiguous(memory_format=torch.channels_last)], grid)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_values_that_are_not_finite_reach_no_further_than_they_must(bad, layout):
-    grid = SamplingGrid.deconv((9, 20), 8, crop=4, size=(70, 150))
-    x = torch.randn(2, 3, 9, 20)
-    x[0, 1, 4, 10] = bad
-    x = x.contiguous(memory_format=layout).requires_grad_()
-    rounding = 3e32 if bad == 3e38 else 1e-4
-    assert worst(ops.upsample(x, grid), reference.upsample(x.double(), grid)) < rounding
-    cotangent = torch.randn(2, 3, *grid.size)
-    cotangent[1, 2, 30, 100] = bad
-    double = x.detach().double().requires_grad_()
-    mine, true = (
-        torch.autograd.grad(function(leaf, grid), leaf, cotangent.to(leaf.dtype))[0]
-        for function, leaf in ((ops.upsample, x), (reference.upsample, double))
-    )
-    assert torch.equal(mine.isnan(), true.isnan()) and mine.isnan().sum() <= 4
-    assert worst(mine, true) < rounding
+    rate = data.draw(maps(grid.size, torch.float32, *x.shape[:2])).clone()
+    for tensor in (x, rate):
+        row, column = (int(p * n) for p, n in zip(place, tensor.shape[2:], strict=True))
+        tensor[0, -1, row, column] = bad
+    results = []
+    for module, dtype in ((ops, torch.float32), (reference, torch.float64)):
+        leaf = x.to(dtype).requires_grad_()
+        result = module.upsample(leaf, grid)
+        results.append((result, torch.autograd.grad(result, leaf, rate.to(dtype))[0]))
+    for mine, true, terms in zip(*results, (x, rate), strict=True):
+        total = terms.detach().double().nan_to_num(0, 0, 0).abs().sum()
+        assert worst(mine, true) <= 1e-6 * (total + 1)
 
 
 def test_channels_last_gradients_empty_batches_and_another_default_device():
@@ -113,22 +96,23 @@ def test_channels_last_gradients_empty_batches_and_another_default_device():
     assert worst(result, reference.upsample(x, grid)) < 1e-5
 
 
-SIZES = {
-    "torch.Size": torch.Size((9, 11)),
-    "a list": [9, 11],
-    "numpy integers": (np.int64(9), np.uint8(11)),
-    "0-d tensors": (torch.tensor(9), torch.tensor(11)),
-    "an array": np.array([9, 11]),
-    "a tensor": torch.tensor([9, 11]),
-}
-
-
-@pytest.mark.parametrize("kind", SIZES)
-def test_sizes_are_taken_as_interpolate_takes_them(kind):
+@pytest.mark.parametrize(
+    "size",
+    [
+        torch.Size((9, 11)),
+        [9, 11],
+        (np.int64(9), np.uint8(11)),
+        (torch.tensor(9), torch.tensor(11)),
+        np.array([9, 11]),
+        torch.tensor([9, 11]),
+    ],
+    ids=repr,
+)
+def test_sizes_are_taken_as_interpolate_takes_them(size):
     x = torch.randn(1, 2, 4, 5, dtype=torch.float64)
     expected = F.interpolate(x, (9, 11), mode="bilinear")
-    assert (ops.upsample(x, size=SIZES[kind]) - expected).abs().max() < 1e-14
-    grid = SamplingGrid.resize(np.array([4, 5]), SIZES[kind])
+    assert (ops.upsample(x, size=size) - expected).abs().max() < 1e-14
+    grid = SamplingGrid.resize(np.array([4, 5]), size)
     assert grid == SamplingGrid.resize((4, 5), (9, 11))
     assert ops.upsample(x, size=np.int32(7)).shape == (1, 2, 7, 7)
 

@@ -7,48 +7,30 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from transformers import Trainer, TrainingArguments
+from transformers import ConvNextConfig, Trainer, TrainingArguments
 
 from fcnfast import UpsampledLogits, fuse, fuse_report, lazy_logits
 from tests.interop.tools import images, labels, same_labels, same_training, spread
 
 CLASSES = 7
 
-
-VIT = {
-    "image_size": 64,
-    "patch_size": 16,
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
-HIERARCHY = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
+STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+TREE = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+VIT = {"image_size": 64, "patch_size": 16, "hidden_size": 32, "num_hidden_layers": 4}
+VIT |= {"intermediate_size": 32, "num_attention_heads": 2}
+BEIT = {"out_indices": [1, 2, 3, 4], "use_mask_token": False, "auxiliary_channels": 8}
+DPT = {"backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8] * 4, "fusion_hidden_size": 8}
+UPERNET = {"hidden_size": 16, "auxiliary_channels": 8, "auxiliary_in_channels": 24}
+UPERNET |= {"pool_scales": [1, 2], "backbone_config": ConvNextConfig(**TREE | STAGES)}
+MOBILE = {"image_size": 64, "hidden_sizes": [16, 16, 24], "num_attention_heads": 2}
+MOBILE |= {"neck_hidden_sizes": [8, 8, 8, 16, 16, 16, 24], "aspp_out_channels": 8}
 # Small settings of each network.
 MODELS = {
-    "Segformer": {**HIERARCHY, "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16},
-    "Beit": {**VIT, "out_indices": [1, 2, 3, 4], "use_mask_token": False, "auxiliary_channels": 8},
-    "DPT": {
-        **VIT,
-        "backbone_out_indices": [0, 1, 2, 3],
-        "neck_hidden_sizes": [8, 8, 8, 8],
-        "fusion_hidden_size": 8,
-    },
-    "UperNet": {
-        "backbone_config": transformers.ConvNextConfig(**HIERARCHY, out_features=STAGES),
-        "hidden_size": 16,
-        "auxiliary_channels": 8,
-        "auxiliary_in_channels": 24,
-        "pool_scales": [1, 2],
-    },
-    "MobileViT": {
-        "image_size": 64,
-        "hidden_sizes": [16, 16, 24],
-        "neck_hidden_sizes": [8, 8, 8, 16, 16, 16, 24],
-        "aspp_out_channels": 8,
-        "num_attention_heads": 2,
-    },
+    "Segformer": TREE | {"num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16},
+    "Beit": VIT | BEIT,
+    "DPT": VIT | DPT,
+    "UperNet": UPERNET,
+    "MobileViT": MOBILE,
 }
 
 
@@ -92,6 +74,9 @@ def test_post_processing(model):
 
 
 QUIET = {"report_to": [], "use_cpu": True, "disable_tqdm": True}
+STEPS = {"max_steps": 20, "save_steps": 20, "logging_steps": 1, "learning_rate": 1e-3, "seed": 5}
+STEPS |= {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 4}
+STEPS |= {"remove_unused_columns": False}
 
 
 class Photos(torch.utils.data.Dataset):
@@ -99,10 +84,12 @@ class Photos(torch.utils.data.Dataset):
         return 16
 
     def __getitem__(self, index):
-        return {
-            "pixel_values": images(32, 1, index)[0],
-            "labels": labels(CLASSES, 32, 1)[0].roll(index, 0),
-        }
+        target = labels(CLASSES, 32, 1)[0].roll(index, 0)
+        return {"pixel_values": images(32, 1, index)[0], "labels": target}
+
+
+def mean_label(prediction):
+    return {"mean": float(np.mean(prediction.predictions.argmax(1)))}
 
 
 @pytest.mark.parametrize("name", ["Segformer", "UperNet"])
@@ -112,25 +99,9 @@ def test_trainer(name, tmp_path):
     results = []
     for prepare in (fuse, lambda m: m):
         model = prepare(copy.deepcopy(start))
-        arguments = TrainingArguments(
-            **QUIET,
-            output_dir=str(tmp_path / "run"),
-            max_steps=20,
-            save_steps=20,
-            per_device_train_batch_size=2,
-            per_device_eval_batch_size=4,
-            logging_steps=1,
-            learning_rate=1e-3,
-            seed=5,
-            remove_unused_columns=False,
-        )
-        trainer = Trainer(
-            model,
-            arguments,
-            train_dataset=Photos(),
-            eval_dataset=Photos(),
-            compute_metrics=lambda p: {"mean": float(np.mean(p.predictions.argmax(1)))},
-        )
+        arguments = TrainingArguments(**QUIET, **STEPS, output_dir=str(tmp_path / "run"))
+        data = {"train_dataset": Photos(), "eval_dataset": Photos()}
+        trainer = Trainer(model, arguments, compute_metrics=mean_label, **data)
         trainer.train()
         curve = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         predicted = trainer.predict(Photos())
