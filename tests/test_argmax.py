@@ -10,6 +10,8 @@ from fcnfast import ops, reference
 from fcnfast.geometry import SamplingGrid
 from tests import op_tools as tools
 
+FORMATS = (torch.contiguous_format, torch.channels_last)
+
 
 @settings(max_examples=120)
 @given(st.data(), tools.some_grids, st.sampled_from(tools.FLOATS), st.sampled_from(tools.LABELS))
@@ -42,13 +44,13 @@ def test_smooth_maps_are_settled_at_the_corners(grid, classes, seed):
     rows, columns = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in grid.in_size)
     slope = torch.randn(1, classes, 1, 1, generator=generator, dtype=torch.float64)
     x = slope * (rows[:, None] + columns)
-    for form in (torch.contiguous_format, torch.channels_last):
+    for form in FORMATS:
         labels = ops.upsample_argmax(x.contiguous(memory_format=form), grid)
         tools.assert_is_argmax(labels, x, grid)
 
 
 @settings(max_examples=40)
-@given(tools.grids(), st.integers(1, 4), st.sampled_from((torch.contiguous_format, torch.channels_last)))
+@given(tools.grids(), st.integers(1, 4), st.sampled_from(FORMATS))
 def test_the_first_class_wins_a_tie(grid, classes, memory_format):
     x = torch.ones(1, classes, *grid.in_size).contiguous(memory_format=memory_format)
     assert not ops.upsample_argmax(x, grid).any()
