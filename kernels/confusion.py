@@ -14,7 +14,16 @@ import triton.language as tl
 from torch import Tensor
 
 from .grid import Axis, Strided, check_supported, on_device
-from .winners import SIZES, Shares, Source, bitwise_or, kept, label_patches, pixels, tiles
+from .winners import (
+    SIZES,
+    Source,
+    bitwise_or,
+    kept,
+    label_patches,
+    lane_patches,
+    pixels,
+    tiles,
+)
 
 if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
@@ -134,14 +143,14 @@ def count_settled(to, label, patch, lengths, ROWS: tl.constexpr, COLUMNS: tl.con
 def confusion_kernel(
     scores_ptr, target_ptr, out_ptr,
     images, num_classes, height, width,
-    row_size, row_num, row_off, row_den,
+    row_n, row_size, row_num, row_off, row_den,
     row_first, row_cells, row_head, row_inner, row_patches,
-    column_size, column_num, column_off, column_den,
+    column_n, column_size, column_num, column_off, column_den,
     column_first, column_cells, column_head, column_inner, column_patches,
     xn, xc, xh, xw, tn, th, tw, on, oc, ignore_index,
-    CLAMP: tl.constexpr, SPLIT: tl.constexpr, IGNORES: tl.constexpr, OTHERS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    TEAM: tl.constexpr, UNROLL: tl.constexpr, ROUNDS: tl.constexpr,
+    IGNORES: tl.constexpr, OTHERS: tl.constexpr, ROUNDS: tl.constexpr,
+    CLAMP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr, TEAM: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """One program: the pixels of TILE_ROWS rows of patches, BLOCK in all.
 
@@ -151,26 +160,18 @@ def confusion_kernel(
     out_ptr: int64, true classes x labels, strides on, oc; one row more for OTHERS that are neither
         classes nor ignored.
     """
-    ring: tl.constexpr = 0 if CLAMP else 2  # rows and columns of zeros around the map
-    rows = Axis(
-        height + ring, row_size, row_num, row_off, row_den,
-        row_first, row_cells, row_head, row_inner, 0,
-    )  # fmt: skip
-    columns = Axis(
-        width + ring, column_size, column_num, column_off, column_den,
-        column_first, column_cells, column_head, column_inner, 0,
-    )  # fmt: skip
     at = Source(
         Strided(scores_ptr, xn, xc, xh, xw), images, num_classes, height, width,
-        rows, columns, row_patches, column_patches,
+        Axis(row_n, row_size, row_num, row_off, row_den,
+             row_first, row_cells, row_head, row_inner, row_patches),
+        Axis(column_n, column_size, column_num, column_off, column_den,
+             column_first, column_cells, column_head, column_inner, column_patches),
+        CLAMP, ROWS, COLUMNS, TILE_ROWS, BLOCK, TEAM, UNROLL,
     )  # fmt: skip
     counts = Counts(
         target_ptr, tn, th, tw, out_ptr, on, oc, num_classes, ignore_index, IGNORES, OTHERS, ROUNDS
     )
-    label_patches(
-        at, counts, count_settled, count_rows,
-        CLAMP, SPLIT, ROWS, COLUMNS, TILE_ROWS, BLOCK, TEAM, UNROLL,
-    )  # fmt: skip
+    label_patches(at, lane_patches(at), counts, count_settled, count_rows)
 
 
 def add(
@@ -179,7 +180,6 @@ def add(
     target: Tensor,
     grid: SamplingGrid,
     ignore_index: int,
-    shares: Shares | None = None,
 ) -> None:
     """Count the pixels of each true class by the label that the upsampled scores give them.
 
@@ -191,7 +191,6 @@ def add(
         target: N x H x W true classes, any integer dtype and strides.
         grid: exact positions of H x W pixels.
         ignore_index: pixels of this truth are not counted; any integer.
-        shares: other constants of the launch, to compare.
 
     Raises:
         ValueError: when there are more than 2**30 patches, or points of the coarse map, or 2**27
@@ -205,11 +204,11 @@ def add(
     if not target.numel():
         return
     kind = torch.iinfo(target.dtype)
-    plan = tiles(tuple(scores.shape), grid, shares)
+    plan = tiles(tuple(scores.shape), grid)
     with on_device(scores):
         confusion_kernel[(plan.programs,)](
-            scores, target, out, *plan.sizes(scores),
+            scores, target, out, *plan.sizes, *scores.stride(),
             *target.stride(), *out.stride(), ignore_index,
             IGNORES=kind.min <= ignore_index <= kind.max, OTHERS=out.shape[0] > out.shape[1],
-            ROUNDS=ROUNDS, **plan.options, **plan.label_options,
+            ROUNDS=ROUNDS, **plan.options,
         )  # fmt: skip

@@ -203,16 +203,13 @@ def axis_positions(grid, axis):
         yield min(max(cell, -1), n - 1), Fraction(0 if outside else part, den)
 
 
-AXIS = ["n", "size", "num", "off", "den", "first", "cells", "head", "inner", "in_size", "patches"]
-
-
-@triton.jit(do_not_specialize=AXIS)
+@triton.jit(do_not_specialize=[*Axis._fields, "in_size"])
 def spans_kernel(
-    span_ptr, fraction_ptr, n, size, num, off, den, first, cells, head, inner, in_size, patches,
+    span_ptr, fraction_ptr, n, size, num, off, den, first, cells, head, inner, patches, in_size,
     LENGTH: tl.constexpr, CLAMP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of each patch the first output, how many there are, and the corner; of outputs fractions."""
-    axis = Axis(n, size, num, off, den, first, cells, head, inner, 0)
+    axis = Axis(n, size, num, off, den, first, cells, head, inner, patches)
     patch = tl.arange(0, BLOCK)
     span = span_of(patch, axis, in_size, LENGTH, CLAMP)
     valid = patch < patches
@@ -230,7 +227,7 @@ def spans(grid, axis, length):
     found = torch.full((plan.patches, 3), -9, dtype=torch.int32, device=DEVICE)
     fractions = torch.full((plan.size,), -9.0, device=DEVICE)
     spans_kernel[(1,)](
-        found, fractions, *plan[:-1], grid.in_size[axis], plan.patches,
+        found, fractions, *plan, grid.in_size[axis],
         LENGTH=length, CLAMP=clamp, BLOCK=triton.next_power_of_2(plan.patches),
     )  # fmt: skip
     return found.cpu().numpy(), fractions.cpu()

@@ -31,11 +31,11 @@ def patches_kernel(
 ):
     """Of patches their cell and which of its patches they are; the range of patches of cells."""
     item = tl.arange(0, BLOCK)
-    axis = Axis(0, 0, 0, 0, 0, first, cells, head, inner, 0)
+    axis = Axis(0, 0, 0, 0, 0, first, cells, head, inner, count)
     cell, which = patch_at(item, axis)
     tl.store(patch_ptr + 2 * item, cell)
     tl.store(patch_ptr + 2 * item + 1, which)
-    begin, end = patches_of(before + item, axis, count)
+    begin, end = patches_of(before + item, axis)
     tl.store(cell_ptr + 2 * item, begin)
     tl.store(cell_ptr + 2 * item + 1, end)
 
