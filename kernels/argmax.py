@@ -87,41 +87,55 @@ def row_confidence(at, taps):
     return 1 / tl.reshape(joined(total, at.BLOCK, at.COLUMNS), [1, at.BLOCK, at.COLUMNS])
 
 
+@triton.jit
+def store_confidence(at, out):
+    """Store the softmax of the label of each pixel; out: a PixelMap."""
+    patch, lane = lane_patches(at), tl.arange(0, at.BLOCK)
+    lengths = tl.where(patch.valid, patch.rows.length, 0)
+    for row in range(tl.max(lengths, 0)):
+        found = row_confidence(at, row_taps(at, row, patch, patch.valid))
+        store_rows(out, found, lane * 0 + row, patch, lengths, 1, at.COLUMNS)
+
+
+@triton.jit
+def store_pixels(at, out, CONFIDENCE: tl.constexpr):
+    """Store the confidence, or the labels, of all patches of this program."""
+    if CONFIDENCE:
+        store_confidence(at, out)
+    else:
+        label_patches(at, out, store_settled, store_rows)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def label_kernel(
-    scores_ptr, out_ptr, confidence_ptr,
+    scores_ptr, out_ptr,
     images, num_classes, height, width,
     row_n, row_size, row_num, row_off, row_den,
     row_first, row_cells, row_head, row_inner, row_patches,
     column_n, column_size, column_num, column_off, column_den,
     column_first, column_cells, column_head, column_inner, column_patches,
     xn, xc, xh, xw,
-    ALIGN: tl.constexpr, CLAMP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    CONFIDENCE: tl.constexpr, ALIGN: tl.constexpr,
+    CLAMP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr, TEAM: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """One program: the labels of TILE_ROWS rows of patches, BLOCK in all.
+    """One program: the labels of TILE_ROWS rows of patches, BLOCK in all; or, if CONFIDENCE, the
+    softmax of each pixel's label.
 
     scores_ptr: images x num_classes x height x width, strides xn, xc, xh, xw.
     out_ptr: images x row_size x column_size, dense. Patches start at multiples of ALIGN.
-    confidence_ptr: None, or of the same shape: the softmax of each label, in float32.
     """
-    at = Source(
-        Strided(scores_ptr, xn, xc, xh, xw), images, num_classes, height, width,
-        Axis(row_n, row_size, row_num, row_off, row_den,
-             row_first, row_cells, row_head, row_inner, row_patches),
-        Axis(column_n, column_size, column_num, column_off, column_den,
-             column_first, column_cells, column_head, column_inner, column_patches),
-        CLAMP, ROWS, COLUMNS, TILE_ROWS, BLOCK, TEAM, UNROLL,
+    store_pixels(
+        Source(
+            Strided(scores_ptr, xn, xc, xh, xw), images, num_classes, height, width,
+            Axis(row_n, row_size, row_num, row_off, row_den,
+                 row_first, row_cells, row_head, row_inner, row_patches),
+            Axis(column_n, column_size, column_num, column_off, column_den,
+                 column_first, column_cells, column_head, column_inner, column_patches),
+            CLAMP, ROWS, COLUMNS, TILE_ROWS, BLOCK, TEAM, UNROLL,
+        ),
+        PixelMap(out_ptr, row_size, column_size, ALIGN), CONFIDENCE,
     )  # fmt: skip
-    patch = lane_patches(at)
-    labels = PixelMap(out_ptr, row_size, column_size, ALIGN)
-    label_patches(at, patch, labels, store_settled, store_rows)
-    if confidence_ptr is not None:
-        out = PixelMap(confidence_ptr, row_size, column_size, ALIGN)
-        lengths = tl.where(patch.valid, patch.rows.length, 0)
-        for row in range(tl.max(lengths, 0)):
-            found = row_confidence(at, row_taps(at, row, patch, patch.valid))
-            store_rows(out, found, tl.arange(0, BLOCK) * 0 + row, patch, lengths, 1, COLUMNS)
 
 
 @lru_cache(maxsize=1024)
@@ -160,16 +174,16 @@ def forward(
     """
     check_supported(scores, grid)
     shape, device = (scores.shape[0], *grid.size), scores.device
-    labels = torch.empty(shape, dtype=dtype, device=device)
-    probability = None
+    labels, probability = torch.empty(shape, dtype=dtype, device=device), None
     if confidence:
         probability = torch.empty(shape, dtype=torch.float32, device=device)
     if labels.numel():
         plan = tiles(tuple(scores.shape), grid)
         align = aligned(grid, plan.options["COLUMNS"])
         with on_device(scores):
-            label_kernel[(plan.programs,)](
-                scores, labels, probability, *plan.sizes, *scores.stride(),
-                ALIGN=align, **plan.options,
-            )  # fmt: skip
+            for out in (labels, probability)[: 1 + confidence]:
+                label_kernel[(plan.programs,)](
+                    scores, out, *plan.sizes, *scores.stride(),
+                    CONFIDENCE=out is probability, ALIGN=align, **plan.options,
+                )  # fmt: skip
     return labels, probability

@@ -20,7 +20,6 @@ from .winners import (
     bitwise_or,
     kept,
     label_patches,
-    lane_patches,
     pixels,
     tiles,
 )
@@ -160,18 +159,19 @@ def confusion_kernel(
     out_ptr: int64, true classes x labels, strides on, oc; one row more for OTHERS that are neither
         classes nor ignored.
     """
-    at = Source(
-        Strided(scores_ptr, xn, xc, xh, xw), images, num_classes, height, width,
-        Axis(row_n, row_size, row_num, row_off, row_den,
-             row_first, row_cells, row_head, row_inner, row_patches),
-        Axis(column_n, column_size, column_num, column_off, column_den,
-             column_first, column_cells, column_head, column_inner, column_patches),
-        CLAMP, ROWS, COLUMNS, TILE_ROWS, BLOCK, TEAM, UNROLL,
+    label_patches(
+        Source(
+            Strided(scores_ptr, xn, xc, xh, xw), images, num_classes, height, width,
+            Axis(row_n, row_size, row_num, row_off, row_den,
+                 row_first, row_cells, row_head, row_inner, row_patches),
+            Axis(column_n, column_size, column_num, column_off, column_den,
+                 column_first, column_cells, column_head, column_inner, column_patches),
+            CLAMP, ROWS, COLUMNS, TILE_ROWS, BLOCK, TEAM, UNROLL,
+        ),
+        Counts(target_ptr, tn, th, tw, out_ptr, on, oc, num_classes, ignore_index,
+               IGNORES, OTHERS, ROUNDS),
+        count_settled, count_rows,
     )  # fmt: skip
-    counts = Counts(
-        target_ptr, tn, th, tw, out_ptr, on, oc, num_classes, ignore_index, IGNORES, OTHERS, ROUNDS
-    )
-    label_patches(at, lane_patches(at), counts, count_settled, count_rows)
 
 
 def add(

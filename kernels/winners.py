@@ -64,7 +64,8 @@ LOW = tl.constexpr(2**30)
 
 
 class Source(NamedTuple):
-    """Scores, where pixels look at them, and the constants of a kernel.
+    """Scores, where pixels look at them, and the constants of a kernel, which remain such only in a
+    tuple that is handed on as it was made, not assigned to a name.
 
     scores: of num_classes x height x width each image. rows, columns: each an Axis of scalars.
     CLAMP: whether the border repeats the edge. ROWS, COLUMNS: pixels of a patch, at most.
@@ -506,13 +507,14 @@ def chosen(mixed, begin, BLOCK: tl.constexpr, TEAM: tl.constexpr):
 
 
 @triton.jit
-def label_patches(at, patch, sink, SETTLED: tl.constexpr, SINK: tl.constexpr):
+def label_patches(at, sink, SETTLED: tl.constexpr, SINK: tl.constexpr):
     """Hand the labels of all patches of this program to SINK or SETTLED, each pixel once.
 
     SINK takes `sink`, COUNT x BLOCK x COLUMNS labels, the first of each lane's rows, the lanes'
     patches, how many rows each has, COUNT and COLUMNS. SETTLED takes `sink`, of each lane the label
     of all its pixels, the lanes' patches, how many rows each has, ROWS and COLUMNS.
     """
+    patch = lane_patches(at)
     winners, mixed, special = corner_winners(at, patch)
     lengths = tl.where(patch.valid & ~(mixed | special), patch.rows.length, 0)
     SETTLED(sink, winners.a, patch, lengths, at.ROWS, at.COLUMNS)
