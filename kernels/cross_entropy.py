@@ -205,23 +205,14 @@ def sums_of(pixels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 # ---- the loss of a patch
 
 
-class Weighted(NamedTuple):
-    """Where classes count differently: what replaces the plain factors, loss and weight.
-
-    factors: of each pixel, of its sum the reciprocal times what its softmax counts. loss: the sum
-    of the sums' logarithms to base 2, weighted. weight: the sum of the pixels' weights. valid: the
-    Sums of 1 over the pixels that count.
-    """
-
-    factors: tl.tuple
-    loss: tl.tensor
-    weight: tl.tensor
-    valid: Sums
-
-
 @triton.jit
 def weighted_by_class(call, factors, classes):
-    """The plain factors and all else as Weighted by the `class_table`, class by class."""
+    """What replaces the plain factors, loss and weight where classes count by the `class_table`.
+
+    Returns of each pixel the reciprocal of its sum times what its softmax counts; the sum of the
+    sums' logarithms to base 2, weighted; the sum of the pixels' weights; the Sums of 1 over the
+    pixels that count.
+    """
     zero = tl.zeros([call.BLOCK], tl.float32)
     loss, total, valid = zero, zero, Sums(zero, zero, zero, zero)
     soft = tl.load(call.table + 3 * call.num_classes)
@@ -234,7 +225,7 @@ def weighted_by_class(call, factors, classes):
             loss -= weight * logarithms
             total += tl.load(call.table + channel) * own.one
             valid = Sums(valid.one + own.one, valid.x + own.x, valid.y + own.y, valid.xy + own.xy)
-    return Weighted(factors, loss, total, valid)
+    return factors, loss, total, valid
 
 
 @triton.jit
@@ -265,8 +256,7 @@ def patch_loss(call, tile, source, planes):
     factors, loss = plain_factors(call, sums, valid)
     total = popcount(valid).to(tl.float32)
     if call.TABLE:
-        w = weighted_by_class(call, factors, classes)
-        factors, loss, total, counted = w.factors, w.loss, w.weight, w.valid
+        factors, loss, total, counted = weighted_by_class(call, factors, classes)
         loss -= dot(corner_shares(counted, middle), smooth)
     upper, lower = planes.upper, planes.lower
     for channel in range(call.num_classes):
@@ -602,16 +592,13 @@ def scaled(
         N x C x h x w of that dtype and in that format, dense.
 
     Raises:
-        ValueError: when there are more than 2**30 rows, or values in one, or `gradient` is float64.
+        ValueError: as `check_rows`, and for float64.
     """
     check_supported(gradient)
-    images, channels, height, width = gradient.shape
-    if channels_last and channels > 1:
-        out = torch.empty((images, height, width, channels), dtype=dtype, device=gradient.device)
-        out = out.permute(0, 3, 1, 2)
-    else:
-        channels_last = False
-        out = torch.empty(tuple(gradient.shape), dtype=dtype, device=gradient.device)
+    channels_last = channels_last and gradient.shape[1] > 1
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    shape, device = tuple(gradient.shape), gradient.device
+    out = torch.empty(shape, dtype=dtype, device=device, memory_format=form)
     if out.numel():
         rows, length = check_rows(out.shape, channels_last)
         align = VECTOR_BYTES // dtype.itemsize

@@ -341,14 +341,9 @@ def launch_of(shape: tuple[int, ...], grid: SamplingGrid) -> Launch:
     plane_shift = first * in_place
     sizes = (*shape, plane_shift, lane_cells, *rows, *columns)
     options = {
-        "CLAMP": grid.border == "clamp",
-        "ROWS": lengths[0],
-        "COLUMNS": lengths[1],
-        "BLOCK": LANES,
-        "GROUPS": groups,
-        "SHARES": shares,
-        "num_warps": 1,
-    }
+        "CLAMP": grid.border == "clamp", "ROWS": lengths[0], "COLUMNS": lengths[1], "BLOCK": LANES,
+        "GROUPS": groups, "SHARES": shares, "num_warps": 1,
+    }  # fmt: skip
     planes = shares * rows.patches
     return Launch(
         rows, columns, lane_cells, in_place, plane_shift, planes, programs, sizes, options

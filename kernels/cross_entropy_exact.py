@@ -6,8 +6,6 @@ have a NaN or an infinity, and ``reduction="none"``, which wants the loss of eac
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 
@@ -39,50 +37,29 @@ def row_scores(call, source, part_y, parts_x):
     return row
 
 
-class PixelWeights(NamedTuple):
-    """What a pixel of class t counts: see `class_table`.
-
-    own: w_t, in the mean. hard: (1 - e) w_t. label: hard + k_t, which its label takes from the
-    gradient. softmax: hard + sum k, which its softmax adds: of one class the same, to the last bit.
-    """
-
-    own: tl.tensor
-    hard: tl.tensor
-    label: tl.tensor
-    softmax: tl.tensor
-
-
 @triton.jit
 def pixel_weights(call, code):
-    """The PixelWeights of pixels by their codes; 0 for one that does not count."""
+    """What a pixel of class t counts, by its code (see `class_table`); 0 if it does not count.
+
+    Returns w_t, its share of the mean; (1 - e) w_t; that plus k_t, which its label takes from the
+    gradient; plus the sum of the k, which its softmax adds: of one class the same, to the last bit.
+    """
     valid = code >= 0
     if call.TABLE:
         own = tl.load(call.table + code, mask=valid, other=0.0)
         hard = tl.load(call.table + call.num_classes + code, mask=valid, other=0.0)
         label = hard + tl.load(call.table + 2 * call.num_classes + code, mask=valid, other=0.0)
         soft = tl.where(valid, tl.load(call.table + 3 * call.num_classes), 0.0)
-        return PixelWeights(own, hard, label, hard + soft)
+        return own, hard, label, hard + soft
     else:
         one = tl.where(valid, 1.0, 0.0)
-        return PixelWeights(one, one, one, one)
-
-
-class RowStatistics(NamedTuple):
-    """Of each pixel of a row, as tuples over its columns.
-
-    best: the highest score. sums: of the exponentials relative to it. own: the label's score, and
-    smooth: the sum of all scores times what smoothing counts, both relative to the highest, too.
-    """
-
-    best: tl.tuple
-    sums: tl.tuple
-    own: tl.tuple
-    smooth: tl.tuple
+        return one, one, one, one
 
 
 @triton.jit
 def row_statistics(call, source, part_y, parts_x, codes):
-    """The RowStatistics of one row of each lane's patch: two passes over the classes."""
+    """Of each pixel of a row, in tuples: its highest score; the sum of the exponentials relative to
+    it; the label's score, and the sum of all scores times what smoothing counts, relative, too."""
     smoothing = tl.zeros([], tl.float32)
     if call.TABLE:
         smoothing += tl.load(call.table + 3 * call.num_classes)
@@ -117,7 +94,7 @@ def row_statistics(call, source, part_y, parts_x, codes):
             else:
                 more_smooth = more_smooth + (smooth[j],)
         sums, own, smooth = more, more_own, more_smooth
-    return RowStatistics(best, sums, own, smooth)
+    return best, sums, own, smooth
 
 
 @triton.jit
@@ -130,22 +107,20 @@ def exact_row(
     part_y, parts_x: how far into the cell the row and each column look. codes: of each pixel its
     label, as `label_codes`. grad_output: if PIXELS and GRADIENT, the gradient of its loss.
     """
-    row_of = row_statistics(call, source, part_y, parts_x, codes)
+    best, sums, own, smooth = row_statistics(call, source, part_y, parts_x, codes)
     losses, weights, factors, labels, valid = (), (), (), (), ()
     for j in tl.static_range(call.COLUMNS):
-        w = pixel_weights(call, codes[j])
-        loss = (
-            w.softmax * (tl.log2(row_of.sums[j]) * LN2) - row_of.smooth[j] - w.hard * row_of.own[j]
-        )
+        mean, hard, label, softmax = pixel_weights(call, codes[j])
+        loss = softmax * (tl.log2(sums[j]) * LN2) - smooth[j] - hard * own[j]
         # A label out of range makes NaN of the loss and of the weight, and so of the gradient.
         nothing = tl.where(codes[j] == -2, float("nan"), 0.0)
         losses = losses + (tl.where(codes[j] >= 0, loss, nothing),)
-        weights = weights + (w.own + nothing,)
+        weights = weights + (mean + nothing,)
         scale = tl.where(codes[j] == -1, 0.0, 1.0 + nothing)
         if call.PIXELS and call.GRADIENT:
             scale = scale * grad_output[j]
-        factors = factors + (w.softmax * scale / row_of.sums[j] + nothing,)
-        labels, valid = labels + (w.label * scale,), valid + (scale,)
+        factors = factors + (softmax * scale / sums[j] + nothing,)
+        labels, valid = labels + (label * scale,), valid + (scale,)
     if call.GRADIENT:
         # Other lanes than the one that stored a value may load it for the next row of the patch.
         tl.debug_barrier()
@@ -155,7 +130,7 @@ def exact_row(
             at = next_class(at)
             left, right = tl.zeros([call.BLOCK], tl.float32), tl.zeros([call.BLOCK], tl.float32)
             for j in tl.static_range(call.COLUMNS):
-                g = tl.exp2((row[j] - row_of.best[j]) * LOG2E) * factors[j]
+                g = tl.exp2((row[j] - best[j]) * LOG2E) * factors[j]
                 if call.TABLE:
                     other = tl.load(call.table + 2 * call.num_classes + channel) * valid[j]
                     g -= tl.where(codes[j] == channel, labels[j], other)

@@ -152,14 +152,12 @@ def best_block(length: int, largest: int) -> int:
     return fitting[0] if fitting else min(sizes, key=excess.__getitem__)
 
 
-def warps(values: int) -> int:
-    """Warps, 1 to 8, for a block of `values` with eight of them for each thread."""
-    return min(max(triton.next_power_of_2(values) // 256, 1), 8)
+def warps(values: int, least: int = 2) -> int:
+    """Warps, up to 8, for a block of `values` with eight of them for each thread.
 
-
-def gathering_warps(values: int) -> int:
-    """The same for kernels that gather: two at least, as one would gather by shuffles."""
-    return max(warps(values), 2)
+    Kernels that gather need two at least: one warp would gather by shuffles.
+    """
+    return min(max(triton.next_power_of_2(values) // 256, least), 8)
 
 
 # ---- host: the patches of an axis

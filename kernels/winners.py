@@ -573,15 +573,9 @@ def tiles(shape: tuple[int, ...], grid: SamplingGrid) -> Tiles:
         raise ValueError(f"{grid.size} has an axis of more than {MOST // PATCH} pixels or patches")
     blocks = triton.cdiv(images * columns.patches, LANES // tile_rows)
     options = {
-        "CLAMP": grid.border == "clamp",
-        "ROWS": lengths[0],
-        "COLUMNS": lengths[1],
-        "TILE_ROWS": tile_rows,
-        "BLOCK": LANES,
-        "TEAM": min(TEAM, lengths[0]),
-        "UNROLL": UNROLL,
-        "num_warps": 1,
-        **MOST_REGISTERS,
-    }
+        "CLAMP": grid.border == "clamp", "ROWS": lengths[0], "COLUMNS": lengths[1],
+        "TILE_ROWS": tile_rows, "BLOCK": LANES, "TEAM": min(TEAM, lengths[0]), "UNROLL": UNROLL,
+        "num_warps": 1, **MOST_REGISTERS,
+    }  # fmt: skip
     programs = triton.cdiv(rows.patches, tile_rows) * blocks
     return Tiles(programs, (*shape, *rows, *columns), options)
