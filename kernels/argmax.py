@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from math import gcd
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,6 +13,7 @@ from .grid import Axis, Strided, check_supported, joined, on_device
 from .winners import (
     SIZES,
     Source,
+    aligned,
     label_patches,
     lane_patches,
     pixels,
@@ -136,19 +135,6 @@ def label_kernel(
         ),
         PixelMap(out_ptr, row_size, column_size, ALIGN), CONFIDENCE,
     )  # fmt: skip
-
-
-@lru_cache(maxsize=1024)
-def aligned(grid: SamplingGrid, length: int) -> int:
-    """What the patches' first columns and the width are multiples of: a power of two or 1.
-
-    All that the patches have in common, `length` at most, or nothing: no kernels between.
-    """
-    num, off, den = grid.num[1], grid.off[1], grid.den[1]
-    if num == 0 or den % num:
-        return 1
-    common = gcd(-(off // num), den // num, length)
-    return 1 if grid.size[1] % common else common
 
 
 def forward(

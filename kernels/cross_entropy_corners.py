@@ -19,7 +19,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .grid import AXES, Axis, Corners, Strided, axis_patches, cell_start, longest, patch_at
+from .grid import (
+    AXES,
+    Axis,
+    Corners,
+    Strided,
+    axis_patches,
+    cell_start,
+    is_class,
+    longest,
+    patch_at,
+)
 
 if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
@@ -266,13 +276,7 @@ def label_codes(call, pointers, inside):
         label = tl.load(pointers, mask=inside, other=call.ignore_index)
     else:
         label = tl.load(pointers, mask=inside, other=0)
-    if label.dtype.primitive_bitwidth < 32:
-        label = label.to(tl.int32)
-    if label.dtype == tl.int32:
-        in_range = label.to(tl.uint32, bitcast=True) < call.num_classes.to(tl.uint32)
-    else:
-        in_range = label.to(tl.uint64, bitcast=True) < call.num_classes.to(tl.uint64)
-    code = tl.where(in_range, label.to(tl.int32), -2)
+    code = tl.where(is_class(label, call.num_classes), label.to(tl.int32), -2)
     return tl.where(label != call.ignore_index if call.IGNORES else inside, code, -1)
 
 

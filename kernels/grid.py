@@ -252,6 +252,18 @@ class Corners(NamedTuple):
     d: tl.tensor
 
 
+# ---- device: labels
+
+
+@triton.jit
+def is_class(label, num_classes):
+    """Whether labels, of any integer type, are from 0 to num_classes - 1."""
+    if label.dtype == tl.int64:
+        return label.to(tl.uint64, bitcast=True) < num_classes.to(tl.uint64)
+    else:
+        return label.to(tl.int32).to(tl.uint32, bitcast=True) < num_classes.to(tl.uint32)
+
+
 # ---- device: positions along one axis
 
 

@@ -16,6 +16,7 @@ own cell alone.
 from __future__ import annotations
 
 from functools import lru_cache
+from math import gcd
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -579,3 +580,16 @@ def tiles(shape: tuple[int, ...], grid: SamplingGrid) -> Tiles:
     }  # fmt: skip
     programs = triton.cdiv(rows.patches, tile_rows) * blocks
     return Tiles(programs, (*shape, *rows, *columns), options)
+
+
+@lru_cache(maxsize=1024)
+def aligned(grid: SamplingGrid, length: int) -> int:
+    """What the patches' first columns and the width are multiples of: a power of two or 1.
+
+    All that the patches have in common, `length` at most, or nothing: no kernels between.
+    """
+    num, off, den = grid.num[1], grid.off[1], grid.den[1]
+    if num == 0 or den % num:
+        return 1
+    common = gcd(-(off // num), den // num, length)
+    return 1 if grid.size[1] % common else common
