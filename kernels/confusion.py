@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 STRIDES = ["tn", "th", "on", "oc"]
 # A count that no pixel goes to.
 NONE = tl.constexpr(2**31 - 1)
+# Fewer classes at once than for labels alone, and so fewer registers: more programs at a time.
+UNROLL = 4
 # Of so many counts a program adds up its pixels; those of others are added one by one.
 ROUNDS = 8
 
@@ -118,18 +120,17 @@ def count_settled(to, label, patch, lengths, ROWS: tl.constexpr, COLUMNS: tl.con
     one, then the odd ones, row by row."""
     place, columns = first_pixels(to, patch), patch.columns.length // to.ALIGN * to.ALIGN
     truth = tl.load(to.target + place, mask=lengths > 0, other=0)
-    j = tl.arange(0, COLUMNS)[None, :]
-    some = (lengths > 0)[:, None] & (j < columns[:, None])
+    j, rows, first = tl.arange(0, COLUMNS)[None, :], lengths[:, None], truth[:, None]
+    some = (rows > 0) & (j < columns[:, None])
     pitch = to.h.to(tl.int64) // to.ALIGN * to.ALIGN
     pointers = to.target + (place[:, None] + j.to(tl.int64) * to.w)
     at, odd = pointers, tl.zeros([label.numel, COLUMNS], tl.int32)
     most = tl.max(lengths, 0)
     for i in range(most):
-        same = tl.load(at, mask=some, other=0) == truth[:, None]
+        same = tl.load(at, mask=some, other=0) == first
         odd = odd | tl.where(same, 0, 1 << i)
-        # A row that a patch does not have is its last one again: no mask.
-        at += tl.where(i + 1 < lengths, pitch, 0)[:, None]
-    odd = tl.where(some, odd & ((1 << lengths) - 1)[:, None], 0)
+        at += tl.where(i + 1 < rows, pitch, 0)  # where a patch ends, its last row again: no mask
+    odd = tl.where(some, odd & ((1 << rows) - 1), 0)
     number = odd - (odd >> 1 & 0x55)
     number = (number & 0x33) + (number >> 2 & 0x33)
     number = tl.sum((number + (number >> 4)) & 0x0F, 1)
@@ -220,5 +221,6 @@ def add(
         confusion_kernel[(plan.programs,)](
             scores, target, out, *plan.sizes, *scores.stride(),
             *target.stride(), *out.stride(), ignore_index,
-            IGNORES=ignores, OTHERS=others, ROUNDS=ROUNDS, ALIGN=align, **plan.options,
+            IGNORES=ignores, OTHERS=others, ROUNDS=ROUNDS, ALIGN=align,
+            **(plan.options | {"UNROLL": UNROLL}),
         )  # fmt: skip
