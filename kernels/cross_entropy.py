@@ -1,10 +1,10 @@
 """upsample_cross_entropy: the loss of upsampled scores, and its gradient, patch by patch.
 
-No full-resolution logit is written. `patch_kernel` makes the loss of each patch from the sums of
+No full-resolution logit is written. `loss_kernel` makes the loss of each patch from the sums of
 its exponentials, and what it gives to the gradient of the corners of its cell: four sums over its
-pixels for each class. `exact_kernel` adds the patches that were left over, and `combine_kernel`
-sums up the losses, and the shares that each corner got. All in a fixed order: the same bits in
-every run.
+pixels for each class. A second launch of it adds the patches that were left over, pixel by pixel,
+and `combine_kernel` sums up the losses, and the shares that each corner got. All in a fixed order:
+the same bits in every run.
 
 For a class that no label of the program names, the four sums are polynomials in the ratio of its
 progression; of one that labels name, the softmax of a pixel and its label cancel before anything
@@ -343,7 +343,7 @@ def loss_kernel(
     ignore_index, xn, xc, xh, xw, tn, th, tw, pn, ph, pw,
     EXACT: tl.constexpr, PIXELS: tl.constexpr, GRADIENT: tl.constexpr, CLAMP: tl.constexpr,
     TABLE: tl.constexpr, IGNORES: tl.constexpr, DIGITS: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, SHARES: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """One program: a row of patches, ROWS x COLUMNS pixels each, of consecutive cells; a patch for
     each of its BLOCK lanes. See `cross_entropy_corners` for how programs share the pixels.
@@ -357,8 +357,8 @@ def loss_kernel(
     partial_ptr: unless PIXELS, 2 x programs: the sums of the losses and of the weights of its
         pixels.
     left_over_ptr: unless PIXELS, programs: a bit for each lane whose scores range too widely.
-    upper_ptr, lower_ptr: if GRADIENT, SHARES * row_patches x images x num_classes x width each:
-        what each row of patches gives to the corners above and below it.
+    upper_ptr, lower_ptr: if GRADIENT, planes x images x num_classes x width each: what each row of
+        patches gives to the corners above and below it.
     pixels_ptr: if PIXELS, images x row_size x column_size, strides pn, ph, pw: the losses; if
         GRADIENT, theirs.
     """
@@ -419,8 +419,8 @@ def combine_kernel(
     """The first program: the loss. Each other: BLOCK of the `length` values of a row of corners,
     which are all images' and classes'.
 
-    partial_ptr: 2 x programs, see `patch_kernel`. loss_ptr, scale_ptr: one value each, or None.
-    upper_ptr, lower_ptr: as `patch_kernel` leaves them. out_ptr: height x length, dense; its rows
+    partial_ptr: 2 x programs, see `loss_kernel`. loss_ptr, scale_ptr: one value each, or None.
+    upper_ptr, lower_ptr: as `loss_kernel` leaves them. out_ptr: height x length, dense; its rows
     may be the rows of upper_ptr that are read for them. pad: rows of zeros above the map.
     """
     program = tl.program_id(0)
@@ -486,7 +486,7 @@ def _losses(
         partial = torch.empty(2 * launch.programs, dtype=torch.float32, device=device)
         left_over = torch.empty(launch.programs, dtype=torch.int64, device=device)
     if gradient:
-        shape = (launch.planes, *scores.shape[:2], scores.shape[3])
+        shape = (launch.shares * launch.rows.patches, *scores.shape[:2], scores.shape[3])
         planes = [torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2)]
     digits = max((scores.shape[1] - 1).bit_length(), 2)
     strides = (*scores.stride(), *target.stride(), *(target if pixels is None else pixels).stride())
@@ -528,7 +528,7 @@ def _combined(
             launch.programs, images, length, width, int(grid.border == "zero"),
             launch.plane_shift, launch.lane_cells,
             rows.first, rows.cells, rows.head, rows.inner, rows.patches, launch.columns.first,
-            REDUCTION=reduction, SHARES=launch.options["SHARES"], BLOCK=BLOCK, num_warps=4,
+            REDUCTION=reduction, SHARES=launch.shares, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
     return loss, scale, gradient if planes is None else gradient.permute(1, 2, 0, 3)
 

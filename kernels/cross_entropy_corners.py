@@ -306,7 +306,7 @@ class Launch(NamedTuple):
     rows, columns: the patches of either axis. lane_cells: the cells of a row, with one more where
     the last corner has no pixels to its right. in_place: each row of corners but the last has one
     row of patches below it, whose plane becomes the corners' own. plane_shift: the row of patches
-    whose plane comes first. planes: how many rows of corners are kept apart before they are added.
+    whose plane comes first. shares: programs that share a cell, each with planes of its own.
     sizes: what `loss_kernel` takes between its pointers and ignore_index.
     """
 
@@ -315,7 +315,7 @@ class Launch(NamedTuple):
     lane_cells: int
     in_place: bool
     plane_shift: int
-    planes: int
+    shares: int
     programs: int
     sizes: tuple[int, ...]
     options: dict[str, Any]
@@ -346,9 +346,8 @@ def launch_of(shape: tuple[int, ...], grid: SamplingGrid) -> Launch:
     sizes = (*shape, plane_shift, lane_cells, *rows, *columns)
     options = {
         "CLAMP": grid.border == "clamp", "ROWS": lengths[0], "COLUMNS": lengths[1], "BLOCK": LANES,
-        "GROUPS": groups, "SHARES": shares, "num_warps": 1,
+        "GROUPS": groups, "num_warps": 1,
     }  # fmt: skip
-    planes = shares * rows.patches
     return Launch(
-        rows, columns, lane_cells, in_place, plane_shift, planes, programs, sizes, options
+        rows, columns, lane_cells, in_place, plane_shift, shares, programs, sizes, options
     )

@@ -22,7 +22,7 @@ from .grid import Corners, columns_of, joined
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 # Powers of two between neighboring corners of a class. With more, all exponentials of a pixel may
-# be too small: such patches, and those with a NaN or an infinity, are left to `exact_kernel`. A
+# be too small: such patches, and those with a NaN or an infinity, are left to `exact_patches`. A
 # class that is -inf at all four corners is none of these.
 WIDEST = tl.constexpr(32.0)
 # Further below the highest an exponent is as good as this (`bounded`).
