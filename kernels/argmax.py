@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from math import gcd
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -14,10 +12,10 @@ from torch import Tensor
 from .grid import Axis, Strided, check_supported, joined, on_device
 from .winners import (
     SIZES,
-    Shares,
     Source,
+    aligned,
     label_patches,
-    patches_of,
+    lane_patches,
     pixels,
     row_scores,
     row_taps,
@@ -64,119 +62,79 @@ def store_settled(out, label, patch, lengths, ROWS: tl.constexpr, COLUMNS: tl.co
     store_rows(out, labels, label * 0, patch, lengths, ROWS, COLUMNS)
 
 
+@triton.jit
+def row_confidence(at, taps):
+    """The softmax of the largest class of each pixel of a row, 1 x BLOCK x COLUMNS."""
+    best, total = (), ()
+    for _ in tl.static_range(at.COLUMNS):
+        best = best + (tl.full([at.BLOCK], float("-inf"), tl.float32),)
+        total = total + (tl.zeros([at.BLOCK], tl.float32),)
+    corner = taps.corner
+    for _channel in range(at.num_classes):
+        row, larger = row_scores(at, taps, corner), ()
+        corner += at.scores.c
+        for j in tl.static_range(at.COLUMNS):
+            larger = larger + (tl.maximum(best[j], row[j]),)
+        best = larger
+    corner = taps.corner
+    for _channel in range(at.num_classes):
+        row, added = row_scores(at, taps, corner), ()
+        corner += at.scores.c
+        for j in tl.static_range(at.COLUMNS):
+            added = added + (total[j] + tl.exp(row[j] - best[j]),)
+        total = added
+    return 1 / tl.reshape(joined(total, at.BLOCK, at.COLUMNS), [1, at.BLOCK, at.COLUMNS])
+
+
+@triton.jit
+def store_confidence(at, out):
+    """Store the softmax of the label of each pixel; out: a PixelMap."""
+    patch, lane = lane_patches(at), tl.arange(0, at.BLOCK)
+    lengths = tl.where(patch.valid, patch.rows.length, 0)
+    for row in range(tl.max(lengths, 0)):
+        found = row_confidence(at, row_taps(at, row, patch, patch.valid))
+        store_rows(out, found, lane * 0 + row, patch, lengths, 1, at.COLUMNS)
+
+
+@triton.jit
+def store_pixels(at, out, CONFIDENCE: tl.constexpr):
+    """Store the confidence, or the labels, of all patches of this program."""
+    if CONFIDENCE:
+        store_confidence(at, out)
+    else:
+        label_patches(at, out, store_settled, store_rows)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def label_kernel(
     scores_ptr, out_ptr,
     images, num_classes, height, width,
-    row_size, row_num, row_off, row_den,
+    row_n, row_size, row_num, row_off, row_den,
     row_first, row_cells, row_head, row_inner, row_patches,
-    column_size, column_num, column_off, column_den,
+    column_n, column_size, column_num, column_off, column_den,
     column_first, column_cells, column_head, column_inner, column_patches,
     xn, xc, xh, xw,
-    CLAMP: tl.constexpr, SPLIT: tl.constexpr, ALIGN: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    TEAM: tl.constexpr, UNROLL: tl.constexpr,
+    CONFIDENCE: tl.constexpr, ALIGN: tl.constexpr,
+    CLAMP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr, TEAM: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """One program: the labels of TILE_ROWS rows of patches, BLOCK in all.
+    """One program: the labels of TILE_ROWS rows of patches, BLOCK in all; or, if CONFIDENCE, the
+    softmax of each pixel's label.
 
     scores_ptr: images x num_classes x height x width, strides xn, xc, xh, xw.
     out_ptr: images x row_size x column_size, dense. Patches start at multiples of ALIGN.
     """
-    ring: tl.constexpr = 0 if CLAMP else 2  # rows and columns of zeros around the map
-    rows = Axis(
-        height + ring, row_size, row_num, row_off, row_den,
-        row_first, row_cells, row_head, row_inner, 0,
+    store_pixels(
+        Source(
+            Strided(scores_ptr, xn, xc, xh, xw), images, num_classes, height, width,
+            Axis(row_n, row_size, row_num, row_off, row_den,
+                 row_first, row_cells, row_head, row_inner, row_patches),
+            Axis(column_n, column_size, column_num, column_off, column_den,
+                 column_first, column_cells, column_head, column_inner, column_patches),
+            CLAMP, ROWS, COLUMNS, TILE_ROWS, BLOCK, TEAM, UNROLL,
+        ),
+        PixelMap(out_ptr, row_size, column_size, ALIGN), CONFIDENCE,
     )  # fmt: skip
-    columns = Axis(
-        width + ring, column_size, column_num, column_off, column_den,
-        column_first, column_cells, column_head, column_inner, 0,
-    )  # fmt: skip
-    at = Source(
-        Strided(scores_ptr, xn, xc, xh, xw), images, num_classes, height, width,
-        rows, columns, row_patches, column_patches,
-    )  # fmt: skip
-    label_patches(
-        at, PixelMap(out_ptr, row_size, column_size, ALIGN), store_settled, store_rows,
-        CLAMP, SPLIT, ROWS, COLUMNS, TILE_ROWS, BLOCK, TEAM, UNROLL,
-    )  # fmt: skip
-
-
-@triton.jit
-def row_confidence(taps, scores, num_classes, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """The softmax of the largest class of each pixel of a row, 1 x BLOCK x COLUMNS."""
-    best, total = (), ()
-    for _ in tl.static_range(COLUMNS):
-        best = best + (tl.full([BLOCK], float("-inf"), tl.float32),)
-        total = total + (tl.zeros([BLOCK], tl.float32),)
-    corner = taps.corner
-    for _channel in range(num_classes):
-        row = row_scores(corner, taps, scores, COLUMNS)
-        corner += scores.c
-        larger = ()
-        for j in tl.static_range(COLUMNS):
-            larger = larger + (tl.maximum(best[j], row[j]),)
-        best = larger
-    corner = taps.corner
-    for _channel in range(num_classes):
-        row = row_scores(corner, taps, scores, COLUMNS)
-        corner += scores.c
-        added = ()
-        for j in tl.static_range(COLUMNS):
-            added = added + (total[j] + tl.exp(row[j] - best[j]),)
-        total = added
-    result = tl.reshape(joined(total, BLOCK, COLUMNS), [1, BLOCK, COLUMNS])
-    return 1 / result
-
-
-@triton.jit(do_not_specialize=SIZES)
-def confidence_kernel(
-    scores_ptr, out_ptr,
-    images, num_classes, height, width,
-    row_size, row_num, row_off, row_den,
-    row_first, row_cells, row_head, row_inner, row_patches,
-    column_size, column_num, column_off, column_den,
-    column_first, column_cells, column_head, column_inner, column_patches,
-    xn, xc, xh, xw,
-    CLAMP: tl.constexpr, ALIGN: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One program: the largest softmax of each pixel of TILE_ROWS rows of patches, BLOCK in all.
-
-    scores_ptr, out_ptr: see `label_kernel`. A lane has one patch.
-    """
-    ring: tl.constexpr = 0 if CLAMP else 2  # rows and columns of zeros around the map
-    rows = Axis(
-        height + ring, row_size, row_num, row_off, row_den,
-        row_first, row_cells, row_head, row_inner, 0,
-    )  # fmt: skip
-    columns = Axis(
-        width + ring, column_size, column_num, column_off, column_den,
-        column_first, column_cells, column_head, column_inner, 0,
-    )  # fmt: skip
-    at = Source(
-        Strided(scores_ptr, xn, xc, xh, xw), images, num_classes, height, width,
-        rows, columns, row_patches, column_patches,
-    )  # fmt: skip
-    lane, out = tl.arange(0, BLOCK), PixelMap(out_ptr, row_size, column_size, ALIGN)
-    patch = patches_of(at, CLAMP, ROWS, COLUMNS, TILE_ROWS, BLOCK)
-    lengths = tl.where(patch.valid, patch.rows.length, 0)
-    for row in range(tl.max(lengths, 0)):
-        taps = row_taps(at, row, patch, patch.valid, CLAMP, COLUMNS)
-        found = row_confidence(taps, at.scores, num_classes, COLUMNS, BLOCK)
-        store_rows(out, found, lane * 0 + row, patch, lengths, 1, COLUMNS)
-
-
-@lru_cache(maxsize=1024)
-def aligned(grid: SamplingGrid, length: int) -> int:
-    """What the patches' first columns and the width are multiples of: a power of two or 1.
-
-    All that the patches have in common, `length` at most, or nothing: no kernels between.
-    """
-    num, off, den = grid.num[1], grid.off[1], grid.den[1]
-    if num == 0 or den % num:
-        return 1
-    common = gcd(-(off // num), den // num, length)
-    return 1 if grid.size[1] % common else common
 
 
 def forward(
@@ -184,7 +142,6 @@ def forward(
     grid: SamplingGrid,
     dtype: torch.dtype,
     confidence: bool,
-    shares: Shares | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The labels of the scores sampled at every position of `grid`, and their softmax.
 
@@ -193,7 +150,6 @@ def forward(
         grid: exact positions of H x W pixels.
         dtype: of the labels, an integer type that holds C - 1.
         confidence: whether the winner's softmax is wanted.
-        shares: other constants of the launch, to compare.
 
     Returns:
         N x H x W labels and, with `confidence`, probabilities in float32.
@@ -204,16 +160,16 @@ def forward(
     """
     check_supported(scores, grid)
     shape, device = (scores.shape[0], *grid.size), scores.device
-    labels = torch.empty(shape, dtype=dtype, device=device)
-    probability = None
+    labels, probability = torch.empty(shape, dtype=dtype, device=device), None
     if confidence:
         probability = torch.empty(shape, dtype=torch.float32, device=device)
     if labels.numel():
-        plan = tiles(tuple(scores.shape), grid, shares)
-        sizes = plan.sizes(scores)
-        options = {"ALIGN": aligned(grid, plan.options["COLUMNS"]), **plan.options}
+        plan = tiles(tuple(scores.shape), grid)
+        align = aligned(grid, plan.options["COLUMNS"])
         with on_device(scores):
-            label_kernel[(plan.programs,)](scores, labels, *sizes, **options, **plan.label_options)
-            if confidence:
-                confidence_kernel[(plan.programs,)](scores, probability, *sizes, **options)
+            for out in (labels, probability)[: 1 + confidence]:
+                label_kernel[(plan.programs,)](
+                    scores, out, *plan.sizes, *scores.stride(),
+                    CONFIDENCE=out is probability, ALIGN=align, **plan.options,
+                )  # fmt: skip
     return labels, probability

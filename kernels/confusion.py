@@ -13,8 +13,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .grid import Axis, Strided, check_supported, on_device
-from .winners import SIZES, Shares, Source, bitwise_or, kept, label_patches, pixels, tiles
+from .grid import Axis, Strided, check_supported, is_class, on_device
+from .winners import (
+    SIZES,
+    Source,
+    aligned,
+    bitwise_or,
+    kept,
+    label_patches,
+    pixels,
+    tiles,
+)
 
 if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
@@ -23,6 +32,8 @@ if TYPE_CHECKING:
 STRIDES = ["tn", "th", "on", "oc"]
 # A count that no pixel goes to.
 NONE = tl.constexpr(2**31 - 1)
+# Fewer classes at once than for labels alone, and so fewer registers: more programs at a time.
+UNROLL = 4
 # Of so many counts a program adds up its pixels; those of others are added one by one.
 ROUNDS = 8
 
@@ -62,31 +73,32 @@ class Counts(NamedTuple):
     oc: tl.tensor
     num_classes: tl.tensor
     ignore_index: tl.tensor
-    ignores: tl.constexpr
-    others: tl.constexpr
-    rounds: tl.constexpr
+    IGNORES: tl.constexpr
+    OTHERS: tl.constexpr
+    ROUNDS: tl.constexpr
+    ALIGN: tl.constexpr
 
 
 @triton.jit
 def counts_of(to, truth, labels, valid):
     """Which count each pixel goes to, offsets from to.out, given its truth and its label."""
-    if truth.dtype != tl.int64:
-        truth = truth.to(tl.int32)
-    if to.ignores:
+    in_range = is_class(truth, to.num_classes)
+    if to.IGNORES:
         valid = valid & (truth != to.ignore_index)
-    in_range = (truth >= 0) & (truth < to.num_classes)
-    if to.others:
+    truth = truth.to(tl.int32)
+    if to.OTHERS:
         truth = tl.where(in_range, truth, to.num_classes)
     else:
         valid = valid & in_range
-    return tl.where(valid, truth.to(tl.int32) * to.on + labels * to.oc, NONE)
+    return tl.where(valid, truth * to.on + labels * to.oc, NONE)
 
 
 @triton.jit
 def first_pixels(to, patch):
-    """Pointers to the true class of each patch's first pixel."""
+    """Offsets of the true class of each patch's first pixel."""
     place = patch.image * to.n + patch.rows.start.to(tl.int64) * to.h
-    return to.target + kept(place + patch.columns.start.to(tl.int64) * to.w)
+    place = kept(place + patch.columns.start.to(tl.int64) * to.w)
+    return place // to.ALIGN * to.ALIGN  # which the compiler then knows
 
 
 @triton.jit
@@ -95,81 +107,77 @@ def count_rows(to, labels, first, patch, lengths, COUNT: tl.constexpr, COLUMNS: 
 
     to: Counts. labels: COUNT x BLOCK x COLUMNS.
     """
-    i, j, valid = pixels(first, lengths, patch.columns.length, COUNT, COLUMNS)
-    within = i.to(tl.int64) * to.h + j.to(tl.int64) * to.w
-    truth = tl.load(first_pixels(to, patch)[None, :, None] + within, mask=valid, other=0)
-    count(to.out, counts_of(to, truth, labels, valid), 1, to.rounds)
+    columns = patch.columns.length // to.ALIGN * to.ALIGN
+    i, j, valid = pixels(first, lengths, columns, COUNT, COLUMNS)
+    place = first_pixels(to, patch)[None, :, None] + i.to(tl.int64) * (to.h // to.ALIGN * to.ALIGN)
+    truth = tl.load(to.target + (place + j.to(tl.int64) * to.w), mask=valid, other=0)
+    count(to.out, counts_of(to, truth, labels, valid), 1, to.ROUNDS)
 
 
 @triton.jit
 def count_settled(to, label, patch, lengths, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Count patches of one label each: at once the rows of which all pixels have the true class of
-    the patch's first pixel."""
-    place = first_pixels(to, patch)
-    truth = tl.load(place, mask=lengths > 0, other=0)
-    # Rows and columns that a patch does not have are its last ones again: no masks.
-    j = tl.minimum(tl.arange(0, COLUMNS)[None, :], patch.columns.length[:, None] - 1)
-    pointers, some = place[:, None] + j.to(tl.int64) * to.w, (lengths > 0)[:, None]
-    odd = tl.zeros([label.numel, COLUMNS], tl.int32)
+    """Count patches of one label each: at once the pixels of the true class of a patch's first
+    one, then the odd ones, row by row."""
+    place, columns = first_pixels(to, patch), patch.columns.length // to.ALIGN * to.ALIGN
+    truth = tl.load(to.target + place, mask=lengths > 0, other=0)
+    j, rows, first = tl.arange(0, COLUMNS)[None, :], lengths[:, None], truth[:, None]
+    some = (rows > 0) & (j < columns[:, None])
+    pitch = to.h.to(tl.int64) // to.ALIGN * to.ALIGN
+    pointers = to.target + (place[:, None] + j.to(tl.int64) * to.w)
+    at, odd = pointers, tl.zeros([label.numel, COLUMNS], tl.int32)
     most = tl.max(lengths, 0)
     for i in range(most):
-        same = tl.load(pointers, mask=some, other=0) == truth[:, None]
+        same = tl.load(at, mask=some, other=0) == first
         odd = odd | tl.where(same, 0, 1 << i)
-        pointers += tl.where(i + 1 < lengths, to.h, 0)[:, None]
-    odd = tl.where(lengths > 0, tl.reduce(odd, 1, bitwise_or) & ((1 << lengths) - 1), 0)
-    rows = lengths
-    for i in tl.static_range(ROWS):
-        rows -= odd >> i & 1
+        at += tl.where(i + 1 < rows, pitch, 0)  # where a patch ends, its last row again: no mask
+    odd = tl.where(some, odd & ((1 << rows) - 1), 0)
+    number = odd - (odd >> 1 & 0x55)
+    number = (number & 0x33) + (number >> 2 & 0x33)
+    number = tl.sum((number + (number >> 4)) & 0x0F, 1)
     counts = counts_of(to, truth, label, lengths > 0)
-    count(to.out, counts, rows * patch.columns.length, to.rounds)
-    left = tl.reduce(odd, 0, bitwise_or)
-    labels = tl.broadcast_to(label[None, :, None], [1, label.numel, COLUMNS])
+    count(to.out, counts, lengths * columns - number, to.ROUNDS)
+    left = tl.reduce(tl.reshape(odd, [odd.numel]), 0, bitwise_or)
     for row in range(most):
         if (left >> row) & 1 == 1:
-            lengths = tl.where(odd >> row & 1 == 1, row + 1, 0)
-            count_rows(to, labels, label * 0 + row, patch, lengths, 1, COLUMNS)
+            these = odd >> row & 1 == 1
+            own = tl.load(pointers + row * pitch, mask=these, other=0)
+            count(to.out, counts_of(to, own, label[:, None], these), 1, to.ROUNDS)
 
 
 @triton.jit(do_not_specialize=[*SIZES, *STRIDES, "ignore_index"])
 def confusion_kernel(
     scores_ptr, target_ptr, out_ptr,
     images, num_classes, height, width,
-    row_size, row_num, row_off, row_den,
+    row_n, row_size, row_num, row_off, row_den,
     row_first, row_cells, row_head, row_inner, row_patches,
-    column_size, column_num, column_off, column_den,
+    column_n, column_size, column_num, column_off, column_den,
     column_first, column_cells, column_head, column_inner, column_patches,
     xn, xc, xh, xw, tn, th, tw, on, oc, ignore_index,
-    CLAMP: tl.constexpr, SPLIT: tl.constexpr, IGNORES: tl.constexpr, OTHERS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    TEAM: tl.constexpr, UNROLL: tl.constexpr, ROUNDS: tl.constexpr,
+    IGNORES: tl.constexpr, OTHERS: tl.constexpr, ROUNDS: tl.constexpr, ALIGN: tl.constexpr,
+    CLAMP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr, TEAM: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """One program: the pixels of TILE_ROWS rows of patches, BLOCK in all.
 
     scores_ptr: images x num_classes x height x width, strides xn, xc, xh, xw.
     target_ptr: images x row_size x column_size, strides tn, th, tw: the true classes. IGNORES
-        says whether they may be ignore_index.
+        says whether they may be ignore_index, and would be counted. Patches start at multiples
+        of ALIGN, as do rows.
     out_ptr: int64, true classes x labels, strides on, oc; one row more for OTHERS that are neither
         classes nor ignored.
     """
-    ring: tl.constexpr = 0 if CLAMP else 2  # rows and columns of zeros around the map
-    rows = Axis(
-        height + ring, row_size, row_num, row_off, row_den,
-        row_first, row_cells, row_head, row_inner, 0,
-    )  # fmt: skip
-    columns = Axis(
-        width + ring, column_size, column_num, column_off, column_den,
-        column_first, column_cells, column_head, column_inner, 0,
-    )  # fmt: skip
-    at = Source(
-        Strided(scores_ptr, xn, xc, xh, xw), images, num_classes, height, width,
-        rows, columns, row_patches, column_patches,
-    )  # fmt: skip
-    counts = Counts(
-        target_ptr, tn, th, tw, out_ptr, on, oc, num_classes, ignore_index, IGNORES, OTHERS, ROUNDS
-    )
     label_patches(
-        at, counts, count_settled, count_rows,
-        CLAMP, SPLIT, ROWS, COLUMNS, TILE_ROWS, BLOCK, TEAM, UNROLL,
+        Source(
+            Strided(scores_ptr, xn, xc, xh, xw), images, num_classes, height, width,
+            Axis(row_n, row_size, row_num, row_off, row_den,
+                 row_first, row_cells, row_head, row_inner, row_patches),
+            Axis(column_n, column_size, column_num, column_off, column_den,
+                 column_first, column_cells, column_head, column_inner, column_patches),
+            CLAMP, ROWS, COLUMNS, TILE_ROWS, BLOCK, TEAM, UNROLL,
+        ),
+        Counts(target_ptr, tn, th, tw, out_ptr, on, oc, num_classes, ignore_index,
+               IGNORES, OTHERS, ROUNDS, ALIGN),
+        count_settled, count_rows,
     )  # fmt: skip
 
 
@@ -179,7 +187,6 @@ def add(
     target: Tensor,
     grid: SamplingGrid,
     ignore_index: int,
-    shares: Shares | None = None,
 ) -> None:
     """Count the pixels of each true class by the label that the upsampled scores give them.
 
@@ -191,7 +198,6 @@ def add(
         target: N x H x W true classes, any integer dtype and strides.
         grid: exact positions of H x W pixels.
         ignore_index: pixels of this truth are not counted; any integer.
-        shares: other constants of the launch, to compare.
 
     Raises:
         ValueError: when there are more than 2**30 patches, or points of the coarse map, or 2**27
@@ -204,12 +210,17 @@ def add(
         raise ValueError(f"out of shape {tuple(out.shape)} reaches over {reach} elements")
     if not target.numel():
         return
-    kind = torch.iinfo(target.dtype)
-    plan = tiles(tuple(scores.shape), grid, shares)
+    plan, others = tiles(tuple(scores.shape), grid), out.shape[0] > out.shape[1]
+    kind, align = torch.iinfo(target.dtype), aligned(grid, plan.options["COLUMNS"])
+    images, rows, columns = target.stride()
+    if columns != 1 or images % align or rows % align:
+        align = 1
+    ignores = kind.min <= ignore_index <= kind.max
+    ignores = ignores and (others or 0 <= ignore_index < out.shape[1])  # or never counted
     with on_device(scores):
         confusion_kernel[(plan.programs,)](
-            scores, target, out, *plan.sizes(scores),
+            scores, target, out, *plan.sizes, *scores.stride(),
             *target.stride(), *out.stride(), ignore_index,
-            IGNORES=kind.min <= ignore_index <= kind.max, OTHERS=out.shape[0] > out.shape[1],
-            ROUNDS=ROUNDS, **plan.options, **plan.label_options,
+            IGNORES=ignores, OTHERS=others, ROUNDS=ROUNDS, ALIGN=align,
+            **(plan.options | {"UNROLL": UNROLL}),
         )  # fmt: skip

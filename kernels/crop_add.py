@@ -79,12 +79,9 @@ def plan(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Pla
     block = best_block(length, TILE)
     rows = min(TILE // block, triton.next_power_of_2(total))
     options = {
-        "CHANNELS_LAST": channels_last,
-        "ALIGN": alignment(length, dtype),
-        "ROWS": rows,
-        "BLOCK": block,
-        "num_warps": warps(rows * block),
-    }
+        "CHANNELS_LAST": channels_last, "ALIGN": alignment(length, dtype), "ROWS": rows,
+        "BLOCK": block, "num_warps": warps(rows * block, 1),
+    }  # fmt: skip
     return Plan(triton.cdiv(total, rows) * triton.cdiv(length, block), rows, options)
 
 
@@ -101,7 +98,7 @@ def forward(x: Tensor, skip: Tensor, offset: Sequence[int]) -> Tensor:
         N x C x h x w of the dtype and in the memory format of `x`.
 
     Raises:
-        ValueError: when x has more than 2**30 rows, or values in one, or is float64.
+        ValueError: as `check_rows` of x, and for float64.
     """
     check_supported(x)
     out = empty_like(x, x.shape)
@@ -125,7 +122,7 @@ def backward_skip(grad: Tensor, skip_shape: Sequence[int], offset: Sequence[int]
         N x C x h' x w' of the dtype and in the memory format of `grad`.
 
     Raises:
-        ValueError: when the result has more than 2**30 rows, or values in one, or is float64.
+        ValueError: as `check_rows` of the result, and for float64.
     """
     check_supported(grad)
     out = empty_like(grad, skip_shape)

@@ -1,10 +1,10 @@
 """upsample_cross_entropy: the loss of upsampled scores, and its gradient, patch by patch.
 
-No full-resolution logit is written. `patch_kernel` makes the loss of each patch from the sums of
+No full-resolution logit is written. `loss_kernel` makes the loss of each patch from the sums of
 its exponentials, and what it gives to the gradient of the corners of its cell: four sums over its
-pixels for each class. `exact_kernel` adds the patches that were left over, and `combine_kernel`
-sums up the losses, and the shares that each corner got. All in a fixed order: the same bits in
-every run.
+pixels for each class. A second launch of it adds the patches that were left over, pixel by pixel,
+and `combine_kernel` sums up the losses, and the shares that each corner got. All in a fixed order:
+the same bits in every run.
 
 For a class that no label of the program names, the four sums are polynomials in the ratio of its
 progression; of one that labels name, the softmax of a pixel and its label cancel before anything
@@ -13,7 +13,7 @@ is summed. docs/kernels.md explains it with pictures.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import triton
@@ -22,8 +22,7 @@ from torch import Tensor
 
 from .cross_entropy_corners import (
     SIZES,
-    Launch,
-    Shares,
+    Call,
     Source,
     add_at_corners,
     class_table,
@@ -36,7 +35,7 @@ from .cross_entropy_corners import (
     source_of,
     tile_of,
 )
-from .cross_entropy_exact import OPTIONS, exact_kernel
+from .cross_entropy_exact import exact_patches
 from .cross_entropy_progressions import (
     LN2,
     Middle,
@@ -77,28 +76,13 @@ if TYPE_CHECKING:
 # every size, so that pictures of any size share it.
 BLOCK = 1024
 SCALE_ROWS, SCALE_BLOCK = 16, 64
+# Registers that a thread may have; NVIDIA's compiler would spill to need fewer.
+EXACT_OPTIONS: dict[str, Any] = {} if torch.version.hip else {"maxnreg": 255}
 
 
 # ---- the labels of a patch
 #
 # A set of pixels of a patch is an int64 word: bit 8 i + j is the pixel in row i and column j.
-
-
-class Labels(NamedTuple):
-    """The labels of each lane's patch.
-
-    ptr: to the first of all. offset: of each patch's first pixel. h, w: from row to row, from
-    column to column. rows, columns: how many there are. ignore_index: the label that does not
-    count.
-    """
-
-    ptr: tl.tensor
-    offset: tl.tensor
-    h: tl.tensor
-    w: tl.tensor
-    rows: tl.tensor
-    columns: tl.tensor
-    ignore_index: tl.tensor
 
 
 class Classes(NamedTuple):
@@ -122,52 +106,50 @@ def bitwise_or(a, b):
 
 
 @triton.jit
-def classes_of(
-    labels, num_classes, IGNORES: tl.constexpr, DIGITS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def classes_of(call, tile):
     """The Classes of each lane's patch, DIGITS binary digits each, 2 at least.
 
     Neighboring threads read neighboring labels, whichever lanes these belong to. The codes of four
     rows of a column are the bytes of a word: one shift moves a digit of all of them.
     """
-    j, lane = tl.arange(0, COLUMNS)[None, :], tl.arange(0, BLOCK)
+    j, lane, target = tl.arange(0, call.COLUMNS)[None, :], tl.arange(0, call.BLOCK), call.target
+    place = tile.image * target.n + tile.y.to(tl.int64) * target.h
+    place += tile.x.to(tl.int64) * target.w
     # Gathered, which is cheaper than to compute them again for the threads that read.
-    offsets, columns = tl.gather(labels.offset, lane, 0), tl.gather(labels.columns, lane, 0)
-    pointers = labels.ptr + offsets[:, None] + j * labels.w
-    words, present = (), tl.zeros([BLOCK], tl.int32)
-    for top in tl.static_range(0, ROWS, 4):
+    offsets, columns = tl.gather(place, lane, 0), tl.gather(tile.columns, lane, 0)
+    pointers = target.ptr + offsets[:, None] + j * target.w
+    words, present = (), tl.zeros([call.BLOCK], tl.int32)
+    for top in tl.static_range(0, call.ROWS, 4):
         some = ()
-        for _ in tl.static_range(DIGITS // 8 + 1):
-            for _ in tl.static_range(COLUMNS):
-                some = some + (tl.zeros([BLOCK], tl.int32),)
-        for i in range(tl.minimum(labels.rows - top, 4)):
-            inside = j < columns[:, None]
-            code = label_codes(pointers, inside, labels.ignore_index, num_classes, IGNORES)
-            pointers += labels.h
+        for _ in tl.static_range(call.DIGITS // 8 + 1):
+            for _ in tl.static_range(call.COLUMNS):
+                some = some + (tl.zeros([call.BLOCK], tl.int32),)
+        for i in range(tl.minimum(tile.rows - top, 4)):
+            code = label_codes(call, pointers, j < columns[:, None])
+            pointers += target.h
             # The digit that is added says which count: -1 and -2, which end in 1 and 0, lack it.
-            row = columns_of(code + (1 << DIGITS), BLOCK, COLUMNS)
+            row = columns_of(code + (1 << call.DIGITS), call.BLOCK, call.COLUMNS)
             more = ()
             for k in tl.static_range(len(some)):
-                byte = row[k % COLUMNS] >> (k // COLUMNS * 8)
-                if DIGITS > 7:
+                byte = row[k % call.COLUMNS] >> (k // call.COLUMNS * 8)
+                if call.DIGITS > 7:
                     byte = byte & 255
                 more = more + (some[k] | (byte << (8 * i)),)
             some = more
-            for k in tl.static_range(COLUMNS):
+            for k in tl.static_range(call.COLUMNS):
                 present = present | (1 << (row[k] & 31))
         words = words + (some,)
     sets = ()
-    for digit in tl.static_range(DIGITS + 1):
-        pixels = tl.zeros([BLOCK], tl.int64)
+    for digit in tl.static_range(call.DIGITS + 1):
+        pixels = tl.zeros([call.BLOCK], tl.int64)
         for half in tl.static_range(len(words)):
-            some = tl.zeros([BLOCK], tl.int32)
-            for k in tl.static_range(COLUMNS):
-                word = words[half][digit // 8 * COLUMNS + k]
+            some = tl.zeros([call.BLOCK], tl.int32)
+            for k in tl.static_range(call.COLUMNS):
+                word = words[half][digit // 8 * call.COLUMNS + k]
                 some = some | (((word >> (digit % 8)) & 0x01010101) << k)
             pixels = pixels | (some.to(tl.uint32, bitcast=True).to(tl.int64) << (32 * half))
         sets = sets + (pixels,)
-    valid = sets[DIGITS]
+    valid = sets[call.DIGITS]
     invalid = sets[1] & ~sets[0] & ~valid
     return Classes(sets, valid, invalid != 0, tl.reduce(present, 0, bitwise_or))
 
@@ -223,39 +205,27 @@ def sums_of(pixels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 # ---- the loss of a patch
 
 
-class Weighted(NamedTuple):
-    """Where classes count differently: what replaces the plain factors, loss and weight.
-
-    factors: of each pixel, of its sum the reciprocal times what its softmax counts. loss: the sum
-    of the sums' logarithms to base 2, weighted. weight: the sum of the pixels' weights. valid: the
-    Sums of 1 over the pixels that count.
-    """
-
-    factors: tl.tuple
-    loss: tl.tensor
-    weight: tl.tensor
-    valid: Sums
-
-
 @triton.jit
-def weighted_by_class(
-    factors, classes, table_ptr, num_classes, DIGITS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The plain factors and all else as Weighted by the `class_table`, class by class."""
-    zero = tl.zeros([BLOCK], tl.float32)
+def weighted_by_class(call, factors, classes):
+    """What replaces the plain factors, loss and weight where classes count by the `class_table`.
+
+    Returns of each pixel the reciprocal of its sum times what its softmax counts; the sum of the
+    sums' logarithms to base 2, weighted; the sum of the pixels' weights; the Sums of 1 over the
+    pixels that count.
+    """
+    zero = tl.zeros([call.BLOCK], tl.float32)
     loss, total, valid = zero, zero, Sums(zero, zero, zero, zero)
-    soft = tl.load(table_ptr + 3 * num_classes)
-    for channel in range(num_classes):
-        if is_named(channel, classes, DIGITS):
-            hits = pixels_of(channel, classes, DIGITS)
-            own = sums_of(hits, ROWS, COLUMNS)
-            weight = tl.load(table_ptr + num_classes + channel) + soft
-            factors, logarithms = weighted_factors(factors, hits, weight, ROWS, COLUMNS, BLOCK)
+    soft = tl.load(call.table + 3 * call.num_classes)
+    for channel in range(call.num_classes):
+        if is_named(channel, classes, call.DIGITS):
+            hits = pixels_of(channel, classes, call.DIGITS)
+            own = sums_of(hits, call.ROWS, call.COLUMNS)
+            weight = tl.load(call.table + call.num_classes + channel) + soft
+            factors, logarithms = weighted_factors(call, factors, hits, weight)
             loss -= weight * logarithms
-            total += tl.load(table_ptr + channel) * own.one
+            total += tl.load(call.table + channel) * own.one
             valid = Sums(valid.one + own.one, valid.x + own.x, valid.y + own.y, valid.xy + own.xy)
-    return Weighted(factors, loss, total, valid)
+    return factors, loss, total, valid
 
 
 @triton.jit
@@ -271,71 +241,63 @@ def without(source, highest, near):
 
 
 @triton.jit
-def patch_loss(
-    source, middle, labels, planes, num_classes, table_ptr,
-    GRADIENT: tl.constexpr, CLAMP: tl.constexpr, TABLE: tl.constexpr,
-    IGNORES: tl.constexpr, DIGITS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr,
-):  # fmt: skip
+def patch_loss(call, tile, source, planes):
     """The loss of each lane's patch, and its weight; and whether it is one. Where scores range too
     widely both are 0, and so is what the patch gives to its corners."""
-    classes = classes_of(labels, num_classes, IGNORES, DIGITS, ROWS, COLUMNS, BLOCK)
-    highest = highest_of(source, num_classes, CLAMP, BLOCK)
-    sums, smooth, near = exponential_sums(
-        source, highest, middle, num_classes, table_ptr, CLAMP, TABLE, ROWS, COLUMNS, BLOCK
-    )
+    y, dy = fraction(tile.row, tile.y + call.ROWS // 2, call.rows)
+    x, dx = fraction(tile.column, tile.x + call.COLUMNS // 2, call.columns)
+    middle, classes = Middle(x, dx, y, dy), classes_of(call, tile)
+    highest = highest_of(call, source)
+    sums, smooth, near = exponential_sums(call, source, highest, middle)
     # Of other lanes nothing counts from here on, and no score is read.
     source, highest = without(source, highest, near)
     valid = tl.where(near, classes.valid, 0)
     classes = Classes(classes.digits, valid, classes.invalid & near, classes.present)
-    factors, loss = plain_factors(sums, valid, ROWS, COLUMNS, BLOCK)
+    factors, loss = plain_factors(call, sums, valid)
     total = popcount(valid).to(tl.float32)
-    if TABLE:
-        w = weighted_by_class(
-            factors, classes, table_ptr, num_classes, DIGITS, ROWS, COLUMNS, BLOCK
-        )
-        factors, loss, total, counted = w.factors, w.loss, w.weight, w.valid
+    if call.TABLE:
+        factors, loss, total, counted = weighted_by_class(call, factors, classes)
         loss -= dot(corner_shares(counted, middle), smooth)
     upper, lower = planes.upper, planes.lower
-    for channel in range(num_classes):
-        named = is_named(channel, classes, DIGITS)
-        if GRADIENT:
-            exact = relative(loaded(source, CLAMP), highest)
+    for channel in range(call.num_classes):
+        named = is_named(channel, classes, call.DIGITS)
+        if call.GRADIENT:
+            exact = relative(loaded(source, call.CLAMP), highest)
             z = bounded(exact)
-            g = gradient_sums(z, middle, factors, ROWS, COLUMNS, BLOCK)
+            g = gradient_sums(call, z, middle, factors)
             hard = tl.full([], 1.0, tl.float32)
             weight = hard
-            if TABLE:
+            if call.TABLE:
                 # What the label takes is rounded as what the softmax adds (`weighted_by_class`): of
                 # one class they are the same. Smoothing takes of the pixels of other labels alone.
-                hard = tl.load(table_ptr + num_classes + channel)
-                k = tl.load(table_ptr + 2 * num_classes + channel)
+                hard = tl.load(call.table + call.num_classes + channel)
+                k = tl.load(call.table + 2 * call.num_classes + channel)
                 weight, others = hard + k, counted
             if named:
-                hits = pixels_of(channel, classes, DIGITS)
-                own = sums_of(hits, ROWS, COLUMNS)
+                hits = pixels_of(channel, classes, call.DIGITS)
+                own = sums_of(hits, call.ROWS, call.COLUMNS)
                 loss -= hard * dot(corner_shares(own, middle), exact)
-                g = labeled_sums(z, middle, factors, hits, weight, g, ROWS, COLUMNS, BLOCK)
-                if TABLE:
+                g = labeled_sums(call, z, middle, factors, hits, weight, g)
+                if call.TABLE:
                     others = Sums(
                         others.one - own.one, others.x - own.x, others.y - own.y,
                         others.xy - own.xy,
                     )  # fmt: skip
-            if TABLE:
+            if call.TABLE:
                 g = Sums(
                     g.one - k * others.one, g.x - k * others.x, g.y - k * others.y,
                     g.xy - k * others.xy,
                 )  # fmt: skip
             shares = corner_shares(g, middle)
-            add_at_corners(upper, lower, planes, shares, BLOCK, GROUPS, False)
+            add_at_corners(call, upper, lower, planes, shares, False)
             upper, lower = upper + planes.stride, lower + planes.stride
         else:
             if named:
-                z = relative(loaded(source, CLAMP), highest)
+                z = relative(loaded(source, call.CLAMP), highest)
                 hard = tl.full([], 1.0, tl.float32)
-                if TABLE:
-                    hard = tl.load(table_ptr + num_classes + channel)
-                own = sums_of(pixels_of(channel, classes, DIGITS), ROWS, COLUMNS)
+                if call.TABLE:
+                    hard = tl.load(call.table + call.num_classes + channel)
+                own = sums_of(pixels_of(channel, classes, call.DIGITS), call.ROWS, call.COLUMNS)
                 loss -= hard * dot(corner_shares(own, middle), z)
         source = next_class(source)
     # A label out of range makes NaN of the weight, too, and so of all of the gradient.
@@ -343,62 +305,80 @@ def patch_loss(
     return loss, tl.where(classes.invalid, float("nan"), total), near
 
 
+@triton.jit
+def store_losses(call):
+    """What `loss_kernel` stores."""
+    program, lane = tl.program_id(0), tl.arange(0, call.BLOCK)
+    tile = tile_of(call)
+    source, planes = source_of(call, tile), planes_of(call, tile)
+    own = lane >= call.GROUPS  # not the first cell, which is another program's
+    if call.EXACT:
+        columns = tile.columns
+        if not call.PIXELS:
+            left_over = tl.load(call.left_over + program) >> lane & 1
+            columns = tl.where(left_over == 1, columns, 0)
+        loss, weight = exact_patches(call, tile, columns, source, planes, own)
+    else:
+        loss, weight, near = patch_loss(call, tile, source, planes)
+        bits = tl.full([call.BLOCK], 1, tl.int64) << lane
+        tl.store(call.left_over + program, tl.sum(tl.where(near, 0, bits)))
+    if not call.PIXELS:
+        loss, weight = tl.sum(tl.where(own, loss, 0.0)), tl.sum(tl.where(own, weight, 0.0))
+        losses, weights = call.partial + program, call.partial + tl.num_programs(0) + program
+        if call.EXACT:
+            loss, weight = loss + tl.load(losses), weight + tl.load(weights)
+            tl.debug_barrier()  # all lanes have loaded what one of them stores
+        tl.store(losses, loss)
+        tl.store(weights, weight)
+
+
 @triton.jit(do_not_specialize=SIZES)
-def patch_kernel(
-    scores_ptr, target_ptr, table_ptr, partial_ptr, left_over_ptr, upper_ptr, lower_ptr,
-    images, num_classes, height, width, row_patches, plane_shift, lane_cells,
-    row_size, row_num, row_off, row_den, row_first, row_cells, row_head, row_inner,
-    column_size, column_num, column_off, column_den, column_first,
-    ignore_index,
-    xn, xc, xh, xw, tn, th, tw,
-    GRADIENT: tl.constexpr, CLAMP: tl.constexpr, TABLE: tl.constexpr,
-    IGNORES: tl.constexpr, DIGITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    BLOCK: tl.constexpr, GROUPS: tl.constexpr, SHARES: tl.constexpr,
+def loss_kernel(
+    scores_ptr, target_ptr, table_ptr, partial_ptr, left_over_ptr, upper_ptr, lower_ptr, pixels_ptr,
+    images, num_classes, height, width, plane_shift, lane_cells,
+    row_n, row_size, row_num, row_off, row_den,
+    row_first, row_cells, row_head, row_inner, row_patches,
+    column_n, column_size, column_num, column_off, column_den,
+    column_first, column_cells, column_head, column_inner, column_patches,
+    ignore_index, xn, xc, xh, xw, tn, th, tw, pn, ph, pw,
+    EXACT: tl.constexpr, PIXELS: tl.constexpr, GRADIENT: tl.constexpr, CLAMP: tl.constexpr,
+    TABLE: tl.constexpr, IGNORES: tl.constexpr, DIGITS: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """One program: a row of patches, ROWS x COLUMNS pixels each, of consecutive cells; a patch for
     each of its BLOCK lanes. See `cross_entropy_corners` for how programs share the pixels.
 
+    Unless EXACT, by `patch_loss`. If EXACT pixel by pixel: if PIXELS all patches, otherwise those
+    of the lanes that the former left over, added to what the others give.
+
     scores_ptr: images x num_classes x height x width, strides xn, xc, xh, xw.
     target_ptr: images x row_size x column_size labels, strides tn, th, tw.
     table_ptr: if TABLE, the `class_table`: 3 * num_classes + 1.
-    partial_ptr: 2 x programs: the sums of the losses and of the weights of its pixels.
-    left_over_ptr: programs: a bit for each lane whose scores range too widely: `exact_kernel` adds
-        what it gives.
-    upper_ptr, lower_ptr: if GRADIENT, SHARES * row_patches x images x num_classes x width each:
-        what each row of patches gives to the corners above and below it.
+    partial_ptr: unless PIXELS, 2 x programs: the sums of the losses and of the weights of its
+        pixels.
+    left_over_ptr: unless PIXELS, programs: a bit for each lane whose scores range too widely.
+    upper_ptr, lower_ptr: if GRADIENT, planes x images x num_classes x width each: what each row of
+        patches gives to the corners above and below it.
+    pixels_ptr: if PIXELS, images x row_size x column_size, strides pn, ph, pw: the losses; if
+        GRADIENT, theirs.
     """
-    padding: tl.constexpr = 0 if CLAMP else 2  # rows and columns of zeros around the map
-    rows_axis = Axis(
-        height + padding, row_size, row_num, row_off, row_den,
-        row_first, row_cells, row_head, row_inner, 0,
+    if EXACT and not PIXELS:
+        left_over = tl.load(left_over_ptr + tl.program_id(0))
+        if left_over == 0:
+            return
+    store_losses(
+        Call(
+            Strided(scores_ptr, xn, xc, xh, xw), Strided(target_ptr, tn, 0, th, tw),
+            Strided(pixels_ptr, pn, 0, ph, pw),
+            table_ptr, partial_ptr, left_over_ptr, upper_ptr, lower_ptr,
+            images, num_classes, height, width, plane_shift, lane_cells, ignore_index,
+            Axis(row_n, row_size, row_num, row_off, row_den,
+                 row_first, row_cells, row_head, row_inner, row_patches),
+            Axis(column_n, column_size, column_num, column_off, column_den,
+                 column_first, column_cells, column_head, column_inner, column_patches),
+            EXACT, PIXELS, GRADIENT, CLAMP, TABLE, IGNORES, DIGITS, ROWS, COLUMNS, BLOCK, GROUPS,
+        )
     )  # fmt: skip
-    columns_axis = Axis(
-        width + padding, column_size, column_num, column_off, column_den, column_first, 0, 0, 0, 0
-    )
-    tile = tile_of(
-        images, lane_cells, row_patches, plane_shift, rows_axis, columns_axis,
-        ROWS, COLUMNS, BLOCK, GROUPS,
-    )  # fmt: skip
-    y, dy = fraction(tile.row, tile.y + ROWS // 2, rows_axis)
-    x, dx = fraction(tile.column, tile.x + COLUMNS // 2, columns_axis)
-    source = source_of(Strided(scores_ptr, xn, xc, xh, xw), tile, height, width, CLAMP)
-    planes = planes_of(
-        upper_ptr, lower_ptr, tile, lane_cells, column_first, images, num_classes, width,
-        CLAMP, BLOCK, GROUPS,
-    )  # fmt: skip
-    offset = tile.image * tn + tile.y.to(tl.int64) * th + tile.x.to(tl.int64) * tw
-    loss, weight, near = patch_loss(
-        source, Middle(x, dx, y, dy),
-        Labels(target_ptr, offset, th, tw, tile.rows, tile.columns, ignore_index), planes,
-        num_classes, table_ptr,
-        GRADIENT, CLAMP, TABLE, IGNORES, DIGITS, ROWS, COLUMNS, BLOCK, GROUPS,
-    )  # fmt: skip
-    program, lane = tl.program_id(0), tl.arange(0, BLOCK)
-    own = lane >= GROUPS  # not the first cell, which is another program's
-    tl.store(partial_ptr + program, tl.sum(tl.where(own, loss, 0.0)))
-    tl.store(partial_ptr + tl.num_programs(0) + program, tl.sum(tl.where(own, weight, 0.0)))
-    bits = tl.full([BLOCK], 1, tl.int64) << lane
-    tl.store(left_over_ptr + program, tl.sum(tl.where(near, 0, bits)))
 
 
 # ---- what the programs leave, added up in a fixed order
@@ -432,15 +412,15 @@ def finish(
 @triton.jit(do_not_specialize=["programs", "length", "pad", *SIZES])
 def combine_kernel(
     partial_ptr, loss_ptr, scale_ptr, upper_ptr, lower_ptr, out_ptr,
-    programs, images, length, width, pad, row_patches, plane_shift, lane_cells,
-    row_first, row_cells, row_head, row_inner, column_first,
+    programs, images, length, width, pad, plane_shift, lane_cells,
+    row_first, row_cells, row_head, row_inner, row_patches, column_first,
     REDUCTION: tl.constexpr, SHARES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The first program: the loss. Each other: BLOCK of the `length` values of a row of corners,
     which are all images' and classes'.
 
-    partial_ptr: 2 x programs, see `patch_kernel`. loss_ptr, scale_ptr: one value each, or None.
-    upper_ptr, lower_ptr: as `patch_kernel` leaves them. out_ptr: height x length, dense; its rows
+    partial_ptr: 2 x programs, see `loss_kernel`. loss_ptr, scale_ptr: one value each, or None.
+    upper_ptr, lower_ptr: as `loss_kernel` leaves them. out_ptr: height x length, dense; its rows
     may be the rows of upper_ptr that are read for them. pad: rows of zeros above the map.
     """
     program = tl.program_id(0)
@@ -449,7 +429,7 @@ def combine_kernel(
         if program < 0:
             finish(partial_ptr, loss_ptr, scale_ptr, programs, images, REDUCTION, BLOCK)
             return
-    rows = Axis(0, 0, 0, 0, 0, row_first, row_cells, row_head, row_inner, 0)
+    rows = Axis(0, 0, 0, 0, 0, row_first, row_cells, row_head, row_inner, row_patches)
     blocks = tl.cdiv(length, BLOCK)
     row = program // blocks
     value = program % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -458,10 +438,10 @@ def combine_kernel(
     total = tl.zeros([BLOCK], tl.float32)
     stride = length.to(tl.int64)
     for side in tl.static_range(2):  # the patches below the corner, then those above it
-        begin, end = patches_of(row + pad - side, rows, row_patches)
+        begin, end = patches_of(row + pad - side, rows)
         for share in range(SHARES):
             for patch in range(begin, end):
-                plane = share * row_patches + plane_of(patch, row_patches, plane_shift)
+                plane = share * row_patches + plane_of(patch, rows, plane_shift)
                 if side == 0:
                     total += tl.load(upper_ptr + plane * stride + value, mask=seen, other=0.0)
                 else:
@@ -490,47 +470,67 @@ def scale_kernel(
 # ---- launchers
 
 
-def _planes(scores: Tensor, launch: Launch) -> tuple[Tensor, Tensor]:
-    images, num_classes, _, width = scores.shape
-    shape = (launch.planes, images, num_classes, width)
-    upper, lower = (torch.empty(shape, dtype=torch.float32, device=scores.device) for _ in range(2))
-    return upper, lower
-
-
-def _ignored(target: Tensor, ignore_index: int) -> tuple[int, bool]:
-    """ignore_index as the kernels take it, and whether the labels' type can hold it."""
+def _losses(
+    scores: Tensor, target: Tensor, class_weight: Tensor | None, grid: SamplingGrid,
+    ignore_index: int, label_smoothing: float, gradient: bool, pixels: Tensor | None,
+) -> tuple[Tensor | None, list[Tensor] | None]:  # fmt: skip
+    """Launch `loss_kernel` on all patches; what it left: the partial sums, unless `pixels` are
+    given, and the planes, if the gradient is wanted."""
+    check_supported(scores, grid)
+    launch, device = launch_of(tuple(scores.shape), grid), scores.device
+    table = class_table(class_weight, label_smoothing, scores)
     limits = torch.iinfo(target.dtype)
-    fits = limits.min <= ignore_index <= limits.max
-    return ignore_index if fits else -1, fits  # -1: no class
+    ignores = limits.min <= ignore_index <= limits.max
+    partial = left_over = planes = None
+    if pixels is None:
+        partial = torch.empty(2 * launch.programs, dtype=torch.float32, device=device)
+        left_over = torch.empty(launch.programs, dtype=torch.int64, device=device)
+    if gradient:
+        shape = (launch.shares * launch.rows.patches, *scores.shape[:2], scores.shape[3])
+        planes = [torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2)]
+    digits = max((scores.shape[1] - 1).bit_length(), 2)
+    strides = (*scores.stride(), *target.stride(), *(target if pixels is None else pixels).stride())
+    for exact in (False, True) if pixels is None else (True,):
+        if launch.programs:
+            loss_kernel[(launch.programs,)](
+                scores, target, table, partial, left_over,
+                *(planes or (scores, scores)),  # any tensor
+                pixels, *launch.sizes, ignore_index if ignores else -1, *strides,  # -1: no class
+                EXACT=exact, PIXELS=pixels is not None, GRADIENT=gradient,
+                TABLE=table is not None, IGNORES=ignores, DIGITS=0 if exact else digits,
+                **launch.options, **(EXACT_OPTIONS if exact else {}),
+            )  # fmt: skip
+    return partial, planes
 
 
 def _combined(
-    planes: tuple[Tensor, Tensor] | None, grid: SamplingGrid, launch: Launch,
-    partial: Tensor, images: int, reduction: str | None,
+    scores: Tensor, grid: SamplingGrid, partial: Tensor | None, planes: list[Tensor] | None,
+    reduction: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """What `forward` returns, from what programs left: without planes no gradient, without a
+    """What `forward` returns, from what `_losses` left: without planes no gradient, without a
     reduction nothing but the gradient."""
-    loss, scale = (torch.empty((), dtype=torch.float32, device=partial.device) for _ in range(2))
-    rows, programs, length, width = launch.rows, 0, 0, 0
-    upper = lower = out = partial
+    launch, (images, num_classes, height, width) = (
+        launch_of(tuple(scores.shape), grid),
+        scores.shape,
+    )
+    rows, programs, length = launch.rows, 0, images * num_classes * width
+    loss, scale = (torch.empty((), dtype=torch.float32, device=scores.device) for _ in range(2))
+    upper, lower = planes or (scale, scale)  # any tensor
+    gradient = scale.new_empty(0)
     if planes is not None:
-        upper, lower = planes
-        _, _, num_classes, width = upper.shape
-        height, length = grid.in_size[0], images * num_classes * width
-        out = upper[:height]
+        gradient, programs = upper[:height], height * triton.cdiv(length, BLOCK)
         if not launch.in_place:
             shape = (height, *upper.shape[1:])
-            out = torch.empty(shape, dtype=torch.float32, device=upper.device)
-        programs = height * triton.cdiv(length, BLOCK)
+            gradient = torch.empty(shape, dtype=torch.float32, device=scores.device)
     if programs or reduction is not None:
         combine_kernel[(programs + (reduction is not None),)](
-            partial, loss, scale, upper, lower, out,
-            partial.numel() // 2, images, length, width, int(grid.border == "zero"),
-            rows.patches, launch.plane_shift, launch.lane_cells,
-            rows.first, rows.cells, rows.head, rows.inner, launch.columns.first,
-            REDUCTION=reduction, SHARES=launch.options["SHARES"], BLOCK=BLOCK, num_warps=4,
+            partial, loss, scale, upper, lower, gradient,
+            launch.programs, images, length, width, int(grid.border == "zero"),
+            launch.plane_shift, launch.lane_cells,
+            rows.first, rows.cells, rows.head, rows.inner, rows.patches, launch.columns.first,
+            REDUCTION=reduction, SHARES=launch.shares, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
-    return loss, scale, loss.new_empty(0) if planes is None else out.permute(1, 2, 0, 3)
+    return loss, scale, gradient if planes is None else gradient.permute(1, 2, 0, 3)
 
 
 def forward(
@@ -542,7 +542,6 @@ def forward(
     reduction: str,
     label_smoothing: float,
     with_gradient: bool,
-    shares: Shares | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, and what `scaled` or `per_pixel_gradient` need for its gradient.
 
@@ -555,7 +554,6 @@ def forward(
         reduction: "mean", "sum", "batch" or "none".
         label_smoothing: in [0, 1].
         with_gradient: whether to make the gradient, too ("none" makes it later).
-        shares: other constants of the launch, to compare.
 
     Returns:
         (loss, saved, gradient) in float32: the loss, N x H x W for "none", else a scalar; the
@@ -566,37 +564,13 @@ def forward(
         ValueError: on more than 2**31 programs, or when the kernels do not compute it
             (`check_supported`).
     """
-    check_supported(scores, grid)
-    launch = launch_of(tuple(scores.shape), grid, shares)
-    table = class_table(class_weight, label_smoothing, scores)
-    ignored, ignores = _ignored(target, ignore_index)
-    sizes = (*launch.sizes, ignored, *scores.stride(), *target.stride())
-    options = {"TABLE": table is not None, "IGNORES": ignores, **launch.options}
+    given = (scores, target, class_weight, grid, ignore_index, label_smoothing)
     with on_device(scores):
         if reduction == "none":
             loss = torch.empty(target.shape, dtype=torch.float32, device=scores.device)
-            table = loss if table is None else table  # for what is not used, any tensor
-            if loss.numel():
-                exact_kernel[(launch.programs,)](
-                    scores, target, table, loss, loss, loss, loss, loss, loss,
-                    *sizes, 0, 0, 0, PIXELS=True, GRADIENT=False, **options, **OPTIONS,
-                )  # fmt: skip
+            _losses(*given, False, loss)
             return loss, loss.new_empty(0), loss.new_empty(0)
-        partial = torch.empty(2 * launch.programs, dtype=torch.float32, device=scores.device)
-        table = partial if table is None else table
-        left_over = torch.empty(launch.programs, dtype=torch.int64, device=scores.device)
-        planes = _planes(scores, launch) if with_gradient else None
-        if launch.programs:
-            pointers = (scores, target, table, partial, left_over, *(planes or (partial, partial)))
-            patch_kernel[(launch.programs,)](
-                *pointers, *sizes, GRADIENT=with_gradient,
-                DIGITS=max((scores.shape[1] - 1).bit_length(), 2), **options,
-            )  # fmt: skip
-            exact_kernel[(launch.programs,)](
-                *pointers, partial, partial, *sizes, 0, 0, 0,
-                PIXELS=False, GRADIENT=with_gradient, **options, **OPTIONS,
-            )  # fmt: skip
-        return _combined(planes, grid, launch, partial, scores.shape[0], reduction)
+        return _combined(scores, grid, *_losses(*given, with_gradient, None), reduction)
 
 
 def scaled(
@@ -618,16 +592,13 @@ def scaled(
         N x C x h x w of that dtype and in that format, dense.
 
     Raises:
-        ValueError: when there are more than 2**30 rows, or values in one, or `gradient` is float64.
+        ValueError: as `check_rows`, and for float64.
     """
     check_supported(gradient)
-    images, channels, height, width = gradient.shape
-    if channels_last and channels > 1:
-        out = torch.empty((images, height, width, channels), dtype=dtype, device=gradient.device)
-        out = out.permute(0, 3, 1, 2)
-    else:
-        channels_last = False
-        out = torch.empty(tuple(gradient.shape), dtype=dtype, device=gradient.device)
+    channels_last = channels_last and gradient.shape[1] > 1
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    shape, device = tuple(gradient.shape), gradient.device
+    out = torch.empty(shape, dtype=dtype, device=device, memory_format=form)
     if out.numel():
         rows, length = check_rows(out.shape, channels_last)
         align = VECTOR_BYTES // dtype.itemsize
@@ -664,20 +635,9 @@ def per_pixel_gradient(
     Raises:
         ValueError: as `forward`.
     """
-    check_supported(scores, grid)
-    launch = launch_of(tuple(scores.shape), grid)
-    table = class_table(class_weight, label_smoothing, scores)
-    ignored, ignores = _ignored(target, ignore_index)
-    sizes = (*launch.sizes, ignored, *scores.stride(), *target.stride(), *grad_output.stride())
-    options = {"TABLE": table is not None, "IGNORES": ignores, **launch.options}
-    table = saved if table is None else table
-    planes = _planes(scores, launch)
+    given = (scores, target, class_weight, grid, ignore_index, label_smoothing)
     with on_device(scores):
-        if launch.programs:
-            exact_kernel[(launch.programs,)](
-                scores, target, table, saved, saved, *planes, grad_output, saved, *sizes,
-                PIXELS=True, GRADIENT=True, **options, **OPTIONS,
-            )  # fmt: skip
-        _, _, gradient = _combined(planes, grid, launch, saved, scores.shape[0], None)
+        left = _losses(*given, True, grad_output)
+        _, _, gradient = _combined(scores, grid, *left, None)
     memory_format = torch.channels_last if is_channels_last(scores) else torch.contiguous_format
     return gradient.to(scores.dtype, memory_format=memory_format)

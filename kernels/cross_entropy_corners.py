@@ -19,24 +19,65 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .grid import Axis, Corners, axis_patches, cell_start, longest, patch_at
+from .grid import (
+    AXES,
+    Axis,
+    Corners,
+    Strided,
+    axis_patches,
+    cell_start,
+    is_class,
+    longest,
+    patch_at,
+)
 
 if TYPE_CHECKING:
     from fcnfast.geometry import SamplingGrid
 
 # Sizes and strides differ from picture to picture: no kernel of its own for a 1 or a multiple of 16
 # among them. (A stride of 1 from column to column is worth one.)
-ROW_AXIS = ["size", "num", "off", "den", "first", "cells", "head", "inner"]
-COLUMN_AXIS = ["size", "num", "off", "den", "first"]
-SIZES = ["images", "num_classes", "height", "width", "row_patches", "plane_shift", "lane_cells"]
-SIZES += [f"row_{part}" for part in ROW_AXIS] + [f"column_{part}" for part in COLUMN_AXIS]
-SIZES += ["ignore_index", "xn", "xc", "xh", "tn", "th", "gn", "gh"]
+SIZES = ["images", "num_classes", "height", "width", "plane_shift", "lane_cells", *AXES]
+SIZES += ["ignore_index", "xn", "xc", "xh", "tn", "th", "pn", "ph"]
 # Pixels of a patch along an axis: their sums, 64 at most, stay in registers.
 PATCH = 8
 # Neighboring lanes that share a cell, at most.
 GROUPS = 4
 # Lanes of a program: one warp.
 LANES = 64 if torch.version.hip else 32
+
+
+class Call(NamedTuple):
+    """The arguments of `loss_kernel`, which explains them. The constants remain such only in a
+    tuple that is handed on as it was made, not assigned to a name."""
+
+    scores: Strided
+    target: Strided
+    pixels: Strided
+    table: tl.tensor
+    partial: tl.tensor
+    left_over: tl.tensor
+    upper: tl.tensor
+    lower: tl.tensor
+    images: tl.tensor
+    num_classes: tl.tensor
+    height: tl.tensor
+    width: tl.tensor
+    plane_shift: tl.tensor
+    lane_cells: tl.tensor
+    ignore_index: tl.tensor
+    rows: Axis
+    columns: Axis
+    EXACT: tl.constexpr
+    PIXELS: tl.constexpr
+    GRADIENT: tl.constexpr
+    CLAMP: tl.constexpr
+    TABLE: tl.constexpr
+    IGNORES: tl.constexpr
+    DIGITS: tl.constexpr
+    ROWS: tl.constexpr
+    COLUMNS: tl.constexpr
+    BLOCK: tl.constexpr
+    GROUPS: tl.constexpr
 
 
 # ---- the patches of a program
@@ -65,34 +106,37 @@ class Tile(NamedTuple):
 
 
 @triton.jit
-def plane_of(patch, row_patches, plane_shift):
+def plane_of(patch, rows, plane_shift):
     """Which plane a row of patches has: the first one belongs to row `plane_shift`."""
-    return (patch + row_patches - plane_shift) % row_patches
+    return (patch + rows.patches - plane_shift) % rows.patches
 
 
 @triton.jit
-def tile_of(
-    images, lane_cells, row_patches, plane_shift, rows, columns,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr,
-):  # fmt: skip
-    """The Tile of this program; rows, columns: each an Axis of scalars."""
-    program, cells = tl.program_id(0), images * lane_cells
-    blocks = tl.cdiv(cells, BLOCK // GROUPS - 1)  # programs of a row of patches
-    first = program % blocks * (BLOCK // GROUPS - 1) - 1
-    share = program // blocks // row_patches  # of SHARES
-    patch = program // blocks % row_patches
+def tile_of(call):
+    """The Tile of this program."""
+    program, cells, rows, columns = (
+        tl.program_id(0),
+        call.images * call.lane_cells,
+        call.rows,
+        call.columns,
+    )
+    blocks = tl.cdiv(cells, call.BLOCK // call.GROUPS - 1)  # programs of a row of patches
+    first = program % blocks * (call.BLOCK // call.GROUPS - 1) - 1
+    share = program // blocks // rows.patches  # of SHARES
+    patch = program // blocks % rows.patches
     row, which = patch_at(patch, rows)
-    y = cell_start(row, rows) + which * ROWS
-    height = tl.minimum(cell_start(row + 1, rows) - y, ROWS)
-    plane = share * row_patches + plane_of(patch, row_patches, plane_shift)
+    y = cell_start(row, rows) + which * call.ROWS
+    height = tl.minimum(cell_start(row + 1, rows) - y, call.ROWS)
+    plane = share * rows.patches + plane_of(patch, rows, call.plane_shift)
 
-    lane = tl.arange(0, BLOCK)
-    flat = first + lane // GROUPS  # the cell, among those of all images
+    lane = tl.arange(0, call.BLOCK)
+    flat = first + lane // call.GROUPS  # the cell, among those of all images
     valid = (flat >= 0) & (flat < cells)
-    column = columns.first + flat % lane_cells
-    x = cell_start(column, columns) + (share * GROUPS + lane % GROUPS) * COLUMNS
-    width = tl.where(valid, tl.minimum(cell_start(column + 1, columns) - x, COLUMNS), 0)
-    image = (flat // lane_cells).to(tl.int64)
+    column = columns.first + flat % call.lane_cells
+    x = cell_start(column, columns)
+    x += (share * call.GROUPS + lane % call.GROUPS) * call.COLUMNS
+    width = tl.where(valid, tl.minimum(cell_start(column + 1, columns) - x, call.COLUMNS), 0)
+    image = (flat // call.lane_cells).to(tl.int64)
     return Tile(row, y, height, plane, first, cells, image, column, x, width)
 
 
@@ -114,9 +158,10 @@ class Source(NamedTuple):
 
 
 @triton.jit
-def source_of(scores, tile, height, width, CLAMP: tl.constexpr):
-    """The Source of a tile; scores: Strided, of height x width corners."""
-    if CLAMP:
+def source_of(call, tile):
+    """The Source of a tile."""
+    scores, height, width = call.scores, call.height, call.width
+    if call.CLAMP:
         top, bottom = tl.maximum(tile.row, 0), tl.minimum(tile.row + 1, height - 1)
         first = tile.columns > 0
         second = first & (tile.column >= 0) & (tile.column < width - 1)
@@ -178,78 +223,61 @@ class Planes(NamedTuple):
 
 
 @triton.jit
-def planes_of(
-    upper_ptr, lower_ptr, tile, lane_cells, column_first, images, num_classes, width,
-    CLAMP: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr,
-):  # fmt: skip
-    """The Planes of a tile, for its BLOCK // GROUPS cells.
-
-    upper_ptr, lower_ptr: planes of images x num_classes x width values each.
-    """
-    cell = tile.first + tl.arange(0, BLOCK // GROUPS)
-    corner = column_first + cell % lane_cells - (0 if CLAMP else 1)  # without the ring
+def planes_of(call, tile):
+    """The Planes of a tile, for its BLOCK // GROUPS cells."""
+    own = tl.arange(0, call.BLOCK // call.GROUPS)
+    cell = tile.first + own
+    corner = call.columns.first + cell % call.lane_cells - (0 if call.CLAMP else 1)  # without ring
     # The first cell is the last one of the program before.
-    stored = (tl.arange(0, BLOCK // GROUPS) > 0) & (cell < tile.cells)
-    stored = stored & (corner >= 0) & (corner < width)
-    plane = (images * num_classes).to(tl.int64) * width
-    image = (cell // lane_cells).to(tl.int64)
-    start = tile.plane * plane + image * num_classes * width + corner
-    return Planes(upper_ptr + start, lower_ptr + start, width, stored, cell % lane_cells == 0)
+    stored = (own > 0) & (cell < tile.cells) & (corner >= 0) & (corner < call.width)
+    plane = (call.images * call.num_classes).to(tl.int64) * call.width
+    image = (cell // call.lane_cells).to(tl.int64)
+    start = tile.plane * plane + image * call.num_classes * call.width + corner
+    leftmost = cell % call.lane_cells == 0
+    return Planes(call.upper + start, call.lower + start, call.width, stored, leftmost)
 
 
 @triton.jit
-def add_at_corner(
-    place, planes, left, right, BLOCK: tl.constexpr, GROUPS: tl.constexpr, ADD: tl.constexpr
-):
+def add_at_corner(call, place, planes, left, right, ADD: tl.constexpr):
     """Store at the left corners of the cells what they get, or ADD it to what is there.
 
     place: pointers, BLOCK // GROUPS of them. left, right: what each lane gives to the left and to
     the right corner of its cell: a corner gets the `left` of its cell's lanes, and the `right` of
     the lanes of the cell to its left.
     """
-    before = tl.maximum(tl.arange(0, BLOCK // GROUPS) - 1, 0)
-    if GROUPS > 1:
-        left = tl.sum(tl.reshape(left, [BLOCK // GROUPS, GROUPS]), 1)
-        right = tl.sum(tl.reshape(right, [BLOCK // GROUPS, GROUPS]), 1)
-    total = left + tl.where(planes.leftmost, 0.0, tl.gather(right, before, 0))
+    cells: tl.constexpr = call.BLOCK // call.GROUPS
+    if call.GROUPS > 1:
+        left = tl.sum(tl.reshape(left, [cells, call.GROUPS]), 1)
+        right = tl.sum(tl.reshape(right, [cells, call.GROUPS]), 1)
+    right = tl.gather(right, tl.maximum(tl.arange(0, cells) - 1, 0), 0)
+    total = left + tl.where(planes.leftmost, 0.0, right)
     if ADD:
         total += tl.load(place, mask=planes.stored, other=0.0)
     tl.store(place, total, mask=planes.stored)
 
 
 @triton.jit
-def add_at_corners(
-    upper, lower, planes, shares, BLOCK: tl.constexpr, GROUPS: tl.constexpr, ADD: tl.constexpr
-):
+def add_at_corners(call, upper, lower, planes, shares, ADD: tl.constexpr):
     """`add_at_corner` for the upper and the lower corners of the cells.
 
     upper, lower: those of `planes`, carried on to the class. shares: Corners.
     """
-    add_at_corner(upper, planes, shares.a, shares.b, BLOCK, GROUPS, ADD)
-    add_at_corner(lower, planes, shares.c, shares.d, BLOCK, GROUPS, ADD)
+    add_at_corner(call, upper, planes, shares.a, shares.b, ADD)
+    add_at_corner(call, lower, planes, shares.c, shares.d, ADD)
 
 
 # ---- labels and class weights
 
 
 @triton.jit
-def label_codes(pointers, inside, ignore_index, num_classes, IGNORES: tl.constexpr):
-    """Labels as int32: the class, -1 for a pixel that does not count, -2 out of range.
-
-    IGNORES: whether the labels' type can hold ignore_index.
-    """
-    if IGNORES:
-        label = tl.load(pointers, mask=inside, other=ignore_index)
+def label_codes(call, pointers, inside):
+    """Labels as int32: the class, -1 for a pixel that does not count, -2 out of range."""
+    if call.IGNORES:
+        label = tl.load(pointers, mask=inside, other=call.ignore_index)
     else:
         label = tl.load(pointers, mask=inside, other=0)
-    if label.dtype.primitive_bitwidth < 32:
-        label = label.to(tl.int32)
-    if label.dtype == tl.int32:
-        in_range = label.to(tl.uint32, bitcast=True) < num_classes.to(tl.uint32)
-    else:
-        in_range = label.to(tl.uint64, bitcast=True) < num_classes.to(tl.uint64)
-    code = tl.where(in_range, label.to(tl.int32), -2)
-    return tl.where(label != ignore_index if IGNORES else inside, code, -1)
+    code = tl.where(is_class(label, call.num_classes), label.to(tl.int32), -2)
+    return tl.where(label != call.ignore_index if call.IGNORES else inside, code, -1)
 
 
 def class_table(class_weight: Tensor | None, smoothing: float, scores: Tensor) -> Tensor | None:
@@ -272,23 +300,14 @@ def class_table(class_weight: Tensor | None, smoothing: float, scores: Tensor) -
 # ---- launch plan
 
 
-class Shares(NamedTuple):
-    """How a program's lanes share pixels, to compare with this module's constants of these names:
-    `patch` and `groups` are the most that a patch and a cell get."""
-
-    patch: int = PATCH
-    groups: int = GROUPS
-    lanes: int = LANES
-
-
 class Launch(NamedTuple):
     """How programs share the pixels of a call.
 
     rows, columns: the patches of either axis. lane_cells: the cells of a row, with one more where
     the last corner has no pixels to its right. in_place: each row of corners but the last has one
     row of patches below it, whose plane becomes the corners' own. plane_shift: the row of patches
-    whose plane comes first. planes: how many rows of corners are kept apart before they are added.
-    sizes: what both kernels take between their pointers and ignore_index.
+    whose plane comes first. shares: programs that share a cell, each with planes of its own.
+    sizes: what `loss_kernel` takes between its pointers and ignore_index.
     """
 
     rows: Axis
@@ -296,49 +315,39 @@ class Launch(NamedTuple):
     lane_cells: int
     in_place: bool
     plane_shift: int
-    planes: int
+    shares: int
     programs: int
     sizes: tuple[int, ...]
     options: dict[str, Any]
 
 
 @lru_cache(maxsize=1024)
-def launch_of(
-    shape: tuple[int, ...], grid: SamplingGrid, shares_of: Shares | None = None
-) -> Launch:
+def launch_of(shape: tuple[int, ...], grid: SamplingGrid) -> Launch:
     """The launch for scores of `shape`, N x C x h x w, at a grid.
 
     Raises:
         ValueError: when there are more than 2**31 cells in a row of all images, or programs.
     """
-    patch, most, lanes = shares_of or (PATCH, GROUPS, LANES)
-    lengths = [min(patch, triton.next_power_of_2(longest(grid, axis))) for axis in (0, 1)]
+    lengths = [min(PATCH, triton.next_power_of_2(longest(grid, axis))) for axis in (0, 1)]
     rows, columns = (axis_patches(grid, axis, lengths[axis]) for axis in (0, 1))
     pad = int(grid.border == "zero")
-    groups = min(most, triton.next_power_of_2(columns.inner))
+    groups = min(GROUPS, triton.next_power_of_2(columns.inner))
     shares = triton.cdiv(columns.most, groups)
     beyond = columns.first + columns.cells - pad
     lane_cells = columns.cells + (0 <= beyond < grid.in_size[1])
     cells = shape[0] * lane_cells
-    programs = triton.cdiv(cells, lanes // groups - 1) * rows.patches * shares
-    if max(cells + lanes, programs) >= 2**31:
+    programs = triton.cdiv(cells, LANES // groups - 1) * rows.patches * shares
+    if max(cells + LANES, programs) >= 2**31:
         raise ValueError(f"scores of {tuple(shape)} at {grid} need too many programs")
     first = pad - rows.first  # the row of patches below the first row of corners
     in_place = shares == 1 and rows.patches == rows.cells
     in_place = in_place and 0 <= first <= rows.patches - grid.in_size[0]
     plane_shift = first * in_place
-    sizes = (*shape, rows.patches, plane_shift, lane_cells)
-    sizes += (*rows[1:-1], *columns[1:6])  # ROW_AXIS, COLUMN_AXIS
+    sizes = (*shape, plane_shift, lane_cells, *rows, *columns)
     options = {
-        "CLAMP": grid.border == "clamp",
-        "ROWS": lengths[0],
-        "COLUMNS": lengths[1],
-        "BLOCK": lanes,
-        "GROUPS": groups,
-        "SHARES": shares,
-        "num_warps": 1,
-    }
-    planes = shares * rows.patches
+        "CLAMP": grid.border == "clamp", "ROWS": lengths[0], "COLUMNS": lengths[1], "BLOCK": LANES,
+        "GROUPS": groups, "num_warps": 1,
+    }  # fmt: skip
     return Launch(
-        rows, columns, lane_cells, in_place, plane_shift, planes, programs, sizes, options
+        rows, columns, lane_cells, in_place, plane_shift, shares, programs, sizes, options
     )

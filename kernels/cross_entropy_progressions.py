@@ -22,7 +22,7 @@ from .grid import Corners, columns_of, joined
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 # Powers of two between neighboring corners of a class. With more, all exponentials of a pixel may
-# be too small: such patches, and those with a NaN or an infinity, are left to `exact_kernel`. A
+# be too small: such patches, and those with a NaN or an infinity, are left to `exact_patches`. A
 # class that is -inf at all four corners is none of these.
 WIDEST = tl.constexpr(32.0)
 # Further below the highest an exponent is as good as this (`bounded`).
@@ -77,12 +77,12 @@ def dot(shares, values):
 
 
 @triton.jit
-def highest_of(source, num_classes, CLAMP: tl.constexpr, BLOCK: tl.constexpr):
+def highest_of(call, source):
     """The highest score of each corner."""
-    a = tl.full([BLOCK], float("-inf"), tl.float32)
+    a = tl.full([call.BLOCK], float("-inf"), tl.float32)
     b, c, d = a, a, a
-    for _ in range(num_classes):
-        s = loaded(source, CLAMP)
+    for _ in range(call.num_classes):
+        s = loaded(source, call.CLAMP)
         source = next_class(source)
         a, b = tl.maximum(a, s.a), tl.maximum(b, s.b)
         c, d = tl.maximum(c, s.c), tl.maximum(d, s.d)
@@ -213,40 +213,36 @@ def wider(most, difference):
 
 
 @triton.jit
-def exponential_sums(
-    source, highest, middle, num_classes, table_ptr,
-    CLAMP: tl.constexpr, TABLE: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def exponential_sums(call, source, highest, middle):
     """The sum of the exponentials of each pixel of a patch; if TABLE, at each corner the sum of the
     scores times what smoothing counts; whether no class ranges too widely for a progression."""
     sums = ()
-    for _ in tl.static_range(ROWS * COLUMNS):
-        sums = sums + (tl.zeros([BLOCK], tl.float32),)
-    a = tl.zeros([BLOCK], tl.float32)
+    for _ in tl.static_range(call.ROWS * call.COLUMNS):
+        sums = sums + (tl.zeros([call.BLOCK], tl.float32),)
+    a = tl.zeros([call.BLOCK], tl.float32)
     b, c, d = a, a, a
     widest = a
-    if TABLE:
-        smooths = tl.load(table_ptr + 3 * num_classes) != 0
-    for channel in range(num_classes):
-        z = relative(loaded(source, CLAMP), highest)
+    if call.TABLE:
+        smooths = tl.load(call.table + 3 * call.num_classes) != 0
+    for channel in range(call.num_classes):
+        z = relative(loaded(source, call.CLAMP), highest)
         source = next_class(source)
-        if TABLE:  # without smoothing a score of -inf does not count
-            k = tl.load(table_ptr + 2 * num_classes + channel)
+        if call.TABLE:  # without smoothing a score of -inf does not count
+            k = tl.load(call.table + 2 * call.num_classes + channel)
             a, b = a + tl.where(smooths, k * z.a, 0.0), b + tl.where(smooths, k * z.b, 0.0)
             c, d = c + tl.where(smooths, k * z.c, 0.0), d + tl.where(smooths, k * z.d, 0.0)
         z = bounded(z)
         widest = wider(wider(widest, z.b - z.a), z.c - z.a)
         widest = wider(wider(widest, z.d - z.b), z.d - z.c)
-        e, right, left = rows_of(z, middle, ROWS)
+        e, right, left = rows_of(z, middle, call.ROWS)
         added = ()
-        for i in tl.static_range(ROWS):
-            row = row_exponentials(e[i], right[i], left[i], COLUMNS)
-            for j in tl.static_range(COLUMNS):
-                added = added + (sums[i * COLUMNS + j] + row[j],)
+        for i in tl.static_range(call.ROWS):
+            row = row_exponentials(e[i], right[i], left[i], call.COLUMNS)
+            for j in tl.static_range(call.COLUMNS):
+                added = added + (sums[i * call.COLUMNS + j] + row[j],)
         sums = added
     near = widest <= WIDEST
-    if TABLE:
+    if call.TABLE:
         total = a + b + c + d
         near = near & (total - total == 0)  # finite
     return sums, Corners(a, b, c, d), near
@@ -288,53 +284,51 @@ def exponent_and_mantissa(x):
 
 
 @triton.jit
-def plain_factors(
-    sums, valid, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+def plain_factors(call, sums, valid):
     """Where every pixel counts 1 that is in the set `valid`: the reciprocals of their sums, 0 for
     the others; and the sum of the sums' logarithms to base 2: one logarithm for a patch, of the
     product of the factors' mantissas, and the sum of their exponents."""
     factors, halves = (), halves_of(valid)
-    mantissas = tl.full([BLOCK, COLUMNS], 1.0, tl.float32)
-    exponents = tl.zeros([BLOCK, COLUMNS], tl.int32)
-    for i in tl.static_range(ROWS):
+    mantissas = tl.full([call.BLOCK, call.COLUMNS], 1.0, tl.float32)
+    exponents = tl.zeros([call.BLOCK, call.COLUMNS], tl.int32)
+    for i in tl.static_range(call.ROWS):
         row = ()
-        for j in tl.static_range(COLUMNS):
-            row = row + (sums[i * COLUMNS + j],)
-        tile = joined(row, BLOCK, COLUMNS)
+        for j in tl.static_range(call.COLUMNS):
+            row = row + (sums[i * call.COLUMNS + j],)
+        tile = joined(row, call.BLOCK, call.COLUMNS)
         root = tl.rsqrt(tile)
         inverse = root * root
         # One step of Newton's method: all in all two thirds of a division's instructions.
-        inverse = columns_of(inverse + inverse * (1.0 - tile * inverse), BLOCK, COLUMNS)
+        inverse = columns_of(inverse + inverse * (1.0 - tile * inverse), call.BLOCK, call.COLUMNS)
         row = ()
-        for j in tl.static_range(COLUMNS):
+        for j in tl.static_range(call.COLUMNS):
             row = row + (tl.where(is_set(halves, i, j), inverse[j], 0.0),)
         factors = factors + row
-        exponent, mantissa = exponent_and_mantissa(joined(row, BLOCK, COLUMNS))
+        exponent, mantissa = exponent_and_mantissa(joined(row, call.BLOCK, call.COLUMNS))
         exponents, mantissas = exponents + exponent, mantissas * mantissa
     # The exponent of 0 is -127, its mantissa 1.
-    power = tl.sum(exponents, 1) + 127 * (ROWS * COLUMNS - popcount(valid))
-    mantissa = tl.reduce(mantissas, 1, product)  # at most 2 ** (ROWS * COLUMNS), a finite number
+    power = tl.sum(exponents, 1) + 127 * (call.ROWS * call.COLUMNS - popcount(valid))
+    mantissa = tl.reduce(
+        mantissas, 1, product
+    )  # at most 2 ** (call.ROWS * call.COLUMNS), a finite number
     return factors, -tl.log2(mantissa) - power.to(tl.float32)
 
 
 @triton.jit
-def weighted_factors(
-    factors, hits, weight, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
-):
+def weighted_factors(call, factors, hits, weight):
     """The factors, those of the pixels whose bits are set in `hits` times `weight`; and the sum of
     these pixels' logarithms to base 2, as they were."""
     weighted, halves = (), halves_of(hits)
-    mantissas = tl.full([BLOCK, COLUMNS], 1.0, tl.float32)
-    exponents = tl.zeros([BLOCK, COLUMNS], tl.int32)
-    for i in tl.static_range(ROWS):
+    mantissas = tl.full([call.BLOCK, call.COLUMNS], 1.0, tl.float32)
+    exponents = tl.zeros([call.BLOCK, call.COLUMNS], tl.int32)
+    for i in tl.static_range(call.ROWS):
         row = ()
-        for j in tl.static_range(COLUMNS):
+        for j in tl.static_range(call.COLUMNS):
             hit = is_set(halves, i, j)
-            factor = factors[i * COLUMNS + j]
+            factor = factors[i * call.COLUMNS + j]
             row = row + (tl.where(hit, factor, 1.0),)
             weighted = weighted + (tl.where(hit, factor * weight, factor),)
-        exponent, mantissa = exponent_and_mantissa(joined(row, BLOCK, COLUMNS))
+        exponent, mantissa = exponent_and_mantissa(joined(row, call.BLOCK, call.COLUMNS))
         exponents, mantissas = exponents + exponent, mantissas * mantissa
     total = tl.log2(tl.reduce(mantissas, 1, product)) + tl.sum(exponents, 1).to(tl.float32)
     return weighted, total
@@ -344,57 +338,52 @@ def weighted_factors(
 
 
 @triton.jit
-def gradient_sums(
-    z, middle, factors, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
-):
+def gradient_sums(call, z, middle, factors):
     """The Sums of a class's exponentials times `factors`: polynomials in the progression's ratio.
 
     z: the class's exponents at the corners.
     """
-    e, right, left = rows_of(z, middle, ROWS)
-    half: tl.constexpr = ROWS // 2
-    zero = tl.zeros([BLOCK], tl.float32)
+    e, right, left = rows_of(z, middle, call.ROWS)
+    half: tl.constexpr = call.ROWS // 2
+    zero = tl.zeros([call.BLOCK], tl.float32)
     # Down to the middle row, and up to it: a sum of all the sums so far counts each row as often as
     # it is rows away.
     s, s_x, s_y, s_xy = zero, zero, zero, zero
     for i in tl.static_range(half):
-        value, slope = row_polynomial(right[i], left[i], factors, i, COLUMNS)
+        value, slope = row_polynomial(right[i], left[i], factors, i, call.COLUMNS)
         s, s_x = tl.fma(value, e[i], s), tl.fma(slope, e[i], s_x)
         s_y, s_xy = s_y - s, s_xy - s_x
     lower, lower_x = zero, zero
-    for i in tl.static_range(ROWS - 1, half, -1):
-        value, slope = row_polynomial(right[i], left[i], factors, i, COLUMNS)
+    for i in tl.static_range(call.ROWS - 1, half, -1):
+        value, slope = row_polynomial(right[i], left[i], factors, i, call.COLUMNS)
         lower, lower_x = tl.fma(value, e[i], lower), tl.fma(slope, e[i], lower_x)
         s_y, s_xy = s_y + lower, s_xy + lower_x
-    value, slope = row_polynomial(right[half], left[half], factors, half, COLUMNS)
+    value, slope = row_polynomial(right[half], left[half], factors, half, call.COLUMNS)
     s, s_x = tl.fma(value, e[half], s), tl.fma(slope, e[half], s_x)
     return Sums(s + lower, s_x + lower_x, s_y, s_xy)
 
 
 @triton.jit
-def labeled_sums(
-    z, middle, factors, hits, weight, otherwise,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def labeled_sums(call, z, middle, factors, hits, weight, otherwise):
     """The same, less `weight` where a bit of `hits` is set: a pixel's softmax and its label cancel
     before anything is summed.
 
     otherwise: what `gradient_sums` gave, for lanes without a bit. So no lane depends on others.
     """
-    e, right, left = rows_of(z, middle, ROWS)
-    s = tl.zeros([BLOCK], tl.float32)
+    e, right, left = rows_of(z, middle, call.ROWS)
+    s = tl.zeros([call.BLOCK], tl.float32)
     s_x, s_y, s_xy = s, s, s
     halves, label = halves_of(hits), -weight
-    for i in tl.static_range(ROWS):
-        row = row_exponentials(e[i], right[i], left[i], COLUMNS)
-        value = tl.zeros([BLOCK], tl.float32)
+    for i in tl.static_range(call.ROWS):
+        row = row_exponentials(e[i], right[i], left[i], call.COLUMNS)
+        value = tl.zeros([call.BLOCK], tl.float32)
         slope = value
-        for j in tl.static_range(COLUMNS):
+        for j in tl.static_range(call.COLUMNS):
             own = tl.where(is_set(halves, i, j), label, 0.0)
-            g = row[j] * factors[i * COLUMNS + j] + own
-            value, slope = value + g, slope + g * (j - COLUMNS // 2)
+            g = row[j] * factors[i * call.COLUMNS + j] + own
+            value, slope = value + g, slope + g * (j - call.COLUMNS // 2)
         s, s_x = s + value, s_x + slope
-        s_y, s_xy = s_y + value * (i - ROWS // 2), s_xy + slope * (i - ROWS // 2)
+        s_y, s_xy = s_y + value * (i - call.ROWS // 2), s_xy + slope * (i - call.ROWS // 2)
     some = hits != 0
     return Sums(
         tl.where(some, s, otherwise.one), tl.where(some, s_x, otherwise.x),

@@ -22,13 +22,13 @@ from .grid import (
     coarse_pair,
     coarse_segment,
     empty_like,
-    gathering_warps,
     group_of,
     is_channels_last,
     on_device,
     pairs_of,
     phase_rows,
     segment_length,
+    warps,
 )
 
 # Values of a block, rows that a program makes, at most, and programs to aim at: short strips keep
@@ -148,19 +148,13 @@ def plan(
     strip = 1 if pairs > 1 else min(max(rows * blocks // PROGRAMS, 4), STRIP)
     weights = triton.next_power_of_2(kernel)
     options = {
-        "CHANNELS_LAST": channels_last,
-        "GROUP": group,
-        "DENSE": dense,
-        "STRIDE": stride,
-        "EXACT": kernel % (2 * stride) == 0,
-        "PAIRS": pairs,
-        "ALIGN": alignment(length, dtype) if dense else 1,
-        "BLOCK": block,
-        "SEGMENT": segment_length(block, group, stride),
-        "WEIGHTS": weights,
+        "CHANNELS_LAST": channels_last, "GROUP": group, "DENSE": dense, "STRIDE": stride,
+        "EXACT": kernel % (2 * stride) == 0, "PAIRS": pairs,
+        "ALIGN": alignment(length, dtype) if dense else 1, "BLOCK": block,
+        "SEGMENT": segment_length(block, group, stride), "WEIGHTS": weights,
         "TABLE": weights * triton.next_power_of_2(group),
-        "num_warps": gathering_warps(block * (1 + (pairs > 1))),
-    }
+        "num_warps": warps(block * (1 + (pairs > 1))),
+    }  # fmt: skip
     return Plan(rows // height * stride * triton.cdiv(most, strip) * blocks, strip, options)
 
 
@@ -181,7 +175,7 @@ def forward(
         and rounded once.
 
     Raises:
-        ValueError: when the result has more than 2**30 rows, or values in one, or is float64.
+        ValueError: as `check_rows` of the result, and for float64.
     """
     check_supported(x)
     out = empty_like(x, (*x.shape[:2], *size))

@@ -19,7 +19,6 @@ from .grid import (
     coarse_pair,
     coarse_segment,
     empty_like,
-    gathering_warps,
     group_of,
     is_channels_last,
     on_device,
@@ -27,6 +26,7 @@ from .grid import (
     phase_rows,
     row_alignment,
     segment_length,
+    warps,
     window_sums,
 )
 
@@ -234,18 +234,13 @@ def weight_plan(
     blocks, most = triton.cdiv(width * group, block), triton.cdiv(height, stride)
     strip = min(max(rows * blocks * groups // PROGRAMS, 4), STRIP)
     options = {
-        "CHANNELS_LAST": channels_last,
-        "GROUP": group,
-        "DENSE": align > 0,
-        "STRIDE": stride,
-        "PAIRS": pairs,
-        "ALIGN": max(align, 1),
-        "BLOCK": block,
+        "CHANNELS_LAST": channels_last, "GROUP": group, "DENSE": align > 0, "STRIDE": stride,
+        "PAIRS": pairs, "ALIGN": max(align, 1), "BLOCK": block,
         "SEGMENT": segment_length(block, group, stride),
         "RESULTS": triton.next_power_of_2(group * stride),
         "WINDOW": triton.next_power_of_2(((block - 1) // group + 1) // stride + 2),
-        "num_warps": gathering_warps(block * (1 + (pairs > 1))),
-    }
+        "num_warps": warps(block * (1 + (pairs > 1))),
+    }  # fmt: skip
     parts = triton.cdiv(most, strip) * blocks
     programs = rows // height * stride * pairs**2 * parts * groups
     return Plan(programs, strip, options)
@@ -282,23 +277,12 @@ def input_plan(shape: tuple[int, ...], channels_last: bool, kernel: int, stride:
     pairs = pairs_of(kernel, stride)
     strip = 1 if pairs > 1 else min(max(height * blocks // PROGRAMS, 2), 16)
     options = {
-        "columns": columns,
-        "CHANNELS_LAST": channels_last,
-        "GROUP": group,
-        "STRIDE": stride,
-        "PAIRS": pairs,
-        "IMAGES": images,
-        "TILE": tile,
-        "BLOCK": triton.next_power_of_2(columns * group),
-        "WINDOW": triton.next_power_of_2(stride),
-        "num_warps": gathering_warps(images * tile * (1 + (pairs > 1))),
-    }
+        "columns": columns, "CHANNELS_LAST": channels_last, "GROUP": group, "STRIDE": stride,
+        "PAIRS": pairs, "IMAGES": images, "TILE": tile,
+        "BLOCK": triton.next_power_of_2(columns * group), "WINDOW": triton.next_power_of_2(stride),
+        "num_warps": warps(images * tile * (1 + (pairs > 1))),
+    }  # fmt: skip
     return Plan(blocks * triton.cdiv(height, strip), strip, options)
-
-
-def empty_sums(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """A dense float32 tensor on the device of `x`."""
-    return torch.empty(tuple(shape), dtype=torch.float32, device=x.device)
 
 
 def weight_gradient(
@@ -316,7 +300,7 @@ def weight_gradient(
         C x 1 x k x k of `dtype`; the same in every run.
 
     Raises:
-        ValueError: when `grad` has more than 2**30 rows, or values in one, or is float64.
+        ValueError: as `check_rows` of `grad`, and for float64.
     """
     check_supported(grad)
     images, channels, height, width = grad.shape
@@ -327,7 +311,8 @@ def weight_gradient(
     programs, strip, options = weight_plan(tuple(grad.shape), channels_last, align, kernel, stride)
     parts = images * triton.cdiv(triton.cdiv(height, stride), strip)
     parts *= triton.cdiv(width * options["GROUP"], options["BLOCK"])
-    sums = empty_sums(grad, (parts, channels, kernel, kernel))
+    shape = (parts, channels, kernel, kernel)
+    sums = torch.empty(shape, dtype=torch.float32, device=grad.device)
     sizes = (strip, channels, *x.shape[2:], height, width, kernel, *start)
     with on_device(grad):
         weight_kernel[(programs,)](grad, x, sums, *sizes, *grad.stride(), *x.stride(), **options)
@@ -348,8 +333,7 @@ def input_gradient(
         N x C x h x w of the dtype and in the memory format of `grad`; the same in every run.
 
     Raises:
-        ValueError: when `grad` or the result has more than 2**30 rows, or values in one, or is
-            float64.
+        ValueError: as `check_rows` of `grad` or the result, and for float64.
     """
     check_supported(grad)
     out = empty_like(grad, (*grad.shape[:2], *in_size))

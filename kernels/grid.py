@@ -152,14 +152,12 @@ def best_block(length: int, largest: int) -> int:
     return fitting[0] if fitting else min(sizes, key=excess.__getitem__)
 
 
-def warps(values: int) -> int:
-    """Warps, 1 to 8, for a block of `values` with eight of them for each thread."""
-    return min(max(triton.next_power_of_2(values) // 256, 1), 8)
+def warps(values: int, least: int = 2) -> int:
+    """Warps, up to 8, for a block of `values` with eight of them for each thread.
 
-
-def gathering_warps(values: int) -> int:
-    """The same for kernels that gather: two at least, as one would gather by shuffles."""
-    return max(warps(values), 2)
+    Kernels that gather need two at least: one warp would gather by shuffles.
+    """
+    return min(max(triton.next_power_of_2(values) // 256, least), 8)
 
 
 # ---- host: the patches of an axis
@@ -170,7 +168,8 @@ class Axis(NamedTuple):
 
     n, size, num, off, den: as in a `SamplingGrid`, off and n those of the extended map.
     first, cells: the first cell with outputs, and how many there are from it to the last.
-    head, inner, tail: patches of the first, of each other, and of the last cell.
+    head, inner: patches of the first cell, and of each between it and the last.
+    patches: how many the axis has.
     """
 
     n: int
@@ -182,17 +181,21 @@ class Axis(NamedTuple):
     cells: int
     head: int
     inner: int
-    tail: int
+    patches: int
 
     @property
-    def patches(self) -> int:
-        """How many patches the axis has."""
-        return self.head + max(self.cells - 2, 0) * self.inner + (self.cells > 1) * self.tail
+    def tail(self) -> int:
+        """Patches of the last cell, unless it is the first."""
+        return self.patches - self.head - max(self.cells - 2, 0) * self.inner
 
     @property
     def most(self) -> int:
         """The most patches of a cell."""
         return max(self.head, self.tail, self.inner if self.cells > 2 else 0)
+
+
+# The arguments of a kernel that are two of them.
+AXES = [f"row_{part}" for part in Axis._fields] + [f"column_{part}" for part in Axis._fields]
 
 
 def longest(grid: SamplingGrid, axis: int) -> int:
@@ -216,11 +219,10 @@ def axis_patches(grid: SamplingGrid, axis: int, length: int) -> Axis:
     first = min(max(off // den, -1), n - 1)
     last = min(max((num * (size - 1) + off) // den, -1), n - 1)
     inner = triton.cdiv(longest(grid, axis), length)
-    if first == last:
-        return Axis(n, size, num, off, den, first, 1, triton.cdiv(size, length), inner, 0)
-    head = triton.cdiv(start(first + 1), length)
-    tail = triton.cdiv(size - start(last), length)
-    return Axis(n, size, num, off, den, first, last - first + 1, head, inner, tail)
+    head = patches = triton.cdiv(size if first == last else start(first + 1), length)
+    if first != last:
+        patches += (last - first - 1) * inner + triton.cdiv(size - start(last), length)
+    return Axis(n, size, num, off, den, first, last - first + 1, head, inner, patches)
 
 
 # ---- device: what travels together
@@ -248,6 +250,18 @@ class Corners(NamedTuple):
     b: tl.tensor
     c: tl.tensor
     d: tl.tensor
+
+
+# ---- device: labels
+
+
+@triton.jit
+def is_class(label, num_classes):
+    """Whether labels, of any integer type, are from 0 to num_classes - 1."""
+    if label.dtype == tl.int64:
+        return label.to(tl.uint64, bitcast=True) < num_classes.to(tl.uint64)
+    else:
+        return label.to(tl.int32).to(tl.uint32, bitcast=True) < num_classes.to(tl.uint32)
 
 
 # ---- device: positions along one axis
@@ -366,13 +380,10 @@ def patch_at(patch, axis):
 
 
 @triton.jit
-def patches_of(cell, axis, patches):
-    """The first patch of a cell, and one past its last; nothing for a cell without outputs.
-
-    patches: how many the axis has.
-    """
+def patches_of(cell, axis):
+    """The first patch of a cell, and one past its last; nothing for a cell without outputs."""
     begin = axis.head + (cell - axis.first - 1) * axis.inner
-    end = tl.where(cell == axis.first + axis.cells - 1, patches, begin + axis.inner)
+    end = tl.where(cell == axis.first + axis.cells - 1, axis.patches, begin + axis.inner)
     begin, end = tl.where(cell == axis.first, 0, begin), end
     there = (cell >= axis.first) & (cell < axis.first + axis.cells)
     return tl.where(there, begin, 0), tl.where(there, end, 0)

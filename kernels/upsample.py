@@ -22,7 +22,6 @@ from .grid import (
     empty_like,
     fast_weight,
     floor_divide,
-    gathering_warps,
     grid_arguments,
     in_row,
     inverse,
@@ -30,6 +29,7 @@ from .grid import (
     located,
     on_device,
     taps,
+    warps,
 )
 from .upsample_backward import adjoint as adjoint
 
@@ -182,11 +182,6 @@ def forward_kernel(
         rest = tl.where(rest >= row_den, rest - row_den, rest)
 
 
-def segment_length(pixels: int, step: int, grid: SamplingGrid) -> int:
-    """Values of a coarse row, `step` in a column, that hold the taps of as many columns."""
-    return (grid.num[1] * (pixels - 1) // grid.den[1] + 3) * step
-
-
 @lru_cache(maxsize=1024)
 def plan(
     shape: tuple[int, ...], dtype: torch.dtype, grid: SamplingGrid, channels_last: bool
@@ -198,16 +193,13 @@ def plan(
     strip = min(max(rows * blocks // PROGRAMS, 4), STRIP)
     step = shape[1] if channels_last else 1
     pixels = block if step == 1 else (block - 1) // step + 2
-    segment = segment_length(pixels, step, grid)
+    segment = (grid.num[1] * (pixels - 1) // grid.den[1] + 3) * step  # values of a coarse row
     options = {
-        "CLAMP": grid.border == "clamp",
-        "CHANNELS_LAST": channels_last,
-        "ALIGN": alignment(length, dtype),
-        "BLOCK": block,
-        "PIXELS": triton.next_power_of_2(pixels),
+        "CLAMP": grid.border == "clamp", "CHANNELS_LAST": channels_last,
+        "ALIGN": alignment(length, dtype), "BLOCK": block, "PIXELS": triton.next_power_of_2(pixels),
         "SEGMENT": triton.next_power_of_2(segment) if segment <= 2 * block else 0,
-        "num_warps": gathering_warps(block),
-    }
+        "num_warps": warps(block),
+    }  # fmt: skip
     return Plan(rows // height * triton.cdiv(height, strip) * blocks, strip, options)
 
 
@@ -234,8 +226,7 @@ def forward(x: Tensor, grid: SamplingGrid) -> Tensor:
         N x C x H x W of the dtype and in the memory format of `x`.
 
     Raises:
-        ValueError: when the result has more than 2**30 rows, or values in one, or the kernels do
-            not compute it (`check_supported`).
+        ValueError: as `check_rows` of the result, and as `check_supported`.
     """
     return _launch(x, None, grid, (0, 0))
 
@@ -244,17 +235,15 @@ def forward_add(x: Tensor, skip: Tensor, grid: SamplingGrid, offset: Sequence[in
     """``forward(x, grid) + skip[..., oy:oy+H, ox:ox+W]``, rounded once.
 
     Args:
-        x: N x C x h x w, any strides, h x w being the grid's in_size (not checked).
+        x, grid: as for `forward`.
         skip: N x C x H' x W' of the same dtype, with H' >= oy + H and W' >= ox + W (not checked),
             any strides.
-        grid: exact positions of H x W pixels.
         offset: (oy, ox), not negative.
 
     Returns:
         N x C x H x W of the dtype and in the memory format of `x`.
 
     Raises:
-        ValueError: when the result has more than 2**30 rows, or values in one, or the kernels do
-            not compute it (`check_supported`).
+        ValueError: as `check_rows` of the result, and as `check_supported`.
     """
     return _launch(x, skip, grid, offset)

@@ -19,7 +19,6 @@ from .grid import (
     empty_like,
     fast_weight,
     first_at,
-    gathering_warps,
     grid_arguments,
     inverse,
     is_channels_last,
@@ -27,6 +26,7 @@ from .grid import (
     outputs_before,
     readers,
     row_alignment,
+    warps,
     window_sums,
 )
 
@@ -257,24 +257,17 @@ def plan(shape: tuple[int, ...], grid: SamplingGrid, channels_last: bool, align:
     few = align <= 1 or interleaved > CHANNELS
     way = shares(grid, interleaved, max(align, 1), TILE // 2 if few else TILE)
     values = max(way.tile, way.block * max(way.window // 2, 4))
-    warps = gathering_warps(values * 2 if few else values)
-    programs = PROGRAMS // max(warps // 4, 1)
+    num_warps = warps(values * 2 if few else values)
+    programs = PROGRAMS // max(num_warps // 4, 1)
     strip = min(max(rows * way.blocks // programs, 2), STRIP) if way.chunks == 1 else 1
     strips = triton.cdiv(shape[2], strip)
     dense = align > 0 and way.group == interleaved
     options = {
-        "columns": way.columns,
-        "chunks": way.chunks,
-        "CLAMP": grid.border == "clamp",
-        "CHANNELS_LAST": channels_last,
-        "GROUP": way.group,
-        "DENSE": dense,
-        "ALIGN": align if dense else 1,
-        "TILE": way.tile,
-        "BLOCK": way.block,
-        "WINDOW": way.window,
-        "num_warps": warps,
-    }
+        "columns": way.columns, "chunks": way.chunks, "CLAMP": grid.border == "clamp",
+        "CHANNELS_LAST": channels_last, "GROUP": way.group, "DENSE": dense,
+        "ALIGN": align if dense else 1, "TILE": way.tile, "BLOCK": way.block, "WINDOW": way.window,
+        "num_warps": num_warps,
+    }  # fmt: skip
     programs = rows // shape[2] * strips * way.blocks
     return Plan(programs, triton.cdiv(shape[2], strips), options)
 
@@ -290,8 +283,7 @@ def adjoint(grad: Tensor, grid: SamplingGrid) -> Tensor:
         N x C x h x w of the dtype and in the memory format of `grad`; 0 where no pixel reads.
 
     Raises:
-        ValueError: when `grad` or the result has more than 2**30 rows, or values in one, or the
-            kernels do not compute it (`check_supported`).
+        ValueError: as `check_rows` of `grad` or the result, and as `check_supported`.
     """
     check_supported(grad, grid)
     out = empty_like(grad, (*grad.shape[:2], *grid.in_size))

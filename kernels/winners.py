@@ -16,14 +16,15 @@ own cell alone.
 from __future__ import annotations
 
 from functools import lru_cache
+from math import gcd
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .grid import (
+    AXES,
     MOST,
     Axis,
     Corners,
@@ -42,9 +43,7 @@ if TYPE_CHECKING:
 
 # Sizes and strides differ from picture to picture: no kernel of its own for a 1 or a multiple of 16
 # among them. (A stride of 1 from column to column is worth one.)
-AXIS = ["size", "num", "off", "den", "first", "cells", "head", "inner", "patches"]
-SIZES = ["images", "num_classes", "height", "width", "xn", "xc", "xh"]
-SIZES += [f"{axis}_{part}" for axis in ("row", "column") for part in AXIS]
+SIZES = ["images", "num_classes", "height", "width", "xn", "xc", "xh", *AXES]
 # Lanes of a program, as many as a warp's, and how many rows of patches they are: one, where patches
 # are smaller than PATCH, and loads would be from many rows.
 LANES, TILE_ROWS = 64 if torch.version.hip else 32, 4
@@ -66,10 +65,12 @@ LOW = tl.constexpr(2**30)
 
 
 class Source(NamedTuple):
-    """Scores, and where pixels look at them.
+    """Scores, where pixels look at them, and the constants of a kernel, which remain such only in a
+    tuple that is handed on as it was made, not assigned to a name.
 
     scores: of num_classes x height x width each image. rows, columns: each an Axis of scalars.
-    row_patches, column_patches: how many patches they have.
+    CLAMP: whether the border repeats the edge. ROWS, COLUMNS: pixels of a patch, at most.
+    TILE_ROWS, BLOCK, TEAM, UNROLL: as this module's constants; BLOCK: LANES.
     """
 
     scores: Strided
@@ -79,8 +80,13 @@ class Source(NamedTuple):
     width: tl.tensor
     rows: Axis
     columns: Axis
-    row_patches: tl.tensor
-    column_patches: tl.tensor
+    CLAMP: tl.constexpr
+    ROWS: tl.constexpr
+    COLUMNS: tl.constexpr
+    TILE_ROWS: tl.constexpr
+    BLOCK: tl.constexpr
+    TEAM: tl.constexpr
+    UNROLL: tl.constexpr
 
 
 # ---- patches
@@ -169,26 +175,23 @@ def fractions_of(span, first, den, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def patches_of(
-    at, CLAMP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def lane_patches(at):
     """The Patch of each lane of this program.
 
     Lanes are TILE_ROWS rows of patches; columns of patches are counted on from image to image.
     """
-    tile_columns: tl.constexpr = BLOCK // TILE_ROWS
-    lane, columns = tl.arange(0, BLOCK), at.images * at.column_patches
+    tile_columns: tl.constexpr = at.BLOCK // at.TILE_ROWS
+    lane, columns = tl.arange(0, at.BLOCK), at.images * at.columns.patches
     blocks = tl.cdiv(columns, tile_columns)
     block = tl.program_id(0) // blocks
-    row = block * TILE_ROWS + lane // tile_columns
+    row = block * at.TILE_ROWS + lane // tile_columns
     column = (tl.program_id(0) - block * blocks) * tile_columns + lane % tile_columns
-    valid = (row < at.row_patches) & (column < columns)
-    row, column = tl.minimum(row, at.row_patches - 1), tl.minimum(column, columns - 1)
-    image = kept(column // at.column_patches)
-    down = span_of(row, at.rows, at.height, ROWS, CLAMP)
-    column -= image * at.column_patches
-    across = span_of(column, at.columns, at.width, COLUMNS, CLAMP)
+    valid = (row < at.rows.patches) & (column < columns)
+    row, column = tl.minimum(row, at.rows.patches - 1), tl.minimum(column, columns - 1)
+    image = kept(column // at.columns.patches)
+    down = span_of(row, at.rows, at.height, at.ROWS, at.CLAMP)
+    column -= image * at.columns.patches
+    across = span_of(column, at.columns, at.width, at.COLUMNS, at.CLAMP)
     return Patch(image.to(tl.int64), down, across, valid & (down.length > 0) & (across.length > 0))
 
 
@@ -197,8 +200,7 @@ def patches_of(
 
 @triton.jit
 def with_classes(
-    place, stride, first, num_classes, best, winner, size,
-    COUNT: tl.constexpr, MASK: tl.constexpr,
+    at, place, first, best, winner, size, COUNT: tl.constexpr, MASK: tl.constexpr
 ):  # fmt: skip
     """The largest score, its class and the sum of all magnitudes, with COUNT classes more.
 
@@ -206,14 +208,14 @@ def with_classes(
     """
     scores = ()
     for k in tl.static_range(COUNT):
-        mask = first + k < num_classes if MASK else None
+        mask = first + k < at.num_classes if MASK else None
         score = tl.load(place, mask=mask, other=0.0 if MASK else None)
         scores = scores + (score.to(tl.float32),)
-        place += stride
+        place += at.scores.c
     for k in tl.static_range(COUNT):
         larger = scores[k] > best
         if MASK:
-            larger = larger & (first + k < num_classes)
+            larger = larger & (first + k < at.num_classes)
         best = tl.where(larger, scores[k], best)
         winner = tl.where(larger, first + k, winner)
         size += tl.abs(scores[k])
@@ -233,7 +235,7 @@ def nearest(corner, last):
 
 
 @triton.jit
-def corner_winners(at, patch, BLOCK: tl.constexpr, UNROLL: tl.constexpr):
+def corner_winners(at, patch):
     """The first largest class of the points nearest to the corners of each lane's cell.
 
     Returns them, as Corners, and two masks of the patches whose pixels are to be looked at: in
@@ -248,16 +250,16 @@ def corner_winners(at, patch, BLOCK: tl.constexpr, UNROLL: tl.constexpr):
     k = tl.arange(0, 4)[:, None]
     place = tl.where(k < 2, upper[None, :], lower[None, :])
     place = scores.ptr + (place + tl.where(k % 2 == 0, left[None, :], right[None, :]))
-    best = tl.full([4, BLOCK], float("-inf"), tl.float32)
-    winner, size = tl.zeros([4, BLOCK], tl.int32), tl.zeros([4, BLOCK], tl.float32)
-    whole = at.num_classes // UNROLL * UNROLL
-    for first in range(0, whole, UNROLL):
+    best = tl.full([4, at.BLOCK], float("-inf"), tl.float32)
+    winner, size = tl.zeros([4, at.BLOCK], tl.int32), tl.zeros([4, at.BLOCK], tl.float32)
+    whole = at.num_classes // at.UNROLL * at.UNROLL
+    for first in range(0, whole, at.UNROLL):
         place, best, winner, size = with_classes(
-            place, scores.c, first, at.num_classes, best, winner, size, UNROLL, False
+            at, place, first, best, winner, size, at.UNROLL, False
         )
     if whole < at.num_classes:
         place, best, winner, size = with_classes(
-            place, scores.c, whole, at.num_classes, best, winner, size, UNROLL, True
+            at, place, whole, best, winner, size, at.UNROLL, True
         )
     masked = (best < LARGE) & (size == size)  # by -inf, say, but there is no NaN
     code = tl.where(size < LARGE, winner, tl.where(masked, winner + LOW, SPECIAL))
@@ -269,17 +271,17 @@ def corner_winners(at, patch, BLOCK: tl.constexpr, UNROLL: tl.constexpr):
     # A class that is masked at a corner cannot win where all agree.
     low = differ & (tl.reduce(code, 0, bitwise_or) >= LOW)
     special = low | (tl.min(code, 0) == SPECIAL) | (seen & (on_border(rows) | on_border(columns)))
-    a, b, c, d = columns_of(tl.trans(winner), BLOCK, 4)
+    a, b, c, d = columns_of(tl.trans(winner), at.BLOCK, 4)
     return Corners(a, b, c, d), differ & ~special, patch.valid & special
 
 
 @triton.jit
-def offset_of(scores, patch, CLAMP: tl.constexpr):
-    """Where the upper left corners lie (or would lie, beyond a zero border), int64."""
+def upper_left(at, patch):
+    """Pointers to (or, beyond a zero border, to before) the upper left corners."""
     top, left = patch.rows.corner.to(tl.int64), patch.columns.corner.to(tl.int64)
-    if CLAMP:
+    if at.CLAMP:
         top, left = tl.maximum(top, 0), tl.maximum(left, 0)
-    return patch.image * scores.n + top * scores.h + left * scores.w
+    return at.scores.ptr + (patch.image * at.scores.n + top * at.scores.h + left * at.scores.w)
 
 
 @triton.jit
@@ -303,154 +305,78 @@ def among(valid, lanes):
 # ---- mixed cells: the candidates, pixel by pixel
 
 
-class Ends(NamedTuple):
-    """How far into the cell the first and last row, the first and last column of a patch look."""
-
-    top: tl.tensor
-    bottom: tl.tensor
-    left: tl.tensor
-    right: tl.tensor
-
-
 @triton.jit
-def patch_ends(at, patch):
-    """The Ends of each lane's patch."""
-    rows, columns = patch.rows, patch.columns
-    bottom = rows.part + rows.step * (rows.length - 1)
-    right = columns.part + columns.step * (columns.length - 1)
-    down, across = at.rows.den, at.columns.den
-    return Ends(
-        weight(rows.part, down), weight(bottom, down),
-        weight(columns.part, across), weight(right, across),
-    )  # fmt: skip
-
-
-@triton.jit
-def at_ends(s, ends):
-    """A class's scores at the four corner pixels of a patch, from those at the cell's corners."""
-    left, right = s.a + (s.c - s.a) * ends.top, s.b + (s.d - s.b) * ends.top
-    low_left, low_right = s.a + (s.c - s.a) * ends.bottom, s.b + (s.d - s.b) * ends.bottom
-    slope, low_slope = right - left, low_right - low_left
-    return Corners(
-        left + slope * ends.left,
-        left + slope * ends.right,
-        low_left + low_slope * ends.left,
-        low_left + low_slope * ends.right,
-    )
-
-
-@triton.jit
-def mean_of(p, q):
-    """The means of the scores of two classes."""
-    return Corners((p.a + q.a) * 0.5, (p.b + q.b) * 0.5, (p.c + q.c) * 0.5, (p.d + q.d) * 0.5)
-
-
-@triton.jit
-def cell_bounds(p, q, valid):
+def bounds_of(p, q, valid):
     """The mean of two winners at the corners of a cell; infinity at those that are not read.
 
-    At its own corner, a winner is not below it: a mean of two is not rounded beyond the larger.
+    A class below it at all four is nowhere the largest: at its own corner, a winner is not below
+    it, as a mean of two is not rounded beyond the larger.
     """
-    m, inf = mean_of(p, q), float("inf")
+    inf = float("inf")
     return Corners(
-        tl.where(valid.a, m.a, inf), tl.where(valid.b, m.b, inf),
-        tl.where(valid.c, m.c, inf), tl.where(valid.d, m.d, inf),
+        tl.where(valid.a, (p.a + q.a) * 0.5, inf), tl.where(valid.b, (p.b + q.b) * 0.5, inf),
+        tl.where(valid.c, (p.c + q.c) * 0.5, inf), tl.where(valid.d, (p.d + q.d) * 0.5, inf),
     )  # fmt: skip
 
 
 @triton.jit
-def patch_bounds(p, q, ends):
-    """The first of two winners `at_ends`, or their mean if its least score there is larger."""
-    s, m = at_ends(p, ends), at_ends(mean_of(p, q), ends)
-    least = tl.minimum(tl.minimum(s.a, s.b), tl.minimum(s.c, s.d))
-    mean = tl.minimum(tl.minimum(m.a, m.b), tl.minimum(m.c, m.d)) > least
-    return Corners(
-        tl.where(mean, m.a, s.a), tl.where(mean, m.b, s.b),
-        tl.where(mean, m.c, s.c), tl.where(mean, m.d, s.d),
-    )  # fmt: skip
+def candidates(upper, lower, at, valid, bounds, first):
+    """Which of UNROLL * TEAM classes from `first` on are candidates in each lane's cell: bits.
 
-
-@triton.jit
-def two_winners(winners, ends, NEAREST: tl.constexpr):
-    """One of the corners' winners, of the corner that is nearest to the patch if NEAREST; and one
-    that differs from it, if there is one.
+    upper, lower: pointers to the left corners, of the first class. Each lane of a team looks at
+    classes of its own.
     """
-    a, b, c, d = winners
-    first = a
-    if NEAREST:
-        right, low = ends.left + ends.right > 1, ends.top + ends.bottom > 1
-        first = tl.where(low, tl.where(right, d, c), tl.where(right, b, a))
-    other = tl.where(b != first, b, tl.where(c != first, c, tl.where(d != first, d, a)))
-    return first, other
-
-
-@triton.jit
-def candidates(
-    upper, lower, at, valid, bounds, ends, first,
-    SPLIT: tl.constexpr, UNROLL: tl.constexpr, TEAM: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Which of UNROLL * TEAM classes from `first` on are candidates in each lane's patch: bits.
-
-    upper, lower: pointers to the left corners, of the first class. A class below the bounds is
-    none. Each lane of a team looks at classes of its own.
-    """
-    own = tl.arange(0, BLOCK) % TEAM
-    bits = tl.zeros([BLOCK], tl.int32)
-    for k in tl.static_range(UNROLL):
-        channel = first + k * TEAM + own
+    own = tl.arange(0, at.BLOCK) % at.TEAM
+    bits = tl.zeros([at.BLOCK], tl.int32)
+    for k in tl.static_range(at.UNROLL):
+        channel = first + k * at.TEAM + own
         step, there = channel.to(tl.int64) * at.scores.c, channel < at.num_classes
         s = corner_scores(upper + step, lower + step, at.scores.w, among(valid, there))
-        tested = at_ends(s, ends) if SPLIT else s
         # In a chain: four conditions at once would take twice the instructions.
-        last = tl.where(tested.a < bounds.a, tested.b, float("inf"))
-        last = tl.where(last < bounds.b, tested.c, float("inf"))
-        last = tl.where(last < bounds.c, tested.d, float("inf"))
+        last = tl.where(s.a < bounds.a, s.b, float("inf"))
+        last = tl.where(last < bounds.b, s.c, float("inf"))
+        last = tl.where(last < bounds.c, s.d, float("inf"))
         candidate = (last >= bounds.d) & there
-        bits = bits | (candidate.to(tl.int32) << (k * TEAM + own))
-    if TEAM > 1:
-        teams = tl.reshape(bits, [BLOCK // TEAM, TEAM])
-        bits = tl.reduce(teams, 1, bitwise_or)[:, None]
-        bits = tl.reshape(tl.broadcast_to(bits, [BLOCK // TEAM, TEAM]), [BLOCK])
+        bits = bits | (candidate.to(tl.int32) << (k * at.TEAM + own))
+    if at.TEAM > 1:
+        teams = tl.reshape(bits, [at.BLOCK // at.TEAM, at.TEAM])
+        bits = tl.broadcast_to(tl.reduce(teams, 1, bitwise_or)[:, None], teams.shape)
+        bits = tl.reshape(bits, [at.BLOCK])
     return bits
 
 
 @triton.jit
-def with_candidate(
-    s, candidate, channel, rows, columns, best, labels, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+def with_candidate(s, candidate, channel, y, x, best, labels):
     """The best score and its class of each pixel, with class `channel`, where it is a candidate.
 
-    s: its scores at the corners. rows, columns: how far into its cell each of them looks.
+    s: its scores at the corners. y, x: how far into its cell each row and each column looks.
     """
     a = tl.where(candidate, s.a, float("nan"))  # which is not larger than any
     left_down, right_down = s.c - a, s.d - s.b
     new_best, new_labels = (), ()
-    for i in tl.static_range(ROWS):
-        left = a + left_down * rows[i]
-        slope = s.b + right_down * rows[i] - left
-        for j in tl.static_range(COLUMNS):
-            score = left + slope * columns[j]
-            larger = score > best[i * COLUMNS + j]
-            new_best += (tl.where(larger, score, best[i * COLUMNS + j]),)
-            new_labels += (tl.where(larger, channel, labels[i * COLUMNS + j]),)
+    for i in tl.static_range(len(y)):
+        left = a + left_down * y[i]
+        slope = s.b + right_down * y[i] - left
+        for j in tl.static_range(len(x)):
+            score = left + slope * x[j]
+            larger = score > best[i * len(x) + j]
+            new_best += (tl.where(larger, score, best[i * len(x) + j]),)
+            new_labels += (tl.where(larger, channel, labels[i * len(x) + j]),)
     return new_best, new_labels
 
 
 @triton.jit
-def largest_candidates(
-    upper, lower, at, valid, bounds, ends, rows, columns, label,
-    SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    UNROLL: tl.constexpr, TEAM: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The largest class of each pixel of ROWS rows of each lane's patch, row by row: a tuple.
+def largest_candidates(upper, lower, at, valid, bounds, y, x, label):
+    """The largest class of each pixel of the rows y of each lane's patch, row by row: a tuple.
 
     A class that is no candidate in any lane takes no more time. Without any, it is `label`.
     """
     best, labels = (), ()
-    for _ in tl.static_range(ROWS * COLUMNS):
-        best, labels = best + (tl.full([BLOCK], float("-inf"), tl.float32),), labels + (label,)
-    for first in range(0, at.num_classes, UNROLL * TEAM):
-        bits = candidates(upper, lower, at, valid, bounds, ends, first, SPLIT, UNROLL, TEAM, BLOCK)
+    for _ in tl.static_range(len(y) * len(x)):
+        best = best + (tl.full([at.BLOCK], float("-inf"), tl.float32),)
+        labels = labels + (label,)
+    for first in range(0, at.num_classes, at.UNROLL * at.TEAM):
+        bits = candidates(upper, lower, at, valid, bounds, first)
         left = tl.reduce(bits, 0, bitwise_or)  # of the program
         while left != 0:
             lowest = left & -left
@@ -458,53 +384,39 @@ def largest_candidates(
             left = left ^ lowest
             step = (first + k).to(tl.int64) * at.scores.c
             s = corner_scores(upper + step, lower + step, at.scores.w, valid)
-            best, labels = with_candidate(
-                s, (bits & lowest) != 0, first + k, rows, columns, best, labels, ROWS, COLUMNS
-            )
+            best, labels = with_candidate(s, (bits & lowest) != 0, first + k, y, x, best, labels)
     return labels
 
 
 @triton.jit
-def mixed_labels(
-    at, patch, winners, there, first_row,
-    CLAMP: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    UNROLL: tl.constexpr, TEAM: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Labels of ROWS rows of mixed patches, from each lane's `first_row` on.
-
-    Returns ROWS x BLOCK x COLUMNS. there: the lanes that have a patch. SPLIT: whether a cell may
-    have several. Then those are looked at by themselves, with the winner of the nearest corner.
-    """
+def mixed_labels(at, patch, winners, there, first_row, ROWS: tl.constexpr):
+    """Labels of ROWS rows of mixed patches, from each lane's `first_row` on, in lanes that are
+    `there`: ROWS x BLOCK x COLUMNS."""
     scores, down, across = at.scores, patch.rows, patch.columns
-    offset = offset_of(scores, patch, CLAMP)
-    valid = Corners(
-        down.first & across.first, down.first & across.second,
-        down.second & across.first, down.second & across.second,
-    )  # fmt: skip
-    upper = scores.ptr + offset
-    if CLAMP:  # below the last row, it is that again
-        lower = scores.ptr + (offset + tl.where(down.second, scores.h, 0))
+    upper = upper_left(at, patch)
+    if at.CLAMP:  # below the last row, it is that again
+        lower = upper + tl.where(down.second, scores.h, 0)
         valid = Corners(across.first, across.second, across.first, across.second)
     else:
-        lower = scores.ptr + (offset + scores.h)
+        lower = upper + scores.h
+        valid = Corners(
+            down.first & across.first, down.first & across.second,
+            down.second & across.first, down.second & across.second,
+        )  # fmt: skip
     valid = among(valid, there)
-    ends = patch_ends(at, patch)
-    first, other = two_winners(winners, ends, SPLIT)
-    step = first.to(tl.int64) * scores.c
+    a, b, c, d = winners
+    step, other = a.to(tl.int64) * scores.c, tl.where(b != a, b, tl.where(c != a, c, d))
     p = corner_scores(upper + step, lower + step, scores.w, valid)
     step = other.to(tl.int64) * scores.c
     q = corner_scores(upper + step, lower + step, scores.w, valid)
-    bounds = patch_bounds(p, q, ends) if SPLIT else cell_bounds(p, q, valid)
+    bounds = bounds_of(p, q, valid)
     none = tl.where(there, bounds.d, float("nan"))  # no score reaches a NaN
     bounds = Corners(bounds.a, bounds.b, bounds.c, none)
-    rows = fractions_of(down, first_row, at.rows.den, ROWS)
-    columns = fractions_of(across, 0, at.columns.den, COLUMNS)
-    labels = largest_candidates(
-        upper, lower, at, valid, bounds, ends, rows, columns, first,
-        SPLIT, ROWS, COLUMNS, UNROLL, TEAM, BLOCK,
-    )  # fmt: skip
-    labels = tl.reshape(joined(labels, BLOCK, ROWS * COLUMNS), [BLOCK, ROWS, COLUMNS])
-    return tl.permute(labels, [1, 0, 2])
+    y = fractions_of(down, first_row, at.rows.den, ROWS)
+    x = fractions_of(across, 0, at.columns.den, at.COLUMNS)
+    labels = largest_candidates(upper, lower, at, valid, bounds, y, x, a)
+    labels = joined(labels, at.BLOCK, ROWS * at.COLUMNS)
+    return tl.permute(tl.reshape(labels, [at.BLOCK, ROWS, at.COLUMNS]), [1, 0, 2])
 
 
 # ---- exact weights: a row of pixels at a time
@@ -524,48 +436,47 @@ class RowTaps(NamedTuple):
 
 
 @triton.jit
-def row_taps(at, row, patch, lanes, CLAMP: tl.constexpr, COLUMNS: tl.constexpr):
+def row_taps(at, row, patch, lanes):
     """The RowTaps of row `row` of the patches, in `lanes` that have it."""
     down, across = patch.rows, patch.columns
     lanes = lanes & (row < down.length)
     y = weight(down.part + down.step * row, at.rows.den)
-    x = fractions_of(across, 0, at.columns.den, COLUMNS)
+    x = fractions_of(across, 0, at.columns.den, at.COLUMNS)
     # Only the first of several columns can look at the left corners alone.
     right = across.second & ((x[0] != 0) | (across.length > 1))
-    corner = at.scores.ptr + offset_of(at.scores, patch, CLAMP)
     upper, lower = lanes & down.first, lanes & down.second & (y != 0)
     valid = Corners(upper & across.first, upper & right, lower & across.first, lower & right)
-    return RowTaps(corner, valid, y, x)
+    return RowTaps(upper_left(at, patch), valid, y, x)
 
 
 @triton.jit
-def row_scores(corner, taps, scores, COLUMNS: tl.constexpr):
+def row_scores(at, taps, corner):
     """A class's scores along a row: a tuple. corner: as in `taps`, but of that class."""
-    s, y, x = corner_scores(corner, corner + scores.h, scores.w, taps.valid), taps.y, taps.x
+    s, y, x = corner_scores(corner, corner + at.scores.h, at.scores.w, taps.valid), taps.y, taps.x
     left, right = s.a * (1 - y) + s.c * y, s.b * (1 - y) + s.d * y
     row = (left * (1 - x[0]) + tl.where(x[0] == 0, 0.0, right * x[0]),)
-    for j in tl.static_range(1, COLUMNS):
+    for j in tl.static_range(1, at.COLUMNS):
         row = row + (left * (1 - x[j]) + right * x[j],)
     return row
 
 
 @triton.jit
-def exact_labels(taps, scores, num_classes, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+def exact_labels(at, taps):
     """Labels of a row, 1 x BLOCK x COLUMNS: a NaN is larger than any number."""
     corner, best, label = taps.corner, (), ()
-    for _ in tl.static_range(COLUMNS):
-        best = best + (tl.full([BLOCK], float("-inf"), tl.float32),)
-        label = label + (tl.zeros([BLOCK], tl.int32),)
-    for channel in range(num_classes):
-        row = row_scores(corner, taps, scores, COLUMNS)
-        corner += scores.c
+    for _ in tl.static_range(at.COLUMNS):
+        best = best + (tl.full([at.BLOCK], float("-inf"), tl.float32),)
+        label = label + (tl.zeros([at.BLOCK], tl.int32),)
+    for channel in range(at.num_classes):
+        row = row_scores(at, taps, corner)
+        corner += at.scores.c
         new_best, new_label = (), ()
-        for j in tl.static_range(COLUMNS):
+        for j in tl.static_range(at.COLUMNS):
             larger = ~(row[j] <= best[j]) & (best[j] == best[j])
             new_best = new_best + (tl.where(larger, row[j], best[j]),)
             new_label = new_label + (tl.where(larger, channel, label[j]),)
         best, label = new_best, new_label
-    return tl.reshape(joined(label, BLOCK, COLUMNS), [1, BLOCK, COLUMNS])
+    return tl.reshape(joined(label, at.BLOCK, at.COLUMNS), [1, at.BLOCK, at.COLUMNS])
 
 
 # ---- all patches of a program
@@ -597,113 +508,88 @@ def chosen(mixed, begin, BLOCK: tl.constexpr, TEAM: tl.constexpr):
 
 
 @triton.jit
-def label_patches(
-    at, sink, SETTLED: tl.constexpr, SINK: tl.constexpr,
-    CLAMP: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr, TEAM: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
+def label_patches(at, sink, SETTLED: tl.constexpr, SINK: tl.constexpr):
     """Hand the labels of all patches of this program to SINK or SETTLED, each pixel once.
 
     SINK takes `sink`, COUNT x BLOCK x COLUMNS labels, the first of each lane's rows, the lanes'
     patches, how many rows each has, COUNT and COLUMNS. SETTLED takes `sink`, of each lane the label
     of all its pixels, the lanes' patches, how many rows each has, ROWS and COLUMNS.
     """
-    patch = patches_of(at, CLAMP, ROWS, COLUMNS, TILE_ROWS, BLOCK)
-    winners, mixed, special = corner_winners(at, patch, BLOCK, UNROLL)
+    patch = lane_patches(at)
+    winners, mixed, special = corner_winners(at, patch)
     lengths = tl.where(patch.valid & ~(mixed | special), patch.rows.length, 0)
-    SETTLED(sink, winners.a, patch, lengths, ROWS, COLUMNS)
-    lane = tl.arange(0, BLOCK)
-    share: tl.constexpr = ROWS // TEAM  # rows of a mixed patch for each lane
-    for begin in range(0, tl.sum(mixed.to(tl.int32), 0), BLOCK // TEAM):
-        lanes, there = chosen(mixed, begin, BLOCK, TEAM)
+    SETTLED(sink, winners.a, patch, lengths, at.ROWS, at.COLUMNS)
+    lane = tl.arange(0, at.BLOCK)
+    share: tl.constexpr = at.ROWS // at.TEAM  # rows of a mixed patch for each lane
+    for begin in range(0, tl.sum(mixed.to(tl.int32), 0), at.BLOCK // at.TEAM):
+        lanes, there = chosen(mixed, begin, at.BLOCK, at.TEAM)
         some = Patch(
             tl.gather(patch.image, lanes, 0),
-            span_from(patch.rows, lanes, at.rows, at.height, CLAMP),
-            span_from(patch.columns, lanes, at.columns, at.width, CLAMP),
+            span_from(patch.rows, lanes, at.rows, at.height, at.CLAMP),
+            span_from(patch.columns, lanes, at.columns, at.width, at.CLAMP),
             there,
         )
         own = Corners(
             tl.gather(winners.a, lanes, 0), tl.gather(winners.b, lanes, 0),
             tl.gather(winners.c, lanes, 0), tl.gather(winners.d, lanes, 0),
         )  # fmt: skip
-        first_row = lane % TEAM * share
-        found = mixed_labels(
-            at, some, own, there, first_row, CLAMP, SPLIT, share, COLUMNS, UNROLL, TEAM, BLOCK
-        )
-        SINK(sink, found, first_row, some, tl.where(there, some.rows.length, 0), share, COLUMNS)
+        first_row, lengths = lane % at.TEAM * share, tl.where(there, some.rows.length, 0)
+        found = mixed_labels(at, some, own, there, first_row, share)
+        SINK(sink, found, first_row, some, lengths, share, at.COLUMNS)
     lengths = tl.where(special, patch.rows.length, 0)
     for row in range(tl.max(lengths, 0)):
-        taps = row_taps(at, row, patch, special, CLAMP, COLUMNS)
-        exact = exact_labels(taps, at.scores, at.num_classes, COLUMNS, BLOCK)
-        SINK(sink, exact, lane * 0 + row, patch, lengths, 1, COLUMNS)
+        exact = exact_labels(at, row_taps(at, row, patch, special))
+        SINK(sink, exact, lane * 0 + row, patch, lengths, 1, at.COLUMNS)
 
 
 # ---- launch plan
 
 
-class Shares(NamedTuple):
-    """How a program's lanes share pixels, to compare with this module's constants of these names.
-
-    A team of 1 is a lane that has all rows of a mixed patch. unroll * team: 32 at most.
-    """
-
-    lanes: int = LANES
-    tile_rows: int = TILE_ROWS
-    patch: int = PATCH
-    team: int = TEAM
-    unroll: int = UNROLL
-
-
 class Tiles(NamedTuple):
-    """How programs share a label map.
+    """How programs share a label map: their number, what kernels take between their pointers and
+    strides (as SIZES names it), their options."""
 
-    rows, columns: the patches of either axis. options: those of all kernels; label_options: those
-    of `label_patches` besides.
-    """
-
-    rows: Axis
-    columns: Axis
     programs: int
+    sizes: tuple[int, ...]
     options: dict[str, Any]
-    label_options: dict[str, Any]
-
-    def sizes(self, scores: Tensor) -> tuple[int, ...]:
-        """What the kernels take between their pointers and options, as SIZES names it."""
-        axes = (axis[1:-1] + (axis.patches,) for axis in (self.rows, self.columns))
-        return (*scores.shape, *(n for axis in axes for n in axis), *scores.stride())
 
 
 @lru_cache(maxsize=1024)
-def tiles(shape: tuple[int, ...], grid: SamplingGrid, shares: Shares | None = None) -> Tiles:
+def tiles(shape: tuple[int, ...], grid: SamplingGrid) -> Tiles:
     """How programs share the labels of scores of `shape` at `grid`.
 
     Raises:
         ValueError: when there are more than 2**30 patches, or points of the coarse map, or 2**27
             pixels along an axis.
     """
-    lanes, tile_rows, patch, team, unroll = shares or (LANES, TILE_ROWS, PATCH, TEAM, UNROLL)
-    lengths = tuple(min(triton.next_power_of_2(longest(grid, k)), patch) for k in (0, 1))
+    lengths = tuple(min(triton.next_power_of_2(longest(grid, k)), PATCH) for k in (0, 1))
     rows, columns = (axis_patches(grid, k, lengths[k]) for k in (0, 1))
-    tile_rows = tile_rows if max(lengths) == patch else 1
+    tile_rows = TILE_ROWS if max(lengths) == PATCH else 1
     images, _, height, width = shape
     if height * width > MOST:
         raise ValueError(f"scores of {height} x {width} have more than {MOST} points")
     if rows.patches * images * columns.patches > MOST:
         raise ValueError(f"{images} maps of {grid.size} are more than {MOST} patches")
-    if max(rows.patches, columns.patches, *grid.size) > MOST // patch:
-        raise ValueError(f"{grid.size} has an axis of more than {MOST // patch} pixels or patches")
-    blocks = triton.cdiv(images * columns.patches, lanes // tile_rows)
-    programs = triton.cdiv(rows.patches, tile_rows) * blocks
+    if max(rows.patches, columns.patches, *grid.size) > MOST // PATCH:
+        raise ValueError(f"{grid.size} has an axis of more than {MOST // PATCH} pixels or patches")
+    blocks = triton.cdiv(images * columns.patches, LANES // tile_rows)
     options = {
-        "CLAMP": grid.border == "clamp",
-        "ROWS": lengths[0],
-        "COLUMNS": lengths[1],
-        "TILE_ROWS": tile_rows,
-        "BLOCK": lanes,
-        "num_warps": 1,
-        **MOST_REGISTERS,
-    }
-    # SPLIT: whether a cell may have several patches.
-    split = max(rows.inner, columns.inner) > 1
-    label_options = {"SPLIT": split, "TEAM": min(team, lengths[0]), "UNROLL": unroll}
-    return Tiles(rows, columns, programs, options, label_options)
+        "CLAMP": grid.border == "clamp", "ROWS": lengths[0], "COLUMNS": lengths[1],
+        "TILE_ROWS": tile_rows, "BLOCK": LANES, "TEAM": min(TEAM, lengths[0]), "UNROLL": UNROLL,
+        "num_warps": 1, **MOST_REGISTERS,
+    }  # fmt: skip
+    programs = triton.cdiv(rows.patches, tile_rows) * blocks
+    return Tiles(programs, (*shape, *rows, *columns), options)
+
+
+@lru_cache(maxsize=1024)
+def aligned(grid: SamplingGrid, length: int) -> int:
+    """What the patches' first columns and the width are multiples of: a power of two or 1.
+
+    All that the patches have in common, `length` at most, or nothing: no kernels between.
+    """
+    num, off, den = grid.num[1], grid.off[1], grid.den[1]
+    if num == 0 or den % num:
+        return 1
+    common = gcd(-(off // num), den // num, length)
+    return 1 if grid.size[1] % common else common

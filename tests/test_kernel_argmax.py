@@ -141,16 +141,13 @@ def test_many_classes(classes):
     assert_is_argmax(argmax.forward(x, grid, dtype, False)[0], x.cpu(), grid)
 
 
-AXIS = ["n", "size", "num", "off", "den", "first", "cells", "head", "inner", "in_size", "patches"]
-
-
-@triton.jit(do_not_specialize=AXIS)
+@triton.jit(do_not_specialize=[*Axis._fields, "in_size"])
 def spans_kernel(
-    span_ptr, n, size, num, off, den, first, cells, head, inner, in_size, patches,
+    span_ptr, n, size, num, off, den, first, cells, head, inner, patches, in_size,
     LENGTH: tl.constexpr, CLAMP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of each patch the first output, and how many there are."""
-    axis = Axis(n, size, num, off, den, first, cells, head, inner, 0)
+    axis = Axis(n, size, num, off, den, first, cells, head, inner, patches)
     patch = tl.arange(0, BLOCK)
     span = span_of(patch, axis, in_size, LENGTH, CLAMP)
     tl.store(span_ptr + 2 * patch, span.start, mask=patch < patches)
@@ -166,7 +163,7 @@ def test_spans(grid, most):
         plan, clamp = axis_patches(grid, k, length), grid.border == "clamp"
         found = torch.full((plan.patches, 2), -9, dtype=torch.int32, device=tools.DEVICE)
         block = triton.next_power_of_2(plan.patches)
-        where = (*plan[:-1], grid.in_size[k], plan.patches)
+        where = (*plan, grid.in_size[k])
         spans_kernel[(1,)](found, *where, LENGTH=length, CLAMP=clamp, BLOCK=block)
         starts, counts = found.cpu().numpy().T
         ends = (*starts, grid.size[k])
@@ -174,7 +171,7 @@ def test_spans(grid, most):
         assert list(np.diff(ends)) == list(counts)
         assert 0 <= counts.min() <= counts.max() <= length
         assert min(counts[0], counts[-1]) > 0  # so every patch starts at an output
-    align = argmax.aligned(grid, length)
+    align = winners.aligned(grid, length)
     event(f"aligned: {align}")
     assert align in (1, math.gcd(*ends, length, grid.den[1] // max(grid.num[1], 1)))
 

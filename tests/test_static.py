@@ -289,7 +289,8 @@ for _ in range(40):
         for clamp in (True, False):
             for op, *call in calls(dtype, size, clamp):
                 for launch in record(*call):
-                    key = op, str(dtype), "clamp" if clamp else "zero", launch.kernel.__name__
+                    kernel = f"{launch.kernel.__name__} {launch.arguments.get('EXACT', '')}"
+                    key = op, str(dtype), "clamp" if clamp else "zero", kernel
                     variant = f"{specialized(launch, False)} {sorted(launch.options.items())}"
                     seen.setdefault(key, set()).add(variant)
 for key, variants in seen.items():
