@@ -118,7 +118,8 @@ EXPRESSIONS = """
     x.flatten()[0].item() in x | x.sum().item() | x.tolist()
     x.half() | x.float().double() | x.to(torch.float64).to("cpu").cpu() | x.type(torch.float64)
     torch.as_tensor(x.detach().numpy() + 1) | torch.as_tensor(np.asarray(x.detach()))
-    torch.tensor(x.detach()) | torch.exp(x.detach(), out=torch.empty_like(x)) | repr(x) | str(x)
+    torch.tensor(x.detach()) | torch.exp(x.detach(), out=torch.empty_like(x))
+    repr(x.detach()) | str(x.detach())
     (x[:1].squeeze(0) * 1, x.squeeze() * 1) | f"{x.sum():.3f}" | x.data_ptr() != 0 | {x: 1}[x]
     copies(x.detach()) | [type(t) for t in copies(x.detach())] | torch.from_dlpack(x.detach())
     torch.equal(nn.Parameter(x.detach() * 1), x)
