@@ -2,7 +2,7 @@
 # On a machine with a GPU: the kernels' tests on it, then the benchmark of every suite.
 #
 #   bench/gpu_check.sh                                         all phases, in nine minutes
-#   PHASES="tests float32" bench/gpu_check.sh                  some of: tests, a DTYPE of run.py
+#   PHASES="tests float32" bench/gpu_check.sh                  some of: tests, shares, a DTYPE of run.py
 #   SUITES="voc ade20k" MINUTES=4 bench/gpu_check.sh           some suites, less time
 #   PHASES=bfloat16 bench/gpu_check.sh --no-compile            arguments go to bench/run.py
 #
@@ -28,14 +28,14 @@ PYTHON
 output="${OUTPUT:-bench/results/$device}"
 mkdir -p "$output" || exit 2
 
-# Steps are "tests" and "DTYPE SUITE"; each gets an equal part of the time that is left.
+# Steps are "tests", "shares" and "DTYPE SUITE"; each gets an equal part of the time that is left.
 steps=()
-for phase in ${PHASES:-tests float32 bfloat16}; do
+for phase in ${PHASES:-tests float32 bfloat16 shares}; do
     case "$phase" in
-        tests) steps+=(tests) ;;
+        tests | shares) steps+=("$phase") ;;
         float32 | bfloat16 | float16)
             for suite in ${SUITES:-voc cityscapes ade20k coco}; do steps+=("$phase $suite"); done ;;
-        *) echo "gpu_check.sh: no phase '$phase': tests, float32, bfloat16, float16" >&2; exit 2 ;;
+        *) echo "gpu_check.sh: no phase '$phase': tests, shares, float32, bfloat16, float16" >&2; exit 2 ;;
     esac
 done
 
@@ -45,6 +45,8 @@ run_step() { # seconds, file, "tests" or dtype and suite, further options
         "$python" -c 'import xdist' 2>/dev/null && workers=(-n 8 --dist loadfile)
         TRITON_INTERPRET=0 HYPOTHESIS_PROFILE="${HYPOTHESIS_PROFILE:-ci}" timeout "$1" \
             "$python" -m pytest -q "${workers[@]}" tests/test_kernel_*.py tests/test_gpu.py
+    elif [[ "$3" == shares ]]; then # other constants of the kernels' launches
+        timeout "$1" "$python" bench/run.py --device cuda --suite shares --json "$2.json"
     else # no op begins in the last seconds; what was measured is written after each
         local plot=()
         "$python" -c 'import matplotlib' 2>/dev/null && plot=(--plot "$2")

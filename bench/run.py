@@ -4,7 +4,7 @@
     python bench/run.py --suite voc cityscapes              # whole batches on a GPU
     python bench/run.py --op upsample_argmax --dtype bfloat16 --json argmax.json --plot pictures
     python bench/run.py --against bench/results/cpu.json    # did fcnfast lose against a peer?
-    python bench/run.py --suite interop                     # whole networks; or amortization
+    python bench/run.py --suite interop                     # or amortization, shares
     python bench/run.py --static                            # what the kernels compile to
 
 Exits with 1 when a result is wrong or fcnfast lost against a peer, with 2 when an option is wrong.
@@ -28,7 +28,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read by the profiler, which gr
 
 import torch
 
-from bench import networks, report
+from bench import networks, report, shares
 from bench.cases import SUITES, Case, fitted
 from bench.measure import Row, Settings, copy_bandwidth, measured
 from bench.operations import OPERATIONS, Operation
@@ -36,7 +36,11 @@ from fcnfast.device import choose_device
 from fcnfast.errors import InputError
 from fcnfast.files import write_json
 
-NETWORKS = {"amortization": networks.amortization, "interop": networks.interop}
+OWN_TABLES = {
+    "amortization": networks.amortization,
+    "interop": networks.interop,
+    "shares": shares.shares,
+}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Measured first, at every case, in case the time does not suffice for all.
 HEADS = ("upsample_cross_entropy", "upsample_argmax")
@@ -57,8 +61,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     names = list(dict.fromkeys(operation.name for operation in OPERATIONS))
     ops = f"any of {', '.join(names)} (default: all)"
     option("--op", choices=names, default=names, help=ops, **several)
-    suites = f"any of {', '.join(SUITES)} (default: quick), or {' or '.join(NETWORKS)}"
-    option("--suite", choices=[*SUITES, *NETWORKS], default=["quick"], help=suites, **several)
+    suites = f"any of {', '.join(SUITES)} (default: quick), or {' or '.join(OWN_TABLES)}"
+    option("--suite", choices=[*SUITES, *OWN_TABLES], default=["quick"], help=suites, **several)
     option("--device", help="cpu, cuda or cuda:1 (default: a GPU where there is one)")
     option("--dtype", choices=DTYPES, default="float32", help="of the maps")
     compiled = "torch.compile as a further peer (default: on a GPU)"
@@ -73,9 +77,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     option("--static", action="store_true", help=static)
     options = parser.parse_args(arguments)
     others = (len(options.suite) > 1, options.plot, options.against, options.minutes < math.inf)
-    if set(NETWORKS) & set(options.suite) and any(others):
+    if set(OWN_TABLES) & set(options.suite) and any(others):
         parser.error(
-            f"--suite {' or '.join(NETWORKS)} takes no other, nor --plot, --against, --minutes"
+            f"--suite {' or '.join(OWN_TABLES)} takes no other, nor --plot, --against, --minutes"
         )
     for name in ("repeats", "minutes"):
         value = getattr(options, name)
@@ -157,12 +161,12 @@ def _bench(options: argparse.Namespace) -> int:
 
     def keep(found: Any) -> None:
         if options.json:
-            write_json(options.json, {**about, suite if suite in NETWORKS else "rows": found})
+            write_json(options.json, {**about, suite if suite in OWN_TABLES else "rows": found})
 
     keep([])  # can it be written?
     print(report.summary(about))
-    if suite in NETWORKS:
-        for text, found in NETWORKS[suite](settings):
+    if suite in OWN_TABLES:
+        for text, found in OWN_TABLES[suite](settings):
             print(text, flush=True)
             keep(found)
         return 0

@@ -12,6 +12,7 @@ from torch import Tensor
 from .grid import Axis, Strided, check_supported, joined, on_device
 from .winners import (
     SIZES,
+    Shares,
     Source,
     aligned,
     label_patches,
@@ -142,6 +143,7 @@ def forward(
     grid: SamplingGrid,
     dtype: torch.dtype,
     confidence: bool,
+    shares: Shares | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The labels of the scores sampled at every position of `grid`, and their softmax.
 
@@ -150,6 +152,7 @@ def forward(
         grid: exact positions of H x W pixels.
         dtype: of the labels, an integer type that holds C - 1.
         confidence: whether the winner's softmax is wanted.
+        shares: other constants of the launch, to compare.
 
     Returns:
         N x H x W labels and, with `confidence`, probabilities in float32.
@@ -164,7 +167,7 @@ def forward(
     if confidence:
         probability = torch.empty(shape, dtype=torch.float32, device=device)
     if labels.numel():
-        plan = tiles(tuple(scores.shape), grid)
+        plan = tiles(tuple(scores.shape), grid, shares)
         align = aligned(grid, plan.options["COLUMNS"])
         with on_device(scores):
             for out in (labels, probability)[: 1 + confidence]:

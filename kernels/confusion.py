@@ -16,6 +16,7 @@ from torch import Tensor
 from .grid import Axis, Strided, check_supported, is_class, on_device
 from .winners import (
     SIZES,
+    Shares,
     Source,
     aligned,
     bitwise_or,
@@ -187,6 +188,7 @@ def add(
     target: Tensor,
     grid: SamplingGrid,
     ignore_index: int,
+    shares: Shares | None = None,
 ) -> None:
     """Count the pixels of each true class by the label that the upsampled scores give them.
 
@@ -198,6 +200,7 @@ def add(
         target: N x H x W true classes, any integer dtype and strides.
         grid: exact positions of H x W pixels.
         ignore_index: pixels of this truth are not counted; any integer.
+        shares: other constants of the launch, to compare.
 
     Raises:
         ValueError: when there are more than 2**30 patches, or points of the coarse map, or 2**27
@@ -210,7 +213,7 @@ def add(
         raise ValueError(f"out of shape {tuple(out.shape)} reaches over {reach} elements")
     if not target.numel():
         return
-    plan, others = tiles(tuple(scores.shape), grid), out.shape[0] > out.shape[1]
+    plan, others = tiles(tuple(scores.shape), grid, shares), out.shape[0] > out.shape[1]
     kind, align = torch.iinfo(target.dtype), aligned(grid, plan.options["COLUMNS"])
     images, rows, columns = target.stride()
     if columns != 1 or images % align or rows % align:
@@ -222,5 +225,5 @@ def add(
             scores, target, out, *plan.sizes, *scores.stride(),
             *target.stride(), *out.stride(), ignore_index,
             IGNORES=ignores, OTHERS=others, ROUNDS=ROUNDS, ALIGN=align,
-            **(plan.options | {"UNROLL": UNROLL}),
+            **(plan.options | ({} if shares else {"UNROLL": UNROLL})),
         )  # fmt: skip

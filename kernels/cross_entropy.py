@@ -23,6 +23,8 @@ from torch import Tensor
 from .cross_entropy_corners import (
     SIZES,
     Call,
+    Launch,
+    Shares,
     Source,
     add_at_corners,
     class_table,
@@ -471,13 +473,12 @@ def scale_kernel(
 
 
 def _losses(
-    scores: Tensor, target: Tensor, class_weight: Tensor | None, grid: SamplingGrid,
+    launch: Launch, scores: Tensor, target: Tensor, class_weight: Tensor | None,
     ignore_index: int, label_smoothing: float, gradient: bool, pixels: Tensor | None,
 ) -> tuple[Tensor | None, list[Tensor] | None]:  # fmt: skip
     """Launch `loss_kernel` on all patches; what it left: the partial sums, unless `pixels` are
     given, and the planes, if the gradient is wanted."""
-    check_supported(scores, grid)
-    launch, device = launch_of(tuple(scores.shape), grid), scores.device
+    device = scores.device
     table = class_table(class_weight, label_smoothing, scores)
     limits = torch.iinfo(target.dtype)
     ignores = limits.min <= ignore_index <= limits.max
@@ -504,15 +505,12 @@ def _losses(
 
 
 def _combined(
-    scores: Tensor, grid: SamplingGrid, partial: Tensor | None, planes: list[Tensor] | None,
+    launch: Launch, scores: Tensor, partial: Tensor | None, planes: list[Tensor] | None,
     reduction: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """What `forward` returns, from what `_losses` left: without planes no gradient, without a
     reduction nothing but the gradient."""
-    launch, (images, num_classes, height, width) = (
-        launch_of(tuple(scores.shape), grid),
-        scores.shape,
-    )
+    images, num_classes, height, width = scores.shape
     rows, programs, length = launch.rows, 0, images * num_classes * width
     loss, scale = (torch.empty((), dtype=torch.float32, device=scores.device) for _ in range(2))
     upper, lower = planes or (scale, scale)  # any tensor
@@ -525,7 +523,7 @@ def _combined(
     if programs or reduction is not None:
         combine_kernel[(programs + (reduction is not None),)](
             partial, loss, scale, upper, lower, gradient,
-            launch.programs, images, length, width, int(grid.border == "zero"),
+            launch.programs, images, length, width, int(not launch.options["CLAMP"]),
             launch.plane_shift, launch.lane_cells,
             rows.first, rows.cells, rows.head, rows.inner, rows.patches, launch.columns.first,
             REDUCTION=reduction, SHARES=launch.shares, BLOCK=BLOCK, num_warps=4,
@@ -542,6 +540,7 @@ def forward(
     reduction: str,
     label_smoothing: float,
     with_gradient: bool,
+    shares: Shares | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, and what `scaled` or `per_pixel_gradient` need for its gradient.
 
@@ -554,6 +553,7 @@ def forward(
         reduction: "mean", "sum", "batch" or "none".
         label_smoothing: in [0, 1].
         with_gradient: whether to make the gradient, too ("none" makes it later).
+        shares: other constants of the launch, to compare.
 
     Returns:
         (loss, saved, gradient) in float32: the loss, N x H x W for "none", else a scalar; the
@@ -564,13 +564,15 @@ def forward(
         ValueError: on more than 2**31 programs, or when the kernels do not compute it
             (`check_supported`).
     """
-    given = (scores, target, class_weight, grid, ignore_index, label_smoothing)
+    check_supported(scores, grid)
+    launch = launch_of(tuple(scores.shape), grid, shares)
+    given = (launch, scores, target, class_weight, ignore_index, label_smoothing)
     with on_device(scores):
         if reduction == "none":
             loss = torch.empty(target.shape, dtype=torch.float32, device=scores.device)
             _losses(*given, False, loss)
             return loss, loss.new_empty(0), loss.new_empty(0)
-        return _combined(scores, grid, *_losses(*given, with_gradient, None), reduction)
+        return _combined(launch, scores, *_losses(*given, with_gradient, None), reduction)
 
 
 def scaled(
@@ -621,11 +623,12 @@ def per_pixel_gradient(
     label_smoothing: float,
     saved: Tensor,
     grad_output: Tensor,
+    shares: Shares | None = None,
 ) -> Tensor:
     """The gradient of the scores under reduction "none".
 
     Args:
-        scores, target, class_weight, grid, ignore_index, label_smoothing: see `forward`.
+        scores, target, class_weight, grid, ignore_index, label_smoothing, shares: see `forward`.
         saved: what `forward` returned second: empty.
         grad_output: N x H x W in float32, the gradient of the pixels' losses, any strides.
 
@@ -635,9 +638,11 @@ def per_pixel_gradient(
     Raises:
         ValueError: as `forward`.
     """
-    given = (scores, target, class_weight, grid, ignore_index, label_smoothing)
+    check_supported(scores, grid)
+    launch = launch_of(tuple(scores.shape), grid, shares)
+    given = (launch, scores, target, class_weight, ignore_index, label_smoothing)
     with on_device(scores):
         left = _losses(*given, True, grad_output)
-        _, _, gradient = _combined(scores, grid, *left, None)
+        _, _, gradient = _combined(launch, scores, *left, None)
     memory_format = torch.channels_last if is_channels_last(scores) else torch.contiguous_format
     return gradient.to(scores.dtype, memory_format=memory_format)

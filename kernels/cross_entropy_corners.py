@@ -300,6 +300,14 @@ def class_table(class_weight: Tensor | None, smoothing: float, scores: Tensor) -
 # ---- launch plan
 
 
+class Shares(NamedTuple):
+    """How a program's lanes share pixels: other values of PATCH, GROUPS and LANES, to compare."""
+
+    patch: int
+    groups: int
+    lanes: int
+
+
 class Launch(NamedTuple):
     """How programs share the pixels of a call.
 
@@ -322,22 +330,23 @@ class Launch(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def launch_of(shape: tuple[int, ...], grid: SamplingGrid) -> Launch:
+def launch_of(shape: tuple[int, ...], grid: SamplingGrid, others: Shares | None = None) -> Launch:
     """The launch for scores of `shape`, N x C x h x w, at a grid.
 
     Raises:
         ValueError: when there are more than 2**31 cells in a row of all images, or programs.
     """
-    lengths = [min(PATCH, triton.next_power_of_2(longest(grid, axis))) for axis in (0, 1)]
+    patch, most, lanes = others or (PATCH, GROUPS, LANES)
+    lengths = [min(patch, triton.next_power_of_2(longest(grid, axis))) for axis in (0, 1)]
     rows, columns = (axis_patches(grid, axis, lengths[axis]) for axis in (0, 1))
     pad = int(grid.border == "zero")
-    groups = min(GROUPS, triton.next_power_of_2(columns.inner))
+    groups = min(most, triton.next_power_of_2(columns.inner))
     shares = triton.cdiv(columns.most, groups)
     beyond = columns.first + columns.cells - pad
     lane_cells = columns.cells + (0 <= beyond < grid.in_size[1])
     cells = shape[0] * lane_cells
-    programs = triton.cdiv(cells, LANES // groups - 1) * rows.patches * shares
-    if max(cells + LANES, programs) >= 2**31:
+    programs = triton.cdiv(cells, lanes // groups - 1) * rows.patches * shares
+    if max(cells + lanes, programs) >= 2**31:
         raise ValueError(f"scores of {tuple(shape)} at {grid} need too many programs")
     first = pad - rows.first  # the row of patches below the first row of corners
     in_place = shares == 1 and rows.patches == rows.cells
@@ -345,7 +354,7 @@ def launch_of(shape: tuple[int, ...], grid: SamplingGrid) -> Launch:
     plane_shift = first * in_place
     sizes = (*shape, plane_shift, lane_cells, *rows, *columns)
     options = {
-        "CLAMP": grid.border == "clamp", "ROWS": lengths[0], "COLUMNS": lengths[1], "BLOCK": LANES,
+        "CLAMP": grid.border == "clamp", "ROWS": lengths[0], "COLUMNS": lengths[1], "BLOCK": lanes,
         "GROUPS": groups, "num_warps": 1,
     }  # fmt: skip
     return Launch(

@@ -545,6 +545,16 @@ def label_patches(at, sink, SETTLED: tl.constexpr, SINK: tl.constexpr):
 # ---- launch plan
 
 
+class Shares(NamedTuple):
+    """How a program's lanes share pixels: other values of these constants, to compare."""
+
+    lanes: int
+    tile_rows: int
+    patch: int
+    team: int
+    unroll: int
+
+
 class Tiles(NamedTuple):
     """How programs share a label map: their number, what kernels take between their pointers and
     strides (as SIZES names it), their options."""
@@ -555,27 +565,28 @@ class Tiles(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def tiles(shape: tuple[int, ...], grid: SamplingGrid) -> Tiles:
+def tiles(shape: tuple[int, ...], grid: SamplingGrid, others: Shares | None = None) -> Tiles:
     """How programs share the labels of scores of `shape` at `grid`.
 
     Raises:
         ValueError: when there are more than 2**30 patches, or points of the coarse map, or 2**27
             pixels along an axis.
     """
-    lengths = tuple(min(triton.next_power_of_2(longest(grid, k)), PATCH) for k in (0, 1))
+    lanes, tile_rows, patch, team, unroll = others or (LANES, TILE_ROWS, PATCH, TEAM, UNROLL)
+    lengths = tuple(min(triton.next_power_of_2(longest(grid, k)), patch) for k in (0, 1))
     rows, columns = (axis_patches(grid, k, lengths[k]) for k in (0, 1))
-    tile_rows = TILE_ROWS if max(lengths) == PATCH else 1
+    tile_rows = tile_rows if max(lengths) == patch else 1
     images, _, height, width = shape
     if height * width > MOST:
         raise ValueError(f"scores of {height} x {width} have more than {MOST} points")
     if rows.patches * images * columns.patches > MOST:
         raise ValueError(f"{images} maps of {grid.size} are more than {MOST} patches")
-    if max(rows.patches, columns.patches, *grid.size) > MOST // PATCH:
-        raise ValueError(f"{grid.size} has an axis of more than {MOST // PATCH} pixels or patches")
-    blocks = triton.cdiv(images * columns.patches, LANES // tile_rows)
+    if max(rows.patches, columns.patches, *grid.size) > MOST // patch:
+        raise ValueError(f"{grid.size} has an axis of more than {MOST // patch} pixels or patches")
+    blocks = triton.cdiv(images * columns.patches, lanes // tile_rows)
     options = {
         "CLAMP": grid.border == "clamp", "ROWS": lengths[0], "COLUMNS": lengths[1],
-        "TILE_ROWS": tile_rows, "BLOCK": LANES, "TEAM": min(TEAM, lengths[0]), "UNROLL": UNROLL,
+        "TILE_ROWS": tile_rows, "BLOCK": lanes, "TEAM": min(team, lengths[0]), "UNROLL": unroll,
         "num_warps": 1, **MOST_REGISTERS,
     }  # fmt: skip
     programs = triton.cdiv(rows.patches, tile_rows) * blocks

@@ -16,7 +16,10 @@ case "$1" in
     -) cat >/dev/null; echo "Some GPU, torch 2, triton 3" >&2; echo some-gpu; exit 0 ;;
     -c) exit 1 ;;
     -m) what="tests" ;;
-    bench/run.py) what="$5 $7"; [[ "$*" == *"--json"* ]] && echo "{}" >"${11}" ;;
+    bench/run.py)
+        what="$5 $7"
+        [[ "$5" == shares ]] && what="shares"
+        [[ "$5" != shares && "$*" == *"--json"* ]] && echo "{}" >"${11}" ;;
 esac
 echo "$TRITON_INTERPRET $what: $*" >>"$LOG"
 sleep "${SLOW:-0}"
@@ -51,18 +54,20 @@ ALL = [f"{d} {s}" for d in ("float32", "bfloat16") for s in ("voc", "cityscapes"
 def test_all_phases(check, tmp_path: Path) -> None:
     done, steps, _ = check()
     assert done.returncode == 0, done.stderr
-    assert steps == ["0 tests", *ALL]
+    assert steps == ["0 tests", *ALL, "shares"]
     assert "Some GPU" in done.stderr and "said by bfloat16 coco" in done.stdout
     files = {path.name for path in (tmp_path / "out").iterdir()}
     kinds = ("json", "txt")
-    assert files == {"tests.txt"} | {f"{s.replace(' ', '-')}.{k}" for s in ALL for k in kinds}
+    assert files == {"tests.txt", "shares.txt"} | {
+        f"{s.replace(' ', '-')}.{k}" for s in ALL for k in kinds
+    }
 
 
 @pytest.mark.parametrize("fails", ["tests", "float32 voc", "bfloat16 coco"])
 def test_what_fails_does_not_stop_the_rest(check, fails: str) -> None:
     done, steps, _ = check(FAILS=fails)
     assert done.returncode == 1
-    assert len(steps) == 9 and done.stderr.splitlines()[-1] == f"FAILED: {fails}"
+    assert len(steps) == 10 and done.stderr.splitlines()[-1] == f"FAILED: {fails}"
 
 
 def test_chosen_phases_and_options(check) -> None:

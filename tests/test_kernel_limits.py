@@ -11,7 +11,11 @@ from torch.utils._pytree import tree_leaves
 
 from tests import kernel_tools as tools
 
+from bench import shares  # isort: skip
+from bench.cases import Case  # isort: skip
+from bench.measure import Settings  # isort: skip
 from fcnfast import reference  # isort: skip
+from fcnfast.errors import InputError  # isort: skip
 from fcnfast.geometry import SamplingGrid  # isort: skip
 from fcnfast.kernels import (  # isort: skip
     argmax,
@@ -265,3 +269,14 @@ def test_losses_beyond_int32():
     written = losses[-1] != 0
     assert written[-1, -1]
     assert torch.allclose(losses[-1][written], torch.tensor(2.0).log())
+
+
+def test_other_constants_of_a_launch_change_no_result(monkeypatch):
+    monkeypatch.setattr(shares, "CASES", (Case("tiny", 1, 3, (2, 3), 4),))
+    monkeypatch.setattr(shares, "interleaved", lambda calls, _: dict.fromkeys(calls, {"median": 0}))
+    settings = Settings(torch.device(tools.DEVICE), F32)
+    *_, (_, rows) = shares.compared(settings)
+    assert [row["op"] for row in rows] == ["loss", "labels", "counts"]
+    if tools.DEVICE == "cpu":
+        with pytest.raises(InputError, match="needs a GPU"):
+            next(shares.shares(settings))
