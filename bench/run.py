@@ -4,7 +4,7 @@
     python bench/run.py --suite voc cityscapes              # whole batches on a GPU
     python bench/run.py --op upsample_argmax --dtype bfloat16 --json argmax.json --plot pictures
     python bench/run.py --against bench/results/cpu.json    # did fcnfast lose against a peer?
-    python bench/run.py --suite interop                     # or amortization, shares
+    python bench/run.py --suite interop                     # or amortization, or shares
     python bench/run.py --static                            # what the kernels compile to
 
 Exits with 1 when a result is wrong or fcnfast lost against a peer, with 2 when an option is wrong.

@@ -459,7 +459,7 @@ def _resize(
         return NotImplemented
     options = {"size": grid.size if size is not None else None, "scale_factor": scale_factor}
     options |= {"align_corners": align_corners, "recompute_scale_factor": recompute_scale_factor}
-    make, dtype = partial(_interpolate, grid=grid, **options), _resized_dtype(x)
+    make, dtype = partial(_Interpolate.apply, grid, options), _resized_dtype(x)
     if state is not None and dtype == x.dtype and (_is_copy(grid) or _is_copy(state.grid)):
         return _derived(input, make, x, grid=state.grid if _is_copy(grid) else grid)
     x = input if state is None else input.materialize()
@@ -470,17 +470,13 @@ class _Interpolate(torch.autograd.Function):
     """``F.interpolate`` with the adjoint of `upsample`: faster, and deterministic on a GPU too."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grid: SamplingGrid, options: dict[str, Any]) -> Tensor:
+    def forward(ctx: Any, grid: SamplingGrid, options: dict[str, Any], x: Tensor) -> Tensor:
         ctx.grid = grid
         return F.interpolate(x, mode="bilinear", **options)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad if _is_copy(ctx.grid) else adjoint(grad, ctx.grid), None, None
-
-
-def _interpolate(x: Tensor, grid: SamplingGrid, **options: Any) -> Tensor:
-    return cast(Tensor, _Interpolate.apply(x, grid, options))
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, grad if _is_copy(ctx.grid) else adjoint(grad, ctx.grid)
 
 
 def _is_copy(grid: SamplingGrid) -> bool:

@@ -155,7 +155,10 @@ def test_wrong_or_missing_peer_is_shown(monkeypatch, capsys) -> None:
         (["--minutes", "nan"], "--minutes must be above 0, not nan"),
         (["--plot", "no"], "pictures need matplotlib: pip install 'fcnfast[plots]'"),
         (["--against", "pyproject.toml"], "pyproject.toml is not a result of the benchmark"),
-        (["--suite", "amortization", "voc"], "--suite amortization or interop or shares takes no other"),
+        (
+            ["--suite", "amortization", "voc"],
+            "amortization or interop or shares takes no other",
+        ),
         (["--suite", "interop", "--minutes", "3"], "takes no other, nor --plot, --against, --min"),
     ],
 )
