@@ -127,43 +127,20 @@ def middle_row(z, middle):
 
 
 @triton.jit
-def mean_ratio(a, b):
-    """The geometric mean of two ratios, and its inverse."""
-    product = a * b
-    inverse = tl.rsqrt(product)
-    return product * inverse, inverse
-
-
-@triton.jit
 def rows_of(z, middle, ROWS: tl.constexpr):
     """A class's exponentials in the middle column, a tuple of rows; their ratios to the right; and
     to the left.
 
-    Ratios are dear, and their errors grow along a row. Of eight rows two are made by exponentials;
-    of the others each is the geometric mean of two, which does not let errors grow. (All as
-    multiples of one, which takes fewer, are three times less exact with a GPU's exponentials.)
+    Every ratio is an exponential of its own: as products of others they would be less exact.
     """
     half: tl.constexpr = ROWS // 2
     start, step, down, change = middle_row(z, middle)
     e, right, left = (), (), ()
     for i in tl.static_range(ROWS):
+        ratio = step + (i - half) * change
         e = e + (tl.exp2(start + (i - half) * down),)
-    if ROWS < 8:
-        for i in tl.static_range(ROWS):
-            right = right + (tl.exp2(step + (i - half) * change),)
-            left = left + (tl.exp2(-(step + (i - half) * change)),)
-        return e, right, left
-    else:
-        first, last = step - 4 * change, step + 4 * change
-        r0, r8, q0 = tl.exp2(first), tl.exp2(last), tl.exp2(-first)
-        r4, q4 = mean_ratio(r0, r8)
-        r2, q2 = mean_ratio(r0, r4)
-        r6, q6 = mean_ratio(r4, r8)
-        r1, q1 = mean_ratio(r0, r2)
-        r3, q3 = mean_ratio(r2, r4)
-        r5, q5 = mean_ratio(r4, r6)
-        r7, q7 = mean_ratio(r6, r8)
-        return e, (r0, r1, r2, r3, r4, r5, r6, r7), (q0, q1, q2, q3, q4, q5, q6, q7)
+        right, left = right + (tl.exp2(ratio),), left + (tl.exp2(-ratio),)
+    return e, right, left
 
 
 @triton.jit
