@@ -61,7 +61,8 @@ def conditions(settings: Settings) -> dict[str, Any]:
     except ImportError:
         triton = None
     gpu = settings.device.type == "cuda"
-    processor = f"{_processor()}, {torch.get_num_threads()} threads"
+    vectors = torch.backends.cpu.get_cpu_capability()
+    processor = f"{_processor()}, {vectors}, {torch.get_num_threads()} threads"
     return {
         "device": settings.device.type,
         "device_name": torch.cuda.get_device_name(settings.device) if gpu else processor,
