@@ -42,7 +42,8 @@ from .inference import (
     neighbors,
     probability_file,
 )
-from .models import load_model
+from .models import FCN, load_model
+from .models.base import check_model
 from .ops import upsample, upsample_argmax
 
 # zlib's default level makes an overlay 8 % smaller but takes three times as long.
@@ -146,7 +147,8 @@ class Segmenter:
     """A network ready to segment pictures: `model`, in evaluation mode, with its class `table`.
 
     Args:
-        weights: a weights file; by default the street-scene network that comes with the package.
+        weights: a weights file, or a network, which is moved to the device and put in evaluation
+            mode; by default the street-scene network that comes with the package.
         device: where it runs, such as "cpu" or "cuda:1"; by default a CUDA GPU if there is one.
         bit_depth: significant bits of the samples of 16-bit picture files, 8 to 16, such as 12.
 
@@ -156,13 +158,17 @@ class Segmenter:
 
     def __init__(
         self,
-        weights: PathLike | None = None,
+        weights: PathLike | FCN | None = None,
         device: str | torch.device | None = None,
         bit_depth: int | None = None,
     ) -> None:
         self.bit_depth = bit_depth
         self.device = choose_device(device)
-        self.model = load_model(weights, self.device)
+        if isinstance(weights, torch.nn.Module):
+            check_model(weights)
+            self.model, weights = weights.to(self.device).eval(), weights.title
+        else:
+            self.model = load_model(weights, self.device)
         if (channels := self.model.channels) != self.model.in_channels:
             raise WeightsError(f"{weights}: the network takes {channels} channels, a picture has 3")
         if bit_depth is not None and self.model.in_channels == 4:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import fcnfast.segment
-from fcnfast import CAMVID, create_model, save_model
+from fcnfast import CAMVID, create_model
 from fcnfast.data import ClassTable, read_labels, voc_palette
 from fcnfast.data.images import as_photo, shrink
 from fcnfast.data.render import add_legend, blend, percent
@@ -261,9 +261,19 @@ def test_weights_and_their_classes(tmp_path):
     write_small_weights(path, table=None, num_classes=300)
     with pytest.raises(WeightsError, match="300"):
         Segmenter(path, "cpu")
-    save_model(create_model("nyud_fcn32s_vgg16_color_d"), path)
-    with pytest.raises(WeightsError, match="takes 4 channels, a picture has 3"):
-        Segmenter(path, "cpu")
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_network_in_memory(segmenter):
+    photo, model = make_photo(), segmenter.model
+    other = Segmenter(model.train(), "cpu")
+    assert other.model is model and not model.training
+    assert (other(photo).labels == segmenter(photo).labels).all()
+    with pytest.raises(TypeError, match="network of fcnfast, not Conv2d"):
+        Segmenter(torch.nn.Conv2d(3, 1, 1), "cpu")
+    depth = create_model("nyud_fcn32s_vgg16_color_d")
+    with pytest.raises(WeightsError, match="nyud_fcn32s_vgg16_color_d: the network takes 4 channel"):
+        Segmenter(depth, "cpu")
 
 
 def test_training_goes_on_after_a_prediction(segmenter):
