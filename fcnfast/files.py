@@ -62,8 +62,10 @@ def write_bytes(path: PathLike, content: bytes | memoryview) -> None:
 def write_json(path: PathLike, content: object) -> None:
     """Write a JSON file atomically, or directly to a pipe or a terminal such as /dev/stdout."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    if os.path.exists(path) and not os.path.isfile(path):
-        Path(path).write_text(text, encoding="utf-8")
+    own = os.fspath(path)
+    if own.startswith("/dev/") or (os.path.exists(own) and not os.path.isfile(own)):
+        with open(own, "a", encoding="utf-8") as file:  # /dev/stdout may be a file with content
+            file.write(text)
     else:
         write_bytes(path, text.encode())
 

@@ -37,7 +37,7 @@ def read_curves(run: PathLike) -> Curves:
         if below and not path.exists():
             raise InputError(f"{run}: no log.csv, but {', '.join(below[:3])} below it have one")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
         if rows.fieldnames is None:
             raise InputError(f"{path}: the log is empty")

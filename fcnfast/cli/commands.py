@@ -153,7 +153,7 @@ def evaluate(args: argparse.Namespace) -> int:
     """Print the metrics and the table of classes; write them as JSON, or as a page."""
     from ..data.datasets import open_chosen
     from ..evaluate import evaluate_folder, evaluate_model, evaluate_oracle, scores_as_json
-    from ..files import output_folders, write_json
+    from ..files import output_folders, refuse_replacing, write_json
     from ..metrics import format_oracle, format_scores
     from ..report import Gallery, write_report
     from ..segment import Segmenter
@@ -176,6 +176,9 @@ def evaluate(args: argparse.Namespace) -> int:
     own = {"default": model.table, "channels": model.picture_channels} if model else {}
     dataset = open_chosen(args, args.split, args.include, args.exclude, **own)
     table = dataset.table
+    if args.json:
+        files = [path for sample in dataset.samples for path in sample]
+        refuse_replacing([*files, *([args.weights] if args.weights else [])], [args.json])
     gallery = Gallery(table) if args.report else None
     options: dict[str, Any] = {"trimap": args.trimap, "progress": sys.stderr.isatty()}
     each = gallery.add if gallery else None

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,18 @@ class ClassTable:
     label_map: tuple[tuple[int | Color, int], ...] = ()
 
     def __post_init__(self) -> None:
+        try:  # numbers of NumPy, which no file takes
+            plain: dict[str, Any] = {
+                "names": tuple(self.names),
+                "palette": tuple(tuple(map(index, color)) for color in self.palette),
+                "void_values": tuple(map(index, self.void_values)),
+                "label_map": tuple((_plain_key(key), index(k)) for key, k in self.label_map),
+            }
+        except TypeError as error:
+            told = f"colors, void values and label map must be integers: {error}"
+            raise ValueError(f"class table {self.name!r}: {told}") from None
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         count = len(self.names)
         if not 1 <= count <= IGNORE_INDEX:
             raise ValueError(f"class table {self.name!r} has {count} classes; 1 to 255 fit uint8")
@@ -85,6 +98,10 @@ class ClassTable:
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def _plain_key(key: Any) -> int | Color:
+    return index(key) if hasattr(key, "__index__") else tuple(map(index, key))  # type: ignore[return-value]
 
 
 def voc_palette(count: int) -> tuple[Color, ...]:
@@ -146,13 +163,14 @@ def table_from_json(path: Path, entries: object, also: tuple[str, ...] = ()) -> 
 
 
 def _label_map(entries: object, names: list[str]) -> tuple[tuple[int | Color, int], ...]:
-    """Read {"stored integer or #rrggbb": "name of a class, or void"}."""
+    """Read {"stored integer or #rrggbb": "name of a class, or void"}; null is void, too."""
     if not isinstance(entries, Mapping):
         raise TypeError('"label_map" is not an object')
-    labels = {"void": IGNORE_INDEX} | {name: label for label, name in enumerate(names)}
+    labels: dict[str | None, int] = {None: IGNORE_INDEX, "void": IGNORE_INDEX}
+    labels |= {name: label for label, name in enumerate(names)}
     pairs: list[tuple[int | Color, int]] = []
     for key, name in entries.items():
-        if not isinstance(name, str) or name not in labels:
+        if not isinstance(name, str | None) or name not in labels:
             raise ValueError(f'label map: {name!r} is neither a class nor "void"')
         stored: int | Color
         try:
@@ -169,7 +187,8 @@ def _label_map(entries: object, names: list[str]) -> tuple[tuple[int | Color, in
 
 def table_to_json(table: ClassTable) -> dict[str, Any]:
     """Return a table as the JSON object that `table_from_json` reads."""
-    names = {IGNORE_INDEX: "void"} | dict(enumerate(table.names))
+    void = None if "void" in table.names else "void"
+    names = {IGNORE_INDEX: void} | dict(enumerate(table.names))
     keys = [str(k) if isinstance(k, int) else "#" + bytes(k).hex() for k, _ in table.label_map]
     return {
         "name": table.name,

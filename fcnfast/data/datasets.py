@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import DatasetError, ImageError, NoSplitError
-from ..files import PathLike
+from ..errors import DatasetError, ImageError, LabelError, NoSplitError
+from ..files import PathLike, output_names
 from . import tables
 from .classes import IGNORE_INDEX, ClassTable
 from .folder import SegmentationDataset, open_folder, shortened
@@ -56,8 +56,9 @@ def _stem(text: str) -> str:
 def _ids(folder: Path, split: str) -> list[str]:
     """Return the names in the list of a split, or in those of "a+b", sorted, each once."""
     found: set[str] = set()
-    for name in split.split("+"):
-        path = Path(name) if name.endswith(".txt") else folder / f"{name}.txt"
+    for name in [split] if Path(split).is_file() else split.split("+"):
+        given = name.endswith(".txt") or Path(name).is_file()
+        path = Path(name) if given else folder / f"{name}.txt"
         if not path.is_file():
             lists = sorted(entry.stem for entry in folder.glob("*.txt"))
             known = f": it has {shortened(lists)}" if lists else ""
@@ -72,13 +73,18 @@ def _below(root: PathLike, *patterns: str, needs: str) -> Path:
     if not root.is_dir():
         raise DatasetError(f"{root}: no such data set folder")
     for found in ([root], *(sorted(root.glob(pattern)) for pattern in patterns)):
-        places = [place for place in found if (place / needs).exists()]
+        places = [place for place in found if (place / needs).exists() and not _litter(place)]
         if len(places) > 1:
             names = shortened([place.name for place in places])
             raise DatasetError(f"{root}: holds {names}: name one of them")
         if places:
             return places[0]
     raise DatasetError(f"{root}: no {needs} in it or in {' or '.join(patterns)}")
+
+
+def _litter(place: Path) -> bool:
+    """Tell whether a folder is hidden, or what macOS puts beside others."""
+    return place.name.startswith("._") or place.name == "__MACOSX"
 
 
 Place = Path | Iterable[Path]  # a file, or several of which the first that exists counts
@@ -253,7 +259,7 @@ def siftflow(
     images = home / "Images" / _SIFTFLOW_SCENES
     if split == "trainval" and not (home / "trainval.txt").exists():
         left_out = {*_ids(home, "test"), *_SIFTFLOW_UNLABELED}
-        names = sorted({path.stem for path in images.glob("*.jpg")} - left_out)
+        names = sorted({path.stem for path in images.glob("[!.]*.jpg")} - left_out)
     else:
         names = [name for name in _ids(home, split) if name not in _SIFTFLOW_UNLABELED]
     kind, options["load_labels"] = "SemanticLabels", partial(mat_labels, key="S")
@@ -269,6 +275,9 @@ def siftflow(
 def _both_siftflow(path: Path, table: ClassTable) -> np.ndarray:
     geometric = path.parents[2] / "GeoLabels" / path.parent.name / path.name
     planes = mat_labels(path, table, "S"), mat_labels(geometric, tables.SIFTFLOW_GEO, "S")
+    if planes[0].shape != planes[1].shape:
+        sizes = " and ".join(f"{plane.shape[1]}x{plane.shape[0]}" for plane in planes)
+        raise LabelError(f"{geometric}: the semantic and the geometric labels are {sizes} pixels")
     return np.stack(planes, axis=-1)
 
 
@@ -337,12 +346,14 @@ def camvid(
     listed = Path(root) / f"{split}.txt"
     if not listed.is_file() or labels:
         return open_folder(root, split, table, labels, **options)
-    places: dict[str, tuple[Place, Place]] = {}
-    for row in _read_list(listed):
+    rows = _read_list(listed)
+    for row in rows:
         if len(row) != 2:
             raise DatasetError(f"{listed}: {row[0][:80]!r} is not a picture and its labels")
-        places[_stem(row[0])] = _ends(listed.parent, row[0]), _ends(listed.parent, row[1])
-    return SegmentationDataset(_present(places, listed), table, **options)
+    ends = [(_ends(listed.parent, image), _ends(listed.parent, label)) for image, label in rows]
+    names = output_names([image for image, _ in rows])  # folders may repeat a name
+    samples = _present(dict(zip(names, ends, strict=True)), listed)
+    return SegmentationDataset(samples, table, names=names, **options)
 
 
 def _ends(root: Path, text: str) -> list[Path]:
@@ -360,11 +371,11 @@ def cityscapes(
     ``_gtFine_labelTrainIds`` if there are none.
     """
     home = _below(root, "*", needs="leftImg8bit")
-    pictures = sorted((home / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
+    pictures = sorted((home / "leftImg8bit" / split).glob("*/[!.]*_leftImg8bit.png"))
     if not pictures:
         raise NoSplitError(f"{home / 'leftImg8bit' / split}: no CITY/*_leftImg8bit.png in it")
     truth = home / "gtFine" / split
-    kind = "labelIds" if any(truth.glob("*/*_gtFine_labelIds.png")) else "labelTrainIds"
+    kind = "labelIds" if any(truth.glob("*/[!.]*_gtFine_labelIds.png")) else "labelTrainIds"
     places = {}
     for path in pictures:
         name = path.stem.removesuffix("_leftImg8bit")

@@ -3,7 +3,7 @@
 import glob
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ..errors import DatasetError, ImageError, LabelError, NoSplitError
 from ..files import PathLike
-from .classes import ClassTable, read_json, table_from_json
+from .classes import ClassTable, read_json, table_from_json, table_to_json
 from .images import IMAGE_EXTENSIONS, as_photo, picture_size, read_image, rgbx
 from .labels import read_labels, size_error, to_labels
 from .tables import CAMVID, class_table
@@ -127,7 +127,8 @@ class SegmentationDataset(Dataset[Any]):
             image, labels = self._read(index)
             if image.size != labels.shape[1::-1]:
                 path, label_path = self.samples[index]
-                error = size_error(label_path, labels.shape, image.size[::-1])
+                where = label_path if self._pairs is None else f"item {self.names[index]}"
+                error = size_error(where, labels.shape, image.size[::-1])
                 if self._sized_by_file and picture_size(path) == labels.shape[1::-1]:
                     told = "EXIF turns it upright, and the labels were drawn on the unrotated photo"
                     error = LabelError(f"{error}: {told}")
@@ -142,7 +143,13 @@ class SegmentationDataset(Dataset[Any]):
         if self._pairs is None:
             return self._image(self.samples[index][0]), self.labels(index)
         name = self.names[index]
-        image, labels = self._pairs[int(name)][:2]
+        item = self._pairs[int(name)]
+        if not isinstance(item, (tuple, list)) or len(item) < 2:
+            found = f"a {type(item).__name__}"
+            if isinstance(item, Mapping):
+                found += f" with {', '.join(map(repr, item))}"
+            raise TypeError(f"item {name}: must be (image, labels), not {found}")
+        image, labels = item[:2]
         labels = np.asarray(labels)
         if labels.ndim != 2 or labels.dtype.kind not in "ui":
             found = f"{labels.dtype} {labels.shape}"
@@ -218,7 +225,8 @@ def open_folder(
         tried.append(" and ".join(names))
     else:
         expected = " or ".join(dict.fromkeys(tried))
-        raise NoSplitError(f"{root}: split {split!r} needs the folders {expected}")
+        inside = f" (in {root})" if labels else ""
+        raise NoSplitError(f"{root}: split {split!r} needs the folders {expected}{inside}")
     guessed = table is None and folders[1].name == f"{split}annot"
     if guessed:
         table = CAMVID
@@ -254,7 +262,9 @@ def _description(root: Path) -> tuple[dict[str, str], ClassTable | None]:
     if classes is None:
         return places, None
     if isinstance(classes, str):
-        return places, class_table(root / classes if classes.lower().endswith(".json") else classes)
+        table = class_table(root / classes if classes.lower().endswith(".json") else classes)
+        others = {k: v for k, v in entries.items() if k not in ("classes", "names")}
+        entries = {**table_to_json(table), **others}
     return places, table_from_json(path, {"name": root.resolve().name, **entries}, tuple(places))
 
 
@@ -313,12 +323,13 @@ def image_paths(specs: PathLike | Iterable[PathLike]) -> list[Path]:
             reason, candidates = "no pictures in this folder", list(Path(name).iterdir())
         else:
             reason = "no picture matches" if glob.has_magic(name) else "no such file or folder"
+            reason = reason if name else "the path is empty ('')"
             candidates = [Path(path) for path in glob.glob(name, recursive=True)]
-        paths = sorted(path for path in candidates if _is_picture(path) and path.is_file())
+        paths = sorted(p for p in candidates if _is_picture(p) and (p.is_file() or _is_broken(p)))
         if os.path.isfile(name):
             paths = [Path(name)]
         if not paths:
-            missing.append(f"{name}: {reason}")
+            missing.append(f"{name}: {reason}" if name else reason)
         for path in paths or [Path(name)]:
             found.setdefault(os.path.realpath(path), path)
     if not any(os.path.isfile(path) for path in found):
@@ -326,8 +337,19 @@ def image_paths(specs: PathLike | Iterable[PathLike]) -> list[Path]:
     return list(found.values())
 
 
+def _is_broken(path: Path) -> bool:
+    """Tell whether this is a link to nothing, which fails among the others."""
+    return path.is_symlink() and not path.exists()
+
+
 def passed_over(specs: Iterable[PathLike]) -> list[Path]:
-    """Return the visible files of the folders in `specs` that `image_paths` leaves out."""
-    inside = {path for spec in specs if os.path.isdir(spec) for path in Path(spec).iterdir()}
+    """Return the visible files of folders and patterns in `specs` that `image_paths` leaves out."""
+    inside: set[Path] = set()
+    for spec in specs:
+        spec = os.fspath(spec)
+        if os.path.isdir(spec):
+            inside.update(Path(spec).iterdir())
+        elif not os.path.isfile(spec) and glob.has_magic(spec):
+            inside.update(Path(path) for path in glob.glob(spec, recursive=True))
     visible = (path for path in inside if path.is_file() and not path.name.startswith("."))
     return sorted(path for path in visible if not _is_picture(path))

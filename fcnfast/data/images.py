@@ -1,18 +1,21 @@
 """Pictures as 8-bit RGB: from any file, in any mode, and from images in memory."""
 
+import contextlib
 import io
 import os
 import struct
 import sys
+import threading
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from numbers import Integral
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from ..errors import ImageError, InputError
 from ..files import PathLike, write_bytes
@@ -47,7 +50,7 @@ def decode(
     """
     name = _named(source)
 
-    def attempt(file: PathLike | BinaryIO) -> _T:
+    def attempt(file: BinaryIO) -> _T:
         formats = [name for name in _FORMATS if name in Image.OPEN]
         with Image.open(file, formats=formats) as image:
             pixels = image.width * image.height
@@ -61,11 +64,14 @@ def decode(
             raise failure(f"{name}: is a folder, not a picture")
         if not (len(source) if isinstance(source, bytes) else os.path.getsize(source)):
             raise failure(f"{name}: the file is empty (0 bytes)")
-        with warnings.catch_warnings():
-            # PIL warns about oddities that it can handle, and at half the size that it rejects.
-            warnings.simplefilter("ignore")
+        # An open file: PIL maps a named one, and then turns the pixels of some TIFFs wrongly.
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file,
+            quiet(),
+        ):
             try:
-                return attempt(io.BytesIO(source) if isinstance(source, bytes) else source)
+                _check_png(file)
+                return attempt(file)
             except (failure, MemoryError, Image.DecompressionBombError):
                 raise
             except Exception:
@@ -77,6 +83,31 @@ def decode(
         raise
     except Exception as error:  # decoders raise any exception on a damaged file
         raise failure(f"{name}: {_reason(error)}") from error
+
+
+_quiet_lock, _quiet_stack = threading.RLock(), [contextlib.ExitStack()]
+_quiet_depth = 0
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence PIL's warnings: of oddities that it can handle, at half the size that it rejects.
+
+    `warnings.catch_warnings` of several threads would restore one another's filters.
+    """
+    global _quiet_depth
+    with _quiet_lock:
+        _quiet_depth += 1
+        if _quiet_depth == 1:
+            _quiet_stack[0].enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_depth -= 1
+            if _quiet_depth == 0:
+                _quiet_stack[0].close()
 
 
 def _named(source: PathLike | bytes) -> PathLike:
@@ -99,6 +130,22 @@ def _without_metadata(source: PathLike | bytes) -> bytes | None:
             kept.append(segment)
         place += 2 + size
     return b"".join((*kept, content[place:]))
+
+
+def _check_png(file: BinaryIO) -> None:
+    """Raise ValueError for a PNG whose pixels do not match their checksum, which PIL ignores."""
+    if file.read(8) == b"\x89PNG\r\n\x1a\n":
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            size = int.from_bytes(head[:4], "big")
+            if head[4:] != b"IDAT":
+                file.seek(size + 4, os.SEEK_CUR)
+                continue
+            content, stored = file.read(size), file.read(4)
+            if len(stored) == 4 and zlib.crc32(content, zlib.crc32(b"IDAT")) != int.from_bytes(
+                stored, "big"
+            ):
+                raise ValueError("its pixels do not match their checksum")
+    file.seek(0)
 
 
 def _png_without_metadata(content: bytes) -> bytes | None:
@@ -243,6 +290,8 @@ def as_photo(image: Photo, bit_depth: int | None = None, channels: int = 3) -> I
         raise TypeError(f"a picture must be {kinds}, not {type(image).__name__}")
     if image.width == 0 or image.height == 0:
         raise ImageError(f"the picture has no pixels: {image.width}x{image.height}")
+    if isinstance(image, ImageFile.ImageFile) and image.tile and image.fp is None:
+        raise ImageError("the picture was closed before it was read: call its load() before")
     try:
         return _four_channels(image) if channels == 4 else _upright_rgb(image)[0]
     except ImageError:
@@ -268,7 +317,7 @@ def _four_channels(image: Image.Image, source: PathLike | bytes = b"") -> Image.
         found = f"has {len(bands)} {several} ({''.join(bands)})"
         raise ImageError(f"{_named(source)}: {found}, but the network takes 4")
     image.load()
-    return _turned(Image.merge("RGBX", image.split()), _orientation(image))
+    return _turned(Image.merge("RGBX", image.split()), orientation_of(image))
 
 
 def rgbx(pixels: np.ndarray) -> Image.Image:
@@ -279,9 +328,9 @@ def rgbx(pixels: np.ndarray) -> Image.Image:
     return Image.frombuffer("RGBX", pixels.shape[1::-1], data, "raw", "RGBX", 0, 1)
 
 
-def _orientation(image: Image.Image) -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about damaged EXIF data
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 if there is none, or it is damaged."""
+    with quiet():  # about damaged EXIF data
         try:
             return int(image.getexif().get(ExifTags.Base.Orientation, 1))
         except Exception:  # the pixels may be sound all the same
@@ -304,7 +353,7 @@ def _upright_rgb(
     kind = raw_mode(image)
     white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
     image.load()
-    orientation, values = _orientation(image), None
+    orientation, values = orientation_of(image), None
     # PIL before 11 opens 16-bit gray PNGs as mode I; every version does so with 16-bit PGMs.
     if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):
         values = np.asarray(image).astype(np.int32)
@@ -350,7 +399,7 @@ def _stretch(values: np.ndarray, floating: bool) -> np.ndarray:
 
 def check_positive(name: str, value: object) -> None:
     """Raise TypeError or ValueError unless an argument is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, not {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, not {value}")

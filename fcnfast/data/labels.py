@@ -9,7 +9,7 @@ from PIL import Image
 from ..errors import LabelError
 from ..files import PathLike
 from .classes import IGNORE_INDEX, ClassTable
-from .images import decode, raw_mode, set_raw_mode, write_image
+from .images import decode, orientation_of, raw_mode, set_raw_mode, write_image
 
 _LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "JPEG2000": "JPEG 2000", "AVIF": "AVIF"}
 _LOSSLESS_TIFF = (
@@ -79,10 +79,24 @@ def stored_integers(path: PathLike) -> np.ndarray:
     """Read the integers that a label picture stores, with any bit depth, palette or scale.
 
     Returns an integer array H×W of palette indices, gray values or bits, or uint8 H×W×3 of colors.
-    LabelError if the file is unreadable, or does not preserve integers: a lossy format,
-    floating-point samples, transparency.
+    An EXIF orientation is applied, as to pictures. LabelError if the file is unreadable, or does
+    not preserve integers: a lossy format, floating-point samples, transparency.
     """
-    return decode(path, LabelError, lambda image: _stored(path, image))
+
+    def upright(image: Image.Image) -> np.ndarray:
+        values = _stored(path, image)
+        return turned(values, orientation_of(image))
+
+    return decode(path, LabelError, upright)
+
+
+def turned(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Return pixels H×W or H×W×3 as an EXIF orientation (1 to 8) shows them."""
+    if orientation >= 5:
+        values = values.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return values[::-1] if orientation in (3, 4, 7, 8) else values
 
 
 def _stored(path: PathLike, image: Image.Image) -> np.ndarray:

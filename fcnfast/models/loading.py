@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..data.classes import table_to_json
+from ..device import choose_device
 from ..errors import InputError, WeightsError
 from ..weights import (
     Family,
@@ -214,12 +215,14 @@ def load_model(path: PathLike | None = None, device: str | torch.device = "cpu")
     """The network of a weights file (by default the bundled one), in evaluation mode.
 
     Files of fcnfast name their network; most others are identified by their layers. WeightsError
-    when the file cannot be used, or its network is not known.
+    when the file cannot be used, or its network is not known; InputError for a device that is not
+    there.
 
     Example:
         >>> fcnfast.load_model().name  # the bundled network
         'fcn4s_lite0'
     """
+    device = choose_device(device)
     return load_as(None, bundled_path() if path is None else path).to(device).eval()
 
 
@@ -234,11 +237,16 @@ def save_model(
 
     The file names the network, its options, classes, palette and preprocessing. Floating-point
     tensors are stored in `dtype`, if given: ValueError when a finite value becomes infinite in it.
-    OSError when the file cannot be written; nothing is left behind.
+    Of a network that is compiled or wrapped for data parallelism or averaging, the network itself
+    is written. TypeError for any other module. OSError when the file cannot be written; nothing is
+    left behind.
 
     Example:
         >>> fcnfast.save_model(fcnfast.load_model(), "net.safetensors", dtype=torch.float16)
     """
+    while (inner := getattr(model, "_orig_mod", getattr(model, "module", None))) is not None:
+        model = inner
+    check_model(model)
     table = model.table
     meta = WeightsMeta(
         model=model.name,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -141,6 +142,9 @@ def build(name: str, num_classes: int | None, options: Mapping[str, Any]) -> FCN
     its name fixes; ValueError for an invalid one.
     """
     row = find(name)
+    # Numbers of NumPy become Python's, which a weights file can hold.
+    options = {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}
+    num_classes = num_classes.item() if isinstance(num_classes, np.generic) else num_classes
     clash = sorted(set(row.fixed) & set(options))
     if clash:
         raise TypeError(f"{name} fixes {', '.join(clash)}: choose another network instead")

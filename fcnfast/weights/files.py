@@ -149,6 +149,12 @@ def _begin(path: PathLike) -> tuple[Path, bytes]:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
     if not head:
         raise WeightsError(f"{path}: the file is empty (0 bytes)")
+    if head.startswith(b"version https://git-lfs"):
+        raise WeightsError(
+            f"{path}: a pointer of Git LFS, not the weights: fetch them: git lfs pull"
+        )
+    if head.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+        raise WeightsError(f"{path}: a web page, not weights: what was downloaded is not the file")
     return path, head
 
 

@@ -108,6 +108,9 @@ def read_pytorch(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     notes: dict[str, Any] = {}
     for _ in range(_MAX_NESTING):
         inner = next((key for key in _WRAPPINGS + _AVERAGES if _is_dict(tree, key)), None)
+        if inner is None and isinstance(tree, dict) and not _holds_tensors(tree):
+            holding = [key for key, value in dict.items(tree) if _holds_tensors(value)]
+            inner = holding[0] if len(holding) == 1 else None  # whatever it is called
         if inner is None:
             break
         notes.update({key: value for key, value in dict.items(tree) if key != inner})
@@ -119,6 +122,11 @@ def read_pytorch(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
             return tensors, notes
         if all(isinstance(value, _PLAIN) for _, value in values):
             raise WeightsError(f"{path}: a PyTorch file without a state dict: no tensors")
+        if inside := [repr(k) for k, v in values if isinstance(v, dict)]:
+            told = (
+                f"a checkpoint whose state dict is at none of the usual keys: {', '.join(inside)}"
+            )
+            raise WeightsError(f"{path}: {told}; save that entry alone")
     hint = "a whole module? save its state_dict() instead"
     raise WeightsError(f"{path}: a PyTorch file without a state dict ({hint})")
 
@@ -157,6 +165,10 @@ def _check_archive(path: Path) -> None:
 
 def _is_dict(tree: Any, key: str) -> bool:
     return isinstance(tree, dict) and isinstance(dict.get(tree, key), dict)
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(map(_is_tensor, dict.values(value)))
 
 
 def _is_tensor(value: object) -> bool:
