@@ -151,10 +151,10 @@ def _program(graph: _Graph, size: tuple[int, int] | None) -> ExportedProgram:
         raise InputError(f"size must be positive, not {size}")
     dtype = torch.uint8 if graph.uint8 else next(network.parameters()).dtype
     channels = network.picture_channels if graph.uint8 else network.channels
-    image = torch.zeros(batch, channels, height, width, dtype=dtype)
+    image = torch.zeros(batch, channels, height, width, dtype=dtype, device="cpu")
     shapes = None if size else ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
     try:
-        with portable():
+        with portable(), torch.autocast("cpu", enabled=False):
             return torch.export.export(graph, (image,), dynamic_shapes=shapes)
     except (RuntimeError, ValueError) as error:
         told = " ".join(str(error).split())

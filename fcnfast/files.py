@@ -47,6 +47,31 @@ def replacing(path: PathLike) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; InputError if another one holds it.
+
+    The system frees it when the process ends, in any way. Without `fcntl`, nothing is locked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path = folder / ".lock"
+    with path.open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is training there") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files that killed processes left in `folder`."""
     for leftover in folder.glob(".fcnfast-*.tmp"):

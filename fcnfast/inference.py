@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -56,11 +57,11 @@ class Views:
         if self.overlap is not None:
             if self.tile is None:
                 raise ValueError(f"overlap {self.overlap} needs a tile")
-            if type(self.overlap) is not int or not 0 <= self.overlap < self.tile:
+            if not isinstance(self.overlap, Integral) or not 0 <= self.overlap < self.tile:
                 bounds = f"from 0 to less than the tile, {self.tile}"
                 raise ValueError(f"overlap must be an integer {bounds}, not {self.overlap!r}")
         scales = self.scales if isinstance(self.scales, (tuple, list)) else ()
-        fit = [isinstance(s, (int, float)) and 0 < s <= _LARGEST_SCALE for s in scales]
+        fit = [isinstance(s, (int, float, np.number)) and 0 < s <= _LARGEST_SCALE for s in scales]
         if not fit or not all(fit):
             wanted = f"numbers above 0 and at most {_LARGEST_SCALE} in a tuple or a list"
             raise ValueError(f"scales must be {wanted}, not {self.scales!r}")
@@ -161,9 +162,9 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
 
 def _weights(starts: list[int], tile: int, overlap: int) -> list[Tensor]:
     """Return each tile's weights along an axis, float64; over all tiles they add up to 1."""
-    place = torch.arange(tile)
+    place = torch.arange(tile, device="cpu")
     window = torch.minimum(place + 1, tile - place).clamp(max=overlap + 1).double()
-    total = torch.zeros(starts[-1] + tile, dtype=torch.float64)
+    total = torch.zeros(starts[-1] + tile, dtype=torch.float64, device="cpu")
     for start in starts:
         total[start : start + tile] += window
     return [window / total[start : start + tile] for start in starts]
@@ -189,7 +190,7 @@ def _score_views(model: FCN, image: Image.Image, views: Views, source: str) -> l
 
 def mean_softmax(views: Sequence[ScoredView], first: int, last: int) -> Tensor:
     """Return the mean softmax of all views in the rows [first, last) of their tile: C×rows×W."""
-    total = torch.zeros(())
+    total = torch.zeros((), device="cpu")
     for k, (scores, grid, mirrored) in enumerate(views):
         # Only the coarse rows that these rows sample.
         (num, den), rows = (grid.num[0], grid.den[0]), grid.in_size[0]

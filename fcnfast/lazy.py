@@ -139,6 +139,7 @@ class LazyTensor(Tensor):
     _state: _State | None
     _real: Tensor | None
     _lock: threading.RLock
+    _in_loss = False  # whether a fused loss has a gradient that goes past this tensor
 
     @property
     def is_lazy(self) -> bool:
@@ -528,6 +529,8 @@ _FUSED: dict[Any, Callable[..., Any]] = {
     Tensor.cpu: lambda input: _to(input, "cpu"),
     Tensor.contiguous: lambda input: input if input.is_contiguous() else NotImplemented,
 }
+# Asked for after a fused loss, they would miss its gradient.
+_LATE = (Tensor.register_hook, Tensor.retain_grad, torch.autograd.grad)
 _REPORTED = ("argmax", "max", "topk", "cross_entropy", "nll_loss")
 _PROPERTIES = "shape dtype device ndim layout requires_grad is_cuda is_cpu is_meta is_sparse nbytes"
 _METHODS = (
@@ -563,6 +566,8 @@ def _fused(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         with _as_wrapper():
             result = _FUSED[func](*args, **kwargs)
     name = getattr(func, "__name__", "")
+    if name in ("cross_entropy", "nll_loss") and result is not NotImplemented:
+        x._in_loss |= result.requires_grad
     if state.record is not None and name in _REPORTED and result is not NotImplemented:
         state.record.fused.append(f"fused {name}")
     return result
@@ -573,6 +578,11 @@ def _on_real(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     used: list[LazyTensor] = []
 
     def real(x: LazyTensor) -> Tensor:
+        if x._in_loss and func in _LATE:
+            told = (
+                "the fused loss taken before goes past these logits: call materialize() before it"
+            )
+            raise RuntimeError(f"{func.__name__}: {told}")
         if (state := x._state) is not None and state.record is not None:
             state.record.real = state.record.real or resolve_name(func) or str(func)
         used.append(x)

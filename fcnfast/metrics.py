@@ -45,6 +45,10 @@ class Scores:
     dice: np.ndarray
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 class ConfusionMatrix:
     """Counts of (true class, predicted class) over any number of label maps.
 
@@ -63,15 +67,15 @@ class ConfusionMatrix:
     def __init__(
         self, num_classes: int, ignore_index: int = _IGNORE_INDEX, trimap: int | None = None
     ) -> None:
-        if not 1 <= num_classes <= _IGNORE_INDEX:
-            raise ValueError(f"num_classes must be 1 to 255, not {num_classes}")
-        if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
+        if not _is_whole(num_classes) or not 1 <= num_classes <= _IGNORE_INDEX:
+            raise ValueError(f"num_classes must be an integer, 1 to 255, not {num_classes!r}")
+        if not _is_whole(ignore_index):
             raise TypeError(f"ignore_index must be an integer, not {ignore_index!r}")
         self.ignore_index = int(ignore_index)
         self.num_classes = num_classes
         self.matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
         self.trimap_width = trimap or 0
-        if trimap is not None and (type(trimap) is not int or trimap < 1):
+        if trimap is not None and not (_is_whole(trimap) and trimap >= 1):
             raise ValueError(f"trimap must be a positive integer, not {trimap!r}")
         self.trimap = None if trimap is None else ConfusionMatrix(num_classes)
 

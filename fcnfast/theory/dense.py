@@ -24,7 +24,9 @@ _WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
 def _steps(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The layers of a chain in order; a module that is not a chain itself is one step."""
-    for key, child in module.named_children():
+    for key, child in module._modules.items():  # a child that stands there twice runs twice
+        if child is None:
+            continue
         path = f"{name}.{key}" if name else key
         if isinstance(child, nn.Sequential):
             yield from _steps(child, path)

@@ -33,7 +33,7 @@ from ..data.datasets import open_chosen, refuse_overlap
 from ..data.folder import shortened
 from ..errors import DivergenceError, InputError, WeightsError
 from ..evaluate import evaluate_model
-from ..files import remove_unfinished, write_bytes, write_json
+from ..files import locked, remove_unfinished, write_bytes, write_json
 from ..metrics import ConfusionMatrix, Scores
 from ..models import FCN, save_model
 from . import batches, checkpoint, network
@@ -150,7 +150,7 @@ class Run:
         self.progress = Progress(self.iteration, self.iterations, shown)
         with contextlib.ExitStack() as stack, explained(p, s):
             stack.callback(self.progress.bar.close)
-            self.log = p.together(self._begin)
+            self.log = p.together(lambda: self._begin(stack))
             if self.log is not None:
                 stack.callback(self.log.close)
             if threading.current_thread() is threading.main_thread():  # only it receives signals
@@ -177,12 +177,16 @@ class Run:
             self._tell_end()
         return self.finished
 
-    def _begin(self) -> Log | None:
-        """Write the description of the run, print it and open the log, in process 0."""
+    def _begin(self, held: contextlib.ExitStack) -> Log | None:
+        """Write the description of the run, print it and open the log, in process 0.
+
+        InputError if another process trains in the folder; it is locked as long as `held`.
+        """
         if self.processes.rank > 0:
             return None
         s = self.settings
         self.out.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(self.out))
         remove_unfinished(self.out)
         root, paths = Path(s.data_path), [path for pair in self.pictures.samples for path in pair]
         names = [path.relative_to(root) if path.is_relative_to(root) else path for path in paths]
@@ -274,7 +278,7 @@ class Run:
         elif self.weight is not None:
             own = (counts[:, : len(self.weight)] * self.weight.double().cpu()).sum(1)
         parts = [*own.tolist(), images, float(valid.mean()), self.sigterm]
-        shared = torch.tensor(parts, dtype=torch.float64)
+        shared = torch.tensor(parts, dtype=torch.float64, device="cpu")
         *totals, images, valid, stop = self.processes.sum_(shared).tolist()
         self.stopping = stop > 0
         if self.iteration == 0:
@@ -356,7 +360,8 @@ class Run:
         parameters = [p for p in self.averaged.state_dict().values() if p.is_floating_point()]
         parameters += [p.detach() for p in self.model.parameters()]
         finite = torch.stack([p.isfinite().all() for p in parameters]).all()
-        sums = torch.tensor([float(self.loss_sum), float(not finite)], dtype=torch.float64)
+        parts = [float(self.loss_sum), float(not finite)]
+        sums = torch.tensor(parts, dtype=torch.float64, device="cpu")
         total, bad = self.processes.sum_(sums).tolist()
         if bad or not np.isfinite(total):
             what = "a weight" if np.isfinite(total) else "the loss"
@@ -435,6 +440,7 @@ class Run:
         return {
             "settings": asdict(self.settings),
             "pictures": [image.name for image, _ in self.pictures.samples],
+            "classes": list(self.table.names),
             "network": {"options": self.model.options, "preprocessing": preprocessing},
             "iteration": self.iteration,
             "loss": [loss_sum, self.loss_count],
@@ -448,11 +454,14 @@ class Run:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Resume from `state`, on any number of processes; InputError if the pictures differ."""
+        where = self.settings.data_path or "train"
         names = [image.name for image, _ in self.pictures.samples]
         if state["pictures"] != names:
             told = f"({len(state['pictures'])} then, {len(names)} now)"
-            where = self.settings.data_path
             raise InputError(f"{where}: its pictures are not those that the run began with {told}")
+        if state["classes"] != list(self.table.names):
+            began = shortened(state["classes"])
+            raise InputError(f"{where}: its classes are not those that the run began with: {began}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

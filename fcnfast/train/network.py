@@ -175,7 +175,7 @@ def median_frequency(pictures: SegmentationDataset, power: float) -> Tensor:
     frequency = np.divide(pixels, room, out=np.zeros(classes), where=room > 0)
     median = np.median(frequency[frequency > 0])
     weights = np.divide(median, frequency, out=np.ones(classes), where=frequency > 0)
-    return torch.tensor(weights**power, dtype=torch.float32)
+    return torch.tensor(weights**power, dtype=torch.float32, device="cpu")
 
 
 def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:

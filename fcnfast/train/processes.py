@@ -49,6 +49,11 @@ class Processes:
         self.rank, self.world = env("RANK", 0), env("WORLD_SIZE", 1)
         self.local_rank = env("LOCAL_RANK", self.rank)
         self.local_world = env("LOCAL_WORLD_SIZE", self.world)
+        for name, size in (("WORLD_SIZE", self.world), ("LOCAL_WORLD_SIZE", self.local_world)):
+            if size < 1:
+                raise InputError(f"{name} must be at least 1, not {size}")
+        if self.rank >= self.world:
+            raise InputError(f"RANK {self.rank} must be below WORLD_SIZE, {self.world}")
         if self.world > 1:
             self._join()
 
