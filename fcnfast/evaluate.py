@@ -78,7 +78,7 @@ def evaluate_model(
     matrices = [matrix] if matrix.trimap is None else [matrix, matrix.trimap]
     device = next(model.parameters()).device
     counts = [torch.zeros_like(torch.from_numpy(part.matrix), device=device) for part in matrices]
-    samples = (dataset[n] for n in range(len(dataset)))
+    samples = (_sample(dataset, n) for n in range(len(dataset)))
     was_training = model.training
     model.eval()
     try:
@@ -92,6 +92,15 @@ def evaluate_model(
     for part, count in zip(matrices, counts, strict=True):
         part.matrix += count.cpu().numpy()
     return matrix
+
+
+def _sample(dataset: Dataset, index: int) -> Sample:
+    sample = dataset[index]
+    if not (hasattr(sample, "image") and hasattr(sample, "labels")):
+        found = f"must be a Sample, not a {type(sample).__name__}"
+        told = "fcnfast.data.wrap_dataset makes them of (image, labels)"
+        raise TypeError(f"item {index} of the data set {found}; {told}")
+    return sample
 
 
 def _count(

@@ -89,8 +89,11 @@ def write_json(path: PathLike, content: object) -> None:
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     own = os.fspath(path)
     if own.startswith("/dev/") or (os.path.exists(own) and not os.path.isfile(own)):
-        with open(own, "a", encoding="utf-8") as file:  # /dev/stdout may be a file with content
-            file.write(text)
+        try:
+            with open(own, "a", encoding="utf-8") as file:  # /dev/stdout may be a file with content
+                file.write(text)
+        except OSError as error:
+            raise type(error)(error.errno, error.strerror, own) from error
     else:
         write_bytes(path, text.encode())
 

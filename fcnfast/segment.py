@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,7 +59,8 @@ class Segmentation:
         image: the picture at its own size: RGB, upright.
         labels: uint8 array H×W; label k is ``table.names[k]``.
         table: the classes' names and colors.
-        name: the stem of the picture's file; otherwise "image", or "image-1", ... of many.
+        name: the stem of the picture's file, with -2, ... where several of many have it; otherwise
+            "image", or "image-1", ... of many.
         scores, grid: the network's coarse class scores, 1×C×h×w on the CPU, and where each pixel
             samples them. None if several views were blended.
         blended: in that case, the mean softmax of each pixel's label, float32 H×W.
@@ -243,17 +245,23 @@ class Segmenter:
             return self._run([prepared], views, probabilities)[0]
         if probabilities is not None:
             raise ValueError("probabilities are written for one picture at a time")
-        each = enumerate(image, 1)  # type: ignore[arg-type]
-        group = (self._prepare(one, f"image-{k}") for k, one in each)
+        each, names = enumerate(image, 1), set[str]()  # type: ignore[arg-type]
+        group = (self._prepare(one, f"image-{k}", names) for k, one in each)
         batches = neighbors(group, lambda one: one.photo.size, batch_size)
         return (result for batch in batches for result in self._run(batch, views))
 
-    def _prepare(self, image: Photo, name: str) -> _Prepared:
-        """Decode a picture; a file is named after its stem."""
+    def _prepare(self, image: Photo, name: str, names: set[str] | None = None) -> _Prepared:
+        """Decode a picture; a file is named after its stem, numbered if `names` has that."""
         photo = as_photo(image, self.bit_depth, self.model.picture_channels)
-        if isinstance(image, (str, os.PathLike)):
-            return _Prepared(photo, Path(image).stem, os.fspath(image))
-        return _Prepared(photo, name, "the picture")
+        if not isinstance(image, (str, os.PathLike)):
+            return _Prepared(photo, name, "the picture")
+        stem = name = Path(image).stem
+        if names is not None:
+            numbers = itertools.count(2)
+            while name in names:
+                name = f"{stem}-{next(numbers)}"
+            names.add(name)
+        return _Prepared(photo, name, os.fspath(image))
 
     @torch.inference_mode()
     def _run(

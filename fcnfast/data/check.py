@@ -78,7 +78,12 @@ def explained_workers(workers: int) -> Iterator[None]:
 
 
 def require_every_class(dataset: SegmentationDataset) -> None:
-    """Read labels in random order until every class has been seen; DatasetError if one never is."""
+    """Read labels in random order until every class has been seen.
+
+    DatasetError if one never is, or there is only one.
+    """
+    if len(dataset.table) == 1:
+        raise DatasetError(without_pixels(dataset, np.ones(1)))
     pixels = np.zeros(256, np.int64)
     order = np.random.default_rng(0).permutation(len(dataset))
     hide = None if len(order) > 500 else True  # None: shown only on a terminal
@@ -90,7 +95,10 @@ def require_every_class(dataset: SegmentationDataset) -> None:
 
 
 def without_pixels(dataset: SegmentationDataset, pixels: np.ndarray) -> str:
-    """Name the classes that have no pixel, and what may be wrong; "" if all have some."""
+    """Name the classes that have no pixel, or the only class, and what may be wrong, or ""."""
+    if len(dataset.table) == 1:
+        told = f"{dataset.table.names[0]!r} is the only class, so every pixel would be one"
+        return f"{dataset.samples[0][1].parent}: {told}; name the background as a class, too"
     missing = [name for name, n in zip(dataset.table.names, pixels, strict=False) if not n]
     if not missing:
         return ""

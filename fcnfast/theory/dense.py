@@ -177,11 +177,16 @@ def rarefy(model: nn.Module, layer: str | None = None) -> nn.Module:
     name of the layer whose stride is removed; None for all layers. ValueError when there is no such
     layer, it has no stride, or a layer cannot be dilated.
     """
-    before = {seen.name: seen for seen in trace(model).layers}
+    traced = trace(model)
+    before = {seen.name: seen for seen in traced.layers}
     if layer is not None:
-        trace(model).layer(layer)  # raises with the nearest names
+        traced.layer(layer)  # raises with the nearest names
     result, removed = copy.deepcopy(model), 0
-    windows = [(name, m) for name, m in result.named_modules() if isinstance(m, _WINDOWS)]
+    found = [(name, m) for name, m in result.named_modules() if isinstance(m, _WINDOWS)]
+    windows = [(name, module) for name, module in found if name in before]
+    if traced.windows > sum(before[name].runs for name, _ in windows):
+        kinds = " and ".join(kind.__name__ for kind in _WINDOWS)
+        raise ValueError(f"the network cuts, convolves or pools in other ways than by {kinds}")
     for name, module in windows:
         if layer in (None, name) and single(module.stride, f"{name}.stride") > 1:
             removed += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -29,11 +29,11 @@ INPUT_SIZE = 1024
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as a network ran it: its dotted name, its class, and how many parameters it has.
+    """A layer as a network ran it: name, class, number of parameters, how many times it ran.
 
     shape: of its result, without the batch: channels x height x width. field, given: of the units
     of its result and of its input; None where the map has no place on the image, as after global
-    pooling.
+    pooling, or was made by an operation that is not followed (such as a resize to the nearest).
     """
 
     name: str
@@ -42,6 +42,7 @@ class Layer:
     field: ReceptiveField | None
     parameters: int
     given: ReceptiveField | None
+    runs: int = 1
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class Trace:
     """A network's layers (leaf modules) in the order in which it first ran them.
 
     outputs: the field of every output that is a map, by its key ("" for a single tensor). macs:
-    multiply-accumulates of all convolutions and matrix products.
+    multiply-accumulates of all convolutions and matrix products. windows: how many convolutions,
+    poolings and cuts of a map ran, in modules or not.
     """
 
     layers: tuple[Layer, ...]
     outputs: dict[str, ReceptiveField]
     macs: int
+    windows: int = 0
 
     def layer(self, name: str) -> Layer:
         """The layer of that name; if none ran, ValueError with the nearest names."""
@@ -111,6 +114,11 @@ def _resized(field: ReceptiveField, x: Tensor, out: Tensor, args: Sequence[Any])
     return _sampled(field, grid)
 
 
+_WINDOWS = ("aten::convolution", "aten::max_pool2d_with_indices", "aten::avg_pool2d")
+# They keep the last two axes, but not where a unit is.
+_UNFOLLOWED = ("aten::roll", "aten::flip", "aten::upsample_nearest2d", "aten::upsample_bicubic2d")
+
+
 class _Watch(TorchDispatchMode):
     """Intercepts every operation and tracks the field of every map."""
 
@@ -118,10 +126,18 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         # Keeping the tensors alive keeps their ids unique.
         self.known: dict[int, tuple[Tensor, ReceptiveField]] = {}
+        # Maps that were made of known ones by an operation that is not followed.
+        self.lost: dict[int, Tensor] = {}
+        # Convolutions, poolings and cuts that have run.
+        self.windows = 0
         self.set(images, ReceptiveField())
 
     def set(self, x: Tensor, field: ReceptiveField) -> None:
         self.known[id(x)] = (x, field)
+
+    def lose(self, x: Tensor) -> None:
+        self.known.pop(id(x), None)
+        self.lost[id(x)] = x
 
     def get(self, x: object) -> ReceptiveField | None:
         return self.known[id(x)][1] if id(x) in self.known else None
@@ -132,17 +148,39 @@ class _Watch(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         # A list holds parts of a map, all of them maps; in a tuple only the first may be a map.
         first = result[0] if isinstance(result, tuple) and result else result
+        # `new_full` and the like read no values.
+        made = func._overloadpacket.__name__.startswith("new_")
+        read = [] if made else [id(x) for x in tree_leaves(args)]
+        lost = any(key in self.lost for key in read)
         for out in result if isinstance(result, list) else [first]:
             if isinstance(out, Tensor) and out.dim() >= 3:
-                field = self._after(func, args, out)
+                field = None if lost else self._after(func, args, out)
                 if field is not None:
                     self.set(out, field)
+                elif lost or (
+                    out.shape[-2:].numel() > 1 and any(key in self.known for key in read)
+                ):
+                    self.lose(out)
         return result
+
+    def _cut(self, field: ReceptiveField, args: tuple[Any, ...]) -> ReceptiveField:
+        """After ``x[..., start:stop:step, :]``; columns are cut and thinned as rows are."""
+        defaults: tuple[Any, ...] = (None, None, 1)  # trailing arguments may be missing
+        x, axis, start, stop, step = (*args, *defaults[len(args) - 2 :])
+        length = x.shape[axis]
+        first, last, _ = slice(start, stop).indices(length)
+        self.windows += (first, last, step) != (0, length, 1)
+        rows = axis % x.dim() == x.dim() - 2
+        return field.crop(first).conv(1, step) if rows else field
 
     def _after(self, func: Any, args: tuple[Any, ...], out: Tensor) -> ReceptiveField | None:
         name = func._overloadpacket._qualified_op_name
         field = self.get(args[0]) if args else None
         if field is not None:
+            spread = name == "aten::convolution" and args[6] and max(args[5]) > 1
+            if name in _UNFOLLOWED or spread:
+                return None
+            self.windows += name in _WINDOWS
             if name == "aten::convolution":
                 return _convolution(field, args)
             if name in ("aten::max_pool2d_with_indices", "aten::avg_pool2d"):
@@ -150,8 +188,7 @@ class _Watch(TorchDispatchMode):
             if name == "aten::upsample_bilinear2d":
                 return _resized(field, args[0], out, args)
             if name == "aten::slice" and args[1] % args[0].dim() >= args[0].dim() - 2:
-                rows = args[1] % args[0].dim() == args[0].dim() - 2
-                return field.crop(args[2] or 0) if rows else field
+                return self._cut(field, args)
             if name.endswith(("constant_pad_nd", "reflection_pad2d", "replication_pad2d")):
                 return field.crop(-args[1][2]) if len(args[1]) > 2 else field
             if name == "fcnfast::upsample":
@@ -197,10 +234,13 @@ def trace(model: nn.Module, input_size: Size = INPUT_SIZE, *, channels: int | No
     # A network of fcnfast may read its input in parts.
     channels = channels or (model.channels if isinstance(model, FCN) else first)
     images = torch.empty(1, channels, *size, dtype=dtype, device="meta")
-    watch, layers = _Watch(images), {}
+    watch, layers = _Watch(images), dict[str, Layer]()
 
     def seen(name: str, module: nn.Module, given: tuple[Any, ...], result: Any) -> None:
-        if name in layers or not isinstance(result, Tensor):
+        if not isinstance(result, Tensor):
+            return
+        if name in layers:
+            layers[name] = replace(layers[name], runs=layers[name].runs + 1)
             return
         count = sum(p.numel() for p in module.parameters(recurse=False))
         read = watch.get(given[0]) if given else None
@@ -223,7 +263,8 @@ def trace(model: nn.Module, input_size: Size = INPUT_SIZE, *, channels: int | No
     named = outputs if isinstance(outputs, dict) else {"": outputs}
     fields = {key: watch.get(value) for key, value in named.items()}
     known = {key: field for key, field in fields.items() if field is not None}
-    return Trace(tuple(layers.values()), known, counter.get_total_flops() // 2)
+    macs = counter.get_total_flops() // 2
+    return Trace(tuple(layers.values()), known, macs, watch.windows)
 
 
 def receptive_field(model: nn.Module, layer: str | None = None) -> ReceptiveField:
@@ -242,5 +283,6 @@ def receptive_field(model: nn.Module, layer: str | None = None) -> ReceptiveFiel
     else:
         field, name = next(iter(seen.outputs.values()), None), "the network's output"
     if field is None:
-        raise ValueError(f"{name} is not a map of the image: it has no receptive field")
+        why = "it is not a map of the image, or an operation made it that is not followed"
+        raise ValueError(f"{name} has no receptive field: {why}")
     return field
