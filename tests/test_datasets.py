@@ -441,3 +441,31 @@ def test_mat_files_without_labels(tmp_path):
             mat(path, **content)
         with pytest.raises(LabelError, match=rf"img_5001\.mat: .*{reason}"):
             data.nyud(tmp_path)[0]
+
+
+def test_lists_that_repeat_a_name(tmp_path):
+    for k in range(2):
+        photo(tmp_path / f"s{k}" / "0.png", k)
+        mask(tmp_path / f"s{k}" / "0_L.png", np.full(SIZE, k, np.uint8))
+    lines(tmp_path / "train.txt", "s0/0.png s0/0_L.png", "s1/0.png s1/0_L.png")
+    dataset = data.open_dataset("camvid", tmp_path, "train")
+    assert dataset.names == ["0", "0-2"]
+    assert [int(sample.labels[0, 0]) for sample in dataset] == [0, 1]
+
+
+def test_siftflow_labels_of_two_sizes(tmp_path):
+    make_siftflow(tmp_path)
+    dataset = data.open_dataset("siftflow", tmp_path, "trainval")
+    path = next((tmp_path / "GeoLabels").rglob(f"{dataset.names[0]}.mat"))
+    mat(path, S=np.ones((8, 9), np.uint8))
+    with pytest.raises(LabelError, match=r"\.mat: the semantic and the geometric labels are 48x40"):
+        dataset[0]
+
+
+def test_what_macos_leaves_behind(tmp_path):
+    make_cityscapes(tmp_path / "c")
+    for path in [*(tmp_path / "c").rglob("*.png")]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0" * 64)
+    (tmp_path / "__MACOSX" / "leftImg8bit").mkdir(parents=True)
+    found = data.open_dataset("cityscapes", tmp_path, "train")
+    assert not any(image.name.startswith("._") for image, _ in found.samples)

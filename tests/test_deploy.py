@@ -346,3 +346,14 @@ def test_aotinductor_compiles_a_program(tmp_path):
     image = images_for(model, 1, 33, 40)
     labels = torch._inductor.aoti_load_package(package)(image)
     assert_same_labels(labels.numpy(), model.predict(image))
+
+
+def test_autocast_and_a_default_device_do_not_reach_the_graph(tmp_path):
+    model = create_model("fcn4s_light", num_classes=3, **SMALL)
+    randomize_scores(model)
+    image = torch.rand(1, 3, 40, 56)
+    expected = model.eval().predict(image)
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        fcnfast.export(model, tmp_path / "net.pt2", size=(40, 56))
+    found = torch.export.load(tmp_path / "net.pt2").module()(image)
+    assert (found == expected).float().mean() > 0.999

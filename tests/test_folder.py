@@ -1,5 +1,6 @@
 """The folder data set pairs files by name and says which file is wrong."""
 
+import json
 import pickle
 import unicodedata
 
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcnfast import CAMVID, evaluate_folder
-from fcnfast.data.folder import open_folder
+from fcnfast import CAMVID, evaluate_folder, evaluate_model, load_model
+from fcnfast.data.folder import image_paths, open_folder, passed_over, wrap_dataset
 from fcnfast.errors import DatasetError, LabelError
 from tests.model_tools import make_photo
 
@@ -127,3 +128,37 @@ def test_labels_that_do_not_fit(camvid):
     refused("the labels are 7x8 pixels, their image is 6x8$")
     Image.new("L", (6, 8), 77).save(camvid / "trainannot" / "drive1_a.png")
     refused(r"value 77 \(pixels: 48\)")
+
+
+def test_entries_beside_a_named_table(camvid):
+    classes = {"names": ["x", "y", "z"]}
+    (camvid / "own.json").write_text(json.dumps(classes))
+    described = {"classes": "own.json", "label_map": {"0": "y", "1": "x", "2": "void"}}
+    (camvid / "dataset.json").write_text(json.dumps(described))
+    assert [int(sample.labels[0, 0]) for sample in open_folder(camvid, "train")] == [255, 1, 0]
+    (camvid / "dataset.json").write_text(json.dumps({**described, "imagse": "train"}))
+    with pytest.raises(DatasetError, match="unknown entry 'imagse'"):
+        open_folder(camvid, "train")
+
+
+def test_links_to_nothing_and_other_files_are_named(tmp_path):
+    make_photo().save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "c.heic").touch()
+    for spec in (tmp_path, tmp_path / "*"):
+        assert [path.name for path in image_paths(spec)] == ["a.png", "b.png"]
+        assert [path.name for path in passed_over([spec])] == ["c.heic"]
+
+
+def test_items_that_are_no_pairs():
+    photo, labels = make_photo(), np.zeros((3, 4), np.uint8)
+    for item, told in (
+        ({"image": photo, "mask": labels}, "item 0: must be .*, not a dict with 'image', 'mask'"),
+        ((photo,), "item 0: must be .*, not a tuple"),
+    ):
+        with pytest.raises(TypeError, match=told):
+            wrap_dataset([item], CAMVID)[0]
+    with pytest.raises(LabelError, match="item 0: the labels are 4x3 pixels"):
+        wrap_dataset([(photo, labels)], CAMVID)[0]
+    with pytest.raises(TypeError, match="item 0 of the data set must be a Sample, not a tuple"):
+        evaluate_model(load_model(), [(photo, labels)])

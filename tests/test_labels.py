@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fcnfast.data.classes import ClassTable, table_from_json, table_to_json, voc_palette
 from fcnfast.data.labels import read_labels, stored_integers, write_labels
@@ -305,3 +305,35 @@ def test_bad_tables(tmp_path):
         with pytest.raises(DatasetError) as caught:
             class_table(path)
         assert str(caught.value).startswith(f"{path}: ") and reason in str(caught.value)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_masks_are_turned_as_photos_are(tmp_path, orientation):
+    values, exif = np.arange(6, dtype=np.uint8).reshape(2, 3), Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(values).save(tmp_path / "a.png", exif=exif)
+    turned = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))
+    assert (stored_integers(tmp_path / "a.png") == turned).all()
+
+
+def test_pixels_that_do_not_match_their_checksum(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 3, (64, 64), np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(LabelError, match=r"a\.png: the picture is damaged: its checksum is wrong"):
+        stored_integers(path)
+
+
+def test_a_table_of_numpy_numbers_is_plain(tmp_path):
+    colors = np.array([[0, 0, 0], [9, 9, 9]])
+    pairs = [(np.int64(3), np.int64(255)), (np.array([1, 2, 3]), 1)]
+    table = ClassTable("t", ["void", "b"], colors, np.array([7]), pairs)
+    assert table == ClassTable(
+        "t", ("void", "b"), ((0,) * 3, (9,) * 3), (7,), ((3, 255), ((1, 2, 3), 1))
+    )
+    stored = json.loads(json.dumps(table_to_json(table)))  # a class may be called void
+    assert table_from_json(tmp_path / "t.json", stored) == table
+    with pytest.raises(ValueError, match=r"'t': colors, void values and label map must be integ"):
+        ClassTable("t", ("a",), ((0.5, 0, 0),))

@@ -612,3 +612,16 @@ def test_nothing_is_kept():
     y.materialize()
     del y, loss
     assert maps() is None
+
+
+@pytest.mark.parametrize("late", ["register_hook", "retain_grad", "grad"])
+def test_what_would_miss_the_gradient_of_a_fused_loss(late):
+    x = random_scores()
+    out = lazily(x, size=(8, 8))
+    loss = F.cross_entropy(out, TARGET)
+    calls = {"register_hook": lambda: out.register_hook(lambda g: g * 0)}
+    calls |= {"retain_grad": out.retain_grad, "grad": lambda: torch.autograd.grad(loss, out)}
+    with pytest.raises(RuntimeError, match=f"{late}: .* call materialize.. before it"):
+        calls[late]()
+    loss.backward()
+    assert x.grad is not None

@@ -83,6 +83,7 @@ def test_bad_arguments():
         (lambda: updated([0], [1.5]), TypeError, "prediction must hold integers, not float64"),
         (lambda: ConfusionMatrix(0), ValueError, "0"),
         (lambda: ConfusionMatrix(256), ValueError, "256"),
+        (lambda: ConfusionMatrix(2.5), ValueError, "must be an integer, 1 to 255, not 2.5"),
         (lambda: ConfusionMatrix(3).scores("both"), ValueError, "'both'"),
         (lambda: ConfusionMatrix(2, ignore_index=None), TypeError, "ignore_index must be an int"),
         (lambda: ConfusionMatrix(3, trimap=0), ValueError, "trimap must be a positive .* not 0"),

@@ -272,7 +272,9 @@ def test_a_network_in_memory(segmenter):
     with pytest.raises(TypeError, match="network of fcnfast, not Conv2d"):
         Segmenter(torch.nn.Conv2d(3, 1, 1), "cpu")
     depth = create_model("nyud_fcn32s_vgg16_color_d")
-    with pytest.raises(WeightsError, match="nyud_fcn32s_vgg16_color_d: the network takes 4 channel"):
+    with pytest.raises(
+        WeightsError, match="nyud_fcn32s_vgg16_color_d: the network takes 4 channel"
+    ):
         Segmenter(depth, "cpu")
 
 

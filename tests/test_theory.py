@@ -336,3 +336,57 @@ LABELS = torch.zeros(1, 2, 2, dtype=torch.long)
 def test_arguments_that_are_refused(function, arguments, error, says):
     with pytest.raises(error, match=says):
         getattr(theory, function)(*arguments)
+
+
+class Runs(nn.Module):
+    """A network of one function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.conv, self.function = nn.Conv2d(3, 3, 3, padding=1), function
+
+    def forward(self, x):
+        return self.function(x, self.conv)
+
+
+def test_cuts_with_steps_and_from_the_end():
+    strided = theory.receptive_field(Runs(lambda x, conv: conv(x[..., ::2, ::2])))
+    assert strided == field(5, 2, 0)
+    shortcut = Runs(lambda x, conv: F.max_pool2d(conv(x), 1, 2) + x[:, :, ::2, ::2])
+    assert theory.receptive_field(shortcut) == field(3, 2, 0)
+    last = theory.receptive_field(Runs(lambda x, conv: conv(x[..., -60:, -60:])))
+    assert last == field(3, 1, theory.fields.INPUT_SIZE - 60)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, conv: x + conv(x.permute(0, 1, 3, 2)).permute(0, 3, 2, 1).permute(0, 3, 2, 1),
+        lambda x, conv: x + F.interpolate(conv(x), size=x.shape[2:], mode="bicubic"),
+        lambda x, conv: F.interpolate(conv(x), scale_factor=2, mode="nearest"),
+        lambda x, conv: conv(x).flip(2),
+    ],
+)
+def test_what_is_not_followed_has_no_field(function):
+    with pytest.raises(ValueError, match="output has no receptive field: .* not followed"):
+        theory.receptive_field(Runs(function))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, conv: F.max_pool2d(conv(x), 2),
+        lambda x, conv: F.conv2d(x, conv.weight, stride=2),
+        lambda x, conv: conv(x)[..., 1:-1, 1:-1],
+    ],
+)
+def test_windows_outside_of_layers_cannot_be_rarefied(function):
+    with pytest.raises(ValueError, match="the network cuts, convolves or pools in other ways than"):
+        theory.rarefy(Runs(function))
+
+
+def test_a_shared_activation_runs_where_it_stands():
+    act = nn.ReLU()
+    linear = (nn.Flatten(), nn.Linear(4 * 36, 5), act, nn.Linear(5, 2))
+    chain = nn.Sequential(nn.Conv2d(3, 4, 3), act, *linear)
+    assert theory.convolutionalize(chain, (8, 8))(torch.zeros(1, 3, 9, 9)).shape == (1, 2, 2, 2)

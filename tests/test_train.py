@@ -1,10 +1,13 @@
 """Training learns, is reproducible, survives being stopped, and names what is wrong."""
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +15,9 @@ import pytest
 import torch
 
 from fcnfast import evaluate_model, load_model
+from fcnfast.cli import main
 from fcnfast.data import CAMVID, write_labels
-from fcnfast.errors import DivergenceError, InputError, WeightsError
+from fcnfast.errors import DatasetError, DivergenceError, InputError, WeightsError
 from fcnfast.train import add_arguments, checkpoint, given, resume, start
 from fcnfast.train.batches import loader
 from tests.model_tools import Runs
@@ -298,3 +302,48 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 def test_the_weights_say_up_to_which_size_the_network_learned(scenes, tmp_path):
     run = start(small(scenes, tmp_path / "run", scale_max=1.5))
     assert run.model.preprocessing.max_size == 96  # 64 pixels wide, at 1.5
+
+
+def test_one_run_a_folder_and_its_classes(scenes, tmp_path, capsys):
+    out = tmp_path / "run"
+    run = start(small(scenes, out))
+    with locked_elsewhere(out), pytest.raises(InputError, match="run: another process is training"):
+        run.train(progress=False)
+    run.train(progress=False)
+    assert not (out / ".lock").exists()
+    state = torch.load(out / "checkpoint.pt", weights_only=False)
+    torch.save({**state, "classes": ["a", "b"]}, out / "checkpoint.pt")
+    with pytest.raises(InputError, match="classes are not those that the run began with: a, b"):
+        resume(str(out), {})
+    (out / "checkpoint.pt").unlink()
+    fresh = ["--data-path", str(scenes), "--weights", str(scenes / "tiny.safetensors")]
+    fresh += ["--crop-size", "32", "--epochs", "1", "-b", "2", "-j", "0", "--device", "cpu"]
+    assert main(["train", *fresh, "--output-dir", str(out)]) == 2
+    assert "best.safetensors: would be replaced" in capsys.readouterr().err
+    assert main(["train", "--resume", str(out), "--epochs", "1"]) == 0
+    assert "no checkpoint yet, so the run starts over" in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def locked_elsewhere(folder):
+    """Another process that holds the folder."""
+    folder.mkdir()
+    program = "import sys; from fcnfast.files import locked; from pathlib import Path\n"
+    program += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout.readline() == b"held\n"
+        yield
+        process.stdin.close()
+
+
+def test_one_class_cannot_be_learned(scenes, tmp_path):
+    (scenes / "dataset.json").write_text(
+        json.dumps({"classes": ["a"], "ignore": list(range(1, 255))})
+    )
+    try:
+        with pytest.raises(DatasetError, match="'a' is the only class, .* name the background"):
+            start(small(scenes, tmp_path / "run", weights="", model="fcn4s_light"))
+    finally:
+        (scenes / "dataset.json").unlink()

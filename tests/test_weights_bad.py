@@ -237,3 +237,23 @@ def test_blobs_whose_numbers_do_not_fit_are_refused(tmp_path, model):
     ):
         path.write_bytes(content)
         refuse(model, path, says)
+
+
+def test_what_was_downloaded_in_place_of_weights(tmp_path, model):
+    path = tmp_path / "net.pth"
+    for content, told in (
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><html>404</html>", "a web page, not weights"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match=rf"net\.pth: {told}"):
+            fcnfast.load_model(path)
+
+
+def test_a_state_dict_under_any_key(tmp_path, model):
+    path, state = tmp_path / "net.pth", model.state_dict()
+    torch.save({"student": state, "epoch": 3, "optimizer": {"state": {0: {"step": 1}}}}, path)
+    assert fcnfast.load_weights(model, path).loaded
+    torch.save({"student": state, "teacher": state}, path)
+    with pytest.raises(WeightsError, match="at none of the usual keys: 'student', 'teacher'"):
+        fcnfast.load_weights(model, path)

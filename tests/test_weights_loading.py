@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -229,3 +230,16 @@ def test_our_own_files_lack_and_hold_nothing_else(tmp_path):
         write_weights(path, state, type(meta)(**{**vars(meta), "options": options}))
         with pytest.raises(WeightsError, match="net.safetensors: "):
             fcnfast.load_model(path)
+
+
+def test_wrapped_networks_are_saved_as_themselves(tmp_path):
+    path, options = tmp_path / "a", {"num_classes": np.int64(3), "in_channels": np.int64(1)}
+    model = fcnfast.create_model("fcn4s_light", **options)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    for wrapped in (torch.compile(model), nn.DataParallel(model), averaged):
+        fcnfast.save_model(wrapped, path)
+        loaded = fcnfast.load_model(path)
+        assert (loaded.num_classes, loaded.in_channels) == (3, 1)
+        assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
+    with pytest.raises(TypeError, match="network of fcnfast, not Conv2d"):
+        fcnfast.save_model(nn.Conv2d(1, 1, 1), path)

@@ -101,7 +101,10 @@ class ClassTable:
 
 
 def _plain_key(key: Any) -> int | Color:
-    return index(key) if hasattr(key, "__index__") else tuple(map(index, key))  # type: ignore[return-value]
+    if not hasattr(key, "__len__"):
+        return index(key)
+    red, green, blue = map(index, key)
+    return red, green, blue
 
 
 def voc_palette(count: int) -> tuple[Color, ...]:
