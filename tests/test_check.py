@@ -329,3 +329,13 @@ def test_damaged_files_give_results_or_one_line(here, weights, capsys):
         for line in err.splitlines():
             assert line.startswith("fcnfast: ") and len(line) <= 300, (path, line)
     assert {0, 1, 2} == set(codes)
+
+
+@pytest.mark.usefixtures("here")
+def test_colors_that_two_classes_share(capsys):
+    pairs([0])
+    for path in Path("labels/train").iterdir():
+        Image.fromarray(np.full((36, 48, 3), 9, np.uint8)).save(path)
+    describe(classes=["a", "b"], palette=[[9, 9, 9], [9, 9, 9]])
+    assert main(["check", ".", "--split", "train", "-j", "0"]) == 2
+    assert "the labels are colors, and 'a' and 'b' have the same" in capsys.readouterr().err

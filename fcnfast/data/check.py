@@ -120,7 +120,14 @@ def _suggestion(dataset: SegmentationDataset) -> str:
             return "is this the right class table?"
         with contextlib.suppress(LabelError):
             values = stored_integers(path)
-            stored |= set(np.unique(values).tolist()) if values.ndim == 2 else {-1}
+            if values.ndim == 3:
+                for k, color in enumerate(table.palette):
+                    first = table.palette.index(color)
+                    if first < k:
+                        both = f"{table.names[first]!r} and {table.names[k]!r}"
+                        return f"the labels are colors, and {both} have the same"
+                return "the labels are colors: is this the right class table?"
+            stored |= set(np.unique(values).tolist())
     values_seen = sorted(stored)
     are = f"the labels are {shortened(list(map(str, values_seen)))}"
     if len(values_seen) == len(table) and values_seen != list(range(len(table))):

@@ -459,8 +459,9 @@ class Run:
         if state["pictures"] != names:
             told = f"({len(state['pictures'])} then, {len(names)} now)"
             raise InputError(f"{where}: its pictures are not those that the run began with {told}")
-        if state["classes"] != list(self.table.names):
-            began = shortened(state["classes"])
+        classes = state.get("classes", list(self.table.names))
+        if classes != list(self.table.names):
+            began = shortened(classes)
             raise InputError(f"{where}: its classes are not those that the run began with: {began}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
