@@ -59,8 +59,8 @@ def main(paths: list[str]) -> None:
     measured = [json.loads(Path(path).read_text()) for path in paths]
     header = ["op", "case"]
     for one in measured:
-        header += [f"{one['device_name']}: ms / plain torch", "times"]
-    header.append("peak MB / plain torch")
+        header += [f"{one['device_name']}: fcnfast / torch, ms", "speedup"]
+    header.append("peak: fcnfast / torch, MB")
     print("|", " | ".join(header), "|\n" + "|---" * len(header) + "|")
     tables, before = [shown(one) for one in measured], None
     for (words, data_set), row in tables[0].items():

@@ -13,9 +13,15 @@ from pathlib import Path
 
 from .errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 PathLike = str | os.PathLike[str]
 
 _temporary_number = itertools.count()
+_held: set[str] = set()  # the folders that `locked` holds in this process
 
 
 @contextlib.contextmanager
@@ -49,27 +55,39 @@ def replacing(path: PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; InputError if another one holds it.
+    """Hold a folder for one training run; InputError if another run, here or elsewhere, has it.
 
-    The system frees it when the process ends, in any way. Without `fcntl`, nothing is locked.
+    The system frees it when the process ends, however it ends. Where files cannot be locked (no
+    `fcntl`, or a file system without locks), only runs of this process are kept apart.
     """
-    try:
-        import fcntl
-    except ImportError:
+    place, told = os.path.realpath(folder), f"{folder}: another run is training there"
+    if place in _held:
+        raise InputError(told)
+    _held.add(place)
+    with contextlib.ExitStack() as stack:
+        stack.callback(_held.discard, place)
+        if fcntl is not None:
+            with contextlib.suppress(PermissionError):  # another user's file
+                stack.enter_context(_locked_file(Path(place, ".lock"), told))
         yield
-        return
-    path = folder / ".lock"
-    with path.open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process is training there") from None
-        except OSError:  # a file system without locks
-            pass
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked_file(path: Path, told: str) -> Iterator[None]:
+    """Hold a file, and remove it in the end; InputError with `told` if another process has it."""
+    with contextlib.ExitStack() as stack:
+        current = False
+        while not current:
+            file = stack.enter_context(path.open("a"))
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise InputError(told) from None
+            with contextlib.suppress(FileNotFoundError):  # removed by who held it until now
+                current = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        stack.callback(path.unlink, missing_ok=True)
+        yield
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -88,10 +106,11 @@ def write_json(path: PathLike, content: object) -> None:
     """Write a JSON file atomically, or directly to a pipe or a terminal such as /dev/stdout."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     own = os.fspath(path)
-    if own.startswith("/dev/") or (os.path.exists(own) and not os.path.isfile(own)):
+    if own in ("/dev/stdout", "/dev/fd/1"):  # it may be a file with content
+        print(text, end="", flush=True)
+    elif os.path.exists(own) and not os.path.isfile(own):
         try:
-            with open(own, "a", encoding="utf-8") as file:  # /dev/stdout may be a file with content
-                file.write(text)
+            Path(own).write_text(text, encoding="utf-8")
         except OSError as error:
             raise type(error)(error.errno, error.strerror, own) from error
     else:
@@ -104,15 +123,28 @@ def output_names(paths: Sequence[PathLike]) -> list[str]:
     Case is ignored, as in some file systems.
     """
     stems = [Path(path).stem for path in paths]
-    reserved = {stem.casefold() for stem in stems}
-    taken: dict[str, str] = {}
-    for stem in stems:
-        name, number = stem, 1
-        while name.casefold() in taken or (number > 1 and name.casefold() in reserved):
-            number += 1
-            name = f"{stem}-{number}"
-        taken[name.casefold()] = name
-    return list(taken.values())
+    names = Names(stems)
+    return [names.new(stem) for stem in stems]
+
+
+class Names:
+    """Makes names different by numbers, never those of `reserved` that are still to come."""
+
+    def __init__(self, reserved: Sequence[str] = ()) -> None:
+        self._reserved = {name.casefold() for name in reserved}
+        self._taken: set[str] = set()
+        self._numbers: dict[str, int] = {}
+
+    def new(self, stem: str) -> str:
+        """Return `stem`, or ``stem-2``, ... if it is taken; case is ignored."""
+        name, key = stem, stem.casefold()
+        while name.casefold() in self._taken or (
+            name != stem and name.casefold() in self._reserved
+        ):
+            self._numbers[key] = self._numbers.get(key, 1) + 1
+            name = f"{stem}-{self._numbers[key]}"
+        self._taken.add(name.casefold())
+        return name
 
 
 def refuse_replacing(inputs: Sequence[PathLike], outputs: Sequence[PathLike]) -> None:
@@ -120,7 +152,7 @@ def refuse_replacing(inputs: Sequence[PathLike], outputs: Sequence[PathLike]) ->
     taken = set(map(os.path.realpath, outputs))
     for path in inputs:
         if os.path.realpath(path) in taken:
-            raise InputError(f"{path}: would be replaced by an output; choose another folder")
+            raise InputError(f"{path}: would be replaced by an output; choose another place")
 
 
 @contextlib.contextmanager

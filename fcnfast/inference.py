@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -57,11 +57,15 @@ class Views:
         if self.overlap is not None:
             if self.tile is None:
                 raise ValueError(f"overlap {self.overlap} needs a tile")
-            if not isinstance(self.overlap, Integral) or not 0 <= self.overlap < self.tile:
+            whole = isinstance(self.overlap, Integral) and not isinstance(self.overlap, bool)
+            if not whole or not 0 <= self.overlap < self.tile:
                 bounds = f"from 0 to less than the tile, {self.tile}"
                 raise ValueError(f"overlap must be an integer {bounds}, not {self.overlap!r}")
         scales = self.scales if isinstance(self.scales, (tuple, list)) else ()
-        fit = [isinstance(s, (int, float, np.number)) and 0 < s <= _LARGEST_SCALE for s in scales]
+        fit = [
+            isinstance(s, Real) and not isinstance(s, bool) and 0 < float(s) <= _LARGEST_SCALE
+            for s in scales
+        ]
         if not fit or not all(fit):
             wanted = f"numbers above 0 and at most {_LARGEST_SCALE} in a tuple or a list"
             raise ValueError(f"scales must be {wanted}, not {self.scales!r}")

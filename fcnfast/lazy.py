@@ -63,8 +63,8 @@ class _State:
 
     make: computes the real tensor from `source`, under autograd. scores, grid: those of an
     `UpsampledLogits`. after: "softmax", "log_softmax" or "". single: one image, C x H x W. parent,
-    view: what this is a view of, and how it is made. node: the initial grad_fn. version: the
-    initial version of `source`.
+    view: what this is a view of, and how it is made. base: what this is the softmax of. node: the
+    initial grad_fn. version: the initial version of `source`.
     """
 
     source: Tensor
@@ -78,6 +78,7 @@ class _State:
     node: Any = None
     version: int = 0
     record: Resize | None = None
+    base: LazyTensor | None = None
 
     def check(self) -> None:
         if _version(self.source) != self.version:
@@ -269,7 +270,7 @@ def _derived(x: LazyTensor, function: Make, scores: Tensor | None, **changes: An
         assert old is not None
         like = function(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta"))
         made = {"make": lambda s: function(old.make(s)), "scores": scores, "node": None}
-        state = replace(old, **{"parent": None, "view": None, **made, **changes})
+        state = replace(old, **{"parent": None, "view": None, "base": None, **made, **changes})
         return _new(LazyTensor if scores is None else UpsampledLogits, like, state)
 
 
@@ -339,7 +340,8 @@ def _softmax(
     if state.after or not usual:
         return NotImplemented
     function = getattr(torch, name)
-    return _derived(input, lambda logits: function(logits, dim), state.scores, after=name)
+    make = lambda logits: function(logits, dim)  # noqa: E731
+    return _derived(input, make, state.scores, after=name, base=input)
 
 
 def _loss(
@@ -530,7 +532,7 @@ _FUSED: dict[Any, Callable[..., Any]] = {
     Tensor.contiguous: lambda input: input if input.is_contiguous() else NotImplemented,
 }
 # Asked for after a fused loss, they would miss its gradient.
-_LATE = (Tensor.register_hook, Tensor.retain_grad, torch.autograd.grad)
+_LATE = (Tensor.register_hook, Tensor.retain_grad)
 _REPORTED = ("argmax", "max", "topk", "cross_entropy", "nll_loss")
 _PROPERTIES = "shape dtype device ndim layout requires_grad is_cuda is_cpu is_meta is_sparse nbytes"
 _METHODS = (
@@ -567,7 +569,9 @@ def _fused(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             result = _FUSED[func](*args, **kwargs)
     name = getattr(func, "__name__", "")
     if name in ("cross_entropy", "nll_loss") and result is not NotImplemented:
-        x._in_loss |= result.requires_grad
+        for priced in (x, state.base):
+            if priced is not None:
+                priced._in_loss |= result.requires_grad
     if state.record is not None and name in _REPORTED and result is not NotImplemented:
         state.record.fused.append(f"fused {name}")
     return result
@@ -576,12 +580,14 @@ def _fused(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 def _on_real(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Run `func` on the real tensors; if it returns one of them, return its lazy tensor instead."""
     used: list[LazyTensor] = []
+    late: Any = args[:1] if func in _LATE else ()
+    if func is torch.autograd.grad:
+        late = tree_leaves(args[1:2] or kwargs.get("inputs"))
 
     def real(x: LazyTensor) -> Tensor:
-        if x._in_loss and func in _LATE:
-            told = (
-                "the fused loss taken before goes past these logits: call materialize() before it"
-            )
+        if x._in_loss and any(x is other for other in late):
+            told = "a fused loss bypasses these logits, so they get no gradient of it: call "
+            told += "materialize() before computing the loss"
             raise RuntimeError(f"{func.__name__}: {told}")
         if (state := x._state) is not None and state.record is not None:
             state.record.real = state.record.real or resolve_name(func) or str(func)

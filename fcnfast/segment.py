@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from .data.labels import write_labels
 from .data.render import add_legend, blend
 from .device import choose_device, image_errors
 from .errors import ImageError, InputError, WeightsError
-from .files import PathLike, output_folders, output_names, refuse_replacing, write_json
+from .files import Names, PathLike, output_folders, output_names, refuse_replacing, write_json
 from .geometry import SamplingGrid
 from .inference import (
     BAND,
@@ -245,23 +244,18 @@ class Segmenter:
             return self._run([prepared], views, probabilities)[0]
         if probabilities is not None:
             raise ValueError("probabilities are written for one picture at a time")
-        each, names = enumerate(image, 1), set[str]()  # type: ignore[arg-type]
+        each, names = enumerate(image, 1), Names()  # type: ignore[arg-type]
         group = (self._prepare(one, f"image-{k}", names) for k, one in each)
         batches = neighbors(group, lambda one: one.photo.size, batch_size)
         return (result for batch in batches for result in self._run(batch, views))
 
-    def _prepare(self, image: Photo, name: str, names: set[str] | None = None) -> _Prepared:
-        """Decode a picture; a file is named after its stem, numbered if `names` has that."""
+    def _prepare(self, image: Photo, name: str, names: Names | None = None) -> _Prepared:
+        """Decode a picture; a file is named after its stem. `names` makes the names of many."""
         photo = as_photo(image, self.bit_depth, self.model.picture_channels)
-        if not isinstance(image, (str, os.PathLike)):
-            return _Prepared(photo, name, "the picture")
-        stem = name = Path(image).stem
-        if names is not None:
-            numbers = itertools.count(2)
-            while name in names:
-                name = f"{stem}-{next(numbers)}"
-            names.add(name)
-        return _Prepared(photo, name, os.fspath(image))
+        source = "the picture"
+        if isinstance(image, (str, os.PathLike)):
+            name, source = Path(image).stem, os.fspath(image)
+        return _Prepared(photo, name if names is None else names.new(name), source)
 
     @torch.inference_mode()
     def _run(

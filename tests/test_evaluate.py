@@ -1,15 +1,18 @@
 """Scores of a network and of a folder of label pictures, from one matrix over a data set."""
 
+import json
+
 import numpy as np
 import pytest
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from fcnfast import ClassTable, ConfusionMatrix, SamplingGrid
+from fcnfast import ClassTable, ConfusionMatrix, SamplingGrid, load_model, save_model
 from fcnfast.data import Sample, open_folder, write_labels
-from fcnfast.errors import DatasetError, ImageError, LabelError
+from fcnfast.errors import DatasetError, ImageError, InputError, LabelError
 from fcnfast.evaluate import evaluate_folder, evaluate_model, evaluate_oracle, scores_as_json
+from fcnfast.files import refuse_replacing, write_json
 from fcnfast.models.base import ScoreMap
 from tests.model_tools import make_photo
 from tests.test_images import fail
@@ -198,3 +201,17 @@ def test_scores_as_json():
     }
     assert trimap["width"] == 1 and trimap["classes"]["b"]["iu"] == 0.5
     assert trimap["confusion"] == [[0, 1, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_json_never_replaces_an_input_and_reaches_a_device(tmp_path, capfd):
+    weights = tmp_path / "w.safetensors"
+    save_model(load_model(), weights)
+    with pytest.raises(InputError, match=r"w\.safetensors: would be replaced by an output"):
+        refuse_replacing([weights], [weights])
+    for content in ({"a": 1}, {"b": 2}):
+        write_json(tmp_path / "out.json", content)
+    assert json.loads((tmp_path / "out.json").read_text()) == {"b": 2}
+    write_json("/dev/stdout", {"c": 3})
+    assert json.loads(capfd.readouterr().out) == {"c": 3}
+    with pytest.raises(OSError, match="/dev/full"):
+        write_json("/dev/full", {})

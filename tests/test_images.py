@@ -8,6 +8,7 @@ import resource
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 
 from fcnfast.cli import main
 from fcnfast.data import CAMVID, image_paths, images, read_image, write_image, write_labels
-from fcnfast.data.images import picture_size
+from fcnfast.data.images import as_photo, picture_size
 from fcnfast.errors import ImageError
 from fcnfast.files import write_bytes
 from fcnfast.segment import Segmenter
@@ -315,3 +316,17 @@ def test_paths_of_pictures_and_none(folder):
     for spec, reason in told.items():
         with pytest.raises(ImageError, match=re.escape(f"{folder / spec}: {reason}")):
             image_paths([folder / spec])
+
+
+def test_threads_leave_the_filters_of_warnings(tmp_path):
+    make_photo().save(tmp_path / "a.png")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read_image, [tmp_path / "a.png"] * 40))
+    with pytest.raises(ImageError):
+        read_image(tmp_path / "gone.png")
+    assert warnings.filters == before
+    image = Image.open(tmp_path / "a.png")
+    image.close()
+    with pytest.raises(ImageError, match=r"file is closed .* load\(\) it first"):
+        as_photo(image)

@@ -618,10 +618,13 @@ def test_nothing_is_kept():
 def test_what_would_miss_the_gradient_of_a_fused_loss(late):
     x = random_scores()
     out = lazily(x, size=(8, 8))
-    loss = F.cross_entropy(out, TARGET)
+    loss = F.nll_loss(F.log_softmax(out, 1), TARGET)
     calls = {"register_hook": lambda: out.register_hook(lambda g: g * 0)}
     calls |= {"retain_grad": out.retain_grad, "grad": lambda: torch.autograd.grad(loss, out)}
-    with pytest.raises(RuntimeError, match=f"{late}: .* call materialize.. before it"):
+    with pytest.raises(RuntimeError, match=f"{late}: .* call materialize.. before computing"):
         calls[late]()
+    weight = torch.ones(5, requires_grad=True)
+    grad = torch.autograd.grad(out * weight[:, None, None], weight, torch.ones(2, 5, 8, 8))
+    assert torch.allclose(grad[0], out.sum((0, 2, 3)))
     loss.backward()
     assert x.grad is not None

@@ -263,6 +263,15 @@ def test_weights_and_their_classes(tmp_path):
         Segmenter(path, "cpu")
 
 
+def test_names_of_many_are_different(segmenter, tmp_path):
+    photo, paths = make_photo(), [tmp_path / k / "image-2.png" for k in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        photo.save(path)
+    names = [result.name for result in segmenter([*paths, photo, paths[0]])]
+    assert names == ["image-2", "image-2-2", "image-3", "image-2-3"]
+
+
 @pytest.mark.usefixtures("narrow")
 def test_a_network_in_memory(segmenter):
     photo, model = make_photo(), segmenter.model

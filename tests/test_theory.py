@@ -365,6 +365,7 @@ def test_cuts_with_steps_and_from_the_end():
         lambda x, conv: x + F.interpolate(conv(x), size=x.shape[2:], mode="bicubic"),
         lambda x, conv: F.interpolate(conv(x), scale_factor=2, mode="nearest"),
         lambda x, conv: conv(x).flip(2),
+        lambda x, conv: x + conv(x).transpose(2, 3),
     ],
 )
 def test_what_is_not_followed_has_no_field(function):
@@ -381,8 +382,20 @@ def test_what_is_not_followed_has_no_field(function):
     ],
 )
 def test_windows_outside_of_layers_cannot_be_rarefied(function):
-    with pytest.raises(ValueError, match="the network cuts, convolves or pools in other ways than"):
+    with pytest.raises(ValueError, match="only these layers can be dilated: Conv2d"):
         theory.rarefy(Runs(function))
+
+
+def test_a_layer_that_runs_twice_cannot_be_rarefied():
+    twice = Runs(lambda x, conv: conv(F.relu(conv(x))))
+    twice.conv.stride = (2, 2)
+    with pytest.raises(ValueError, match="conv runs more than once"):
+        theory.rarefy(twice)
+
+
+def test_gates_by_global_means_do_not_count():
+    gated = Runs(lambda x, conv: conv(x) * conv(x).mean(3, keepdim=True).mean(2, keepdim=True))
+    assert theory.receptive_field(gated) == field(3, 1, 0)
 
 
 def test_a_shared_activation_runs_where_it_stands():

@@ -242,7 +242,7 @@ def test_blobs_whose_numbers_do_not_fit_are_refused(tmp_path, model):
 def test_what_was_downloaded_in_place_of_weights(tmp_path, model):
     path = tmp_path / "net.pth"
     for content, told in (
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
         (b"\n<!DOCTYPE html><html>404</html>", "a web page, not weights"),
     ):
         path.write_bytes(content)
@@ -255,5 +255,5 @@ def test_a_state_dict_under_any_key(tmp_path, model):
     torch.save({"student": state, "epoch": 3, "optimizer": {"state": {0: {"step": 1}}}}, path)
     assert fcnfast.load_weights(model, path).loaded
     torch.save({"student": state, "teacher": state}, path)
-    with pytest.raises(WeightsError, match="at none of the usual keys: 'student', 'teacher'"):
+    with pytest.raises(WeightsError, match="which entry is the state dict: 'student', 'teacher'"):
         fcnfast.load_weights(model, path)

@@ -97,8 +97,8 @@ def require_every_class(dataset: SegmentationDataset) -> None:
 def without_pixels(dataset: SegmentationDataset, pixels: np.ndarray) -> str:
     """Name the classes that have no pixel, or the only class, and what may be wrong, or ""."""
     if len(dataset.table) == 1:
-        told = f"{dataset.table.names[0]!r} is the only class, so every pixel would be one"
-        return f"{dataset.samples[0][1].parent}: {told}; name the background as a class, too"
+        told = f"the only class is {dataset.table.names[0]!r}, so there is nothing to learn"
+        return f"{dataset.samples[0][1].parent}: {told}; add a background class"
     missing = [name for name, n in zip(dataset.table.names, pixels, strict=False) if not n]
     if not missing:
         return ""

@@ -1,7 +1,7 @@
 """Class tables: which label value means what, and the color it is drawn in."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from operator import index
 from pathlib import Path
@@ -39,18 +39,20 @@ class ClassTable:
     label_map: tuple[tuple[int | Color, int], ...] = ()
 
     def __post_init__(self) -> None:
-        try:  # numbers of NumPy, which no file takes
-            plain: dict[str, Any] = {
-                "names": tuple(self.names),
-                "palette": tuple(tuple(map(index, color)) for color in self.palette),
-                "void_values": tuple(map(index, self.void_values)),
-                "label_map": tuple((_plain_key(key), index(k)) for key, k in self.label_map),
-            }
-        except TypeError as error:
-            told = f"colors, void values and label map must be integers: {error}"
-            raise ValueError(f"class table {self.name!r}: {told}") from None
-        for name, value in plain.items():
-            object.__setattr__(self, name, value)
+        # Numbers of NumPy become Python's, which JSON can hold.
+        plain: dict[str, Callable[[Any], Any]] = {
+            "names": tuple,
+            "palette": lambda colors: tuple(map(_plain, colors)),
+            "void_values": lambda values: tuple(map(index, values)),
+            "label_map": lambda pairs: tuple((_plain(key), index(label)) for key, label in pairs),
+        }
+        for field, convert in plain.items():
+            value = getattr(self, field)
+            try:
+                object.__setattr__(self, field, convert(value))
+            except (TypeError, ValueError) as error:
+                told = f"{field} cannot be {value!r}: {error}"
+                raise ValueError(f"class table {self.name!r}: {told}") from None
         count = len(self.names)
         if not 1 <= count <= IGNORE_INDEX:
             raise ValueError(f"class table {self.name!r} has {count} classes; 1 to 255 fit uint8")
@@ -65,6 +67,8 @@ class ClassTable:
                 raise ValueError(f"class {name!r}: color {color!r} is not three values 0 to 255")
         keys = [key for key, _ in self.label_map]
         for key, label in self.label_map:
+            if not isinstance(key, int) and len(key) != 3:
+                raise ValueError(f"label map of {self.name!r}: {key} is no integer or color")
             if not 0 <= label < count and label != IGNORE_INDEX:
                 raise ValueError(f"label map of {self.name!r}: {key} has no class {label}")
             if keys.count(key) > 1:
@@ -100,11 +104,9 @@ class ClassTable:
         return len(self.names)
 
 
-def _plain_key(key: Any) -> int | Color:
-    if not hasattr(key, "__len__"):
-        return index(key)
-    red, green, blue = map(index, key)
-    return red, green, blue
+def _plain(key: Any) -> Any:
+    """Return an integer, or a color as a tuple of integers."""
+    return tuple(map(index, key)) if hasattr(key, "__len__") else index(key)
 
 
 def voc_palette(count: int) -> tuple[Color, ...]:

@@ -56,8 +56,8 @@ def _stem(text: str) -> str:
 def _ids(folder: Path, split: str) -> list[str]:
     """Return the names in the list of a split, or in those of "a+b", sorted, each once."""
     found: set[str] = set()
-    for name in [split] if Path(split).is_file() else split.split("+"):
-        given = name.endswith(".txt") or Path(name).is_file()
+    for name in [split] if _is_list(split) else split.split("+"):
+        given = name.endswith(".txt") or _is_list(name)
         path = Path(name) if given else folder / f"{name}.txt"
         if not path.is_file():
             lists = sorted(entry.stem for entry in folder.glob("*.txt"))
@@ -65,6 +65,11 @@ def _ids(folder: Path, split: str) -> list[str]:
             raise NoSplitError(f"{path}: no such list{known}")
         found |= {_stem(row[0]) for row in _read_list(path)}
     return sorted(found)
+
+
+def _is_list(name: str) -> bool:
+    """Tell whether this is the path of a file, not the name of a split."""
+    return len(Path(name).parts) > 1 and Path(name).is_file()
 
 
 def _below(root: PathLike, *patterns: str, needs: str) -> Path:
@@ -84,7 +89,7 @@ def _below(root: PathLike, *patterns: str, needs: str) -> Path:
 
 def _litter(place: Path) -> bool:
     """Tell whether a folder is hidden, or what macOS puts beside others."""
-    return place.name.startswith("._") or place.name == "__MACOSX"
+    return place.name.startswith(".") or place.name == "__MACOSX"
 
 
 Place = Path | Iterable[Path]  # a file, or several of which the first that exists counts

@@ -333,12 +333,13 @@ def image_paths(specs: PathLike | Iterable[PathLike]) -> list[Path]:
         for path in paths or [Path(name)]:
             found.setdefault(os.path.realpath(path), path)
     if not any(os.path.isfile(path) for path in found):
+        missing += [f"{path}: a broken link" for path in found.values() if _is_broken(path)]
         raise ImageError("; ".join(missing) or "no picture was given")
     return list(found.values())
 
 
 def _is_broken(path: Path) -> bool:
-    """Tell whether this is a link to nothing, which fails among the others."""
+    """Tell whether this is a broken link, which fails among the others."""
     return path.is_symlink() and not path.exists()
 
 

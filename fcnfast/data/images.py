@@ -40,11 +40,15 @@ _T = TypeVar("_T")
 
 
 def decode(
-    source: PathLike | bytes, failure: type[InputError], use: Callable[[Image.Image], _T]
+    source: PathLike | bytes,
+    failure: type[InputError],
+    use: Callable[[Image.Image], _T],
+    pixels: bool = True,
 ) -> _T:
     """Open a file, or its content, and return what `use` makes of the picture before it is decoded.
 
-    Any error is raised as `failure`; the message begins with the file. A PNG or JPEG that PIL
+    pixels: whether `use` reads them. Any error is raised as `failure`; the message begins with the
+    file. A PNG or JPEG that PIL
     rejects is tried once more without its metadata: large profiles and texts, and damaged or cut
     chunks, do not stop a picture whose pixels are sound.
     """
@@ -53,9 +57,9 @@ def decode(
     def attempt(file: BinaryIO) -> _T:
         formats = [name for name in _FORMATS if name in Image.OPEN]
         with Image.open(file, formats=formats) as image:
-            pixels = image.width * image.height
-            if pixels > MAX_PIXELS:
-                told = f"{image.width}x{image.height} is {pixels} pixels, at most {MAX_PIXELS}"
+            count = image.width * image.height
+            if count > MAX_PIXELS:
+                told = f"{image.width}x{image.height} is {count} pixels, at most {MAX_PIXELS}"
                 raise failure(f"{name}: too large: {told} are read")
             return use(image)
 
@@ -70,7 +74,7 @@ def decode(
             quiet(),
         ):
             try:
-                if not _sound_png(file):
+                if pixels and not _sound_png(file):
                     raise failure(f"{name}: the picture is damaged: its checksum is wrong")
                 return attempt(file)
             except (failure, MemoryError, Image.DecompressionBombError):
@@ -86,21 +90,32 @@ def decode(
         raise failure(f"{name}: {_reason(error)}") from error
 
 
-_quiet_lock, _quiet_stack = threading.RLock(), [contextlib.ExitStack()]
+_quiet_lock, _quiet_stack = threading.RLock(), contextlib.ExitStack()
 _quiet_depth = 0
+
+
+def _start_loud() -> None:
+    """In a forked process no other thread is left that would end what it began."""
+    global _quiet_lock, _quiet_depth
+    _quiet_lock, _quiet_depth = threading.RLock(), 0
+    _quiet_stack.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_loud)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence PIL's warnings: of oddities that it can handle, at half the size that it rejects.
+    """Suppress PIL's warnings about malformed metadata and about pictures over half its size limit.
 
-    `warnings.catch_warnings` of several threads would restore one another's filters.
+    Threads share it: with a `warnings.catch_warnings` of its own, each would restore the others'.
     """
     global _quiet_depth
     with _quiet_lock:
         _quiet_depth += 1
         if _quiet_depth == 1:
-            _quiet_stack[0].enter_context(warnings.catch_warnings())
+            _quiet_stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
     try:
         yield
@@ -108,7 +123,7 @@ def quiet() -> Iterator[None]:
         with _quiet_lock:
             _quiet_depth -= 1
             if _quiet_depth == 0:
-                _quiet_stack[0].close()
+                _quiet_stack.close()
 
 
 def _named(source: PathLike | bytes) -> PathLike:
@@ -292,7 +307,9 @@ def as_photo(image: Photo, bit_depth: int | None = None, channels: int = 3) -> I
     if image.width == 0 or image.height == 0:
         raise ImageError(f"the picture has no pixels: {image.width}x{image.height}")
     if isinstance(image, ImageFile.ImageFile) and image.tile and image.fp is None:
-        raise ImageError("the picture was closed before it was read: call its load() before")
+        raise ImageError(
+            "the picture's file is closed (by close(), with or verify()): load() it first"
+        )
     try:
         return _four_channels(image) if channels == 4 else _upright_rgb(image)[0]
     except ImageError:

@@ -96,7 +96,8 @@ def turned(values: np.ndarray, orientation: int) -> np.ndarray:
         values = values.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         values = values[:, ::-1]
-    return values[::-1] if orientation in (3, 4, 7, 8) else values
+    values = values[::-1] if orientation in (3, 4, 7, 8) else values
+    return np.ascontiguousarray(values)
 
 
 def _stored(path: PathLike, image: Image.Image) -> np.ndarray:

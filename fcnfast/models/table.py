@@ -142,7 +142,7 @@ def build(name: str, num_classes: int | None, options: Mapping[str, Any]) -> FCN
     its name fixes; ValueError for an invalid one.
     """
     row = find(name)
-    # Numbers of NumPy become Python's, which a weights file can hold.
+    # Numbers of NumPy become Python's, which JSON can hold.
     options = {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}
     num_classes = num_classes.item() if isinstance(num_classes, np.generic) else num_classes
     clash = sorted(set(row.fixed) & set(options))

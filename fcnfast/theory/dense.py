@@ -184,9 +184,13 @@ def rarefy(model: nn.Module, layer: str | None = None) -> nn.Module:
     result, removed = copy.deepcopy(model), 0
     found = [(name, m) for name, m in result.named_modules() if isinstance(m, _WINDOWS)]
     windows = [(name, module) for name, module in found if name in before]
-    if traced.windows > sum(before[name].runs for name, _ in windows):
-        kinds = " and ".join(kind.__name__ for kind in _WINDOWS)
-        raise ValueError(f"the network cuts, convolves or pools in other ways than by {kinds}")
+    if twice := [name for name, _ in windows if before[name].runs > 1]:
+        raise ValueError(f"{twice[0]} runs more than once: it would need several dilations")
+    if traced.windows > len(windows):
+        kinds = ", ".join(kind.__name__ for kind in _WINDOWS)
+        raise ValueError(
+            f"only these layers can be dilated: {kinds}; the network has other windows"
+        )
     for name, module in windows:
         if layer in (None, name) and single(module.stride, f"{name}.stride") > 1:
             removed += 1

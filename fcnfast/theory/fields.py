@@ -33,7 +33,7 @@ class Layer:
 
     shape: of its result, without the batch: channels x height x width. field, given: of the units
     of its result and of its input; None where the map has no place on the image, as after global
-    pooling, or was made by an operation that is not followed (such as a resize to the nearest).
+    pooling, or was made by an operation that is not followed (such as a nearest-neighbor resize).
     """
 
     name: str
@@ -115,8 +115,12 @@ def _resized(field: ReceptiveField, x: Tensor, out: Tensor, args: Sequence[Any])
 
 
 _WINDOWS = ("aten::convolution", "aten::max_pool2d_with_indices", "aten::avg_pool2d")
-# They keep the last two axes, but not where a unit is.
-_UNFOLLOWED = ("aten::roll", "aten::flip", "aten::upsample_nearest2d", "aten::upsample_bicubic2d")
+# The same size, perhaps, but pixels move.
+_UNFOLLOWED = (
+    *("aten::roll", "aten::flip", "aten::upsample_nearest2d", "aten::upsample_bicubic2d"),
+    *("aten::grid_sampler_2d", "aten::cumsum", "aten::index", "aten::index_select", "aten::bmm"),
+    *("aten::transpose", "aten::t"),
+)
 
 
 class _Watch(TorchDispatchMode):
@@ -157,8 +161,8 @@ class _Watch(TorchDispatchMode):
                 field = None if lost else self._after(func, args, out)
                 if field is not None:
                     self.set(out, field)
-                elif lost or (
-                    out.shape[-2:].numel() > 1 and any(key in self.known for key in read)
+                elif out.shape[-2:].numel() > 1 and (
+                    lost or any(key in self.known for key in read)
                 ):
                     self.lose(out)
         return result

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import write_json
-from .checkpoint import BEST, CHECKPOINT
+from .checkpoint import CHECKPOINT
 from .loop import Run, resume, start
 from .processes import Processes
 from .recipes import RECIPES, make_settings, stages
@@ -38,8 +38,6 @@ def run(args: argparse.Namespace) -> bool:
     staged = args.resume and kept.is_file() and not kept.with_name(CHECKPOINT).exists()
     if staged:
         changes, config = {"output_dir": args.resume} | changes, str(kept)
-        if processes.rank == 0:
-            print(f"{args.resume}: no checkpoint yet, so the run starts over", file=sys.stderr)
     if args.resume and not staged:
         finished = resume(args.resume, changes, processes).train()
     else:
@@ -47,10 +45,9 @@ def run(args: argparse.Namespace) -> bool:
         if settings.recipe == STAGED:
             finished = train_stages(settings, processes)
         else:
-            kept = Path(settings.output_dir, BEST)
-            if not staged and kept.exists() and not kept.with_name(CHECKPOINT).exists():
-                raise InputError(f"{kept}: would be replaced; choose another --output-dir")
-            finished = start(settings, processes).train()
+            if staged and processes.rank == 0:
+                print(f"{args.resume}: no checkpoint yet, so the run starts over", file=sys.stderr)
+            finished = start(settings, processes, over=bool(staged)).train()
     processes.leave()
     return finished
 

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from dataclasses import asdict, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -461,8 +462,10 @@ class Run:
             raise InputError(f"{where}: its pictures are not those that the run began with {told}")
         classes = state.get("classes", list(self.table.names))
         if classes != list(self.table.names):
-            began = shortened(classes)
-            raise InputError(f"{where}: its classes are not those that the run began with: {began}")
+            pairs = zip_longest(classes, self.table.names)
+            k, (then, now) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
+            told = f"class {k} was {then!r}, and is {now!r}"
+            raise InputError(f"{where}: its classes are not those that the run began with: {told}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -504,6 +507,7 @@ def start(
     train: Any = None,
     val: Any = None,
     table: ClassTable | None = None,
+    over: bool = False,
 ) -> Run:
     """Create a new run; nothing is written before it trains.
 
@@ -512,8 +516,9 @@ def start(
         train, val: data sets of (image, labels) pairs, as `fcnfast.data.wrap_dataset` takes them,
             instead of those that the settings name.
         table: their classes, if they have no attribute `table`.
+        over: replace the weights of a run that was stopped before its first checkpoint.
 
-    InputError if the folder already holds a run, or a setting cannot be used.
+    InputError if the folder already holds a run or its weights, or a setting cannot be used.
     """
     p = processes or Processes()
 
@@ -521,6 +526,8 @@ def start(
         out = Path(settings.output_dir)
         if settings.output_dir and (out / CHECKPOINT).exists():
             raise InputError(f"{out} already holds a run: continue it with --resume {out}")
+        if settings.output_dir and (out / BEST).exists() and not over:
+            raise InputError(f"{out / BEST}: would be replaced; choose another --output-dir")
         s = replace(settings, model=settings.model or network.default_model(settings))
         run = Run(s, p, None, train, val, table)
         require_every_class(run.pictures)

@@ -150,11 +150,9 @@ def _begin(path: PathLike) -> tuple[Path, bytes]:
     if not head:
         raise WeightsError(f"{path}: the file is empty (0 bytes)")
     if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(
-            f"{path}: a pointer of Git LFS, not the weights: fetch them: git lfs pull"
-        )
+        raise WeightsError(f"{path}: a Git LFS pointer, not the weights: run git lfs pull")
     if head.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
-        raise WeightsError(f"{path}: a web page, not weights: what was downloaded is not the file")
+        raise WeightsError(f"{path}: a web page, not weights: the download failed")
     return path, head
 
 

@@ -123,10 +123,8 @@ def read_pytorch(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
         if all(isinstance(value, _PLAIN) for _, value in values):
             raise WeightsError(f"{path}: a PyTorch file without a state dict: no tensors")
         if inside := [repr(k) for k, v in values if isinstance(v, dict)]:
-            told = (
-                f"a checkpoint whose state dict is at none of the usual keys: {', '.join(inside)}"
-            )
-            raise WeightsError(f"{path}: {told}; save that entry alone")
+            told = f"cannot tell which entry is the state dict: {', '.join(inside)}"
+            raise WeightsError(f"{path}: {told}; save it by itself")
     hint = "a whole module? save its state_dict() instead"
     raise WeightsError(f"{path}: a PyTorch file without a state dict ({hint})")
 
@@ -168,7 +166,10 @@ def _is_dict(tree: Any, key: str) -> bool:
 
 
 def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, dict) and any(map(_is_tensor, dict.values(value)))
+    """Whether this looks like a state dict: tensors by the names of layers, which have a dot."""
+    if not isinstance(value, dict):
+        return False
+    return any(_is_tensor(v) and isinstance(k, str) and "." in k for k, v in dict.items(value))
 
 
 def _is_tensor(value: object) -> bool:
