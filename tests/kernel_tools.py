@@ -42,7 +42,13 @@ INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 interpreter_only = pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter")
-laid_out = partial(op_tools.laid_out, device=DEVICE)
+
+
+def laid_out(values: torch.Tensor, layout: str, dtype: torch.dtype) -> torch.Tensor:
+    """`op_tools.laid_out` on the device where the kernels run, which a plugin may change."""
+    return op_tools.laid_out(values, layout, dtype, DEVICE)
+
+
 GUARD = 64  # poisoned values on either side of a result
 
 _call_device_function = InterpretedFunction.__call__
