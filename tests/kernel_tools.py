@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
-from functools import cache, partial, reduce
+from functools import cache, reduce
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -45,7 +45,7 @@ interpreter_only = pytest.mark.skipif(not INTERPRETED, reason="looks into the in
 
 
 def laid_out(values: torch.Tensor, layout: str, dtype: torch.dtype) -> torch.Tensor:
-    """`op_tools.laid_out` on the device where the kernels run, which a plugin may change."""
+    """`op_tools.laid_out` on DEVICE, as it is when called."""
     return op_tools.laid_out(values, layout, dtype, DEVICE)
 
 
