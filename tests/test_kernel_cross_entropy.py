@@ -296,10 +296,12 @@ def test_many_classes(classes):
     ids=str,
 )
 def test_large_strides(grid, launch):
-    """Lanes share a cell, programs share it further."""
+    """Lanes share a cell, programs share it further; labels name both classes, or one of them."""
     problem = example(grid, classes=2)
-    with shared_out(*launch):
-        assert_right(launched(problem), problem)
+    for target in (problem.target, torch.zeros_like(problem.target)):
+        problem = problem._replace(target=target)
+        with shared_out(*launch):
+            assert_right(launched(problem), problem)
 
 
 SPECIAL = (torch.nan, torch.inf, -torch.inf, 1e4, -1e4, 3e38, 60.0)
