@@ -292,11 +292,14 @@ def test_many_classes(classes):
         (SamplingGrid.resize((1, 2), (5, 64)), (4, 2)),
         (SamplingGrid.deconv((1, 2), 16, crop=(9, 3), size=(8, 40)), (4, 2)),
         (SamplingGrid.resize((2, 3), (17, 24), align_corners=True), (8, 4, 16)),
+        (SamplingGrid.resize((1, 17), (2, 34)), (2, 1, 8)),
     ],
     ids=str,
 )
-def test_large_strides(grid, launch):
-    """Lanes share a cell, programs share it further; labels name both classes, or one of them."""
+def test_many_lanes(grid, launch):
+    """Lanes share a cell, programs share it further, or share a row of cells; labels name both
+    classes, or one of them.
+    """
     problem = example(grid, classes=2)
     for target in (problem.target, torch.zeros_like(problem.target)):
         problem = problem._replace(target=target)
