@@ -182,3 +182,12 @@ def test_a_fraction_is_not_rounded_to_one():
     x = torch.zeros(1, 2, 3, 3, device=tools.DEVICE)
     x[0, 1, 0, 0] = math.nan
     assert argmax.forward(x, grid, torch.uint8, False)[0].item() == 1
+
+
+def test_ties_and_unread_taps_beside_infinities():
+    values = [[[[1.0, 1.0]], [[1.0, 1.0]], [[0.0, torch.inf]]]]
+    scores = torch.tensor(values, device=tools.DEVICE)
+    grid = SamplingGrid.resize((1, 2), (1, 9), align_corners=True)
+    labels, _ = argmax.forward(scores, grid, torch.uint8, False)
+    # The first pixel is the left corner: of equal classes the first.
+    assert labels.flatten().tolist() == [0] + 8 * [2]
