@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as npst
 from PIL import Image, ImageOps
 
 from fcnfast.data.classes import ClassTable, table_from_json, table_to_json, voc_palette
+from fcnfast.data.images import picture_size
 from fcnfast.data.labels import read_labels, stored_integers, write_labels
 from fcnfast.data.tables import CAMVID, CITYSCAPES_IDS, TABLES, VOC, class_table
 from fcnfast.errors import DatasetError, LabelError
@@ -324,6 +325,7 @@ def test_pixels_that_do_not_match_their_checksum(tmp_path):
     path.write_bytes(content)
     with pytest.raises(LabelError, match=r"a\.png: the picture is damaged: its checksum is wrong"):
         stored_integers(path)
+    assert picture_size(path) == (64, 64)  # which reads no pixels
 
 
 def test_a_table_of_numpy_numbers_is_plain(tmp_path):

@@ -386,6 +386,15 @@ def test_windows_outside_of_layers_cannot_be_rarefied(function):
         theory.rarefy(Runs(function))
 
 
+def test_channels_may_move():
+    def shuffled(x, conv):
+        n, c, h, w = x.shape
+        y = conv(x.flip(1))[:, torch.tensor([2, 0, 1])]
+        return y.view(n, c, 1, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+    assert theory.receptive_field(Runs(shuffled)) == field(3, 1, 0)
+
+
 def test_a_layer_that_runs_twice_cannot_be_rarefied():
     twice = Runs(lambda x, conv: conv(F.relu(conv(x))))
     twice.conv.stride = (2, 2)

@@ -72,6 +72,10 @@ def test_staged_training_goes_from_coarse_to_fine(scenes, tmp_path, monkeypatch,
     assert "equals 3.1e-07 on a mean loss" in said  # 3072 pixels
     assert train.train_stages(settings, train.Processes())
     assert capsys.readouterr().out.count("finished after 2 iterations") == 3
+    # Killed between the first validation and the first checkpoint of a stage.
+    (tmp_path / names[2] / "checkpoint.pt").rename(tmp_path / names[2] / "best.safetensors")
+    assert train.train_stages(settings, train.Processes())
+    assert "Finished after 2 iterations" in capsys.readouterr().out
     with pytest.raises(InputError, match="needs a network such as fcn8s_vgg16"):
         train.train_stages(replace(settings, model="fcn4s_light"), train.Processes())
 

@@ -47,10 +47,10 @@ def decode(
 ) -> _T:
     """Open a file, or its content, and return what `use` makes of the picture before it is decoded.
 
-    pixels: whether `use` reads them. Any error is raised as `failure`; the message begins with the
-    file. A PNG or JPEG that PIL
+    Any error is raised as `failure`; the message begins with the file. A PNG or JPEG that PIL
     rejects is tried once more without its metadata: large profiles and texts, and damaged or cut
-    chunks, do not stop a picture whose pixels are sound.
+    chunks, do not stop a picture whose pixels are sound. Without `pixels`, which `use` then does
+    not read, the checksums of a PNG are not compared.
     """
     name = _named(source)
 
@@ -269,7 +269,7 @@ def _low_bytes(image: Image.Image) -> np.ndarray | None:
 
 def picture_size(path: PathLike) -> tuple[int, int]:
     """Return a file's (width, height) before EXIF rotation; ImageError as in `read_image`."""
-    return decode(path, ImageError, lambda image: image.size)
+    return decode(path, ImageError, lambda image: image.size, pixels=False)
 
 
 def as_photo(image: Photo, bit_depth: int | None = None, channels: int = 3) -> Image.Image:

@@ -7,7 +7,7 @@ so skips, branches and functions outside of modules count.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -115,12 +115,24 @@ def _resized(field: ReceptiveField, x: Tensor, out: Tensor, args: Sequence[Any])
 
 
 _WINDOWS = ("aten::convolution", "aten::max_pool2d_with_indices", "aten::avg_pool2d")
-# The same size, perhaps, but pixels move.
-_UNFOLLOWED = (
-    *("aten::roll", "aten::flip", "aten::upsample_nearest2d", "aten::upsample_bicubic2d"),
-    *("aten::grid_sampler_2d", "aten::cumsum", "aten::index", "aten::index_select", "aten::bmm"),
-    *("aten::transpose", "aten::t"),
-)
+# The same size, perhaps, but pixels move: always, or if these axes are among the last two.
+_UNFOLLOWED = ("upsample_nearest2d", "upsample_bicubic2d", "grid_sampler_2d", "bmm")
+_AXES: dict[str, Callable[..., Sequence[int]]] = {
+    "flip": lambda x, axes: axes,
+    "roll": lambda x, shifts, axes=(): axes or (-1,),
+    "cumsum": lambda x, axis: (axis,),
+    "index_select": lambda x, axis, index: (axis,),
+    "index": lambda x, indices: [k for k, index in enumerate(indices) if index is not None],
+    "transpose": lambda x, *axes: axes,
+}
+
+
+def _moves_pixels(name: str, args: Sequence[Any]) -> bool:
+    if name in _AXES:
+        x = args[0]
+        return any(axis % x.dim() >= x.dim() - 2 for axis in _AXES[name](*args))
+    transposed = name == "convolution" and args[6]
+    return name in _UNFOLLOWED or (transposed and max(args[5]) > 1)  # dilated
 
 
 class _Watch(TorchDispatchMode):
@@ -181,8 +193,7 @@ class _Watch(TorchDispatchMode):
         name = func._overloadpacket._qualified_op_name
         field = self.get(args[0]) if args else None
         if field is not None:
-            spread = name == "aten::convolution" and args[6] and max(args[5]) > 1
-            if name in _UNFOLLOWED or spread:
+            if _moves_pixels(name.removeprefix("aten::"), args):
                 return None
             self.windows += name in _WINDOWS
             if name == "aten::convolution":

@@ -64,7 +64,7 @@ def train_stages(settings: TrainSettings, processes: Processes, progress: bool =
         if at.exists():
             current = resume(str(at), asdict(stage), processes)
         else:
-            current = start(stage, processes)
+            current = start(stage, processes, over=True)
             if processes.rank == 0:
                 out.mkdir(parents=True, exist_ok=True)
                 write_json(out / "settings.json", asdict(settings))
